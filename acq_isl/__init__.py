@@ -1,0 +1,1 @@
+"""acq-isl: see fluorescence labels that were never stained, while acquiring."""

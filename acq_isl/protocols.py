@@ -1,0 +1,98 @@
+"""The plug-in points: one protocol each, at most three methods."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from acq_isl.manifest import Manifest
+from acq_isl.stack import Float32Image, Outcome, Prediction, Slice, StackRequest, Uint16Image, ZStack
+
+
+class SliceSink(Protocol):
+    """Where captured slices go. Called on the acquisition's image thread, so it must be quick."""
+
+    def put(self, slice_: Slice) -> None:
+        """Take a slice. Never blocks, never raises; whatever cannot be handled now is spooled."""
+
+
+class Engine(Protocol):
+    """Anything that turns a stack into a prediction."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the engine's model expects and gives."""
+
+    def predict(self, stack: ZStack) -> Prediction:
+        """Predict all labels of a stack.
+
+        Raises
+        ------
+        StackRefused
+            The stack does not fit the model.
+        EngineError
+            The computation failed.
+        """
+
+    def close(self) -> None:
+        """Free what the engine holds."""
+
+
+class PredictionSource(Protocol):
+    """The acquiring side's view of predictions that arrive while it acquires."""
+
+    def poll(self) -> list[Outcome]:
+        """Outcomes that have arrived since the last call; returns at once."""
+
+    def drain(self, timeout_s: float) -> list[Outcome]:
+        """Wait until every stack put so far has an outcome; after ``timeout_s`` the rest are `Unpredicted`."""
+
+
+class Microscope(Protocol):
+    """What a session needs of a microscope. Implemented by ``acq_isl.hooks``."""
+
+    def acquire(self, request: StackRequest) -> None:
+        """Acquire one stack and return when its last slice was captured and handed to storage.
+
+        Raises
+        ------
+        AcquisitionFailed
+            Hardware error, hook error, time-out.
+        SliceLost
+            A slice that was asked for did not arrive.
+        """
+
+    def set_preset(self, group: str, preset: str) -> None:
+        """Select a configuration preset between two events; AcquisitionFailed if the core refuses."""
+
+    def images(self, request: StackRequest) -> Uint16Image:
+        """The measured slices of an acquired request, (z, y, x) uint16; SliceLost if any is not there."""
+
+
+class Specimen(Protocol):
+    """What lies under a simulated microscope; ``acq_isl.sim`` asks it for light."""
+
+    def render(self, view: View) -> Float32Image:
+        """Noise-free light on the sensor for a view, (y, x) float32, 1 = full well at the nominal exposure."""
+
+    def truth(self, view: View) -> dict[str, Float32Image]:
+        """The true label images of a view, by label name, each (y, x) float32 in 0..1."""
+
+
+class View(Protocol):
+    """Where and how a simulated camera looks; read by `Specimen`."""
+
+    @property
+    def x_um(self) -> float: ...
+    @property
+    def y_um(self) -> float: ...
+    @property
+    def z_um(self) -> float: ...
+    @property
+    def channel(self) -> str: ...
+    @property
+    def pixel_size_um(self) -> float: ...
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+
+__all__ = ["Engine", "Microscope", "PredictionSource", "SliceSink", "Specimen", "View"]

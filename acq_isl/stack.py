@@ -1,0 +1,246 @@
+"""What flows through the program: requests, slices, stacks, predictions. All frozen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from acq_isl.errors import StackRefused
+
+Uint16Image = NDArray[np.uint16]
+Float32Image = NDArray[np.float32]
+
+Modality = Literal["phase contrast", "brightfield", "DIC", "fluorescence", "unknown"]
+Polarity = Literal["dark", "bright", "unknown"]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class StackKey:
+    """Which stack: Pycro-Manager's axes without z.
+
+    Parameters
+    ----------
+    time : int
+        Time point, from 0.
+    position : str
+        Name of the stage position, such as ``"A1_003"``.
+    channel : str
+        Optical channel (preset), such as ``"Phase"``.
+    """
+
+    time: int
+    position: str
+    channel: str
+
+    def __str__(self) -> str:
+        return f"{self.position} t{self.time} {self.channel}"
+
+
+@dataclass(frozen=True, slots=True)
+class StackInfo:
+    """What is known of a stack before its first slice is exposed.
+
+    Parameters
+    ----------
+    key : StackKey
+    z_um : tuple of float
+        Stage z of each slice, in the order of acquisition, in micrometres.
+    shape : (int, int)
+        Rows and columns of each slice, in pixels.
+    pixel_size_um : float
+        Edge of a pixel in the specimen, in micrometres.
+    x_um, y_um : float
+        Stage position of the middle of the field of view, in micrometres.
+    exposure_ms : float
+    modality, polarity :
+        How the light was transmitted; polarity is whether dense matter looks dark or bright.
+    """
+
+    key: StackKey
+    z_um: tuple[float, ...]
+    shape: tuple[int, int]
+    pixel_size_um: float
+    x_um: float = 0.0
+    y_um: float = 0.0
+    exposure_ms: float = 0.0
+    modality: Modality = "unknown"
+    polarity: Polarity = "unknown"
+
+    @property
+    def planes(self) -> int:
+        return len(self.z_um)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Slice:
+    """One image at one z.
+
+    Parameters
+    ----------
+    info : StackInfo
+        The stack this slice belongs to.
+    z_index : int
+        Place in ``info.z_um``.
+    pixels : (y, x) uint16
+        Camera counts. Nobody may write to it any more.
+    captured_s : float
+        Unix time in seconds at which the camera delivered it.
+    """
+
+    info: StackInfo
+    z_index: int
+    pixels: Uint16Image
+    captured_s: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ZStack:
+    """All slices of one channel, position and time.
+
+    Parameters
+    ----------
+    info : StackInfo
+    pixels : (z, y, x) uint16
+        Camera counts, planes in the order of ``info.z_um``.
+    captured_s : tuple of float
+        Unix time in seconds of each slice.
+
+    Raises
+    ------
+    StackRefused
+        The array does not have the announced shape or is not uint16.
+    """
+
+    info: StackInfo
+    pixels: Uint16Image
+    captured_s: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        wanted = (self.info.planes, *self.info.shape)
+        if self.pixels.shape != wanted or self.pixels.dtype != np.uint16:
+            raise StackRefused(
+                f"stack {self.info.key} is not what was announced",
+                wanted=f"{wanted} uint16",
+                got=f"{self.pixels.shape} {self.pixels.dtype}",
+                fix="check camera ROI, binning and bit depth; they must not change within a run",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class StageTimes:
+    """How long each stage of one prediction took, in milliseconds.
+
+    ``expose`` first to last slice of the stack, ``transfer`` last slice until the stack is complete
+    at the engine, ``wait`` until the engine takes it up, ``infer`` and ``decode`` in the engine.
+    """
+
+    expose_ms: float = 0.0
+    transfer_ms: float = 0.0
+    wait_ms: float = 0.0
+    infer_ms: float = 0.0
+    decode_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
+    """Labels an engine predicts for a stack. Never measured, always to be shown as predicted.
+
+    Parameters
+    ----------
+    info : StackInfo
+        The stack it was predicted from.
+    labels : tuple of str
+        Bare label names, such as ``("nuclei", "dendrites")``; show them with `display_names`.
+    mean : (label, y, x) float32
+        Predicted intensity, 0 is background and 1 the bright end of the training truth.
+    spread : (label, y, x) float32
+        One standard deviation of the doubt the network states. Display only, never a gate.
+    model_sha256 : str
+    model_name : str
+    engine : str
+        Back end that computed it, such as ``"onnxruntime cpu fp32"``.
+    warnings : tuple of str
+        What the stack had to be resampled for, and other reasons for less trust.
+    border_px : int
+        Width of the margin whose receptive field reaches outside the image: less certain.
+    times : StageTimes
+    """
+
+    info: StackInfo
+    labels: tuple[str, ...]
+    mean: Float32Image
+    spread: Float32Image
+    model_sha256: str
+    model_name: str
+    engine: str
+    warnings: tuple[str, ...] = ()
+    border_px: int = 0
+    times: StageTimes = field(default_factory=StageTimes)
+
+    @property
+    def display_names(self) -> tuple[str, ...]:
+        """Names for people: a prediction is never called by a stain's name alone."""
+        return tuple(f"{label} (predicted)" for label in self.labels)
+
+    def label(self, name: str) -> Float32Image:
+        """Predicted intensity of one label, (y, x) float32; KeyError names the labels there are."""
+        if name not in self.labels:
+            raise KeyError(f"no label {name!r}; this prediction has {', '.join(self.labels)}")
+        plane: Float32Image = self.mean[self.labels.index(name)]
+        return plane
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The engine looked at a stack and declined to predict it, with the reason and the fix."""
+
+    info: StackInfo
+    reason: str
+    fix: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unpredicted:
+    """A stack that was captured but not predicted: it waits in the spool (``where``) for an engine."""
+
+    info: StackInfo
+    reason: str
+    where: str
+
+
+Outcome = Prediction | Refusal | Unpredicted
+
+
+@dataclass(frozen=True, slots=True)
+class StackRequest:
+    """One stack to acquire: a stage place, a channel, and the z of every slice.
+
+    Parameters
+    ----------
+    key : StackKey
+    x_um, y_um : float
+        Stage position in micrometres.
+    z_um : tuple of float
+        Stage z of each slice in micrometres, in the order of acquisition.
+    group, preset : str
+        Micro-Manager configuration group and the preset to select.
+    exposure_ms : float
+    modality, polarity :
+        Handed on to `StackInfo`.
+    predict : bool
+        Whether the slices are wanted by an engine.
+    """
+
+    key: StackKey
+    x_um: float
+    y_um: float
+    z_um: tuple[float, ...]
+    group: str
+    preset: str
+    exposure_ms: float
+    modality: Modality = "unknown"
+    polarity: Polarity = "unknown"
+    predict: bool = True
