@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from acq_isl.manifest import Manifest
-from acq_isl.stack import Float32Image, Outcome, Prediction, Slice, StackRequest, Uint16Image, ZStack
+from acq_isl.stack import Outcome, Prediction, Slice, StackRequest, Uint16Image, ZStack
 
 
 class SliceSink(Protocol):
@@ -68,31 +68,4 @@ class Microscope(Protocol):
         """The measured slices of an acquired request, (z, y, x) uint16; SliceLost if any is not there."""
 
 
-class Specimen(Protocol):
-    """What lies under a simulated microscope; ``acq_isl.sim`` asks it for light."""
-
-    def render(self, view: View) -> Float32Image:
-        """Noise-free light on the sensor for a view, (y, x) float32, 1 = full well at the nominal exposure."""
-
-    def truth(self, view: View) -> dict[str, Float32Image]:
-        """The true label images of a view, by label name, each (y, x) float32 in 0..1."""
-
-
-class View(Protocol):
-    """Where and how a simulated camera looks; read by `Specimen`."""
-
-    @property
-    def x_um(self) -> float: ...
-    @property
-    def y_um(self) -> float: ...
-    @property
-    def z_um(self) -> float: ...
-    @property
-    def channel(self) -> str: ...
-    @property
-    def pixel_size_um(self) -> float: ...
-    @property
-    def shape(self) -> tuple[int, int]: ...
-
-
-__all__ = ["Engine", "Microscope", "PredictionSource", "SliceSink", "Specimen", "View"]
+__all__ = ["Engine", "Microscope", "PredictionSource", "SliceSink"]

@@ -1,0 +1,154 @@
+"""What a run leaves behind, in memory: written by the session, read by the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from acq_isl.stack import Float32Image, Outcome, StackInfo, Uint16Image
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One measurement of a predicted label on one field.
+
+    Parameters
+    ----------
+    name : str
+        For people, such as ``"area fraction of nuclei (predicted) above 0.5"``.
+    value : float
+    unit : str
+        Such as ``"1"``, ``"objects"``.
+    doubt : float
+        One SD of ``value`` that the predicted spread implies, same unit. Display only.
+    """
+
+    name: str
+    value: float
+    unit: str
+    doubt: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FieldRecord:
+    """One overview field: the picture, what came of it, and why it was chosen or not.
+
+    Parameters
+    ----------
+    info : StackInfo
+    thumbnail : (y, x) uint8
+        Sharpest transmitted-light plane, reduced and stretched for display.
+    outcome : Outcome
+    measured : Measured or None
+        The measurement fields are ranked by.
+    rank : int or None
+        1 is best; None without a prediction.
+    chosen : bool
+    reason : str
+        Why it was chosen or not, for people.
+    """
+
+    info: StackInfo
+    thumbnail: NDArray[np.uint8]
+    outcome: Outcome
+    measured: Measured | None = None
+    rank: int | None = None
+    chosen: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Comparison:
+    """A predicted label beside the fluorescence measured afterwards on the same field.
+
+    Parameters
+    ----------
+    info : StackInfo
+        The overview stack.
+    label, channel : str
+        Predicted label and the fluorescence channel that shows the same structure.
+    predicted : (y, x) float32
+    measured : (y, x) uint16
+    pearson : float
+        Pearson correlation over all pixels; NaN if either image is constant.
+    """
+
+    info: StackInfo
+    label: str
+    channel: str
+    predicted: Float32Image
+    measured: Uint16Image
+    pearson: float
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Slices, by what became of them. ``captured == predicted + refused + spooled + not_for_prediction``."""
+
+    requested: int = 0
+    captured: int = 0
+    predicted: int = 0
+    refused: int = 0
+    spooled: int = 0
+    not_for_prediction: int = 0
+    lost: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StageLatency:
+    """Latency of one stage over all predicted stacks, in milliseconds."""
+
+    stage: str
+    p50_ms: float
+    p95_ms: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RunRecord:
+    """Everything the report shows.
+
+    Parameters
+    ----------
+    name : str
+        Name of the experiment.
+    started : str
+        ISO 8601 local time with offset.
+    duration_s : float
+    scope : str
+        Such as ``"simulated microscope, recorded specimen"``.
+    model : str
+        Name, version and first digits of the hash; empty without an engine.
+    model_colors : mapping of label name to ``#rrggbb``
+    engine : str
+    fields : tuple of FieldRecord
+    comparisons : tuple of Comparison
+    decisions : tuple of dict
+        Lines of ``decisions.jsonl``.
+    counts : Counts
+    latencies : tuple of StageLatency
+        In the order expose, transfer, wait, infer, decode, decide.
+    versions : mapping of package to version
+    files : mapping of what to path relative to the run folder
+    warnings : tuple of str
+    experiment_yaml : str
+    """
+
+    name: str
+    started: str
+    duration_s: float
+    scope: str
+    model: str
+    model_colors: dict[str, str]
+    engine: str
+    fields: tuple[FieldRecord, ...]
+    comparisons: tuple[Comparison, ...]
+    decisions: tuple[dict[str, Any], ...]
+    counts: Counts
+    latencies: tuple[StageLatency, ...]
+    versions: dict[str, str]
+    files: dict[str, str]
+    warnings: tuple[str, ...]
+    experiment_yaml: str
