@@ -62,7 +62,11 @@ BAD = {
     "no channel": ({"channels": []}, "no channel"),
     "no exposure": ({"channels": ["Phase"]}, "no exposure"),
     "z outside of channels": (
-        {"z_plan": {"range": 4, "step": 2}, "axis_order": "tpgzc", "channels": [PHASE, {"config": "B", "exposure": 1}]},
+        {
+            "z_plan": {"range": 4, "step": 2},
+            "axis_order": "tpgzc",
+            "channels": [PHASE, {"config": "B", "exposure": 1}],
+        },
         "innermost",
     ),
     "time inside": (
@@ -77,7 +81,10 @@ BAD = {
         {"stage_positions": [{"x": 0, "y": 0, "z": 0, "name": "A"}, {"x": 9, "y": 0, "z": 0, "name": "A"}]},
         "twice",
     ),
-    "a name no file can have": ({"stage_positions": [{"x": 0, "y": 0, "z": 0, "name": "60x@1.4"}]}, "file name"),
+    "a name no file can have": (
+        {"stage_positions": [{"x": 0, "y": 0, "z": 0, "name": "60x@1.4"}]},
+        "file name",
+    ),
 }
 
 
@@ -90,7 +97,9 @@ def test_bad_sequences_say_what_to_change(parts: dict[str, object], message: str
 def test_a_revisit_goes_to_the_middle_of_the_chosen_stack() -> None:
     plan = sequence(z_plan={"range": 4, "step": 2}, time_plan={"interval": 0, "loops": 1})
     field = cycles(plan, PLACE, OPTICS)[0].requests[0]
-    revisit = useq.MDASequence(channels=[{"config": "DAPI", "exposure": 50}, {"config": "NFH", "exposure": 80}])
+    revisit = useq.MDASequence(
+        channels=[{"config": "DAPI", "exposure": 50}, {"config": "NFH", "exposure": 80}]
+    )
     found = visits(revisit, field, time=3)
     assert [(r.key, r.x_um, r.y_um, r.z_um) for r in found] == [
         (StackKey(3, "p00", "DAPI"), 10.0, -20.0, (5.0,)),
