@@ -217,7 +217,7 @@ class Experiment(_Strict):
 
 
 def _sequence_data(sequence: useq.MDASequence) -> Any:
-    return yaml.safe_load(sequence.yaml(exclude_unset=True, exclude={"uid"}))
+    return sequence.model_dump(mode="json", exclude_unset=True, exclude={"uid"})
 
 
 def _explain(detail: ErrorDetails) -> str:

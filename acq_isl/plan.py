@@ -101,7 +101,7 @@ def visits(sequence: useq.MDASequence, field: StackRequest, time: int) -> tuple[
     if sequence.stage_positions or sequence.grid_plan or sequence.time_plan:
         raise ExperimentError(
             "the revisit names positions, a grid or times of its own",
-            fix="leave stage_positions, grid_plan and time_plan out of revisit: it goes where fields were chosen",
+            fix="leave stage_positions, grid_plan and time_plan out of revisit: it goes to the chosen fields",
         )
     middle_um = (field.z_um[0] + field.z_um[-1]) / 2
     here = useq.AbsolutePosition(x=field.x_um, y=field.y_um, z=middle_um, name=field.key.position)

@@ -16,7 +16,10 @@ overview:
 """
 FULL = """
 name: nuclei
-microscope: {kind: simulated, specimen: {kind: recorded, folder: ~/stacks, z_step_um: 1.5}, camera_px: [256, 320]}
+microscope:
+  kind: simulated
+  specimen: {kind: recorded, folder: ~/stacks, z_step_um: 1.5}
+  camera_px: [256, 320]
 optics: {modality: phase contrast, polarity: dark}
 overview:
   stage_positions: [{x: 0, y: 0, z: 0, name: A1}]
@@ -106,5 +109,5 @@ def test_bad_files_say_what_to_change(text: str, message: str) -> None:
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ExperimentError, match="cannot be read.*check the path"):
+    with pytest.raises(ExperimentError, match=r"cannot be read.*check the path"):
         Experiment.from_yaml(tmp_path / "none.yaml")
