@@ -1,0 +1,299 @@
+"""Reads TensorFlow V2 checkpoints without TensorFlow.
+
+A checkpoint is an index, ``PREFIX.index``, and shards of raw tensor bytes, ``PREFIX.data-00000-of-00001``.
+The index is a sorted string table whose values are the messages of TensorFlow's ``tensor_bundle.proto``.
+Index blocks and tensors each carry a masked CRC-32C. All are checked, so a flipped bit is an error and never
+a wrong weight. Sizes are checked before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from acq_isl.errors import ModelError
+from acq_isl.training.string_table import Damaged, masked_crc, read_table, varint
+
+_MAX_INDEX_BYTES = 256 * 2**20
+_MAX_STATE_BYTES = 2**20
+_MAX_SHARDS = 4096
+_MAX_AXES = 16
+_MAX_SIDE = 2**40
+# tensorflow/core/framework/types.proto
+_DTYPES: Mapping[int, str] = {
+    1: "<f4", 2: "<f8", 3: "<i4", 4: "u1", 5: "<i2", 6: "i1", 9: "<i8", 10: "?",
+    17: "<u2", 19: "<f2", 22: "<u4", 23: "<u8",
+}  # fmt: skip
+_FIX = "download or copy the checkpoint again and compare file sizes; all of its files are needed"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where one variable is kept.
+
+    Parameters
+    ----------
+    dtype : int
+        TensorFlow's number of the element type.
+    shape : tuple of int
+    shard, offset, size : int
+        File number, and first byte and count of bytes in it.
+    crc : int
+        Masked CRC-32C of these bytes.
+    sliced : bool
+        Whether the variable is spread over several partial entries.
+    """
+
+    dtype: int
+    shape: tuple[int, ...]
+    shard: int
+    offset: int
+    size: int
+    crc: int
+    sliced: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """An opened checkpoint: its index is read and checked, its variables are read one by one.
+
+    Parameters
+    ----------
+    prefix : Path
+        Common beginning of the checkpoint's files.
+    shards : int
+    entries : mapping of str to Entry
+        Every variable by name.
+    """
+
+    prefix: Path
+    shards: int
+    entries: Mapping[str, Entry]
+
+    @classmethod
+    def open(cls, path: Path | str) -> Checkpoint:
+        """Read the index.
+
+        Parameters
+        ----------
+        path : path
+            The checkpoint's folder, its ``.index`` file, or its prefix.
+
+        Raises
+        ------
+        ModelError
+            Nothing there, not a V2 checkpoint, damaged, cut short, or a shard is missing.
+        """
+        prefix = _find_prefix(Path(path))
+        index = Path(f"{prefix}.index")
+        with _damage(index):
+            table = dict(read_table(_read_limited(index, _MAX_INDEX_BYTES)))
+            if b"" not in table:
+                raise Damaged("an index without a header")
+            header = _message(table[b""])
+            shards = _integer(header, 1, 0)
+            if not 1 <= shards <= _MAX_SHARDS:
+                raise Damaged(f"{shards} shards")
+            if _integer(header, 2, 0) != 0:
+                raise Damaged("big-endian numbers, which no current machine writes")
+            entries = {key.decode("utf-8"): _entry(value) for key, value in table.items() if key}
+        self = cls(prefix, shards, entries)
+        self._check_shards()
+        return self
+
+    def shard_path(self, shard: int) -> Path:
+        """File of shard number ``shard``."""
+        return Path(f"{self.prefix}.data-{shard:05d}-of-{self.shards:05d}")
+
+    def read(self, name: str) -> NDArray[Any]:
+        """Read one variable and check its CRC.
+
+        Returns
+        -------
+        ndarray
+            In the stored shape and element type.
+
+        Raises
+        ------
+        ModelError
+            No such variable, an element type other than numbers, or damaged bytes.
+        """
+        entry = self.entries.get(name)
+        if entry is None:
+            raise ModelError(
+                f"the checkpoint {self.prefix} has no variable {name}",
+                wanted=name,
+                got=f"{len(self.entries)} other variables",
+                fix="use a checkpoint of the reference network",
+            )
+        path = self.shard_path(entry.shard)
+        with _damage(path):
+            dtype = _dtype(name, entry)
+            with path.open("rb") as file:
+                file.seek(entry.offset)
+                raw = file.read(entry.size)
+            if len(raw) != entry.size:
+                raise Damaged(f"the file ends inside of {name}")
+            if masked_crc(raw) != entry.crc:
+                raise Damaged(f"the checksum of {name} does not match its bytes")
+            return np.frombuffer(raw, dtype).reshape(entry.shape)
+
+    def _check_shards(self) -> None:
+        for shard in range(self.shards):
+            path = self.shard_path(shard)
+            if not path.is_file():
+                raise ModelError(
+                    f"a part of the checkpoint is missing: {path.name}",
+                    wanted=f"{self.shards} data files beside {self.prefix.name}.index",
+                    got=f"no {path}",
+                    fix=_FIX,
+                )
+            end = max((e.offset + e.size for e in self.entries.values() if e.shard == shard), default=0)
+            if path.stat().st_size < end:
+                raise ModelError(
+                    f"the checkpoint file {path} is cut short",
+                    wanted=f"at least {end} bytes",
+                    got=f"{path.stat().st_size} bytes",
+                    fix=_FIX,
+                )
+        lost = next((name for name, e in self.entries.items() if e.shard >= self.shards), None)
+        if lost is not None:
+            raise _foreign(self.prefix, f"{lost} is said to be in data file {self.entries[lost].shard}")
+
+
+class _damage:
+    """Names the file in whatever goes wrong while its bytes are read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Damaged | UnicodeDecodeError):
+            raise _foreign(self._path, str(error)) from error
+        if isinstance(error, OSError):
+            raise ModelError(
+                f"the checkpoint file {self._path} cannot be read",
+                wanted="a readable file",
+                got=str(error),
+                fix="check that the file exists and may be read",
+            ) from error
+
+
+def _foreign(path: Path, got: str) -> ModelError:
+    return ModelError(
+        f"the checkpoint file {path} is damaged, or is not part of a TensorFlow V2 checkpoint",
+        wanted="an intact TensorFlow V2 checkpoint (.index and .data files)",
+        got=got,
+        fix=_FIX,
+    )
+
+
+def _find_prefix(path: Path) -> Path:
+    if path.is_dir():
+        return _prefix_in(path)
+    if path.name.endswith(".index") and path.is_file():
+        return path.with_name(path.name.removesuffix(".index"))
+    if Path(f"{path}.index").is_file():
+        return path
+    got = "a file of another kind" if path.exists() else "nothing there"
+    raise ModelError(
+        f"there is no TensorFlow V2 checkpoint at {path}",
+        wanted="a folder with NAME.index and NAME.data-00000-of-00001, or the path to NAME.index",
+        got=got,
+        fix="unpack the archive first; V1 checkpoints (one file without .index) are not read",
+    )
+
+
+def _prefix_in(folder: Path) -> Path:
+    found = sorted(p.name.removesuffix(".index") for p in folder.glob("*.index"))
+    state = folder / "checkpoint"
+    if state.is_file():
+        with _damage(state):
+            text = _read_limited(state, _MAX_STATE_BYTES).decode("utf-8")
+            match = re.search(r'^model_checkpoint_path:\s*"([^"\n]+)"', text, re.MULTILINE)
+        # The recorded path is the writer's; only its last part is true after a move to another folder.
+        latest = re.split(r"[/\\]", match[1])[-1] if match else ""
+        if latest in found:
+            return folder / latest
+    if len(found) == 1:
+        return folder / found[0]
+    raise ModelError(
+        f"there is no single TensorFlow V2 checkpoint in {folder}",
+        wanted="one NAME.index, or a file `checkpoint` that names one",
+        got=", ".join(found[:5]) or "no .index file",
+        fix="give the path to the .index file itself" if found else "give the folder that holds NAME.index",
+    )
+
+
+def _read_limited(path: Path, limit: int) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise Damaged(f"a file of more than {limit} bytes")
+    return data
+
+
+def _message(data: bytes) -> dict[int, list[int | bytes]]:
+    """Fields of a protobuf message by number; repeated ones in order."""
+    fields: dict[int, list[int | bytes]] = {}
+    at = 0
+    while at < len(data):
+        tag, at = varint(data, at)
+        value: int | bytes
+        if tag & 7 == 0:
+            value, at = varint(data, at)
+        else:
+            size = {1: 8, 5: 4}.get(tag & 7)
+            if tag & 7 == 2:
+                size, at = varint(data, at)
+            if size is None or at + size > len(data):
+                raise Damaged("a record that does not follow its format")
+            value, at = data[at : at + size], at + size
+        fields.setdefault(tag >> 3, []).append(value)
+    return fields
+
+
+def _integer(fields: Mapping[int, list[int | bytes]], number: int, default: int) -> int:
+    value = fields.get(number, [default])[-1]
+    if isinstance(value, bytes):
+        raise Damaged("a record that does not follow its format")
+    return value
+
+
+def _entry(value: bytes) -> Entry:
+    fields = _message(value)
+    shape = _message(_bytes(fields, 2))
+    sides = [_integer(_message(side), 1, 0) for side in shape.get(2, []) if isinstance(side, bytes)]
+    size, offset = _integer(fields, 5, 0), _integer(fields, 4, 0)
+    if len(sides) > _MAX_AXES or any(side > _MAX_SIDE for side in (*sides, size, offset)):
+        raise Damaged("a variable of impossible shape")
+    crc = int.from_bytes(_bytes(fields, 6), "little")
+    return Entry(_integer(fields, 1, 0), tuple(sides), _integer(fields, 3, 0), offset, size, crc, 7 in fields)
+
+
+def _bytes(fields: Mapping[int, list[int | bytes]], number: int) -> bytes:
+    value = fields.get(number, [b""])[-1]
+    if isinstance(value, int):
+        raise Damaged("a record that does not follow its format")
+    return value
+
+
+def _dtype(name: str, entry: Entry) -> np.dtype[Any]:
+    if entry.dtype not in _DTYPES:
+        raise Damaged(f"{name} of TensorFlow type {entry.dtype}, which is not a plain number")
+    if entry.sliced:
+        raise Damaged(f"{name} stored in slices; save the checkpoint without variable partitioning")
+    dtype = np.dtype(_DTYPES[entry.dtype])
+    if math.prod(entry.shape) * dtype.itemsize != entry.size:
+        raise Damaged(f"{name} of shape {entry.shape} in {entry.size} bytes")
+    return dtype
