@@ -7,10 +7,10 @@ is enough to run, to check, and to refuse.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from acq_isl.errors import ModelError
 from acq_isl.stack import Modality, Polarity, StackInfo
@@ -19,24 +19,28 @@ MANIFEST_KEY = "acq_isl_manifest"
 FORMAT = "acq-isl-model/1"
 
 # Ratios of the stack's pixel size to the model's; from the mismatch measurements in docs/design.md.
-_USE_RATIO = 1.1
-_RESAMPLE_RATIO = 1.6
-_Z_STEP_RATIO = 2.0
-_USE_Z_STEP_RATIO = 1.25
+_USE_RATIO = (0.9, 1.1)
+_RESAMPLE_RATIO = (0.6, 1.6)
+_Z_STEP_RATIO = (0.5, 2.0)
+_USE_Z_STEP_RATIO = (0.8, 1.25)
+# Stages report what they reached, not what was asked for; a bound that was met on paper stays met.
+_SLACK = 0.005
+
+_Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Label(_Strict):
     """One predicted structure."""
 
-    name: str
+    name: _Name
     """Bare name, such as ``nuclei``."""
     marker: str
     """The stain the truth of training stands for, such as ``DAPI``."""
-    color: str = "#ffffff"
+    color: str = Field(default="#ffffff", pattern=r"^#[0-9a-fA-F]{6}$")
     """Display hue as ``#rrggbb``, colour-blind safe within one model."""
 
 
@@ -47,7 +51,7 @@ class Manifest(_Strict):
     """
 
     format: Literal["acq-isl-model/1"] = "acq-isl-model/1"
-    name: str
+    name: _Name
     version: str
     licence: str
     description: str
@@ -56,7 +60,10 @@ class Manifest(_Strict):
     """Whether dense matter looks dark or bright in focus."""
     pixel_size_um: float = Field(gt=0)
     z_offsets_um: tuple[float, ...] = Field(min_length=1)
-    """Planes relative to the middle of the stack, in micrometres of stage travel, strictly increasing."""
+    """Planes relative to the middle of the stack, in micrometres of stage travel, strictly increasing.
+
+    The middle is halfway between the first and the last plane, so the offsets are symmetric about 0.
+    """
     high_pass_um: float = Field(ge=0)
     """Sigma of the Gaussian background that is removed, in micrometres of specimen."""
     labels: tuple[Label, ...] = Field(min_length=1)
@@ -66,9 +73,25 @@ class Manifest(_Strict):
     size_step_px: int = Field(gt=0)
     """Tile sides must be multiples of this."""
     spread_scale: tuple[float, ...] = ()
-    """Per label, factor fitted on held-out pixels that turns the network's spread into one SD."""
+    """Per label, factor fitted on held-out pixels that turns the network's spread into one SD.
+
+    For the record: the exported graph has applied it already.
+    """
     trained_on: str
     metrics: dict[str, float] = {}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        z, names = np.asarray(self.z_offsets_um), self.label_names
+        if np.any(np.diff(z) <= 0):
+            raise ValueError("z_offsets_um must rise from plane to plane")
+        if abs(z[0] + z[-1]) > max(_SLACK * self.z_step_um, 1e-6):
+            raise ValueError("z_offsets_um must be symmetric about 0, the middle of the stack")
+        if len(set(names)) < len(names):
+            raise ValueError(f"label names must differ: {', '.join(names)}")
+        if self.spread_scale and len(self.spread_scale) != len(names):
+            raise ValueError(f"spread_scale has {len(self.spread_scale)} values for {len(names)} labels")
+        return self
 
     @property
     def planes(self) -> int:
@@ -117,6 +140,7 @@ class Resample:
     z_um : tuple of float
         Stage z of the planes to interpolate, in micrometres.
     warnings : tuple of str
+        What was changed, and what nobody could check.
     """
 
     xy_scale: float
@@ -138,41 +162,52 @@ Verdict = Use | Resample | Refuse
 def check(manifest: Manifest, info: StackInfo) -> Verdict:
     """Decide from metadata alone whether a model may be used on a stack.
 
-    Tolerances: pixel size ratio .9-1.1 use, .6-1.6 resample, else refuse; z step within a factor 2
-    resample, else refuse; reversed order, missing planes, other modality or polarity refuse.
+    Tolerances: pixel size ratio .9-1.1 use, .6-1.6 resample, else refuse; z step within a factor 1.25
+    use, 2 resample, else refuse; reversed order, missing planes, other modality or polarity refuse. More
+    planes than needed, or half a step too little range, resample. Both ends of a range belong to it.
+
+    Parameters
+    ----------
+    manifest : Manifest
+    info : StackInfo
+
+    Returns
+    -------
+    Use, Resample or Refuse
     """
-    optics = _check_optics(manifest, info) or _check_order(info)
-    if optics is not None:
-        return optics
-    scale, refusal = _xy_scale(manifest, info)
-    if refusal is not None:
-        return refusal
-    z_um, z_warning, refusal = _z_planes(manifest, info)
-    if refusal is not None:
-        return refusal
-    warnings = []
-    if scale != 1.0:
-        warnings.append(
-            f"pixel size {info.pixel_size_um:g} um was resampled to the model's {manifest.pixel_size_um:g} um"
-        )
-    if z_warning:
-        warnings.append(z_warning)
-    if warnings:
-        return Resample(scale, z_um, tuple(warnings))
-    return Use(_unchecked(info))
+    unfit = _check_optics(manifest, info) or _check_order(info)
+    if unfit is not None:
+        return unfit
+    scale, planes = _xy_scale(manifest, info), _z_planes(manifest, info)
+    if isinstance(scale, Refuse):
+        return scale
+    if isinstance(planes, Refuse):
+        return planes
+    z_um, z_warning = planes
+    xy_warning = (
+        f"pixels of {info.pixel_size_um:g} um were resampled to the model's {manifest.pixel_size_um:g} um"
+    )
+    warnings = (xy_warning,) * (scale != 1.0) + (z_warning,) * bool(z_warning)
+    notes = _unchecked(manifest, info)
+    return Resample(scale, z_um, warnings + notes) if warnings else Use(notes)
 
 
-def _unchecked(info: StackInfo) -> tuple[str, ...]:
+def _unchecked(manifest: Manifest, info: StackInfo) -> tuple[str, ...]:
     notes = []
-    if info.modality == "unknown":
+    if "unknown" in (info.modality, manifest.modality):
         notes.append("the kind of transmitted light was not stated, so it was not checked")
-    if info.polarity == "unknown":
+    if "unknown" in (info.polarity, manifest.polarity):
         notes.append("the contrast polarity was not stated, so it was not checked")
     return tuple(notes)
 
 
+def _within(ratio: float, bounds: tuple[float, float]) -> bool:
+    low, high = bounds
+    return low * (1 - _SLACK) <= ratio <= high * (1 + _SLACK)
+
+
 def _check_optics(manifest: Manifest, info: StackInfo) -> Refuse | None:
-    if info.modality not in ("unknown", manifest.modality):
+    if "unknown" not in (info.modality, manifest.modality) and info.modality != manifest.modality:
         return Refuse(
             f"the stack is {info.modality}, the model was trained on {manifest.modality}",
             f"acquire {manifest.modality}, or choose a model for {info.modality}",
@@ -180,7 +215,7 @@ def _check_optics(manifest: Manifest, info: StackInfo) -> Refuse | None:
     if "unknown" not in (info.polarity, manifest.polarity) and info.polarity != manifest.polarity:
         return Refuse(
             f"contrast is inverted: dense matter is {info.polarity} here, {manifest.polarity} in training",
-            f"use the optics with {manifest.polarity} contrast, or a model trained on {info.polarity} contrast",
+            f"use optics with {manifest.polarity} contrast, or a model trained on {info.polarity} contrast",
         )
     if not np.isfinite(info.pixel_size_um) or info.pixel_size_um <= 0:
         return Refuse(
@@ -191,13 +226,19 @@ def _check_optics(manifest: Manifest, info: StackInfo) -> Refuse | None:
 
 
 def _check_order(info: StackInfo) -> Refuse | None:
-    steps = np.diff(np.asarray(info.z_um, dtype=float))
+    z = np.asarray(info.z_um, dtype=float)
+    steps = np.diff(z)
+    if not z.size or not np.isfinite(z).all():
+        return Refuse(
+            "the z of the planes is not known",
+            "give the stage z of each slice in micrometres; check that the core has a focus device",
+        )
     if steps.size and bool(np.all(steps < 0)):
         return Refuse(
             "the planes are in reversed order: z falls from slice to slice",
             "acquire the stack from low to high z (go_up: true)",
         )
-    if steps.size and bool(np.any(steps <= 0)):
+    if bool(np.any(steps <= 0)):
         return Refuse(
             "the planes are not in order: z must rise from slice to slice",
             "acquire each plane once, from low to high z",
@@ -205,51 +246,47 @@ def _check_order(info: StackInfo) -> Refuse | None:
     return None
 
 
-def _xy_scale(manifest: Manifest, info: StackInfo) -> tuple[float, Refuse | None]:
+def _xy_scale(manifest: Manifest, info: StackInfo) -> float | Refuse:
     ratio = info.pixel_size_um / manifest.pixel_size_um
-    if 1 / _USE_RATIO <= ratio <= _USE_RATIO:
-        return 1.0, None
-    if 1 / _RESAMPLE_RATIO <= ratio <= _RESAMPLE_RATIO:
-        return ratio, None
-    return ratio, Refuse(
+    if _within(ratio, _USE_RATIO):
+        return 1.0
+    if _within(ratio, _RESAMPLE_RATIO):
+        return ratio
+    low, high = (manifest.pixel_size_um * bound for bound in _RESAMPLE_RATIO)
+    return Refuse(
         f"pixels are {info.pixel_size_um:g} um, the model was trained at {manifest.pixel_size_um:g} um",
-        "use the objective or binning whose pixel size is within a factor 1.6 of the model's "
-        f"({manifest.pixel_size_um / _RESAMPLE_RATIO:.2g} to {manifest.pixel_size_um * _RESAMPLE_RATIO:.2g} um)",
+        f"use an objective or binning with pixels of {low:.2g} to {high:.2g} um, best "
+        f"{manifest.pixel_size_um:g} um, or correct the pixel size calibration in Micro-Manager",
     )
 
 
-def _z_planes(manifest: Manifest, info: StackInfo) -> tuple[tuple[float, ...], str, Refuse | None]:
-    wanted = np.asarray(manifest.z_offsets_um, dtype=float)
-    have = np.asarray(info.z_um, dtype=float)
+def _z_planes(manifest: Manifest, info: StackInfo) -> tuple[tuple[float, ...], str] | Refuse:
+    """Stage z of the planes to use and what to say of them, empty if they are used as they are."""
+    wanted, have = np.asarray(manifest.z_offsets_um), np.asarray(info.z_um, dtype=float)
     middle = (have[0] + have[-1]) / 2
-    if len(wanted) == 1 and len(have) == 1:
-        return tuple(have), "", None
-    if len(have) == 1 or len(wanted) == 1:
-        return (), "", _refuse_planes(manifest, info)
-    steps = np.diff(have)
+    if len(wanted) == 1:
+        only = f"only the middle of {len(have)} planes is used, the model knows no other" * (len(have) > 1)
+        return (float(middle),), only
+    refusal = _refuse_planes(manifest, info)
+    steps = np.diff(have) if len(have) > 1 else np.zeros(1)
+    step = float(steps.mean())
     if steps.max() > 1.5 * steps.min():
-        return (), "", Refuse(
-            f"planes are missing: z steps vary from {steps.min():.2g} to {steps.max():.2g} um",
-            "acquire equidistant planes",
-        )
-    ratio = float(steps.mean() / manifest.z_step_um)
-    if len(have) == len(wanted) and 1 / _USE_Z_STEP_RATIO <= ratio <= _USE_Z_STEP_RATIO:
-        return tuple(have), "", None
+        uneven = f"planes are missing: z steps vary from {steps.min():.2g} to {steps.max():.2g} um"
+        return Refuse(uneven, refusal.fix)
+    if len(have) == len(wanted) and _within(step / manifest.z_step_um, _USE_Z_STEP_RATIO):
+        return info.z_um, ""
     # Half a step of tolerance: a plane may be asked for just outside the first or last one.
-    reach = (wanted[-1] - wanted[0]) / 2
-    if (have[-1] - have[0]) / 2 + steps.mean() / 2 < reach * 0.98:
-        return (), "", _refuse_planes(manifest, info)
-    if not 1 / _Z_STEP_RATIO <= ratio <= _Z_STEP_RATIO:
-        return (), "", Refuse(
-            f"the z step is {steps.mean():.2g} um, the model was trained at {manifest.z_step_um:.2g} um",
-            f"acquire {manifest.planes} planes {manifest.z_step_um:.2g} um apart",
-        )
+    if (have[-1] - have[0] + step) / 2 < wanted[-1] * (1 - _SLACK):
+        return refusal
+    if not _within(step / manifest.z_step_um, _Z_STEP_RATIO):
+        coarse = f"the z step is {step:.2g} um, the model was trained at {manifest.z_step_um:.2g} um"
+        return Refuse(coarse, refusal.fix)
     planes = np.clip(wanted + middle, have[0], have[-1])
     warning = (
-        f"{info.planes} planes {steps.mean():.2g} um apart were resampled to the model's "
+        f"{info.planes} planes {step:.2g} um apart were resampled to the model's "
         f"{manifest.planes} planes {manifest.z_step_um:.2g} um apart"
     )
-    return tuple(float(z) for z in planes), warning, None
+    return tuple(float(z) for z in planes), warning
 
 
 def _refuse_planes(manifest: Manifest, info: StackInfo) -> Refuse:
@@ -258,5 +295,5 @@ def _refuse_planes(manifest: Manifest, info: StackInfo) -> Refuse:
     return Refuse(
         f"the stack has {info.planes} plane{'s' * (info.planes != 1)} over {span:.3g} um, the model needs "
         f"{manifest.planes} over {wanted_span:.3g} um",
-        f"acquire {manifest.planes} planes {manifest.z_step_um:.2g} um apart",
+        f"acquire {manifest.planes} equidistant planes {manifest.z_step_um:.2g} um apart",
     )
