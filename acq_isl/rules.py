@@ -1,0 +1,228 @@
+"""From measurements to choices and actions, each with its reason. Pure: nothing moves here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from acq_isl.actions import (
+    Action,
+    Call,
+    ImageField,
+    Limits,
+    SetPreset,
+    check_action,
+    check_request,
+    describe,
+)
+from acq_isl.measure import Measurement, readable, title
+from acq_isl.record import Measured
+from acq_isl.stack import Outcome, Prediction, Refusal, StackKey, Unpredicted
+
+__all__ = [
+    "Action",
+    "Best",
+    "Call",
+    "Choice",
+    "Decision",
+    "ImageField",
+    "Limits",
+    "SetPreset",
+    "Threshold",
+    "Trigger",
+    "check_action",
+    "check_request",
+    "decide",
+    "rank",
+]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Threshold(_Strict):
+    """Passed when the measurement is strictly above, or strictly below, a value; give one of the two."""
+
+    measurement: Measurement
+    above: float | None = Field(default=None, allow_inf_nan=False)
+    """In the measurement's unit: objects, or a fraction of 1."""
+    below: float | None = Field(default=None, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _one_side(self) -> Threshold:
+        if (self.above is None) == (self.below is None):
+            raise ValueError("give either 'above' or 'below', not both and not neither")
+        return self
+
+    @property
+    def side(self) -> Literal["above", "below"]:
+        return "above" if self.above is not None else "below"
+
+    @property
+    def value(self) -> float:
+        """The threshold, in the measurement's unit."""
+        return self.above if self.above is not None else float(self.below or 0.0)
+
+    def passed(self, value: float) -> bool:
+        """Whether a value passes; a value that is not a number never does."""
+        return value > self.value if self.side == "above" else value < self.value
+
+
+class Trigger(_Strict):
+    """When a predicted label of a field passes a threshold, do something on the microscope."""
+
+    name: str = Field(default="trigger", min_length=1)
+    when: Threshold
+    do: Action
+    at_most: int = Field(default=1, ge=1)
+    """How often in one run."""
+
+
+class Best(_Strict):
+    """Go back to the fields where a predicted label measures highest (or lowest)."""
+
+    kind: Literal["best"] = "best"
+    k: int = Field(ge=1)
+    """How many fields."""
+    measurement: Measurement
+    descending: bool = True
+    """True for the highest values, False for the lowest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Where a field stands in a ranking.
+
+    Parameters
+    ----------
+    key : StackKey
+    rank : int or None
+        1 is best; None if the field cannot be ranked.
+    chosen : bool
+    measured : Measured or None
+    reason : str
+        One sentence for a microscopist.
+    """
+
+    key: StackKey
+    rank: int | None
+    chosen: bool
+    measured: Measured | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a trigger made of one field.
+
+    Parameters
+    ----------
+    key : StackKey
+        The field's stack.
+    rule : str
+        Name of the trigger.
+    what : str
+        What is to be done, for people; ``"nothing"`` if ``action`` is None.
+    why : str
+    value, threshold : float
+        In the unit of the measurement; ``value`` is NaN without a prediction.
+    action : Action or None
+        None if the trigger does not fire.
+    """
+
+    key: StackKey
+    rule: str
+    what: str
+    why: str
+    value: float
+    threshold: float
+    action: Action | None
+
+
+def rank(rule: Best, fields: Sequence[tuple[Outcome, Measured | None]]) -> tuple[Choice, ...]:
+    """Order fields by a measurement and choose the best ``k``.
+
+    Parameters
+    ----------
+    rule : Best
+    fields : sequence of (Outcome, Measured or None)
+        Every field with its measurement by ``rule.measurement``.
+
+    Returns
+    -------
+    tuple of Choice
+        Ranked fields first, best first (equal values in the order given), then those that cannot be
+        ranked: refused, not predicted, or measured as not a number. Those are never chosen.
+    """
+    ranked = [
+        (o.info.key, m) for o, m in fields if isinstance(o, Prediction) and m and math.isfinite(m.value)
+    ]
+    ranked.sort(key=lambda field: field[1].value, reverse=rule.descending)
+    choices = [_choice(rule, ranked, place) for place in range(len(ranked))]
+    done = {key for key, _ in ranked}
+    choices += [Choice(o.info.key, None, False, m, _unranked(o)) for o, m in fields if o.info.key not in done]
+    return tuple(choices)
+
+
+def _choice(rule: Best, ranked: list[tuple[StackKey, Measured]], place: int) -> Choice:
+    key, measured = ranked[place]
+    what = f"{title(rule.measurement)}: {readable(measured)}"
+    position = f"rank {place + 1} of {len(ranked)}, {'highest' if rule.descending else 'lowest'} first"
+    if place >= rule.k:
+        return Choice(key, place + 1, False, measured, f"Not chosen: {what} ({position}; {rule.k} wanted).")
+    reason = f"Chosen: {what} ({position})."
+    if rule.k < len(ranked):
+        first_out = ranked[rule.k][1]
+        if abs(measured.value - first_out.value) < math.hypot(measured.doubt, first_out.doubt):
+            reason += f" Its lead over rank {rule.k + 1}, which was not chosen, is within the doubt."
+    return Choice(key, place + 1, True, measured, reason)
+
+
+def _unranked(outcome: Outcome) -> str:
+    match outcome:
+        case Refusal(reason=reason):
+            return f"Not ranked: the model refused this stack, {reason.rstrip('.')}."
+        case Unpredicted(reason=reason):
+            return f"Not ranked: this stack was captured but not predicted, {reason.rstrip('.')}."
+        case _:
+            return "Not ranked: the measurement gave no number."
+
+
+def decide(trigger: Trigger, outcome: Outcome, measured: Measured | None, fired: int) -> Decision:
+    """What a trigger does about one field.
+
+    Parameters
+    ----------
+    trigger : Trigger
+    outcome : Outcome
+        Anything but a `Prediction` never fires.
+    measured : Measured or None
+        Of this field, by ``trigger.when.measurement``.
+    fired : int
+        How often the trigger fired in this run already.
+    """
+    when = trigger.when
+    limit = when.value
+
+    def nothing(why: str, value: float = math.nan) -> Decision:
+        return Decision(outcome.info.key, trigger.name, "nothing", why, value, limit, None)
+
+    if not isinstance(outcome, Prediction) or measured is None:
+        return nothing(_unranked(outcome).replace("Not ranked: ", "No decision: "))
+    seen = f"{title(when.measurement)} is {readable(measured)}"
+    wanted = f"{when.side} {readable(Measured('', limit, measured.unit, 0.0), doubt=False)}"
+    if not when.passed(measured.value):
+        return nothing(f"{seen}, not {wanted}", measured.value)
+    if fired >= trigger.at_most:
+        return nothing(f"{seen}, {wanted}, but the trigger may act only {trigger.at_most} x", measured.value)
+    why = f"{seen}, {wanted}"
+    if outcome.warnings:
+        why += f" (mind: {'; '.join(outcome.warnings)})"
+    return Decision(
+        outcome.info.key, trigger.name, describe(trigger.do), why, measured.value, limit, trigger.do
+    )
