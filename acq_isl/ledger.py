@@ -1,0 +1,248 @@
+"""What was decided and how much light each position got: one line a record, each sealed by the one before."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from io import FileIO
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pydantic_core import to_json
+
+from acq_isl.errors import StorageError
+
+_START = "0" * 64
+_SEAL = "sha256"
+_RESERVED = {"n", "time", "kind", "previous", _SEAL}
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """An unbroken ledger.
+
+    Parameters
+    ----------
+    lines : int
+    closed : bool
+        Whether it was closed in order. If not, the run ended hard, or lines were cut off its end.
+    seal : str
+        Hash of the last line. Noted elsewhere (the report has it), it vouches for all lines before.
+    """
+
+    lines: int
+    closed: bool
+    seal: str
+
+
+class Ledger:
+    """Append-only ``decisions.jsonl``; every line is on the disk when its call returns.
+
+    A line is a JSON object: ``n`` (from 0), ``time`` (ISO 8601, UTC), ``kind``, the caller's entries,
+    ``previous`` (seal of the line before, 64 zeros for the first) and ``sha256`` (its own seal: the hash
+    of the line without that entry). Entries of any run are read back by `verify` and `read`.
+
+    An existing ledger is verified and continued. Safe to use from several threads.
+
+    Parameters
+    ----------
+    path : Path
+    clock : callable
+        Unix time in seconds.
+
+    Raises
+    ------
+    StorageError
+        The file cannot be written, or it exists and is damaged.
+    """
+
+    def __init__(self, path: Path | str, clock: Callable[[], float] = time.time) -> None:
+        self._path = Path(path)
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._file: FileIO | None = None
+        self._lines = 0
+        self._seal = _START
+        self._dose_ms: dict[str, dict[str, float]] = {}
+
+    def __enter__(self) -> Ledger:
+        if self._path.exists():
+            for line in _lines(self._path):
+                self._count(line)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("ab", buffering=0)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.write("closed", ended="in order" if kind is None else f"by {kind.__name__}")
+        except StorageError as failure:
+            if kind is None:
+                raise
+            _log.error("the ledger was not closed in order: %s", failure)
+        finally:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+
+    @property
+    def dose_ms(self) -> dict[str, dict[str, float]]:
+        """Exposure so far by position and channel, in milliseconds; a copy."""
+        with self._lock:
+            return {position: dict(channels) for position, channels in self._dose_ms.items()}
+
+    def write(self, kind: str, **entries: Any) -> dict[str, Any]:
+        """Append one record and return it as written.
+
+        Entries may be numbers, text, lists, mappings, dataclasses and pydantic models; a number that is
+        not finite is written as null.
+
+        Raises
+        ------
+        StorageError
+            The disk is full or gone, or the ledger is not open.
+        """
+        if clash := _RESERVED & entries.keys():
+            raise ValueError(
+                f"entries must not be called {', '.join(sorted(clash))}; the ledger writes these"
+            )
+        with self._lock:
+            now = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds")
+            line = {"n": self._lines, "time": now, "kind": kind, **_plain(entries), "previous": self._seal}
+            line[_SEAL] = _hash(line)
+            self._append(json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            self._count(line)
+            return line
+
+    def dose(self, position: str, channel: str, exposure_ms: float, slices: int = 1) -> None:
+        """Book the light of one stack: ``slices`` exposures of ``exposure_ms`` each."""
+        total = exposure_ms * slices
+        if not (math.isfinite(total) and total >= 0):
+            raise ValueError(f"a dose is finite and not negative, not {slices} x {exposure_ms} ms")
+        entries = {"position": position, "channel": channel, "exposure_ms": total, "slices": slices}
+        with self._lock:
+            sum_ms = self._dose_ms.get(position, {}).get(channel, 0.0) + total
+            self.write("dose", **entries, sum_ms=sum_ms)
+
+    def _append(self, line: bytes) -> None:
+        if self._file is None:
+            raise StorageError(f"the ledger {self._path} is not open", fix="use it inside 'with Ledger(...)'")
+        end = self._file.tell()
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self._take_back(end)
+            raise self._unwritable(error) from error
+
+    def _take_back(self, end: int) -> None:
+        """Half a line would break the chain for what is written after space was made."""
+        try:
+            if self._file is not None:
+                self._file.close()
+            self._file = None
+            os.truncate(self._path, end)
+            self._file = self._path.open("ab", buffering=0)
+        except OSError as error:
+            _log.error("the ledger %s may end in half a line: %s", self._path, error)
+
+    def _count(self, line: Mapping[str, Any]) -> None:
+        self._lines += 1
+        self._seal = str(line[_SEAL])
+        if line["kind"] == "dose":
+            channels = self._dose_ms.setdefault(str(line["position"]), {})
+            channels[str(line["channel"])] = channels.get(str(line["channel"]), 0.0) + line["exposure_ms"]
+
+    def _unwritable(self, error: OSError) -> StorageError:
+        return StorageError(
+            f"decisions cannot be written to {self._path}",
+            got=error.strerror or str(error),
+            fix="free some disk space or choose another output folder; nothing is decided unrecorded",
+        )
+
+
+def verify(path: Path | str) -> Verified:
+    """Check every seal of a ledger.
+
+    Any line that was edited, removed, added or moved is found. Not found: a whole ledger written anew
+    by somebody who recomputes all seals, and whole lines cut off the end of a run that ended hard; compare
+    `Verified.seal` with the one noted in the report.
+
+    Raises
+    ------
+    StorageError
+        The file cannot be read, or the chain is broken; names the first line that does not hold.
+    """
+    count, seal, kind = 0, _START, ""
+    for line in _lines(Path(path)):
+        count, seal, kind = count + 1, str(line[_SEAL]), str(line["kind"])
+    return Verified(count, kind == "closed", seal)
+
+
+def read(path: Path | str) -> tuple[dict[str, Any], ...]:
+    """All records of a ledger, verified; raises as `verify`."""
+    return tuple(_lines(Path(path)))
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise StorageError(
+            f"the ledger {path} cannot be read", got=error.strerror, fix="check the path"
+        ) from error
+    if data and not data.endswith(b"\n"):
+        raise _broken(path, data.count(b"\n"), "a last line that was cut off, as after a power failure")
+    seal = _START
+    for number, raw in enumerate(data.splitlines()):
+        try:
+            line = json.loads(raw)
+            held = line.pop(_SEAL)
+            intact = line["n"] == number and line["previous"] == seal and held == _hash(line)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _broken(path, number, "a line that is not a ledger record") from error
+        if not intact:
+            raise _broken(
+                path, number, "a seal that does not match: a line was edited, removed, added or moved"
+            )
+        seal = held
+        yield {**line, _SEAL: held}
+
+
+def _broken(path: Path, number: int, got: str) -> StorageError:
+    return StorageError(
+        f"the ledger {path} does not hold from line {number + 1} on",
+        wanted="an unbroken chain of records",
+        got=got,
+        fix="keep the file as evidence and start the next run in a new folder",
+    )
+
+
+def _hash(line: Mapping[str, Any]) -> str:
+    text = json.dumps(line, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON's own types only, so that a line reads back as it was hashed."""
+    text = to_json(
+        entries, inf_nan_mode="null", fallback=lambda x: x.tolist() if hasattr(x, "tolist") else str(x)
+    )
+    plain: dict[str, Any] = json.loads(text)
+    return plain
