@@ -1,0 +1,117 @@
+"""From light to counts: exposure, binning, shot and read noise, offset, bit depth. Pure."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from acq_isl.stack import Float32Image
+
+CountsImage = NDArray[np.uint8 | np.uint16]
+
+_SMALLEST_BANK = 1 << 20
+
+
+class CameraSettings(BaseModel):
+    """An sCMOS-like camera, in electrons.
+
+    Parameters
+    ----------
+    full_well_e : float
+        Electrons that reach the largest count. Light 1.0 at the nominal exposure gives that many.
+    offset_e : float
+        Electrons' worth of counts that a dark frame shows.
+    read_noise_e : float
+        Standard deviation of the readout, in electrons.
+    shot_noise : bool
+        Whether photons arrive at random. Off for a specimen that was itself recorded by a camera:
+        its images carry their noise already.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    full_well_e: float = Field(default=30_000.0, gt=0)
+    offset_e: float = Field(default=50.0, ge=0)
+    read_noise_e: float = Field(default=1.6, ge=0)
+    shot_noise: bool = True
+
+    @classmethod
+    def noiseless(cls) -> CameraSettings:
+        """A camera that adds nothing: light 1.0 is the largest count, 0.0 is count 0."""
+        return cls(offset_e=0.0, read_noise_e=0.0, shot_noise=False)
+
+
+class Camera:
+    """Turns noise-free light into counts, reproducibly.
+
+    Shot and read noise are one Gaussian of variance ``electrons + read_noise_e**2``; down to about ten
+    electrons that is within the counting error of a Poisson distribution, below it lacks the skew. The
+    normal deviates come from a bank drawn once; each frame reads it from another place.
+
+    Parameters
+    ----------
+    settings : CameraSettings
+    seed : int
+        The same seed and frame key give the same noise.
+    pixels : int
+        Size of the largest frame expected; a larger one draws a larger bank.
+    """
+
+    def __init__(self, settings: CameraSettings, *, seed: int = 0, pixels: int = _SMALLEST_BANK) -> None:
+        self.settings = settings
+        self._seed = seed
+        self._bank_size = max(_SMALLEST_BANK, 2 * pixels)
+        self._bank: NDArray[np.float32] | None = None
+
+    def read(
+        self, light: Float32Image, *, flux: float, bit_depth: int, frame: tuple[int, int]
+    ) -> CountsImage:
+        """Expose once and read out.
+
+        Parameters
+        ----------
+        light : (y, x) float32
+            1.0 fills the well at the nominal exposure, unbinned.
+        flux : float
+            How much more light than nominal a pixel collects: exposure / nominal exposure, times
+            brightness, times binning squared; 0 behind a closed shutter.
+        bit_depth : int
+            Bits of the digitizer; counts end at ``2**bit_depth - 1``.
+        frame : (int, int)
+            Number of the sequence and of the frame in it; picks the noise.
+
+        Returns
+        -------
+        (y, x) uint8 up to 8 bit, else uint16
+        """
+        camera, top = self.settings, float(2**bit_depth - 1)
+        per_electron = top / camera.full_well_e
+        # +0.5 so that the cut to integers below rounds.
+        counts = np.multiply(light, np.float32(flux * top), dtype=np.float32)
+        if camera.shot_noise:
+            spread = np.multiply(counts, np.float32(per_electron), dtype=np.float32)
+            spread += np.float32((camera.read_noise_e * per_electron) ** 2)
+            np.maximum(spread, 0.0, out=spread)
+            np.sqrt(spread, out=spread)
+            spread *= self._deviates(counts.size, frame).reshape(counts.shape)
+            counts += spread
+        elif camera.read_noise_e > 0:
+            deviates = self._deviates(counts.size, frame).reshape(counts.shape)
+            counts += deviates * np.float32(camera.read_noise_e * per_electron)
+        counts += np.float32(camera.offset_e * per_electron + 0.5)
+        np.clip(counts, 0.0, top, out=counts)
+        pixels: CountsImage = counts.astype(np.uint8 if bit_depth <= 8 else np.uint16)
+        return pixels
+
+    def _deviates(self, count: int, frame: tuple[int, int]) -> NDArray[np.float32]:
+        if self._bank is None or self._bank.size < 2 * count:
+            self._bank_size = max(self._bank_size, 2 * count)
+            self._bank = np.random.default_rng(self._seed).standard_normal(self._bank_size, dtype=np.float32)
+        start = int(np.random.default_rng((self._seed, *frame)).integers(self._bank.size - count + 1))
+        return self._bank[start : start + count]
+
+
+def flux_of(exposure_ms: float, nominal_ms: float, *, brightness: float = 1.0, binning: int = 1) -> float:
+    """How much more light than nominal one (binned) pixel collects, as `Camera.read` takes it."""
+    return exposure_ms / nominal_ms * brightness * binning * binning

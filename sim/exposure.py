@@ -1,0 +1,159 @@
+"""State of the microscope at the start of an exposure, for single images and inside sequences."""
+
+from __future__ import annotations
+
+import bisect
+import time
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import Any
+
+from acq_isl.errors import ScopeError
+from acq_isl.sim.config import FILTER
+from acq_isl.sim.view import View
+
+_REMEMBERED_STATES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """What one image depends on.
+
+    Parameters
+    ----------
+    view : View
+    exposure_ms : float
+    lit : bool
+        Whether the shutter is open, or opens for the exposure.
+    moving : bool
+        Whether a stage was still moving.
+    bit_depth, bytes_per_pixel : int
+        How the camera digitizes.
+    started_s : float
+        `time.perf_counter` at its start, in seconds.
+    """
+
+    view: View
+    exposure_ms: float
+    lit: bool
+    moving: bool
+    bit_depth: int
+    bytes_per_pixel: int
+    started_s: float
+
+
+def capture(core: Any, origin_um: tuple[float, float], *, in_sequence: bool = False) -> Exposure:
+    """Read the state of the core, in about 10 microseconds.
+
+    Parameters
+    ----------
+    core : CMMCore with snake_case names
+    origin_um : (float, float)
+        Stage x and y at which the core reports 0, 0.
+    in_sequence : bool
+        A running sequence has opened the shutter already, so only an open one gives light.
+
+    Raises
+    ------
+    ScopeError
+        The camera is set to colour or 32 bit, or no objective is in the light path.
+    """
+    started_s = time.perf_counter()
+    left, top, columns, rows = core.get_roi()
+    binning = int(core.get_property("Camera", "Binning"))
+    pixel_size_um = core.get_pixel_size_um(True)
+    bytes_per_pixel = core.get_bytes_per_pixel()
+    if pixel_size_um <= 0:
+        raise ScopeError(
+            "the objective turret is on an empty place, so the pixel size is unknown",
+            wanted="an objective of the group Objective",
+            got=core.get_state_label("Objective"),
+            fix="set_config('Objective', '20x')",
+        )
+    if bytes_per_pixel > 2:
+        raise ScopeError(
+            "the simulated camera takes grey images only",
+            wanted="PixelType 8bit or 16bit",
+            got=core.get_property("Camera", "PixelType"),
+            fix="set_property('Camera', 'PixelType', '16bit')",
+        )
+    x_um, y_um = core.get_xy_position()
+    off_columns = left + (columns - int(core.get_property("Camera", "OnCameraCCDXSize")) // binning) / 2
+    off_rows = top + (rows - int(core.get_property("Camera", "OnCameraCCDYSize")) // binning) / 2
+    shutter = core.get_shutter_device()
+    opens = core.get_auto_shutter() and not in_sequence
+    view = View(
+        x_um=x_um + origin_um[0] + off_columns * pixel_size_um,
+        y_um=y_um + origin_um[1] + off_rows * pixel_size_um,
+        z_um=core.get_position(),
+        channel=core.get_state_label(FILTER),
+        pixel_size_um=pixel_size_um,
+        shape=(rows, columns),
+        sensor_origin_px=(top * binning, left * binning),
+        binning=binning,
+    )
+    return Exposure(
+        view=view,
+        exposure_ms=core.get_exposure(),
+        lit=not shutter or opens or core.get_shutter_open(),
+        moving=core.device_busy(core.get_xy_stage_device()) or core.device_busy(core.get_focus_device()),
+        bit_depth=core.get_image_bit_depth(),
+        bytes_per_pixel=bytes_per_pixel,
+        started_s=started_s,
+    )
+
+
+class Sequence:
+    """A running sequence acquisition: which state each of its frames was exposed in.
+
+    Frames are fetched after they were exposed, when the stage may be elsewhere already. So the states are
+    remembered as they change, and a frame looks up the one that held at the start of its exposure.
+
+    Parameters
+    ----------
+    start : Exposure
+        State when the sequence was started.
+    z_um : tuple of float
+        Hardware-triggered focus positions, one per frame; empty if the focus drive runs no sequence.
+    exposures_ms : tuple of float
+        The same for exposures.
+    """
+
+    def __init__(self, start: Exposure, z_um: tuple[float, ...], exposures_ms: tuple[float, ...]) -> None:
+        self._start_s = start.started_s
+        self._z_um, self._exposures_ms = z_um, exposures_ms
+        self._states = deque([start], maxlen=_REMEMBERED_STATES)
+
+    def note(self, state: Exposure) -> None:
+        """Remember a state that holds from now on. The oldest of 4,096 is forgotten."""
+        self._states.append(state)
+
+    def exposure(self, number: int, elapsed_ms: float) -> Exposure:
+        """State at the start of frame ``number``, which ended ``elapsed_ms`` after the sequence began."""
+        exposure_ms = self._exposures_ms[number % len(self._exposures_ms)] if self._exposures_ms else None
+        at_end = self._at(self._start_s + elapsed_ms / 1000)
+        exposure_ms = at_end.exposure_ms if exposure_ms is None else exposure_ms
+        found = self._at(self._start_s + (elapsed_ms - exposure_ms) / 1000)
+        z_um = self._z_um[number % len(self._z_um)] if self._z_um else found.view.z_um
+        return replace(found, exposure_ms=exposure_ms, view=replace(found.view, z_um=z_um))
+
+    def _at(self, when_s: float) -> Exposure:
+        after = bisect.bisect_right(self._states, when_s, key=lambda state: state.started_s)
+        found = self._states[max(after - 1, 0)]
+        when_s = max(when_s, found.started_s)
+        if found.moving and after < len(self._states):
+            found = _between(found, self._states[after], when_s)
+        return replace(found, started_s=when_s)
+
+
+def _between(first: Exposure, second: Exposure, when_s: float) -> Exposure:
+    """State on the way to the next: the x-y stage moves at constant speed, the focus drive jumps."""
+    duration_s = second.started_s - first.started_s
+    part = (when_s - first.started_s) / duration_s if duration_s > 0 else 0.0
+    here, there = first.view, second.view
+    view = replace(
+        here,
+        x_um=here.x_um + part * (there.x_um - here.x_um),
+        y_um=here.y_um + part * (there.y_um - here.y_um),
+    )
+    return replace(first, view=view)

@@ -1,0 +1,238 @@
+"""A recorded z-stack and its label images as a specimen without end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Self
+
+import numpy as np
+
+from acq_isl.errors import StorageError
+from acq_isl.sim.camera import CameraSettings
+from acq_isl.sim.resample import Recording, mirrored, resampling
+from acq_isl.sim.tiff import TiffImage, read_tiff
+from acq_isl.sim.view import View
+from acq_isl.stack import Float32Image
+
+DEFAULT_Z_STEP_UM = 1.5
+_SAME = 1e-3  # relative difference of pixel sizes, and part of a plane, that count as none
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RecordedLabel:
+    """One label as it was really measured.
+
+    Parameters
+    ----------
+    channel : str
+        Preset in which it is seen.
+    pixels : (y, x) uint8 or uint16
+        A projection: it looks the same at every z.
+    """
+
+    channel: str
+    pixels: Recording
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RecordedSpecimen:
+    """A z-stack of transmitted light with label images, repeated mirrored over the whole stage.
+
+    The middle of the recording lies at stage 0, 0 and its middle plane at z 0, the first plane at negative
+    z. Where the pixel size is the recorded one, or a whole multiple, places snap to the recorded pixels,
+    so that pixel values and their noise come back unchanged (or exactly binned); else light is
+    averaged over the larger pixel or interpolated linearly. Between planes light is interpolated
+    linearly; beyond the ends the last plane stays.
+
+    Parameters
+    ----------
+    transmitted : (z, y, x) uint8 or uint16
+        Planes at equal distance; full scale of the type is light 1.0.
+    labels : mapping
+        `RecordedLabel` by label name.
+    pixel_size_um, z_step_um : float
+    channel : str
+        Preset of transmitted light.
+
+    Raises
+    ------
+    StorageError
+        Wrong number of dimensions, an empty image, labels of another size, no usable pixel size.
+    """
+
+    transmitted: Recording
+    labels: Mapping[str, RecordedLabel]
+    pixel_size_um: float
+    z_step_um: float = DEFAULT_Z_STEP_UM
+    channel: str = "Phase"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", MappingProxyType(dict(self.labels)))
+        _check("the transmitted stack", self.transmitted, "(z, y, x)")
+        for name, label in self.labels.items():
+            _check(f"label {name!r}", label.pixels, "(y, x)")
+            if label.pixels.shape != self.transmitted.shape[1:]:
+                raise StorageError(
+                    f"label {name!r} and the transmitted stack do not have the same size",
+                    wanted=f"{self.transmitted.shape[1:]} pixels",
+                    got=f"{label.pixels.shape} pixels",
+                    fix="register and crop them to the same field",
+                )
+        used = [self.channel, *(label.channel for label in self.labels.values())]
+        if len(set(used)) < len(used):
+            raise StorageError("two images of the specimen share a channel", got=", ".join(used))
+        for what, length in (("pixel size", self.pixel_size_um), ("z step", self.z_step_um)):
+            if not (math.isfinite(length) and length > 0):
+                raise StorageError(f"the {what} is not a length", wanted="um above 0", got=str(length))
+
+    @classmethod
+    def from_tiff(
+        cls,
+        transmitted: Path,
+        labels: Mapping[str, tuple[str, Path]],
+        *,
+        pixel_size_um: float | None = None,
+        z_step_um: float | None = None,
+        channel: str = "Phase",
+    ) -> Self:
+        """Read a specimen from (OME-)TIFF files.
+
+        Parameters
+        ----------
+        transmitted : Path
+            z-stack, planes in order.
+        labels : mapping
+            Channel preset and file by label name.
+        pixel_size_um, z_step_um : float, optional
+            Default: what the OME metadata of ``transmitted`` says; a z step it does not know is 1.5 um.
+        channel : str
+            Preset of transmitted light.
+
+        Raises
+        ------
+        StorageError
+            A file is missing or unreadable, has the wrong shape or type, or no pixel size is known.
+        """
+        stack = read_tiff(Path(transmitted))
+        images = {name: (place, _flat(read_tiff(Path(path)))) for name, (place, path) in labels.items()}
+        size_um = pixel_size_um if pixel_size_um is not None else stack.pixel_size_um
+        if size_um is None:
+            raise StorageError(
+                f"the pixel size of {transmitted} is not known",
+                wanted="PhysicalSizeX in its OME metadata",
+                fix="give pixel_size_um",
+            )
+        return cls(
+            stack.pixels,
+            {name: RecordedLabel(place, pixels) for name, (place, pixels) in images.items()},
+            pixel_size_um=size_um,
+            z_step_um=z_step_um or stack.z_step_um or DEFAULT_Z_STEP_UM,
+            channel=channel,
+        )
+
+    @classmethod
+    def from_folder(
+        cls, folder: Path, *, pixel_size_um: float | None = None, z_step_um: float | None = None
+    ) -> Self:
+        """Read ``phase_contrast``, ``dapi``, ``map2`` and ``nfh`` (``.ome.tif``) from a folder.
+
+        Channels are Phase, DAPI, MAP2 and NFH; labels nuclei, dendrites and axons. See `from_tiff`.
+        """
+        folder = Path(folder)
+        return cls.from_tiff(
+            folder / "phase_contrast.ome.tif",
+            {
+                "nuclei": ("DAPI", folder / "dapi.ome.tif"),
+                "dendrites": ("MAP2", folder / "map2.ome.tif"),
+                "axons": ("NFH", folder / "nfh.ome.tif"),
+            },
+            pixel_size_um=pixel_size_um,
+            z_step_um=z_step_um,
+        )
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Transmitted light first, then one channel per label."""
+        return (self.channel, *(label.channel for label in self.labels.values()))
+
+    @property
+    def camera(self) -> CameraSettings:
+        """A camera without noise of its own: the recording has its camera's."""
+        return CameraSettings.noiseless()
+
+    @property
+    def planes_z_um(self) -> tuple[float, ...]:
+        """Stage z of the recorded planes, in micrometres."""
+        middle = (len(self.transmitted) - 1) / 2
+        return tuple((plane - middle) * self.z_step_um for plane in range(len(self.transmitted)))
+
+    def render(self, view: View) -> Float32Image:
+        """Light for a view, (y, x) float32; 1.0 is full scale of the recording. See `Specimen.render`."""
+        if view.channel == self.channel:
+            return self._seen(self._planes(view.z_um), view)
+        for label in self.labels.values():
+            if label.channel == view.channel:
+                return self._seen([(label.pixels, 1.0)], view)
+        return np.zeros(view.shape, np.float32)
+
+    def truth(self, view: View) -> dict[str, Float32Image]:
+        """Measured label images by label name, (y, x) float32, as a part of full scale."""
+        return {name: self._seen([(label.pixels, 1.0)], view) for name, label in self.labels.items()}
+
+    def _planes(self, z_um: float) -> list[tuple[Recording, float]]:
+        """The planes around z with their weights."""
+        last = len(self.transmitted) - 1
+        place = min(max(z_um / self.z_step_um + last / 2, 0.0), float(last))
+        if abs(place - round(place)) < _SAME:
+            return [(self.transmitted[round(place)], 1.0)]
+        below = int(place)
+        return [
+            (self.transmitted[below], 1.0 - (place - below)),
+            (self.transmitted[below + 1], place - below),
+        ]
+
+    def _seen(self, planes: list[tuple[Recording, float]], view: View) -> Float32Image:
+        ratio = view.pixel_size_um / self.pixel_size_um
+        centres_um = (view.y_um, view.x_um)
+        size = self.transmitted.shape[1:]
+        starts = [
+            centre / self.pixel_size_um + field / 2 - count * ratio / 2
+            for centre, field, count in zip(centres_um, size, view.shape, strict=True)
+        ]
+        if ratio > 0.5 and abs(ratio - round(ratio)) < _SAME * ratio:
+            ratio, starts = float(round(ratio)), [float(round(start)) for start in starts]
+        if ratio == 1.0:
+            return mirrored(planes, (int(starts[0]), int(starts[1])), view.shape)
+        (top, rows), (left, columns) = (
+            resampling(start, ratio, count) for start, count in zip(starts, view.shape, strict=True)
+        )
+        region = mirrored(planes, (top, left), (rows.shape[1], columns.shape[1]))
+        seen: Float32Image = np.ascontiguousarray((columns @ (rows @ region).T).T, np.float32)
+        return seen
+
+
+def _flat(image: TiffImage) -> Recording:
+    """A label image may be a stack of one plane."""
+    pixels: Recording = image.pixels
+    return pixels[0] if pixels.ndim == 3 and len(pixels) == 1 else pixels
+
+
+def _check(what: str, pixels: Recording, axes: str) -> None:
+    if pixels.ndim != axes.count(",") + 1 or 0 in pixels.shape:
+        raise StorageError(
+            f"{what} has the wrong shape",
+            wanted=f"{axes}, none empty",
+            got=str(pixels.shape),
+            fix="save one channel, one position and one time point per file",
+        )
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise StorageError(
+            f"{what} has the wrong pixel type",
+            wanted="uint8 or uint16",
+            got=str(pixels.dtype),
+            fix="save camera counts",
+        )

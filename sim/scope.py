@@ -1,0 +1,193 @@
+"""A microscope without hardware: the real Micro-Manager core looking at a simulated specimen."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol, Self, runtime_checkable
+
+from acq_isl.errors import ScopeError
+from acq_isl.sim.camera import Camera, CameraSettings
+from acq_isl.sim.config import CONFIG_FILE, ScopeSettings, configure
+from acq_isl.sim.core import simulated_core
+from acq_isl.sim.exposure import Exposure
+from acq_isl.sim.render import Renderer
+from acq_isl.sim.view import Specimen, View
+from acq_isl.stack import Float32Image
+
+_log = logging.getLogger(__name__)
+_ENGINE_STOP_S = 5.0
+
+
+@runtime_checkable
+class BringsCamera(Protocol):
+    """A specimen that says how it wants to be seen, as a recorded one whose pixels hold noise already."""
+
+    @property
+    def camera(self) -> CameraSettings:
+        """Settings to use unless `ScopeSettings.camera` says otherwise."""
+
+
+class SimulatedScope:
+    """Headless Micro-Manager on DemoCamera devices whose camera sees ``specimen``.
+
+    Inside ``with``, ``pycromanager.Core()`` and ``pycromanager.Acquisition`` work as on a real microscope.
+    Stages, limits, busy, configuration groups, exposure, shutters, region of interest, binning,
+    sequencing and circular buffer are the core's; the pixels, and the limits of the x-y stage, are ours.
+    One at a time per process, any number after another.
+
+    Parameters
+    ----------
+    specimen : Specimen
+    settings : ScopeSettings, optional
+
+    Raises
+    ------
+    ScopeError
+        On entering: the device adapters are missing, another core is open, or the core does not start.
+
+    Examples
+    --------
+    >>> with SimulatedScope(RecordedSpecimen.from_folder(folder)) as scope:  # doctest: +SKIP
+    ...     scope.core.snap_image()
+    ...     image = scope.core.get_image()
+    """
+
+    def __init__(self, specimen: Specimen, *, settings: ScopeSettings | None = None) -> None:
+        self.specimen = specimen
+        self.settings = settings or ScopeSettings()
+        self._open: ExitStack | None = None
+        self._core: Any = None
+        self._renderer = Renderer(specimen, self._camera(), self.settings)
+
+    def __enter__(self) -> Self:
+        if self._open is not None:
+            raise ScopeError("this simulated microscope is open already", fix="leave its `with` first")
+        with ExitStack() as stack:
+            stack.enter_context(self._renderer)
+            core = stack.enter_context(_headless(self._make_core, self.settings.buffer_size_mb))
+            configure(core, self.specimen.channels, self.settings)
+            self._core, self._open = core, stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        stack, self._open, self._core = self._open, None, None
+        if stack is not None:
+            stack.close()
+
+    @property
+    def core(self) -> Any:
+        """The core, with snake_case and camelCase names; the one ``pycromanager.Core()`` returns."""
+        if self._core is None:
+            raise ScopeError(
+                "the simulated microscope is closed", fix="use it inside `with SimulatedScope(...)`"
+            )
+        return self._core
+
+    @property
+    def last_exposure(self) -> Exposure | None:
+        """State at the start of the exposure of the last image fetched."""
+        exposure: Exposure | None = self.core.last_exposure
+        return exposure
+
+    def view(self) -> View:
+        """What an exposure started now would see."""
+        exposure: Exposure = self.core.state()
+        return exposure.view
+
+    def truth(self, view: View | None = None) -> dict[str, Float32Image]:
+        """True labels of a view, by default the present one: (y, x) float32 in 0..1 by label name."""
+        now = self.view()
+        return self._renderer.truth(view or now)
+
+    def _camera(self) -> Camera:
+        settings = self.settings.camera
+        if settings is None:
+            settings = self.specimen.camera if isinstance(self.specimen, BringsCamera) else CameraSettings()
+        rows, columns = self.settings.shape
+        return Camera(settings, seed=self.settings.seed, pixels=rows * columns)
+
+    def _make_core(self, base: type) -> Any:
+        return simulated_core(base, self._renderer, self.settings)
+
+
+@contextmanager
+def _headless(make_core: Callable[[type], Any], buffer_size_mb: int) -> Iterator[Any]:
+    """Pycro-Manager's headless core and engine, made by ``make_core`` and undone without a trace."""
+    from mmpycorex import is_pymmcore_active, launcher
+    from pycromanager import start_headless
+    from pycromanager.acquisition.acq_eng_py.internal.engine import Engine
+
+    adapters = _adapter_path()
+    if is_pymmcore_active():
+        raise ScopeError(
+            "a Micro-Manager core is open in this process already, and Pycro-Manager knows only one",
+            fix="leave the `with` of the other simulated microscope, or call pycromanager.stop_headless()",
+        )
+    if Engine.get_instance() is not None:
+        # Left behind by stop_headless; the next engine would be dropped in its favour.
+        del Engine.singleton
+    original = launcher._create_pymmcore_instance
+    launcher._create_pymmcore_instance = lambda: make_core(type(original()))
+    try:
+        start_headless(adapters, str(CONFIG_FILE), python_backend=True, buffer_size_mb=buffer_size_mb)
+    except Exception as error:
+        _stop(Engine)
+        raise ScopeError(
+            "the Micro-Manager core did not start",
+            got=str(error),
+            fix='pip install --upgrade --force-reinstall "acq-isl[sim]", so that pymmcore and '
+            "mm-test-adapters have the same device interface",
+        ) from error
+    finally:
+        launcher._create_pymmcore_instance = original
+    try:
+        yield Engine.get_core()
+    finally:
+        _stop(Engine)
+
+
+def _adapter_path() -> str:
+    try:
+        from mm_test_adapters import device_adapter_path
+    except ImportError as error:
+        raise ScopeError(
+            "the simulated microscope needs Micro-Manager's demo device adapters",
+            wanted="the package mm-test-adapters",
+            got=str(error),
+            fix='pip install -e ".[sim]"',
+        ) from error
+    path: str = device_adapter_path()
+    return path
+
+
+def _stop(engine_class: Any) -> None:
+    """End engine threads and unload the core. Waits at most 5 s for an acquisition somebody left running."""
+    from mmpycorex import launcher
+
+    engine = engine_class.get_instance()
+    try:
+        if engine is not None:
+            _end_acquisition(engine)
+            stopper = threading.Thread(target=engine.shutdown, name="stop engine", daemon=True)
+            stopper.start()
+            stopper.join(_ENGINE_STOP_S)
+            if stopper.is_alive():
+                _log.error("threads of Pycro-Manager's engine did not end within %g s", _ENGINE_STOP_S)
+    finally:
+        if engine is not None:
+            # pycromanager keeps the first engine for ever, and with it the core that was unloaded.
+            del engine_class.singleton
+        try:
+            launcher.terminate_pymmcore_instances()
+        finally:
+            launcher._PYMMCORES.clear()
+
+
+def _end_acquisition(engine: Any) -> None:
+    last = engine.last_event
+    if last is not None and not last.acquisition_.are_events_finished():
+        _log.warning("an acquisition was still open when the simulated microscope was closed; aborted")
+        last.acquisition_.abort(ScopeError("the simulated microscope was closed"))
