@@ -1,0 +1,92 @@
+"""A trained live network becomes one ONNX file that says what it expects and gives."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+
+from acq_isl.errors import ModelError
+from acq_isl.manifest import MANIFEST_KEY, Manifest
+from acq_isl.training.network import Deployed
+
+_OPSET = 20
+_AGREEMENT = 1e-4
+
+
+def export_onnx(network: Deployed, manifest: Manifest, path: Path) -> float:
+    """Write the network with its manifest and hold the file against torch.
+
+    Parameters
+    ----------
+    network : Deployed
+    manifest : Manifest
+    path : pathlib.Path
+        The ``.onnx`` file to write; replaced only once the new one has been checked.
+
+    Returns
+    -------
+    float
+        Largest absolute difference between ONNX Runtime and torch over test stacks of several sizes.
+
+    Raises
+    ------
+    ModelError
+        The graph computes something else than torch does.
+    """
+    model = _to_onnx(network.eval(), manifest.size_step_px)
+    del model.metadata_props[:]
+    entry = model.metadata_props.add()
+    entry.key, entry.value = MANIFEST_KEY, manifest.model_dump_json()
+    onnx.checker.check_model(model)
+    content = model.SerializeToString()
+    difference = _compare(network, content, manifest)
+    if difference > _AGREEMENT:
+        raise ModelError(
+            "the exported graph does not compute what the network computes",
+            wanted=f"outputs within {_AGREEMENT:g}",
+            got=f"{difference:.2g}",
+            fix="report the versions of torch, onnx and onnxruntime; this must not be shipped",
+        )
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(content)
+    partial.replace(path)
+    return difference
+
+
+def _to_onnx(network: Deployed, step: int) -> onnx.ModelProto:
+    planes = network.network.config.planes
+    example = (torch.zeros(2, planes, 4 * step, 5 * step, 2, dtype=torch.uint8), torch.ones(2))
+    batch, rows, columns = torch.export.Dim("n"), torch.export.Dim("h"), torch.export.Dim("w")
+    program = torch.onnx.export(
+        network,
+        example,
+        dynamo=True,
+        opset_version=_OPSET,
+        input_names=["stack", "inv_sd"],
+        output_names=["mean", "spread"],
+        dynamic_shapes=({0: batch, 2: step * rows, 3: step * columns}, {0: batch}),
+        verbose=False,
+    )
+    buffer = io.BytesIO()
+    program.save(buffer)
+    return onnx.load_from_string(buffer.getvalue())
+
+
+def _compare(network: Deployed, content: bytes, manifest: Manifest) -> float:
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    step, rng, worst = manifest.size_step_px, np.random.default_rng(0), 0.0
+    for batch, rows, columns in ((1, 4, 4), (2, 3, 8), (1, 12, 5)):
+        shape = (batch, manifest.planes, rows * step, columns * step)
+        counts = rng.normal(30000, 3000, shape).clip(0, 65535).astype("<u2")
+        stack = counts.view(np.uint8).reshape(*shape, 2)
+        inv_sd = np.full(batch, 1 / 3000, np.float32)
+        got = session.run(["mean", "spread"], {"stack": stack, "inv_sd": inv_sd})
+        with torch.no_grad():
+            wanted = network(torch.from_numpy(stack), torch.from_numpy(inv_sd))
+        worst = max(worst, *(float(np.abs(g - w.numpy()).max()) for g, w in zip(got, wanted, strict=True)))
+    return worst

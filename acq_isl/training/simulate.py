@@ -1,0 +1,163 @@
+"""Training pairs from the simulated microscope: random specimen, random optics, known truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from acq_isl.normalize import contrast_sd
+from acq_isl.sim.neurons import Culture
+from acq_isl.sim.optics import Oblique, PhaseContrast, Transmitted
+from acq_isl.sim.specimen_sensor import Sensor, on_sensor
+from acq_isl.sim.synthetic import SyntheticSpecimen
+from acq_isl.sim.view import View
+from acq_isl.stack import Float32Image, Uint16Image
+
+LABELS = ("nuclei", "dendrites", "axons")
+_MID = 32768.0
+_CONTRAST = 7300.0
+_FLATTEN_UM = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class SimulationConfig:
+    """Ranges of the simulated fields; pairs are (low, high) of a uniform distribution.
+
+    Parameters
+    ----------
+    seed : int
+    fields, held_out : int
+        Fields to train on, and fields of other specimens for validation and calibration.
+    side_px, planes : int
+    pixel_um, z_step_um : (float, float)
+    focus_um : (float, float)
+        Focus of the middle plane.
+    aperture, annulus_radius, annulus_width, decentre : (float, float)
+        In numerical aperture.
+    transmission : (float, float)
+        Of the phase ring.
+    oblique, bright : float
+        Share of fields in ring-less oblique light, and of phase contrast with inverted phase.
+    reversed_z : float
+        Share of stacks whose planes go the other way relative to the light.
+    static, noise : (float, float)
+        SD of the pattern fixed on the camera and of the noise, relative to the contrast of the stack.
+    dust : (float, float)
+        Rings per 1024 x 1024 pixels.
+    density, debris, carpet, index, height : (float, float)
+        See `acq_isl.sim.neurons.Culture`.
+    """
+
+    seed: int = 0
+    fields: int = 160
+    held_out: int = 12
+    side_px: int = 384
+    planes: int = 13
+    pixel_um: tuple[float, float] = (0.275, 0.33)
+    z_step_um: tuple[float, float] = (0.6, 2.2)
+    focus_um: tuple[float, float] = (-3.0, 3.0)
+    aperture: tuple[float, float] = (0.42, 0.58)
+    annulus_radius: tuple[float, float] = (0.17, 0.26)
+    annulus_width: tuple[float, float] = (0.02, 0.06)
+    decentre: tuple[float, float] = (0.025, 0.1)
+    transmission: tuple[float, float] = (0.08, 0.35)
+    oblique: float = 0.4
+    bright: float = 0.1
+    reversed_z: float = 0.5
+    static: tuple[float, float] = (0.15, 0.5)
+    noise: tuple[float, float] = (0.2, 0.45)
+    dust: tuple[float, float] = (20.0, 250.0)
+    density: tuple[float, float] = (0.5, 1.8)
+    debris: tuple[float, float] = (0.4, 2.0)
+    carpet: tuple[float, float] = (0.5, 2.5)
+    index: tuple[float, float] = (0.6, 1.3)
+    height: tuple[float, float] = (0.7, 1.4)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pair:
+    """A recorded-looking stack and its truth.
+
+    Parameters
+    ----------
+    stack : (z, y, x) uint16
+    labels : (label, y, x) uint8
+        Truth times 255, in the order of `LABELS`.
+    """
+
+    stack: Uint16Image
+    labels: NDArray[np.uint8]
+
+
+def simulate(config: SimulationConfig, index: int) -> Pair:
+    """Simulate one field; the same configuration and index always give the same pair.
+
+    Indices from ``config.fields`` on are the held-out ones: they differ in everything that is random.
+    """
+    rng = np.random.default_rng([config.seed, index])
+    optics = random_optics(config, rng)
+    culture = Culture(*(rng.uniform(*r) for r in (config.density, config.debris, config.carpet, config.index,
+                                                  config.height)))  # fmt: skip
+    specimen = SyntheticSpecimen(int(rng.integers(2**31)), optics, culture, Sensor(0, 0.0, 0.0))
+    x_um, y_um = rng.uniform(-5000, 5000, 2)
+    shape = (config.side_px, config.side_px)
+    step = rng.uniform(*config.z_step_um) * (-1 if rng.random() < config.reversed_z else 1)
+    z_um = rng.uniform(*config.focus_um) + step * (np.arange(config.planes) - (config.planes - 1) / 2)
+    pixel = rng.uniform(*config.pixel_um)
+    views = [View(x_um, y_um, float(z), "Phase", pixel, shape) for z in z_um]
+    stack = record(np.stack([specimen.render(view) for view in views]), config, rng, pixel)
+    truth = specimen.truth(views[0])
+    labels = np.stack([truth[name] for name in LABELS])
+    return Pair(stack, np.rint(255 * labels).astype(np.uint8))
+
+
+def random_optics(config: SimulationConfig, rng: np.random.Generator) -> Transmitted:
+    """Draw a decentred phase contrast or an oblique illumination."""
+    aperture, wavelength = rng.uniform(*config.aperture), rng.uniform(0.5, 0.6)
+    angle = rng.uniform(0, 2 * np.pi)
+    if rng.random() < config.oblique:
+        reach = (rng.uniform(0.4, 0.7), rng.uniform(0.8, 0.95))
+        return Oblique(wavelength, 1.33, aperture, angle, reach)
+    middle, half = rng.uniform(*config.annulus_radius), rng.uniform(*config.annulus_width) / 2
+    shift = rng.uniform(*config.decentre)
+    return PhaseContrast(
+        wavelength, 1.33, aperture, (middle - half, middle + half),
+        (shift * np.cos(angle), shift * np.sin(angle)), rng.uniform(*config.transmission),
+        bool(rng.random() >= config.bright),
+    )  # fmt: skip
+
+
+def record(light: Float32Image, config: SimulationConfig, rng: np.random.Generator, pixel_um: float) -> Uint16Image:
+    """Flatten a noise-free stack, add what is fixed on the camera, then noise, and make it counts.
+
+    Recorded stacks of this kind are flattened by subtracting a wide Gaussian and scaled plane by plane.
+    """
+    flat = np.stack([plane - ndimage.gaussian_filter(plane, _FLATTEN_UM / pixel_um, truncate=2.5) for plane in light])
+    # Contrast as the network will measure it, so that shares of noise mean the same for every field.
+    scale = contrast_sd(np.clip(flat * 30000 + _MID, 0, 65535).astype(np.uint16), 6.0 / pixel_um) / 30000
+    flat /= max(scale, 1e-6)
+    pattern = Sensor(int(rng.integers(2**31)), 1.0, rng.uniform(*config.dust), rng.uniform(2.0, 8.0)).pattern()
+    origin = (int(rng.integers(1024)), int(rng.integers(1024)))
+    static = on_sensor(pattern, origin, flat.shape[1:], 1)
+    flat += np.float32(rng.uniform(*config.static)) * static
+    flat += np.float32(rng.uniform(*config.noise)) * rng.standard_normal(flat.shape, np.float32)
+    flat /= flat.std(axis=(1, 2), keepdims=True)
+    return np.clip(_MID + _CONTRAST * flat, 0, 65535).astype(np.uint16)
+
+
+def cached(config: SimulationConfig, index: int, folder: Path) -> Pair:
+    """`simulate`, kept as ``.npz`` in a folder that belongs to one configuration."""
+    path = folder / f"field_{index:04d}.npz"
+    if path.exists():
+        with np.load(path, allow_pickle=False) as kept:
+            return Pair(kept["stack"], kept["labels"])
+    pair = simulate(config, index)
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.savez(file, stack=pair.stack, labels=pair.labels)
+    partial.replace(path)
+    return pair

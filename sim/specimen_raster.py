@@ -1,0 +1,246 @@
+"""Regions of a culture become optical path and label images on the specimen's own pixel lattice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import fft, ndimage, special
+
+from acq_isl.sim.neurons import LAYER_HEIGHTS_UM, RADII_UM, STEP_UM, Beads, Cell, Culture, Region
+from acq_isl.stack import Float32Image
+
+LATTICE_UM = 0.3
+"""Pixel of the lattice; pixel (0, 0) has its middle at x = y = LATTICE_UM / 2."""
+_PAD_PX = 48
+_BLOCK_PX = 256
+_LAYERS = len(LAYER_HEIGHTS_UM)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A rectangle of lattice pixels: first row and column, and their numbers."""
+
+    row: int
+    column: int
+    rows: int
+    columns: int
+
+    def grown(self, pad: int) -> Window:
+        return Window(self.row - pad, self.column - pad, self.rows + 2 * pad, self.columns + 2 * pad)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Raster:
+    """What lies in a window.
+
+    Parameters
+    ----------
+    path_um : (layer, y, x) float32
+        Optical path difference to the medium, in micrometres.
+    nuclei, dendrites, axons : (y, x) float32
+        True labels, 0..1.
+    """
+
+    path_um: Float32Image
+    nuclei: Float32Image
+    dendrites: Float32Image
+    axons: Float32Image
+
+
+def rasterise(regions: Iterable[Region], window: Window, seed: int, culture: Culture) -> Raster:
+    """Draw all regions that reach into a window. Neighbouring windows agree where they overlap."""
+    big = window.grown(_PAD_PX)
+    path = np.zeros((_LAYERS, big.rows, big.columns), np.float32)
+    soma = np.zeros_like(path)
+    nuclei = np.zeros(path.shape[1:], np.float32)
+    bodies = np.zeros_like(nuclei)
+    spectra = _Spectra(big)
+    for region in regions:
+        for cell in region.cells:
+            _draw_cell(cell, big, soma, (nuclei, bodies))
+        _draw_beads(region.beads, big, path, (nuclei, bodies))
+        spectra.add(region)
+    texture = _world_noise(big, (seed, 1))
+    grain = 0.14 * _unit(ndimage.gaussian_filter(texture, 1.2), 1.2) + 0.12 * _unit(
+        ndimage.gaussian_filter(texture, 2.5), 2.5
+    )
+    path += soma * (1 + grain)
+    lines, dendrites, axons = spectra.images()
+    path += lines
+    carpet = _world_noise(big, (seed, 2))
+    for sigma, amount in ((10.0, 0.006), (2.5, 0.0016)):
+        path[0] += culture.carpet * amount * _unit(ndimage.gaussian_filter(carpet, sigma), sigma)
+    cut = (slice(_PAD_PX, -_PAD_PX), slice(_PAD_PX, -_PAD_PX))
+    return Raster(
+        np.ascontiguousarray(path[(slice(None), *cut)]), _label(nuclei * (1 + 0.6 * grain), cut),
+        _label(np.maximum(bodies, dendrites), cut), _label(np.maximum(axons, 0.12 * bodies), cut),
+    )  # fmt: skip
+
+
+def _label(image: Float32Image, cut: tuple[slice, slice]) -> Float32Image:
+    # What a fluorescence microscope resolves of it: about 0.3 um.
+    return np.clip(ndimage.gaussian_filter(image, 0.9)[cut], 0, 1).astype(np.float32)
+
+
+def _unit(filtered: Float32Image, sigma: float) -> Float32Image:
+    """Noise of unit variance from white noise filtered with a Gaussian (variance 1 / (4 pi sigma^2))."""
+    scaled: Float32Image = filtered * np.float32(2 * np.sqrt(np.pi) * sigma)
+    return scaled
+
+
+def _world_noise(window: Window, key: tuple[int, int]) -> Float32Image:
+    """White noise that belongs to the plane, not to the window: drawn per block of the lattice."""
+    out = np.empty((window.rows, window.columns), np.float32)
+    for block_row in range(window.row // _BLOCK_PX, (window.row + window.rows - 1) // _BLOCK_PX + 1):
+        for block_column in range(
+            window.column // _BLOCK_PX, (window.column + window.columns - 1) // _BLOCK_PX + 1
+        ):
+            place = [2 * abs(v) + (v < 0) for v in (block_row, block_column)]
+            block = np.random.default_rng([*key, *place]).standard_normal((_BLOCK_PX, _BLOCK_PX), np.float32)
+            top, left = block_row * _BLOCK_PX - window.row, block_column * _BLOCK_PX - window.column
+            there = _clip(top, left, _BLOCK_PX, _BLOCK_PX, out.shape)
+            if there is not None:
+                target, source = there
+                out[target] = block[source]
+    return out
+
+
+_Slices = tuple[slice, slice]
+
+
+def _clip(
+    top: int, left: int, rows: int, columns: int, shape: tuple[int, ...]
+) -> tuple[_Slices, _Slices] | None:
+    """Where a patch lands in an image and which part of the patch does; None if it misses."""
+    r0, r1 = max(top, 0), min(top + rows, shape[0])
+    c0, c1 = max(left, 0), min(left + columns, shape[1])
+    if r0 >= r1 or c0 >= c1:
+        return None
+    return (slice(r0, r1), slice(c0, c1)), (slice(r0 - top, r1 - top), slice(c0 - left, c1 - left))
+
+
+def _patch(x_um: float, y_um: float, reach_um: float, window: Window) -> tuple[int, int, NDArray[np.float64], NDArray[np.float64]]:  # noqa: E501
+    """Top and left of a square patch about a point, and the offsets of its pixels from it in um."""
+    reach = int(np.ceil(reach_um / LATTICE_UM)) + 2
+    row, column = int(np.floor(y_um / LATTICE_UM)), int(np.floor(x_um / LATTICE_UM))
+    span = np.arange(-reach, reach + 1)
+    dy = (row + span + 0.5) * LATTICE_UM - y_um
+    dx = (column + span + 0.5) * LATTICE_UM - x_um
+    return row - reach - window.row, column - reach - window.column, dy, dx
+
+
+def _draw_cell(
+    cell: Cell, window: Window, soma: Float32Image, labels: tuple[Float32Image, Float32Image]
+) -> None:
+    top, left, dy, dx = _patch(cell.x, cell.y, 1.35 * cell.long, window)
+    there = _clip(top, left, len(dy), len(dx), soma.shape[1:])
+    if there is None:
+        return
+    target, source = there
+    y, x = dy[source[0], None], dx[None, source[1]]
+    along = (np.cos(cell.angle) * x + np.sin(cell.angle) * y) / cell.long
+    across = (np.cos(cell.angle) * y - np.sin(cell.angle) * x) / cell.short
+    turn = np.arctan2(across, along)
+    outline = 1 + sum(cell.wobble[k] * np.cos((k + 2) * turn + cell.wobble[k + 3]) for k in range(3))
+    rho = np.hypot(along, across) / outline
+    inner = rho / cell.nucleus
+    dome = np.sqrt(np.clip(1 - rho**2, 0, None)) * cell.thickness
+    core = np.sqrt(np.clip(1 - inner**2, 0, None)) * cell.thickness * cell.nucleus
+    soma[(cell.layer, *target)] += (cell.index * dome + cell.nucleus_index * core).astype(np.float32)
+    edge = 0.35 / cell.short
+    nuclei, bodies = labels
+    _brighten(nuclei, target, cell.dna * special.expit((cell.nucleus - rho) / edge))
+    _brighten(bodies, target, cell.mtubules * special.expit((1 - rho) / edge) * (0.75 + 0.25 * rho.clip(0, 1)))
+
+
+def _brighten(image: Float32Image, target: tuple[slice, slice], light: NDArray[np.float64]) -> None:
+    # A maximum, as in the confocal maximum projections that truth is made from: discs stay separate.
+    np.maximum(image[target], light, out=image[target], casting="same_kind")
+
+
+def _draw_beads(
+    beads: Beads, window: Window, path: Float32Image, labels: tuple[Float32Image, Float32Image]
+) -> None:
+    column, row = beads.x / LATTICE_UM - window.column, beads.y / LATTICE_UM - window.row
+    reach = beads.radius / LATTICE_UM + 3
+    near = (column > -reach) & (column < window.columns + reach) & (row > -reach) & (row < window.rows + reach)
+    for i in np.flatnonzero(near):
+        radius = float(beads.radius[i])
+        top, left, dy, dx = _patch(float(beads.x[i]), float(beads.y[i]), radius, window)
+        there = _clip(top, left, len(dy), len(dx), path.shape[1:])
+        if there is None:
+            continue
+        target, source = there
+        square = dy[source[0], None] ** 2 + dx[None, source[1]] ** 2
+        chord = 2 * np.sqrt(np.clip(radius**2 - square, 0, None))
+        path[(int(beads.layer[i]), *target)] += (beads.index[i] * chord).astype(np.float32)
+        for image, light in zip(labels, (beads.dna[i], beads.mtubules[i]), strict=True):
+            if light > 0:
+                _brighten(image, target, light * special.expit((radius - np.sqrt(square)) / 0.3))
+
+
+class _Spectra:
+    """Neurites as sums of discs, gathered in Fourier space.
+
+    The integral of a disc's indicator along a path is the chord 2 sqrt(r^2 - d^2), the thickness of a
+    cylinder: so points along a path, convolved with a disc, are an exactly cylindrical neurite.
+    """
+
+    def __init__(self, window: Window) -> None:
+        self._window = window
+        self._shape = (fft.next_fast_len(window.rows, True), fft.next_fast_len(window.columns, True))
+        bins = (self._shape[0], self._shape[1] // 2 + 1)
+        self._path = np.zeros((_LAYERS, *bins), np.complex64)
+        self._labels = np.zeros((2, *bins), np.complex64)
+        fy = fft.fftfreq(self._shape[0], LATTICE_UM)[:, None]
+        fx = fft.rfftfreq(self._shape[1], LATTICE_UM)[None]
+        self._f = np.hypot(fy, fx).astype(np.float32)
+        # Half a pixel of blur keeps the discs of less than a pixel from ringing.
+        self._soft = np.exp(-2 * (np.pi * 0.5 * LATTICE_UM * self._f) ** 2).astype(np.float32)
+
+    def add(self, region: Region) -> None:
+        strokes = region.strokes
+        column = (strokes.x + region.x) / LATTICE_UM - 0.5 - self._window.column
+        row = (strokes.y + region.y) / LATTICE_UM - 0.5 - self._window.row
+        near = (column >= 0) & (column < self._window.columns - 1) & (row >= 0) & (row < self._window.rows - 1)
+        for size, radius in enumerate(RADII_UM):
+            of_size = near & (strokes.radius == size)
+            if not of_size.any():
+                continue
+            disc = self._soft * _disc_spectrum(self._f, radius)
+            for layer in range(_LAYERS):
+                pick = of_size & (strokes.layer == layer)
+                self._path[layer] += disc * self._splat(row[pick], column[pick], strokes.index[pick])
+            self._labels[0] += disc * self._splat(row[of_size], column[of_size], strokes.dendrite[of_size])
+            self._labels[1] += disc * self._splat(row[of_size], column[of_size], strokes.axon[of_size])
+
+    def _splat(
+        self, row: NDArray[np.float64], column: NDArray[np.float64], weight: NDArray[np.float64]
+    ) -> NDArray[np.complex64]:
+        r, c = row.astype(np.intp), column.astype(np.intp)
+        v, u = row - r, column - c
+        base = r * self._shape[1] + c
+        where = np.concatenate([base, base + 1, base + self._shape[1], base + self._shape[1] + 1])
+        share = np.concatenate([(1 - v) * (1 - u), (1 - v) * u, v * (1 - u), v * u]) * np.tile(weight, 4)
+        image = np.bincount(where, share, self._shape[0] * self._shape[1]).astype(np.float32)
+        spectrum: NDArray[np.complex64] = fft.rfft2(image.reshape(self._shape))
+        return spectrum
+
+    def images(self) -> tuple[Float32Image, Float32Image, Float32Image]:
+        """Path in um per layer, and the dendrite and axon labels, saturating with thickness."""
+        scale = STEP_UM / LATTICE_UM**2
+        rows, columns = self._window.rows, self._window.columns
+        path = fft.irfft2(self._path, self._shape)[:, :rows, :columns] * scale
+        thick = fft.irfft2(self._labels, self._shape)[:, :rows, :columns] * scale
+        dendrites, axons = 1 - np.exp(-np.clip(thick, 0, None) / np.array([1.6, 0.9])[:, None, None])
+        return path.astype(np.float32), dendrites.astype(np.float32), axons.astype(np.float32)
+
+
+def _disc_spectrum(f: Float32Image, radius_um: float) -> Float32Image:
+    """Fourier transform r J1(2 pi r f) / f of a disc's indicator, in um^2."""
+    argument = 2 * np.pi * radius_um * np.maximum(f, 1e-6)
+    spectrum: Float32Image = (2 * np.pi * radius_um**2 * special.j1(argument) / argument).astype(np.float32)
+    return spectrum
