@@ -1,0 +1,248 @@
+"""Model files: one ONNX file with its manifest inside, looked through before anything runs it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
+
+from acq_isl.errors import ModelError
+from acq_isl.manifest import MANIFEST_KEY, Manifest
+
+DEMO = "demo"
+_DEMO_FILE = "demo.onnx"
+_STANDARD_DOMAINS = ("", "ai.onnx")
+_Ports = dict[str, tuple[str, tuple[str | int, ...]]]  # element type and axes by name
+# What every model takes and gives. Numbers of planes and labels are the manifest's; n, h and w are free.
+_INPUTS: _Ports = {"stack": ("UINT8", ("n", "planes", "h", "w", 2)), "inv_sd": ("FLOAT", ("n",))}
+_OUTPUTS: _Ports = {
+    "mean": ("FLOAT", ("n", "labels", "h", "w")),
+    "spread": ("FLOAT", ("n", "labels", "h", "w")),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A model file in words, as ``acq-isl info MODEL`` shows it.
+
+    Parameters
+    ----------
+    where : str
+        Path of the file, or ``"demo"``.
+    sha256 : str
+    size_bytes : int
+    manifest : Manifest
+        Name, version, licence, labels, planes, pixel size, optics, tile rule, training, metrics.
+    opset : int
+        Version of the ONNX operators it needs.
+    inputs, outputs : tuple of str
+        Such as ``"stack uint8 (n, 13, 16*h, 16*w, 2)"``.
+    """
+
+    where: str
+    sha256: str
+    size_bytes: int
+    manifest: Manifest
+    opset: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def lines(self) -> tuple[tuple[str, str], ...]:
+        """Rows of name and value for people, units included."""
+        m = self.manifest
+        span = f"{m.z_offsets_um[0]:+g} to {m.z_offsets_um[-1]:+g} um around the middle"
+        return (
+            ("model", f"{m.name} {m.version}"),
+            ("description", m.description),
+            ("labels", ", ".join(f"{label.name} (predicted; {label.marker})" for label in m.labels)),
+            ("optics", f"{m.modality}, dense matter {m.polarity}"),
+            ("pixel size", f"{m.pixel_size_um:g} um"),
+            ("planes", f"{m.planes}, {m.z_step_um:.3g} um apart, {span}"),
+            ("background removed", f"Gaussian, sigma {m.high_pass_um:g} um"),
+            ("tiles", f"from {m.min_tile_px} px in steps of {m.size_step_px} px, halo {m.halo_px} px"),
+            ("trained on", m.trained_on),
+            *((f"metric {name}", f"{value:.3g}") for name, value in m.metrics.items()),
+            ("licence", m.licence),
+            ("file", f"{self.where}, {self.size_bytes / 2**20:.1f} MiB, ONNX opset {self.opset}"),
+            ("sha256", self.sha256),
+            ("inputs", "; ".join(self.inputs)),
+            ("outputs", "; ".join(self.outputs)),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelFile:
+    """A model that was read and checked. ``content`` is what was hashed, checked and will be run."""
+
+    content: bytes
+    info: ModelInfo
+
+
+def read_model(model: Path | str, *, sha256: str | None = None) -> ModelFile:
+    """Read a model file and make sure that it is one, whole and self-contained.
+
+    Parameters
+    ----------
+    model : pathlib.Path or str
+        An ``.onnx`` file, or ``"demo"``: the model that comes with acq-isl.
+    sha256 : str, optional
+        Hash the file must have. Without it, ``MODEL.onnx.sha256`` beside the file is used if there.
+
+    Returns
+    -------
+    ModelFile
+
+    Raises
+    ------
+    ModelError
+        The file is missing, damaged, not an acq-isl model, or refers to things outside of itself.
+    """
+    where, content, noted = _read(model)
+    found = hashlib.sha256(content).hexdigest()
+    wanted = (sha256 or noted or found).lower()
+    if found != wanted:
+        raise ModelError(
+            f"model {where} is not the file it should be",
+            wanted=f"sha256 {wanted}",
+            got=found,
+            fix="copy or download the file again; if it was changed on purpose, remove the .sha256 file",
+        )
+    proto = _parse(where, content)
+    manifest = _manifest(where, proto)
+    _check_self_contained(where, proto)
+    inputs = _check_ports(where, proto.graph.input, _INPUTS, manifest)
+    outputs = _check_ports(where, proto.graph.output, _OUTPUTS, manifest)
+    opset = next((entry.version for entry in proto.opset_import if entry.domain in _STANDARD_DOMAINS), 0)
+    return ModelFile(content, ModelInfo(where, found, len(content), manifest, opset, inputs, outputs))
+
+
+def describe(model: Path | str) -> ModelInfo:
+    """What a model is, without running it; raises `ModelError` like `read_model`."""
+    return read_model(model).info
+
+
+def _read(model: Path | str) -> tuple[str, bytes, str | None]:
+    """Name for people, bytes, and the hash noted beside the file, if any."""
+    if model == DEMO:
+        folder = resources.files("acq_isl.models")
+        demo, beside = folder / _DEMO_FILE, folder / f"{_DEMO_FILE}.sha256"
+        if not demo.is_file():
+            raise ModelError(
+                "the demo model is not part of this installation",
+                wanted=_DEMO_FILE,
+                fix="install acq-isl again, or give the path of a model trained with `acq-isl train`",
+            )
+        return DEMO, demo.read_bytes(), _noted(beside.read_text("utf-8")) if beside.is_file() else None
+    path = Path(model)
+    try:
+        content = path.read_bytes()
+        side = path.with_name(path.name + ".sha256")
+        return str(path), content, _noted(side.read_text("utf-8")) if side.is_file() else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(
+            f"model {path} cannot be read: {error}",
+            wanted="an .onnx file written by acq-isl",
+            fix='check the path, or use "demo" for the model that comes with acq-isl',
+        ) from error
+
+
+def _noted(text: str) -> str:
+    """The hash in a file as sha256sum writes it: hash, blanks, file name."""
+    return (text.split() or ["nothing"])[0]
+
+
+def _parse(where: str, content: bytes) -> onnx.ModelProto:
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(content)
+        onnx.checker.check_model(proto)
+    except (DecodeError, onnx.checker.ValidationError) as error:
+        raise ModelError(
+            f"model {where} is damaged or not an ONNX file: {error}",
+            wanted="an .onnx file written by acq-isl",
+            got=f"{len(content)} bytes",
+            fix="copy or download the file again",
+        ) from error
+    return proto
+
+
+def _manifest(where: str, proto: onnx.ModelProto) -> Manifest:
+    texts = [entry.value for entry in proto.metadata_props if entry.key == MANIFEST_KEY]
+    if len(texts) != 1:
+        raise ModelError(
+            f"model {where} does not say what it expects and gives",
+            wanted=f"one manifest under {MANIFEST_KEY!r} in the file's metadata",
+            got=f"{len(texts)}",
+            fix="copy an acq-isl model again, it was cut short; export any other with acq-isl",
+        )
+    return Manifest.from_json(texts[0])
+
+
+def _messages(message: Message) -> Iterator[Message]:
+    """A protobuf message and all messages inside of it, so that no subgraph can hide anything."""
+    yield message
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for inner in (value,) if isinstance(value, Message) else value:
+                yield from _messages(inner)
+
+
+def _check_self_contained(where: str, proto: onnx.ModelProto) -> None:
+    known = {*_STANDARD_DOMAINS, *(function.domain for function in proto.functions)}
+    for message in _messages(proto):
+        if isinstance(message, onnx.TensorProto) and message.data_location == onnx.TensorProto.EXTERNAL:
+            raise ModelError(
+                f"model {where} keeps weights in another file",
+                wanted="all weights inside the .onnx file, so that one hash covers them",
+                got=f"tensor {message.name!r} outside",
+                fix="export it with acq-isl, or save it with onnx.save_model(save_as_external_data=False)",
+            )
+        if isinstance(message, onnx.NodeProto) and message.domain not in known:
+            raise ModelError(
+                f"model {where} needs an operator that is not part of ONNX",
+                wanted="standard ONNX operators, which every engine can run",
+                got=f"{message.domain}::{message.op_type}",
+                fix="export the network again without custom operators",
+            )
+
+
+def _check_ports(
+    where: str, ports: Iterable[onnx.ValueInfoProto], contract: _Ports, manifest: Manifest
+) -> tuple[str, ...]:
+    """Hold inputs or outputs against the contract; returns them in words."""
+    known = {"planes": manifest.planes, "labels": len(manifest.labels)}
+    found = {port.name: _port(port) for port in ports}
+    wanted = {
+        name: (dtype, tuple(known.get(axis, axis) if isinstance(axis, str) else axis for axis in axes))
+        for name, (dtype, axes) in contract.items()
+    }
+    fits = found.keys() == wanted.keys() and all(
+        found[name][0] == dtype
+        and len(found[name][1]) == len(axes)
+        and all(isinstance(f, str) or f == w for f, w in zip(found[name][1], axes, strict=True))
+        for name, (dtype, axes) in wanted.items()
+    )
+    if not fits:
+        raise ModelError(
+            f"model {where} does not take or give what its manifest says",
+            wanted="; ".join(_words(name, *port) for name, port in wanted.items()),
+            got="; ".join(_words(name, *port) for name, port in found.items()) or "nothing",
+            fix="export the model again with this version of acq-isl",
+        )
+    return tuple(_words(name, *found[name]) for name in wanted)
+
+
+def _port(value: onnx.ValueInfoProto) -> tuple[str, tuple[str | int, ...]]:
+    tensor = value.type.tensor_type
+    axes = (dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in tensor.shape.dim)
+    return onnx.TensorProto.DataType.Name(tensor.elem_type), tuple(axes)
+
+
+def _words(name: str, dtype: str, axes: tuple[str | int, ...]) -> str:
+    kind = "float32" if dtype == "FLOAT" else dtype.lower()
+    return f"{name} {kind} ({', '.join(str(axis) for axis in axes)})"

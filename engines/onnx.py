@@ -1,0 +1,146 @@
+"""ONNX Runtime on the CPU: the engine that is always there, and the reference for all others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import psutil
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as runtime
+
+from acq_isl.engines.model_file import ModelFile, read_model
+from acq_isl.engines.predictor import Predictor
+from acq_isl.errors import EngineError, ModelError
+from acq_isl.manifest import Manifest
+from acq_isl.stack import Float32Image
+
+_OUTPUTS = ["mean", "spread"]
+_FATAL_ONLY = 4  # whatever goes wrong is raised; the runtime need not print it as well
+# The runtime's errors have no common base but Exception.
+_RUNTIME_ERRORS = (
+    runtime.EPFail,
+    runtime.EngineError,
+    runtime.Fail,
+    runtime.InvalidArgument,
+    runtime.InvalidGraph,
+    runtime.InvalidProtobuf,
+    runtime.NoModel,
+    runtime.NotImplemented,
+    runtime.RuntimeException,
+    MemoryError,
+    RuntimeError,
+    ValueError,
+)
+
+
+def default_threads() -> int:
+    """Physical cores this process may use, less one that the acquisition keeps; at least 1."""
+    physical = psutil.cpu_count(logical=False) or 1
+    process = psutil.Process()
+    allowed = len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else physical
+    return max(min(physical, allowed) - 1, 1)
+
+
+class OnnxNetwork:
+    """One ONNX Runtime session on the CPU. `run` may be called from several threads at once.
+
+    Parameters
+    ----------
+    model : ModelFile
+    threads : int, optional
+        Cores to use, `default_threads` if not given.
+
+    Raises
+    ------
+    ModelError
+        The runtime cannot load the network.
+    """
+
+    def __init__(self, model: ModelFile, *, threads: int | None = None) -> None:
+        self._threads = default_threads() if threads is None else max(threads, 1)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _FATAL_ONLY
+        # Threads that spin between stacks would take the cores from the camera.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session: onnxruntime.InferenceSession | None = onnxruntime.InferenceSession(
+                model.content, options, providers=["CPUExecutionProvider"]
+            )
+        except _RUNTIME_ERRORS as error:
+            raise ModelError(
+                f"ONNX Runtime cannot load model {model.info.where}: {error}",
+                wanted=f"operators up to those of onnxruntime {onnxruntime.__version__}",
+                got=f"ONNX opset {model.info.opset}",
+                fix="update onnxruntime, or export the model again with this version of acq-isl",
+            ) from error
+
+    @property
+    def name(self) -> str:
+        return "onnxruntime cpu fp32"
+
+    @property
+    def threads(self) -> int:
+        """Cores it computes on."""
+        return self._threads
+
+    def run(self, tiles: NDArray[np.uint8], inv_sd: Float32Image) -> tuple[Float32Image, Float32Image]:
+        """Infer a batch of tiles; see `acq_isl.engines.predictor.Network`."""
+        session = self._session
+        if session is None:
+            raise EngineError("the engine is closed", fix="load the engine again")
+        try:
+            mean, spread = session.run(_OUTPUTS, {"stack": tiles, "inv_sd": inv_sd})
+        except _RUNTIME_ERRORS as error:
+            raise EngineError(
+                f"ONNX Runtime failed on tiles of {tiles.shape}: {error}",
+                fix="if memory ran out, use smaller tiles or close other programs",
+            ) from error
+        return mean, spread
+
+    def warm_up(self, manifest: Manifest) -> None:
+        """Run once on a tile of the smallest size, so that the first stack finds threads and code ready."""
+        step = manifest.size_step_px
+        side = -(-manifest.min_tile_px // step) * step
+        self.run(np.zeros((1, manifest.planes, side, side, 2), np.uint8), np.ones(1, np.float32))
+
+    def close(self) -> None:
+        self._session = None
+
+
+class OnnxEngine(Predictor):
+    """A model file, ready to predict on the CPU.
+
+    Parameters
+    ----------
+    model : pathlib.Path or str
+    threads : int, optional
+        Cores to use, `default_threads` if not given.
+    tile_px : int or None
+        Longest tile side; it bounds memory. None infers any field in one piece.
+    sha256 : str, optional
+        Hash the file must have.
+
+    Raises
+    ------
+    ModelError
+        The file is missing, damaged, or not an acq-isl model.
+    EngineError
+        The network cannot be run.
+    """
+
+    def __init__(
+        self,
+        model: Path | str,
+        *,
+        threads: int | None = None,
+        tile_px: int | None = 1024,
+        sha256: str | None = None,
+    ) -> None:
+        file = read_model(model, sha256=sha256)
+        network = OnnxNetwork(file, threads=threads)
+        network.warm_up(file.info.manifest)
+        super().__init__(file.info, network, tile_px=tile_px)
