@@ -1,9 +1,9 @@
 """The published in-silico-labelling network ("concordance"). The whole of it is here.
 
-Christiansen et al., "In Silico Labeling: Predicting Fluorescent Labels in Unlabeled Images", Cell 2018; its code
-is google/in-silico-labeling. A patch of 250x250 pixels of a z-stack becomes a distribution over intensity bins for
-each of its central 8x8 pixels and each label. Five towers look at centre crops of the patch at scales 1 to 1/16,
-their outputs are joined and go through one more tower. Variables carry the published checkpoint's names.
+Christiansen et al., "In Silico Labeling: Predicting Fluorescent Labels in Unlabeled Images", Cell 2018, with
+code in google/in-silico-labeling. From a patch of 250x250 pixels it predicts, for each label and each of the
+central 8x8 pixels, a distribution over intensity bins. Five towers look at centre crops of the patch at scales
+1 to 1/16, their outputs are joined and go through one more tower. Variables carry the published names.
 """
 
 from __future__ import annotations
@@ -125,6 +125,11 @@ def upper_plan(base_depth: int, width: int) -> dict[str, tuple[Kind, Widths]]:
     return plan
 
 
+def inner(x: Tensor, crop: int) -> Tensor:
+    """The image without ``crop`` pixels on each side."""
+    return x[..., crop:-crop, crop:-crop] if crop else x
+
+
 def relu_tanh(x: Tensor) -> Tensor:
     """Both activations side by side: twice the channels, ReLU first."""
     return torch.cat([F.relu(x), torch.tanh(x)], 1)
@@ -152,7 +157,7 @@ class Minception(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.expand(relu_tanh(self.expand_norm(x)))
-        y = y[..., 2:-2, 2:-2] if self.kind == "up" else torch.cat([y, self.pooled(x)], 1)
+        y = inner(y, 2) if self.kind == "up" else torch.cat([y, self.pooled(x)], 1)
         y = self.reduce(relu_tanh(self.reduce_norm(y)))
         out: Tensor = y + shortcut(self.kind, x, self.widths.outputs)
         return out
@@ -165,8 +170,8 @@ class Minception(nn.Module):
 def shortcut(kind: Kind, x: Tensor, outputs: int) -> Tensor:
     """What a module adds its result to: the input cropped, or brought to the new scale."""
     if kind == "up":
-        return F.interpolate(x[:, :outputs], scale_factor=2, mode="nearest")[..., 1:-1, 1:-1]
-    x = x[..., 1:-1, 1:-1]
+        return inner(F.interpolate(x[:, :outputs], scale_factor=2, mode="nearest"), 1)
+    x = inner(x, 1)
     if kind == "down":
         x = F.avg_pool2d(x, 2)
     return F.pad(x, (0, 0, 0, 0, 0, outputs - x.shape[1])) if outputs > x.shape[1] else x
@@ -251,8 +256,7 @@ class ReferenceNetwork(nn.Module):
         """
         x = self.project(x)  # (N, 16, H, W)
         joined = [
-            tower(x[..., crop : x.shape[-2] - crop, crop : x.shape[-1] - crop])
-            for tower, crop in zip(self.towers, TOWER_CROPS_PX, strict=True)
+            tower(inner(x, crop)) for tower, crop in zip(self.towers, TOWER_CROPS_PX, strict=True)
         ]  # each (N, c, 36 + 16 k, 36 + 16 l)
         out: Tensor = self.upper(torch.cat(joined, 1))
         return out
@@ -260,7 +264,13 @@ class ReferenceNetwork(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Logits by head, each (N, bins, 8 + 16 k, 8 + 16 l) float32; ``x`` as for `embedding`."""
         embedding = self.embedding(x)
-        return {name: head(embedding) for name, head in zip(self.config.heads, self.heads, strict=True)}
+        return {name: head(embedding) for name, head in self.named_heads()}
+
+    def named_heads(self) -> Iterator[tuple[str, Head]]:
+        """Output layers with their names."""
+        for name, head in zip(self.config.heads, self.heads, strict=True):
+            if isinstance(head, Head):
+                yield name, head
 
     def variables(self) -> Iterator[tuple[str, Tensor]]:
         """Every variable under its name in the published checkpoint, as a view in TensorFlow's axis order."""
@@ -272,6 +282,6 @@ class ReferenceNetwork(nn.Module):
                 yield from _convolution_variables(f"{name}/expand_rv2/{conv}", module.expand)
                 yield from _norm_variables(f"{name}/reduce_rv2", module.reduce_norm)
                 yield from _convolution_variables(f"{name}/reduce_rv2/Conv", module.reduce)
-        for name, head in zip(self.config.heads, self.heads, strict=True):
+        for name, head in self.named_heads():
             yield from _norm_variables(f"head/{name}/residual_v2_conv", head.norm)
             yield from _convolution_variables(f"head/{name}/residual_v2_conv/Conv", head.reduce)
