@@ -1,1 +1,37 @@
-"""acq-isl: see fluorescence labels that were never stained, while acquiring."""
+"""acq-isl: see fluorescence labels that were never stained, while acquiring.
+
+In a notebook::
+
+    import acq_isl
+    experiment = acq_isl.Experiment.from_yaml("experiment.yaml")
+    result = acq_isl.run(experiment, sim=True)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from acq_isl.app import RunResult, run
+    from acq_isl.engines import load_engine
+    from acq_isl.experiment import Experiment
+    from acq_isl.hooks import CaptureHook, GuardedAcquisition
+
+# Resolved on first use: a model server must not load a microscope, nor the other way round.
+_HOME = {
+    "CaptureHook": "acq_isl.hooks",
+    "Experiment": "acq_isl.experiment",
+    "GuardedAcquisition": "acq_isl.hooks",
+    "RunResult": "acq_isl.app",
+    "load_engine": "acq_isl.engines",
+    "run": "acq_isl.app",
+}
+
+__all__ = ["CaptureHook", "Experiment", "GuardedAcquisition", "RunResult", "load_engine", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'acq_isl' has no attribute {name!r}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import useq
@@ -107,25 +107,9 @@ def visits(sequence: useq.MDASequence, field: StackRequest, time: int) -> tuple[
     here = useq.AbsolutePosition(x=field.x_um, y=field.y_um, z=middle_um, name=field.key.position)
     placed = sequence.replace(stage_positions=(here,))
     found = _stacks(placed, Optics("fluorescence", "unknown"), predict=False)
-    requests = [_at_time(request, time) for _, request in found]
+    requests = [replace(request, key=replace(request.key, time=time)) for _, request in found]
     _refuse_twins(requests)
     return tuple(requests)
-
-
-def _at_time(request: StackRequest, time: int) -> StackRequest:
-    key = StackKey(time, request.key.position, request.key.channel)
-    return StackRequest(
-        key,
-        request.x_um,
-        request.y_um,
-        request.z_um,
-        request.group,
-        request.preset,
-        request.exposure_ms,
-        request.modality,
-        request.polarity,
-        request.predict,
-    )
 
 
 def _completed(sequence: useq.MDASequence, place: Place) -> useq.MDASequence:

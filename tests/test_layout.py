@@ -19,9 +19,12 @@ RANKS = {
     "manifest": 1,
     "protocols": 1,
     "record": 1,
+    "messages": 1,
     "models": 1,
     "assemble": 2,
+    "actions": 2,
     "measure": 2,
+    "objects": 2,
     "normalize": 2,
     "plan": 2,
     "rules": 2,
@@ -43,11 +46,13 @@ RANKS = {
     "session": 4,
     "training": 4,
     "hooks": 5,
-    "app": 6,
+    "summary": 5,
     "doctor": 6,
-    "cli": 7,
-    "__main__": 8,
-    "__init__": 9,  # the door for notebooks: names resolved on first use
+    "preflight": 6,
+    "app": 7,
+    "cli": 8,
+    "__main__": 9,
+    "__init__": 10,  # the door for notebooks: names resolved on first use
 }
 # Rooms of one rank that may look at each other, each with the reason.
 NEIGHBOURS = {

@@ -1,0 +1,242 @@
+"""One run, put together from its parts: the place where everything is opened, and closed again."""
+
+from __future__ import annotations
+
+import datetime
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from acq_isl.client import EngineClient
+from acq_isl.engines import describe
+from acq_isl.errors import EngineError, StorageError
+from acq_isl.experiment import Experiment, LocalEngine, NoEngine, RemoteEngine
+from acq_isl.hooks import GuardedAcquisition, OpenMicroscope, call_user_function, open_microscope
+from acq_isl.ledger import Ledger
+from acq_isl.ledger import read as read_ledger
+from acq_isl.manifest import Manifest
+from acq_isl.plan import Cycle
+from acq_isl.preflight import check_labels, prepare, simulated
+from acq_isl.process import EngineProcess
+from acq_isl.record import RunRecord
+from acq_isl.report import write_report
+from acq_isl.session import Instruments, Session, Step
+from acq_isl.spool import Spool
+from acq_isl.stack import Outcome, Slice, StackInfo, StackKey, Unpredicted
+from acq_isl.store import PredictionStore
+from acq_isl.summary import Origin, summarise, versions
+
+_REMOTE_WAIT_S = 5.0
+_FILES = (
+    ("measured data (NDTiff)", "measured_1"),
+    ("predictions (OME-Zarr)", "predictions.ome.zarr"),
+    ("decisions", "decisions.jsonl"),
+    ("experiment as run", "experiment.yaml"),
+    ("stacks that wait for an engine", "spool"),
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RunResult:
+    """Where a run is and what came of it.
+
+    Parameters
+    ----------
+    folder : Path
+        Measured data, predictions, decisions, experiment, report.
+    report : Path
+        One HTML file.
+    record : RunRecord
+    """
+
+    folder: Path
+    report: Path
+    record: RunRecord
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """Names of the chosen fields, best first."""
+        chosen = sorted((f.rank or 0, f.info.key.position) for f in self.record.fields if f.chosen)
+        return tuple(name for _, name in chosen)
+
+
+class WithoutEngine:
+    """Stands in for a client when no engine is wanted: every stack is measured data only."""
+
+    copies = True  # it looks at the announcement only, so nobody needs to copy pixels for it
+
+    def __init__(self) -> None:
+        self._infos: dict[StackKey, StackInfo] = {}
+
+    def put(self, slice_: Slice) -> None:
+        self._infos[slice_.info.key] = slice_.info
+
+    def poll(self) -> list[Outcome]:
+        return []
+
+    def drain(self, timeout_s: float) -> list[Outcome]:
+        infos, self._infos = self._infos, {}
+        return [Unpredicted(info, "this run has no engine", "the measured data") for info in infos.values()]
+
+
+def run(
+    experiment: Experiment, *, sim: bool = False, progress: Callable[[Step], None] = lambda step: None
+) -> RunResult:
+    """Run an experiment from the first field to the report.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    sim : bool
+        On a simulated microscope, whatever the experiment names.
+    progress : callable
+        Told of every `Step`; must return quickly.
+
+    Raises
+    ------
+    AcqIslError
+        The run could not be started or ended early. What was captured until then is kept, and a
+        report of it is written; the error's notes say where.
+    """
+    experiment = simulated(experiment) if sim else experiment
+    with open_microscope(experiment.microscope) as scope:
+        plan = prepare(experiment, scope)
+        folder = new_folder(experiment)
+        try:
+            return _carry_out(experiment, scope, plan, folder, progress)
+        except BaseException as error:
+            error.add_note(f"what was captured until then is in {folder}")
+            raise
+
+
+def new_folder(experiment: Experiment) -> Path:
+    """A new run folder below ``experiment.output``, named after time and experiment; StorageError if not."""
+    stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H%M%S")
+    name = re.sub(r"[^A-Za-z0-9]+", "-", experiment.name).strip("-").lower()
+    for attempt in range(100):
+        folder = experiment.output / (f"{stamp}_{name}" + (f"_{attempt}" if attempt else ""))
+        try:
+            folder.mkdir(parents=True, exist_ok=False)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise StorageError(
+                f"the run folder {folder} cannot be made", got=str(error), fix="give another --output"
+            ) from error
+        return folder.resolve()
+    raise StorageError(f"no free name for a run in {experiment.output}", fix="give another --output")
+
+
+def _carry_out(
+    experiment: Experiment,
+    scope: OpenMicroscope,
+    plan: tuple[Cycle, ...],
+    folder: Path,
+    progress: Callable[[Step], None],
+) -> RunResult:
+    """Run with everything open; the report is written however it ends."""
+    (folder / "experiment.yaml").write_text(experiment.to_yaml(), encoding="utf-8")
+    started, began = datetime.datetime.now().astimezone().isoformat(timespec="seconds"), time.monotonic()
+    record: RunRecord | None = None
+    failure = ""
+    try:
+        with _opened(experiment, scope, folder, progress) as parts:
+            session = Session(experiment, plan, parts.instruments)
+            try:
+                session.run()
+            finally:
+                origin = parts.origin(started, time.monotonic() - began, scope.description)
+                record = summarise(experiment, session, parts.microscope, origin)
+    except BaseException as error:
+        failure = f"the run ended early: {error or type(error).__name__}"
+        raise
+    finally:
+        if record is not None:
+            record = _with_ending(record, folder, failure)
+            write_report(folder / "report.html", record)
+    return RunResult(folder, folder / "report.html", record)
+
+
+def _with_ending(record: RunRecord, folder: Path, failure: str) -> RunRecord:
+    try:
+        decisions = read_ledger(folder / "decisions.jsonl")
+    except StorageError as error:
+        decisions, failure = (), f"{failure}; {error}".removeprefix("; ")
+    warnings = (failure, *record.warnings) if failure else record.warnings
+    return replace(record, decisions=decisions, warnings=warnings)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Parts:
+    """What is open during a run."""
+
+    instruments: Instruments
+    microscope: GuardedAcquisition
+    source: EngineClient | WithoutEngine
+    manifest: Manifest | None
+    model: str
+    warnings: tuple[str, ...]
+
+    def origin(self, started: str, duration_s: float, scope: str) -> Origin:
+        colors = {label.name: label.color for label in self.manifest.labels} if self.manifest else {}
+        lost = self.source.counts.lost if isinstance(self.source, EngineClient) else 0
+        return Origin(
+            started=started,
+            duration_s=duration_s,
+            scope=scope,
+            model=self.model,
+            model_colors=colors,
+            versions=versions(),
+            files=dict(_FILES),
+            warnings=self.warnings,
+            captured=self.microscope.captured,
+            lost=lost,
+        )
+
+
+@contextmanager
+def _opened(
+    experiment: Experiment, scope: OpenMicroscope, folder: Path, progress: Callable[[Step], None]
+) -> Iterator[_Parts]:
+    """Open everything a run needs, innermost what must be closed first: the acquisition."""
+    with ExitStack() as stack:
+        ledger = stack.enter_context(Ledger(folder / "decisions.jsonl"))
+        source, manifest, model, warnings = _engine(experiment, folder, stack)
+        colors = {label.name: label.color for label in manifest.labels} if manifest else {}
+        store = stack.enter_context(PredictionStore(folder / "predictions.ome.zarr", colors))
+        microscope = stack.enter_context(
+            GuardedAcquisition(folder, "measured", sink=source, limits=experiment.limits)
+        )
+        instruments = Instruments(microscope, source, store, ledger, call_user_function, progress)
+        yield _Parts(instruments, microscope, source, manifest, model, warnings)
+
+
+def _engine(
+    experiment: Experiment, folder: Path, stack: ExitStack
+) -> tuple[EngineClient | WithoutEngine, Manifest | None, str, tuple[str, ...]]:
+    """The way to the engine; a run without one goes on, acquires everything and says so."""
+    match experiment.engine:
+        case NoEngine():
+            return WithoutEngine(), None, "", ("this run has no engine: nothing was predicted",)
+        case LocalEngine(threads=threads):
+            info = describe(experiment.model)
+            try:
+                address = stack.enter_context(EngineProcess(experiment.model, threads=threads)).endpoint
+            except EngineError as error:
+                return WithoutEngine(), None, "", (f"the engine did not start: {error}",)
+            manifest, sha256 = info.manifest, info.sha256
+            client = stack.enter_context(EngineClient(address, spool=Spool(folder / "spool")))
+        case RemoteEngine(address=address):
+            client = stack.enter_context(EngineClient(address, spool=Spool(folder / "spool")))
+            deadline_s = time.monotonic() + _REMOTE_WAIT_S
+            while (welcome := client.engine) is None and time.monotonic() < deadline_s:
+                time.sleep(0.02)
+            if welcome is None:
+                waiting = f"no engine answered at {address} at the start; stacks wait in the spool for it"
+                return client, None, "", (waiting,)
+            manifest, sha256 = Manifest.from_json(welcome.manifest), welcome.model_sha256
+            check_labels(experiment, manifest.label_names)
+    return client, manifest, f"{manifest.name} {manifest.version} ({sha256[:12]})", ()

@@ -1,0 +1,257 @@
+"""The command line. The only place that configures logging and writes to the screen."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from acq_isl.errors import AcqIslError
+from acq_isl.experiment import Experiment, NoEngine, RecordedSpecimen, RemoteEngine, SimulatedMicroscope
+from acq_isl.plan import Cycle
+from acq_isl.record import RunRecord
+from acq_isl.session import Step
+
+cli = typer.Typer(
+    name="acq-isl",
+    help="See fluorescence labels that were never stained, while acquiring.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+Model = Annotated[str, typer.Option(help="Model file (.onnx), or 'demo', which ships with acq-isl.")]
+Output = Annotated[Path | None, typer.Option(help="Where run folders are made.", show_default="acq-isl-runs")]
+Engine = Annotated[
+    str | None, typer.Option(help="'none' to predict nothing, or the address of a running 'acq-isl serve'.")
+]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what happens inside.")]
+
+
+@cli.command()
+def demo(
+    specimen: Annotated[
+        Path | None, typer.Option(help="Folder with your own recorded z-stack instead of simulated neurons.")
+    ] = None,
+    output: Output = None,
+    engine: Engine = None,
+    verbose: Verbose = False,
+) -> None:
+    """Run the main job on the simulated microscope: overview, prediction, choice, revisit, report."""
+    text = (resources.files("acq_isl") / "templates" / "demo.yaml").read_text(encoding="utf-8")
+    experiment = Experiment.from_text(text, "the demo")
+    if specimen is not None:
+        microscope = SimulatedMicroscope(specimen=RecordedSpecimen(folder=specimen))
+        experiment = experiment.model_copy(update={"microscope": microscope})
+    _run(_adjusted(experiment, output, engine), sim=True, verbose=verbose)
+
+
+@cli.command()
+def run(
+    experiment: Annotated[Path, typer.Argument(help="Experiment file (.yaml).")],
+    sim: Annotated[bool, typer.Option(help="On the simulated microscope, whatever the file names.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Check everything and show the plan; nothing moves.")] = False,
+    output: Output = None,
+    engine: Engine = None,
+    verbose: Verbose = False,
+) -> None:
+    """Run an experiment."""
+    loaded = _adjusted(Experiment.from_yaml(experiment), output, engine)
+    if dry_run:
+        _dry_run(loaded, sim)
+    else:
+        _run(loaded, sim=sim, verbose=verbose)
+
+
+@cli.command()
+def serve(
+    model: Model = "demo",
+    bind: Annotated[str, typer.Option(help="Address to answer at.")] = "tcp://127.0.0.1:5599",
+    threads: Annotated[int | None, typer.Option(min=1, help="Processor threads for inference.")] = None,
+    announce: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    parent: Annotated[bool, typer.Option(hidden=True)] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Predict for clients until stopped with Ctrl-C."""
+    from acq_isl.engines import load_engine
+    from acq_isl.server import serve as serve_engine
+
+    _configure_logging(verbose)
+    serve_engine(load_engine(model, threads=threads), bind, announce=announce, parent=parent)
+
+
+@cli.command()
+def info(model: Annotated[str, typer.Argument(help="Model file (.onnx), or 'demo'.")] = "demo") -> None:
+    """Say what a model expects and predicts."""
+    from acq_isl.engines import describe
+
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in describe(model).lines():
+        table.add_row(name, escape(value))
+    out.print(table)
+
+
+@cli.command()
+def doctor(
+    experiment: Annotated[
+        Path | None, typer.Argument(help="Whose microscope to look at.", show_default="simulated")
+    ] = None,
+    model: Model = "demo",
+    output: Output = None,
+) -> None:
+    """Check that everything a run needs is there; every line comes with its fix."""
+    from acq_isl.doctor import examine
+
+    settings = SimulatedMicroscope() if experiment is None else Experiment.from_yaml(experiment).microscope
+    marks = {"ok": "[green]ok[/]", "warning": "[yellow]mind[/]", "missing": "[red]missing[/]"}
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title in ("part", "", "found", "fix"):
+        table.add_column(title, overflow="fold")
+    states = []
+    for finding in examine(settings, model, output or Path("acq-isl-runs")):
+        states.append(finding.state)
+        table.add_row(finding.part, marks[finding.state], escape(finding.found), escape(finding.fix))
+    out.print(table)
+    if "missing" in states:
+        raise typer.Exit(1)
+
+
+def _adjusted(experiment: Experiment, output: Path | None, engine: str | None) -> Experiment:
+    changes: dict[str, object] = {}
+    if output is not None:
+        changes["output"] = output
+    if engine is not None:
+        changes["engine"] = NoEngine() if engine == "none" else RemoteEngine(address=engine)
+    return experiment.model_copy(update=changes)
+
+
+def _dry_run(experiment: Experiment, sim: bool) -> None:
+    from acq_isl.hooks import open_microscope
+    from acq_isl.preflight import prepare, simulated
+
+    experiment = simulated(experiment) if sim else experiment
+    with open_microscope(experiment.microscope) as scope:
+        plan = prepare(experiment, scope)
+        core = scope.core
+        size = core.get_image_width() * core.get_image_height() * core.get_bytes_per_pixel()
+        out.print(f"{escape(scope.description)}: nothing was moved")
+    _show_plan(plan, size)
+
+
+def _show_plan(plan: tuple[Cycle, ...], bytes_per_slice: int) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title in ("time", "position", "channel", "x um", "y um", "z um", "slices", "exposure ms"):
+        table.add_column(title, justify="right")
+    slices, exposed_ms = 0, 0.0
+    for cycle in plan:
+        for request in cycle.requests:
+            z = request.z_um
+            depth = f"{z[0]:g} to {z[-1]:g}" if len(z) > 1 else f"{z[0]:g}"
+            place = (f"{request.x_um:.1f}", f"{request.y_um:.1f}", depth)
+            name = (str(request.key.time), request.key.position, request.key.channel)
+            table.add_row(*name, *place, str(len(z)), f"{request.exposure_ms:g}")
+            slices += len(z)
+            exposed_ms += len(z) * request.exposure_ms
+    out.print(table)
+    size = slices * bytes_per_slice / 2**20
+    out.print(f"overview: {slices} slices, {size:.0f} MiB, {exposed_ms / 1e3:.1f} s of light")
+
+
+def _run(experiment: Experiment, *, sim: bool, verbose: bool) -> None:
+    from acq_isl.app import run as run_experiment
+
+    _configure_logging(verbose)
+    with _progress() as told:
+        result = run_experiment(experiment, sim=sim, progress=told)
+    _summary(result.record)
+    out.print(f"\nresults  {result.folder}", soft_wrap=True)
+    out.print(f"report   {result.report}", soft_wrap=True)
+
+
+def _summary(record: RunRecord) -> None:
+    from acq_isl.report import headline
+
+    out.print(f"\n[bold]{escape(headline(record))}[/]")
+    for field in sorted((f for f in record.fields if f.chosen), key=lambda f: f.rank or 0):
+        out.print(f"  {field.rank}. {escape(field.info.key.position)}  {escape(field.reason)}")
+    by_label: dict[str, list[float]] = {}
+    for comparison in record.comparisons:
+        by_label.setdefault(comparison.label, []).append(comparison.pearson)
+    if by_label:
+        scores = ", ".join(
+            f"{label} {sum(values) / len(values):.2f}" for label, values in sorted(by_label.items())
+        )
+        out.print(f"prediction against real fluorescence (Pearson, mean over fields): {scores}")
+    counts = record.counts
+    lost = "[green]none lost[/]" if counts.lost == 0 else f"[red bold]{counts.lost} LOST[/]"
+    out.print(
+        f"slices: {counts.captured} captured, {counts.predicted} predicted, {counts.refused} refused, "
+        f"{counts.spooled} not predicted, {lost}"
+    )
+    for warning in record.warnings:
+        out.print(f"[yellow]mind[/] {escape(warning)}")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[Step], None]]:
+    names = {"overview": "imaging without stain", "predict": "predicting labels", "revisit": "fluorescence"}
+    columns = (
+        TextColumn("{task.description:>22}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    with Progress(*columns, console=out) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def told(step: Step) -> None:
+            if step.phase not in tasks:
+                tasks[step.phase] = bars.add_task(names[step.phase], total=step.total, text="")
+            bars.update(tasks[step.phase], completed=step.done, total=step.total, text=step.text)
+
+        yield told
+
+
+def _configure_logging(verbose: bool) -> None:
+    level = logging.DEBUG if verbose else logging.WARNING
+    handler = RichHandler(console=err, show_path=False, show_time=verbose)
+    logging.basicConfig(level=level, format="%(message)s", handlers=[handler], force=True)
+    logging.captureWarnings(True)
+
+
+def main() -> None:
+    """Entry point: every failure is a sentence and a non-zero exit code, never a traceback by default."""
+    started = time.monotonic()
+    try:
+        cli()
+    except AcqIslError as error:
+        err.print(f"[red bold]stopped after {time.monotonic() - started:.0f} s[/] {escape(error.what)}")
+        for name in ("wanted", "got", "fix"):
+            value = getattr(error, name)
+            if value:
+                err.print(f"  {'to fix' if name == 'fix' else name:>6}: {escape(value)}", soft_wrap=True)
+        for note in getattr(error, "__notes__", ()):
+            err.print(f"  {escape(note)}", soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt as error:
+        err.print("[red bold]stopped by Ctrl-C[/]")
+        for note in getattr(error, "__notes__", ()):
+            err.print(f"  {escape(note)}", soft_wrap=True)
+        sys.exit(130)

@@ -1,0 +1,156 @@
+"""Is everything there that a run needs? One line per part, each with its fix."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import psutil
+
+from acq_isl.engines import describe, load_engine
+from acq_isl.errors import AcqIslError
+from acq_isl.experiment import MicroscopeSettings
+from acq_isl.hooks import open_microscope
+from acq_isl.stack import StackInfo, StackKey, ZStack
+from acq_isl.summary import versions
+
+# Enough for an hour of 13-plane stacks at one field in ten seconds and 2048 x 2048 pixels.
+_DISK_GIB = 40.0
+_MEMORY_GIB = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report.
+
+    Parameters
+    ----------
+    part : str
+    state : "ok", "warning" or "missing"
+        A run is possible with warnings, not with anything missing.
+    found : str
+    fix : str
+        What to do; empty when ok.
+    """
+
+    part: str
+    state: Literal["ok", "warning", "missing"]
+    found: str
+    fix: str = ""
+
+
+def examine(settings: MicroscopeSettings, model: str, folder: Path) -> Iterator[Finding]:
+    """Look at every part in turn; never raises for what it finds, never moves anything.
+
+    Parameters
+    ----------
+    settings : MicroscopeSettings
+        The microscope to look at; a simulated one is started and stopped.
+    model : str
+        Path of a model file, or ``demo``.
+    folder : Path
+        Where runs are to be written.
+    """
+    yield Finding("versions", "ok", ", ".join(f"{name} {version}" for name, version in versions().items()))
+    yield from _guarded("microscope", lambda: _microscope(settings))
+    yield _memory()
+    yield _disk(folder)
+    yield from _guarded("engine", lambda: _engine(model))
+    yield _gpu()
+
+
+def _guarded(part: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    try:
+        yield from look()
+    except AcqIslError as error:
+        found = error.what if error.got is None else f"{error.what}: {error.got}"
+        yield Finding(part, "missing", found, error.fix or "")
+
+
+def _microscope(settings: MicroscopeSettings) -> Iterator[Finding]:
+    with open_microscope(settings) as scope:
+        core = scope.core
+        yield Finding("microscope", "ok", f"{scope.description}, {core.get_version_info()}")
+        devices = [str(name) for name in core.get_loaded_devices()]
+        yield Finding("devices", "ok", f"{len(devices)}: {', '.join(devices)}")
+        for role, name, fix in (
+            ("camera", core.get_camera_device(), "set a default camera in Micro-Manager's configuration"),
+            ("focus", core.get_focus_device(), "set a default focus stage in Micro-Manager's configuration"),
+            ("stage", core.get_xy_stage_device(), "set a default XY stage in Micro-Manager's configuration"),
+        ):
+            yield Finding(role, "ok", str(name)) if name else Finding(role, "missing", "none", fix)
+        yield _pixel_size(float(core.get_pixel_size_um()))
+
+
+def _pixel_size(size_um: float) -> Finding:
+    if size_um > 0:
+        return Finding("pixel size", "ok", f"{size_um:g} um")
+    return Finding(
+        "pixel size",
+        "missing",
+        "not calibrated for this objective and binning",
+        "Micro-Manager: Devices > Pixel Size Calibration; models refuse stacks of unknown pixel size",
+    )
+
+
+def _memory() -> Finding:
+    free = psutil.virtual_memory().available / 2**30
+    if free >= _MEMORY_GIB:
+        return Finding("memory", "ok", f"{free:.1f} GiB free")
+    fix = f"close programs; {_MEMORY_GIB:g} GiB are comfortable"
+    return Finding("memory", "warning", f"{free:.1f} GiB free", fix)
+
+
+def _disk(folder: Path) -> Finding:
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free / 2**30
+    if free >= _DISK_GIB:
+        return Finding("disk", "ok", f"{free:.0f} GiB free at {existing}")
+    return Finding(
+        "disk",
+        "warning",
+        f"{free:.1f} GiB free at {existing}",
+        f"free some space or give another --output; {_DISK_GIB:g} GiB hold about an hour of stacks",
+    )
+
+
+def _engine(model: str) -> Iterator[Finding]:
+    info = describe(model)
+    began = time.perf_counter()
+    engine = load_engine(model)
+    try:
+        stack = _test_stack(info.manifest.z_offsets_um, info.manifest.pixel_size_um)
+        prediction = engine.predict(stack)
+    finally:
+        engine.close()
+    taken = time.perf_counter() - began
+    yield Finding(
+        "engine",
+        "ok",
+        f"{prediction.engine}; model {info.manifest.name} {info.manifest.version}; "
+        f"loaded and predicted a 256x256 stack in {taken:.1f} s",
+    )
+
+
+def _test_stack(z_um: tuple[float, ...], pixel_size_um: float) -> ZStack:
+    info = StackInfo(StackKey(0, "doctor", "test"), z_um, (256, 256), pixel_size_um)
+    noise = np.random.default_rng(0).normal(20000, 2000, (len(z_um), 256, 256))
+    return ZStack(info, noise.astype(np.uint16), (0.0,) * len(z_um))
+
+
+def _gpu() -> Finding:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return Finding("GPU", "ok", "no NVIDIA driver found; predictions run on the processor")
+    query = [program, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        return Finding("GPU", "warning", f"nvidia-smi failed: {error}", "reinstall the NVIDIA driver")
+    return Finding("GPU", "ok", answer.stdout.strip() or "none listed")

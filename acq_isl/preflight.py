@@ -1,0 +1,78 @@
+"""An experiment is checked against the microscope and the model before anything moves."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+
+from acq_isl.actions import check_request
+from acq_isl.engines import describe
+from acq_isl.errors import ExperimentError
+from acq_isl.experiment import Experiment, LocalEngine, SimulatedMicroscope
+from acq_isl.hooks import Hardware, OpenMicroscope
+from acq_isl.plan import Cycle, Optics, Place, cycles, visits
+from acq_isl.stack import StackRequest
+
+
+def simulated(experiment: Experiment) -> Experiment:
+    """The same experiment on a simulated microscope."""
+    if isinstance(experiment.microscope, SimulatedMicroscope):
+        return experiment
+    return experiment.model_copy(update={"microscope": SimulatedMicroscope()})
+
+
+def prepare(experiment: Experiment, scope: OpenMicroscope) -> tuple[Cycle, ...]:
+    """The overview stacks of an experiment, checked as far as possible before anything moves.
+
+    Raises
+    ------
+    ExperimentError, ActionRefused, ModelError
+        A stack, preset, label or model that cannot be had; names the nearest that can.
+    """
+    core = scope.core
+    width, height = core.get_image_width(), core.get_image_height()
+    pixel_um = core.get_pixel_size_um()
+    x_um, y_um, z_um = core.get_x_position(), core.get_y_position(), core.get_position()
+    place = Place(x_um, y_um, z_um, (width * pixel_um, height * pixel_um))
+    optics = Optics(experiment.optics.modality, experiment.optics.polarity)
+    if experiment.overview.grid_plan is not None and pixel_um <= 0:
+        raise ExperimentError(
+            "a grid needs the pixel size, which is not calibrated for this objective and binning",
+            fix="Micro-Manager: Devices > Pixel Size Calibration",
+        )
+    plan = cycles(experiment.overview, place, optics)
+    hardware = Hardware(core)
+    for request in _all_requests(experiment, plan):
+        check_request(request, experiment.limits)
+        hardware.require_preset(request.group, request.preset, experiment.limits)
+    if isinstance(experiment.engine, LocalEngine):
+        check_labels(experiment, describe(experiment.model).manifest.label_names)
+    return plan
+
+
+def _all_requests(experiment: Experiment, plan: tuple[Cycle, ...]) -> Iterator[StackRequest]:
+    for cycle in plan:
+        for field in cycle.requests:
+            yield field
+            if experiment.revisit is not None:
+                for visit in visits(experiment.revisit, field, cycle.time):
+                    if visit.key == field.key:
+                        raise ExperimentError(
+                            f"the revisit images {visit.preset} again, which would overwrite the overview",
+                            fix=f"leave {visit.preset} out of revisit, or make a second preset for it",
+                        )
+                    yield visit
+
+
+def check_labels(experiment: Experiment, labels: tuple[str, ...]) -> None:
+    """ExperimentError for a label that the model does not predict; names the nearest that it does."""
+    wanted = {trigger.when.measurement.label for trigger in experiment.triggers} | set(experiment.truth)
+    if experiment.choose is not None:
+        wanted.add(experiment.choose.measurement.label)
+    for label in sorted(wanted - set(labels)):
+        near = difflib.get_close_matches(label, labels, n=1)
+        raise ExperimentError(
+            f"the model {experiment.model} does not predict {label!r}",
+            wanted=f"one of {', '.join(labels)}",
+            fix=f"did you mean {near[0]!r}?" if near else "correct the label, or use another model",
+        )

@@ -1,0 +1,193 @@
+"""What a session knows at its end becomes the record of the run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from skimage.transform import resize
+
+from acq_isl.errors import AcqIslError
+from acq_isl.experiment import Experiment
+from acq_isl.measure import compare
+from acq_isl.protocols import Microscope
+from acq_isl.record import Comparison, Counts, FieldRecord, Measured, RunRecord, StageLatency
+from acq_isl.session import Field, Session
+from acq_isl.stack import Prediction, Refusal, StackKey, StackRequest, Uint16Image, Unpredicted
+
+_THUMBNAIL_PX = 384
+PACKAGES = ("acq-isl", "pycromanager", "pymmcore", "numpy", "pyzmq", "onnxruntime", "zarr", "useq-schema")
+_STAGES = ("expose", "transfer", "wait", "infer", "decode")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What the session does not know of its run; as in `RunRecord`, and slices captured and lost."""
+
+    started: str
+    duration_s: float
+    scope: str
+    model: str
+    model_colors: Mapping[str, str]
+    versions: Mapping[str, str]
+    files: Mapping[str, str]
+    warnings: tuple[str, ...]
+    captured: int
+    lost: int
+
+
+def summarise(experiment: Experiment, session: Session, microscope: Microscope, origin: Origin) -> RunRecord:
+    """Gather the record of a run, also of one that ended early.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    session : Session
+    microscope : Microscope
+        To read back what was measured.
+    origin : Origin
+    """
+    fields = [field for field in session.fields.values() if field.outcome is not None]
+    predictions = [field.outcome for field in fields if isinstance(field.outcome, Prediction)]
+    records, warnings = _fields(fields, microscope)
+    comparisons, more = _comparisons(experiment, session, microscope)
+    engines = {prediction.engine for prediction in predictions}
+    return RunRecord(
+        name=experiment.name,
+        started=origin.started,
+        duration_s=origin.duration_s,
+        scope=origin.scope,
+        model=origin.model,
+        model_colors=dict(origin.model_colors),
+        engine=", ".join(sorted(engines)),
+        fields=records,
+        comparisons=comparisons,
+        decisions=(),
+        counts=count(session, origin.captured, origin.lost),
+        latencies=latencies(predictions, session.decide_ms),
+        versions=dict(origin.versions),
+        files=dict(origin.files),
+        warnings=tuple(dict.fromkeys((*origin.warnings, *session.warnings, *warnings, *more))),
+        experiment_yaml=experiment.to_yaml(),
+    )
+
+
+def count(session: Session, captured: int, lost: int) -> Counts:
+    """Slices by what became of them."""
+    outcomes = [field.outcome for field in session.fields.values() if field.outcome is not None]
+    by_kind = {
+        kind: sum(one.info.planes for one in outcomes if isinstance(one, kind))
+        for kind in (Prediction, Refusal, Unpredicted)
+    }
+    return Counts(
+        requested=sum(len(request.z_um) for request in session.asked),
+        captured=captured,
+        predicted=by_kind[Prediction],
+        refused=by_kind[Refusal],
+        spooled=by_kind[Unpredicted],
+        not_for_prediction=sum(len(request.z_um) for request in session.acquired if not request.predict),
+        lost=lost,
+    )
+
+
+def latencies(predictions: Sequence[Prediction], decide_ms: Sequence[float]) -> tuple[StageLatency, ...]:
+    """Median and 95th percentile of every stage, in milliseconds; nothing without predictions."""
+    if not predictions:
+        return ()
+    samples = {stage: [getattr(p.times, f"{stage}_ms") for p in predictions] for stage in _STAGES}
+    samples["decide"] = list(decide_ms) or [0.0]
+    return tuple(
+        StageLatency(stage, float(np.percentile(values, 50)), float(np.percentile(values, 95)))
+        for stage, values in samples.items()
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, the system, and the packages a prediction depends on."""
+    found = {"python": platform.python_version(), "system": platform.platform()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # such as pymmcore, beside a Java Micro-Manager
+            continue
+    return found
+
+
+def _fields(fields: Sequence[Field], microscope: Microscope) -> tuple[tuple[FieldRecord, ...], list[str]]:
+    records, warnings = [], []
+    for field in fields:
+        if field.outcome is None:
+            continue
+        choice, measured = field.choice, None
+        if choice is not None and isinstance(choice.measured, Measured):
+            measured = choice.measured
+        try:
+            picture = thumbnail(microscope.images(field.request))
+        except AcqIslError as error:
+            picture = np.zeros((16, 16), np.uint8)
+            warnings.append(f"no picture of {field.request.key}: {error.what}")
+        records.append(
+            FieldRecord(
+                field.outcome.info,
+                picture,
+                field.outcome,
+                measured,
+                choice.rank if choice else None,
+                choice.chosen if choice else False,
+                choice.reason if choice else "",
+            )
+        )
+    return tuple(records), warnings
+
+
+def thumbnail(stack: Uint16Image) -> NDArray[np.uint8]:
+    """Sharpest plane of a stack for display, (y, x) uint8, at most 384 pixels a side.
+
+    Parameters
+    ----------
+    stack : (z, y, x) uint16
+    """
+    # The plane with most detail between neighbouring pixels; noise adds the same to all planes.
+    detail = [float(np.var(np.diff(plane[::2, ::2].astype(np.float32), axis=0))) for plane in stack]
+    plane = stack[int(np.argmax(detail))].astype(np.float32)
+    shrink = max(plane.shape) / _THUMBNAIL_PX
+    if shrink > 1:
+        shape = tuple(max(round(side / shrink), 1) for side in plane.shape)
+        plane = resize(plane, shape, order=1, anti_aliasing=True)
+    low, high = np.percentile(plane, (0.5, 99.5))
+    shown: NDArray[np.uint8] = np.clip((plane - low) / max(high - low, 1.0) * 255, 0, 255).astype(np.uint8)
+    return shown
+
+
+def _comparisons(
+    experiment: Experiment, session: Session, microscope: Microscope
+) -> tuple[tuple[Comparison, ...], list[str]]:
+    acquired = {request.key: request for request in session.acquired}
+    found: list[Comparison] = []
+    warnings: list[str] = []
+    for field in session.fields.values():
+        if not isinstance(field.outcome, Prediction):
+            continue
+        for label, channel in experiment.truth.items():
+            key = StackKey(field.request.key.time, field.request.key.position, channel)
+            if key in acquired and label in field.outcome.labels:
+                try:
+                    found.append(_comparison(field.outcome, label, acquired[key], microscope))
+                except AcqIslError as error:
+                    warnings.append(f"{label} at {key} was not compared: {error.what}")
+    return tuple(found), warnings
+
+
+def _comparison(
+    prediction: Prediction, label: str, request: StackRequest, microscope: Microscope
+) -> Comparison:
+    # The truth of training is a maximum projection, so the same is compared here.
+    measured: Uint16Image = microscope.images(request).max(axis=0)
+    predicted = prediction.label(label)
+    return Comparison(
+        prediction.info, label, request.preset, predicted, measured, compare(predicted, measured)
+    )

@@ -1,0 +1,116 @@
+"""Open a microscope: a simulated one, a running Micro-Manager, or the core of an installed one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from acq_isl.errors import ScopeError
+from acq_isl.experiment import (
+    HeadlessMicroManager,
+    MicroscopeSettings,
+    RecordedSpecimen,
+    RunningMicroManager,
+    SimulatedMicroscope,
+    SyntheticSpecimen,
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OpenMicroscope:
+    """A core that answers.
+
+    Parameters
+    ----------
+    core : object
+        Micro-Manager's core with its snake_case methods.
+    description : str
+        For people, such as ``"simulated microscope, synthetic neurons (seed 1)"``.
+    simulated : object or None
+        The `acq_isl.sim.SimulatedScope`, which also knows the truth.
+    port : int
+        Of Micro-Manager's server; only the Java back end uses it.
+    """
+
+    core: Any
+    description: str
+    simulated: Any = None
+    port: int = 4827
+
+
+@contextmanager
+def open_microscope(settings: MicroscopeSettings) -> Iterator[OpenMicroscope]:
+    """Open the microscope an experiment asks for and close what was started here.
+
+    Raises
+    ------
+    ScopeError
+        It cannot be reached or started.
+    StorageError
+        A recorded specimen cannot be read.
+    """
+    match settings:
+        case SimulatedMicroscope():
+            with _simulated(settings) as scope:
+                yield scope
+        case RunningMicroManager(port=port):
+            yield OpenMicroscope(_running_core(port), f"Micro-Manager on port {port}", port=port)
+        case HeadlessMicroManager():
+            with _headless(settings) as scope:
+                yield scope
+
+
+@contextmanager
+def _simulated(settings: SimulatedMicroscope) -> Iterator[OpenMicroscope]:
+    from acq_isl import sim
+
+    specimen: sim.Specimen
+    match settings.specimen:
+        case SyntheticSpecimen(seed=seed):
+            specimen, what = sim.SyntheticSpecimen(seed=seed), f"synthetic neurons (seed {seed})"
+        case RecordedSpecimen(folder=folder, z_step_um=z_step_um, pixel_size_um=pixel_size_um):
+            specimen = sim.RecordedSpecimen.from_folder(
+                folder, z_step_um=z_step_um, pixel_size_um=pixel_size_um
+            )
+            what = f"specimen recorded in {folder}"
+    with sim.SimulatedScope(specimen, settings=sim.ScopeSettings(shape=settings.camera_px)) as scope:
+        yield OpenMicroscope(scope.core, f"simulated microscope, {what}", simulated=scope)
+
+
+def _running_core(port: int) -> Any:
+    import pycromanager
+
+    try:
+        return pycromanager.Core(port=port, timeout=3000)
+    except Exception as error:  # the bridge raises bare Exceptions
+        raise ScopeError(
+            f"no Micro-Manager answers on port {port}",
+            got=str(error),
+            fix="start Micro-Manager and tick Tools > Options > Run server on port 4827, or use --sim",
+        ) from error
+
+
+@contextmanager
+def _headless(settings: HeadlessMicroManager) -> Iterator[OpenMicroscope]:
+    import pycromanager
+
+    for path, what in ((settings.folder, "the Micro-Manager folder"), (settings.config, "the configuration")):
+        if not path.exists():
+            raise ScopeError(f"{what} is not at {path}", fix="correct microscope in the experiment file")
+    try:
+        pycromanager.start_headless(str(settings.folder), str(settings.config), python_backend=True)
+    except Exception as error:  # pymmcore raises RuntimeError or CMMError, depending on the device
+        raise ScopeError(
+            "Micro-Manager's core did not start",
+            got=str(error),
+            fix="load the configuration in Micro-Manager once",
+        ) from error
+    try:
+        yield OpenMicroscope(pycromanager.Core(), f"Micro-Manager core, {settings.config.name}")
+    finally:
+        pycromanager.stop_headless()
