@@ -60,9 +60,11 @@ class PhaseContrast:
         """The same optics with all apertures multiplied by ``factor``, as with another objective."""
         inner, outer = self.annulus_na
         return replace(
-            self, numerical_aperture=self.numerical_aperture * factor, annulus_na=(inner * factor, outer * factor),
+            self,
+            numerical_aperture=self.numerical_aperture * factor,
+            annulus_na=(inner * factor, outer * factor),
             decentre_na=(self.decentre_na[0] * factor, self.decentre_na[1] * factor),
-        )  # fmt: skip
+        )
 
     def source(self) -> tuple[Points, NDArray[np.float64]]:
         """Source points (s, 2) in NA, x and y, and their weights (s,).
@@ -260,7 +262,10 @@ def weak_phase_transfer(imaging: Imaging, z_um: float) -> Complex:
 
     def pupil(gy: NDArray[np.float64], gx: NDArray[np.float64]) -> NDArray[np.complex128]:
         square = gy**2 + gx**2
-        return imaging._pupil(square) * np.exp(2j * np.pi * z_um * imaging._fall(square))
+        defocused: NDArray[np.complex128] = imaging._pupil(square) * np.exp(
+            2j * np.pi * z_um * imaging._fall(square)
+        )
+        return defocused
 
     transfer = np.zeros(imaging.shape, np.complex128)
     for sample, weight in zip(samples, weights, strict=True):

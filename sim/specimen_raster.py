@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from acq_isl.sim.specimen_objects import LAYER_HEIGHTS_UM, RADII_UM, STEP_UM, Beads, Cell, Culture, Region
 from numpy.typing import NDArray
 from scipy import fft, ndimage, special
 
-from acq_isl.sim.neurons import LAYER_HEIGHTS_UM, RADII_UM, STEP_UM, Beads, Cell, Culture, Region
 from acq_isl.stack import Float32Image
 
 LATTICE_UM = 0.3
@@ -64,15 +64,13 @@ def rasterise(regions: Iterable[Region], window: Window, seed: int, culture: Cul
         _draw_beads(region.beads, big, path, (nuclei, bodies))
         spectra.add(region)
     texture = _world_noise(big, (seed, 1))
-    grain = 0.14 * _unit(ndimage.gaussian_filter(texture, 1.2), 1.2) + 0.12 * _unit(
-        ndimage.gaussian_filter(texture, 2.5), 2.5
-    )
+    grain = 0.14 * _smooth_noise(texture, 1.2) + 0.12 * _smooth_noise(texture, 2.5)
     path += soma * (1 + grain)
     lines, dendrites, axons = spectra.images()
     path += lines
     carpet = _world_noise(big, (seed, 2))
     for sigma, amount in ((10.0, 0.006), (2.5, 0.0016)):
-        path[0] += culture.carpet * amount * _unit(ndimage.gaussian_filter(carpet, sigma), sigma)
+        path[0] += culture.carpet * amount * _smooth_noise(carpet, sigma)
     cut = (slice(_PAD_PX, -_PAD_PX), slice(_PAD_PX, -_PAD_PX))
     return Raster(
         np.ascontiguousarray(path[(slice(None), *cut)]), _label(nuclei * (1 + 0.6 * grain), cut),
@@ -80,15 +78,16 @@ def rasterise(regions: Iterable[Region], window: Window, seed: int, culture: Cul
     )  # fmt: skip
 
 
-def _label(image: Float32Image, cut: tuple[slice, slice]) -> Float32Image:
+def _label(image: NDArray[np.floating], cut: tuple[slice, slice]) -> Float32Image:
     # What a fluorescence microscope resolves of it: about 0.3 um.
-    return np.clip(ndimage.gaussian_filter(image, 0.9)[cut], 0, 1).astype(np.float32)
+    seen: Float32Image = np.clip(ndimage.gaussian_filter(image, 0.9)[cut], 0, 1).astype(np.float32)
+    return seen
 
 
-def _unit(filtered: Float32Image, sigma: float) -> Float32Image:
-    """Noise of unit variance from white noise filtered with a Gaussian (variance 1 / (4 pi sigma^2))."""
-    scaled: Float32Image = filtered * np.float32(2 * np.sqrt(np.pi) * sigma)
-    return scaled
+def _smooth_noise(white: Float32Image, sigma: float) -> Float32Image:
+    """White noise blurred by a Gaussian, which leaves the variance 1 / (4 pi sigma^2), brought back to 1."""
+    noise: Float32Image = ndimage.gaussian_filter(white, sigma) * np.float32(2 * np.sqrt(np.pi) * sigma)
+    return noise
 
 
 def _world_noise(window: Window, key: tuple[int, int]) -> Float32Image:
@@ -122,7 +121,9 @@ def _clip(
     return (slice(r0, r1), slice(c0, c1)), (slice(r0 - top, r1 - top), slice(c0 - left, c1 - left))
 
 
-def _patch(x_um: float, y_um: float, reach_um: float, window: Window) -> tuple[int, int, NDArray[np.float64], NDArray[np.float64]]:  # noqa: E501
+def _patch(
+    x_um: float, y_um: float, reach_um: float, window: Window
+) -> tuple[int, int, NDArray[np.floating], NDArray[np.floating]]:
     """Top and left of a square patch about a point, and the offsets of its pixels from it in um."""
     reach = int(np.ceil(reach_um / LATTICE_UM)) + 2
     row, column = int(np.floor(y_um / LATTICE_UM)), int(np.floor(x_um / LATTICE_UM))
@@ -153,10 +154,11 @@ def _draw_cell(
     edge = 0.35 / cell.short
     nuclei, bodies = labels
     _brighten(nuclei, target, cell.dna * special.expit((cell.nucleus - rho) / edge))
-    _brighten(bodies, target, cell.mtubules * special.expit((1 - rho) / edge) * (0.75 + 0.25 * rho.clip(0, 1)))
+    filled = special.expit((1 - rho) / edge) * (0.75 + 0.25 * rho.clip(0, 1))
+    _brighten(bodies, target, cell.mtubules * filled)
 
 
-def _brighten(image: Float32Image, target: tuple[slice, slice], light: NDArray[np.float64]) -> None:
+def _brighten(image: Float32Image, target: tuple[slice, slice], light: NDArray[np.floating]) -> None:
     # A maximum, as in the confocal maximum projections that truth is made from: discs stay separate.
     np.maximum(image[target], light, out=image[target], casting="same_kind")
 
@@ -166,7 +168,8 @@ def _draw_beads(
 ) -> None:
     column, row = beads.x / LATTICE_UM - window.column, beads.y / LATTICE_UM - window.row
     reach = beads.radius / LATTICE_UM + 3
-    near = (column > -reach) & (column < window.columns + reach) & (row > -reach) & (row < window.rows + reach)
+    near = (column > -reach) & (column < window.columns + reach)
+    near &= (row > -reach) & (row < window.rows + reach)
     for i in np.flatnonzero(near):
         radius = float(beads.radius[i])
         top, left, dy, dx = _patch(float(beads.x[i]), float(beads.y[i]), radius, window)
@@ -205,7 +208,8 @@ class _Spectra:
         strokes = region.strokes
         column = (strokes.x + region.x) / LATTICE_UM - 0.5 - self._window.column
         row = (strokes.y + region.y) / LATTICE_UM - 0.5 - self._window.row
-        near = (column >= 0) & (column < self._window.columns - 1) & (row >= 0) & (row < self._window.rows - 1)
+        near = (column >= 0) & (column < self._window.columns - 1)
+        near &= (row >= 0) & (row < self._window.rows - 1)
         for size, radius in enumerate(RADII_UM):
             of_size = near & (strokes.radius == size)
             if not of_size.any():

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from scipy import fft
-
-from acq_isl.sim.neurons import LAYER_HEIGHTS_UM, REACH_UM, REGION_UM, Culture, Region, grow_region
+from acq_isl.sim.neurons import grow_region
 from acq_isl.sim.optics import ExitFields, Imaging, PhaseContrast, Transmitted
+from acq_isl.sim.specimen_objects import LAYER_HEIGHTS_UM, REACH_UM, REGION_UM, Culture, Region
 from acq_isl.sim.specimen_raster import LATTICE_UM, Raster, Window, rasterise
 from acq_isl.sim.specimen_sensor import Sensor, on_sensor
 from acq_isl.sim.view import View
+from scipy import fft
+
 from acq_isl.stack import Float32Image
 
 FOCUS_UM = 4.0
@@ -113,7 +114,7 @@ class SyntheticSpecimen:
         return np.zeros(view.shape, np.float32)
 
     def truth(self, view: View) -> dict[str, Float32Image]:
-        """True ``nuclei``, ``dendrites`` and ``axons``, each (y, x) float32 in 0..1, whatever z and channel."""
+        """True ``nuclei``, ``dendrites`` and ``axons``, each (y, x) float32 in 0..1, at any z."""
         return {label: self._resampled(view, label, 0.0).clip(0, 1) for label in _STAINS.values()}
 
     def path(self, view: View) -> Float32Image:
@@ -125,7 +126,7 @@ class SyntheticSpecimen:
             key = (view.x_um, view.y_um, view.pixel_size_um, view.shape, view.binning)
             field = self._fields.get(key, lambda: self._prepare(view))
         image = field.imaging.image(field.fields, view.z_um + FOCUS_UM)
-        light = np.clip(field.rows @ image @ field.columns.T, 0, None)
+        light = np.clip(_through(field.rows, image, field.columns), 0, None)
         static = on_sensor(self._pattern, view.sensor_origin_px, view.shape, view.binning)
         lit: Float32Image = np.float32(_BACKGROUND) * light * (1 + static)
         return lit
@@ -144,11 +145,10 @@ class SyntheticSpecimen:
             _lanczos(_centred(side, grid_um) + start, LATTICE_UM, count, grid_um)
             for side, start, count in zip(sides, starts, (window.rows, window.columns), strict=True)
         ]
-        path = to_grid[0] @ raster.path_um @ to_grid[1].T
+        path = _through(to_grid[0], raster.path_um, to_grid[1])
+        pixel = view.pixel_size_um
         to_camera = [
-            _lanczos(
-                _centred(out, view.pixel_size_um) + (side - 1) / 2 * grid_um, grid_um, side, view.pixel_size_um
-            )
+            _lanczos(_centred(out, pixel) + (side - 1) / 2 * grid_um, grid_um, side, pixel)
             for out, side in zip(view.shape, sides, strict=True)
         ]
         return _Field(imaging, imaging.exit_fields(path), to_camera[0], to_camera[1])
@@ -184,13 +184,18 @@ class SyntheticSpecimen:
         maps = []
         for side, start, count in zip(view.shape, starts, (window.rows, window.columns), strict=True):
             at = _centred(side, view.pixel_size_um) + start
-            sigma = np.hypot(blur_um, 0.0)
             maps.append(
-                _gaussian(at, LATTICE_UM, count, sigma)
-                if sigma > 0.5 * max(LATTICE_UM, view.pixel_size_um)
+                _gaussian(at, LATTICE_UM, count, blur_um)
+                if blur_um > 0.5 * max(LATTICE_UM, view.pixel_size_um)
                 else _lanczos(at, LATTICE_UM, count, view.pixel_size_um)
             )
-        return maps[0] @ source @ maps[1].T
+        return _through(maps[0], source, maps[1])
+
+
+def _through(rows: Float32Image, image: Float32Image, columns: Float32Image) -> Float32Image:
+    """Resample the last two axes of an image by one matrix each."""
+    resampled: Float32Image = (rows @ image @ columns.T).astype(np.float32, copy=False)
+    return resampled
 
 
 def _heights(culture: Culture) -> tuple[float, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -72,9 +71,9 @@ def _to_onnx(network: Deployed, step: int) -> onnx.ModelProto:
         dynamic_shapes=({0: batch, 2: step * rows, 3: step * columns}, {0: batch}),
         verbose=False,
     )
-    buffer = io.BytesIO()
-    program.save(buffer)
-    return onnx.load_from_string(buffer.getvalue())
+    if program is None:
+        raise ModelError("torch exported no graph", fix="report the versions of torch and onnxscript")
+    return program.model_proto
 
 
 def _compare(network: Deployed, content: bytes, manifest: Manifest) -> float:

@@ -38,7 +38,7 @@ class NetworkConfig:
     @property
     def size_step_px(self) -> int:
         """Image sides must be multiples of this many pixels."""
-        return 2**self.levels
+        return int(2**self.levels)
 
 
 class Normalise(nn.Module):
@@ -99,8 +99,8 @@ class LiveNetwork(nn.Module):
         self.shrink = nn.ModuleList(nn.Conv2d(2 * w, w, 1) for w in widths[:-1])
         self.up = nn.ModuleList(_convolutions(2 * w, w) for w in widths[:-1])
         self.head = nn.Conv2d(config.base, 4 * 2 * config.labels, 1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        for parameter in self.head.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Predict from a normalised stack.

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 from scipy import ndimage
 
 from acq_isl.normalize import contrast_sd
-from acq_isl.sim.neurons import Culture
 from acq_isl.sim.optics import Oblique, PhaseContrast, Transmitted
+from acq_isl.sim.specimen_objects import Culture
 from acq_isl.sim.specimen_sensor import Sensor, on_sensor
 from acq_isl.sim.synthetic import SyntheticSpecimen
 from acq_isl.sim.view import View
@@ -23,7 +25,7 @@ _CONTRAST = 7300.0
 _FLATTEN_UM = 10.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
 class SimulationConfig:
     """Ranges of the simulated fields; pairs are (low, high) of a uniform distribution.
 
@@ -49,7 +51,7 @@ class SimulationConfig:
     dust : (float, float)
         Rings per 1024 x 1024 pixels.
     density, debris, carpet, index, height : (float, float)
-        See `acq_isl.sim.neurons.Culture`.
+        See `acq_isl.sim.specimen_objects.Culture`.
     """
 
     seed: int = 0
@@ -78,7 +80,7 @@ class SimulationConfig:
     height: tuple[float, float] = (0.7, 1.4)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@plain_dataclass(frozen=True, slots=True, eq=False)
 class Pair:
     """A recorded-looking stack and its truth.
 
@@ -131,22 +133,26 @@ def random_optics(config: SimulationConfig, rng: np.random.Generator) -> Transmi
     )  # fmt: skip
 
 
-def record(light: Float32Image, config: SimulationConfig, rng: np.random.Generator, pixel_um: float) -> Uint16Image:
+def record(
+    light: Float32Image, config: SimulationConfig, rng: np.random.Generator, pixel_um: float
+) -> Uint16Image:
     """Flatten a noise-free stack, add what is fixed on the camera, then noise, and make it counts.
 
     Recorded stacks of this kind are flattened by subtracting a wide Gaussian and scaled plane by plane.
     """
-    flat = np.stack([plane - ndimage.gaussian_filter(plane, _FLATTEN_UM / pixel_um, truncate=2.5) for plane in light])
+    sigma = (0, _FLATTEN_UM / pixel_um, _FLATTEN_UM / pixel_um)
+    flat = light - ndimage.gaussian_filter(light, sigma, truncate=2.5)
     # Contrast as the network will measure it, so that shares of noise mean the same for every field.
     scale = contrast_sd(np.clip(flat * 30000 + _MID, 0, 65535).astype(np.uint16), 6.0 / pixel_um) / 30000
     flat /= max(scale, 1e-6)
-    pattern = Sensor(int(rng.integers(2**31)), 1.0, rng.uniform(*config.dust), rng.uniform(2.0, 8.0)).pattern()
+    sensor = Sensor(int(rng.integers(2**31)), 1.0, rng.uniform(*config.dust), rng.uniform(2.0, 8.0))
     origin = (int(rng.integers(1024)), int(rng.integers(1024)))
-    static = on_sensor(pattern, origin, flat.shape[1:], 1)
+    static = on_sensor(sensor.pattern(), origin, flat.shape[1:], 1)
     flat += np.float32(rng.uniform(*config.static)) * static
     flat += np.float32(rng.uniform(*config.noise)) * rng.standard_normal(flat.shape, np.float32)
     flat /= flat.std(axis=(1, 2), keepdims=True)
-    return np.clip(_MID + _CONTRAST * flat, 0, 65535).astype(np.uint16)
+    counts: Uint16Image = np.clip(_MID + _CONTRAST * flat, 0, 65535).astype(np.uint16)
+    return counts
 
 
 def cached(config: SimulationConfig, index: int, folder: Path) -> Pair:

@@ -1,0 +1,127 @@
+"""Dendrites, axons and bundles as random walks with correlated curvature."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from acq_isl.sim.specimen_objects import REACH_UM, REGION_UM, STEP_UM, Cell, Culture, Floats, Strokes
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Walks:
+    """Paths of many neurites at once: (path, step) positions, and which steps exist."""
+
+    x: Floats
+    y: Floats
+    exists: NDArray[np.bool_]
+
+    def along(self) -> Floats:
+        """Fraction of each path's length, (path, step)."""
+        total = np.maximum(self.exists.sum(axis=1, keepdims=True), 1)
+        fraction: Floats = np.arange(self.x.shape[1])[None] / total
+        return fraction
+
+
+def _walk(rng: np.random.Generator, start: Floats, angle: Floats, length_um: Floats, calm: float) -> _Walks:
+    """Random walks with correlated curvature, in steps of `STEP_UM`, from (path, 2) starts."""
+    steps = max(int(length_um.max(initial=0) / STEP_UM), 1)
+    kicks = rng.normal(0, 0.0127 / calm, (steps, len(start)))
+    curvature, heading = np.zeros(len(start)), angle.copy()
+    headings = np.empty((steps, len(start)))
+    for step in range(steps):
+        curvature = 0.97 * curvature + kicks[step]
+        heading = heading + curvature
+        headings[step] = heading
+    x = start[:, :1] + STEP_UM * np.cumsum(np.cos(headings), axis=0).T
+    y = start[:, 1:] + STEP_UM * np.cumsum(np.sin(headings), axis=0).T
+    return _Walks(x, y, np.arange(steps)[None] < (length_um / STEP_UM)[:, None])
+
+
+def grow_neurites(
+    rng: np.random.Generator, neurons: tuple[Cell, ...], origin: Floats, culture: Culture
+) -> Strokes:
+    """Dendrites, twigs, axons, passing axons and bundles of one region with its corner at ``origin``."""
+    parts = []
+    dendrites, thick = _dendrites(rng, neurons)
+    twigs, thin = _twigs(rng, dendrites)
+    for walks, start in ((dendrites, thick), (twigs, thin)):
+        radius = np.clip(start[:, None] - np.floor(2.5 * walks.along()), 0, 5)
+        parts.append(_ink(rng, walks, radius, (rng.uniform(0.7, 1.0), rng.uniform(0.05, 0.2))))
+    for walks, axon in _axons(rng, neurons, origin):
+        radius = np.broadcast_to(rng.choice(3, (len(walks.x), 1), p=(0.35, 0.4, 0.25)), walks.x.shape)
+        parts.append(_ink(rng, walks, radius, (rng.uniform(0.05, 0.15), axon)))
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    x, y, radius, layer, index, dendrite, axon_weight = columns
+    x, y = x - origin[0], y - origin[1]
+    inside = (np.minimum(x, y) > -REACH_UM) & (np.maximum(x, y) < REGION_UM + REACH_UM)
+    wide = (x, y, culture.index * index, dendrite, axon_weight)
+    singles = [column[inside].astype(np.float32) for column in wide]
+    small = [column[inside].astype(np.uint8) for column in (radius, layer)]
+    return Strokes(*singles[:2], *small, *singles[2:])
+
+
+def _dendrites(rng: np.random.Generator, neurons: tuple[Cell, ...]) -> tuple[_Walks, Floats]:
+    count = rng.integers(2, 6, len(neurons))
+    owner = np.repeat(np.arange(len(neurons)), count)
+    angle = rng.uniform(0, 2 * np.pi, len(owner))
+    place = np.array([(cell.x, cell.y) for cell in neurons]).reshape(-1, 2)[owner]
+    rim = np.array([0.7 * cell.short for cell in neurons])[owner]
+    start = place + rim[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    length = rng.uniform(15, 75, len(owner))
+    walks = _walk(rng, start, angle, length, 5.0)
+    return walks, rng.choice((3.0, 4.0, 5.0), len(owner), p=(0.55, 0.38, 0.07))
+
+
+def _twigs(rng: np.random.Generator, parents: _Walks) -> tuple[_Walks, Floats]:
+    which = rng.integers(0, max(len(parents.x), 1), int(0.8 * len(parents.x)))
+    last = parents.exists.sum(axis=1)[which]
+    at = (rng.uniform(0.2, 0.8, len(which)) * last).astype(int)
+    x, y = parents.x[which, at], parents.y[which, at]
+    ahead = np.minimum(at + 1, parents.x.shape[1] - 1)
+    angle = np.arctan2(parents.y[which, ahead] - y, parents.x[which, ahead] - x)
+    angle = angle + rng.choice((-1, 1), len(which)) * rng.uniform(0.4, 1.1, len(which))
+    start = np.stack([x, y], axis=1)
+    return _walk(rng, start, angle, rng.uniform(8, 40, len(which)), 3.0), np.full(len(which), 2.0)
+
+
+def _axons(rng: np.random.Generator, neurons: tuple[Cell, ...], origin: Floats) -> list[tuple[_Walks, float]]:
+    place = np.array([(cell.x, cell.y) for cell in neurons]).reshape(-1, 2)
+    own = _walk(rng, place, rng.uniform(0, 2 * np.pi, len(place)), rng.uniform(60, 230, len(place)), 8.0)
+    passing_count = int(rng.poisson(90))
+    passing = _walk(
+        rng, origin + rng.uniform(0, REGION_UM, (passing_count, 2)),
+        rng.uniform(0, 2 * np.pi, passing_count), rng.uniform(40, 260, passing_count), 8.0,
+    )  # fmt: skip
+    result = [(own, rng.uniform(0.5, 0.9)), (passing, rng.uniform(0.3, 0.9))]
+    trunks = int(rng.integers(4, 16))
+    trunk = _walk(
+        rng, origin + rng.uniform(0, REGION_UM, (trunks, 2)), rng.uniform(0, 2 * np.pi, trunks),
+        rng.uniform(120, 300, trunks), 14.0,
+    )  # fmt: skip
+    for _ in range(int(rng.integers(3, 10))):
+        result.append((_beside(rng, trunk), rng.uniform(0.7, 1.0)))
+    return result
+
+
+def _beside(rng: np.random.Generator, trunk: _Walks) -> _Walks:
+    """A copy of each path that wanders 0.3-0.9 um about it, as axons do in a bundle."""
+    paths, steps = trunk.x.shape
+    knots = rng.normal(0, 0.6, (2, paths, steps // 60 + 2))
+    at = np.arange(steps) / 60
+    offset = np.array([[np.interp(at, np.arange(k.size), k) for k in axis] for axis in knots])
+    return _Walks(trunk.x + offset[0], trunk.y + offset[1], trunk.exists)
+
+
+def _ink(
+    rng: np.random.Generator, walks: _Walks, radius: NDArray[np.floating], labels: tuple[float, float]
+) -> tuple[NDArray[np.floating], ...]:
+    """Flat arrays of the existing points: x, y, radius class, layer, index, dendrite, axon."""
+    paths, steps = walks.x.shape
+    layer = np.broadcast_to(rng.choice(3, (paths, 1), p=(0.45, 0.35, 0.2)), walks.x.shape)
+    beads = 1 + 0.5 * np.repeat(rng.normal(size=(paths, steps // 7 + 1)), 7, axis=1)[:, :steps]
+    index = rng.uniform(0.014, 0.024, (paths, 1)) * np.clip(beads, 0.3, 2.2)
+    bright = rng.uniform(0.5, 1.1, (paths, 1))
+    columns = (walks.x, walks.y, radius, layer, index, bright * labels[0], bright * labels[1])
+    return tuple(np.broadcast_to(column, walks.x.shape)[walks.exists] for column in columns)

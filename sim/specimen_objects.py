@@ -1,0 +1,108 @@
+"""What a neuron culture is made of, in micrometres; no pixels, no light."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Singles = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+
+REGION_UM = 307.2
+"""Edge of a region; objects are drawn per region, from its own random numbers."""
+REACH_UM = 140.0
+"""No object extends further than this beyond the region it belongs to."""
+LAYER_HEIGHTS_UM = (1.33, 4.0, 6.67)
+"""Heights above the glass at which matter is thought to lie, lowest first."""
+RADII_UM = (0.18, 0.28, 0.42, 0.65, 1.0, 1.5)
+"""Radius classes of neurites."""
+STEP_UM = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Culture:
+    """How dense and how optically strong the culture is; 1 is the ordinary amount.
+
+    Parameters
+    ----------
+    density : float
+        Neurons per area.
+    debris : float
+        Beads, droplets and dead cells per area.
+    carpet : float
+        Path of the unresolved layer of fine processes on the glass.
+    index : float
+        Refractive index differences of all matter.
+    height : float
+        Heights of the layers.
+    """
+
+    density: float = 1.0
+    debris: float = 1.0
+    carpet: float = 1.0
+    index: float = 1.0
+    height: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A soma with its nucleus, or the flat disc of a glial cell. Lengths in um, angle in radians."""
+
+    x: float
+    y: float
+    long: float
+    short: float
+    angle: float
+    thickness: float
+    index: float
+    layer: int
+    nucleus: float
+    """Size of the nucleus relative to the soma."""
+    nucleus_index: float
+    """Index difference of the nucleus relative to the cytoplasm."""
+    dna: float
+    """Brightness of the nuclear stain, 0..1."""
+    mtubules: float
+    """Brightness of the dendrite stain in the soma, 0..1."""
+    wobble: tuple[float, ...]
+    """Amplitudes and phases of the outline's second to fourth harmonic."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Strokes:
+    """Points along all neurites, `STEP_UM` apart, relative to the region's corner; arrays of one length."""
+
+    x: Singles
+    y: Singles
+    radius: Bytes
+    layer: Bytes
+    index: Singles
+    dendrite: Singles
+    axon: Singles
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Beads:
+    """Spheres: debris, droplets, lumps of dead cells, nucleoli; arrays of one length."""
+
+    x: Floats
+    y: Floats
+    radius: Floats
+    index: Floats
+    layer: Bytes
+    dna: Floats
+    mtubules: Floats
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Region:
+    """Everything whose middle or origin lies in one square of the plane with its corner at (x, y) um."""
+
+    x: float
+    y: float
+    cells: tuple[Cell, ...]
+    strokes: Strokes
+    beads: Beads
