@@ -1,1 +1,22 @@
-"""."""
+"""Guarded Pycro-Manager acquisitions, and the capture hook that also works alone."""
+
+from acq_isl.hooks.act import call_user_function
+from acq_isl.hooks.capture import CaptureHook
+from acq_isl.hooks.connect import OpenMicroscope, open_microscope
+from acq_isl.hooks.guard import GuardedAcquisition, Safety
+from acq_isl.hooks.hardware import Hardware
+from acq_isl.hooks.storage import open_measured, read_slices
+from acq_isl.hooks.user import UserHooks
+
+__all__ = [
+    "CaptureHook",
+    "GuardedAcquisition",
+    "Hardware",
+    "OpenMicroscope",
+    "Safety",
+    "UserHooks",
+    "call_user_function",
+    "open_measured",
+    "open_microscope",
+    "read_slices",
+]

@@ -1,0 +1,100 @@
+"""What a guarded acquisition does with each image: capture it, ask the user's hooks, follow it to disk."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from acq_isl.errors import AcqIslError
+from acq_isl.hooks.capture import CaptureHook
+from acq_isl.hooks.progress import AxesKey, Progress, axes_key
+from acq_isl.hooks.pycro import Run
+from acq_isl.hooks.user import UserHooks, checked_images, hook_failed
+
+logger = logging.getLogger(__name__)
+
+Images = list[tuple[Any, dict[str, Any]]]
+
+
+class ImageDoor:
+    """The image functions of one guarded acquisition. None of them raises.
+
+    Parameters
+    ----------
+    capture : CaptureHook
+        Sees the image first, as the camera delivered it.
+    progress : Progress
+    user : UserHooks
+    """
+
+    def __init__(self, capture: CaptureHook, progress: Progress, user: UserHooks) -> None:
+        self._capture = capture
+        self._progress = progress
+        self._user = user
+        self._run: Run | None = None
+
+    def opened(self, run: Run) -> None:
+        """The acquisition is open; extra images go into its storage."""
+        self._run = run
+
+    def functions(self) -> dict[str, Callable[..., Any]]:
+        """Keyword arguments for ``pycromanager.Acquisition``."""
+        functions: dict[str, Callable[..., Any]] = {
+            "image_process_fn": self.process,
+            "image_saved_fn": self.saved,
+        }
+        if self._user.notification is not None:
+            functions["notification_callback_fn"] = self.notify
+        return functions
+
+    def process(self, image: Any, metadata: Any) -> Any:
+        """``image_process_fn``: always returns what storage can take, if need be the measured image."""
+        image, metadata = self._capture(image, metadata)
+        key = _key(metadata)
+        if self._user.image_process is None or self._progress.failure is not None or self._run is None:
+            self._progress.captured(key)
+            return image, metadata
+        images = self._ask(key, image, metadata)
+        self._progress.captured(key, [_key(one) for _, one in images])
+        return self._run.answer(images)
+
+    def _ask(self, key: AxesKey, image: Any, metadata: dict[str, Any]) -> Images:
+        """What the user's function makes of an image, checked; the measured image where it fails."""
+        function = self._user.image_process
+        unchanged = [(image, copy.deepcopy(metadata))]
+        try:
+            # A copy, since the array may be on its way to the sink.
+            return unchanged if function is None else checked_images(key, function(image.copy(), metadata))
+        except AcqIslError as error:
+            self._progress.fail(error)
+        except Exception as error:
+            logger.warning("the image_process hook failed", exc_info=True)
+            self._progress.fail(hook_failed("image_process", error))
+        return unchanged
+
+    def saved(self, axes: Any, dataset: Any) -> None:
+        """``image_saved_fn``: the image is stored if the dataset says so."""
+        try:
+            if dataset.has_image(**axes):
+                self._progress.stored(axes_key(axes))
+            if self._user.image_saved is not None and self._progress.failure is None:
+                self._user.image_saved(axes, dataset)
+        except Exception as error:
+            logger.warning("the image_saved hook failed", exc_info=True)
+            self._progress.fail(hook_failed("image_saved", error))
+
+    def notify(self, notification: Any) -> None:
+        """``notification_callback_fn``."""
+        try:
+            if self._user.notification is not None and self._progress.failure is None:
+                self._user.notification(notification)
+        except Exception as error:
+            logger.warning("the notification hook failed", exc_info=True)
+            self._progress.fail(hook_failed("notification", error))
+
+
+def _key(metadata: Mapping[str, Any]) -> AxesKey:
+    axes = metadata.get("Axes")
+    return axes_key(axes) if isinstance(axes, Mapping) else frozenset()

@@ -1,0 +1,87 @@
+"""What an image's metadata says of the slice, on both backends. Bare dicts end here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from acq_isl.errors import AcquisitionFailed
+from acq_isl.stack import StackKey
+
+_OWN_AXES = ("time", "position", "channel", "z")
+
+
+@dataclass(frozen=True, slots=True)
+class SliceTags:
+    """What is known of one image.
+
+    Parameters
+    ----------
+    key : StackKey
+    z_index : int
+        Value of the z axis, 0 without one.
+    z_um : float or None
+        Stage z that was asked for; None if the event did not move z.
+    x_um, y_um : float
+        Stage position that was asked for, 0 if the event did not move the stage.
+    exposure_ms : float
+    pixel_size_um : float
+        0 without a pixel size calibration.
+    """
+
+    key: StackKey
+    z_index: int
+    z_um: float | None
+    x_um: float
+    y_um: float
+    exposure_ms: float
+    pixel_size_um: float
+
+
+def read_tags(metadata: Mapping[str, Any]) -> SliceTags:
+    """Read what an image's metadata says; frames of a camera sequence carry strings for numbers.
+
+    Axes other than time, position, channel and z (``well``, ``fov``, ``row``...) become part of the
+    position's name, so that two stacks never share a key.
+
+    Raises
+    ------
+    AcquisitionFailed
+        A field that is there cannot be read.
+    """
+    axes = metadata.get("Axes")
+    if not isinstance(axes, Mapping):
+        raise AcquisitionFailed(
+            "an image came without axes", wanted="'Axes' in its metadata", got=f"{axes!r}"
+        )
+    try:
+        z_um = metadata.get("ZPosition_um_Intended")
+        return SliceTags(
+            key=StackKey(
+                time=int(axes.get("time", 0)),
+                position=_position(axes, metadata),
+                channel=_channel(axes, metadata),
+            ),
+            z_index=int(axes.get("z", 0)),
+            z_um=None if z_um is None else float(z_um),
+            x_um=float(metadata.get("XPosition_um_Intended") or 0.0),
+            y_um=float(metadata.get("YPosition_um_Intended") or 0.0),
+            exposure_ms=float(metadata.get("Exposure") or 0.0),
+            pixel_size_um=float(metadata.get("PixelSize_um") or 0.0),
+        )
+    except (TypeError, ValueError) as error:
+        raise AcquisitionFailed(
+            f"the metadata of the image at {dict(axes)} cannot be read", got=str(error)
+        ) from error
+
+
+def _position(axes: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
+    place = axes.get("position", metadata.get("PositionName"))
+    names = [] if place is None else [str(place)]
+    names += [f"{name}{axes[name]}" for name in sorted(axes) if name not in _OWN_AXES]
+    return "_".join(names) or "Default"
+
+
+def _channel(axes: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
+    return str(axes.get("channel", metadata.get("Channel") or "Default"))

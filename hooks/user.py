@@ -1,0 +1,245 @@
+"""A user's own hooks, wrapped so that Pycro-Manager never meets an exception or a wrong answer from them."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from acq_isl.errors import AcqIslError, AcquisitionFailed, ExperimentError
+from acq_isl.hooks.events import Event, EventRules, plain
+from acq_isl.hooks.progress import AxesKey, Progress, axes_key, axes_text
+
+logger = logging.getLogger(__name__)
+
+EventOrList = Event | list[Event]
+EventHook = Callable[[EventOrList], EventOrList | None]
+_CARRIED = ("x", "y", "config_group", "exposure")
+
+
+@dataclass(frozen=True, slots=True)
+class UserHooks:
+    """A user's own functions inside a guarded acquisition; the arguments are Pycro-Manager's.
+
+    Parameters
+    ----------
+    event_generation, pre_hardware, post_hardware, post_camera : callable, optional
+        ``f(event)``, with a list of events where they run as one hardware sequence. Must return the
+        event, changed or not; None drops it (Python backend only).
+    image_process : callable, optional
+        ``f(image, metadata)``, after the capture. Must return ``(image, metadata)`` or a list of them.
+    image_saved : callable, optional
+        ``f(axes, dataset)``.
+    notification : callable, optional
+        ``f(notification)``.
+
+    Raises
+    ------
+    ExperimentError
+        A function does not take these arguments. (Hooks with an event queue are refused: submit further
+        events between two stacks with `GuardedAcquisition.run_events`.)
+    """
+
+    event_generation: EventHook | None = None
+    pre_hardware: EventHook | None = None
+    post_hardware: EventHook | None = None
+    post_camera: EventHook | None = None
+    image_process: Callable[[Any, Any], Any] | None = None
+    image_saved: Callable[[Any, Any], object] | None = None
+    notification: Callable[[Any], object] | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            function = getattr(self, field.name)
+            count = 2 if field.name in ("image_process", "image_saved") else 1
+            if function is None:
+                continue
+            try:
+                inspect.signature(function).bind(*[None] * count)
+            except TypeError as error:
+                raise ExperimentError(
+                    f"the {field.name} hook cannot be called with {count} argument{'s' * (count > 1)}",
+                    got=f"{getattr(function, '__name__', function)}: {error}",
+                    fix="events are submitted between two stacks with run_events(), not through a queue",
+                ) from error
+
+
+class EventHooks:
+    """The wrapped event hooks of one acquisition.
+
+    After a failure every further event is dropped, so that nothing moves any more.
+
+    Parameters
+    ----------
+    user : UserHooks
+    rules : EventRules
+        What a changed event is checked against.
+    progress : Progress
+    none_drops : bool
+        Whether the backend drops an event for which a hook returns None; the Java one images it instead.
+    """
+
+    def __init__(self, user: UserHooks, rules: EventRules, progress: Progress, none_drops: bool) -> None:
+        self._user = user
+        self._rules = rules
+        self._progress = progress
+        self._none_drops = none_drops
+        self._dropped_early: set[AxesKey] = set()
+        self._carry: Event = {}
+
+    def functions(self) -> dict[str, EventHook]:
+        """Keyword arguments for ``pycromanager.Acquisition``; always a pre-hardware hook, as it can stop."""
+        user = self._user
+        functions: dict[str, EventHook] = {"pre_hardware_hook_fn": self._before}
+        if user.event_generation is not None:
+            functions["event_generation_hook_fn"] = self._generated
+        if user.post_hardware is not None:
+            functions["post_hardware_hook_fn"] = self._after
+        if user.post_camera is not None:
+            functions["post_camera_hook_fn"] = self._exposing
+        return functions
+
+    def _generated(self, event: EventOrList) -> EventOrList | None:
+        """None would drop the rest of the list, too: remember it, and drop the event before it moves."""
+        answer = self._ask("event_generation", self._user.event_generation, event)
+        if answer is None:
+            self._dropped_early.update(_keys(event))
+            return event
+        return answer
+
+    def _before(self, event: EventOrList) -> EventOrList | None:
+        kept: EventOrList | None = event
+        if self._dropped_early:
+            events = [one for one in _listed(event) if axes_key(one["axes"]) not in self._dropped_early]
+            kept = events if len(events) > 1 else (events[0] if events else None)
+        if kept is not None:
+            kept = self._ask("pre_hardware", self._user.pre_hardware, kept)
+        # Only the first event of a stack says where and how: hand that on when it is dropped.
+        if kept is None:
+            self._carry.update((k, v) for one in _listed(event) for k, v in one.items() if k in _CARRIED)
+            self._drop(event)
+            return None
+        if self._carry:
+            first = _listed(kept)[0]
+            first.update({key: value for key, value in self._carry.items() if key not in first})
+            self._carry.clear()
+        return kept
+
+    def _after(self, event: EventOrList) -> EventOrList | None:
+        answer = self._ask("post_hardware", self._user.post_hardware, event)
+        if answer is None:
+            self._drop(event)
+        return answer
+
+    def _exposing(self, event: EventOrList) -> EventOrList | None:
+        self._ask("post_camera", self._user.post_camera, event)
+        return event
+
+    def _drop(self, event: EventOrList) -> None:
+        for key in _keys(event):
+            self._dropped_early.discard(key)
+            self._progress.cancel(key)
+
+    def new_list(self) -> None:
+        """A new list of events begins: nothing of the last one is handed on."""
+        self._carry.clear()
+        self._dropped_early.clear()
+
+    def _ask(self, name: str, function: EventHook | None, event: EventOrList) -> EventOrList | None:
+        """The user's answer to an event, checked; None drops it."""
+        if self._progress.failure is not None:
+            return None if self._none_drops else event
+        if function is None:
+            return event
+        try:
+            answer = function(copy.deepcopy(event))
+            if answer is None and not self._none_drops:
+                raise AcquisitionFailed(
+                    f"the {name} hook returned None, which the Java backend images as an empty event",
+                    fix="return the event; leave out of the list what is not wanted",
+                )
+            return None if answer is None else self._checked(name, event, answer)
+        except AcqIslError as error:
+            self._progress.fail(error)
+        except Exception as error:
+            logger.warning("the %s hook failed", name, exc_info=True)
+            self._progress.fail(hook_failed(name, error))
+        return None if self._none_drops else event
+
+    def _checked(self, name: str, event: EventOrList, answer: Any) -> EventOrList:
+        before, after = _listed(event), _listed(answer)
+        if type(answer) is not type(event) or len(before) != len(after):
+            raise AcquisitionFailed(
+                f"the {name} hook returned something that is not an event",
+                wanted="the event it was given" if isinstance(event, dict) else f"the {len(before)} events",
+                got=repr(answer)[:200],
+                fix="return the event at the end of the hook",
+            )
+        clean = [
+            old if new == old else self._rules.event(new) for old, new in zip(before, after, strict=True)
+        ]
+        for old, new in zip(before, clean, strict=True):
+            if new["axes"] != old["axes"]:
+                self._progress.rename(axes_key(old["axes"]), axes_key(new["axes"]))
+        return clean if isinstance(event, list) else clean[0]
+
+
+def hook_failed(name: str, error: BaseException) -> AcquisitionFailed:
+    """The typed form of an exception in a user's hook."""
+    failed = AcquisitionFailed(
+        f"the {name} hook raised {type(error).__name__}",
+        got=str(error),
+        fix="correct the hook; what was captured before is kept",
+    )
+    failed.__cause__ = error
+    return failed
+
+
+def checked_images(key: AxesKey, answer: Any) -> list[tuple[Any, dict[str, Any]]]:
+    """What a user's image_process returned, as images that storage can take.
+
+    Raises
+    ------
+    AcquisitionFailed
+        It returned something that would kill Pycro-Manager's image or saving thread.
+    """
+    name = f"the image_process hook, for {axes_text(key)},"
+    pairs = answer if isinstance(answer, list) else [answer]
+    images = []
+    for pair in pairs:
+        if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[1], dict):
+            raise AcquisitionFailed(
+                f"{name} returned something else than an image",
+                wanted="(image, metadata), or a list of them",
+                got="None" if answer is None else repr(type(answer)),
+                fix="return (image, metadata) at the end of the hook; the measured image was saved unchanged",
+            )
+        image, metadata = pair[0], plain(pair[1])
+        if not isinstance(image, np.ndarray) or image.ndim != 2 or image.dtype not in (np.uint8, np.uint16):
+            raise AcquisitionFailed(
+                f"{name} returned an image that cannot be stored",
+                wanted="a (y, x) array of uint8 or uint16",
+                got=f"{image.shape} {image.dtype}" if isinstance(image, np.ndarray) else repr(type(image)),
+                fix="scale to uint16 and keep scale and offset in the metadata",
+            )
+        images.append((image, metadata))
+    keys = [axes_key(metadata.get("Axes", {})) for _, metadata in images]
+    if not keys or not all(keys) or len(set(keys)) != len(keys):
+        raise AcquisitionFailed(
+            f"{name} returned {len(keys)} images that would replace each other",
+            fix="give each image its own metadata['Axes'], for instance another channel",
+        )
+    return images
+
+
+def _listed(event: Any) -> list[Any]:
+    return event if isinstance(event, list) else [event]
+
+
+def _keys(event: EventOrList) -> list[AxesKey]:
+    return [axes_key(one["axes"]) for one in _listed(event) if "axes" in one]
