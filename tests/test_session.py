@@ -1,0 +1,260 @@
+"""The main loop on instruments one can read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from acq_isl.errors import AcquisitionFailed, SliceLost, StorageError
+from acq_isl.experiment import Experiment
+from acq_isl.ledger import Ledger, read
+from acq_isl.plan import Optics, Place, cycles
+from acq_isl.rules import Decision
+from acq_isl.session import Instruments, Session, Step
+from acq_isl.stack import Outcome, Prediction, Refusal, StackInfo, StackRequest, Uint16Image, Unpredicted
+
+PLACE = Place(0.0, 0.0, 0.0, (10.0, 10.0))
+EXPERIMENT = """
+name: test
+overview:
+  grid_plan: {rows: 1, columns: 4, mode: row_wise}
+  z_plan: {range: 2, step: 1}
+  channels: [{config: Phase, exposure: 10}]
+choose: {k: 2, measurement: {kind: mean_intensity, label: nuclei}}
+revisit: {channels: [{config: DAPI, exposure: 50}, {config: NFH, exposure: 20}]}
+"""
+# Brightness of "nuclei" in the four fields of the overview.
+BRIGHT = {"p00_000": 0.2, "p00_001": 0.9, "p00_002": 0.1, "p00_003": 0.6}
+
+
+def info(request: StackRequest) -> StackInfo:
+    return StackInfo(request.key, request.z_um, (8, 8), 0.3, request.x_um, request.y_um)
+
+
+def prediction(request: StackRequest) -> Prediction:
+    mean = np.full((1, 8, 8), BRIGHT[request.key.position], np.float32)
+    return Prediction(info(request), ("nuclei",), mean, np.zeros_like(mean), "0" * 64, "fake", "fake")
+
+
+class FakeMicroscope:
+    """Notes what it is asked for; ``answer`` makes the outcome the engine gives later."""
+
+    def __init__(self, answer: Callable[[StackRequest], Outcome], fail_at: str = "") -> None:
+        self.log: list[str] = []
+        self.outcomes: list[Outcome] = []
+        self.polls_until_ready = 1
+        self._answer = answer
+        self._fail_at = fail_at
+
+    def acquire(self, request: StackRequest) -> None:
+        if request.key.position == self._fail_at:
+            raise AcquisitionFailed("the stage is stuck")
+        self.log.append(f"{request.preset} {request.key.position} {len(request.z_um)}")
+        if request.predict:
+            self.outcomes.append(self._answer(request))
+
+    def set_preset(self, group: str, preset: str) -> None:
+        self.log.append(f"set {group} {preset}")
+
+    def images(self, request: StackRequest) -> Uint16Image:
+        raise AssertionError("the session does not read images back")
+
+    # The engine's side: outcomes come in late, one behind the acquisition.
+    def poll(self) -> list[Outcome]:
+        ready, self.outcomes = self.outcomes[:-1], self.outcomes[-1:]
+        return ready
+
+    def drain(self, timeout_s: float) -> list[Outcome]:
+        ready, self.outcomes = self.outcomes, []
+        return ready
+
+
+class Kept:
+    def __init__(self, full: bool = False) -> None:
+        self.positions: list[str] = []
+        self._full = full
+
+    def put(self, one: Prediction) -> None:
+        if self._full:
+            raise StorageError("the disk is full")
+        self.positions.append(one.info.key.position)
+
+
+class Bench:
+    """A session with everything around it."""
+
+    def __init__(self, folder: Path, text: str = EXPERIMENT, scope: FakeMicroscope | None = None) -> None:
+        self.experiment = Experiment.from_text(text)
+        self.scope = scope or FakeMicroscope(prediction)
+        self.store = Kept()
+        self.steps: list[Step] = []
+        self.slept: list[float] = []
+        self.now = 0.0
+        self.path = folder / "decisions.jsonl"
+
+    def _sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+    def call(self, name: str, decision: Decision, one: Prediction) -> str:
+        if name.endswith("broken"):
+            raise AcquisitionFailed("the function raised")
+        return f"called {name} for {one.info.key.position}"
+
+    def run(self) -> Session:
+        plan = cycles(self.experiment.overview, PLACE, Optics())
+        with Ledger(self.path, clock=lambda: 0.0) as ledger:
+            tools = Instruments(
+                self.scope,
+                self.scope,
+                self.store,
+                ledger,
+                self.call,
+                self.steps.append,
+                now=lambda: self.now,
+                sleep=self._sleep,
+            )
+            self.session = Session(self.experiment, plan, tools)
+            self.session.run()
+        return self.session
+
+    def lines(self, kind: str) -> list[dict[str, object]]:
+        return [line for line in read(self.path) if line["kind"] == kind]
+
+
+def test_the_best_fields_are_revisited_best_first(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    session = bench.run()
+    assert bench.scope.log == [
+        *(f"Phase p00_00{index} 3" for index in range(4)),
+        "DAPI p00_001 1",
+        "NFH p00_001 1",
+        "DAPI p00_003 1",
+        "NFH p00_003 1",
+    ]
+    ranks = {
+        field.request.key.position: field.choice.rank for field in session.fields.values() if field.choice
+    }
+    assert ranks == {"p00_001": 1, "p00_003": 2, "p00_000": 3, "p00_002": 4}
+    assert bench.store.positions == list(BRIGHT)
+    assert [line["chosen"] for line in bench.lines("choice")] == [True, True, False, False]
+    doses = {(line["position"], line["channel"]): line["exposure_ms"] for line in bench.lines("dose")}
+    assert doses["p00_001", "Phase"] == 30 and doses["p00_001", "DAPI"] == 50
+
+
+TRIGGER = """
+triggers:
+  - name: bright
+    when: {measurement: {kind: mean_intensity, label: nuclei}, above: 0.5}
+    at_most: 1
+"""
+ACTIONS = {
+    "set a preset": ("do: {kind: set_preset, group: Light, preset: Low}", "set Light Low", "done"),
+    "image now": ("do: {kind: image, channels: [DAPI], exposure_ms: 5}", "DAPI p00_001 1", "done"),
+    "call a function": (
+        "do: {kind: call, function: 'lab.mine:act'}",
+        None,
+        "called lab.mine:act for p00_001",
+    ),
+    "a function that fails": (
+        "do: {kind: call, function: 'lab.mine:broken'}",
+        None,
+        "failed: the function raised",
+    ),
+    "against the limits": (
+        "do: {kind: image, channels: [DAPI], exposure_ms: 5000}\nlimits: {exposure_ms: 100}",
+        None,
+        "refused: ",
+    ),
+}
+
+
+@pytest.mark.parametrize("action, logged, done", ACTIONS.values(), ids=ACTIONS.keys())
+def test_a_trigger_acts_between_two_fields(
+    tmp_path: Path, action: str, logged: str | None, done: str
+) -> None:
+    head, _, tail = action.partition("\n")
+    bench = Bench(tmp_path, EXPERIMENT + TRIGGER + f"    {head}\n{tail}\n")
+    session = bench.run()
+    log = bench.scope.log
+    if logged is not None:
+        # The outcome of field 1 arrives while field 2 is imaged; field 3 has not begun.
+        assert log.index("Phase p00_002 3") < log.index(logged) < log.index("Phase p00_003 3")
+    acted = [line for line in bench.lines("decision") if line["done"] != "nothing"]
+    assert len(acted) == 1 and str(acted[0]["done"]).startswith(done)
+    idle = [line for line in bench.lines("decision") if line["done"] == "nothing"]
+    assert len(idle) == 3  # two below the threshold, one above but only one action is allowed
+    assert len(session.warnings) == (1 if done.startswith(("refused", "failed")) else 0)
+
+
+def test_what_a_trigger_imaged_is_not_imaged_again(tmp_path: Path) -> None:
+    text = EXPERIMENT + TRIGGER + "    do: {kind: image, channels: [DAPI], exposure_ms: 5}\n"
+    bench = Bench(tmp_path, text)
+    bench.run()
+    assert bench.scope.log.count("DAPI p00_001 1") == 1
+    assert bench.scope.log.count("NFH p00_001 1") == 1
+
+
+def test_refused_and_unpredicted_fields_are_kept_and_never_chosen(tmp_path: Path) -> None:
+    def answer(request: StackRequest) -> Outcome:
+        match request.key.position:
+            case "p00_001":
+                return Refusal(info(request), "the planes are reversed", "turn them")
+            case "p00_003":
+                return Unpredicted(info(request), "no engine", "spool")
+            case _:
+                return prediction(request)
+
+    bench = Bench(tmp_path, scope=FakeMicroscope(answer))
+    session = bench.run()
+    chosen = [f.request.key.position for f in session.fields.values() if f.choice and f.choice.chosen]
+    assert chosen == ["p00_000", "p00_002"]
+    assert {type(f.outcome) for f in session.fields.values()} == {Prediction, Refusal, Unpredicted}
+
+
+def test_time_points_wait_for_their_start(tmp_path: Path) -> None:
+    text = EXPERIMENT.replace("  z_plan", "  time_plan: {interval: 30, loops: 2}\n  z_plan")
+    bench = Bench(tmp_path, text)
+    bench.run()
+    assert sum(bench.slept) == pytest.approx(30.0)
+    assert len(bench.scope.log) == 16
+
+
+def test_a_failing_microscope_stops_the_run_and_keeps_what_there_is(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, scope=FakeMicroscope(prediction, fail_at="p00_002"))
+    with pytest.raises(AcquisitionFailed, match="stuck"):
+        bench.run()
+    session = bench.session
+    assert [request.key.position for request in session.acquired] == ["p00_000", "p00_001"]
+    assert [request.key.position for request in session.asked] == ["p00_000", "p00_001", "p00_002"]
+    assert bench.lines("closed")[0]["ended"] == "by AcquisitionFailed"
+
+
+def test_lost_slices_fail_the_run_after_it_is_finished(tmp_path: Path) -> None:
+    class Leaky(FakeMicroscope):
+        def drain(self, timeout_s: float) -> list[Outcome]:
+            raise SliceLost("3 slices are gone")
+
+    bench = Bench(tmp_path, scope=Leaky(prediction))
+    with pytest.raises(SliceLost):
+        bench.run()
+    assert "DAPI p00_001 1" in bench.scope.log
+
+
+def test_a_full_disk_for_predictions_does_not_stop_the_run(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.store = Kept(full=True)
+    session = bench.run()
+    assert len(bench.scope.log) == 8
+    assert "the disk is full" in session.warnings[0]
+
+
+def test_progress_is_told(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.run()
+    overview = [step for step in bench.steps if step.phase == "overview"]
+    assert [(step.done, step.total) for step in overview] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert {step.phase for step in bench.steps} == {"overview", "predict", "revisit"}
