@@ -2,8 +2,8 @@
 
 Christiansen et al., "In Silico Labeling: Predicting Fluorescent Labels in Unlabeled Images", Cell 2018, with
 code in google/in-silico-labeling. From a patch of 250x250 pixels it predicts, for each label and each of the
-central 8x8 pixels, a distribution over intensity bins. Five towers look at centre crops of the patch at scales
-1 to 1/16, their outputs are joined and go through one more tower. Variables carry the published names.
+central 8x8 pixels, a distribution over intensity bins. Five towers look at centre crops of the patch, at
+scales 1 to 1/16; their outputs are joined and go through one more tower. Variables carry the published names.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TARGETS = ("DAPI_CONFOCAL", "DAPI_WIDEFIELD", "CELLMASK_CONFOCAL", "TUJ1_WIDEFIE
 _PROJECTED = 16
 _TOWER_PX = 36
 _UPPER_MODULES = 14
-_BN_EPSILON = 1e-3
+BN_EPSILON = 1e-3
 _BN_MOMENTUM = 1e-3
 
 Kind = Literal["in scale", "down", "up"]
@@ -147,12 +147,12 @@ class Minception(nn.Module):
         self.widths = widths
         self.kernel, self.stride = (3, 1) if kind == "in scale" else (4, 2)
         joined = widths.expanded + (0 if kind == "up" else widths.inputs)
-        self.expand_norm = nn.BatchNorm2d(widths.inputs, _BN_EPSILON, _BN_MOMENTUM)
+        self.expand_norm = nn.BatchNorm2d(widths.inputs, BN_EPSILON, _BN_MOMENTUM)
         convolution = nn.ConvTranspose2d if kind == "up" else nn.Conv2d
         self.expand: Convolution = convolution(
             2 * widths.inputs, widths.expanded, self.kernel, self.stride, bias=False
         )
-        self.reduce_norm = nn.BatchNorm2d(joined, _BN_EPSILON, _BN_MOMENTUM)
+        self.reduce_norm = nn.BatchNorm2d(joined, BN_EPSILON, _BN_MOMENTUM)
         self.reduce = nn.Conv2d(2 * joined, widths.outputs, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -182,7 +182,7 @@ class Head(nn.Module):
 
     def __init__(self, inputs: int, bins: int) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(inputs, _BN_EPSILON, _BN_MOMENTUM)
+        self.norm = nn.BatchNorm2d(inputs, BN_EPSILON, _BN_MOMENTUM)
         self.reduce = nn.Conv2d(2 * inputs, bins, 1)
 
     def forward(self, x: Tensor) -> Tensor:

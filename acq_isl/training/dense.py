@@ -1,0 +1,228 @@
+"""The reference network without its redundancy, as an ONNX graph for images of any size.
+
+Published inference runs a patch of 250x250 pixels for every 8x8 pixels of output, though neighbouring patches
+share almost all of their work. Run as a fully convolutional network on a large tile, the same function costs
+a twentieth. But it is the same only at multiples of 16 pixels, because the coarsest tower samples its input
+every 16 pixels from the patch's corner, and published patches are 8 pixels apart. Hence two forms:
+
+``exact`` equals patches 8 pixels apart everywhere. The four phases (0 or 8 pixels in rows and columns) share
+towers 0 to 3 and the coarsest tower down to its fourth halving; each phase then runs the rest. As a phase
+answers for only one 8x8 block in each 16x16, the last four modules, the widest, run on these blocks alone.
+
+``single phase`` runs one phase for all pixels. It equals the patches whose corners are at multiples of 16
+pixels; the other pixels are answered by the same patches instead of by those half-way between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from acq_isl.training.dense_network import STATISTICS, DenseNetwork, Variables
+from acq_isl.training.onnx_graph import FLOAT, OnnxGraph
+from acq_isl.training.reference import BORDER_PX, OUTPUT_PX, PATCH_PX, STRIDE_PX, TOWER_CROPS_PX
+
+_SHIFT_PX = 8  # between neighbouring patches, and between the phases
+_FULL_SCALE = 65535.0
+_BLOCK_PX = 4
+_TRUNCATE_SD = 3.0
+_PUBLISHED_MEAN, _PUBLISHED_SD = 0.5, 0.125  # of the transmitted planes, as delivered with the paper
+_SHARED_MODULES = 6  # of tower 4, down to a grid of 8 pixels, on which all four phases lie
+_BLOCK_MODULES = 4  # at the end, whose needs for one 8x8 block fit into 16x16
+_BYTES = 2  # per count
+
+Answer = Callable[[str], str]
+"""Makes pixels (N, h w, A) of an embedding (N, C, h, w)."""
+Form = Literal["exact", "single phase"]
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """Planes are as in the paper's data: flat, mean .5 and SD .125 of the 16-bit range. They stay as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flattened:
+    """Planes are raw counts; the graph flattens them and gives them the mean and SD of the paper's data.
+
+    Parameters
+    ----------
+    high_pass_px : float
+        Sigma of the Gaussian background that is subtracted, in pixels.
+    """
+
+    high_pass_px: float
+
+
+Intensity = Published | Flattened
+
+
+@dataclass(frozen=True, slots=True)
+class DenseSpec:
+    """What to build.
+
+    Parameters
+    ----------
+    heads : tuple of str
+        Heads to keep, as in `acq_isl.training.reference.ReferenceConfig`.
+    planes : int
+        Slices of the stack; each feeds the network's planes that are nearest to it, as published.
+    form : 'exact' or 'single phase'
+    intensity : Published or Flattened
+    """
+
+    heads: tuple[str, ...]
+    planes: int = 13
+    form: Form = "exact"
+    intensity: Intensity = Published()
+
+    @property
+    def crop_px(self) -> int:
+        """Pixels cut off before the network, so that the high-pass never sees a border, and sides are
+        multiples of 16."""
+        reach = 0
+        if isinstance(self.intensity, Flattened):
+            reach = _BLOCK_PX * (len(gaussian(self.intensity.high_pass_px)) // 2) + _BLOCK_PX // 2
+        return reach + (7 - reach) % 8
+
+    @property
+    def halo_px(self) -> int:
+        """Margin of the outputs that is not predicted and reads 0."""
+        return self.crop_px + BORDER_PX + (_SHIFT_PX if self.form == "single phase" else 0)
+
+    @property
+    def min_tile_px(self) -> int:
+        """Smallest side; all sides are multiples of 16."""
+        return 2 * self.crop_px + PATCH_PX + _SHIFT_PX
+
+
+def gaussian(high_pass_px: float) -> NDArray[np.float32]:
+    """Weights of the background's Gaussian on 4x4 block means, as in `acq_isl.training.network.Normalise`."""
+    sigma = max(high_pass_px / _BLOCK_PX, 1e-3)
+    radius = max(int(_TRUNCATE_SD * sigma + 0.5), 1)
+    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    return np.asarray(weights / weights.sum(), np.float32)
+
+
+def build_dense(
+    variables: Variables, base_depth: int, spec: DenseSpec, metadata: Mapping[str, str] | None = None
+) -> onnx.ModelProto:
+    """Build the graph.
+
+    Inputs are ``stack``, (N, planes, H, W, 2) uint8, the little-endian bytes of uint16 counts, H and W
+    multiples of 16 from ``spec.min_tile_px``, and, for `Flattened` only, ``inv_sd``, (N,) float32, 1 / contrast
+    of each stack. Outputs are `STATISTICS`, as large as the input; a margin of ``spec.halo_px`` is not
+    predicted and reads 0.
+
+    Parameters
+    ----------
+    variables : mapping of str to ndarray
+        By published name, in TensorFlow's axis order.
+    base_depth : int
+    spec : DenseSpec
+    metadata : mapping of str to str, optional
+        Goes into the model's ``metadata_props``.
+    """
+    network = DenseNetwork(OnnxGraph(), variables, base_depth, spec.planes)
+    graph = network.graph
+    image = _image(network, spec, lambda embedding: network.decode(embedding, spec.heads))
+    labels = len(spec.heads)
+    for index, name in enumerate(STATISTICS):
+        graph.name(graph.slice(image, {1: (index * labels, (index + 1) * labels)}), name)
+    return graph.model(_inputs(spec), dict.fromkeys(STATISTICS, ("n", labels, "h", "w")), metadata or {})
+
+
+def build_embedding(variables: Variables, base_depth: int, spec: DenseSpec) -> onnx.ModelProto:
+    """Build the graph up to the heads; its output is ``embedding``, (N, C, H, W) float32."""
+    network = DenseNetwork(OnnxGraph(), variables, base_depth, spec.planes)
+    network.graph.name(_image(network, spec, network.pixels), "embedding")
+    return network.graph.model(_inputs(spec), {"embedding": ("n", network.embedding_width, "h", "w")}, {})
+
+
+def _inputs(spec: DenseSpec) -> dict[str, tuple[type[np.generic], Sequence[int | str]]]:
+    stack = np.uint8, ("n", spec.planes, "h", "w", _BYTES)
+    return {"stack": stack} | (
+        {"inv_sd": (np.float32, ("n",))} if isinstance(spec.intensity, Flattened) else {}
+    )
+
+
+def _image(network: DenseNetwork, spec: DenseSpec, answer: Answer) -> str:
+    """What ``answer`` makes of the embedding, as an image as large as the stack."""
+    graph, planes = network.graph, _planes(network.graph, spec)
+    if spec.form == "exact":
+        image = _exact(network, network.project(planes), answer)
+    else:
+        image = _single_phase(network, network.project(graph.inner(planes, 0, _SHIFT_PX)), answer)
+    before, after = spec.crop_px + BORDER_PX, spec.halo_px
+    return graph.op("Pad", image, graph.integers(0, 0, before, before, 0, 0, after, after))
+
+
+def _planes(graph: OnnxGraph, spec: DenseSpec) -> str:
+    """Camera bytes to the (N, planes, H, W) float32 values from 0 to 1 that the network was trained on."""
+    low, high = (
+        graph.op("Cast", graph.reshape(graph.slice("stack", {4: (byte, byte + 1)}), 0, 0, 0, -1), to=FLOAT)
+        for byte in range(_BYTES)
+    )
+    counts = graph.op("Add", low, graph.op("Mul", high, graph.floats(256.0)))
+    if isinstance(spec.intensity, Published):
+        return graph.inner(graph.op("Div", counts, graph.floats(_FULL_SCALE)), spec.crop_px)
+    weights = np.tile(gaussian(spec.intensity.high_pass_px), (spec.planes, 1, 1, 1))
+    reach = _BLOCK_PX * (weights.shape[-1] // 2)
+    block = [_BLOCK_PX, _BLOCK_PX]
+    background = graph.op("AveragePool", counts, kernel_shape=block, strides=block)
+    for kernel in (weights, weights.transpose(0, 1, 3, 2)):
+        background = graph.op("Conv", background, graph.floats(kernel), group=spec.planes)
+    scales = graph.floats([1, 1, *block])
+    background = graph.op("Resize", background, "", scales, mode="linear")
+    x = graph.op("Sub", graph.inner(counts, reach), background)
+    inv_sd = graph.op("Mul", graph.reshape("inv_sd", -1, 1, 1, 1), graph.floats(_PUBLISHED_SD))
+    x = graph.op("Add", graph.op("Mul", x, inv_sd), graph.floats(_PUBLISHED_MEAN))
+    x = graph.op("Clip", x, graph.floats(0.0), graph.floats(1.0))
+    return graph.inner(x, spec.crop_px - reach)
+
+
+def _single_phase(network: DenseNetwork, projected: str, answer: Answer) -> str:
+    """Image, (N, A, 8 + 16 k, 8 + 16 l), of (N, 16, 250 + 16 k, 250 + 16 l)."""
+    graph = network.graph
+    towers = [network.tower(s, graph.inner(projected, crop)) for s, crop in enumerate(TOWER_CROPS_PX)]
+    embedding = network.upper(graph.op("Concat", *towers, axis=1))
+    pixels = answer(embedding)  # (N, pixels, A)
+    rows, columns = graph.side(embedding, 2), graph.side(embedding, 3)
+    return graph.op("Transpose", graph.reshape(pixels, 0, rows, columns, -1), perm=[0, 3, 1, 2])
+
+
+def _exact(network: DenseNetwork, projected: str, answer: Answer) -> str:
+    """Image, (N, A, 16 + 16 k, 16 + 16 l), of (N, 16, 258 + 16 k, 258 + 16 l)."""
+    graph = network.graph
+    *fine, coarsest = enumerate(TOWER_CROPS_PX)
+    shared = [network.tower(scale, graph.inner(projected, crop)) for scale, crop in fine]
+    joined = _phases(graph, graph.op("Concat", *shared, axis=1), _SHIFT_PX)
+    coarse = network.tower(coarsest[0], graph.inner(projected, coarsest[1]), stop=_SHARED_MODULES)
+    coarse = network.tower(coarsest[0], _phases(graph, coarse, 1), start=_SHARED_MODULES)
+    x = graph.op("Concat", joined, coarse, axis=1)  # (4 N, C, 36 + 16 k, 36 + 16 l), phases outermost
+    x = network.upper(x, stop=-_BLOCK_MODULES)  # (4 N, C, 16 + 16 k, 16 + 16 l)
+    grid = graph.op("SpaceToDepth", x, blocksize=STRIDE_PX)  # (4 N, 256 C, 1 + k, 1 + l)
+    rows, columns = graph.side(grid, 2), graph.side(grid, 3)
+    width = network.upper_width(-_BLOCK_MODULES - 1)
+    x = graph.reshape(graph.op("Transpose", grid, perm=[0, 2, 3, 1]), -1, STRIDE_PX, STRIDE_PX, width)
+    x = network.upper(graph.op("Transpose", x, perm=[0, 3, 1, 2]), start=-_BLOCK_MODULES)
+    # From blocks in order (phase row, phase column, N, row, column) to an image: phases alternate in space.
+    pixels = answer(x)  # (blocks, 64, A)
+    answers = graph.side(pixels, 2)
+    x = graph.reshape(pixels, 2, 2, -1, rows, columns, OUTPUT_PX, OUTPUT_PX, answers)
+    x = graph.op("Transpose", x, perm=[2, 7, 3, 0, 5, 4, 1, 6])
+    stride = graph.integers(STRIDE_PX)
+    height, width = (graph.op("Mul", side, stride) for side in (rows, columns))
+    return graph.reshape(x, -1, answers, height, width)
+
+
+def _phases(graph: OnnxGraph, x: str, shift: int) -> str:
+    """The four views of ``x`` that begin at 0 or ``shift`` in rows and columns, stacked as a batch."""
+    ranges = (0, -shift), (shift, 0)
+    views = [graph.slice(x, {2: rows, 3: columns}) for rows in ranges for columns in ranges]
+    return graph.op("Concat", *views, axis=0)

@@ -1,0 +1,221 @@
+"""Parts of the reference network as ONNX nodes, made for inference.
+
+Batch normalisation that follows a convolution is folded into it, the ReLU and tanh halves of the widest
+layers go through their own convolutions instead of being joined first, and bins are decoded strip by strip.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from acq_isl.training.onnx_graph import FLOAT, OnnxGraph
+from acq_isl.training.reference import (
+    BN_EPSILON,
+    TOWER_CROPS_PX,
+    Kind,
+    Widths,
+    plane_positions,
+    tower_plan,
+    upper_plan,
+)
+
+Variables = Mapping[str, NDArray[np.float32]]
+"""Values by published name, in TensorFlow's axis order."""
+
+STATISTICS = ("mean", "spread", "median", "entropy")
+"""What is kept of a distribution: mean, SD and median, where 1 is full scale, and entropy, where 1 is a flat
+distribution."""
+
+_STRIPS = 4
+_MEDIAN = 0.5
+
+
+def fold_projection(
+    weights: NDArray[np.float32], biases: NDArray[np.float32], planes: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """First layer for a stack of ``planes`` slices that feeds each slice once and no masks.
+
+    The network takes a fixed number of planes with a mask each. Slices that stand for several planes get the
+    sum of their weights; masks, which are 1 everywhere, join the biases.
+
+    Parameters
+    ----------
+    weights : (1, 1, 2 * network planes, C) float32
+    biases : (C,) float32
+    planes : int
+
+    Returns
+    -------
+    weights : (C, planes) float32
+    biases : (C,) float32
+    """
+    pairs = weights[0, 0].astype(np.float64).reshape(-1, 2, weights.shape[-1])
+    folded = np.zeros((planes, weights.shape[-1]))
+    for position, (pixel, _) in zip(plane_positions(len(pairs)), pairs, strict=True):
+        folded[round((planes - 1) * position)] += pixel  # rounds halves to even, as published
+    return folded.T.astype(np.float32), (biases + pairs[:, 1].sum(0)).astype(np.float32)
+
+
+class DenseNetwork:
+    """Adds the network's parts to a graph.
+
+    Parameters
+    ----------
+    graph : OnnxGraph
+    variables : mapping of str to ndarray
+    base_depth : int
+    planes : int
+        Slices of the stack.
+    """
+
+    def __init__(self, graph: OnnxGraph, variables: Variables, base_depth: int, planes: int) -> None:
+        self.graph = graph
+        self._variables = variables
+        self._planes = planes
+        self._towers = [tower_plan(scale, base_depth) for scale in range(len(TOWER_CROPS_PX))]
+        joined = sum(next(reversed(plan.values()))[1].outputs for plan in self._towers)
+        self._upper = upper_plan(base_depth, joined)
+        self.embedding_width = self.upper_width(-1)
+
+    def project(self, x: str) -> str:
+        """First layer: (N, planes, H, W) from 0 to 1 to (N, 16, H, W)."""
+        weights, biases = fold_projection(
+            self._variables["Conv/weights"], self._variables["Conv/biases"], self._planes
+        )
+        return self.graph.op(
+            "Conv", x, self.graph.floats(weights[..., None, None]), self.graph.floats(biases)
+        )
+
+    def tower(self, scale: int, x: str, start: int = 0, stop: int | None = None) -> str:
+        """Modules ``start`` to ``stop`` of a tower."""
+        return self._modules(self._towers[scale], x, start, stop)
+
+    def upper(self, x: str, start: int = 0, stop: int | None = None) -> str:
+        """Modules ``start`` to ``stop`` of those after the joined towers; negative: from the end."""
+        return self._modules(self._upper, x, start, stop)
+
+    def upper_width(self, index: int) -> int:
+        """Channels after one of the modules that follow the joined towers."""
+        return list(self._upper.values())[index][1].outputs
+
+    def decode(self, embedding: str, heads: Sequence[str]) -> str:
+        """Mean, spread, median and entropy of each head's distribution.
+
+        Strip by strip and head by head, so that the bins of a whole image never exist.
+
+        Parameters
+        ----------
+        embedding : (N, C, h, w), h w a multiple of 4
+
+        Returns
+        -------
+        (N, h w, 4 heads)
+        """
+        graph = self.graph
+        pixels = graph.reshape(self.pixels(embedding), 0, _STRIPS, -1, self.embedding_width)
+        strips = []
+        for index in range(_STRIPS):
+            strip = graph.slice(pixels, {1: (index, index + 1)})
+            statistics = [self._statistics(strip, f"head/{head}/residual_v2_conv") for head in heads]
+            by_kind = [value for kind in zip(*statistics, strict=True) for value in kind]
+            strips.append(graph.op("Concat", *by_kind, axis=-1))  # (N, 1, h w / strips, 4 heads)
+        return graph.reshape(graph.op("Concat", *strips, axis=1), 0, -1, len(STATISTICS) * len(heads))
+
+    def pixels(self, embedding: str) -> str:
+        """Channels last: (N, C, h, w) to (N, h w, C)."""
+        flat = self.graph.reshape(embedding, 0, self.embedding_width, -1)
+        return self.graph.op("Transpose", flat, perm=[0, 2, 1])
+
+    def _statistics(self, x: str, scope: str) -> tuple[str, str, str, str]:
+        """Mean, spread, median and entropy, (..., 1), of (..., C)."""
+        graph = self.graph
+        scale, shift = _norm(self._variables, f"{scope}/BatchNorm")
+        x = graph.op("Add", graph.op("Mul", x, graph.floats(scale)), graph.floats(shift))
+        x = graph.op("Concat", graph.op("Relu", x), graph.op("Tanh", x), axis=-1)
+        weights = self._variables[f"{scope}/Conv/weights"][0, 0]  # (2 C, bins)
+        bins = weights.shape[1]
+        logits = graph.op("MatMul", x, graph.floats(weights))
+        logits = graph.op("Add", logits, graph.floats(self._variables[f"{scope}/Conv/biases"]))
+        log_p = graph.op("LogSoftmax", logits, axis=-1)
+        p = graph.op("Exp", log_p)
+        values = np.linspace(0, 1, bins, dtype=np.float32)
+        mean = graph.op("MatMul", p, graph.floats(values[:, None]))
+        off = graph.op("Sub", graph.floats(values), mean)
+        variance = graph.op("ReduceSum", graph.op("Mul", p, graph.op("Mul", off, off)), graph.integers(-1))
+        below = graph.op("Less", graph.op("CumSum", p, graph.integer(-1)), graph.floats(_MEDIAN))
+        median = graph.op("ReduceSum", graph.op("Cast", below, to=FLOAT), graph.integers(-1))
+        median = graph.op("Mul", median, graph.floats(1 / (bins - 1)))
+        entropy = graph.op("ReduceSum", graph.op("Mul", p, log_p), graph.integers(-1))
+        entropy = graph.op("Mul", entropy, graph.floats(-1 / math.log(bins)))
+        return mean, graph.op("Sqrt", variance), median, entropy
+
+    def _modules(self, plan: Mapping[str, tuple[Kind, Widths]], x: str, start: int, stop: int | None) -> str:
+        for name, (kind, widths) in list(plan.items())[start:stop]:
+            x = self._module(name, kind, widths, x)
+        return x
+
+    def _module(self, name: str, kind: Kind, widths: Widths, x: str) -> str:
+        graph, (kernel, stride) = self.graph, (3, 1) if kind == "in scale" else (4, 2)
+        scope = f"{name}/expand_rv2"
+        window = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2}
+        scale, shift = _norm(self._variables, f"{name}/reduce_rv2/BatchNorm")
+        wide = self._batch_norm(x, *_norm(self._variables, f"{scope}/BatchNorm"))
+        wide = graph.op("Concat", graph.op("Relu", wide), graph.op("Tanh", wide), axis=1)
+        count = widths.expanded
+        bias = graph.floats(shift[:count])
+        if kind == "up":
+            weights = _onnx_order(self._variables[f"{scope}/Conv2d_transpose/weights"]) * scale[:, None, None]
+            wide = graph.op("ConvTranspose", wide, graph.floats(weights), bias, pads=[2] * 4, **window)
+            parts = [(wide, slice(count))]
+        else:
+            weights = _onnx_order(self._variables[f"{scope}/Conv/weights"]) * scale[:count, None, None, None]
+            wide = graph.op("Conv", wide, graph.floats(weights), bias, **window)
+            pooled = self._batch_norm(graph.op("MaxPool", x, **window), scale[count:], shift[count:])
+            parts = [(wide, slice(count)), (pooled, slice(count, None))]
+        halves = np.split(_onnx_order(self._variables[f"{name}/reduce_rv2/Conv/weights"]), 2, axis=1)
+        out = self._shortcut(kind, widths, x)
+        for part, channels in parts:
+            for activation, half in zip(("Relu", "Tanh"), halves, strict=True):
+                active = graph.op(activation, part)
+                out = graph.op("Add", graph.op("Conv", active, graph.floats(half[:, channels])), out)
+        return out
+
+    def _shortcut(self, kind: Kind, widths: Widths, x: str) -> str:
+        graph = self.graph
+        if kind == "up":
+            x = graph.slice(x, {1: (0, widths.outputs)})
+            x = graph.op(
+                "Resize", x, "", graph.floats([1, 1, 2, 2]), mode="nearest",
+                coordinate_transformation_mode="asymmetric", nearest_mode="floor",
+            )  # fmt: skip
+            return graph.inner(x, 1)
+        x = graph.inner(x, 1)
+        if kind == "down":
+            x = graph.op("AveragePool", x, kernel_shape=[2, 2], strides=[2, 2])
+        more = widths.outputs - widths.inputs
+        return graph.op("Pad", x, graph.integers(0, 0, 0, 0, 0, more, 0, 0)) if more else x
+
+    def _batch_norm(self, x: str, scale: NDArray[np.float32], shift: NDArray[np.float32]) -> str:
+        graph, count = self.graph, len(scale)
+        mean, variance = graph.floats(np.zeros(count)), graph.floats(np.ones(count))
+        parts = graph.floats(scale), graph.floats(shift), mean, variance
+        return graph.op("BatchNormalization", x, *parts, epsilon=0.0)
+
+
+def _norm(variables: Variables, scope: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Batch normalisation with its stored statistics, as a factor and an addend."""
+    gamma, beta, mean, variance = (
+        variables[f"{scope}/{name}"].astype(np.float64)
+        for name in ("gamma", "beta", "moving_mean", "moving_variance")
+    )
+    scale = gamma / np.sqrt(variance + BN_EPSILON)
+    return scale.astype(np.float32), (beta - mean * scale).astype(np.float32)
+
+
+def _onnx_order(weights: NDArray[np.float32]) -> NDArray[np.float32]:
+    """TensorFlow's (rows, columns, in, out), or (.., out, in) if transposed, with the last two first."""
+    return weights.transpose(3, 2, 0, 1)
