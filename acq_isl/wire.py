@@ -1,0 +1,231 @@
+"""The wire protocol: messages between client and server, as ZMQ frames. Pure; nothing is ever unpickled.
+
+A message is a JSON header followed by raw little-endian buffers::
+
+    SLICE   header, (y, x) uint16 unless the header points into the shared ring
+    RESULT  header, mean (label, y, x) float32, spread (label, y, x) float32
+    others  header only
+
+Every header names the protocol version and its type, and is checked strictly: whatever does not fit
+is a `WireError`, whoever sent it. Predictions travel as float32: a served prediction then equals an
+embedded one bit for bit, and on loop-back the bytes cost less than converting to float16 and back
+(``benchmarks/transport.py``).
+
+One conversation::
+
+    client  HELLO ........ SLICE SLICE SLICE ............... DONE ... BEAT ... BYE
+    server        WELCOME                    RESULT | REFUSED | FAILED    ALIVE
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
+
+from acq_isl.errors import WireError
+from acq_isl.messages import (
+    MAX_FRAME_BYTES,
+    MAX_HEADER_BYTES,
+    MAX_NAME,
+    MAX_PLANES,
+    MAX_SIDE_PX,
+    MAX_STACK_BYTES,
+    VERSION,
+    Message,
+    Result,
+    RingRef,
+    SliceSent,
+)
+from acq_isl.stack import Prediction, Slice, StackInfo
+
+Frame = bytes | memoryview
+_ADAPTER: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="type")])
+
+
+def encode(message: Message, buffers: Sequence[NDArray[Any]] = ()) -> list[Frame]:
+    """Frames of a message; buffers are viewed, not copied.
+
+    Raises
+    ------
+    WireError
+        The message breaks a limit of the protocol, or the buffers do not belong to it.
+    """
+    _check(message)
+    if sys.byteorder != "little":  # pragma: no cover - no such machine runs Micro-Manager
+        buffers = [buffer.byteswap() for buffer in buffers]
+    views = [np.ascontiguousarray(buffer).reshape(-1).view(np.uint8).data for buffer in buffers]
+    _check_sizes(message, [view.nbytes for view in views])
+    try:
+        header = message.model_dump_json().encode()
+    except (PydanticSerializationError, UnicodeEncodeError) as error:
+        raise WireError(f"a {message.type} message cannot be written as JSON: {error}") from error
+    return [header, *views]
+
+
+def decode(frames: Sequence[Frame]) -> tuple[Message, tuple[memoryview, ...]]:
+    """Message and its raw buffers (views of the frames, nothing is copied).
+
+    Raises
+    ------
+    WireError
+        Unknown version or type, fields missing or too many, shapes that are negative or absurd,
+        buffers missing, too many, or of another size than the header says.
+    """
+    if not frames:
+        raise WireError("a message without frames arrived")
+    header = memoryview(frames[0]).cast("B")
+    if header.nbytes > MAX_HEADER_BYTES:
+        raise WireError(
+            "a message header is too long", wanted=f"<= {MAX_HEADER_BYTES} B", got=f"{header.nbytes} B"
+        )
+    try:
+        message = _ADAPTER.validate_json(bytes(header))
+    except ValidationError as error:
+        raise _explained(error) from error
+    buffers = tuple(memoryview(frame).cast("B") for frame in frames[1:])
+    _check(message)
+    _check_sizes(message, [buffer.nbytes for buffer in buffers])
+    return message, buffers
+
+
+def slice_frames(stack: int, slice_: Slice, ref: RingRef | None = None) -> list[Frame]:
+    """Frames of a slice; with ``ref`` its pixels lie in the ring and only the header travels."""
+    if slice_.pixels.shape != slice_.info.shape or slice_.pixels.dtype != np.uint16:
+        raise WireError(
+            f"a slice of {slice_.info.key} is not what was announced",
+            wanted=f"{slice_.info.shape} uint16",
+            got=f"{slice_.pixels.shape} {slice_.pixels.dtype}",
+            fix="check camera ROI, binning and bit depth; they must not change within a run",
+        )
+    try:
+        message = SliceSent(
+            stack=stack, info=slice_.info, z_index=slice_.z_index, captured_s=slice_.captured_s, ring=ref
+        )
+    except ValidationError as error:
+        raise _explained(error) from error
+    return encode(message, () if ref is not None else (slice_.pixels,))
+
+
+def slice_of(message: SliceSent, buffers: Sequence[memoryview]) -> Slice:
+    """The slice of a message that carries its pixels (a read-only view of the received frame)."""
+    if message.ring is not None:
+        raise WireError("a slice that lies in the ring has no pixels of its own")
+    pixels = np.frombuffer(buffers[0].toreadonly(), "<u2").reshape(message.info.shape)
+    return Slice(message.info, message.z_index, pixels, message.captured_s)
+
+
+def result_of(stack: int, prediction: Prediction, complete_s: float) -> list[Frame]:
+    """Frames of a prediction; WireError if the engine's arrays are not what they claim to be."""
+    shape = (len(prediction.labels), *prediction.info.shape)
+    for name, array in (("mean", prediction.mean), ("spread", prediction.spread)):
+        if array.shape != shape or array.dtype != np.float32:
+            raise WireError(
+                f"the {name} of a prediction is not what its labels and stack imply",
+                wanted=f"{shape} float32",
+                got=f"{array.shape} {array.dtype}",
+                fix="report this to the maker of the engine",
+            )
+    try:
+        message = Result(
+            stack=stack,
+            labels=prediction.labels,
+            shape=prediction.info.shape,
+            model_sha256=prediction.model_sha256,
+            model_name=prediction.model_name,
+            engine=prediction.engine,
+            warnings=prediction.warnings,
+            border_px=prediction.border_px,
+            times=prediction.times,
+            complete_s=complete_s,
+        )
+    except ValidationError as error:
+        raise _explained(error) from error
+    return encode(message, (prediction.mean, prediction.spread))
+
+
+def prediction_of(message: Result, buffers: Sequence[memoryview], info: StackInfo) -> Prediction:
+    """The prediction of a result (views of the received frames); WireError if it is of another shape."""
+    if message.shape != info.shape:
+        raise WireError(
+            "a prediction is not of its stack's shape", wanted=f"{info.shape}", got=f"{message.shape}"
+        )
+    shape = (len(message.labels), *message.shape)
+    mean, spread = (np.frombuffer(buffer.toreadonly(), "<f4").reshape(shape) for buffer in buffers)
+    return Prediction(
+        info=info,
+        labels=message.labels,
+        mean=mean,
+        spread=spread,
+        model_sha256=message.model_sha256,
+        model_name=message.model_name,
+        engine=message.engine,
+        warnings=message.warnings,
+        border_px=message.border_px,
+        times=message.times,
+    )
+
+
+def check_info(info: StackInfo) -> None:
+    """WireError unless a stack is of a size that can exist and can travel."""
+    rows, columns = info.shape
+    if not (0 < rows <= MAX_SIDE_PX and 0 < columns <= MAX_SIDE_PX):
+        raise WireError(
+            "slices of this size cannot be sent", wanted=f"1 to {MAX_SIDE_PX} px", got=f"{info.shape}"
+        )
+    if not 0 < info.planes <= MAX_PLANES or info.planes * rows * columns * 2 > MAX_STACK_BYTES:
+        raise WireError(
+            "a stack of this size cannot be sent",
+            wanted=f"1 to {MAX_PLANES} planes, at most {MAX_STACK_BYTES >> 20} MiB",
+            got=f"{info.planes} planes of {info.shape}",
+        )
+    if not all(math.isfinite(z) for z in info.z_um):
+        raise WireError("a stack has a z that is not a number")
+    if len(info.key.position) > MAX_NAME or len(info.key.channel) > MAX_NAME:
+        raise WireError("names of positions and channels are limited", wanted=f"<= {MAX_NAME} characters")
+
+
+def _check(message: Message) -> None:
+    if isinstance(message, SliceSent):
+        check_info(message.info)
+        if message.z_index >= message.info.planes:
+            raise WireError(
+                "a slice lies outside of its stack",
+                wanted=f"z_index < {message.info.planes}",
+                got=f"{message.z_index}",
+            )
+    elif isinstance(message, Result):
+        rows, columns = message.shape
+        if not (0 < rows <= MAX_SIDE_PX and 0 < columns <= MAX_SIDE_PX):
+            raise WireError("a prediction of this size cannot exist", got=f"{message.shape}")
+
+
+def _check_sizes(message: Message, got: list[int]) -> None:
+    wanted: list[int] = []
+    if isinstance(message, SliceSent) and message.ring is None:
+        wanted = [math.prod(message.info.shape) * 2]
+    elif isinstance(message, Result):
+        wanted = [len(message.labels) * math.prod(message.shape) * 4] * 2
+    if got != wanted or any(size > MAX_FRAME_BYTES for size in got):
+        raise WireError(
+            f"the buffers of a {message.type} message do not fit its header",
+            wanted=f"{wanted} B, each at most {MAX_FRAME_BYTES} B",
+            got=f"{got} B",
+        )
+
+
+def _explained(error: ValidationError) -> WireError:
+    """The most telling of pydantic's complaints: another version explains all others."""
+    complaints = error.errors(include_url=False, include_input=False)
+    first = next((c for c in complaints if c["loc"][-1:] == ("version",)), complaints[0])
+    where = ".".join(str(part) for part in first["loc"]) or "header"
+    return WireError(
+        f"a message does not follow protocol version {VERSION}: {where}: {first['msg']}",
+        fix="run the same version of acq-isl on both sides",
+    )
