@@ -7,7 +7,7 @@ from typing import Any
 
 from acq_isl.sim.camera import CountsImage
 from acq_isl.sim.config import Limits, ScopeSettings
-from acq_isl.sim.exposure import Exposure, Sequence, capture
+from acq_isl.sim.exposure import Exposure, Sequence, capture, monotonic_of
 from acq_isl.sim.render import Renderer, finished
 
 _OUT_OF_RANGE = "Position out of range (103)"  # what DemoCamera's stages answer
@@ -120,8 +120,8 @@ class SimulatedPixels:
             return real
         self._note()
         number = int(metadata.GetSingleTag("ImageNumber").GetValue())
-        elapsed_ms = float(metadata.GetSingleTag("ElapsedTime-ms").GetValue())
-        exposure = self._sequence.exposure(number, elapsed_ms)
+        received = metadata.GetSingleTag("TimeReceivedByCore").GetValue()
+        exposure = self._sequence.exposure(number, monotonic_of(received))
         pixels = finished(self._renderer.submit(exposure, (self._exposed, number)))
         self.last_exposure = exposure
         return pixels

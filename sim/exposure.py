@@ -6,6 +6,7 @@ import bisect
 import time
 from collections import deque
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from acq_isl.errors import ScopeError
@@ -59,17 +60,7 @@ def capture(core: Any, origin_um: tuple[float, float], *, in_sequence: bool = Fa
         The camera is set to colour or 32 bit, or no objective is in the light path.
     """
     started_s = time.perf_counter()
-    left, top, columns, rows = core.get_roi()
-    binning = int(core.get_property("Camera", "Binning"))
-    pixel_size_um = core.get_pixel_size_um(True)
     bytes_per_pixel = core.get_bytes_per_pixel()
-    if pixel_size_um <= 0:
-        raise ScopeError(
-            "the objective turret is on an empty place, so the pixel size is unknown",
-            wanted="an objective of the group Objective",
-            got=core.get_state_label("Objective"),
-            fix="set_config('Objective', '20x')",
-        )
     if bytes_per_pixel > 2:
         raise ScopeError(
             "the simulated camera takes grey images only",
@@ -77,12 +68,34 @@ def capture(core: Any, origin_um: tuple[float, float], *, in_sequence: bool = Fa
             got=core.get_property("Camera", "PixelType"),
             fix="set_property('Camera', 'PixelType', '16bit')",
         )
-    x_um, y_um = core.get_xy_position()
-    off_columns = left + (columns - int(core.get_property("Camera", "OnCameraCCDXSize")) // binning) / 2
-    off_rows = top + (rows - int(core.get_property("Camera", "OnCameraCCDYSize")) // binning) / 2
     shutter = core.get_shutter_device()
     opens = core.get_auto_shutter() and not in_sequence
-    view = View(
+    return Exposure(
+        view=_view(core, origin_um),
+        exposure_ms=core.get_exposure(),
+        lit=not shutter or opens or core.get_shutter_open(),
+        moving=core.device_busy(core.get_xy_stage_device()) or core.device_busy(core.get_focus_device()),
+        bit_depth=core.get_image_bit_depth(),
+        bytes_per_pixel=bytes_per_pixel,
+        started_s=started_s,
+    )
+
+
+def _view(core: Any, origin_um: tuple[float, float]) -> View:
+    pixel_size_um = core.get_pixel_size_um(True)
+    if pixel_size_um <= 0:
+        raise ScopeError(
+            "the objective turret is on an empty place, so the pixel size is unknown",
+            wanted="an objective of the group Objective",
+            got=core.get_state_label("Objective"),
+            fix="set_config('Objective', '20x')",
+        )
+    x_um, y_um = core.get_xy_position()
+    left, top, columns, rows = core.get_roi()
+    binning = int(core.get_property("Camera", "Binning"))
+    off_columns = left + (columns - int(core.get_property("Camera", "OnCameraCCDXSize")) // binning) / 2
+    off_rows = top + (rows - int(core.get_property("Camera", "OnCameraCCDYSize")) // binning) / 2
+    return View(
         x_um=x_um + origin_um[0] + off_columns * pixel_size_um,
         y_um=y_um + origin_um[1] + off_rows * pixel_size_um,
         z_um=core.get_position(),
@@ -91,15 +104,6 @@ def capture(core: Any, origin_um: tuple[float, float], *, in_sequence: bool = Fa
         shape=(rows, columns),
         sensor_origin_px=(top * binning, left * binning),
         binning=binning,
-    )
-    return Exposure(
-        view=view,
-        exposure_ms=core.get_exposure(),
-        lit=not shutter or opens or core.get_shutter_open(),
-        moving=core.device_busy(core.get_xy_stage_device()) or core.device_busy(core.get_focus_device()),
-        bit_depth=core.get_image_bit_depth(),
-        bytes_per_pixel=bytes_per_pixel,
-        started_s=started_s,
     )
 
 
@@ -120,7 +124,6 @@ class Sequence:
     """
 
     def __init__(self, start: Exposure, z_um: tuple[float, ...], exposures_ms: tuple[float, ...]) -> None:
-        self._start_s = start.started_s
         self._z_um, self._exposures_ms = z_um, exposures_ms
         self._states = deque([start], maxlen=_REMEMBERED_STATES)
 
@@ -128,12 +131,12 @@ class Sequence:
         """Remember a state that holds from now on. The oldest of 4,096 is forgotten."""
         self._states.append(state)
 
-    def exposure(self, number: int, elapsed_ms: float) -> Exposure:
-        """State at the start of frame ``number``, which ended ``elapsed_ms`` after the sequence began."""
-        exposure_ms = self._exposures_ms[number % len(self._exposures_ms)] if self._exposures_ms else None
-        at_end = self._at(self._start_s + elapsed_ms / 1000)
-        exposure_ms = at_end.exposure_ms if exposure_ms is None else exposure_ms
-        found = self._at(self._start_s + (elapsed_ms - exposure_ms) / 1000)
+    def exposure(self, number: int, ended_s: float) -> Exposure:
+        """State at the start of frame ``number``, ended at ``ended_s`` (`time.perf_counter`)."""
+        exposure_ms = self._at(ended_s).exposure_ms
+        if self._exposures_ms:
+            exposure_ms = self._exposures_ms[number % len(self._exposures_ms)]
+        found = self._at(ended_s - exposure_ms / 1000)
         z_um = self._z_um[number % len(self._z_um)] if self._z_um else found.view.z_um
         return replace(found, exposure_ms=exposure_ms, view=replace(found.view, z_um=z_um))
 
@@ -144,6 +147,15 @@ class Sequence:
         if found.moving and after < len(self._states):
             found = _between(found, self._states[after], when_s)
         return replace(found, started_s=when_s)
+
+
+def monotonic_of(local_time: str) -> float:
+    """`time.perf_counter` at a local time as the core writes it into metadata.
+
+    By its age, so that neither time zone nor the origin of the counter matters.
+    """
+    age = datetime.now() - datetime.fromisoformat(local_time)
+    return time.perf_counter() - age.total_seconds()
 
 
 def _between(first: Exposure, second: Exposure, when_s: float) -> Exposure:
