@@ -188,7 +188,9 @@ def _reflect(start: int, stop: int, size: int) -> NDArray[np.intp]:
     return np.minimum(folded, period - folded) if size > 1 else np.zeros(stop - start, np.intp)
 
 
-def cut(pixels: Uint16Image, plan: TilePlan, tiles: tuple[Tile, ...]) -> Uint16Image:
+def cut(
+    pixels: Uint16Image, plan: TilePlan, tiles: tuple[Tile, ...], into: Uint16Image | None = None
+) -> Uint16Image:
     """Copy tiles out of a stack, reflected where they reach outside.
 
     Parameters
@@ -197,15 +199,18 @@ def cut(pixels: Uint16Image, plan: TilePlan, tiles: tuple[Tile, ...]) -> Uint16I
         The field of the plan.
     plan : TilePlan
     tiles : tuple of Tile
+    into : (n, z, h, w) uint16, optional
+        C-contiguous memory to use again, for at least as many tiles; fresh memory is slow to touch.
 
     Returns
     -------
-    (tile, z, h, w) uint16, C-contiguous; a view without copying if one tile is the whole field.
+    (tile, z, h, w) uint16
+        C-contiguous. A view of ``into``, or of ``pixels`` if one tile is the whole field.
     """
     if plan.tile_shape == plan.field_shape and pixels.flags.c_contiguous and len(tiles) == 1:
         return pixels[np.newaxis]
-    height, width = plan.tile_shape
-    out = np.empty((len(tiles), len(pixels), height, width), pixels.dtype)
+    shape = (len(tiles), len(pixels), *plan.tile_shape)
+    out = np.empty(shape, pixels.dtype) if into is None else into[: len(tiles)]
     for target, tile in zip(out, tiles, strict=True):
         _cut_one(pixels, plan, tile, target)
     return out
@@ -253,9 +258,6 @@ def blend(out: Float32Image, values: Float32Image, plan: TilePlan, tile: Tile) -
         slices.append(slice(first, stop))
         sources.append(slice(first - start, stop - start))
         shares.append(weight[first - start : stop - start])
-    region = out[:, slices[0], slices[1]]
-    part = values[:, sources[0], sources[1]]
-    if shares[0].min() == 1 and shares[1].min() == 1:
-        region += part
-    else:
-        region += part * shares[0][:, np.newaxis] * shares[1]
+    weight = shares[0][:, np.newaxis] * shares[1]
+    for label, part in enumerate(values[:, sources[0], sources[1]]):
+        out[label, slices[0], slices[1]] += part * weight  # label by label keeps temporaries small

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
 from acq_isl.engines.model_file import ModelFile, read_model
-from acq_isl.engines.predictor import Predictor
+from acq_isl.engines.predictor import TILE_PX, Predictor
 from acq_isl.errors import EngineError, ModelError
 from acq_isl.manifest import Manifest
 from acq_isl.stack import Float32Image
@@ -137,7 +137,7 @@ class OnnxEngine(Predictor):
         model: Path | str,
         *,
         threads: int | None = None,
-        tile_px: int | None = 1024,
+        tile_px: int | None = TILE_PX,
         sha256: str | None = None,
     ) -> None:
         file = read_model(model, sha256=sha256)

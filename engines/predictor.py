@@ -18,9 +18,15 @@ from acq_isl.errors import EngineError, StackRefused
 from acq_isl.manifest import Manifest, Refuse, Resample, Use, check
 from acq_isl.normalize import inverse_contrast, map_back, resample
 from acq_isl.stack import Float32Image, Prediction, StageTimes, Uint16Image, ZStack
-from acq_isl.tiling import Tile, TilePlan, TileRule, blend, cut, plan_tiles
+from acq_isl.tiling import TilePlan, TileRule, blend, cut, plan_tiles
+
+# Covers the usual 2048 and 2304 px cameras with 2x2 tiles.
+TILE_PX = 1280
 
 _log = logging.getLogger(__name__)
+
+
+_Maps = tuple[Float32Image, Float32Image]  # mean and spread
 
 
 class Network(Protocol):
@@ -69,7 +75,7 @@ class Predictor:
     """
 
     def __init__(
-        self, model: ModelInfo, network: Network, *, tile_px: int | None = 1024, tiles_per_batch: int = 1
+        self, model: ModelInfo, network: Network, *, tile_px: int | None = TILE_PX, tiles_per_batch: int = 1
     ) -> None:
         self._model, self._network = model, network
         self._tile_px, self._tiles_per_batch = tile_px, tiles_per_batch
@@ -128,29 +134,30 @@ class Predictor:
             times=StageTimes(infer_ms=infer_s * 1e3, decode_ms=(total_s - infer_s) * 1e3),
         )
 
-    def _infer(
-        self, pixels: Uint16Image, inv_sd: np.float32, plan: TilePlan
-    ) -> tuple[tuple[Float32Image, Float32Image], float]:
+    def _infer(self, pixels: Uint16Image, inv_sd: np.float32, plan: TilePlan) -> tuple[_Maps, float]:
         """Mean and spread of the whole field, and the seconds the network took."""
-        labels, infer_s = len(self.manifest.labels), 0.0
-        field: tuple[Float32Image, Float32Image] | None = None
-        for tiles in plan.batches(self._tiles_per_batch):
-            data = _as_bytes(cut(pixels, plan, tiles))
-            before_s = time.perf_counter()
-            outputs = self._network.run(data, np.full(len(tiles), inv_sd, np.float32))
-            infer_s += time.perf_counter() - before_s
-            self._check_shape(outputs, (len(tiles), labels, *plan.tile_shape))
-            if len(plan.tiles) == 1:
-                return _whole(outputs, plan), infer_s
-            if field is None:
-                shape = (labels, *plan.field_shape)
-                field = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-            _stitch(field, outputs, plan, tiles)
-        if field is None:
-            raise EngineError("the field has no tiles", fix="report this with the field's size")
+        if len(plan.tiles) == 1:
+            outputs, infer_s = self._run(cut(pixels, plan, plan.tiles), inv_sd)
+            return _whole(outputs, plan), infer_s
+        shape = (len(self.manifest.labels), *plan.field_shape)
+        field = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        batch = max(min(self._tiles_per_batch, len(plan.tiles)), 1)
+        memory = np.empty((batch, len(pixels), *plan.tile_shape), np.uint16)
+        infer_s = 0.0
+        for tiles in plan.batches(batch):
+            outputs, seconds = self._run(cut(pixels, plan, tiles, memory), inv_sd)
+            infer_s += seconds
+            for out, values in zip(field, outputs, strict=True):
+                for one, tile in zip(values, tiles, strict=True):
+                    blend(out, one, plan, tile)
         return field, infer_s
 
-    def _check_shape(self, outputs: tuple[Float32Image, Float32Image], wanted: tuple[int, ...]) -> None:
+    def _run(self, tiles: Uint16Image, inv_sd: np.float32) -> tuple[_Maps, float]:
+        data = _as_bytes(tiles)
+        started_s = time.perf_counter()
+        outputs = self._network.run(data, np.full(len(tiles), inv_sd, np.float32))
+        seconds = time.perf_counter() - started_s
+        wanted = (len(tiles), len(self.manifest.labels), *tiles.shape[2:])
         for values in outputs:
             if values.shape != wanted or values.dtype != np.float32:
                 raise EngineError(
@@ -159,6 +166,7 @@ class Predictor:
                     got=f"{values.shape} {values.dtype}",
                     fix="export the model again; its file does not do what its manifest says",
                 )
+        return outputs, seconds
 
     def close(self) -> None:
         self._network.close()
@@ -185,23 +193,12 @@ def _as_bytes(tiles: Uint16Image) -> NDArray[np.uint8]:
     return little.view(np.uint8).reshape(*tiles.shape, 2)
 
 
-def _whole(outputs: tuple[Float32Image, Float32Image], plan: TilePlan) -> tuple[Float32Image, Float32Image]:
+def _whole(outputs: _Maps, plan: TilePlan) -> _Maps:
     """The only tile, cut to the field."""
     top, left = -plan.rows.starts[0], -plan.columns.starts[0]
     rows, columns = plan.field_shape
     mean, spread = (np.ascontiguousarray(v[0, :, top : top + rows, left : left + columns]) for v in outputs)
     return mean, spread
-
-
-def _stitch(
-    field: tuple[Float32Image, Float32Image],
-    outputs: tuple[Float32Image, Float32Image],
-    plan: TilePlan,
-    tiles: tuple[Tile, ...],
-) -> None:
-    for out, values in zip(field, outputs, strict=True):
-        for one, tile in zip(values, tiles, strict=True):
-            blend(out, one, plan, tile)
 
 
 def _check_finite(mean: Float32Image, spread: Float32Image, stack: ZStack) -> None:
