@@ -1,13 +1,14 @@
 """A microscope without hardware: a specimen to look at, and the real Micro-Manager core to look with.
 
 `SimulatedScope` starts the core headless; a specimen (`acq_isl.sim.view.Specimen`) says what its camera
-sees, `RecordedSpecimen` from TIFF files.
+sees: `RecordedSpecimen` from TIFF files, `SyntheticSpecimen` from a seed.
 """
 
 from acq_isl.sim.camera import CameraSettings
 from acq_isl.sim.config import ChannelLight, ScopeSettings
 from acq_isl.sim.recorded import RecordedSpecimen
 from acq_isl.sim.scope import SimulatedScope
+from acq_isl.sim.synthetic import SyntheticSpecimen
 from acq_isl.sim.view import Specimen, View
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "ScopeSettings",
     "SimulatedScope",
     "Specimen",
+    "SyntheticSpecimen",
     "View",
 ]

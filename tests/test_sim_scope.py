@@ -28,6 +28,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 QUIET = ScopeSettings(shape=(128, 160), camera=CameraSettings.noiseless(), buffer_size_mb=16)
 NOISY = QUIET.model_copy(update={"camera": CameraSettings()})
+FIELD = Path(__file__).resolve().parents[2] / "shared" / "data" / "isl_condition_b"
 FOCUS_UM = 3.0
 SPOTS = {"Phase": ((0.0, 0.0), (6.0, 12.0)), "DAPI": ((-9.0, 3.0),)}  # (x, y) in um
 
@@ -671,6 +672,17 @@ def test_a_recorded_stack_comes_back_with_its_counts() -> None:
         core.set_config("Channel", "DAPI")
         core.set_exposure(50)
         np.testing.assert_array_equal(snap(core), specimen.labels["nuclei"].pixels)
+
+
+@pytest.mark.skipif(not FIELD.is_dir(), reason="shared/data/isl_condition_b is not here")
+def test_the_real_field_comes_back_with_its_counts() -> None:
+    specimen = RecordedSpecimen.from_folder(FIELD)
+    with SimulatedScope(specimen, settings=ScopeSettings(shape=(1024, 704))) as scope:
+        for z_um, plane in zip(specimen.planes_z_um, specimen.transmitted, strict=True):
+            scope.core.set_position(z_um)
+            np.testing.assert_array_equal(snap(scope.core), plane)
+        truth = scope.truth()
+    np.testing.assert_array_equal(np.rint(truth["axons"] * 65535), specimen.labels["axons"].pixels)
 
 
 def test_a_recorded_specimen_can_be_given_noise_all_the_same() -> None:
