@@ -207,7 +207,8 @@ def cut(
     (tile, z, h, w) uint16
         C-contiguous. A view of ``into``, or of ``pixels`` if one tile is the whole field.
     """
-    if plan.tile_shape == plan.field_shape and pixels.flags.c_contiguous and len(tiles) == 1:
+    untouched = plan.tile_shape == plan.field_shape and len(plan.tiles) == 1 and plan.rows.starts == (0,)
+    if untouched and plan.columns.starts == (0,) and pixels.flags.c_contiguous:
         return pixels[np.newaxis]
     shape = (len(tiles), len(pixels), *plan.tile_shape)
     out = np.empty(shape, pixels.dtype) if into is None else into[: len(tiles)]
