@@ -1,0 +1,208 @@
+"""Which stacks a model may be used on: the tolerances as a table, and manifests that make no sense."""
+
+import dataclasses
+import json
+import math
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from acq_isl.errors import ModelError
+from acq_isl.manifest import FORMAT, MANIFEST_KEY, Label, Manifest, Refuse, Resample, Use, check
+from acq_isl.stack import StackInfo, StackKey
+
+OFFSETS = tuple(1.5 * (i - 6) for i in range(13))
+MANIFEST = Manifest(
+    name="test",
+    version="1",
+    licence="BSD-3-Clause",
+    description="For tests.",
+    modality="phase contrast",
+    polarity="dark",
+    pixel_size_um=0.3,
+    z_offsets_um=OFFSETS,
+    high_pass_um=6.0,
+    labels=(Label(name="nuclei", marker="DAPI"), Label(name="axons", marker="NFH")),
+    min_tile_px=128,
+    halo_px=96,
+    size_step_px=16,
+    spread_scale=(1.1, 0.9),
+    trained_on="nothing",
+)
+FITTING = StackInfo(
+    StackKey(0, "A1", "Phase"),
+    tuple(50 + z for z in OFFSETS),
+    (256, 256),
+    0.3,
+    modality="phase contrast",
+    polarity="dark",
+)
+
+
+def planes(count, step_um, first_um=50.0):
+    return tuple(first_um + step_um * i for i in range(count))
+
+
+# What the stack says of itself, the verdict, and words its reason, warning or fix must have. The first
+# block is the table of ml_facts.md, "When the input does not fit the model".
+CASES = [
+    ("as trained", {}, Use, ""),
+    ("z reversed", {"z_um": planes(13, -1.5)}, Refuse, "reversed.*acquire the stack from low to high z"),
+    ("one plane repeated", {"z_um": (50.0,) * 13}, Refuse, "not in order.*each plane once"),
+    ("z step x2", {"z_um": planes(13, 3.0)}, Resample, "13 planes 3 um apart.*13 planes 1.5 um apart"),
+    ("z step x2.5", {"z_um": planes(13, 3.75)}, Refuse, "z step is 3.8 um.*acquire 13 .* 1.5 um apart"),
+    ("magnification x.5", {"pixel_size_um": 0.6}, Refuse, "0.6 um.*0.18 to 0.48 um, best 0.3 um"),
+    ("magnification x2", {"pixel_size_um": 0.15}, Refuse, "0.15 um.*objective or binning"),
+    ("contrast inverted", {"polarity": "bright"}, Refuse, "inverted.*use optics with dark contrast"),
+    # pixel size
+    ("pixels x.9", {"pixel_size_um": 0.27}, Use, ""),
+    ("pixels x1.1", {"pixel_size_um": 0.33}, Use, ""),
+    ("pixels x1.12", {"pixel_size_um": 0.336}, Resample, "0.336 um were resampled to the model's 0.3 um"),
+    ("pixels x.88", {"pixel_size_um": 0.264}, Resample, "0.264 um"),
+    ("pixels x.6", {"pixel_size_um": 0.18}, Resample, "0.18 um"),
+    ("pixels x1.6", {"pixel_size_um": 0.48}, Resample, "0.48 um"),
+    ("pixels x1.65", {"pixel_size_um": 0.495}, Refuse, "binning"),
+    ("pixels x.58", {"pixel_size_um": 0.174}, Refuse, "calibration"),
+    ("no pixel size", {"pixel_size_um": 0.0}, Refuse, "not known.*set the pixel size calibration"),
+    ("pixel size NaN", {"pixel_size_um": math.nan}, Refuse, "not known.*set the pixel size calibration"),
+    ("pixel size infinite", {"pixel_size_um": math.inf}, Refuse, "not known.*calibration"),
+    # planes
+    ("z step x1.2", {"z_um": planes(13, 1.8)}, Use, ""),
+    ("z step x.85", {"z_um": planes(13, 1.275)}, Use, ""),
+    ("z step x.7", {"z_um": planes(13, 1.05)}, Refuse, "13 planes over 12.6 um.*acquire 13 equidistant"),
+    ("25 planes of half the step", {"z_um": planes(25, 0.75)}, Resample, "25 planes 0.75 um apart"),
+    ("49 planes of a quarter", {"z_um": planes(49, 0.375)}, Refuse, "z step is 0.38 um.*acquire 13"),
+    ("7 planes of twice the step", {"z_um": planes(7, 3.0)}, Resample, "7 planes 3 um apart"),
+    ("15 planes", {"z_um": planes(15, 1.5)}, Resample, "15 planes"),
+    ("12 planes, half a step short", {"z_um": planes(12, 1.5)}, Resample, "12 planes"),
+    ("11 planes", {"z_um": planes(11, 1.5)}, Refuse, "11 planes over 15 um.*13 over 18.*acquire 13"),
+    ("one plane", {"z_um": (50.0,)}, Refuse, "1 plane over 0 um.*acquire 13 equidistant planes 1.5 um"),
+    ("the sixth is missing", {"z_um": planes(5, 1.5) + planes(7, 1.5, 59.0)}, Refuse, "missing.*equidistant"),
+    (
+        "jitter of the stage",
+        {"z_um": tuple(z + 0.1 * (-1) ** i for i, z in enumerate(planes(13, 1.5)))},
+        Use,
+        "",
+    ),
+    (
+        "order mixed up",
+        {"z_um": (50.0, 53.0, 51.5, *planes(10, 1.5, 54.5))},
+        Refuse,
+        "not in order.*low to high",
+    ),
+    ("z not a number", {"z_um": (math.nan,) * 13}, Refuse, "z of the planes is not known.*stage z"),
+    ("no planes", {"z_um": ()}, Refuse, "z of the planes is not known.*focus device"),
+    # optics
+    ("other light", {"modality": "DIC"}, Refuse, "is DIC.*acquire phase contrast, or choose a model for DIC"),
+    ("light not stated", {"modality": "unknown"}, Use, "kind of transmitted light was not stated"),
+    ("polarity not stated", {"polarity": "unknown"}, Use, "polarity was not stated"),
+    (
+        "both wrong size and unstated",
+        {"pixel_size_um": 0.4, "polarity": "unknown"},
+        Resample,
+        "polarity was not",
+    ),
+]
+
+
+def words(verdict):
+    match verdict:
+        case Use(notes):
+            return "; ".join(notes)
+        case Resample(_, _, warnings):
+            return "; ".join(warnings)
+        case Refuse(reason, fix):
+            assert reason and fix
+            return f"{reason}; {fix}"
+
+
+@pytest.mark.parametrize(("changes", "kind", "said"), [case[1:] for case in CASES], ids=[c[0] for c in CASES])
+def test_tolerances(changes, kind, said):
+    verdict = check(MANIFEST, dataclasses.replace(FITTING, **changes))
+    assert type(verdict) is kind
+    assert (words(verdict) == "") if not said else re.search(said, words(verdict))
+
+
+@pytest.mark.parametrize("known", ["modality", "polarity"])
+def test_a_model_that_does_not_state_its_optics_says_that_nobody_checked(known):
+    vague = MANIFEST.model_copy(update={known: "unknown"})
+    verdict = check(vague, FITTING)
+    assert isinstance(verdict, Use) and len(verdict.notes) == 1 and "not checked" in verdict.notes[0]
+
+
+def test_what_is_resampled_and_to_what():
+    finer = check(MANIFEST, dataclasses.replace(FITTING, pixel_size_um=0.2))
+    assert isinstance(finer, Resample)
+    assert finer.xy_scale == pytest.approx(2 / 3)
+    assert finer.z_um == FITTING.z_um
+    deeper = check(MANIFEST, dataclasses.replace(FITTING, z_um=planes(25, 0.75, 41.0)))
+    assert isinstance(deeper, Resample)
+    assert deeper.xy_scale == 1.0
+    assert deeper.z_um == pytest.approx([50 + z for z in OFFSETS])
+
+
+def test_a_model_of_one_plane_takes_the_middle_of_a_stack():
+    single = MANIFEST.model_copy(update={"z_offsets_um": (0.0,)})
+    assert isinstance(check(single, dataclasses.replace(FITTING, z_um=(3.0,))), Use)
+    verdict = check(single, FITTING)
+    assert isinstance(verdict, Resample) and verdict.z_um == pytest.approx((50.0,))
+    assert "only the middle of 13 planes is used" in verdict.warnings[0]
+
+
+@given(
+    count=st.integers(1, 60),
+    step_um=st.floats(-10, 10),
+    pixel_size_um=st.floats(allow_nan=True, allow_infinity=True),
+)
+def test_every_stack_gets_a_verdict_and_resampled_planes_lie_inside_of_it(count, step_um, pixel_size_um):
+    info = dataclasses.replace(FITTING, z_um=planes(count, step_um), pixel_size_um=pixel_size_um)
+    match check(MANIFEST, info):
+        case Resample(scale, z_um, warnings):
+            assert 0.59 < scale < 1.61 and warnings
+            assert len(z_um) == MANIFEST.planes
+            assert min(info.z_um) <= min(z_um) and max(z_um) <= max(info.z_um)
+        case Refuse(reason, fix):
+            assert reason and fix
+        case Use():
+            assert count == MANIFEST.planes
+
+
+def test_a_manifest_survives_its_json():
+    assert Manifest.from_json(MANIFEST.model_dump_json()) == MANIFEST
+    assert MANIFEST.planes == 13 and MANIFEST.z_step_um == 1.5
+    assert MANIFEST.label_names == ("nuclei", "axons")
+    assert MANIFEST_KEY == "acq_isl_manifest" and MANIFEST.format == FORMAT
+
+
+SENSELESS = [
+    ("unknown key", {"colour": "red"}, "colour"),
+    ("other format", {"format": "acq-isl-model/2"}, "format"),
+    ("no labels", {"labels": []}, "labels"),
+    ("nameless label", {"labels": [{"name": " ", "marker": "DAPI"}]}, "labels.0.name"),
+    ("labels of one name", {"labels": [{"name": "a", "marker": "x"}] * 2}, "must differ"),
+    ("colour not #rrggbb", {"labels": [{"name": "a", "marker": "x", "color": "red"}]}, "labels.0.color"),
+    ("no planes", {"z_offsets_um": []}, "z_offsets_um"),
+    ("planes falling", {"z_offsets_um": [1.0, 0.0, -1.0]}, "rise"),
+    ("planes off the middle", {"z_offsets_um": [0.0, 1.0, 2.0]}, "symmetric"),
+    ("pixel size 0", {"pixel_size_um": 0}, "pixel_size_um"),
+    ("step 0", {"size_step_px": 0}, "size_step_px"),
+    ("spread of another count", {"spread_scale": [1.0]}, "spread_scale has 1 values for 2 labels"),
+    ("unknown light", {"modality": "candle"}, "modality"),
+    ("a word for a number", {"halo_px": "wide"}, "halo_px"),
+]
+
+
+@pytest.mark.parametrize(("changes", "said"), [case[1:] for case in SENSELESS], ids=[c[0] for c in SENSELESS])
+def test_a_manifest_that_makes_no_sense_is_refused_by_name(changes, said):
+    text = json.dumps(json.loads(MANIFEST.model_dump_json()) | changes)
+    with pytest.raises(ModelError, match=said) as caught:
+        Manifest.from_json(text)
+    assert caught.value.fix and FORMAT in (caught.value.wanted or "")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"name": "x"}', '{"pixel_size_um": Infinity}'])
+def test_what_is_no_manifest_at_all_is_refused(text):
+    with pytest.raises(ModelError, match="to fix: export the model again"):
+        Manifest.from_json(text)
