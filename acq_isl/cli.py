@@ -83,15 +83,18 @@ def serve(
     bind: Annotated[str, typer.Option(help="Address to answer at.")] = "tcp://127.0.0.1:5599",
     threads: Annotated[int | None, typer.Option(min=1, help="Processor threads for inference.")] = None,
     announce: Annotated[Path | None, typer.Option(hidden=True)] = None,
-    parent: Annotated[bool, typer.Option(hidden=True)] = False,
+    stop_with_stdin: Annotated[bool, typer.Option(hidden=True)] = False,
     verbose: Verbose = False,
 ) -> None:
     """Predict for clients until stopped with Ctrl-C."""
     from acq_isl.engines import load_engine
-    from acq_isl.server import serve as serve_engine
+    from acq_isl.serving import Parent
+    from acq_isl.serving import serve as serve_engine
 
     _configure_logging(verbose)
-    serve_engine(load_engine(model, threads=threads), bind, announce=announce, parent=parent)
+    engine = load_engine(model, threads=threads)
+    out.print(f"{escape(engine.manifest.name)} at {bind}; stop with Ctrl-C")
+    serve_engine(engine, bind, parent=Parent(announce, stop_with_stdin))
 
 
 @cli.command()
