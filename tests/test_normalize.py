@@ -147,7 +147,7 @@ def test_bright_counts_do_not_wrap_around():
 
 
 def test_what_is_too_fine_for_the_new_pixels_averages_out():
-    """A checkerboard of single pixels must turn grey, not into coarser stripes that cells could be seen in."""
+    """A checkerboard of single pixels must turn grey, not into stripes a network could take for cells."""
     board = np.where(np.indices((120, 120)).sum(axis=0) % 2, 40000, 20000)[np.newaxis]
     got = resample(stack_of(board), Resample(0.6, (0.0,), ()))[0].astype(float)
     assert got.mean() == pytest.approx(30000, rel=0.01)

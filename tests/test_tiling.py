@@ -210,7 +210,7 @@ def test_tile_memory_is_used_again():
     ],
 )
 def test_impossible_tiles_are_refused(wrong):
-    with pytest.raises(ValueError, match="at least|start at"):
+    with pytest.raises(ValueError, match=r"at least|start at"):
         wrong()
 
 
