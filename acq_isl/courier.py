@@ -97,8 +97,8 @@ class Courier:
 
     def wake(self) -> None:
         """There is something new in the outbox. Any thread may call it."""
-        # BlockingIOError: it has been woken more than often enough.
-        with suppress(BlockingIOError):
+        # It has been woken more than often enough, or has ended.
+        with suppress(OSError):
             self._wake_in.send(b"\0")
 
     # Everything below runs on the courier's thread, but for `_write`, `_read` and `_remove`.

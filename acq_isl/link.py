@@ -170,7 +170,8 @@ class Link:
         while self._monitor.poll(0):
             event = recv_monitor_message(self._monitor)["event"]
             if event == zmq.EVENT_DISCONNECTED:
-                self._lost("the connection broke")
+                if self.welcome is not None:  # else an attempt failed, whose reason is known already
+                    self._lost("the connection broke")
             elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._hello_s = float("-inf")
             else:

@@ -41,7 +41,7 @@ class RingRef(_Model):
 
 
 class _Message(_Model):
-    version: Literal[1] = 1
+    version: Annotated[int, Field(ge=VERSION, le=VERSION)] = VERSION
 
 
 class Hello(_Message):

@@ -95,7 +95,7 @@ class EngineProcess:
         """End it: first politely, then by force. Does nothing the second time."""
         process = getattr(self, "_process", None)
         if process is not None:
-            _end(process)
+            _end(process, politely=bool(self._endpoint))
         self._folder.cleanup()
 
     def _start(self) -> None:
@@ -145,11 +145,12 @@ class EngineProcess:
         return str(endpoint)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], *, politely: bool) -> None:
     if process.stdin is not None:
         with suppress(OSError):  # it is gone already
             process.stdin.close()
-    for force in (None, process.terminate, process.kill):
+    # One that does not serve yet does not listen either.
+    for force in (None if politely else process.terminate, process.terminate, process.kill):
         if force is not None:
             force()
         try:

@@ -12,7 +12,9 @@ import logging
 import queue
 import re
 import threading
+import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -43,6 +45,7 @@ class _Record(BaseModel):
     present: Annotated[tuple[int, ...], Field(min_length=1)]
     captured_s: tuple[float, ...]
     reason: SpoolReason
+    crc32: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,6 +110,7 @@ class Spool:
                 present=stack.present,
                 captured_s=stack.captured_s,
                 reason=stack.reason,
+                crc32=_crc32(stack.pixels),
             )
             self.folder.mkdir(parents=True, exist_ok=True)
             tifffile.imwrite(
@@ -119,7 +123,8 @@ class Spool:
             )
             part.replace(path)
         except (OSError, ValueError) as error:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):  # the first error says more
+                part.unlink(missing_ok=True)
             raise StorageError(
                 f"stack {stack.info.key} could not be kept on disk for a later engine: {error}",
                 wanted=f"{stack.pixels.nbytes >> 20} MiB in {self.folder}",
@@ -225,6 +230,12 @@ def _check(record: _Record, pixels: Uint16Image) -> None:
         raise ValueError(f"its slices {present} are not of a stack of {record.info.planes}")
     if len(record.captured_s) != len(present) or pixels.dtype != np.uint16:
         raise ValueError("its slices and its record do not fit together")
+    if _crc32(pixels) != record.crc32:
+        raise ValueError("its pixels are not those that were written")
+
+
+def _crc32(pixels: Uint16Image) -> int:
+    return zlib.crc32(np.ascontiguousarray(pixels).reshape(-1).view(np.uint8).data)
 
 
 def _safe(name: str) -> str:
