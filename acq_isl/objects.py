@@ -67,7 +67,7 @@ def segment(image: Float32Image, above: float, min_area_um2: float, pixel_size_u
     peaks = spots(depth, apart, components)
     seeds = np.zeros(image.shape, np.int32)
     seeds[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
-    objects = watershed(-depth, seeds, mask=bright)  # type: ignore[no-untyped-call]
+    objects = watershed(-depth, seeds, mask=bright)
     return _numbered(_drop_small(objects, min_px))
 
 
@@ -115,7 +115,7 @@ def spots(image: NDArray[Any], apart_px: int, labels: NDArray[Any] | None = None
     """Row and column of local maxima at least ``apart_px`` apart, (spot, 2)."""
     from skimage.feature import peak_local_max
 
-    found: NDArray[np.intp] = peak_local_max(  # type: ignore[no-untyped-call]
+    found: NDArray[np.intp] = peak_local_max(
         image, min_distance=apart_px, labels=labels, exclude_border=False
     )
     return found

@@ -32,6 +32,7 @@ from acq_isl.stack import Prediction, StackInfo, StackKey, StageTimes
 
 _LARGEST_CHUNK_PX = 1024
 _LOOK_S = 0.1
+_HUE = r"#[0-9a-fA-F]{6}"
 _log = logging.getLogger(__name__)
 
 
@@ -53,7 +54,7 @@ class PredictionStore:
     Parameters
     ----------
     path : Path
-        The store; must not exist or be empty.
+        The store; must not exist, or be empty.
     colors : mapping of label to ``#rrggbb``
     queue_fields : int
         Predictions that may wait for the disk.
@@ -73,7 +74,7 @@ class PredictionStore:
     ) -> None:
         self._path = Path(path)
         self._partial = self._path.with_name(self._path.name + ".partial")
-        self._colors = dict(colors or {})
+        self._colors = {name: hue for name, hue in (colors or {}).items() if re.fullmatch(_HUE, hue)}
         self._timeout_s = timeout_s
         self._queue: queue.Queue[Prediction] = queue.Queue(queue_fields)
         self._closing = threading.Event()
@@ -116,13 +117,7 @@ class PredictionStore:
         return tuple(self._names)
 
     def put(self, prediction: Prediction) -> None:
-        """Hand over a prediction to be written.
-
-        Raises
-        ------
-        StorageError
-            An earlier prediction could not be written, or the disk does not keep up.
-        """
+        """Hand over a prediction; StorageError if an earlier one failed, or the disk does not keep up."""
         if self._failure is None:
             try:
                 self._queue.put(prediction, timeout=self._timeout_s)
@@ -247,12 +242,11 @@ def _image(prediction: Prediction, colors: Mapping[str, str]) -> Any:
 
     info = prediction.info
     pixel = info.pixel_size_um
+    space: dict[str, Any] = {"type": "space", "unit": "micrometer", "scale": pixel}
     axes = [DimSpec(name="c", size=2 * len(prediction.labels), type="channel")]
     for axis, side, middle in zip("yx", info.shape, (info.y_um, info.x_um), strict=True):
         first = middle - (side - 1) / 2 * pixel  # where the first pixel's middle lies
-        axes.append(
-            DimSpec(name=axis, size=side, type="space", unit="micrometer", scale=pixel, translation=first)
-        )
+        axes.append(DimSpec(name=axis, size=side, translation=first, **space))
     channels = [
         v05.OmeroChannel(
             window=v05.OmeroWindow(start=0.0, min=0.0, end=bright, max=2 * bright),
@@ -300,7 +294,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise StorageError(
-            f"{path.parent} is no store of predictions", got=str(error), fix="check it"
-        ) from error
+        what = f"{path.parent} is no store of predictions"
+        raise StorageError(what, got=str(error), fix="check the path") from error
     return content

@@ -21,10 +21,12 @@ RANKS = {
     "record": 1,
     "messages": 1,
     "models": 1,
+    "actions": 1,
+    "objects": 1,
+    "pictures": 1,
     "assemble": 2,
-    "actions": 2,
     "measure": 2,
-    "objects": 2,
+    "gallery": 2,
     "normalize": 2,
     "plan": 2,
     "rules": 2,
@@ -87,7 +89,9 @@ DOORS = {
     "typer": {"cli"},
     "rich": {"cli"},
 }
-PURE = ("assemble", "measure", "normalize", "plan", "rules", "tiling", "wire")
+PURE = (
+    "actions", "assemble", "gallery", "measure", "normalize", "objects", "pictures", "plan", "rules", "tiling", "wire"
+)  # fmt: skip
 IMPURE_IMPORTS = {"socket", "threading", "time", "subprocess", "multiprocessing", "zmq", "queue", "tempfile"}
 
 

@@ -121,6 +121,12 @@ def test_every_channel_says_it_was_predicted_and_has_a_window(path: Path) -> Non
     ]
 
 
+def test_a_colour_that_is_none_becomes_white(tmp_path: Path) -> None:
+    with PredictionStore(tmp_path / "p.ome.zarr", {"nuclei": "blueish"}) as writer:
+        writer.put(prediction())
+    assert image(tmp_path / "p.ome.zarr", "A1_000_t0_Phase").omero.channels[0].color == "FFFFFF"
+
+
 def test_provenance_is_kept_with_the_field(path: Path) -> None:
     kept = store._read_json(path / "A1_000_t0_Phase" / "zarr.json")["attributes"]["acq_isl"]
     assert kept["predicted"] is True
