@@ -90,8 +90,9 @@ DOORS = {
     "rich": {"cli"},
 }
 PURE = (
-    "actions", "assemble", "gallery", "measure", "normalize", "objects", "pictures", "plan", "rules", "tiling", "wire"
-)  # fmt: skip
+    *("actions", "assemble", "gallery", "measure", "normalize", "objects", "pictures"),
+    *("plan", "rules", "tiling", "wire"),
+)
 IMPURE_IMPORTS = {"socket", "threading", "time", "subprocess", "multiprocessing", "zmq", "queue", "tempfile"}
 
 
