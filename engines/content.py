@@ -10,6 +10,7 @@ from acq_isl.stack import Float32Image, Uint16Image, ZStack
 
 # The recorded field of condition B has .2 % of its pixels at the upper end and .5 % at the lower one.
 _CLIPPED_SHARE = 0.02
+_FEW_PX = 64
 _BLOCK_PX = 64
 _FAR_PX = 4
 # White noise stays below .10 on fields up to 2048x2048; the recorded field is at .80 to .85.
@@ -50,9 +51,10 @@ def _check_clipped(stack: ZStack, low: int, high: int) -> None:
         (high, "brightest", "shorten the exposure or dim the lamp"),
         (low, "darkest", "lengthen the exposure or raise the camera's offset"),
     ):
-        share = np.count_nonzero(stack.pixels == limit) / stack.pixels.size
+        pixels = np.count_nonzero(stack.pixels == limit)
+        share = pixels / stack.pixels.size
         # A few counts of contrast put many pixels on each of their few values without any clipping.
-        if share > _CLIPPED_SHARE and high - low > 1 / _CLIPPED_SHARE:
+        if share > _CLIPPED_SHARE and pixels > _FEW_PX and high - low > 1 / _CLIPPED_SHARE:
             raise StackRefused(
                 f"stack {stack.info.key} is clipped: many pixels are at its {end} value, {limit} counts",
                 wanted=f"at most {_CLIPPED_SHARE:.0%} of the pixels",
@@ -80,7 +82,7 @@ def _check_repeated(stack: ZStack) -> None:
 
 def _check_noise(stack: ZStack) -> None:
     middle = stack.pixels[len(stack.pixels) // 2]
-    if min(middle.shape) < _BLOCK_PX:
+    if min(middle.shape) < _BLOCK_PX + _FAR_PX:
         return  # too few pixels to tell
     structure = largest_structure(middle)
     if structure < _LEAST_STRUCTURE:
@@ -102,7 +104,7 @@ def largest_structure(plane: Uint16Image) -> float:
     Parameters
     ----------
     plane : (y, x) uint16
-        At least 64x64.
+        At least 68x68.
 
     Returns
     -------
@@ -115,8 +117,7 @@ def largest_structure(plane: Uint16Image) -> float:
 
 def _difference_variance(counts: Float32Image, apart: int) -> Float32Image:
     """Variance of differences ``apart`` columns apart in every block, (rows / 64, columns / 64) float32."""
-    difference = np.zeros_like(counts)
-    np.subtract(counts[:, apart:], counts[:, :-apart], out=difference[:, apart:])
+    difference = counts[:, _FAR_PX:] - counts[:, _FAR_PX - apart : -apart]
     return _block_means(np.square(difference)) - np.square(_block_means(difference))
 
 

@@ -1,0 +1,216 @@
+"""From stack to prediction around a network that can be read: a blur with a known reach."""
+
+import dataclasses
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from acq_isl.engines.model_file import ModelInfo
+from acq_isl.engines.predictor import Predictor
+from acq_isl.errors import EngineError, StackRefused
+from acq_isl.manifest import Label, Manifest
+from acq_isl.normalize import contrast_sd
+from acq_isl.stack import StackInfo, StackKey, ZStack
+
+REACH_PX = 12
+MANIFEST = Manifest(
+    name="blur",
+    version="2",
+    licence="BSD-3-Clause",
+    description="For tests.",
+    modality="phase contrast",
+    polarity="dark",
+    pixel_size_um=0.3,
+    z_offsets_um=(-1.0, 0.0, 1.0),
+    high_pass_um=3.0,
+    labels=(Label(name="nuclei", marker="DAPI"), Label(name="axons", marker="NFH")),
+    min_tile_px=32,
+    halo_px=16,
+    size_step_px=8,
+    trained_on="nothing",
+)
+MODEL = ModelInfo("blur.onnx", "ab" * 32, 1, MANIFEST, 20, (), ())
+
+
+class BlurNetwork:
+    """Reads camera bytes, blurs the mean of the planes, and keeps a list of what it was given."""
+
+    name = "blur cpu fp32"
+
+    def __init__(self, answer=None):
+        self.shapes, self.inv_sds, self.closed, self.answer = [], [], False, answer
+
+    def run(self, tiles, inv_sd):
+        if self.closed:
+            raise EngineError("the engine is closed", fix="load the engine again")
+        assert tiles.dtype == np.uint8 and tiles.flags.c_contiguous and inv_sd.dtype == np.float32
+        self.shapes.append(tiles.shape)
+        self.inv_sds.extend(inv_sd.tolist())
+        counts = (tiles[..., 0] + 256.0 * tiles[..., 1]).astype(np.float32)
+        light = ndimage.uniform_filter(counts.mean(axis=1), (1, 2 * REACH_PX + 1, 5), mode="constant")
+        mean = np.stack([light, light / 2], axis=1) * inv_sd[:, None, None, None]
+        spread = np.abs(mean) + 0.1
+        return self.answer(mean, spread) if self.answer else (mean, spread)
+
+    def close(self):
+        self.closed = True
+
+
+def culture(shape, planes=3, seed=0):
+    noise = np.random.default_rng(seed).normal(0, 1, (planes, *shape))
+    smooth = ndimage.gaussian_filter(noise, (0, 1.5, 1.5), mode="wrap")
+    return np.clip(30000 + 20000 * smooth + 100 * noise, 0, 65535).astype(np.uint16)
+
+
+def stack_of(pixels, **changes):
+    z_um = tuple(float(z) for z in range(len(pixels)))
+    info = StackInfo(
+        StackKey(0, "A1", "Phase"), z_um, pixels.shape[1:], 0.3, modality="phase contrast", polarity="dark"
+    )
+    return ZStack(dataclasses.replace(info, **changes), pixels, (0.0,) * len(pixels))
+
+
+def test_a_prediction_says_all_there_is_to_know():
+    stack = stack_of(culture((100, 130)))
+    with Predictor(MODEL, BlurNetwork()) as engine:
+        prediction = engine.predict(stack)
+    assert prediction.info is stack.info
+    assert prediction.labels == ("nuclei", "axons")
+    assert prediction.display_names == ("nuclei (predicted)", "axons (predicted)")
+    assert prediction.mean.shape == prediction.spread.shape == (2, 100, 130)
+    assert prediction.mean.dtype == prediction.spread.dtype == np.float32
+    assert prediction.mean.flags.c_contiguous and prediction.spread.flags.c_contiguous
+    assert (prediction.model_name, prediction.model_sha256) == ("blur 2", "ab" * 32)
+    assert prediction.engine == "blur cpu fp32"
+    assert prediction.warnings == ()
+    assert prediction.border_px == MANIFEST.halo_px
+    assert prediction.times.infer_ms > 0 and prediction.times.decode_ms > 0
+
+
+def test_the_network_sees_the_counts_and_the_contrast_of_the_whole_stack():
+    pixels, network = culture((96, 96)), BlurNetwork()
+    prediction = Predictor(MODEL, network, tile_px=64).predict(stack_of(pixels))
+    assert len(network.shapes) > 1
+    assert set(network.inv_sds) == {np.float32(1 / contrast_sd(pixels, 10.0))}
+    counts = pixels.astype(np.float32).mean(axis=0)
+    wanted = ndimage.uniform_filter(counts, (2 * REACH_PX + 1, 5), mode="constant") / contrast_sd(
+        pixels, 10.0
+    )
+    np.testing.assert_allclose(prediction.mean[0], wanted, rtol=1e-5)
+    np.testing.assert_allclose(prediction.spread[1], wanted / 2 + 0.1, rtol=1e-5)
+
+
+@given(
+    shape=st.tuples(st.integers(1, 150), st.integers(1, 150)),
+    tile_px=st.integers(1, 96),
+    tiles_per_batch=st.integers(1, 4),
+)
+@settings(max_examples=30, deadline=None)
+def test_any_field_size_tiled_or_not_gives_the_same(shape, tile_px, tiles_per_batch):
+    stack = stack_of(culture((150, 150))[:, : shape[0], : shape[1]].copy())
+    if np.ptp(stack.pixels, axis=(1, 2)).min() < 100:
+        return  # a pixel or two without contrast are refused, which has its own test
+    whole = Predictor(MODEL, BlurNetwork(), tile_px=None).predict(stack)
+    network = BlurNetwork()
+    tiled = Predictor(MODEL, network, tile_px=tile_px, tiles_per_batch=tiles_per_batch).predict(stack)
+    assert whole.mean.shape == (2, *shape)
+    for name in ("mean", "spread"):
+        one, other = getattr(whole, name), getattr(tiled, name)
+        assert np.abs(one - other).max() <= 1e-5 * np.abs(one).max()
+    for count, _, height, width, _ in network.shapes:
+        assert count <= tiles_per_batch
+        assert height % MANIFEST.size_step_px == width % MANIFEST.size_step_px == 0
+        assert min(height, width) >= MANIFEST.min_tile_px and max(height, width) <= max(tile_px, 64)
+
+
+@pytest.mark.parametrize(
+    ("changes", "planes", "said"),
+    [
+        ({"pixel_size_um": 0.4}, 3, "pixels of 0.4 um were resampled"),
+        ({"pixel_size_um": 0.2}, 3, "pixels of 0.2 um were resampled"),
+        ({"z_um": (0.0, 0.5, 1.0, 1.5, 2.0)}, 5, "5 planes 0.5 um apart were resampled"),
+    ],
+)
+def test_a_resampled_stack_is_predicted_on_its_own_grid_with_a_warning(changes, planes, said):
+    pixels, network = culture((90, 120), planes), BlurNetwork()
+    stack = stack_of(pixels)
+    stack = ZStack(dataclasses.replace(stack.info, **changes), pixels, stack.captured_s)
+    prediction = Predictor(MODEL, network).predict(stack)
+    scale = stack.info.pixel_size_um / MANIFEST.pixel_size_um
+    assert said in prediction.warnings[0]
+    assert prediction.mean.shape == (2, 90, 120)
+    assert network.shapes[0][1] == MANIFEST.planes
+    assert network.shapes[0][2] == -(-round(90 * scale) // 8) * 8
+    assert prediction.border_px == -(-16 // scale)
+    used = pixels[:: (planes - 1) // 2].astype(float).mean(axis=0)
+    wanted = ndimage.uniform_filter(used, (round((2 * REACH_PX + 1) / scale), round(5 / scale)))
+    inner = (slice(20, -20), slice(10, -10))
+    assert np.corrcoef(prediction.mean[0][inner].ravel(), wanted[inner].ravel())[0, 1] > 0.95
+
+
+def test_what_nobody_could_check_is_a_warning():
+    stack = stack_of(culture((64, 64)), modality="unknown")
+    assert "not checked" in Predictor(MODEL, BlurNetwork()).predict(stack).warnings[0]
+
+
+def test_a_stack_that_does_not_fit_is_refused_before_the_network_runs():
+    network = BlurNetwork()
+    stack = stack_of(culture((64, 64)), pixel_size_um=0.1)
+    with pytest.raises(StackRefused, match=r"A1 t0 Phase.*0.1 um.*to fix: use an objective or binning"):
+        Predictor(MODEL, network).predict(stack)
+    with pytest.raises(StackRefused, match=r"planes without any picture.*to fix: check that the shutter"):
+        Predictor(MODEL, network).predict(stack_of(np.full((3, 64, 64), 100, np.uint16)))
+    assert network.shapes == []
+
+
+BAD_ANSWERS = [
+    ("NaN in the mean", lambda mean, spread: (poisoned(mean, np.nan), spread), "NaN or infinity"),
+    ("infinite spread", lambda mean, spread: (mean, poisoned(spread, np.inf)), "NaN or infinity"),
+    ("minus infinity", lambda mean, spread: (poisoned(mean, -np.inf), spread), "NaN or infinity"),
+    ("half of the field", lambda mean, spread: (mean[:, :, ::2], spread), "another shape"),
+    ("a label too few", lambda mean, spread: (mean[:, :1], spread), "another shape"),
+    ("doubles", lambda mean, spread: (mean.astype(float), spread), "another shape"),
+]
+
+
+def poisoned(values, poison):
+    values = values.copy()
+    values[-1, -1, 3, 4] = poison
+    return values
+
+
+@pytest.mark.parametrize("tile_px", [None, 64])
+@pytest.mark.parametrize(("answer", "said"), [c[1:] for c in BAD_ANSWERS], ids=[c[0] for c in BAD_ANSWERS])
+def test_nonsense_is_an_error_and_never_a_picture(answer, said, tile_px):
+    engine = Predictor(MODEL, BlurNetwork(answer), tile_px=tile_px)
+    with pytest.raises(EngineError, match=said):
+        engine.predict(stack_of(culture((100, 100))))
+
+
+def test_after_closing_there_is_no_prediction():
+    with Predictor(MODEL, BlurNetwork()) as engine:
+        pass
+    with pytest.raises(EngineError, match="closed"):
+        engine.predict(stack_of(culture((64, 64))))
+
+
+def test_threads_may_share_a_predictor():
+    stacks = [stack_of(culture((120, 120), seed=seed)) for seed in range(4)]
+    engine = Predictor(MODEL, BlurNetwork(), tile_px=64)
+    wanted = [engine.predict(stack).mean for stack in stacks]
+    got = [None] * 4
+
+    def work(index):
+        got[index] = engine.predict(stacks[index]).mean
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    for one, other in zip(wanted, got, strict=True):
+        np.testing.assert_array_equal(one, other)
