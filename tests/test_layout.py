@@ -21,6 +21,7 @@ RANKS = {
     "record": 1,
     "messages": 1,
     "models": 1,
+    "news": 1,
     "actions": 1,
     "objects": 1,
     "pictures": 1,
@@ -59,6 +60,7 @@ RANKS = {
 # Rooms of one rank that may look at each other, each with the reason.
 NEIGHBOURS = {
     ("stack", "errors"),  # a stack refuses a wrong array with a typed error
+    ("news", "record"),  # news carry counts and measurements as the record keeps them
     ("protocols", "manifest"),  # an engine shows its manifest
     ("client", "ring"),  # both ends of the wire write and read the shared ring
     ("server", "ring"),
@@ -83,6 +85,7 @@ DOORS = {
     "qtpy": {"view"},
     "starlette": {"view"},
     "uvicorn": {"view"},
+    "websockets": {"view"},
     "zarr": {"store"},
     "ome_writers": {"store"},
     "jinja2": {"report"},
