@@ -1,0 +1,109 @@
+"""How far a cheaper form of a network is from its fp32 master, measured on the processor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from acq_isl.manifest import Manifest
+from acq_isl.stack import Float32Image, Uint16Image
+
+_OUTPUTS = ("mean", "spread")
+_FATAL_ONLY = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Differences to fp32 over all test tiles.
+
+    Parameters
+    ----------
+    max_abs : dict of str to float
+        Largest absolute difference of each output.
+    pearson : dict of str to float
+        Correlation of the mean of each label over all pixels; 1 where both are constant and equal.
+    """
+
+    max_abs: dict[str, float]
+    pearson: dict[str, float]
+
+    @property
+    def least_pearson(self) -> float:
+        return min(self.pearson.values())
+
+    def flat(self) -> dict[str, float]:
+        """One mapping, for notes and tables."""
+        return {f"max |d {k}|": v for k, v in self.max_abs.items()} | {
+            f"pearson {k}": v for k, v in self.pearson.items()
+        }
+
+
+def agreement(
+    master: bytes, other: bytes, manifest: Manifest, *, stacks: Uint16Image | None = None
+) -> Agreement:
+    """Run two forms of a model on the same tiles.
+
+    Parameters
+    ----------
+    master, other : bytes
+        ONNX models with the inputs and outputs of acq-isl models; outputs of ``other`` may be float16.
+    manifest : Manifest
+    stacks : (n, z, h, w) uint16, optional
+        Tiles to run on; `sample_tiles` if not given.
+
+    Returns
+    -------
+    Agreement
+    """
+    tiles = sample_tiles(manifest) if stacks is None else stacks
+    feeds = as_inputs(tiles)
+    wanted, got = (_run(content, feeds) for content in (master, other))
+    return Agreement(
+        {n: float(np.abs(w - g).max()) for n, w, g in zip(_OUTPUTS, wanted, got, strict=True)},
+        {
+            name: _pearson(wanted[0][:, index], got[0][:, index])
+            for index, name in enumerate(manifest.label_names)
+        },
+    )
+
+
+def sample_tiles(manifest: Manifest, count: int = 2) -> Uint16Image:
+    """Blobs that go in and out of focus on an uneven background, (count, z, h, w) uint16; always the same."""
+    rng = np.random.default_rng(0)
+    side = -(-manifest.min_tile_px // manifest.size_step_px) * manifest.size_step_px
+    tiles = np.empty((count, manifest.planes, side, side), np.uint16)
+    for tile in tiles:
+        grain = rng.normal(size=(side, side))
+        slope = np.linspace(-1, 1, side) * 2000
+        for plane, image in enumerate(tile):
+            blur = 1 + abs(plane - manifest.planes // 2) / 2
+            blobs = ndimage.gaussian_filter(grain, blur, mode="wrap")
+            shot = rng.normal(scale=60, size=(side, side))
+            image[:] = np.clip(24000 + slope + 3000 * blobs / blobs.std() + shot, 0, 65535)
+    return tiles
+
+
+
+def as_inputs(tiles: Uint16Image) -> dict[str, NDArray[np.uint8] | Float32Image]:
+    """Inputs of a model for tiles, each normalised by its own contrast."""
+    contrast = tiles.std(axis=(1, 2, 3), dtype=np.float64)
+    raw = np.ascontiguousarray(tiles.astype("<u2")).view(np.uint8).reshape(*tiles.shape, 2)
+    return {"stack": raw, "inv_sd": (1 / np.maximum(contrast, 0.5)).astype(np.float32)}
+
+
+def _run(content: bytes, feeds: dict[str, NDArray[np.uint8] | Float32Image]) -> list[Float32Image]:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _FATAL_ONLY
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return [np.asarray(values, np.float32) for values in session.run(list(_OUTPUTS), feeds)]
+
+
+def _pearson(first: Float32Image, second: Float32Image) -> float:
+    a, b = (values.astype(np.float64).ravel() for values in (first, second))
+    a, b = a - a.mean(), b - b.mean()
+    scale = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / scale if scale > 0 else float(np.array_equal(first, second))

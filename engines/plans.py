@@ -1,0 +1,245 @@
+"""Built plans on disk: keyed by everything they depend on, checked before use, rebuilt when in doubt."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import filelock
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from acq_isl.errors import EngineError
+
+_log = logging.getLogger(__name__)
+_LOCK_TIMEOUT_S = 1800.0  # another process may be building the same plan, which can take many minutes
+_HASH_DIGITS = 16
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class PlanKey(_Strict):
+    """Everything a plan depends on; equal keys may share a plan."""
+
+    onnx_sha256: str
+    flavour: str
+    """Package it was built with, such as ``tensorrt_rtx``."""
+    version: str
+    """Exact version of that package."""
+    precision: str
+    profile: str
+    """Name of the profile."""
+    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+    """Smallest, optimal and largest shape of every input."""
+    targets: tuple[str, ...] = ()
+    """Compute capabilities; none named means the flavour's portable default."""
+    gpu: str = ""
+    """Name, capability and driver of the GPU it was built on; empty for portable plans."""
+    flags: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """Name of the plan's files."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:_HASH_DIGITS]
+
+
+class PlanNote(_Strict):
+    """What lies beside a plan: its key, its hash, and how it came about."""
+
+    format: str = Field(default="acq-isl-plan/1", pattern=r"^acq-isl-plan/1$")
+    key: PlanKey
+    model: str
+    """Name and version of the model, for people."""
+    plan_sha256: str
+    plan_bytes: int = Field(ge=0)
+    built_s: float = Field(ge=0)
+    """Seconds the build took."""
+    built_at: str
+    """ISO 8601 local time with offset."""
+    agreement: dict[str, float] = {}
+    """Precision against fp32 on a processor, as `acq_isl.engines.agreement` measured it."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPlan:
+    """A plan on disk.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+    note : PlanNote or None
+        None if the note beside it is missing or damaged; such a plan is never used.
+    size_bytes : int
+    """
+
+    path: Path
+    note: PlanNote | None
+    size_bytes: int
+
+
+def default_folder() -> Path:
+    """Where plans are kept: ``ACQ_ISL_CACHE``, or the system's folder for caches."""
+    named = os.environ.get("ACQ_ISL_CACHE")
+    if named:
+        return Path(named)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "acq-isl" / "cache"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "acq-isl"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "acq-isl"
+
+
+class PlanStore:
+    """A folder of plans that several processes may share.
+
+    Parameters
+    ----------
+    folder : pathlib.Path, optional
+        `default_folder` if not given. Made when the first plan is kept.
+    lock_timeout_s : float
+        How long to wait for another process that builds the same plan.
+    """
+
+    def __init__(self, folder: Path | None = None, *, lock_timeout_s: float = _LOCK_TIMEOUT_S) -> None:
+        self.folder = default_folder() / "plans" if folder is None else folder
+        self._lock_timeout_s = lock_timeout_s
+
+    def path(self, key: PlanKey) -> Path:
+        """Where the plan of a key is or would be."""
+        return self.folder / f"{key.digest}.plan"
+
+    @contextmanager
+    def locked(self, key: PlanKey) -> Iterator[None]:
+        """Keep other processes from building the same plan at the same time.
+
+        Raises
+        ------
+        EngineError
+            The folder cannot be written, or another process holds the lock for too long.
+        """
+        lock = filelock.FileLock(self.path(key).with_suffix(".lock"), timeout=self._lock_timeout_s)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise EngineError(
+                f"another process has been building the same plan for {self._lock_timeout_s:g} s",
+                fix=f"wait for it or end it, then try again; its lock is {lock.lock_file}",
+            ) from error
+        except OSError as error:
+            raise _unwritable(self.folder, error) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def load(self, key: PlanKey) -> tuple[bytes, PlanNote] | None:
+        """A plan whose note, key and hash all fit; None, with a warning in the log, if it must be rebuilt."""
+        path = self.path(key)
+        if not path.exists():
+            return None
+        try:
+            note = _note(path)
+            content = path.read_bytes()
+        except (OSError, ValidationError) as error:
+            _log.warning("plan %s cannot be used and will be rebuilt: %s", path, _first_line(error))
+            return None
+        if note.key != key:
+            _log.warning("plan %s was built for something else and will be rebuilt", path)
+            return None
+        if hashlib.sha256(content).hexdigest() != note.plan_sha256:
+            _log.warning("plan %s is damaged and will be rebuilt", path)
+            return None
+        return content, note
+
+    def save(self, content: bytes, note: PlanNote) -> Path:
+        """Keep a plan; a reader sees the old one or the new one, never half of it.
+
+        Raises
+        ------
+        EngineError
+            The disk is full or the folder cannot be written.
+        """
+        path = self.path(note.key)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # Without its note a plan is not used, so the note goes last.
+            _note_path(path).unlink(missing_ok=True)
+            write_whole(path, content)
+            write_whole(_note_path(path), note.model_dump_json(indent=1).encode())
+        except OSError as error:
+            raise _unwritable(self.folder, error) from error
+        return path
+
+    def list(self) -> tuple[StoredPlan, ...]:
+        """Every plan in the folder, damaged ones too, by model and age."""
+        found = []
+        for path in self.folder.glob("*.plan"):
+            try:
+                note: PlanNote | None = _note(path)
+            except (OSError, ValidationError):
+                note = None
+            found.append(StoredPlan(path, note, path.stat().st_size))
+        return tuple(sorted(found, key=lambda p: (p.note.model, p.note.built_at) if p.note else ("", "")))
+
+    def clear(self) -> tuple[int, int]:
+        """Delete all plans and kept kernels; how many files and bytes. They are rebuilt when needed.
+
+        Raises
+        ------
+        EngineError
+            A file is in use or may not be deleted.
+        """
+        files, size = 0, 0
+        for path in self.folder.glob("*"):
+            if path.suffix not in (".plan", ".json", ".kernels", ".lock", ".partial"):
+                continue
+            try:
+                n = path.stat().st_size
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise EngineError(
+                    f"{path} cannot be deleted: {error}", fix="stop the engines that use it, then try again"
+                ) from error
+            files, size = files + (path.suffix != ".lock"), size + n
+        return files, size
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Replace a file at once, by way of one beside it."""
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _note_path(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def _note(path: Path) -> PlanNote:
+    return PlanNote.model_validate_json(_note_path(path).read_bytes())
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _unwritable(folder: Path, error: OSError) -> EngineError:
+    return EngineError(
+        f"plans cannot be kept in {folder}: {error}",
+        wanted="a folder that can be written, with room for some hundred MB",
+        fix="free some space, or name another folder in the environment variable ACQ_ISL_CACHE",
+    )

@@ -1,0 +1,237 @@
+"""TensorRT 10, TensorRT 11 and TensorRT for RTX behind one door. What differs is asked for, never guessed."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from acq_isl.errors import EngineError
+
+_log = logging.getLogger(__name__)
+
+FlavourName = Literal["auto", "tensorrt", "rtx"]
+_MODULES = {"rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
+_EXTRAS = {"rtx": "rtx", "tensorrt": "tensorrt"}
+# What the youngest part we use came with; older releases lack one or the other.
+_NEEDED = (
+    ("NetworkDefinitionCreationFlag", "STRONGLY_TYPED"),
+    ("ICudaEngine", "create_runtime_config"),
+    ("ICudaEngine", "device_memory_size_v2"),
+    ("IExecutionContext", "update_device_memory_size_for_shapes"),
+)
+_KEPT_MESSAGES = 20
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Flavour:
+    """An installed TensorRT.
+
+    Parameters
+    ----------
+    trt : module
+        ``tensorrt`` or ``tensorrt_rtx``. Typed Any: no stubs fit all three (see docs/engines.md); a test
+        holds every attribute we use against the API surfaces instead.
+    """
+
+    trt: Any
+
+    @property
+    def name(self) -> str:
+        """Name of the package, such as ``"tensorrt_rtx"``."""
+        return str(self.trt.__name__).partition(".")[0]
+
+    @property
+    def version(self) -> str:
+        return str(self.trt.__version__)
+
+    @property
+    def portable(self) -> bool:
+        """Plans fit every GPU of the named targets and are built without one."""
+        return hasattr(self.trt, "ComputeCapability")
+
+    @property
+    def native_graphs(self) -> bool:
+        """The runtime captures CUDA graphs by itself."""
+        return hasattr(self.trt, "CudaGraphStrategy")
+
+    @property
+    def keeps_kernels(self) -> bool:
+        """Kernels are compiled on the user's machine, and can be kept for the next start."""
+        return hasattr(self.trt, "IRuntimeCache")
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """GPUs plans can be built for, such as ``"sm89"``; empty if only for the one in the machine."""
+        if not self.portable:
+            return ()
+        names = self.trt.ComputeCapability.__members__
+        return tuple(name.lower() for name in names if name.startswith("SM"))
+
+
+def load_flavour(name: FlavourName = "auto", *, capability: str | None = None) -> Flavour:
+    """Import TensorRT.
+
+    Parameters
+    ----------
+    name : "auto", "tensorrt" or "rtx"
+        ``auto`` takes TensorRT for RTX where it is installed and knows the GPU, else TensorRT.
+    capability : str, optional
+        The GPU, such as ``"sm90"``, if there is one.
+
+    Returns
+    -------
+    Flavour
+
+    Raises
+    ------
+    EngineError
+        Not installed, not loadable, or too old.
+    """
+    if name != "auto":
+        return _imported(name)
+    reasons = []
+    for candidate in ("rtx", "tensorrt"):
+        try:
+            flavour = _imported(candidate)
+        except EngineError as error:
+            reasons.append(error)
+            continue
+        if capability is None or not flavour.portable or capability in flavour.targets:
+            return flavour
+        reasons.append(
+            EngineError(
+                "TensorRT for RTX does not run on this GPU",
+                wanted=", ".join(flavour.targets),
+                got=capability,
+                fix='pip install "acq-isl[tensorrt]", which knows data-centre GPUs',
+            )
+        )
+    raise reasons[0]
+
+
+def _imported(name: str) -> Flavour:
+    module = _MODULES[name]
+    try:
+        trt = importlib.import_module(module)
+    except (ImportError, OSError, RuntimeError) as error:
+        raise EngineError(
+            f"{module} cannot be loaded: {error}",
+            wanted=f"the package {module}",
+            fix=f'pip install "acq-isl[{_EXTRAS[name]}]", or predict on the processor with --engine onnx',
+        ) from error
+    return checked(Flavour(trt))
+
+
+def checked(flavour: Flavour) -> Flavour:
+    """The flavour itself, if it has all that is used everywhere; EngineError if it is too old."""
+    missing = [f"{c}.{a}" for c, a in _NEEDED if not hasattr(getattr(flavour.trt, c, None), a)]
+    if missing:
+        raise EngineError(
+            f"this version of {flavour.name} cannot be used: it has no {missing[0]}",
+            wanted="TensorRT 10.13 or newer, or TensorRT for RTX 1.4 or newer",
+            got=flavour.version,
+            fix=f"pip install --upgrade {flavour.name}",
+        )
+    return flavour
+
+
+class Messages:
+    """What TensorRT said: handed to logging, and the last errors kept, since calls only say that they failed."""
+
+    def __init__(self, flavour: Flavour) -> None:
+        self._errors: deque[str] = deque(maxlen=_KEPT_MESSAGES)
+        self.logger = _logger(flavour.trt, self._errors)
+
+    def take(self) -> str:
+        """The errors since the last call, oldest first, shortened; empty if there were none."""
+        texts = list(dict.fromkeys(self._errors))
+        self._errors.clear()
+        return "; ".join(text[:300] for text in texts[:3])
+
+
+def _logger(trt: Any, errors: deque[str]) -> Any:
+    levels = {
+        trt.ILogger.INTERNAL_ERROR: logging.ERROR,
+        trt.ILogger.ERROR: logging.ERROR,
+        trt.ILogger.WARNING: logging.WARNING,
+        trt.ILogger.INFO: logging.DEBUG,
+        trt.ILogger.VERBOSE: logging.NOTSET,
+    }
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            level = levels.get(severity, logging.DEBUG)
+            if level >= logging.ERROR:
+                errors.append(message)
+            # Errors become exceptions, which say more; logged as well only for those who look closely.
+            if level:
+                _log.log(min(level, logging.INFO), "%s", message)
+
+    return Logger()
+
+
+@dataclass(frozen=True, slots=True)
+class BuildStep:
+    """How far a build is.
+
+    Parameters
+    ----------
+    phase : str
+        In TensorRT's words.
+    done, total : int
+        Steps of this phase.
+    """
+
+    phase: str
+    done: int
+    total: int
+
+
+Progress = Callable[[BuildStep], None]
+
+
+class ProgressForwarder:
+    """Hands TensorRT's progress on; an exception from the receiver cancels the build and is kept."""
+
+    def __init__(self, flavour: Flavour, progress: Progress) -> None:
+        self._progress = progress
+        self._totals: dict[str, int] = {}
+        self.failure: Exception | None = None
+        self.monitor = _monitor(flavour.trt, self)
+
+    def tell(self, phase: str, done: int, total: int | None = None) -> bool:
+        """Called by TensorRT, on any of its threads; False asks it to stop."""
+        if self.failure is not None:
+            return False
+        if total is not None:
+            self._totals[phase] = total
+        try:
+            self._progress(BuildStep(phase, done, self._totals.get(phase, done)))
+        except Exception as error:  # noqa: BLE001  must not unwind through TensorRT's own frames
+            self.failure = error
+            return False
+        return True
+
+
+def _monitor(trt: Any, receiver: ProgressForwarder) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            receiver.tell(phase_name, 0, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            return receiver.tell(phase_name, step + 1)
+
+        def phase_finish(self, phase_name: str) -> None:
+            return None
+
+    return Monitor()
