@@ -52,7 +52,7 @@ class Courier:
     Parameters
     ----------
     box : Outbox
-        Only touched while ``changed`` is held.
+        Only touched while ``changed`` is held, where it does not say otherwise.
     changed : Condition
         Notified when an outcome was added.
     link : Link
@@ -127,6 +127,7 @@ class Courier:
             self._absent_since_s = time.monotonic()
             with self._changed:
                 self._box.engine_lost()
+        self._box.reserve_ahead()
         self._cancel()
         backlog = self._send()
         self._keep()

@@ -27,6 +27,7 @@ from acq_isl.stack import Outcome, Prediction, Refusal, Slice, StackInfo, StackK
 
 _REMEMBERED_KEYS = 4096
 _SPARE_STACKS = 2
+_FIRST_RESERVE_BYTES = 64 << 20
 
 
 class Outbox:
@@ -54,6 +55,10 @@ class Outbox:
     @property
     def counts(self) -> ClientCounts:
         return ClientCounts(**self.count, spooled_for=tuple(sorted(self._spooled_for.items())))
+
+    def reserve_ahead(self) -> None:
+        """Have memory ready for the stacks to come. Needs no lock."""
+        self._ring.reserve_ahead(max(_SPARE_STACKS * self._latest_nbytes, _FIRST_RESERVE_BYTES))
 
     @property
     def in_flight(self) -> int:

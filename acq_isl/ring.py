@@ -44,14 +44,8 @@ _FILE_PREFIX = "acq-isl-ring-"
 class Block:
     """Memory of one stack.
 
-    Parameters
-    ----------
-    offset, nbytes : int
-        Place in the arena, block header included.
-    generation : int
-        Counts the blocks of an arena, from 1.
-    pixels : (z, y, x) uint16
-        Writable view.
+    ``offset`` and ``nbytes`` are its place in the arena, its header included; ``generation`` counts the
+    blocks of an arena from 1; ``pixels`` is a writable (z, y, x) uint16 view.
     """
 
     offset: int
@@ -81,7 +75,7 @@ class Ring:
     """
 
     def __init__(self, nbytes: int, *, shared: bool) -> None:
-        size = _round_up(nbytes, _PAGE) + _PAGE
+        size = _pages(nbytes) + _PAGE
         self._fd: int | None = None
         self._file: Path | None = None
         try:
@@ -96,7 +90,7 @@ class Ring:
         self._size = size
         self._blocks: list[Block] = []
         self._generation = 0
-        self._reserved = _PAGE
+        self._reserved = self._top = _PAGE
         self.nonce = secrets.token_hex(_NONCE_BYTES)
         """What a server that sees this memory can read in it."""
         self._memory[: len(_MAGIC)] = _MAGIC
@@ -117,7 +111,7 @@ class Ring:
 
     def allocate(self, info: StackInfo) -> Block | None:
         """Memory for a stack, at the lowest free place; None if there is no room."""
-        wanted = _round_up(_BLOCK_HEADER + info.planes * info.shape[0] * info.shape[1] * 2, _PAGE)
+        wanted = _pages(_BLOCK_HEADER + _nbytes(info))
         offset, at = _PAGE, 0
         for block in self._blocks:
             if block.offset - offset >= wanted:
@@ -125,12 +119,21 @@ class Ring:
             offset, at = block.offset + block.nbytes, at + 1
         if offset + wanted > self._size or not self._reserve(offset + wanted):
             return None
+        self._top = max(self._top, offset + wanted)
         self._generation += 1
         self._memory[offset : offset + 8] = struct.pack("<Q", self._generation)
         pixels = _pixels(self._memory, offset, info)
         block = Block(offset, wanted, self._generation, pixels)
         self._blocks.insert(at, block)
         return block
+
+    def reserve_ahead(self, nbytes: int) -> None:
+        """Have pages ready beyond all that was ever used, so that the camera's thread need not wait.
+
+        The one method that may run beside the others: reserving twice does no harm.
+        """
+        if hasattr(os, "posix_fallocate"):
+            self._reserve(min(self._top + nbytes, self._size))
 
     def release(self, block: Block) -> None:
         """Give a block back; whoever still reads it sees that its generation is gone."""
@@ -222,7 +225,7 @@ class RingView:
         WireError
             The place is outside of the ring, or holds another stack by now.
         """
-        end = ref.offset + _BLOCK_HEADER + info.planes * info.shape[0] * info.shape[1] * 2
+        end = ref.offset + _BLOCK_HEADER + _nbytes(info)
         if ref.offset < _PAGE or ref.offset % _PAGE or end > self._size:
             raise WireError(
                 "a stack lies outside of the shared memory", wanted=f"<= {self._size}", got=f"{end}"
@@ -277,9 +280,16 @@ def _map_read_only(offer: RingOffer) -> mmap.mmap:
 
 
 def _pixels(memory: mmap.mmap, offset: int, info: StackInfo) -> Uint16Image:
-    count = info.planes * info.shape[0] * info.shape[1]
-    flat = np.frombuffer(memory, "<u2", count, offset + _BLOCK_HEADER)
+    flat = np.frombuffer(memory, "<u2", _nbytes(info) // 2, offset + _BLOCK_HEADER)
     return flat.reshape(info.planes, *info.shape)
+
+
+def _nbytes(info: StackInfo) -> int:
+    return info.planes * info.shape[0] * info.shape[1] * 2
+
+
+def _pages(nbytes: int) -> int:
+    return -(-nbytes // _PAGE) * _PAGE
 
 
 def _lock(fd: int) -> None:
@@ -288,7 +298,3 @@ def _lock(fd: int) -> None:
         import fcntl
 
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _round_up(value: int, step: int) -> int:
-    return -(-value // step) * step

@@ -34,26 +34,28 @@ from acq_isl.stack import Prediction, Slice, StackInfo, StackKey, ZStack
 PLANES = 13
 
 
-@dataclass(frozen=True)
+MANIFEST = Manifest(
+    name="touch",
+    version="1",
+    licence="BSD-3-Clause",
+    description="touches every page",
+    modality="unknown",
+    polarity="unknown",
+    pixel_size_um=0.3,
+    z_offsets_um=tuple(float(z) for z in range(-6, 7)),
+    high_pass_um=0.0,
+    labels=(Label(name="nuclei", marker="none"),),
+    min_tile_px=8,
+    halo_px=0,
+    size_step_px=1,
+    trained_on="nothing",
+)
+
+
 class Touch:
     """Reads one number per page of the stack."""
 
-    manifest: Manifest = Manifest(
-        name="touch",
-        version="1",
-        licence="BSD-3-Clause",
-        description="touches every page",
-        modality="unknown",
-        polarity="unknown",
-        pixel_size_um=0.3,
-        z_offsets_um=tuple(float(z) for z in range(-6, 7)),
-        high_pass_um=0.0,
-        labels=(Label(name="nuclei", marker="none"),),
-        min_tile_px=8,
-        halo_px=0,
-        size_step_px=1,
-        trained_on="nothing",
-    )
+    manifest = MANIFEST
 
     def predict(self, stack: ZStack) -> Prediction:
         touched = int(stack.pixels.reshape(-1)[::2048].astype(np.uint64).sum())

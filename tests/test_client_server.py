@@ -16,13 +16,14 @@ import pytest
 import tifffile
 import zmq
 
+from acq_isl import sessions
 from acq_isl.client import ClientSettings, EngineClient
 from acq_isl.courier import Patience
-from acq_isl.errors import EngineError, SliceLost, StackRefused
+from acq_isl.errors import EngineError, SliceLost, StackRefused, WireError
 from acq_isl.keys import ClientKeys, ServerKeys
 from acq_isl.link import LinkSettings
 from acq_isl.manifest import Label, Manifest
-from acq_isl.messages import Alive, Beat, Bye, Done, Failed, Hello, Message, Result, Welcome
+from acq_isl.messages import Alive, Beat, Bye, Done, Failed, Hello, Message, Result, RingOffer, Welcome
 from acq_isl.server import EngineServer, ServerSettings
 from acq_isl.sessions import SessionLimits
 from acq_isl.spool import Spool
@@ -186,6 +187,21 @@ def test_interleaved_stacks_are_predicted(
     assert (counts.captured, counts.sent, counts.stacks, counts.predicted) == (18, 18, 6, 6)
     assert (counts.lost, counts.spooled, counts.duplicates, counts.reconnects) == (0, 0, 0, 0)
     assert counts.bytes_copied == 6 * STACK_BYTES, "each pixel is copied once in this process"
+
+
+def test_a_server_that_cannot_map_the_memory_gets_the_pixels_through_the_socket(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in another container: same host, but nothing under the name that the client offers."""
+
+    def nothing_there(offer: RingOffer) -> None:
+        raise WireError("no such memory")
+
+    monkeypatch.setattr(sessions, "RingView", nothing_there)
+    with connected(MeanEngine(), folder) as client:
+        assert client.transport == "tcp"
+        put_stack(client, 0)
+        check_predicted(client.drain(20), range(1))
 
 
 def test_times_name_every_stage(folder: Path) -> None:
