@@ -114,7 +114,6 @@ def read_model(model: Path | str, *, sha256: str | None = None) -> ModelFile:
         )
     proto = _parse(where, content)
     manifest = _manifest(where, proto)
-    _check_self_contained(where, proto)
     inputs = _check_ports(where, proto.graph.input, _INPUTS, manifest)
     outputs = _check_ports(where, proto.graph.output, _OUTPUTS, manifest)
     opset = next((entry.version for entry in proto.opset_import if entry.domain in _STANDARD_DOMAINS), 0)
@@ -160,10 +159,11 @@ def _parse(where: str, content: bytes) -> onnx.ModelProto:
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(content)
+        _check_self_contained(where, proto)  # first, so that the checker follows no path to other files
         onnx.checker.check_model(proto)
     except (DecodeError, onnx.checker.ValidationError) as error:
         raise ModelError(
-            f"model {where} is damaged or not an ONNX file: {error}",
+            f"model {where} is damaged or not an ONNX file: {str(error).partition(chr(10))[0]}",
             wanted="an .onnx file written by acq-isl",
             got=f"{len(content)} bytes",
             fix="copy or download the file again",
