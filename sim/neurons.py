@@ -32,18 +32,20 @@ def _natural(value: int) -> int:
 
 
 def _places(rng: np.random.Generator, density: float) -> Floats:
-    """Neurons stand in clusters of very different size, with a few alone."""
+    """Neurons stand in clusters of very different size, touching each other, with a few alone."""
     wanted: list[Floats] = [rng.uniform(0, REGION_UM, (rng.poisson(14 * density), 2))]
-    for _ in range(rng.poisson(10 * density)):
-        count = int(rng.integers(2, 17))
+    for _ in range(rng.poisson(9 * density)):
+        count = int(np.clip(rng.lognormal(2.1, 0.8), 2, 45))
         aspect, angle = rng.uniform(1, 4), rng.uniform(0, np.pi)
-        spread = 5.0 * np.sqrt(count) * np.array([np.sqrt(aspect), 1 / np.sqrt(aspect)])
-        local = rng.normal(size=(count, 2)) * spread * 0.6
-        turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-        wanted.append(rng.uniform(0, REGION_UM, 2) + local @ turn)
+        # An ellipse with 60 um^2 per cell; candidates that come too close are left out below.
+        axes = np.sqrt(count * 60.0 / np.pi) * np.array([np.sqrt(aspect), 1 / np.sqrt(aspect)])
+        radius, turn = np.sqrt(rng.random(2 * count)), rng.uniform(0, 2 * np.pi, 2 * count)
+        local = axes * np.stack([radius * np.cos(turn), radius * np.sin(turn)], axis=1)
+        rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+        wanted.append(rng.uniform(0, REGION_UM, 2) + local @ rotation)
     kept: list[Floats] = []
-    for place in np.clip(np.concatenate(wanted), 0, REGION_UM):
-        distance = rng.uniform(6.0, 9.5)
+    for place in np.concatenate(wanted):
+        distance = rng.uniform(6.0, 9.0)
         if not kept or np.min(np.sum((np.array(kept) - place) ** 2, axis=1)) > distance**2:
             kept.append(place)
     return np.array(kept).reshape(-1, 2)
@@ -60,7 +62,7 @@ def _neuron(rng: np.random.Generator, x: float, y: float, culture: Culture) -> C
         thickness=rng.uniform(5, 9), index=culture.index * rng.uniform(0.007, 0.02),
         layer=int(rng.choice(3, p=(0.25, 0.5, 0.25))), nucleus=rng.uniform(0.62, 0.8),
         nucleus_index=culture.index * rng.uniform(-0.006, 0.002), dna=rng.uniform(0.35, 0.75),
-        mtubules=rng.uniform(0.35, 0.9), wobble=_wobble(rng, 0.05),
+        mtubules=rng.uniform(0.45, 0.95), wobble=_wobble(rng, 0.05),
     )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ class PhaseContrast:
     dense_is_dark : bool
         Positive phase contrast; False turns the phase the other way.
     points : int
-        Source points; a multiple of 4 at least 8.
+        Source points. Correlation with a full source through focus: 8 .90-.96, 12 .95-.98, 24 .98-.99.
     """
 
     wavelength_um: float = 0.55
@@ -54,7 +54,7 @@ class PhaseContrast:
     decentre_na: tuple[float, float] = (0.015, 0.065)
     ring_transmission: float = 0.2
     dense_is_dark: bool = True
-    points: int = 8
+    points: int = 12
 
     def scaled(self, factor: float) -> PhaseContrast:
         """The same optics with all apertures multiplied by ``factor``, as with another objective."""
@@ -69,14 +69,26 @@ class PhaseContrast:
     def source(self) -> tuple[Points, NDArray[np.float64]]:
         """Source points (s, 2) in NA, x and y, and their weights (s,).
 
-        Two radii at a quarter and three quarters of the annulus' width, interleaved: one radius alone
-        saturates at r = .98 of the full source however many points it has.
+        Light inside of the ring, on it and outside of it makes images of different kinds, so each of the
+        three parts of a decentred annulus gets its own points, each for an equal piece of the arc.
         """
         inner, outer = self.annulus_na
-        angle = 2 * np.pi * (np.arange(self.points) + 0.5) / self.points
-        radius = inner + (outer - inner) * np.where(np.arange(self.points) % 2, 0.75, 0.25)
-        place = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-        return place + np.asarray(self.decentre_na), np.full(self.points, 1 / self.points)
+        turns, depths = np.meshgrid((np.arange(360) + 0.5) / 360, (np.arange(8) + 0.5) / 8, indexing="ij")
+        angle, radius = 2 * np.pi * turns.ravel(), inner + (outer - inner) * depths.ravel()
+        place = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1) + self.decentre_na
+        area = radius / radius.sum()
+        away = np.hypot(*place.T)
+        part = np.digitize(away, (inner - _RING_PAD_NA, outer + _RING_PAD_NA))
+        light = np.bincount(part, area * np.abs(self.ring(away)) ** 2, 3)
+        kept: list[tuple[int, float]] = []
+        for which, count in enumerate(_share(light / light.sum(), self.points)):
+            members = np.flatnonzero(part == which)
+            for group in np.array_split(members[_along_arc(angle[members])], count) if count else ():
+                middle = place[group].mean(axis=0)
+                best = group[np.argmin(np.sum((place[group] - middle) ** 2, axis=1))]
+                kept.append((int(best), float(area[group].sum())))
+        chosen, weights = zip(*kept, strict=True)
+        return place[list(chosen)], np.array(weights)
 
     def ring(self, radius_na: NDArray[np.floating]) -> NDArray[np.complex128]:
         """Amplitude transmission of the objective's back focal plane inside its aperture."""
@@ -105,7 +117,7 @@ class Oblique:
     numerical_aperture: float = 0.49
     direction_rad: float = np.pi / 2
     reach: tuple[float, float] = (0.6, 0.95)
-    points: int = 8
+    points: int = 12
 
     def scaled(self, factor: float) -> Oblique:
         """The same optics with all apertures multiplied by ``factor``, as with another objective."""
@@ -126,6 +138,26 @@ class Oblique:
 
 
 Transmitted = PhaseContrast | Oblique
+
+
+def _share(light: NDArray[np.float64], points: int) -> list[int]:
+    """How many points each part of the source gets: in proportion to its light, at least two if any."""
+    counts = [0 if part < 0.002 else max(2, round(float(part) * points)) for part in light]
+    while sum(counts) != points:
+        step = 1 if sum(counts) < points else -1
+        room = [part * points - count if count else -np.inf for part, count in zip(light, counts, strict=True)]
+        able = [r * step if step > 0 or c > 2 else -np.inf for r, c in zip(room, counts, strict=True)]
+        counts[int(np.argmax(able))] += step
+    return counts
+
+
+def _along_arc(angle: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Order of angles along an arc, which begins behind its widest gap."""
+    if not angle.size:
+        return np.zeros(0, np.intp)
+    order = np.argsort(angle)
+    gaps = np.diff(angle[order], append=angle[order[0]] + 2 * np.pi)
+    return np.roll(order, -int(np.argmax(gaps)) - 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -203,9 +235,14 @@ class Imaging:
         """Source frequencies in whole samples (s, 2) as y, x, and weights that make empty medium 1."""
         place, weights = self.optics.source()
         length = np.array(self.shape) * self.grid_um
-        samples = np.rint(place[:, ::-1] / self.optics.wavelength_um * length).astype(np.intp)
-        bright = np.abs(self._pupil(np.sum((samples / length) ** 2, axis=1))) ** 2
-        return samples, weights / float(np.sum(weights * bright))
+        exact = place[:, ::-1] / self.optics.wavelength_um * length
+        around = np.floor(exact)[:, None] + np.array([[0, 0], [0, 1], [1, 0], [1, 1]])  # (s, 4, 2)
+        bright = np.abs(self._pupil(np.sum((around / length) ** 2, axis=2))) ** 2
+        meant = np.abs(self._pupil(np.sum((exact / length) ** 2, axis=1))) ** 2
+        # The nearest sample on the same side of the ring's edge: beside it light is several times brighter.
+        away = np.sum((around - exact[:, None]) ** 2, axis=2) + 100 * np.abs(bright - meant[:, None])
+        nearest = (np.arange(len(exact)), np.argmin(away, axis=1))
+        return around[nearest].astype(np.intp), weights / float(np.sum(weights * bright[nearest]))
 
     def exit_fields(self, path_um: Float32Image) -> ExitFields:
         """Pass light through the layers (layer, y, x), optical path in um; two FFTs per layer and point."""

@@ -48,10 +48,10 @@ def grow_neurites(
     twigs, thin = _twigs(rng, dendrites)
     for walks, start in ((dendrites, thick), (twigs, thin)):
         radius = np.clip(start[:, None] - np.floor(2.5 * walks.along()), 0, 5)
-        parts.append(_ink(rng, walks, radius, (rng.uniform(0.7, 1.0), rng.uniform(0.05, 0.2))))
+        parts.append(_ink(rng, walks, radius, (rng.uniform(0.3, 0.7), rng.uniform(0.05, 0.2))))
     for walks, axon in _axons(rng, neurons, origin):
         radius = np.broadcast_to(rng.choice(3, (len(walks.x), 1), p=(0.35, 0.4, 0.25)), walks.x.shape)
-        parts.append(_ink(rng, walks, radius, (rng.uniform(0.05, 0.15), axon)))
+        parts.append(_ink(rng, walks, radius, (rng.uniform(0.0, 0.08), axon)))
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     x, y, radius, layer, index, dendrite, axon_weight = columns
     x, y = x - origin[0], y - origin[1]
@@ -63,7 +63,7 @@ def grow_neurites(
 
 
 def _dendrites(rng: np.random.Generator, neurons: tuple[Cell, ...]) -> tuple[_Walks, Floats]:
-    count = rng.integers(2, 6, len(neurons))
+    count = rng.integers(1, 5, len(neurons))
     owner = np.repeat(np.arange(len(neurons)), count)
     angle = rng.uniform(0, 2 * np.pi, len(owner))
     place = np.array([(cell.x, cell.y) for cell in neurons]).reshape(-1, 2)[owner]
@@ -71,7 +71,7 @@ def _dendrites(rng: np.random.Generator, neurons: tuple[Cell, ...]) -> tuple[_Wa
     start = place + rim[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     length = rng.uniform(15, 75, len(owner))
     walks = _walk(rng, start, angle, length, 5.0)
-    return walks, rng.choice((3.0, 4.0, 5.0), len(owner), p=(0.55, 0.38, 0.07))
+    return walks, rng.choice((2.0, 3.0, 4.0, 5.0), len(owner), p=(0.25, 0.4, 0.3, 0.05))
 
 
 def _twigs(rng: np.random.Generator, parents: _Walks) -> tuple[_Walks, Floats]:
@@ -111,7 +111,10 @@ def _beside(rng: np.random.Generator, trunk: _Walks) -> _Walks:
     knots = rng.normal(0, 0.6, (2, paths, steps // 60 + 2))
     at = np.arange(steps) / 60
     offset = np.array([[np.interp(at, np.arange(k.size), k) for k in axis] for axis in knots])
-    return _Walks(trunk.x + offset[0], trunk.y + offset[1], trunk.exists)
+    along = trunk.along()
+    joins, leaves = rng.uniform(0, 0.35, (paths, 1)), rng.uniform(0.6, 1.0, (paths, 1))
+    exists = trunk.exists & (along >= joins) & (along < leaves)
+    return _Walks(trunk.x + offset[0], trunk.y + offset[1], exists)
 
 
 def _ink(

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from acq_isl.manifest import Label, Manifest
+from acq_isl.normalize import contrast_sd
 from acq_isl.training.config import TrainConfig
 from acq_isl.training.dataset import Field
 from acq_isl.training.network import LiveNetwork
+from acq_isl.training.simulate import Pair
 
 _HALO_TOLERANCE = 1e-4
 _NUCLEUS = 0.25
@@ -48,7 +50,8 @@ def assess(
         truth = np.concatenate([field.y[index].ravel() / 255 for field in fields])
         mean = np.concatenate([m[index].ravel() for m, _ in predicted])
         spread = np.concatenate([s[index].ravel() for _, s in predicted]) * scale[index]
-        metrics[f"simulated pearson {label.name}"] = float(np.corrcoef(truth, mean)[0, 1])
+        if np.ptp(truth) > 0 and np.ptp(mean) > 0:
+            metrics[f"simulated pearson {label.name}"] = float(np.corrcoef(truth, mean)[0, 1])
         metrics[f"simulated coverage of 1 SD {label.name}"] = float(np.mean(np.abs(mean - truth) < spread))
     metrics["simulated nuclei, true"] = float(sum(count(field.y[0] / 255) for field in fields))
     metrics["simulated nuclei, predicted"] = float(sum(count(mean[0]) for mean, _ in predicted))
@@ -61,20 +64,28 @@ def count(nuclei: NDArray[np.floating]) -> int:
     return int(np.sum(areas >= _NUCLEUS_PX))
 
 
-def measure_halo(network: LiveNetwork, field: Field) -> int:
-    """Distance from a tile's border beyond which a prediction equals the untiled one to 1e-4.
+def measure_halo(network: LiveNetwork, pair: Pair) -> int:
+    """Distance from a tile's border beyond which mean and spread equal the untiled ones to 1e-4.
 
-    The raw stack's background is Gaussian too and is covered by adding three of its sigmas; the receptive
-    field proper is measured by predicting a tile that is cut on the network's lattice out of a whole field.
+    Measured, from raw counts on: a tile that begins at a third of a field, on the network's lattice, is
+    predicted alone and held against the prediction of the whole field. Includes the local background.
     Rounded up to the size step.
     """
     step = network.config.size_step_px
-    whole, _ = predict(network, field.x)
-    start = (field.x.shape[1] // 3 // step) * step
-    tile, _ = predict(network, field.x[:, start:, start:])
-    difference = np.abs(tile - whole[:, start:, start:]).max(axis=0)
-    worst = np.maximum.accumulate(np.maximum(difference.max(axis=0), difference.max(axis=1))[::-1])[::-1]
-    return step * math.ceil(int(np.argmax(worst <= _HALO_TOLERANCE)) / step)
+    sd = max(contrast_sd(pair.stack, network.config.high_pass_px), 1e-6)
+    counts = torch.from_numpy(pair.stack.astype(np.float32))[None]
+    start = (counts.shape[2] // 3 // step) * step
+
+    def of(part: torch.Tensor) -> Images:
+        with torch.no_grad():
+            x = network.normalise(part, torch.tensor([1 / sd], dtype=torch.float32))
+        return np.concatenate(predict(network, x[0].numpy()))
+
+    difference = np.abs(of(counts[:, :, start:, start:]) - of(counts)[:, start:, start:]).max(axis=0)
+    sides = range(min(difference.shape))
+    at_distance = [max(difference[d, d:].max(), difference[d:, d].max()) for d in sides]
+    wrong = np.flatnonzero(np.array(at_distance) > _HALO_TOLERANCE)
+    return step * math.ceil((int(wrong[-1]) + 1 if wrong.size else 0) / step)
 
 
 def manifest_of(

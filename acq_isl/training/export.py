@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -60,8 +61,20 @@ def export_onnx(network: Deployed, manifest: Manifest, path: Path) -> float:
 def _to_onnx(network: Deployed, step: int) -> onnx.ModelProto:
     planes = network.network.config.planes
     example = (torch.zeros(2, planes, 4 * step, 5 * step, 2, dtype=torch.uint8), torch.ones(2))
+    with warnings.catch_warnings():
+        # What torch and onnxscript tell each other inside of the exporter; the result is checked below.
+        warnings.simplefilter("ignore")
+        program = _program(network, example, step)
+    if program is None:
+        raise ModelError("torch exported no graph", fix="report the versions of torch and onnxscript")
+    return program.model_proto
+
+
+def _program(
+    network: Deployed, example: tuple[torch.Tensor, torch.Tensor], step: int
+) -> torch.onnx.ONNXProgram | None:
     batch, rows, columns = torch.export.Dim("n"), torch.export.Dim("h"), torch.export.Dim("w")
-    program = torch.onnx.export(
+    return torch.onnx.export(
         network,
         example,
         dynamo=True,
@@ -71,9 +84,6 @@ def _to_onnx(network: Deployed, step: int) -> onnx.ModelProto:
         dynamic_shapes=({0: batch, 2: step * rows, 3: step * columns}, {0: batch}),
         verbose=False,
     )
-    if program is None:
-        raise ModelError("torch exported no graph", fix="report the versions of torch and onnxscript")
-    return program.model_proto
 
 
 def _compare(network: Deployed, content: bytes, manifest: Manifest) -> float:

@@ -164,7 +164,8 @@ def finish(config: TrainConfig, folder: Path, network: LiveNetwork) -> Path:
     network.eval()
     scale = calibrate(network, held_out)
     metrics = assess(network, held_out, config.labels, scale)
-    manifest = manifest_of(config, scale, metrics, measure_halo(network, held_out[0]))
+    halo_px = measure_halo(network, cached(simulation, indices[0], folder / "fields"))
+    manifest = manifest_of(config, scale, metrics, halo_px)
     for name, value in metrics.items():
         logger.info("%s: %.3f", name, value)
     path = folder / "model.onnx"

@@ -1,0 +1,93 @@
+"""The exported file computes what the network computes, and says what it is."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from acq_isl.errors import ModelError
+from acq_isl.manifest import MANIFEST_KEY, Label, Manifest
+from acq_isl.training import export
+from acq_isl.training.network import Deployed, LiveNetwork, NetworkConfig
+
+CONFIG = NetworkConfig(planes=3, labels=2, base=4, levels=3, high_pass_px=12.0)
+
+
+def manifest():
+    return Manifest(
+        name="test", version="1", licence="BSD-3-Clause", description="a test", modality="phase contrast",
+        polarity="dark", pixel_size_um=0.3, z_offsets_um=(-1.5, 0.0, 1.5), high_pass_um=3.6,
+        labels=(Label(name="a", marker="A"), Label(name="b", marker="B")), min_tile_px=32, halo_px=32,
+        size_step_px=8, spread_scale=(2.0, 0.5), trained_on="nothing",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def deployed():
+    torch.manual_seed(1)
+    network = LiveNetwork(CONFIG)
+    torch.nn.init.normal_(network.head.weight, 0, 0.3)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 2)
+    return Deployed(network.eval(), (2.0, 0.5)).eval()
+
+
+@pytest.fixture(scope="module")
+def model_path(deployed, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "model.onnx"
+    assert export.export_onnx(deployed, manifest(), path) <= 1e-4
+    return path
+
+
+def example(shape, seed=0):
+    counts = np.random.default_rng(seed).normal(20000, 2500, shape).astype("<u2")
+    return counts.view(np.uint8).reshape(*shape, 2), np.full(shape[0], 1 / 2500, np.float32)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 32, 32), (3, 3, 40, 64), (2, 3, 8, 136)])
+def test_onnx_runtime_agrees_with_torch_at_any_size(deployed, model_path, shape):
+    session = onnxruntime.InferenceSession(model_path, providers=["CPUExecutionProvider"])
+    stack, inv_sd = example(shape)
+    mean, spread = session.run(["mean", "spread"], {"stack": stack, "inv_sd": inv_sd})
+    with torch.no_grad():
+        wanted = deployed(torch.from_numpy(stack), torch.from_numpy(inv_sd))
+    np.testing.assert_allclose(mean, wanted[0].numpy(), atol=1e-4)
+    np.testing.assert_allclose(spread, wanted[1].numpy(), atol=1e-4)
+    assert mean.shape == (shape[0], 2, *shape[2:])
+    assert mean.min() >= 0
+    assert spread.min() > 0
+
+
+def test_the_file_says_what_it_is(model_path):
+    model = onnx.load(model_path)
+    entries = {entry.key: entry.value for entry in model.metadata_props}
+    assert Manifest.from_json(entries[MANIFEST_KEY]) == manifest()
+    assert model.opset_import[0].version == 20
+    assert {i.name: i.type.tensor_type.elem_type for i in model.graph.input} == {
+        "stack": onnx.TensorProto.UINT8,
+        "inv_sd": onnx.TensorProto.FLOAT,
+    }
+    assert [o.name for o in model.graph.output] == ["mean", "spread"]
+
+
+def test_spread_is_scaled_per_label(deployed):
+    stack, inv_sd = example((1, 3, 32, 32))
+    plain = Deployed(deployed.network, (1.0, 1.0)).eval()
+    with torch.no_grad():
+        scaled = deployed(torch.from_numpy(stack), torch.from_numpy(inv_sd))[1]
+        raw = plain(torch.from_numpy(stack), torch.from_numpy(inv_sd))[1]
+    torch.testing.assert_close(scaled[:, 0], 2 * raw[:, 0])
+    torch.testing.assert_close(scaled[:, 1], 0.5 * raw[:, 1])
+
+
+def test_a_graph_that_disagrees_is_not_written(deployed, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "_compare", lambda *_: 0.1)
+    path = tmp_path / "model.onnx"
+    with pytest.raises(ModelError, match="does not compute"):
+        export.export_onnx(deployed, manifest(), path)
+    assert not path.exists()
