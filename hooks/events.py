@@ -70,6 +70,18 @@ def announced(events: Sequence[Event]) -> list[StackRequest]:
     return requests
 
 
+def batches(events: Sequence[Event]) -> list[list[Event]]:
+    """Lists that can be submitted whole: a new one at each start time and around events with properties."""
+    lists: list[list[Event]] = []
+    for event in events:
+        alone = "properties" in event or (bool(lists) and "properties" in lists[-1][-1])
+        starts = lists and event.get("min_start_time") != lists[-1][0].get("min_start_time")
+        if not lists or alone or starts:
+            lists.append([])
+        lists[-1].append(event)
+    return lists
+
+
 def plain(value: Any) -> Any:
     """A value as plain JSON types: numpy scalars and arrays become numbers and lists."""
     if isinstance(value, np.generic | np.ndarray):

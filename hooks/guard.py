@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,35 +13,30 @@ from typing import Any, Self
 from acq_isl.errors import AcqIslError, AcquisitionFailed, ExperimentError, SliceLost
 from acq_isl.hooks.act import within
 from acq_isl.hooks.capture import CaptureHook
-from acq_isl.hooks.events import Event, EventRules, announced, stack_events
+from acq_isl.hooks.events import Event, EventRules, announced, batches, stack_events
+from acq_isl.hooks.hardware import Hardware
 from acq_isl.hooks.image_door import ImageDoor
 from acq_isl.hooks.progress import Progress, axes_key, axes_list
 from acq_isl.hooks.pycro import Run, find_hardware, open_run, uses_python_backend
-from acq_isl.hooks.storage import free_bytes, open_measured, read_slices, require_space
+from acq_isl.hooks.storage import open_measured, read_slices, require_space
 from acq_isl.hooks.user import EventHooks, UserHooks
+from acq_isl.hooks.watch import Safety, Watch
 from acq_isl.protocols import SliceSink
 from acq_isl.rules import Limits
 from acq_isl.stack import StackRequest, Uint16Image
 
 logger = logging.getLogger(__name__)
 
-_POLL_S = 0.02
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Open:
+    """What exists while the acquisition is open."""
 
-@dataclass(frozen=True, slots=True)
-class Safety:
-    """When to give up.
-
-    Parameters
-    ----------
-    watchdog_s : float
-        Longest silence beyond the exposure time before the acquisition counts as failed, in seconds.
-    free : callable
-        Free bytes of a folder's disk.
-    """
-
-    watchdog_s: float = 4.0
-    free: Callable[[Path], int] = free_bytes
+    run: Run
+    watch: Watch
+    hardware: Hardware
+    rules: EventRules
+    event_hooks: EventHooks
 
 
 class GuardedAcquisition:
@@ -89,25 +84,23 @@ class GuardedAcquisition:
         self._safety = safety or Safety()
         self._capture = CaptureHook.for_requests(sink)
         self._progress = Progress()
-        self._run: Run | None = None
+        self._open: _Open | None = None
         self._path: Path | None = None
-        self._raised: AcqIslError | None = None
         self._memory: Any = None
-        self._silence_s = self._safety.watchdog_s
-        self._silent = False
+        self._raised: AcqIslError | None = None
 
     def __enter__(self) -> Self:
-        self._hardware = find_hardware()
-        self._rules = EventRules(self._hardware, self._limits)
-        self._check_space(0)
-        python = uses_python_backend()
-        self._event_hooks = EventHooks(self._user, self._rules, self._progress, none_drops=python)
+        hardware = find_hardware()
+        rules = EventRules(hardware, self._limits)
+        self._check_space(hardware, 0)
+        hooks = EventHooks(self._user, rules, self._progress, none_drops=uses_python_backend())
         door = ImageDoor(self._capture, self._progress, self._user)
-        functions = {**self._event_hooks.functions(), **door.functions()}
-        self._run = open_run(self._directory, self._name, functions, self._progress)
-        door.opened(self._run)
+        run = open_run(self._directory, self._name, {**hooks.functions(), **door.functions()}, self._progress)
+        door.opened(run)
+        watch = Watch(run, self._progress, hardware, self._safety.watchdog_s)
+        self._open = _Open(run, watch, hardware, rules, hooks)
         if self._directory is not None:
-            self._path = Path(self._run.dataset.path)
+            self._path = Path(run.dataset.path)
         return self
 
     def __exit__(
@@ -158,8 +151,9 @@ class GuardedAcquisition:
         """
         if not request.z_um:
             raise ExperimentError(f"the stack {request.key} has no slices", wanted="at least one z")
-        events = self._rules.checked(stack_events(request))
-        self._acquire(events, [events], [request])
+        parts = self._opened()
+        events = parts.rules.checked(stack_events(request))
+        self._acquire(parts, [events], [request])
 
     def run_events(self, events: Sequence[Event]) -> None:
         """Acquire a user's own events, checked and guarded; raises as `acquire`.
@@ -167,8 +161,9 @@ class GuardedAcquisition:
         ``min_start_time`` counts from this call. Events with ``properties`` are submitted one by one, as
         the engine forgets the properties of events that it merges into a sequence.
         """
-        checked = self._rules.checked(events)
-        self._acquire(checked, _batches(checked), announced(checked))
+        parts = self._opened()
+        checked = parts.rules.checked(events)
+        self._acquire(parts, batches(checked), announced(checked))
 
     def set_preset(self, group: str, preset: str) -> None:
         """Select a preset between two events.
@@ -180,159 +175,90 @@ class GuardedAcquisition:
         AcquisitionFailed
             The core refuses, or does not answer.
         """
-        self._hardware.require_preset(group, preset, self._limits)
-        limit_s = self._hardware.device_timeout_s() + self._safety.watchdog_s
-        within(limit_s, f"setting {group} to {preset}", lambda: self._hardware.set_preset(group, preset))
+        hardware = self._opened().hardware
+        hardware.require_preset(group, preset, self._limits)
+        limit_s = hardware.device_timeout_s() + self._safety.watchdog_s
+        within(limit_s, f"setting {group} to {preset}", lambda: hardware.set_preset(group, preset))
 
     def images(self, request: StackRequest) -> Uint16Image:
         """The measured slices of an acquired request, (z, y, x) uint16; SliceLost if any is not there."""
         axes = [event["axes"] for event in stack_events(request)]
-        if self._run is None:
-            if self._path is None:
-                return read_slices(self._memory, axes)
-            with open_measured(self._path) as dataset:
-                return read_slices(dataset, axes)
-        wanted = {axes_key(one) for one in axes}
-        self._await_stored(lambda: not wanted & self._progress.unsaved, self._safety.watchdog_s)
-        return read_slices(self._run.dataset, axes)
+        if self._open is not None:
+            wanted = {axes_key(one) for one in axes}
+            self._open.watch.stored(lambda: not wanted & self._progress.unsaved)
+            return read_slices(self._open.run.dataset, axes)
+        if self._path is None:
+            return read_slices(self._memory, axes)
+        with open_measured(self._path) as dataset:
+            return read_slices(dataset, axes)
 
-    def _acquire(
-        self, events: list[Event], batches: Sequence[list[Event]], requests: Sequence[StackRequest]
-    ) -> None:
-        run = self._open_run()
-        self._check_space(len(events))
-        for request in requests:
-            self._capture.expect(request)
-        try:
-            if self._progress.failure is not None:
-                raise self._progress.failure
-            started = time.monotonic()
-            for batch in batches:
-                self._await_start(run, started + batch[0].get("min_start_time", 0.0))
-                self._submit(run, batch)
-        except BaseException as error:
-            self._stop(run, error)
-            raise
-        finally:
-            for request in requests:
-                self._capture.forget(request.key)
-
-    def _submit(self, run: Run, events: list[Event]) -> None:
-        """Submit events and wait for their slices."""
-        exposures = [event["exposure"] for event in events if "exposure" in event]
-        if exposures:
-            self._hardware.set_exposure(exposures[0])
-        longest_ms = max([*exposures, self._hardware.exposure_ms()])
-        self._silence_s = longest_ms / 1000 + self._safety.watchdog_s
-        keys = [axes_key(event["axes"]) for event in events]
-        self._event_hooks.new_list()
-        self._rules.submitted(keys)
-        self._progress.expect(keys)
-        bare = [{name: value for name, value in e.items() if name != "min_start_time"} for e in events]
-        run.submit(bare)
-        self._wait(run)
-
-    def _wait(self, run: Run) -> None:
-        """Until all awaited slices were captured; raises what went wrong instead of them."""
-        images, last = self._progress.images, time.monotonic()
-        while True:
-            self._progress.wait(images, _POLL_S)
-            failure = self._progress.failure or run.trouble(axes_list(self._progress.awaited, 1))
-            if failure is not None:
-                raise failure
-            # In this order: what settles after the look at `awaited` has been counted in it.
-            settled, awaited = run.settled(self._progress.images), self._progress.awaited
-            if not awaited:
-                return
-            if settled:
-                raise SliceLost(
-                    f"{len(awaited)} slices did not arrive: {axes_list(awaited)}",
-                    fix="check the camera; the microscope reported no error",
-                )
-            now = time.monotonic()
-            if self._progress.images > images:
-                images, last = self._progress.images, now
-            elif now - last > self._silence_s and not self._still_moving(now - last - self._silence_s):
-                self._silent = True
-                raise AcquisitionFailed(
-                    f"nothing has come from the microscope for {now - last:.1f} s",
-                    wanted=axes_list(awaited),
-                    fix="check camera, stage and hooks: one of them does not return",
-                )
-
-    def _still_moving(self, overdue_s: float) -> bool:
-        """Whether a stage is on a long way; the core itself gives up after its device time-out."""
-        if overdue_s > self._hardware.device_timeout_s():
-            return False
-        try:
-            return within(0.5, "asking the stages", self._hardware.moving)
-        except (AcqIslError, RuntimeError):
-            logger.warning("the stages did not say whether they move", exc_info=True)
-            return False
-
-    def _await_start(self, run: Run, moment: float) -> None:
-        while (left_s := moment - time.monotonic()) > 0:
-            time.sleep(min(left_s, _POLL_S))
-            failure = self._progress.failure or run.trouble("the wait for a start time")
-            if failure is not None:
-                raise failure
-
-    def _open_run(self) -> Run:
+    def _opened(self) -> _Open:
         failure = self._raised
-        if self._run is None or failure is not None:
+        if self._open is None or failure is not None:
             raise AcquisitionFailed(
                 "the acquisition is not open" if failure is None else "the acquisition has stopped",
                 got=None if failure is None else str(failure),
                 fix="start a new acquisition; what was captured is kept",
             )
-        return self._run
+        return self._open
 
-    def _stop(self, run: Run, error: BaseException) -> None:
+    def _acquire(self, parts: _Open, lists: Sequence[list[Event]], requests: Sequence[StackRequest]) -> None:
+        self._check_space(parts.hardware, sum(map(len, lists)))
+        for request in requests:
+            self._capture.expect(request)
+        try:
+            if self._progress.failure is not None:
+                raise self._progress.failure
+            began = time.monotonic()
+            for events in lists:
+                parts.watch.start(began + events[0].get("min_start_time", 0.0))
+                self._submit(parts, events)
+        except BaseException as error:
+            self._stop(parts, error)
+            raise
+        finally:
+            for request in requests:
+                self._capture.forget(request.key)
+
+    def _submit(self, parts: _Open, events: list[Event]) -> None:
+        """Submit events and wait for their slices."""
+        exposures = [event["exposure"] for event in events if "exposure" in event]
+        if exposures:
+            # The engine does not send an exposure that equals its last event's, whatever was set since.
+            parts.hardware.set_exposure(exposures[0])
+        parts.watch.expose(max([*exposures, parts.hardware.exposure_ms()]))
+        keys = [axes_key(event["axes"]) for event in events]
+        parts.event_hooks.new_list()
+        parts.rules.submitted(keys)
+        self._progress.expect(keys)
+        parts.run.submit([{k: v for k, v in event.items() if k != "min_start_time"} for event in events])
+        parts.watch.captured()
+
+    def _stop(self, parts: _Open, error: BaseException) -> None:
         """After a failure: no further events, light off."""
         failure = error if isinstance(error, AcqIslError) else AcquisitionFailed(f"stopped by {error!r}")
         self._raised = failure
         self._progress.fail(failure)
         self._progress.give_up()
-        run.abort()
-        self._make_safe()
-
-    def _make_safe(self) -> AcqIslError | None:
-        try:
-            within(1.0, "closing the shutter", self._hardware.make_safe)
-        except AcqIslError as error:
-            logger.warning("%s", error)
-            return error
-        return None
-
-    def _await_stored(self, done: Callable[[], bool], patience_s: float) -> None:
-        """Until storage is done, or nothing was stored for a while."""
-        saved, last = self._progress.saved, time.monotonic()
-        while not done() and time.monotonic() - last < patience_s:
-            self._progress.wait_stored(saved, _POLL_S)
-            if self._progress.saved > saved:
-                saved, last = self._progress.saved, time.monotonic()
+        parts.run.abort()
+        _make_safe(parts.hardware)  # tried again, and reported, on closing
 
     def _close(self, error: BaseException | None) -> list[AcqIslError]:
         """End the acquisition in order; what went wrong, first things first."""
-        run = self._run
-        if run is None:
+        parts = self._open
+        if parts is None:
             return []
         if error is not None and self._raised is None:
-            self._stop(run, error)
-        failures = [self._progress.failure, run.trouble("the end")]
+            self._stop(parts, error)
+        run = parts.run
+        # What the engine says after a failure that was raised is only its echo.
+        failures = [self._progress.failure, None if self._raised else run.trouble("the end")]
         try:
-            run.begin_end()
-            self._await_stored(lambda: run.ended(0), 0.5 if self._silent else self._silence_s)
-            if not run.ended(0):
-                failures.append(
-                    AcquisitionFailed("Pycro-Manager did not end; a device or hook does not return")
-                )
-                if run.force_end():
-                    self._await_stored(lambda: run.ended(0), self._safety.watchdog_s)
-            failures += [self._progress.failure, run.ended_with]
+            failures += [parts.watch.ended(), None if self._raised else run.ended_with]
+            failures += [self._progress.failure]
         finally:
-            failures.append(self._make_safe())
-            self._run = None
+            failures.append(_make_safe(parts.hardware))
+            self._open = None
             if self._path is None:
                 self._memory = run.dataset
             else:
@@ -349,19 +275,14 @@ class GuardedAcquisition:
             fix="check the disk, and that no hook holds images back",
         )
 
-    def _check_space(self, images: int) -> None:
+    def _check_space(self, hardware: Hardware, images: int) -> None:
         if self._directory is not None:
-            size = self._hardware.bytes_per_image()
-            require_space(self._directory, images, size, self._safety.free)
+            require_space(self._directory, images, hardware.bytes_per_image(), self._safety.free)
 
 
-def _batches(events: Sequence[Event]) -> list[list[Event]]:
-    """Lists that can be submitted whole: a new one at each start time and around events with properties."""
-    batches: list[list[Event]] = []
-    for event in events:
-        alone = "properties" in event or (bool(batches) and "properties" in batches[-1][-1])
-        starts = batches and event.get("min_start_time") != batches[-1][0].get("min_start_time")
-        if not batches or alone or starts:
-            batches.append([])
-        batches[-1].append(event)
-    return batches
+def _make_safe(hardware: Hardware) -> AcqIslError | None:
+    try:
+        within(2.0, "closing the shutter", hardware.make_safe)
+    except AcqIslError as error:
+        return error
+    return None

@@ -27,10 +27,18 @@ def axes_text(key: AxesKey) -> str:
 
 def axes_list(keys: Iterable[AxesKey], most: int = 5) -> str:
     """Several axes for people, the first few of them."""
-    ordered = sorted(keys, key=lambda key: sorted((name, str(value).zfill(9)) for name, value in key))
-    texts = [axes_text(key) for key in ordered]
-    rest = len(texts) - most
-    return ", ".join(texts[:most]) + (f" and {rest} more" if rest > 0 else "")
+    ordered = _ordered(keys)
+    rest = len(ordered) - most
+    return ", ".join(axes_text(key) for key in ordered[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def axes_first(keys: Iterable[AxesKey]) -> str:
+    """The first of several axes, for people."""
+    return axes_list(_ordered(keys)[:1])
+
+
+def _ordered(keys: Iterable[AxesKey]) -> list[AxesKey]:
+    return sorted(keys, key=lambda key: sorted((name, str(value).zfill(9)) for name, value in key))
 
 
 class Progress:

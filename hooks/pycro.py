@@ -198,11 +198,6 @@ class PythonRun(Run):
         self._engine.submit_event_iterator = submit_and_keep
 
     def submit(self, events: list[Event]) -> None:
-        from pycromanager.acquisition.acq_eng_py.internal.engine import Engine
-
-        # The engine skips a preset, exposure or z that equals its last event's, even if the core was
-        # set to something else in between: let it forget.
-        Engine.get_instance().last_event = None
         self._submitted += 1
         super().submit(events)
 

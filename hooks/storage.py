@@ -172,8 +172,8 @@ def _storage_error(what: str, error: Exception) -> StorageError:
     return failed
 
 
-def _entries(folder: Path) -> Iterator[tuple[dict[str, int | str], bytes, int]]:
-    """Axes, everything after the axes, and the end, of each whole entry of an index."""
+def _entries(folder: Path) -> Iterator[tuple[dict[str, int | str], bytes]]:
+    """Axes, and everything after the axes, of each whole entry of an index."""
     data = (folder / INDEX).read_bytes()
     position = 0
     while position + 4 <= len(data):
@@ -185,7 +185,7 @@ def _entries(folder: Path) -> Iterator[tuple[dict[str, int | str], bytes, int]]:
         end = start + 4 + name_length + 32
         if end > len(data):
             return
-        yield json.loads(data[position + 4 : start]), data[start:end], end
+        yield json.loads(data[position + 4 : start]), data[start:end]
         position = end
 
 
@@ -196,7 +196,7 @@ def sort_index(folder: Path) -> None:
     for all, and silently shuffles the images of most datasets (cgohlke/tifffile issue 311).
     """
     parts = []
-    for axes, rest, _ in _entries(folder):
+    for axes, rest in _entries(folder):
         encoded = json.dumps(dict(sorted(axes.items()))).encode()
         parts.append(struct.pack("<I", len(encoded)) + encoded + rest)
     temporary = folder / f"{INDEX}.sorted"
@@ -230,14 +230,24 @@ def open_measured(folder: Path) -> Iterator[Any]:
     dataset = NDTiffDataset(str(folder), summary_metadata={}, writable=False)
     dataset.major_version, dataset.minor_version = 0, 0
     try:
-        for axes, rest, _ in _entries(folder):
-            encoded = json.dumps(axes).encode()
-            dataset.add_index_entry(struct.pack("<I", len(encoded)) + encoded + rest)
+        _load(dataset, folder)
         yield dataset
-    except (OSError, struct.error, ValueError) as error:
-        raise StorageError(f"{folder} cannot be read", got=str(error)) from error
     finally:
         dataset.close()
+
+
+def _load(dataset: Any, folder: Path) -> None:
+    """Give a dataset all whole entries of an index."""
+    try:
+        entries = 0
+        for axes, rest in _entries(folder):
+            encoded = json.dumps(axes).encode()
+            dataset.add_index_entry(struct.pack("<I", len(encoded)) + encoded + rest)
+            entries += 1
+        if entries == 0 and (folder / INDEX).stat().st_size > 0:
+            raise ValueError("the index is damaged")
+    except (OSError, struct.error, ValueError) as error:
+        raise StorageError(f"{folder} cannot be read", got=str(error)) from error
 
 
 def read_slices(dataset: Any, axes: Sequence[dict[str, int | str]]) -> Uint16Image:
