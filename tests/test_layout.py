@@ -80,7 +80,7 @@ DOORS = {
     "onnxruntime": {"engines"},
     "openvino": {"engines"},
     "torch": {"training", "engines"},
-    "onnx": {"training"},
+    "onnx": {"training", "engines"},
     "napari": {"view"},
     "qtpy": {"view"},
     "starlette": {"view"},

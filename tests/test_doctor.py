@@ -1,0 +1,68 @@
+"""Every line of the doctor comes with its fix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from acq_isl import cli
+from acq_isl.doctor import examine
+from acq_isl.experiment import HeadlessMicroManager, RunningMicroManager, SimulatedMicroscope
+
+
+def test_a_good_machine_is_told_so(tmp_path: Path) -> None:
+    findings = {one.part: one for one in examine(SimulatedMicroscope(), "demo", tmp_path)}
+    parts = {
+        "versions",
+        "microscope",
+        "devices",
+        "camera",
+        "focus",
+        "stage",
+        "pixel size",
+        "disk",
+        "engine",
+        "GPU",
+    }
+    assert parts <= set(findings)
+    assert findings["pixel size"].found == "0.3 um"
+    assert findings["engine"].state == "ok" and "onnxruntime" in findings["engine"].found
+    assert not [one for one in findings.values() if one.state == "missing"]
+
+
+BAD = {
+    "no Micro-Manager": (RunningMicroManager(port=9), "demo", "microscope", "Run server"),
+    "no folder": (
+        HeadlessMicroManager(folder=Path("/nowhere"), config=Path("/nowhere/a.cfg")),
+        "demo",
+        "microscope",
+        "experiment",
+    ),
+    "no model": (SimulatedMicroscope(), "/nowhere/model.onnx", "engine", ""),
+}
+
+
+@pytest.mark.parametrize("settings, model, part, fix", BAD.values(), ids=BAD.keys())
+def test_what_is_missing_comes_with_its_fix(
+    settings: RunningMicroManager | HeadlessMicroManager | SimulatedMicroscope,
+    model: str,
+    part: str,
+    fix: str,
+    tmp_path: Path,
+) -> None:
+    missing = [one for one in examine(settings, model, tmp_path) if one.state == "missing"]
+    assert [one.part for one in missing] == [part]
+    assert missing[0].fix and fix in missing[0].fix
+
+
+def test_the_command_fails_when_something_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(
+        "sys.argv", ["acq-isl", "doctor", "--model", "/nowhere/x.onnx", "--output", str(tmp_path)]
+    )
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 1
+    assert "missing" in capsys.readouterr().out
