@@ -22,6 +22,7 @@ RANKS = {
     "messages": 1,
     "models": 1,
     "news": 1,
+    "orders": 1,
     "actions": 1,
     "objects": 1,
     "pictures": 1,

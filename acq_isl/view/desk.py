@@ -1,0 +1,81 @@
+"""What a viewer asks of a run, and the answers: questions for the present state, and orders. Pure."""
+
+from __future__ import annotations
+
+import hmac
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from acq_isl.errors import WireError
+from acq_isl.orders import Order
+from acq_isl.view.messages import VERSION
+
+MAX_REQUEST_BYTES = 4096
+_Version = Annotated[int, Field(ge=VERSION, le=VERSION)]
+_Id = Annotated[int, Field(ge=0, lt=1 << 53)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Ask(_Model):
+    """Send me what is kept with a number above ``since``: the messages of the feed, one by one."""
+
+    type: Literal["ASK"] = "ASK"
+    version: _Version = VERSION
+    since: Annotated[int, Field(ge=-1, lt=1 << 53)] = -1
+
+
+class Give(_Model):
+    """Do this. ``by`` says who or what asks, for the ledger."""
+
+    type: Literal["GIVE"] = "GIVE"
+    version: _Version = VERSION
+    id: _Id
+    token: Annotated[str, Field(max_length=256)]
+    by: Annotated[str, Field(max_length=64)] = "operator"
+    order: Order
+
+
+class Answer(_Model):
+    """Whether an order was taken; what became of it is told on the feed and in the ledger."""
+
+    type: Literal["ANSWER"] = "ANSWER"
+    version: _Version = VERSION
+    id: _Id
+    taken: bool
+    text: Annotated[str, Field(max_length=1024)]
+
+
+Request = Ask | Give
+_REQUEST: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="type")])
+
+
+def read_request(frame: bytes) -> Request:
+    """A viewer's request; WireError if it is none."""
+    if len(frame) > MAX_REQUEST_BYTES:
+        raise WireError("a request is too long", wanted=f"<= {MAX_REQUEST_BYTES} B", got=f"{len(frame)} B")
+    try:
+        return _REQUEST.validate_json(frame)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "request"
+        raise WireError(
+            f"a request does not follow version {VERSION} of the desk: {where}: {first['msg']}",
+            fix="run the same version of acq-isl on both sides",
+        ) from error
+
+
+def read_answer(frame: bytes) -> Answer:
+    """The desk's answer to an order; WireError if it is none."""
+    try:
+        return Answer.model_validate_json(frame)
+    except ValidationError as error:
+        raise WireError("the desk answered something that is no answer", got=str(error)[:200]) from error
+
+
+def same_token(given: str, wanted: str) -> bool:
+    """Compared in a time that does not tell how much of it is right."""
+    return hmac.compare_digest(given.encode(), wanted.encode())

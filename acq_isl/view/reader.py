@@ -1,0 +1,210 @@
+"""A viewer's end of the feed: the newest of everything, whatever the viewer's own speed.
+
+Its thread empties the socket at once, so a viewer that does not look for a minute holds no more than the
+newest message of each kind and field, and the run notices nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Hashable
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+import zmq
+
+from acq_isl.errors import WireError
+from acq_isl.orders import Order
+from acq_isl.view.address import FeedAddress
+from acq_isl.view.desk import Answer, Ask, Give, read_answer
+from acq_isl.view.messages import Parcel, Status, decode, slot
+
+log = logging.getLogger(__name__)
+
+SILENT_S = 3.0
+"""After this long without a status the run does not answer."""
+_ANSWER_S = 5.0
+_ASK_AGAIN_S = 1.0
+_LOOK_MS = 100
+_MAX_FRAME_BYTES = 64 << 20
+
+
+class FeedReader:
+    """Follows one run. Enter it, then `take` what is new, from one thread.
+
+    Overflow policy: the newest message of each slot wins; pictures beyond ``max_bytes`` go, oldest first.
+    Replaced and dropped pictures are counted in `skipped`, messages that never came in `missed`.
+
+    Parameters
+    ----------
+    address : FeedAddress
+    max_bytes : int
+        Pictures held until they are taken.
+    """
+
+    def __init__(self, address: FeedAddress, max_bytes: int = 256 << 20) -> None:
+        self._address, self._max_bytes = address, max_bytes
+        self._new = threading.Condition()
+        self._waiting: dict[Hashable, Parcel] = {}
+        self._newest: dict[Hashable, int] = {}
+        self._bytes = 0
+        self._seq: int | None = None
+        self._asked_s = -_ASK_AGAIN_S
+        self._wanted_since: int | None = -1
+        self._heard_s: float | None = None
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="acq-isl-viewer", daemon=True)
+        self._next_id = 0
+        self.missed = 0
+        self.skipped = 0
+
+    def __enter__(self) -> Self:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._sub = self._connected(zmq.SUB, self._address.feed)
+        self._sub.subscribe(b"")
+        self._desk = self._connected(zmq.DEALER, self._address.desk)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopping.set()
+        self._thread.join(timeout=5)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the run was heard of lately."""
+        heard_s = self._heard_s
+        return heard_s is not None and time.monotonic() - heard_s < SILENT_S
+
+    def take(self, limit: int | None = None) -> list[Parcel]:
+        """What is new since the last call: notes in order, then pictures, newest first; at most ``limit``.
+
+        What is over the limit waits for the next call, or is replaced by something newer.
+        """
+        with self._new:
+            kept = list(self._waiting.items())
+            kept.sort(key=lambda item: (bool(item[1].pictures), _order(item[1])))
+            taken = kept[:limit]
+            for place, parcel in taken:
+                del self._waiting[place]
+                self._bytes -= parcel.nbytes
+            return [parcel for _, parcel in taken]
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until there is something to `take`; False if there was nothing in time."""
+        with self._new:
+            return self._new.wait_for(lambda: bool(self._waiting), timeout_s)
+
+    def order(self, order: Order, *, token: str = "", by: str = "operator") -> Answer:
+        """Give an order and return whether the run took it; at most five seconds. From the owner's thread.
+
+        Parameters
+        ----------
+        order : Order
+        token : str
+            The operator's; by default the one of the address.
+        by : str
+            Who or what gives it, for the ledger.
+        """
+        self._next_id += 1
+        give = Give(id=self._next_id, token=token or self._address.operator_token, by=by, order=order)
+        desk = self._connected(zmq.DEALER, self._address.desk)
+        try:
+            desk.send(give.model_dump_json().encode())
+            if not desk.poll(round(_ANSWER_S * 1000)):
+                return Answer(id=give.id, taken=False, text="the run does not answer; it may be over")
+            return read_answer(desk.recv())
+        except (zmq.ZMQError, WireError) as error:
+            return Answer(id=give.id, taken=False, text=f"the order did not reach the run: {error}")
+        finally:
+            desk.close(linger=0)
+
+    def _connected(self, kind: int, address: str) -> zmq.Socket[bytes]:
+        opened = self._context.socket(kind)
+        opened.linger = 0
+        opened.rcvhwm = 256
+        opened.maxmsgsize = _MAX_FRAME_BYTES
+        opened.connect(address)
+        return opened
+
+    # Everything below runs on the reader's thread.
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._sub, zmq.POLLIN)
+        poller.register(self._desk, zmq.POLLIN)
+        try:
+            while not self._stopping.is_set():
+                self._ask()
+                for ready, _ in poller.poll(_LOOK_MS):
+                    self._receive(ready)
+        except Exception:
+            log.exception("the viewer's thread failed; nothing new is shown")
+        finally:
+            self._sub.close(linger=0)
+            self._desk.close(linger=0)
+            self._context.destroy(linger=0)
+
+    def _ask(self) -> None:
+        """Ask for what is missing, at the start and after a gap, but not in a hurry."""
+        now = time.monotonic()
+        if self._wanted_since is None or now - self._asked_s < _ASK_AGAIN_S:
+            return
+        with suppress(zmq.Again):
+            self._desk.send(Ask(since=self._wanted_since).model_dump_json().encode(), zmq.NOBLOCK)
+            self._asked_s = now
+
+    def _receive(self, ready: zmq.Socket[bytes]) -> None:
+        # Bounded, so that the other socket gets its turn.
+        for _ in range(64):
+            try:
+                frames = ready.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                parcel = decode(frames)
+            except WireError as error:
+                log.warning("%s", error)
+                continue
+            if parcel.message.run == self._address.run:
+                self._arrived(parcel, live=ready is self._sub)
+
+    def _arrived(self, parcel: Parcel, *, live: bool) -> None:
+        seq = parcel.message.seq
+        if live:
+            if self._seq is not None and seq > self._seq + 1:
+                self.missed += seq - self._seq - 1
+                self._wanted_since = self._seq if self._wanted_since is None else self._wanted_since
+            self._seq = seq
+        else:
+            self._wanted_since = None  # the desk has heard the question
+        if isinstance(parcel.message, Status):
+            self._heard_s = time.monotonic()
+        self._keep(parcel)
+
+    def _keep(self, parcel: Parcel) -> None:
+        place = slot(parcel.message)
+        with self._new:
+            if self._newest.get(place, -1) >= parcel.message.seq:
+                return
+            self._newest[place] = parcel.message.seq
+            old = self._waiting.pop(place, None)
+            if old is not None:
+                self._bytes -= old.nbytes
+                self.skipped += bool(old.pictures)
+            self._waiting[place] = parcel
+            self._bytes += parcel.nbytes
+            while self._bytes > self._max_bytes:
+                oldest = next(key for key, one in self._waiting.items() if one.pictures)
+                self._bytes -= self._waiting.pop(oldest).nbytes
+                self.skipped += 1
+            self._new.notify_all()
+
+
+def _order(parcel: Parcel) -> int:
+    return -parcel.message.seq if parcel.pictures else parcel.message.seq

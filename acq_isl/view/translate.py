@@ -1,0 +1,228 @@
+"""News of a session become messages of the feed. No socket, no thread; owned by the feed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from acq_isl import news as told
+from acq_isl.record import Counts
+from acq_isl.stack import Refusal
+from acq_isl.view import messages as sent
+from acq_isl.view.messages import Parcel
+from acq_isl.view.previews import averaged, eight_bit, factor, middle
+
+_NO_STEP = told.Step("overview", 0, 0, "")
+_NO_FIGURES = told.Figures(Counts(), 0, (), "", None)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What the status says; every news changes a part of it."""
+
+    state: told.RunState = "running"
+    why: str = ""
+    step: told.Step = _NO_STEP
+    figures: told.Figures = _NO_FIGURES
+    report: str = ""
+
+
+class Translator:
+    """Numbers the messages of one run.
+
+    Parameters
+    ----------
+    run : str
+        32 hexadecimal digits.
+    monotonic, clock : callable
+        Seconds since whenever, and Unix time in seconds.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        monotonic: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.run = run
+        self._monotonic, self._clock = monotonic, clock
+        self._began_s = monotonic()
+        self._seq = 0
+        self.standing = Standing()
+
+    def parcels(self, news: told.News) -> list[Parcel]:
+        """Messages of a news; none if it only changes the status."""
+        found: list[Parcel] = []
+        match news:
+            case told.RunStarted():
+                self._began_s = self._monotonic()
+                found = [self._plan(news)]
+            case told.Seen():
+                found = [self._light(news)]
+            case told.Predicted():
+                found = [self._predicted(news)]
+            case told.NotPredicted():
+                found = [self._not_predicted(news)]
+            case told.FieldsRanked(fields=fields):
+                found = [self._ranked(field) for field in fields]
+            case told.Decided():
+                found = [self._decided(news)]
+            case _:
+                self._stand(news)
+        return found
+
+    def status(self, dropped: int) -> Parcel:
+        """Where the run stands now."""
+        now = self.standing
+        ended = now.state in ("ended", "failed")
+        return Parcel(
+            sent.Status(
+                run=self.run,
+                seq=self._next(),
+                state=now.state,
+                why=now.why,
+                phase=now.step.phase,
+                done=now.step.done,
+                total=now.step.total,
+                text=now.step.text,
+                counts=now.figures.counts,
+                late=now.figures.late,
+                latencies=now.figures.latencies,
+                engine=now.figures.engine,
+                elapsed_s=self._monotonic() - self._began_s,
+                remaining_s=0.0 if ended else now.figures.remaining_s,
+                dropped=dropped,
+                report=now.report,
+                sent_s=self._clock(),
+            )
+        )
+
+    def _next(self) -> int:
+        self._seq += 1
+        return self._seq
+
+    def _stand(self, news: told.News) -> None:
+        match news:
+            case told.Step():
+                self.standing = replace(self.standing, step=news)
+            case told.Figures():
+                self.standing = replace(self.standing, figures=news)
+            case told.StateChanged(state=state, why=why):
+                self.standing = replace(self.standing, state=state, why=why)
+            case told.RunEnded(failure=failure, report=report):
+                state = "failed" if failure else "ended"
+                why = failure or self.standing.why * (self.standing.state == "stopping")
+                self.standing = replace(self.standing, state=state, why=why, report=report)
+
+    def _plan(self, news: told.RunStarted) -> Parcel:
+        fields = tuple(
+            sent.PlannedField(
+                key=one.key,
+                x_um=one.x_um,
+                y_um=one.y_um,
+                z_um=(one.z_um[0] + one.z_um[-1]) / 2,
+                planes=len(one.z_um),
+            )
+            for one in news.fields[: sent.MAX_FIELDS]
+        )
+        return Parcel(
+            sent.Plan(
+                run=self.run,
+                seq=self._next(),
+                name=news.name,
+                started=news.started,
+                folder=news.folder,
+                scope=news.scope,
+                model=news.model,
+                labels=news.labels,
+                fields=fields,
+                fov_um=news.fov_um,
+                limits=news.limits,
+                choice=news.choice,
+            )
+        )
+
+    def _light(self, news: told.Seen) -> Parcel:
+        rows, columns = news.pixels.shape
+        # Fluorescence is sparse: the 99th percentile would hide it, a single hot pixel darken it.
+        low, high = np.percentile(news.pixels[::2, ::2], (0.5, 99.8 if news.predict else 99.95))
+        x_um, y_um = middle(news.info, factor(news.info.shape))
+        message = sent.Light(
+            run=self.run,
+            seq=self._next(),
+            key=news.info.key,
+            predict=news.predict,
+            x_um=x_um,
+            y_um=y_um,
+            z_um=news.z_um,
+            pixel_size_um=news.pixel_size_um,
+            shape=(rows, columns),
+            low=float(low),
+            high=float(high),
+            captured_s=self._clock(),
+        )
+        return Parcel(message, (news.pixels,))
+
+    def _predicted(self, news: told.Predicted) -> Parcel:
+        one = news.prediction
+        step = factor(one.info.shape)
+        mean = eight_bit(averaged(one.mean))
+        # One haze for all labels: the label that is least sure decides.
+        doubt = eight_bit(averaged(one.spread.max(axis=0)))
+        x_um, y_um = middle(one.info, step)
+        message = sent.Predicted(
+            run=self.run,
+            seq=self._next(),
+            key=one.info.key,
+            x_um=x_um,
+            y_um=y_um,
+            pixel_size_um=one.info.pixel_size_um * step,
+            shape=(mean.shape[1], mean.shape[2]),
+            labels=one.labels,
+            measured=news.measured,
+            warnings=one.warnings,
+            engine=one.engine,
+            times=one.times,
+        )
+        return Parcel(message, (mean, doubt))
+
+    def _not_predicted(self, news: told.NotPredicted) -> Parcel:
+        outcome = news.outcome
+        refused = isinstance(outcome, Refusal)
+        message = sent.NotPredicted(
+            run=self.run,
+            seq=self._next(),
+            key=outcome.info.key,
+            state="refused" if refused else "waits",
+            reason=outcome.reason,
+            fix=outcome.fix if isinstance(outcome, Refusal) else f"it waits in {outcome.where}",
+        )
+        return Parcel(message)
+
+    def _ranked(self, field: told.FieldRanked) -> Parcel:
+        message = sent.Ranked(
+            run=self.run,
+            seq=self._next(),
+            key=field.key,
+            rank=field.rank,
+            chosen=field.chosen,
+            measured=field.measured,
+            reason=field.reason,
+        )
+        return Parcel(message)
+
+    def _decided(self, news: told.Decided) -> Parcel:
+        message = sent.Decided(
+            run=self.run,
+            seq=self._next(),
+            time_s=self._clock(),
+            key=news.key,
+            rule=news.rule,
+            what=news.what,
+            why=news.why,
+            done=news.done,
+        )
+        return Parcel(message)
