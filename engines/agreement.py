@@ -87,7 +87,6 @@ def sample_tiles(manifest: Manifest, count: int = 2) -> Uint16Image:
     return tiles
 
 
-
 def as_inputs(tiles: Uint16Image) -> dict[str, NDArray[np.uint8] | Float32Image]:
     """Inputs of a model for tiles, each normalised by its own contrast."""
     contrast = tiles.std(axis=(1, 2, 3), dtype=np.float64)

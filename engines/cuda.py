@@ -7,10 +7,11 @@ One `Device` owns everything it hands out and frees it when it is closed. Calls 
 from __future__ import annotations
 
 import ctypes
+import importlib
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -71,7 +72,7 @@ class Device:
         self._cu: Any = load_driver() if driver is None else driver
         cu = self._cu
         self._context: Any = None
-        self._freeing: list[tuple[Callable[..., Any], Any]] = []
+        self._freeing = ExitStack()
         self._registered: dict[int, int] = {}
         self._do("start the NVIDIA driver", cu.cuInit, 0)
         version = int(self._do("read the driver's version", cu.cuDriverGetVersion))
@@ -92,6 +93,7 @@ class Device:
             )
         self._device = self._do("open the GPU", cu.cuDeviceGet, ordinal)
         self._context = self._do("open the GPU", cu.cuDevicePrimaryCtxRetain, self._device)
+        self._freeing.callback(self._do, "close the GPU", cu.cuDevicePrimaryCtxRelease, self._device)
         self.make_current()
         self.info = self._describe(version)
 
@@ -133,6 +135,10 @@ class Device:
             fix="start the engine again; if it stays, restart the machine or update the NVIDIA driver",
         )
 
+    @property
+    def closed(self) -> bool:
+        return self._context is None
+
     def make_current(self) -> None:
         """Make the calling thread use this GPU; cheap."""
         if self._context is None:
@@ -143,7 +149,7 @@ class Device:
         """A queue of work that runs beside all others."""
         flags = int(self._cu.CUstream_flags.CU_STREAM_NON_BLOCKING)
         stream = self._do("make a stream", self._cu.cuStreamCreate, flags)
-        self._freeing.append((self._cu.cuStreamDestroy, stream))
+        self._freeing.callback(self._do, "free a stream", self._cu.cuStreamDestroy, stream)
         return stream
 
     def event(self) -> Any:
@@ -165,7 +171,7 @@ class Device:
         """Page-locked host memory, (nbytes,) uint8; give it back with `free_pinned`."""
         what = f"page-lock {nbytes / 2**20:.0f} MiB of host memory"
         address = int(self._do(what, self._cu.cuMemHostAlloc, max(nbytes, 1), 0))
-        return np.frombuffer((ctypes.c_uint8 * max(nbytes, 1)).from_address(address), np.uint8)
+        return np.ctypeslib.as_array((ctypes.c_uint8 * max(nbytes, 1)).from_address(address))
 
     def free_pinned(self, memory: NDArray[np.uint8]) -> None:
         self._do("free host memory", self._cu.cuMemFreeHost, memory.ctypes.data)
@@ -261,14 +267,11 @@ class Device:
         if self._context is None:
             return
         self.make_current()
-        for address in tuple(self._registered):
-            self._registered.pop(address)
-            self._do("release the ring", self._cu.cuMemHostUnregister, address)
-        while self._freeing:
-            free, handle = self._freeing.pop()
-            self._do("free a stream", free, handle)
         self._context = None
-        self._do("close the GPU", self._cu.cuDevicePrimaryCtxRelease, self._device)
+        with self._freeing:  # in reverse, and each even if another fails
+            for address in self._registered:
+                self._freeing.callback(self._do, "release the ring", self._cu.cuMemHostUnregister, address)
+            self._registered.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -282,11 +285,10 @@ class Device:
 def load_driver() -> Any:
     """``cuda.bindings.driver``; EngineError if cuda-bindings is not installed."""
     try:
-        from cuda.bindings import driver
+        return importlib.import_module("cuda.bindings.driver")
     except ImportError as error:
         raise EngineError(
             f"the GPU cannot be reached: {error}",
             wanted="the package cuda-bindings",
             fix='pip install "acq-isl[rtx]", or "acq-isl[tensorrt]" on a data-centre GPU',
         ) from error
-    return driver

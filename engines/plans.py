@@ -181,6 +181,15 @@ class PlanStore:
             raise _unwritable(self.folder, error) from error
         return path
 
+    def discard(self, key: PlanKey) -> None:
+        """Forget a plan that turned out to be of no use."""
+        try:
+            # The note first: without it a plan is not used, should deleting the plan itself fail.
+            _note_path(self.path(key)).unlink(missing_ok=True)
+            self.path(key).unlink(missing_ok=True)
+        except OSError as error:
+            raise _unwritable(self.folder, error) from error
+
     def list(self) -> tuple[StoredPlan, ...]:
         """Every plan in the folder, damaged ones too, by model and age."""
         found = []

@@ -140,7 +140,7 @@ def checked(flavour: Flavour) -> Flavour:
 
 
 class Messages:
-    """What TensorRT said: handed to logging, and the last errors kept, since calls only say that they failed."""
+    """What TensorRT said: handed to logging, and errors kept, since its calls only say that they failed."""
 
     def __init__(self, flavour: Flavour) -> None:
         self._errors: deque[str] = deque(maxlen=_KEPT_MESSAGES)

@@ -1,27 +1,22 @@
-"""A model becomes a plan: parse, check what was parsed, build, keep."""
+"""The plan of a model: found in the cache, or built and kept there."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from acq_isl.engines import precision as precisions
 from acq_isl.engines.agreement import Agreement, agreement
 from acq_isl.engines.cuda import GpuInfo
 from acq_isl.engines.model_file import ModelFile, read_model
 from acq_isl.engines.plans import PlanKey, PlanNote, PlanStore
-from acq_isl.engines.trt_api import (
-    Flavour,
-    FlavourName,
-    Messages,
-    Progress,
-    ProgressForwarder,
-    load_flavour,
-)
+from acq_isl.engines.trt_api import Flavour, FlavourName, Progress, load_flavour
+from acq_isl.engines.trt_compile import compile_plan
 from acq_isl.errors import EngineError, ModelError
 from acq_isl.manifest import Manifest
 
@@ -199,18 +194,12 @@ def _build(
     return plan, PlanNote(
         key=key,
         model=f"{manifest.name} {manifest.version}",
-        plan_sha256=_sha256(plan),
+        plan_sha256=hashlib.sha256(plan).hexdigest(),
         plan_bytes=len(plan),
         built_s=round(built_s, 3),
         built_at=datetime.now().astimezone().isoformat(timespec="seconds"),
         agreement=measured.flat() if measured else {},
     )
-
-
-def _sha256(content: bytes) -> str:
-    import hashlib
-
-    return hashlib.sha256(content).hexdigest()
 
 
 def _measured(file: ModelFile) -> Agreement:
@@ -225,133 +214,3 @@ def _measured(file: ModelFile) -> Agreement:
             fix="use --precision fp32",
         )
     return measured
-
-
-def compile_plan(
-    flavour: Flavour, content: bytes, key: PlanKey, manifest: Manifest, progress: Progress | None = None
-) -> bytes:
-    """Parse and build; nothing is kept.
-
-    Parameters
-    ----------
-    flavour : Flavour
-    content : bytes
-        ONNX in the types the plan is to have, from `acq_isl.engines.precision`.
-    key : PlanKey
-        Shapes, targets and precision.
-    manifest : Manifest
-    progress : callable, optional
-
-    Returns
-    -------
-    bytes
-        The plan.
-
-    Raises
-    ------
-    ModelError, EngineError
-    """
-    messages = Messages(flavour)
-    builder, network = parse(flavour, content, messages)
-    check_network(network, flavour, manifest)
-    config = _configured(flavour, builder, key)
-    forwarder = ProgressForwarder(flavour, progress) if progress else None
-    if forwarder is not None:
-        config.progress_monitor = forwarder.monitor
-    serialized = builder.build_serialized_network(network, config)
-    if forwarder is not None and forwarder.failure is not None:
-        raise forwarder.failure
-    if serialized is None:
-        raise EngineError(
-            f"{flavour.name} {flavour.version} could not build the plan",
-            got=messages.take() or "no reason given",
-            fix="close programs that use the GPU and try again; if it stays, predict with --engine onnx "
-            "and report the model with this message",
-        )
-    return bytes(serialized)
-
-
-def parse(flavour: Flavour, content: bytes, messages: Messages) -> tuple[Any, Any]:
-    """Builder and network definition of an ONNX model, strongly typed.
-
-    Raises
-    ------
-    EngineError
-        TensorRT cannot start on this machine.
-    ModelError
-        TensorRT lacks an operator, or the file is no ONNX model.
-    """
-    trt = flavour.trt
-    try:
-        builder = trt.Builder(messages.logger)
-    except TypeError as error:  # how pybind11 says that the C++ side made no object
-        raise EngineError(
-            f"{flavour.name} {flavour.version} cannot start: {messages.take() or error}",
-            wanted="an NVIDIA GPU with a driver for its CUDA version",
-            fix="update the NVIDIA driver, or build with --flavour rtx, which needs no GPU",
-        ) from error
-    # TensorRT 11 and RTX are always strongly typed and ignore the flag; TensorRT 10 needs it.
-    strongly = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    network = builder.create_network(strongly)
-    parser = trt.OnnxParser(network, messages.logger)
-    if not parser.parse(content):
-        errors = [parser.get_error(index) for index in range(parser.num_errors)]
-        raise ModelError(
-            f"{flavour.name} {flavour.version} cannot use this model",
-            wanted="operators that TensorRT has",
-            got="; ".join(_parser_words(error) for error in errors[:3]) or messages.take(),
-            fix="export the model again with this version of acq-isl, or predict with --engine onnx",
-        )
-    return builder, network
-
-
-def _parser_words(error: Any) -> str:
-    where = f"{error.node_operator()} {error.node_name()}".strip()
-    return f"{where}: {error.desc()}" if where else str(error.desc())
-
-
-def check_network(network: Any, flavour: Flavour, manifest: Manifest) -> None:
-    """Hold what was parsed against the contract of acq-isl models; ModelError names the first difference."""
-    trt = flavour.trt
-    kinds = trt.DataType
-    labels = (-1, len(manifest.labels), -1, -1)
-    wanted = {
-        "stack": ((kinds.UINT8,), (-1, manifest.planes, -1, -1, 2)),
-        "inv_sd": ((kinds.FLOAT,), (-1,)),
-        "mean": ((kinds.HALF, kinds.FLOAT), labels),
-        "spread": ((kinds.HALF, kinds.FLOAT), labels),
-    }
-    tensors = [network.get_input(i) for i in range(network.num_inputs)]
-    tensors += [network.get_output(i) for i in range(network.num_outputs)]
-    found = {tensor.name: (tensor.dtype, tuple(tensor.shape)) for tensor in tensors}
-    for name in wanted.keys() | found.keys():
-        dtype, shape = found.get(name, (None, None))
-        if name not in wanted or dtype not in wanted[name][0] or shape != wanted[name][1]:
-            raise ModelError(
-                f"{flavour.name} understands the model's {name!r} in another way than its manifest says",
-                wanted=f"{wanted[name][1]} of {wanted[name][0]}" if name in wanted else "nothing of that name",
-                got=f"{shape} of {dtype}" if name in found else "nothing of that name",
-                fix="export the model again with this version of acq-isl",
-            )
-
-
-def _configured(flavour: Flavour, builder: Any, key: PlanKey) -> Any:
-    trt = flavour.trt
-    config = builder.create_builder_config()
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if key.precision == "fp32":
-        config.clear_flag(trt.BuilderFlag.TF32)  # on by default; it keeps 10 bits of what fp32 says it is
-    profile = builder.create_optimization_profile()
-    for name, (least, usual, most) in key.shapes.items():
-        profile.set_shape(name, least, usual, most)
-    if config.add_optimization_profile(profile) < 0:
-        raise ModelError(
-            f"{flavour.name} refuses the shapes of profile {key.profile!r}",
-            got=f"stack from {key.shapes['stack'][0]} to {key.shapes['stack'][2]}",
-            fix="check the tile rule in the model's manifest; export the model again",
-        )
-    if hasattr(config, "num_compute_capabilities") and key.targets:
-        config.num_compute_capabilities = len(key.targets)
-        for index, target in enumerate(key.targets):
-            config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), index)
-    return config
