@@ -23,7 +23,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from acq_isl.training.dense_network import STATISTICS, DenseNetwork, Variables
+from acq_isl.training.dense_network import STATISTICS, DenseNetwork, Statistic, Variables
 from acq_isl.training.onnx_graph import FLOAT, OnnxGraph
 from acq_isl.training.reference import BORDER_PX, OUTPUT_PX, PATCH_PX, STRIDE_PX, TOWER_CROPS_PX
 
@@ -43,7 +43,7 @@ Form = Literal["exact", "single phase"]
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """Planes are as in the paper's data: flat, mean .5 and SD .125 of the 16-bit range. They stay as they are."""
+    """Planes are flat, with mean .5 and SD .125 of the 16-bit range, as the paper's: nothing is changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +74,15 @@ class DenseSpec:
         Slices of the stack; each feeds the network's planes that are nearest to it, as published.
     form : 'exact' or 'single phase'
     intensity : Published or Flattened
+    statistics : tuple of str
+        Outputs, of `Statistic`.
     """
 
     heads: tuple[str, ...]
     planes: int = 13
     form: Form = "exact"
     intensity: Intensity = Published()
+    statistics: tuple[Statistic, ...] = STATISTICS
 
     @property
     def crop_px(self) -> int:
@@ -115,9 +118,9 @@ def build_dense(
     """Build the graph.
 
     Inputs are ``stack``, (N, planes, H, W, 2) uint8, the little-endian bytes of uint16 counts, H and W
-    multiples of 16 from ``spec.min_tile_px``, and, for `Flattened` only, ``inv_sd``, (N,) float32, 1 / contrast
-    of each stack. Outputs are `STATISTICS`, as large as the input; a margin of ``spec.halo_px`` is not
-    predicted and reads 0.
+    multiples of 16 from ``spec.min_tile_px``, and ``inv_sd``, (N,) float32, 1 / contrast of each stack, whose
+    values `Published` does not use. Outputs are ``spec.statistics``, each (N, L, H, W) float32; a margin of
+    ``spec.halo_px`` is not predicted and reads 0.
 
     Parameters
     ----------
@@ -130,11 +133,11 @@ def build_dense(
     """
     network = DenseNetwork(OnnxGraph(), variables, base_depth, spec.planes)
     graph = network.graph
-    image = _image(network, spec, lambda embedding: network.decode(embedding, spec.heads))
+    image = _image(network, spec, lambda embedding: network.decode(embedding, spec.heads, spec.statistics))
     labels = len(spec.heads)
-    for index, name in enumerate(STATISTICS):
+    for index, name in enumerate(spec.statistics):
         graph.name(graph.slice(image, {1: (index * labels, (index + 1) * labels)}), name)
-    return graph.model(_inputs(spec), dict.fromkeys(STATISTICS, ("n", labels, "h", "w")), metadata or {})
+    return graph.model(_inputs(spec), dict.fromkeys(spec.statistics, ("n", labels, "h", "w")), metadata or {})
 
 
 def build_embedding(variables: Variables, base_depth: int, spec: DenseSpec) -> onnx.ModelProto:
@@ -145,10 +148,7 @@ def build_embedding(variables: Variables, base_depth: int, spec: DenseSpec) -> o
 
 
 def _inputs(spec: DenseSpec) -> dict[str, tuple[type[np.generic], Sequence[int | str]]]:
-    stack = np.uint8, ("n", spec.planes, "h", "w", _BYTES)
-    return {"stack": stack} | (
-        {"inv_sd": (np.float32, ("n",))} if isinstance(spec.intensity, Flattened) else {}
-    )
+    return {"stack": (np.uint8, ("n", spec.planes, "h", "w", _BYTES)), "inv_sd": (np.float32, ("n",))}
 
 
 def _image(network: DenseNetwork, spec: DenseSpec, answer: Answer) -> str:
@@ -164,8 +164,10 @@ def _image(network: DenseNetwork, spec: DenseSpec, answer: Answer) -> str:
 
 def _planes(graph: OnnxGraph, spec: DenseSpec) -> str:
     """Camera bytes to the (N, planes, H, W) float32 values from 0 to 1 that the network was trained on."""
+    # The batch size is read off inv_sd because runtimes drop inputs that nothing reads and refuse them then.
+    sides = graph.side("inv_sd", 0), 0, 0, -1
     low, high = (
-        graph.op("Cast", graph.reshape(graph.slice("stack", {4: (byte, byte + 1)}), 0, 0, 0, -1), to=FLOAT)
+        graph.op("Cast", graph.reshape(graph.slice("stack", {4: (byte, byte + 1)}), *sides), to=FLOAT)
         for byte in range(_BYTES)
     )
     counts = graph.op("Add", low, graph.op("Mul", high, graph.floats(256.0)))
@@ -216,9 +218,8 @@ def _exact(network: DenseNetwork, projected: str, answer: Answer) -> str:
     answers = graph.side(pixels, 2)
     x = graph.reshape(pixels, 2, 2, -1, rows, columns, OUTPUT_PX, OUTPUT_PX, answers)
     x = graph.op("Transpose", x, perm=[2, 7, 3, 0, 5, 4, 1, 6])
-    stride = graph.integers(STRIDE_PX)
-    height, width = (graph.op("Mul", side, stride) for side in (rows, columns))
-    return graph.reshape(x, -1, answers, height, width)
+    height, breadth = (graph.op("Mul", side, graph.integers(STRIDE_PX)) for side in (rows, columns))
+    return graph.reshape(x, -1, answers, height, breadth)
 
 
 def _phases(graph: OnnxGraph, x: str, shift: int) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,8 @@ from acq_isl.training.reference import (
 Variables = Mapping[str, NDArray[np.float32]]
 """Values by published name, in TensorFlow's axis order."""
 
-STATISTICS = ("mean", "spread", "median", "entropy")
+Statistic = Literal["mean", "spread", "median", "entropy"]
+STATISTICS: tuple[Statistic, ...] = ("mean", "spread", "median", "entropy")
 """What is kept of a distribution: mean, SD and median, where 1 is full scale, and entropy, where 1 is a flat
 distribution."""
 
@@ -102,8 +104,8 @@ class DenseNetwork:
         """Channels after one of the modules that follow the joined towers."""
         return list(self._upper.values())[index][1].outputs
 
-    def decode(self, embedding: str, heads: Sequence[str]) -> str:
-        """Mean, spread, median and entropy of each head's distribution.
+    def decode(self, embedding: str, heads: Sequence[str], kinds: Sequence[Statistic]) -> str:
+        """Statistics of each head's distribution.
 
         Strip by strip and head by head, so that the bins of a whole image never exist.
 
@@ -113,7 +115,7 @@ class DenseNetwork:
 
         Returns
         -------
-        (N, h w, 4 heads)
+        (N, h w, kinds * heads), all heads of the first kind first
         """
         graph = self.graph
         pixels = graph.reshape(self.pixels(embedding), 0, _STRIPS, -1, self.embedding_width)
@@ -121,37 +123,44 @@ class DenseNetwork:
         for index in range(_STRIPS):
             strip = graph.slice(pixels, {1: (index, index + 1)})
             statistics = [self._statistics(strip, f"head/{head}/residual_v2_conv") for head in heads]
-            by_kind = [value for kind in zip(*statistics, strict=True) for value in kind]
-            strips.append(graph.op("Concat", *by_kind, axis=-1))  # (N, 1, h w / strips, 4 heads)
-        return graph.reshape(graph.op("Concat", *strips, axis=1), 0, -1, len(STATISTICS) * len(heads))
+            by_kind = [statistic[kind] for kind in kinds for statistic in statistics]
+            strips.append(graph.op("Concat", *by_kind, axis=-1))  # (N, 1, h w / strips, kinds * heads)
+        return graph.reshape(graph.op("Concat", *strips, axis=1), 0, -1, len(kinds) * len(heads))
 
     def pixels(self, embedding: str) -> str:
         """Channels last: (N, C, h, w) to (N, h w, C)."""
         flat = self.graph.reshape(embedding, 0, self.embedding_width, -1)
         return self.graph.op("Transpose", flat, perm=[0, 2, 1])
 
-    def _statistics(self, x: str, scope: str) -> tuple[str, str, str, str]:
-        """Mean, spread, median and entropy, (..., 1), of (..., C)."""
+    def _statistics(self, x: str, scope: str) -> dict[Statistic, str]:
+        """Each statistic, (..., 1), of distributions at pixels (..., C); unused ones are pruned."""
+        graph = self.graph
+        log_p = graph.op("LogSoftmax", self._logits(x, scope), axis=-1)
+        p = graph.op("Exp", log_p)
+        bins = len(self._variables[f"{scope}/Conv/biases"])
+        values, last = np.linspace(0, 1, bins, dtype=np.float32), graph.integers(-1)
+        mean = graph.op("MatMul", p, graph.floats(values[:, None]))
+        # Not E[v^2] - E[v]^2, which loses the digits of narrow distributions.
+        off = graph.op("Sub", graph.floats(values), mean)
+        variance = graph.op("ReduceSum", graph.op("Mul", p, graph.op("Mul", off, off)), last)
+        below = graph.op("Less", graph.op("CumSum", p, graph.integer(-1)), graph.floats(_MEDIAN))
+        below = graph.op("ReduceSum", graph.op("Cast", below, to=FLOAT), last)
+        surprise = graph.op("ReduceSum", graph.op("Mul", p, log_p), last)
+        return {
+            "mean": mean,
+            "spread": graph.op("Sqrt", variance),
+            "median": graph.op("Mul", below, graph.floats(1 / (bins - 1))),
+            "entropy": graph.op("Mul", surprise, graph.floats(-1 / math.log(bins))),
+        }
+
+    def _logits(self, x: str, scope: str) -> str:
         graph = self.graph
         scale, shift = _norm(self._variables, f"{scope}/BatchNorm")
         x = graph.op("Add", graph.op("Mul", x, graph.floats(scale)), graph.floats(shift))
         x = graph.op("Concat", graph.op("Relu", x), graph.op("Tanh", x), axis=-1)
         weights = self._variables[f"{scope}/Conv/weights"][0, 0]  # (2 C, bins)
-        bins = weights.shape[1]
         logits = graph.op("MatMul", x, graph.floats(weights))
-        logits = graph.op("Add", logits, graph.floats(self._variables[f"{scope}/Conv/biases"]))
-        log_p = graph.op("LogSoftmax", logits, axis=-1)
-        p = graph.op("Exp", log_p)
-        values = np.linspace(0, 1, bins, dtype=np.float32)
-        mean = graph.op("MatMul", p, graph.floats(values[:, None]))
-        off = graph.op("Sub", graph.floats(values), mean)
-        variance = graph.op("ReduceSum", graph.op("Mul", p, graph.op("Mul", off, off)), graph.integers(-1))
-        below = graph.op("Less", graph.op("CumSum", p, graph.integer(-1)), graph.floats(_MEDIAN))
-        median = graph.op("ReduceSum", graph.op("Cast", below, to=FLOAT), graph.integers(-1))
-        median = graph.op("Mul", median, graph.floats(1 / (bins - 1)))
-        entropy = graph.op("ReduceSum", graph.op("Mul", p, log_p), graph.integers(-1))
-        entropy = graph.op("Mul", entropy, graph.floats(-1 / math.log(bins)))
-        return mean, graph.op("Sqrt", variance), median, entropy
+        return graph.op("Add", logits, graph.floats(self._variables[f"{scope}/Conv/biases"]))
 
     def _modules(self, plan: Mapping[str, tuple[Kind, Widths]], x: str, start: int, stop: int | None) -> str:
         for name, (kind, widths) in list(plan.items())[start:stop]:

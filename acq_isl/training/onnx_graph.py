@@ -90,16 +90,25 @@ class OnnxGraph:
         outputs: Mapping[str, Sequence[int | str]],
         metadata: Mapping[str, str],
     ) -> onnx.ModelProto:
-        """Finish: a checked model with these inputs (element type and sides) and float32 outputs."""
+        """Finish: a checked model with these inputs (element type and sides) and float32 outputs.
+
+        Nodes that no output needs are left out.
+        """
+        needed, nodes = set(outputs), []
+        for node in reversed(self._nodes):
+            if needed.intersection(node.output):
+                needed.update(node.input)
+                nodes.append(node)
+        constants = [tensor for tensor in self._constants.values() if tensor.name in needed]
         graph = helper.make_graph(
-            self._nodes,
+            nodes[::-1],
             "acq_isl",
             [
                 helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), sides)
                 for name, (dtype, sides) in inputs.items()
             ],
             [helper.make_tensor_value_info(n, TensorProto.FLOAT, sides) for n, sides in outputs.items()],
-            list(self._constants.values()),
+            constants,
         )
         opset = [helper.make_opsetid("", OPSET)]
         model = helper.make_model(graph, opset_imports=opset, ir_version=_IR_VERSION)

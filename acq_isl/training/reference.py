@@ -77,6 +77,10 @@ class Widths:
     expanded: int
     outputs: int
 
+    def joined(self, kind: Kind) -> int:
+        """Channels before the second activation: the expanded ones and, but for up, the pooled input."""
+        return self.expanded + (0 if kind == "up" else self.inputs)
+
 
 def _even(value: int) -> int:
     return value + value % 2
@@ -146,7 +150,7 @@ class Minception(nn.Module):
         self.kind = kind
         self.widths = widths
         self.kernel, self.stride = (3, 1) if kind == "in scale" else (4, 2)
-        joined = widths.expanded + (0 if kind == "up" else widths.inputs)
+        joined = widths.joined(kind)
         self.expand_norm = nn.BatchNorm2d(widths.inputs, BN_EPSILON, _BN_MOMENTUM)
         convolution = nn.ConvTranspose2d if kind == "up" else nn.Conv2d
         self.expand: Convolution = convolution(
