@@ -132,7 +132,7 @@ class Progress:
                 lambda: self.images > images or not self._awaited or self._failure is not None, timeout_s
             )
 
-    def wait_stored(self, saved: int, timeout_s: float) -> None:
-        """Return when more than ``saved`` are stored, or time is up."""
+    def wait_stored(self, keys: frozenset[AxesKey], timeout_s: float) -> bool:
+        """Return when none of these is on its way to storage, or time is up; whether none is."""
         with self._changed:
-            self._changed.wait_for(lambda: self.saved > saved, timeout_s)
+            return self._changed.wait_for(lambda: not keys & self._unsaved, timeout_s)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from acq_isl.errors import AcqIslError, AcquisitionFailed, SliceLost
 from acq_isl.hooks.act import within
 from acq_isl.hooks.hardware import Hardware
-from acq_isl.hooks.progress import Progress, axes_first, axes_list
+from acq_isl.hooks.progress import AxesKey, Progress, axes_first, axes_list
 from acq_isl.hooks.pycro import Run
 from acq_isl.hooks.storage import free_bytes
 
@@ -103,9 +103,10 @@ class Watch:
                     fix="check camera, stage and hooks: one of them does not return",
                 )
 
-    def stored(self, done: Callable[[], bool]) -> bool:
-        """Until ``done``, or nothing was stored for the watchdog's time; whether it is done."""
-        return self._stored(done, self._watchdog_s)
+    def stored(self, keys: Iterable[AxesKey]) -> None:
+        """Until these slices are stored, or nothing was stored for the watchdog's time."""
+        wanted = frozenset(keys)
+        self._patient(lambda: self._progress.wait_stored(wanted, _POLL_S), self._watchdog_s)
 
     def ended(self) -> AcqIslError | None:
         """End the acquisition, by force where it does not end by itself, which is a failure.
@@ -114,23 +115,23 @@ class Watch:
         """
         run = self._run
         run.begin_end()
-        if self._stored(lambda: run.ended(0), _SHORT_S if self._silent else self._silence_s):
+        if self._patient(lambda: run.ended(_POLL_S), _SHORT_S if self._silent else self._silence_s):
             return None
         if run.force_end():
-            self.stored(lambda: run.ended(0))
+            self._patient(lambda: run.ended(_POLL_S), self._watchdog_s)
         return AcquisitionFailed(
             "Pycro-Manager did not end",
             fix="a device or a hook does not return; restart the program before the next acquisition",
         )
 
-    def _stored(self, done: Callable[[], bool], patience_s: float) -> bool:
+    def _patient(self, done: Callable[[], bool], patience_s: float) -> bool:
+        """Ask ``done``, which waits a little, until it is, or until nothing was stored for a while."""
         saved, last = self._progress.saved, time.monotonic()
         while not done():
-            if time.monotonic() - last > patience_s:
-                return False
-            self._progress.wait_stored(saved, _POLL_S)
             if self._progress.saved > saved:
                 saved, last = self._progress.saved, time.monotonic()
+            elif time.monotonic() - last > patience_s:
+                return False
         return True
 
     def _raise_failure(self, at: str) -> None:
