@@ -138,8 +138,9 @@ class Link:
                 self._note_clock(message)
             elif isinstance(message, Bye):
                 self._lost(f"the server ended the connection: {message.reason}")
+                self._attempt += 1
             elif isinstance(message, Welcome) and (self.welcome or message.attempt != self._attempt):
-                continue  # the answer to an earlier greeting
+                continue  # the answer to a repeated greeting, or on an earlier connection
             else:
                 if isinstance(message, Welcome):
                     self.welcome = message
@@ -163,7 +164,6 @@ class Link:
             self.send(encode(Beat(sent_s=time.time())))
 
     def _greet(self) -> bool:
-        self._attempt += 1
         return self.send(encode(Hello(session=self._session, attempt=self._attempt, ring=self._ring)))
 
     def _watch(self) -> None:
@@ -173,7 +173,7 @@ class Link:
                 if self.welcome is not None:  # else an attempt failed, whose reason is known already
                     self._lost("the connection broke")
             elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._hello_s = float("-inf")
+                self._start_greeting()
             else:
                 self.trouble = "the server refuses our keys"
 
@@ -210,8 +210,13 @@ class Link:
             | zmq.EVENT_HANDSHAKE_FAILED_AUTH
             | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
         )
-        self._hello_s = float("-inf")
+        self._start_greeting()
         self._socket.connect(self._endpoint)
+
+    def _start_greeting(self) -> None:
+        """A new connection: answers to greetings on an earlier one do not count any more."""
+        self._attempt += 1
+        self._hello_s = float("-inf")
 
     def _close_socket(self, linger_ms: int = 0) -> None:
         self._socket.disable_monitor()

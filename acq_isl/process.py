@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from acq_isl.errors import EngineError
 log = logging.getLogger(__name__)
 
 _LOOK_S = 0.02
-_TAIL_CHARACTERS = 2000
+_TAIL_BYTES = 2000
 _STOP_S = 5.0
 
 
@@ -61,7 +62,8 @@ class EngineProcess:
         self._endpoint = ""
 
     def __enter__(self) -> EngineProcess:
-        self._folder = tempfile.TemporaryDirectory(prefix="acq-isl-engine-")
+        self._stderr = tempfile.TemporaryFile()
+        self._announce = Path(tempfile.gettempdir()) / f"acq-isl-engine-{secrets.token_hex(8)}.json"
         try:
             self._start()
         except BaseException:
@@ -87,61 +89,63 @@ class EngineProcess:
     def running(self) -> bool:
         return self._process.poll() is None
 
-    def last_words(self) -> str:
-        """The end of what it wrote to standard error."""
-        return self._stderr_path.read_text(encoding="utf-8", errors="replace")[-_TAIL_CHARACTERS:].strip()
-
     def stop(self) -> None:
         """End it: first politely, then by force. Does nothing the second time."""
         process = getattr(self, "_process", None)
         if process is not None:
             _end(process, politely=bool(self._endpoint))
-        self._folder.cleanup()
+        self._announce.unlink(missing_ok=True)
+        self._stderr.close()
+
+    def _last_words(self) -> str:
+        """The end of what it wrote to standard error; ends it, for while it runs the file is its own."""
+        _end(self._process, politely=False)
+        length = self._stderr.seek(0, os.SEEK_END)
+        self._stderr.seek(max(length - _TAIL_BYTES, 0))
+        return self._stderr.read().decode("utf-8", "replace").strip() or "nothing on standard error"
 
     def _start(self) -> None:
-        announce = Path(self._folder.name) / "endpoint.json"
-        self._stderr_path = Path(self._folder.name) / "stderr.txt"
         arguments = ["--model", str(self._model), "--bind", self._bind]
-        arguments += ["--announce", str(announce), "--stop-with-stdin"]
+        arguments += ["--announce", str(self._announce), "--stop-with-stdin"]
         if self._threads is not None:
             arguments += ["--threads", str(self._threads)]
         # Its own group: Ctrl-C at the terminal must reach the acquisition only, which still wants
         # predictions while it stops.
         windows = sys.platform == "win32"
-        with self._stderr_path.open("wb") as stderr:
-            try:
-                self._process = subprocess.Popen(
-                    [*self._command, *arguments],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.DEVNULL,
-                    stderr=stderr,
-                    start_new_session=not windows,
-                    creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0) if windows else 0,
-                    env={**os.environ, "PYTHONUTF8": "1"},
-                )
-            except OSError as error:
-                raise EngineError(
-                    f"the engine's process could not be started: {error}", wanted=" ".join(self._command)
-                ) from error
-        self._endpoint = self._wait_until_ready(announce)
+        try:
+            self._process = subprocess.Popen(
+                [*self._command, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=self._stderr,
+                start_new_session=not windows,
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0) if windows else 0,
+                env={**os.environ, "PYTHONUTF8": "1"},
+            )
+        except OSError as error:
+            raise EngineError(
+                f"the engine's process could not be started: {error}", wanted=" ".join(self._command)
+            ) from error
+        self._endpoint = self._wait_until_ready()
 
-    def _wait_until_ready(self, announce: Path) -> str:
+    def _wait_until_ready(self) -> str:
         deadline_s = time.monotonic() + self._startup_timeout_s
-        while not announce.exists():
+        while not self._announce.exists():
             if not self.running:
                 raise EngineError(
                     f"the engine for {self._model} ended with code {self._process.returncode} before serving",
-                    got=self.last_words() or "nothing on standard error",
+                    got=self._last_words(),
                     fix=f"run it by hand to see more: acq-isl serve --model {self._model}",
                 )
             if time.monotonic() > deadline_s:
                 raise EngineError(
                     f"the engine for {self._model} did not serve within {self._startup_timeout_s:g} s",
-                    got=self.last_words() or "nothing on standard error",
+                    got=self._last_words(),
                     fix="give it more time, or a smaller model",
                 )
             time.sleep(_LOOK_S)
-        endpoint = json.loads(announce.read_text(encoding="utf-8"))["endpoint"]
+        endpoint = json.loads(self._announce.read_text(encoding="utf-8"))["endpoint"]
+        self._announce.unlink()
         return str(endpoint)
 
 

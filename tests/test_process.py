@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -68,7 +69,8 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
 
 @pytest.fixture
-def command(tmp_path: Path) -> tuple[str, str]:
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     script = tmp_path / "server.py"
     script.write_text(SERVER)
     return sys.executable, str(script)
@@ -117,6 +119,7 @@ def test_it_serves_gives_way_and_ends(tmp_path: Path, command: tuple[str, str]) 
     assert not process.running
     assert (tmp_path / "closed").exists(), "it ended by itself and closed its engine"
     process.stop()
+    assert list(tmp_path.glob("acq-isl-engine-*")) == []
 
 
 def test_killed_in_the_middle_of_a_stack_and_restarted(tmp_path: Path, command: tuple[str, str]) -> None:
