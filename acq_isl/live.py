@@ -1,0 +1,108 @@
+"""Predictions inside somebody's own Pycro-Manager acquisition: two lines in a notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+from acq_isl.client import ClientCounts, EngineClient
+from acq_isl.errors import AcqIslError
+from acq_isl.hooks import CaptureHook
+from acq_isl.plan import Optics
+from acq_isl.spool import Spool
+from acq_isl.stack import Outcome
+
+
+class live:
+    """A capture hook that is connected to an engine.
+
+    ::
+
+        with acq_isl.live("tcp://127.0.0.1:5599", planes=13) as live:
+            with Acquisition(directory, name, image_process_fn=live.hook) as acq:
+                acq.acquire(events)
+            outcomes = live.drain(timeout_s=60)
+
+    Parameters
+    ----------
+    address : str
+        Of a running ``acq-isl serve``. It need not be there: stacks then wait in ``spool``.
+    planes : int, optional
+        Slices of a stack; or give ``z_um``.
+    z_um : sequence of float, optional
+        Stage z of every slice in micrometres.
+    pixel_size_um : float, optional
+        Taken from the images' metadata where not given.
+    optics : Optics
+        How the light is transmitted, checked against the model where stated.
+    spool : path
+        Where stacks wait that no engine predicted.
+
+    Raises
+    ------
+    ExperimentError
+        Neither ``planes`` nor ``z_um`` is given.
+    SliceLost
+        On leaving: a captured slice is neither predicted nor in the spool.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        planes: int | None = None,
+        z_um: Sequence[float] | None = None,
+        pixel_size_um: float | None = None,
+        optics: Optics = Optics(),
+        spool: Path | str = "acq-isl-spool",
+    ) -> None:
+        self._client = EngineClient(address, spool=Spool(Path(spool)))
+        self._hook = CaptureHook(
+            self._client,
+            planes=planes,
+            z_um=z_um,
+            pixel_size_um=pixel_size_um,
+            modality=optics.modality,
+            polarity=optics.polarity,
+        )
+        self._open = ExitStack()
+
+    def __enter__(self) -> live:
+        self._open.enter_context(self._client)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.__exit__(kind, error, trace)
+
+    @property
+    def hook(self) -> CaptureHook:
+        """For ``Acquisition(..., image_process_fn=live.hook)``."""
+        return self._hook
+
+    @property
+    def counts(self) -> ClientCounts:
+        """What became of every slice so far."""
+        return self._client.counts
+
+    @property
+    def problems(self) -> tuple[AcqIslError, ...]:
+        """Slices that were saved but could not be handed on, each with its reason."""
+        return self._hook.problems
+
+    def poll(self) -> list[Outcome]:
+        """Outcomes that have arrived since the last call; returns at once."""
+        return self._client.poll()
+
+    def drain(self, timeout_s: float = 60.0) -> list[Outcome]:
+        """Wait for the outcomes of all stacks; call it when the acquisition is closed.
+
+        Raises
+        ------
+        SliceLost
+            A captured slice is neither predicted nor in the spool.
+        """
+        return self._client.drain(timeout_s)

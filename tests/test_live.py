@@ -1,0 +1,41 @@
+"""The two lines for somebody's own acquisition, with a real core and a real engine process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pycromanager
+import pytest
+
+import acq_isl
+from acq_isl.errors import ExperimentError
+from acq_isl.process import EngineProcess
+from acq_isl.sim import ScopeSettings, SimulatedScope, SyntheticSpecimen
+from acq_isl.stack import Prediction
+
+
+def test_a_users_own_acquisition_is_predicted(tmp_path: Path) -> None:
+    events = pycromanager.multi_d_acquisition_events(
+        z_start=-9, z_end=9, z_step=1.5, channel_group="Channel", channels=["Phase"], channel_exposures_ms=[5]
+    )
+    assert len(events) == 13
+    with (
+        SimulatedScope(SyntheticSpecimen(seed=3), settings=ScopeSettings(shape=(192, 192))),
+        EngineProcess("demo", threads=1) as engine,
+        acq_isl.live(engine.endpoint, planes=13, spool=tmp_path / "spool") as live,
+    ):
+        with pycromanager.Acquisition(
+            str(tmp_path), "mine", image_process_fn=live.hook, show_display=False
+        ) as acq:
+            acq.acquire(events)
+        (outcome,) = live.drain(timeout_s=60)
+        assert not live.problems
+        assert (live.counts.captured, live.counts.lost) == (13, 0)
+    assert isinstance(outcome, Prediction)
+    assert outcome.info.z_um[0] == -9 and outcome.info.pixel_size_um == pytest.approx(0.3)
+    assert outcome.display_names == ("nuclei (predicted)", "dendrites (predicted)", "axons (predicted)")
+
+
+def test_it_must_know_how_many_slices_a_stack_has(tmp_path: Path) -> None:
+    with pytest.raises(ExperimentError, match="planes=13"):
+        acq_isl.live("tcp://127.0.0.1:5599", spool=tmp_path)
