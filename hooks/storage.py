@@ -192,8 +192,8 @@ def _entries(folder: Path) -> Iterator[tuple[dict[str, int | str], bytes]]:
 def sort_index(folder: Path) -> None:
     """Write the axes of every index entry in the same order.
 
-    Pycro-Manager writes them in the random order of a set; tifffile takes the order of the first entry
-    for all, and silently shuffles the images of most datasets (cgohlke/tifffile issue 311).
+    Pycro-Manager writes them in the random order of a set. Versions of tifffile before the fix of its issue
+    311 take the first entry's order for all, and silently shuffle the images; later ones warn.
     """
     parts = []
     for axes, rest in _entries(folder):

@@ -74,13 +74,34 @@ def test_nothing_is_overwritten(storage: Storage) -> None:
     assert "was stored before" in str(storage.failures[0])
 
 
-def test_an_image_after_the_end_does_not_replace_the_dataset(storage: Storage) -> None:
-    """Plain ndstorage opens a new writer with the same file name and overwrites everything."""
+@pytest.mark.parametrize("who, kept", [("plain", [1]), ("guarded", [0])])
+def test_an_image_after_the_end(tmp_path: Path, who: str, kept: list[int]) -> None:
+    """Plain ndstorage opens a new writer with the same file name and overwrites the whole dataset."""
+    storage = Storage(tmp_path)
     storage.put(0)
     storage.guarded.finish()
-    storage.put(1)
+    if who == "plain":
+        storage.dataset.put_image(axes(1), pixels(1), {"Axes": axes(1)})
+        storage.dataset.current_writer.reader.close()
+        storage.dataset.finish()
+    else:
+        storage.put(1)
     storage.dataset.close()
-    assert read(storage.path, 1) == [0]
+    with open_measured(storage.path) as dataset:
+        assert [one["z"] for one in dataset.get_image_coordinates_list()] == kept
+
+
+def test_tifffile_reads_the_series_right(storage: Storage) -> None:
+    """Its series used to be shuffled (issue 311); with a sorted index it neither shuffles nor warns."""
+    for position in ("B", "A"):
+        for z in range(3):
+            storage.guarded.put_image(axes(z, position), pixels(z + 10 * (position == "A")), {})
+    storage.guarded.finish()
+    storage.dataset.close()
+    with tifffile.TiffFile(next(storage.path.glob("*.tif"))) as tiff:
+        series = tiff.series[0].asarray()
+    assert sorted(series[..., 0, 0].ravel()) == [0, 1, 2, 10, 11, 12]
+    assert [0, 1, 2] in series[..., 0, 0].reshape(-1, 3).tolist()
 
 
 class FullDisk:
