@@ -10,7 +10,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from acq_isl.client import EngineClient
 from acq_isl.engines import describe
 from acq_isl.errors import EngineError, StorageError
 from acq_isl.experiment import Experiment, LocalEngine, NoEngine, RemoteEngine
@@ -20,13 +19,14 @@ from acq_isl.ledger import read as read_ledger
 from acq_isl.manifest import Manifest
 from acq_isl.plan import Cycle
 from acq_isl.preflight import check_labels, prepare, simulated
-from acq_isl.process import EngineProcess
 from acq_isl.record import RunRecord
 from acq_isl.report import write_report
 from acq_isl.session import Instruments, Session, Step
-from acq_isl.spool import Spool
 from acq_isl.stack import Outcome, Slice, StackInfo, StackKey, Unpredicted
 from acq_isl.store import PredictionStore
+from acq_isl.stream.client import EngineClient
+from acq_isl.stream.process import EngineProcess
+from acq_isl.stream.spool import Spool
 from acq_isl.summary import Origin, summarise, versions
 
 _REMOTE_WAIT_S = 5.0

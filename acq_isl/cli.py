@@ -88,8 +88,8 @@ def serve(
 ) -> None:
     """Predict for clients until stopped with Ctrl-C."""
     from acq_isl.engines import load_engine
-    from acq_isl.serving import Parent
-    from acq_isl.serving import serve as serve_engine
+    from acq_isl.stream.serving import Parent
+    from acq_isl.stream.serving import serve as serve_engine
 
     _configure_logging(verbose)
     engine = load_engine(model, threads=threads)

@@ -7,12 +7,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-from acq_isl.client import ClientCounts, EngineClient
 from acq_isl.errors import AcqIslError
 from acq_isl.hooks import CaptureHook
 from acq_isl.plan import Optics
-from acq_isl.spool import Spool
 from acq_isl.stack import Outcome
+from acq_isl.stream.client import ClientCounts, EngineClient
+from acq_isl.stream.spool import Spool
 
 
 class live:
@@ -55,10 +55,11 @@ class live:
         planes: int | None = None,
         z_um: Sequence[float] | None = None,
         pixel_size_um: float | None = None,
-        optics: Optics = Optics(),
+        optics: Optics | None = None,
         spool: Path | str = "acq-isl-spool",
     ) -> None:
         self._client = EngineClient(address, spool=Spool(Path(spool)))
+        optics = optics or Optics()
         self._hook = CaptureHook(
             self._client,
             planes=planes,

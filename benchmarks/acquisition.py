@@ -24,13 +24,13 @@ from rich.table import Table
 from scipy import ndimage
 
 from acq_isl.actions import Limits
-from acq_isl.client import ClientCounts, EngineClient
 from acq_isl.hooks import CaptureHook, GuardedAcquisition
 from acq_isl.hooks.events import stack_events
-from acq_isl.process import EngineProcess
 from acq_isl.sim import CameraSettings, ScopeSettings, SimulatedScope, View
-from acq_isl.spool import Spool
 from acq_isl.stack import Float32Image, StackKey, StackRequest
+from acq_isl.stream.client import ClientCounts, EngineClient
+from acq_isl.stream.process import EngineProcess
+from acq_isl.stream.spool import Spool
 
 PLANES, SIDE, Z_STEP_UM = 13, 1024, 1.5
 

@@ -25,11 +25,11 @@ from pathlib import Path
 
 import numpy as np
 
-from acq_isl.client import ClientSettings, EngineClient
 from acq_isl.manifest import Label, Manifest
-from acq_isl.process import EngineProcess
-from acq_isl.spool import Spool
 from acq_isl.stack import Prediction, Slice, StackInfo, StackKey, ZStack
+from acq_isl.stream.client import ClientSettings, EngineClient
+from acq_isl.stream.process import EngineProcess
+from acq_isl.stream.spool import Spool
 
 PLANES = 13
 
@@ -174,7 +174,7 @@ def half_float(side: int) -> str:
 
 
 def serve_here(arguments: list[str]) -> None:
-    from acq_isl.serving import Parent, serve
+    from acq_isl.stream.serving import Parent, serve
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--model")

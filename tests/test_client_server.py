@@ -16,18 +16,18 @@ import pytest
 import tifffile
 import zmq
 
-from acq_isl import sessions
-from acq_isl.client import ClientSettings, EngineClient
-from acq_isl.courier import Patience
+from acq_isl.stream import sessions
 from acq_isl.errors import EngineError, SliceLost, StackRefused, WireError
-from acq_isl.keys import ClientKeys, ServerKeys
-from acq_isl.link import LinkSettings
 from acq_isl.manifest import Label, Manifest
 from acq_isl.messages import Alive, Beat, Bye, Done, Failed, Hello, Message, Result, RingOffer, Welcome
-from acq_isl.server import EngineServer, ServerSettings
-from acq_isl.sessions import SessionLimits
-from acq_isl.spool import Spool
 from acq_isl.stack import Outcome, Prediction, Refusal, Slice, StackInfo, StackKey, Unpredicted, ZStack
+from acq_isl.stream.client import ClientSettings, EngineClient
+from acq_isl.stream.courier import Patience
+from acq_isl.stream.keys import ClientKeys, ServerKeys
+from acq_isl.stream.link import LinkSettings
+from acq_isl.stream.server import EngineServer, ServerSettings
+from acq_isl.stream.sessions import SessionLimits
+from acq_isl.stream.spool import Spool
 from acq_isl.wire import Frame, decode, encode, slice_frames
 
 PLANES, ROWS, COLUMNS = 3, 64, 80

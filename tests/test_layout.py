@@ -34,16 +34,14 @@ RANKS = {
     "rules": 2,
     "tiling": 2,
     "wire": 2,
-    "client": 3,
+    "control": 3,
     "engines": 3,
     "experiment": 3,
+    "instruments": 3,
     "ledger": 3,
-    "process": 3,
     "report": 3,
-    "ring": 3,
-    "server": 3,
     "sim": 3,
-    "spool": 3,
+    "stream": 3,
     "store": 3,
     "view": 3,
     "replay": 4,
@@ -52,6 +50,7 @@ RANKS = {
     "hooks": 5,
     "summary": 5,
     "doctor": 6,
+    "figures": 6,
     "preflight": 6,
     "app": 7,
     "cli": 8,
@@ -63,13 +62,11 @@ NEIGHBOURS = {
     ("stack", "errors"),  # a stack refuses a wrong array with a typed error
     ("news", "record"),  # news carry counts and measurements as the record keeps them
     ("protocols", "manifest"),  # an engine shows its manifest
-    ("client", "ring"),  # both ends of the wire write and read the shared ring
-    ("server", "ring"),
-    ("client", "spool"),  # what cannot be sent waits there
+    ("instruments", "ledger"),  # a session writes its decisions there
     ("rules", "measure"),  # a rule names the measurement it looks at
 }
 DOORS = {
-    "zmq": {"client", "server", "view"},
+    "zmq": {"stream", "view"},
     "pycromanager": {"hooks", "sim"},
     "mmpycorex": {"hooks", "sim"},
     "pymmcore": {"sim"},
@@ -78,7 +75,7 @@ DOORS = {
     "tensorrt": {"engines"},
     "tensorrt_rtx": {"engines"},
     "cuda": {"engines"},
-    "onnxruntime": {"engines"},
+    "onnxruntime": {"engines", "training"},
     "openvino": {"engines"},
     "torch": {"training", "engines"},
     "onnx": {"training", "engines"},

@@ -9,9 +9,9 @@ import pytest
 
 import acq_isl
 from acq_isl.errors import ExperimentError
-from acq_isl.process import EngineProcess
 from acq_isl.sim import ScopeSettings, SimulatedScope, SyntheticSpecimen
 from acq_isl.stack import Prediction
+from acq_isl.stream.process import EngineProcess
 
 
 def test_a_users_own_acquisition_is_predicted(tmp_path: Path) -> None:

@@ -14,19 +14,19 @@ import numpy as np
 import psutil
 import pytest
 
-from acq_isl.client import ClientSettings, EngineClient
 from acq_isl.errors import EngineError
-from acq_isl.link import LinkSettings
-from acq_isl.process import EngineProcess
-from acq_isl.spool import Spool
 from acq_isl.stack import Prediction, Slice, StackInfo, StackKey, Unpredicted
+from acq_isl.stream.client import ClientSettings, EngineClient
+from acq_isl.stream.link import LinkSettings
+from acq_isl.stream.process import EngineProcess
+from acq_isl.stream.spool import Spool
 
 SERVER = """
 import argparse, time
 from pathlib import Path
 import numpy as np
 from acq_isl.manifest import Label, Manifest
-from acq_isl.serving import Parent, serve
+from acq_isl.stream.serving import Parent, serve
 from acq_isl.stack import Prediction
 
 class Mean:
@@ -58,7 +58,7 @@ serve(Mean(), options.bind, parent=Parent(options.announce, options.stop_with_st
 """
 PARENT = """
 import sys
-from acq_isl.process import EngineProcess
+from acq_isl.stream.process import EngineProcess
 process = EngineProcess(sys.argv[2], command=(sys.executable, sys.argv[1]))
 process.__enter__()
 print(process.pid, flush=True)

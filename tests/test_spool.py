@@ -10,8 +10,8 @@ import pytest
 import tifffile
 
 from acq_isl.errors import StorageError
-from acq_isl.spool import Spool, SpooledStack, SpoolWorker
 from acq_isl.stack import StackInfo, StackKey
+from acq_isl.stream.spool import Spool, SpooledStack, SpoolWorker
 
 KEY = StackKey(2, "A1/003 µ", "Phase")
 INFO = StackInfo(KEY, (0.0, 1.5, 3.0), (16, 24), 0.325, 10.0, -4.0, 8.0, "phase contrast", "dark")

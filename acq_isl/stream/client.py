@@ -1,0 +1,226 @@
+"""The acquiring end of the wire: takes slices off the camera thread, brings back predictions.
+
+`EngineClient.put` copies a slice into memory shared with the engine and returns. One thread owns the
+connection, another the spool; neither can make the acquisition wait. A stack is kept until its outcome
+is here, so an engine may die, restart or never come: every stack ends up predicted, refused, or on disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass, field
+from types import TracebackType
+
+import numpy as np
+
+from acq_isl.errors import AcqIslError, SliceLost
+from acq_isl.manifest import Manifest
+from acq_isl.messages import Welcome
+from acq_isl.stack import Outcome, Slice
+from acq_isl.stream.courier import Courier, Patience
+from acq_isl.stream.endpoint import is_local
+from acq_isl.stream.held import ClientCounts
+from acq_isl.stream.link import Link, LinkSettings
+from acq_isl.stream.outbox import Outbox
+from acq_isl.stream.ring import Ring
+from acq_isl.stream.spool import Spool, SpoolReason
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSettings:
+    """What a client may use and how patient it is.
+
+    Parameters
+    ----------
+    memory_bytes : int
+        Upper limit for stacks that wait or travel; the rest waits in the spool.
+    share_memory : bool
+        Offer the memory to a server on the same host.
+    patience : Patience
+        When to give a stack up, or to put it on disk.
+    spool_timeout_s : float
+        Longest time that `drain` and closing give the disk.
+    link : LinkSettings
+    """
+
+    memory_bytes: int = 512 << 20
+    share_memory: bool = True
+    patience: Patience = field(default_factory=Patience)
+    spool_timeout_s: float = 60.0
+    link: LinkSettings = field(default_factory=LinkSettings)
+
+
+class EngineClient:
+    """A `SliceSink` and `PredictionSource` in front of an engine in another process or on another host.
+
+    Parameters
+    ----------
+    endpoint : str
+        Address of the server, such as ``tcp://127.0.0.1:5555``. It need not be there yet.
+    spool : Spool
+        Where stacks wait on disk.
+    settings : ClientSettings
+
+    Raises
+    ------
+    StorageError
+        On entering: no memory.
+    EngineError
+        On entering: the address cannot be used.
+    SliceLost
+        From `drain` and on leaving: a captured slice is neither predicted nor on disk.
+    """
+
+    copies = True
+    """`put` takes its own copy of the pixels, so the capture hook need not."""
+
+    def __init__(self, endpoint: str, *, spool: Spool, settings: ClientSettings | None = None) -> None:
+        self._endpoint, self._spool, self._settings = endpoint, spool, settings or ClientSettings()
+        self._changed = threading.Condition()
+        self._lost_told = 0
+
+    def __enter__(self) -> EngineClient:
+        settings = self._settings
+        self._ring = Ring(settings.memory_bytes, shared=settings.share_memory and is_local(self._endpoint))
+        self._box = Outbox(self._ring)
+        self._link = Link(self._endpoint, settings.link, self._ring.offer, self._ring.nonce)
+        self._courier = Courier(self._box, self._changed, self._link, self._spool, settings.patience)
+        try:
+            self._courier.start()
+        except AcqIslError:
+            self._ring.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._changed:
+            self._box.end_all("closed", "the client was closed first", incomplete_only=False)
+        self._courier.wake()
+        stuck = not self._wait_for_outcomes(self._settings.spool_timeout_s)
+        self._courier.stop()
+        self._ring.close()
+        try:
+            self._tell_lost(stuck)
+        except SliceLost as lost:
+            if kind is None:
+                raise
+            log.error("%s", lost)  # another error is on its way and says more
+
+    @property
+    def counts(self) -> ClientCounts:
+        """What became of everything put so far."""
+        with self._changed:
+            return self._box.counts
+
+    @property
+    def connected(self) -> bool:
+        """Whether an engine answers right now."""
+        return self._link.welcome is not None
+
+    @property
+    def engine(self) -> Welcome | None:
+        """What the engine that answers right now said of itself (model hash, name), or None."""
+        return self._link.welcome
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """What the connected engine's model expects; ModelError if its manifest cannot be read."""
+        welcome = self._link.welcome
+        return None if welcome is None else Manifest.from_json(welcome.manifest)
+
+    @property
+    def transport(self) -> str:
+        """How pixels travel right now, for people."""
+        if not self.connected:
+            return f"no engine: {self._link.trouble}"
+        return "shared memory" if self._link.ring_seen else self._endpoint.partition(":")[0]
+
+    def put(self, slice_: Slice) -> None:
+        """Take a slice: one copy of its pixels. Never blocks, never raises; see `counts` and `drain`."""
+        try:
+            with self._changed:
+                held = self._box.accept(slice_, time.monotonic())
+            if held is not None:
+                np.copyto(held.stack.pixels[slice_.z_index], slice_.pixels)
+                with self._changed:
+                    self._box.landed(held, slice_, time.monotonic())
+            self._courier.wake()
+        except Exception:
+            log.exception("slice %s of %s was lost", slice_.z_index, slice_.info.key)
+            with self._changed:
+                self._box.count["lost"] += 1
+
+    def poll(self) -> list[Outcome]:
+        """Outcomes that have arrived since the last call; returns at once."""
+        with self._changed:
+            outcomes = self._box.outcomes[:]
+            self._box.outcomes.clear()
+        if outcomes:
+            self._courier.wake()  # there may be room for more predictions now
+        return outcomes
+
+    def drain(self, timeout_s: float) -> list[Outcome]:
+        """Wait until every stack put so far has an outcome; after ``timeout_s`` the rest are `Unpredicted`.
+
+        Incomplete stacks are given up at once: call this when nothing is being captured.
+
+        Raises
+        ------
+        SliceLost
+            A captured slice is neither predicted nor on disk. The outcomes are left for `poll`.
+        """
+        with self._changed:
+            self._box.end_all("incomplete", "", incomplete_only=True)
+        self._courier.wake()
+        outcomes: list[Outcome] = []
+        stuck = False
+        if not self._wait_for_outcomes(timeout_s, outcomes):
+            state = "the engine is too slow" if self.connected else f"no engine: {self._link.trouble}"
+            with self._changed:
+                reason: SpoolReason = "timed out" if self.connected else "no engine"
+                self._box.end_all(
+                    reason, f"no prediction within {timeout_s:g} s, {state}", incomplete_only=False
+                )
+            self._courier.wake()
+            stuck = not self._wait_for_outcomes(self._settings.spool_timeout_s, outcomes)
+        try:
+            self._tell_lost(stuck)
+        except SliceLost:
+            with self._changed:
+                self._box.outcomes[:0] = outcomes
+            raise
+        return outcomes
+
+    def _wait_for_outcomes(self, timeout_s: float, into: list[Outcome] | None = None) -> bool:
+        """Wait until nothing is held any more, taking the outcomes meanwhile; False after the time limit."""
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            if into is not None:
+                into += self.poll()
+            with self._changed:
+                if not self._box.held and (into is None or not self._box.outcomes):
+                    return True
+                left_s = deadline_s - time.monotonic()
+                if left_s <= 0 or not self._courier.running:
+                    return False
+                if into is None or not self._box.outcomes:
+                    self._changed.wait(min(left_s, 1.0))
+
+    def _tell_lost(self, stuck: bool) -> None:
+        with self._changed:
+            lost = self._box.count["lost"] + (
+                sum(len(h.stack.present) for h in self._box.held.values()) * stuck
+            )
+            new, self._lost_told = lost - self._lost_told, lost
+        if new > 0:
+            raise SliceLost(
+                f"{new} captured slice{'s' * (new != 1)} could be neither predicted nor kept on disk",
+                wanted=f"room in {self._spool.folder}",
+                fix="free disk space or give the client more memory_bytes; the measured data is not touched",
+            )

@@ -1,0 +1,224 @@
+"""The client's connection to one server: greeting, heartbeat, loss and return of the engine.
+
+::
+
+    closed ─open─► searching ──WELCOME──► connected
+                      ▲                      │ disconnected, or silent for too long
+                      └──────────────────────┘
+
+One thread owns a link. Sending to an absent engine queues nothing (ZMQ_IMMEDIATE), so an engine that
+comes back gets exactly what it is sent after its WELCOME.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from acq_isl.errors import EngineError, WireError
+from acq_isl.messages import (
+    MAX_FRAME_BYTES,
+    Alive,
+    Beat,
+    Bye,
+    Hello,
+    Message,
+    RingOffer,
+    Welcome,
+)
+from acq_isl.stream.endpoint import is_ipv6
+from acq_isl.stream.keys import ClientKeys
+from acq_isl.wire import Frame, decode, encode
+
+log = logging.getLogger(__name__)
+
+_HELLO_EVERY_S = 1.0
+_MESSAGES_QUEUED = 64
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSettings:
+    """How often to beat and how long to trust a silent server, in seconds."""
+
+    beat_s: float = 0.5
+    silence_s: float = 5.0
+    reconnect_s: float = 0.1
+    reconnect_max_s: float = 2.0
+    keys: ClientKeys | None = None
+
+
+class Link:
+    """DEALER socket to a server.
+
+    Parameters
+    ----------
+    endpoint : str
+        ZMQ address, such as ``tcp://127.0.0.1:5555``.
+    settings : LinkSettings
+    ring : RingOffer or None
+        Shared memory to offer.
+    nonce : str
+        What the server has to read in it.
+    """
+
+    def __init__(self, endpoint: str, settings: LinkSettings, ring: RingOffer | None, nonce: str) -> None:
+        self._endpoint, self._settings, self._ring, self._nonce = endpoint, settings, ring, nonce
+        self._session = secrets.token_hex(16)
+        self._attempt = 0
+        self._heard_s = self._beat_s = self._hello_s = float("-inf")
+        self._best_rtt_s = float("inf")
+        self.welcome: Welcome | None = None
+        """The server's greeting while connected, else None."""
+        self.trouble = "it has not answered yet"
+        """Why it is not connected, in words."""
+        self.clock_offset_s = 0.0
+        """The server's clock minus ours, from the fastest heartbeat."""
+
+    def open(self) -> None:
+        """Start to look for the server; EngineError if the address cannot be used."""
+        self._context = zmq.Context()
+        try:
+            self._open_socket()
+        except zmq.ZMQError as error:
+            self._context.destroy(linger=0)
+            raise EngineError(
+                f"the engine's address {self._endpoint} cannot be used: {error}",
+                wanted="an address such as tcp://127.0.0.1:5555",
+            ) from error
+
+    def close(self) -> None:
+        """Say good-bye and give everything back."""
+        if self.welcome is not None:
+            self.send(encode(Bye(reason="the client closes")))
+        self._close_socket(linger_ms=100)
+        self._context.destroy(linger=100)
+
+    @property
+    def ring_seen(self) -> bool:
+        """Whether the server has proved to see our memory."""
+        return self.welcome is not None and self._ring is not None and self.welcome.ring_nonce == self._nonce
+
+    def wait(self, wake: socket.socket, timeout_s: float, *, until_sendable: bool) -> None:
+        """Wait until there is something to receive, room to send if asked for, or somebody woke us."""
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN | (zmq.POLLOUT if until_sendable else 0))
+        poller.register(self._monitor, zmq.POLLIN)
+        poller.register(wake, zmq.POLLIN)
+        poller.poll(int(timeout_s * 1000))
+
+    def send(self, frames: Sequence[Frame]) -> bool:
+        """Hand a message to ZMQ, large buffers uncopied; False if the server is absent or too slow."""
+        try:
+            self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return False
+        return True
+
+    def receive(self) -> Iterator[tuple[Message, tuple[memoryview, ...]]]:
+        """Messages that have arrived; heartbeats are answered here and not shown."""
+        while True:
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            self._heard_s = time.monotonic()
+            try:
+                message, buffers = decode([frame.buffer for frame in frames])
+            except WireError as error:
+                log.warning("ignored a message of the engine: %s", error)
+                continue
+            if isinstance(message, Alive):
+                self._note_clock(message)
+            elif isinstance(message, Bye):
+                self._lost(f"the server ended the connection: {message.reason}")
+                self._attempt += 1
+            elif isinstance(message, Welcome) and (self.welcome or message.attempt != self._attempt):
+                continue  # the answer to a repeated greeting, or on an earlier connection
+            else:
+                if isinstance(message, Welcome):
+                    self.welcome = message
+                yield message, buffers
+
+    def tick(self) -> None:
+        """Greet, beat, and notice that the server is gone. Call it several times a second."""
+        self._watch()
+        now_s = time.monotonic()
+        if self.welcome is None:
+            if now_s - self._hello_s >= _HELLO_EVERY_S and self._greet():
+                self._hello_s = now_s
+            return
+        if now_s - self._heard_s > self._settings.silence_s:
+            self._lost(f"it was silent for {self._settings.silence_s:g} s")
+            # A frozen server or a cut cable: start afresh rather than on a half-dead connection.
+            self._close_socket()
+            self._open_socket()
+        elif now_s - self._beat_s >= self._settings.beat_s:
+            self._beat_s = now_s
+            self.send(encode(Beat(sent_s=time.time())))
+
+    def _greet(self) -> bool:
+        return self.send(encode(Hello(session=self._session, attempt=self._attempt, ring=self._ring)))
+
+    def _watch(self) -> None:
+        while self._monitor.poll(0):
+            event = recv_monitor_message(self._monitor)["event"]
+            if event == zmq.EVENT_DISCONNECTED:
+                if self.welcome is not None:  # else an attempt failed, whose reason is known already
+                    self._lost("the connection broke")
+            elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._start_greeting()
+            else:
+                self.trouble = "the server refuses our keys"
+
+    def _lost(self, why: str) -> None:
+        self.trouble = why
+        if self.welcome is not None:
+            self.welcome = None
+            log.warning("the engine at %s is lost: %s", self._endpoint, why)
+
+    def _note_clock(self, alive: Alive) -> None:
+        now_s = time.time()
+        rtt_s = now_s - alive.sent_s
+        if 0 <= rtt_s < self._best_rtt_s:
+            self._best_rtt_s = rtt_s
+            self.clock_offset_s = alive.server_s - (alive.sent_s + now_s) / 2
+
+    def _open_socket(self) -> None:
+        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.IMMEDIATE, 1)
+        self._socket.setsockopt(zmq.IPV6, int(is_ipv6(self._endpoint)))
+        self._socket.setsockopt(zmq.SNDHWM, _MESSAGES_QUEUED)
+        self._socket.setsockopt(zmq.RCVHWM, _MESSAGES_QUEUED)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, int(self._settings.reconnect_s * 1000))
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, int(self._settings.reconnect_max_s * 1000))
+        keys = self._settings.keys
+        if keys is not None:
+            self._socket.curve_serverkey = keys.server_public
+            self._socket.curve_publickey, self._socket.curve_secretkey = keys.public, keys.secret
+        self._monitor = self._socket.get_monitor_socket(
+            zmq.EVENT_DISCONNECTED
+            | zmq.EVENT_HANDSHAKE_SUCCEEDED
+            | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+            | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+        )
+        self._start_greeting()
+        self._socket.connect(self._endpoint)
+
+    def _start_greeting(self) -> None:
+        """A new connection: answers to greetings on an earlier one do not count any more."""
+        self._attempt += 1
+        self._hello_s = float("-inf")
+
+    def _close_socket(self, linger_ms: int = 0) -> None:
+        self._socket.disable_monitor()
+        self._monitor.close(linger=0)
+        self._socket.close(linger=linger_ms)

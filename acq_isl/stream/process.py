@@ -1,0 +1,165 @@
+"""Start a server as a child process, and stop it for sure."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+from acq_isl.errors import EngineError
+
+log = logging.getLogger(__name__)
+
+_LOOK_S = 0.02
+_TAIL_BYTES = 2000
+_STOP_S = 5.0
+
+
+class EngineProcess:
+    """An engine in its own process: it cannot slow down or crash the acquisition.
+
+    Parameters
+    ----------
+    model : path
+        Model file to serve.
+    bind : str
+        ZMQ address; ``tcp://127.0.0.1:*`` takes a free port, see `endpoint`.
+    threads : int, optional
+        Processor threads for inference.
+    startup_timeout_s : float
+        Longest time until it must serve.
+    command : sequence of str
+        What understands ``--model --bind --threads --announce --stop-with-stdin``.
+
+    Raises
+    ------
+    EngineError
+        On entering: it ended before it served (its last words are in the message), or took too long.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        bind: str = "tcp://127.0.0.1:*",
+        threads: int | None = None,
+        startup_timeout_s: float = 60.0,
+        command: Sequence[str] = (sys.executable, "-m", "acq_isl", "serve"),
+    ) -> None:
+        self._model = Path(model)
+        self._bind, self._threads = bind, threads
+        self._startup_timeout_s = startup_timeout_s
+        self._command = tuple(command)
+        self._endpoint = ""
+
+    def __enter__(self) -> EngineProcess:
+        self._stderr = tempfile.TemporaryFile()
+        self._announce = Path(tempfile.gettempdir()) / f"acq-isl-engine-{secrets.token_hex(8)}.json"
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def endpoint(self) -> str:
+        """Where it serves."""
+        return self._endpoint
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def stop(self) -> None:
+        """End it: first politely, then by force. Does nothing the second time."""
+        process = getattr(self, "_process", None)
+        if process is not None:
+            _end(process, politely=bool(self._endpoint))
+        self._announce.unlink(missing_ok=True)
+        self._stderr.close()
+
+    def _last_words(self) -> str:
+        """The end of what it wrote to standard error; ends it, for while it runs the file is its own."""
+        _end(self._process, politely=False)
+        length = self._stderr.seek(0, os.SEEK_END)
+        self._stderr.seek(max(length - _TAIL_BYTES, 0))
+        return self._stderr.read().decode("utf-8", "replace").strip() or "nothing on standard error"
+
+    def _start(self) -> None:
+        arguments = ["--model", str(self._model), "--bind", self._bind]
+        arguments += ["--announce", str(self._announce), "--stop-with-stdin"]
+        if self._threads is not None:
+            arguments += ["--threads", str(self._threads)]
+        # Its own group: Ctrl-C at the terminal must reach the acquisition only, which still wants
+        # predictions while it stops.
+        windows = sys.platform == "win32"
+        try:
+            self._process = subprocess.Popen(
+                [*self._command, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=self._stderr,
+                start_new_session=not windows,
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0) if windows else 0,
+                env={**os.environ, "PYTHONUTF8": "1"},
+            )
+        except OSError as error:
+            raise EngineError(
+                f"the engine's process could not be started: {error}", wanted=" ".join(self._command)
+            ) from error
+        self._endpoint = self._wait_until_ready()
+
+    def _wait_until_ready(self) -> str:
+        deadline_s = time.monotonic() + self._startup_timeout_s
+        while not self._announce.exists():
+            if not self.running:
+                raise EngineError(
+                    f"the engine for {self._model} ended with code {self._process.returncode} before serving",
+                    got=self._last_words(),
+                    fix=f"run it by hand to see more: acq-isl serve --model {self._model}",
+                )
+            if time.monotonic() > deadline_s:
+                raise EngineError(
+                    f"the engine for {self._model} did not serve within {self._startup_timeout_s:g} s",
+                    got=self._last_words(),
+                    fix="give it more time, or a smaller model",
+                )
+            time.sleep(_LOOK_S)
+        endpoint = json.loads(self._announce.read_text(encoding="utf-8"))["endpoint"]
+        self._announce.unlink()
+        return str(endpoint)
+
+
+def _end(process: subprocess.Popen[bytes], *, politely: bool) -> None:
+    if process.stdin is not None:
+        with suppress(OSError):  # it is gone already
+            process.stdin.close()
+    # One that does not serve yet does not listen either.
+    for force in (None if politely else process.terminate, process.terminate, process.kill):
+        if force is not None:
+            force()
+        try:
+            process.wait(timeout=_STOP_S)
+        except subprocess.TimeoutExpired:
+            log.warning("the engine's process %d does not end; insisting", process.pid)
+        else:
+            return

@@ -1,0 +1,300 @@
+"""Memory for stacks that wait and travel: one arena, shared with a server on the same host if possible.
+
+The camera image is copied into the arena once, and a same-host server predicts from that memory. The
+owner is the only writer; the server maps it read-only. Each block carries a generation number, so a
+reader notices when a block was given to another stack.
+
+``multiprocessing.shared_memory`` is not used: before Python 3.13 the process that merely attaches
+destroys the segment when it ends. Instead the arena is
+
+* Linux: a sealed memfd, reached by the server as ``/proc/PID/fd/N``; it has no name, so nothing can
+  leak even on kill -9, a restarted server can still open it, and it cannot shrink under the reader;
+* Windows: a named mapping of the page file, which ends with its last handle;
+* elsewhere: a locked temporary file, removed at the end or, after a kill -9, at the next start.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+import secrets
+import struct
+import sys
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from acq_isl.errors import StorageError, WireError
+from acq_isl.messages import RingOffer, RingRef
+from acq_isl.stack import StackInfo, Uint16Image
+
+_MAGIC = b"acq-isl ring 1\0\0"
+_NONCE_BYTES = 16
+_PAGE = 4096
+_BLOCK_HEADER = 64
+_FILE_PREFIX = "acq-isl-ring-"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """Memory of one stack.
+
+    ``offset`` and ``nbytes`` are its place in the arena, its header included; ``generation`` counts the
+    blocks of an arena from 1; ``pixels`` is a writable (z, y, x) uint16 view.
+    """
+
+    offset: int
+    nbytes: int
+    generation: int
+    pixels: Uint16Image
+
+    @property
+    def ref(self) -> RingRef:
+        return RingRef(offset=self.offset, generation=self.generation)
+
+
+class Ring:
+    """The owner's side. Not thread-safe: callers take turns under their own lock.
+
+    Parameters
+    ----------
+    nbytes : int
+        Upper limit of the memory used. Pages are reserved when first needed.
+    shared : bool
+        Whether a server on this host shall be able to map it.
+
+    Raises
+    ------
+    StorageError
+        The system does not give the memory.
+    """
+
+    def __init__(self, nbytes: int, *, shared: bool) -> None:
+        size = _pages(nbytes) + _PAGE
+        self._fd: int | None = None
+        self._file: Path | None = None
+        try:
+            self._memory, name = self._make(size) if shared else (mmap.mmap(-1, size), "")
+        except (OSError, ValueError, OverflowError) as error:
+            self._release_file()
+            raise StorageError(
+                f"no memory for stacks that wait or travel: {error}",
+                wanted=f"{size >> 20} MiB",
+                fix="give the client less memory_bytes, or free memory",
+            ) from error
+        self._size = size
+        self._blocks: list[Block] = []
+        self._generation = 0
+        self._reserved = self._top = _PAGE
+        self.nonce = secrets.token_hex(_NONCE_BYTES)
+        """What a server that sees this memory can read in it."""
+        self._memory[: len(_MAGIC)] = _MAGIC
+        self._memory[len(_MAGIC) : len(_MAGIC) + _NONCE_BYTES] = bytes.fromhex(self.nonce)
+        self.offer = RingOffer(name=name, nbytes=size) if shared else None
+
+    def __enter__(self) -> Ring:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def free_bytes(self) -> int:
+        return self._size - _PAGE - sum(block.nbytes for block in self._blocks)
+
+    def allocate(self, info: StackInfo) -> Block | None:
+        """Memory for a stack, at the lowest free place; None if there is no room."""
+        wanted = _pages(_BLOCK_HEADER + _nbytes(info))
+        offset, at = _PAGE, 0
+        for block in self._blocks:
+            if block.offset - offset >= wanted:
+                break
+            offset, at = block.offset + block.nbytes, at + 1
+        if offset + wanted > self._size or not self._reserve(offset + wanted):
+            return None
+        self._top = max(self._top, offset + wanted)
+        self._generation += 1
+        self._memory[offset : offset + 8] = struct.pack("<Q", self._generation)
+        pixels = _pixels(self._memory, offset, info)
+        block = Block(offset, wanted, self._generation, pixels)
+        self._blocks.insert(at, block)
+        return block
+
+    def reserve_ahead(self, nbytes: int) -> None:
+        """Have pages ready beyond all that was ever used, so that the camera's thread need not wait.
+
+        The one method that may run beside the others: reserving twice does no harm.
+        """
+        if hasattr(os, "posix_fallocate"):
+            self._reserve(min(self._top + nbytes, self._size))
+
+    def release(self, block: Block) -> None:
+        """Give a block back; whoever still reads it sees that its generation is gone."""
+        self._blocks.remove(block)
+        self._memory[block.offset : block.offset + 8] = bytes(8)
+
+    def close(self) -> None:
+        """Give the memory back once the last view of it is gone."""
+        self._blocks.clear()
+        # Views of blocks may be alive in a caller's hands; the mapping ends with the last of them.
+        with suppress(BufferError):
+            self._memory.close()
+        self._release_file()
+
+    def _make(self, size: int) -> tuple[mmap.mmap, str]:
+        if sys.platform == "linux":
+            import fcntl
+
+            self._fd = os.memfd_create("acq-isl-ring", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            os.ftruncate(self._fd, size)
+            fcntl.fcntl(
+                self._fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+            )
+            return mmap.mmap(self._fd, size), f"/proc/{os.getpid()}/fd/{self._fd}"
+        if sys.platform == "win32":
+            name = f"{_FILE_PREFIX}{secrets.token_hex(16)}"
+            return mmap.mmap(-1, size, tagname=name), name
+        return self._make_file(size)
+
+    def _make_file(self, size: int) -> tuple[mmap.mmap, str]:
+        remove_stale_files()
+        fd, name = tempfile.mkstemp(prefix=_FILE_PREFIX)
+        self._fd, self._file = fd, Path(name)
+        _lock(fd)
+        os.ftruncate(fd, size)
+        return mmap.mmap(fd, size), name
+
+    def _reserve(self, end: int) -> bool:
+        """Have pages behind the sparse file before they are written: without, a full disk is a SIGBUS."""
+        if end > self._reserved and self._fd is not None:
+            try:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(self._fd, self._reserved, end - self._reserved)
+                else:  # pragma: no cover - macOS
+                    self._memory[self._reserved : end] = bytes(end - self._reserved)
+            except OSError:
+                return False
+        self._reserved = max(self._reserved, end)
+        return True
+
+    def _release_file(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+            self._file = None
+
+
+class RingView:
+    """The server's side: a read-only map of a client's arena.
+
+    Parameters
+    ----------
+    offer : RingOffer
+        What the client says; nothing of it is believed before it was checked.
+
+    Raises
+    ------
+    WireError
+        There is no such memory here, or it is not what was offered.
+    """
+
+    def __init__(self, offer: RingOffer) -> None:
+        try:
+            self._memory = _map_read_only(offer)
+        except (OSError, ValueError) as error:
+            raise WireError(f"the client's shared memory cannot be mapped here: {error}") from error
+        if self._memory[: len(_MAGIC)] != _MAGIC:
+            raise WireError("the client's shared memory is not an acq-isl ring")
+        self._size = offer.nbytes
+        self.nonce = self._memory[len(_MAGIC) : len(_MAGIC) + _NONCE_BYTES].hex()
+
+    def view(self, ref: RingRef, info: StackInfo) -> Uint16Image:
+        """The stack at a place, (z, y, x) uint16, read-only and not copied.
+
+        Raises
+        ------
+        WireError
+            The place is outside of the ring, or holds another stack by now.
+        """
+        end = ref.offset + _BLOCK_HEADER + _nbytes(info)
+        if ref.offset < _PAGE or ref.offset % _PAGE or end > self._size:
+            raise WireError(
+                "a stack lies outside of the shared memory", wanted=f"<= {self._size}", got=f"{end}"
+            )
+        if not self.holds(ref):
+            raise WireError("the shared memory of a stack was given to another one")
+        return _pixels(self._memory, ref.offset, info)
+
+    def holds(self, ref: RingRef) -> bool:
+        """Whether the place still belongs to the same stack."""
+        (generation,) = struct.unpack("<Q", self._memory[ref.offset : ref.offset + 8])
+        return bool(generation == ref.generation)
+
+
+def remove_stale_files() -> int:
+    """Remove ring files whose owner is dead (nobody holds their lock); how many there were."""
+    removed = 0
+    for path in Path(tempfile.gettempdir()).glob(f"{_FILE_PREFIX}*"):
+        with suppress(OSError):  # locked, not ours, or already gone: all are reasons to leave it
+            fd = os.open(path, os.O_RDWR)
+            try:
+                _lock(fd)
+                path.unlink()
+                removed += 1
+            finally:
+                os.close(fd)
+    return removed
+
+
+def _map_read_only(offer: RingOffer) -> mmap.mmap:
+    if sys.platform == "win32":
+        if not re.fullmatch(rf"{_FILE_PREFIX}[0-9a-f]{{32}}", offer.name):
+            raise ValueError("not the name of a ring")
+        return mmap.mmap(-1, offer.nbytes, tagname=offer.name, access=mmap.ACCESS_READ)
+    path = Path(offer.name)
+    own_file = path.parent == Path(tempfile.gettempdir()) and path.name.startswith(_FILE_PREFIX)
+    if not own_file and not re.fullmatch(r"/proc/\d+/fd/\d+", offer.name):
+        raise ValueError("not the name of a ring")
+    # O_NONBLOCK: a name that turns out to be a pipe must not stop the server.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        if not own_file:
+            import fcntl
+
+            if not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+                raise ValueError("it could shrink while it is read")
+        if os.fstat(fd).st_size != offer.nbytes:
+            raise ValueError(f"it has {os.fstat(fd).st_size} B, {offer.nbytes} were offered")
+        return mmap.mmap(fd, offer.nbytes, access=mmap.ACCESS_READ)
+    finally:
+        os.close(fd)
+
+
+def _pixels(memory: mmap.mmap, offset: int, info: StackInfo) -> Uint16Image:
+    flat = np.frombuffer(memory, "<u2", _nbytes(info) // 2, offset + _BLOCK_HEADER)
+    return flat.reshape(info.planes, *info.shape)
+
+
+def _nbytes(info: StackInfo) -> int:
+    return info.planes * info.shape[0] * info.shape[1] * 2
+
+
+def _pages(nbytes: int) -> int:
+    return -(-nbytes // _PAGE) * _PAGE
+
+
+def _lock(fd: int) -> None:
+    """Take the lock that the owner of a ring file holds for life; OSError if another has it."""
+    if sys.platform != "win32":
+        import fcntl
+
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

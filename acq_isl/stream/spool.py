@@ -1,0 +1,242 @@
+"""Stacks that wait on disk while no engine answers: one OME-TIFF per stack, in a folder of the run.
+
+Any TIFF reader opens the files. What OME cannot say exactly (the stack's info, which slices are there,
+when each was captured, why it waits) is JSON in the private TIFF tag 65000. A file appears under its
+name only when it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import re
+import threading
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from acq_isl.errors import StorageError
+from acq_isl.stack import StackInfo, Uint16Image
+
+log = logging.getLogger(__name__)
+
+SUFFIX = ".ome.tif"
+_JSON_TAG = 65000
+
+SpoolReason = Literal["memory full", "no engine", "failed", "incomplete", "timed out", "closed"]
+"""Why a stack went to disk: the memory for waiting stacks is used up; no engine answers; the engine
+failed on it; slices are missing; no prediction came in time; the client closed first."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, ser_json_inf_nan="constants")
+
+    format: Literal["acq-isl-spool/1"] = "acq-isl-spool/1"
+    stack: Annotated[int, Field(ge=0)]
+    info: StackInfo
+    present: Annotated[tuple[int, ...], Field(min_length=1)]
+    captured_s: tuple[float, ...]
+    reason: SpoolReason
+    crc32: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SpooledStack:
+    """A stack as it lies on disk, possibly without some of its slices.
+
+    Parameters
+    ----------
+    stack : int
+        Number of the stack in its run.
+    info : StackInfo
+    present : tuple of int
+        Indices into ``info.z_um`` of the slices that are there, rising.
+    captured_s : tuple of float
+        Unix time in seconds of each of them.
+    pixels : (z, y, x) uint16
+        One plane per entry of ``present``.
+    reason : str
+        Why it waits.
+    """
+
+    stack: int
+    info: StackInfo
+    present: tuple[int, ...]
+    captured_s: tuple[float, ...]
+    pixels: Uint16Image
+    reason: SpoolReason
+
+    @property
+    def complete(self) -> bool:
+        return len(self.present) == self.info.planes
+
+
+class Spool:
+    """A folder of waiting stacks.
+
+    Parameters
+    ----------
+    folder : path
+        Made when the first stack is written.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def write(self, stack: SpooledStack) -> Path:
+        """Write a stack; the whole file or none.
+
+        Raises
+        ------
+        StorageError
+            Disk full, no permission, or the folder cannot be made.
+        """
+        import tifffile
+
+        path = self.folder / f"{stack.stack:06d}_{_safe(str(stack.info.key))}{SUFFIX}"
+        part = path.with_name(path.name + ".part")
+        try:
+            record = _Record(
+                stack=stack.stack,
+                info=stack.info,
+                present=stack.present,
+                captured_s=stack.captured_s,
+                reason=stack.reason,
+                crc32=_crc32(stack.pixels),
+            )
+            self.folder.mkdir(parents=True, exist_ok=True)
+            tifffile.imwrite(
+                part,
+                stack.pixels,
+                ome=True,
+                photometric="minisblack",
+                metadata=_ome(stack),
+                extratags=[(_JSON_TAG, "s", 0, _ascii(record), True)],
+            )
+            part.replace(path)
+        except (OSError, ValueError) as error:
+            with suppress(OSError):  # the first error says more
+                part.unlink(missing_ok=True)
+            raise StorageError(
+                f"stack {stack.info.key} could not be kept on disk for a later engine: {error}",
+                wanted=f"{stack.pixels.nbytes >> 20} MiB in {self.folder}",
+                fix="free disk space, or start the engine",
+            ) from error
+        return path
+
+    def read(self, path: Path) -> SpooledStack:
+        """Read a stack back; StorageError if the file is damaged or not a spooled stack."""
+        import tifffile
+
+        try:
+            with tifffile.TiffFile(path) as tiff:
+                tag = tiff.pages.first.tags.get(_JSON_TAG)
+                if tag is None:
+                    raise ValueError("it holds no acq-isl record")
+                record = _Record.model_validate_json(tag.value)
+                pixels = tiff.asarray().reshape(len(record.present), *record.info.shape)
+            _check(record, pixels)
+        # tifffile raises what its parsers stumble over, from KeyError to struct.error.
+        except Exception as error:
+            what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+            raise StorageError(
+                f"the waiting stack {path} cannot be read: {what}",
+                wanted="a file written by acq-isl",
+                fix="remove the file; its stack is also in the measured data of the run",
+            ) from error
+        return SpooledStack(
+            record.stack, record.info, record.present, record.captured_s, pixels, record.reason
+        )
+
+    def list(self) -> tuple[Path, ...]:
+        """Files of waiting stacks, oldest stack first. Half-written ones of a killed run are not listed."""
+        return tuple(sorted(self.folder.glob(f"*{SUFFIX}")))
+
+    def remove(self, path: Path) -> None:
+        """Remove a stack that waits no longer; StorageError if it cannot be removed."""
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"the spooled stack {path} cannot be removed: {error}") from error
+
+
+class SpoolWorker:
+    """One thread that reads and writes the spool, so that nobody else waits for the disk.
+
+    Parameters
+    ----------
+    limit : int
+        Jobs that may wait. `submit` refuses more, and counts what it refused.
+    """
+
+    def __init__(self, limit: int = 64) -> None:
+        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(limit + 1)
+        self._limit = limit
+        self._thread = threading.Thread(target=self._run, name="acq-isl spool", daemon=True)
+        self.refused = 0
+
+    def __enter__(self) -> SpoolWorker:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._jobs.put(None, timeout=60)
+        self._thread.join(timeout=60)
+
+    def submit(self, job: Callable[[], None]) -> bool:
+        """Have a job done, in order; False (and counted) if too many wait. The job must not raise."""
+        if self._jobs.qsize() >= self._limit:
+            self.refused += 1
+            return False
+        self._jobs.put_nowait(job)
+        return True
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                job()
+            except Exception:
+                log.exception("a job of the spool failed")
+
+
+def _ome(stack: SpooledStack) -> dict[str, Any]:
+    info = stack.info
+    metadata: dict[str, Any] = {"axes": "ZYX", "Name": str(info.key), "Channel": {"Name": info.key.channel}}
+    if np.isfinite(info.pixel_size_um) and info.pixel_size_um > 0:
+        micrometre = "µm"
+        metadata |= {"PhysicalSizeX": info.pixel_size_um, "PhysicalSizeY": info.pixel_size_um}
+        metadata |= {"PhysicalSizeXUnit": micrometre, "PhysicalSizeYUnit": micrometre}
+    return metadata
+
+
+def _ascii(record: _Record) -> str:
+    """The record as JSON in plain ASCII, as a TIFF text tag must be."""
+    return json.dumps(json.loads(record.model_dump_json()))
+
+
+def _check(record: _Record, pixels: Uint16Image) -> None:
+    present = record.present
+    if list(present) != sorted(set(present)) or not 0 <= present[0] <= present[-1] < record.info.planes:
+        raise ValueError(f"its slices {present} are not of a stack of {record.info.planes}")
+    if len(record.captured_s) != len(present) or pixels.dtype != np.uint16:
+        raise ValueError("its slices and its record do not fit together")
+    if _crc32(pixels) != record.crc32:
+        raise ValueError("its pixels are not those that were written")
+
+
+def _crc32(pixels: Uint16Image) -> int:
+    return zlib.crc32(np.ascontiguousarray(pixels).reshape(-1).view(np.uint8).data)
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name)[:100]
