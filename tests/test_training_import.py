@@ -17,7 +17,6 @@ from acq_isl.engines.model_file import read_model
 from acq_isl.errors import ModelError
 from acq_isl.manifest import MANIFEST_KEY, Manifest
 from acq_isl.training.checkpoint import Checkpoint, Entry
-from acq_isl.training.dense import Form
 from acq_isl.training.import_reference import Optics, import_reference
 from acq_isl.training.load_reference import choose_heads, load_variables, reference_config
 from acq_isl.training.reference import BORDER_PX, default_heads

@@ -31,8 +31,8 @@ _FIX = "use a checkpoint of google/in-silico-labeling's concordance network, suc
 def reference_config(checkpoint: Checkpoint) -> ReferenceConfig:
     """Read the network's size from the shapes of its variables.
 
-    Neighbouring depths can give the same shapes, and then are the same network: it is the published 400 if that
-    fits, and otherwise the smallest.
+    Neighbouring depths can give the same shapes, and then are the same network: it is the published 400 if
+    that fits, and otherwise the smallest.
 
     Raises
     ------
