@@ -86,6 +86,8 @@ class RemoteEngine(_Strict):
     kind: Literal["remote"] = "remote"
     address: str
     """Such as ``tcp://127.0.0.1:5599``."""
+    keys: Folder | None = None
+    """Folder of keys (``acq-isl keys``), for an engine on another host."""
 
 
 class NoEngine(_Strict):

@@ -1,12 +1,20 @@
-"""CURVE keys of both ends, for an engine on another host."""
+"""CURVE keys of both ends, for an engine on another host.
+
+A folder of keys holds the certificates that ``zmq.auth`` writes: ``server.key_secret`` stays with the
+engine; ``server.key`` and ``client.key_secret`` go to the microscope; ``client.key`` stays with the engine.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import zmq
+import zmq.auth
+
+from acq_isl.errors import EngineError
 
 log = logging.getLogger(__name__)
 
@@ -52,3 +60,46 @@ def let_in(context: zmq.Context[zmq.Socket[bytes]], keys: ServerKeys | None) -> 
     authenticator.start()
     authenticator.configure_curve_callback(credentials_provider=_AllowList(keys.allowed))
     return authenticator.stop
+
+
+def make_keys(folder: Path) -> None:
+    """Write a fresh pair of key pairs; EngineError if keys are there already or cannot be written.
+
+    Secret files can be read by their owner only, where the system knows owners.
+    """
+    if any(folder.glob("*.key*")):
+        raise EngineError(f"{folder} holds keys already", fix="name another folder, or delete them by hand")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("server", "client"):
+            _, secret = zmq.auth.create_certificates(folder, name)
+            Path(secret).chmod(0o600)
+    except OSError as error:
+        raise EngineError(f"keys cannot be written to {folder}", got=str(error)) from error
+
+
+def server_keys(folder: Path) -> ServerKeys:
+    """The engine's keys, and every ``client*.key`` in the folder as a client that may connect."""
+    public, secret = _read(folder / "server.key_secret")
+    allowed = tuple(_read(path, secret=False)[0] for path in sorted(folder.glob("client*.key")))
+    return ServerKeys(public, secret, allowed)
+
+
+def client_keys(folder: Path) -> ClientKeys:
+    """The microscope's keys, and the engine's public one."""
+    public, secret = _read(folder / "client.key_secret")
+    return ClientKeys(_read(folder / "server.key", secret=False)[0], public, secret)
+
+
+def _read(path: Path, *, secret: bool = True) -> tuple[bytes, bytes]:
+    try:
+        public, private = zmq.auth.load_certificate(path)
+    except (OSError, ValueError) as error:
+        raise EngineError(
+            f"no key can be read from {path}",
+            got=str(error),
+            fix="make a folder of keys: acq-isl keys FOLDER",
+        ) from error
+    if secret and private is None:
+        raise EngineError(f"{path} holds no secret key", fix="copy the .key_secret file of this side here")
+    return public, private or b""
