@@ -1,7 +1,7 @@
 """The inside of a server process: serve until told to stop, and say where.
 
-Its parent (`acq_isl.stream.process`) learns the address from a file and ends it by closing its standard input,
-which also happens by itself when the parent dies.
+Its parent (`acq_isl.stream.process`) learns the address from a file and ends it by closing its standard
+input, which also happens by itself when the parent dies.
 """
 
 from __future__ import annotations
