@@ -5,29 +5,36 @@ from __future__ import annotations
 import datetime
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from acq_isl.broadcast import Broadcast, bounds, choice, expected_slices
 from acq_isl.engines import describe
 from acq_isl.errors import EngineError, StorageError
 from acq_isl.experiment import Experiment, LocalEngine, NoEngine, RemoteEngine
+from acq_isl.figures import Gauge
 from acq_isl.hooks import GuardedAcquisition, OpenMicroscope, call_user_function, open_microscope
+from acq_isl.instruments import Instruments
 from acq_isl.ledger import Ledger
 from acq_isl.ledger import read as read_ledger
 from acq_isl.manifest import Manifest
+from acq_isl.news import LabelStyle, RunEnded, RunStarted, Tell, untold
 from acq_isl.plan import Cycle
 from acq_isl.preflight import check_labels, prepare, simulated
 from acq_isl.record import RunRecord
 from acq_isl.report import write_report
-from acq_isl.session import Instruments, Session, Step
+from acq_isl.session import Session
 from acq_isl.stack import Outcome, Slice, StackInfo, StackKey, Unpredicted
 from acq_isl.store import PredictionStore
-from acq_isl.stream.client import EngineClient
+from acq_isl.stream.client import ClientSettings, EngineClient
+from acq_isl.stream.keys import client_keys
+from acq_isl.stream.link import LinkSettings
 from acq_isl.stream.process import EngineProcess
 from acq_isl.stream.spool import Spool
 from acq_isl.summary import Origin, summarise, versions
+from acq_isl.view.previews import WatchedSink
 
 _REMOTE_WAIT_S = 5.0
 _FILES = (
@@ -82,9 +89,7 @@ class WithoutEngine:
         return [Unpredicted(info, "this run has no engine", "the measured data") for info in infos.values()]
 
 
-def run(
-    experiment: Experiment, *, sim: bool = False, progress: Callable[[Step], None] = lambda step: None
-) -> RunResult:
+def run(experiment: Experiment, *, sim: bool = False, watch: Tell = untold) -> RunResult:
     """Run an experiment from the first field to the report.
 
     Parameters
@@ -92,8 +97,8 @@ def run(
     experiment : Experiment
     sim : bool
         On a simulated microscope, whatever the experiment names.
-    progress : callable
-        Told of every `Step`; must return quickly.
+    watch : callable
+        Told of everything that happens, on the thread on which it happens; must return quickly.
 
     Raises
     ------
@@ -106,7 +111,7 @@ def run(
         plan = prepare(experiment, scope)
         folder = new_folder(experiment)
         try:
-            return _carry_out(experiment, scope, plan, folder, progress)
+            return _carry_out(experiment, scope, plan, folder, watch)
         except BaseException as error:
             error.add_note(f"what was captured until then is in {folder}")
             raise
@@ -135,29 +140,33 @@ def _carry_out(
     scope: OpenMicroscope,
     plan: tuple[Cycle, ...],
     folder: Path,
-    progress: Callable[[Step], None],
+    watch: Tell,
 ) -> RunResult:
     """Run with everything open; the report is written however it ends."""
     (folder / "experiment.yaml").write_text(experiment.to_yaml(), encoding="utf-8")
     started, began = datetime.datetime.now().astimezone().isoformat(timespec="seconds"), time.monotonic()
     record: RunRecord | None = None
     failure = ""
-    try:
-        with _opened(experiment, scope, folder, progress) as parts:
-            session = Session(experiment, plan, parts.instruments)
-            try:
-                session.run()
-            finally:
-                origin = parts.origin(started, time.monotonic() - began, scope.description)
-                record = summarise(experiment, session, parts.microscope, origin)
-    except BaseException as error:
-        failure = f"the run ended early: {error or type(error).__name__}"
-        raise
-    finally:
-        if record is not None:
-            record = _with_ending(record, folder, failure)
-            write_report(folder / "report.html", record)
-    return RunResult(folder, folder / "report.html", record)
+    report = folder / "report.html"
+    with Broadcast(folder, watch) as cast:
+        try:
+            with _opened(experiment, folder, plan, cast) as parts:
+                cast.tell(parts.news(started, folder, scope, plan))
+                session = Session(experiment, plan, parts.instruments)
+                try:
+                    session.run()
+                finally:
+                    origin = parts.origin(started, time.monotonic() - began, scope.description)
+                    record = summarise(experiment, session, parts.microscope, origin)
+        except BaseException as error:
+            failure = f"the run ended early: {error or type(error).__name__}"
+            raise
+        finally:
+            if record is not None:
+                record = _with_ending(record, folder, failure)
+                write_report(report, record)
+            cast.tell(RunEnded(failure, str(report) if record is not None else ""))
+    return RunResult(folder, report, record)
 
 
 def _with_ending(record: RunRecord, folder: Path, failure: str) -> RunRecord:
@@ -173,6 +182,7 @@ def _with_ending(record: RunRecord, folder: Path, failure: str) -> RunRecord:
 class _Parts:
     """What is open during a run."""
 
+    experiment: Experiment
     instruments: Instruments
     microscope: GuardedAcquisition
     source: EngineClient | WithoutEngine
@@ -180,9 +190,26 @@ class _Parts:
     model: str
     warnings: tuple[str, ...]
 
+    def news(self, started: str, folder: Path, scope: OpenMicroscope, plan: tuple[Cycle, ...]) -> RunStarted:
+        core = scope.core
+        pixel_um = core.get_pixel_size_um()
+        return RunStarted(
+            name=self.experiment.name,
+            started=started,
+            folder=str(folder),
+            scope=scope.description,
+            model=self.model,
+            labels=tuple(LabelStyle(one.name, one.color) for one in self.manifest.labels)
+            if self.manifest
+            else (),
+            fields=tuple(request for cycle in plan for request in cycle.requests),
+            fov_um=(core.get_image_width() * pixel_um, core.get_image_height() * pixel_um),
+            limits=bounds(self.experiment.limits),
+            choice=choice(self.experiment),
+        )
+
     def origin(self, started: str, duration_s: float, scope: str) -> Origin:
         colors = {label.name: label.color for label in self.manifest.labels} if self.manifest else {}
-        lost = self.source.counts.lost if isinstance(self.source, EngineClient) else 0
         return Origin(
             started=started,
             duration_s=duration_s,
@@ -193,13 +220,13 @@ class _Parts:
             files=dict(_FILES),
             warnings=self.warnings,
             captured=self.microscope.captured,
-            lost=lost,
+            lost=_lost(self.source),
         )
 
 
 @contextmanager
 def _opened(
-    experiment: Experiment, scope: OpenMicroscope, folder: Path, progress: Callable[[Step], None]
+    experiment: Experiment, folder: Path, plan: tuple[Cycle, ...], cast: Broadcast
 ) -> Iterator[_Parts]:
     """Open everything a run needs, innermost what must be closed first: the acquisition."""
     with ExitStack() as stack:
@@ -208,10 +235,29 @@ def _opened(
         colors = {label.name: label.color for label in manifest.labels} if manifest else {}
         store = stack.enter_context(PredictionStore(folder / "predictions.ome.zarr", colors))
         microscope = stack.enter_context(
-            GuardedAcquisition(folder, "measured", sink=source, limits=experiment.limits)
+            GuardedAcquisition(
+                folder, "measured", sink=WatchedSink(source, cast.tell), limits=experiment.limits
+            )
         )
-        instruments = Instruments(microscope, source, store, ledger, call_user_function, progress)
-        yield _Parts(instruments, microscope, source, manifest, model, warnings)
+        counters = (lambda: microscope.captured, lambda: _lost(source))
+        gauge = Gauge(cast.tell, counters, lambda: _state(source), expected_slices(experiment, plan))
+        instruments = Instruments(
+            microscope, source, store, ledger, call_user_function, gauge.tell, cast.orders
+        )
+        warnings = (*warnings, *cast.warnings)
+        yield _Parts(experiment, instruments, microscope, source, manifest, model, warnings)
+
+
+def _lost(source: EngineClient | WithoutEngine) -> int:
+    return source.counts.lost if isinstance(source, EngineClient) else 0
+
+
+def _state(source: EngineClient | WithoutEngine) -> str:
+    """State of the engine, for people."""
+    if isinstance(source, WithoutEngine):
+        return "no engine in this run"
+    welcome = source.engine
+    return "does not answer; stacks wait on disk" if welcome is None else f"ready, {welcome.engine}"
 
 
 def _engine(
@@ -229,8 +275,11 @@ def _engine(
                 return WithoutEngine(), None, "", (f"the engine did not start: {error}",)
             manifest, sha256 = info.manifest, info.sha256
             client = stack.enter_context(EngineClient(address, spool=Spool(folder / "spool")))
-        case RemoteEngine(address=address):
-            client = stack.enter_context(EngineClient(address, spool=Spool(folder / "spool")))
+        case RemoteEngine(address=address, keys=keys):
+            link = LinkSettings(keys=client_keys(keys) if keys is not None else None)
+            settings = ClientSettings(link=link)
+            client = EngineClient(address, spool=Spool(folder / "spool"), settings=settings)
+            stack.enter_context(client)
             deadline_s = time.monotonic() + _REMOTE_WAIT_S
             while (welcome := client.engine) is None and time.monotonic() < deadline_s:
                 time.sleep(0.02)

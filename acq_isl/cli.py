@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -20,9 +20,9 @@ from rich.table import Table
 
 from acq_isl.errors import AcqIslError
 from acq_isl.experiment import Experiment, NoEngine, RecordedSpecimen, RemoteEngine, SimulatedMicroscope
+from acq_isl.news import News, Step, Tell
 from acq_isl.plan import Cycle
 from acq_isl.record import RunRecord
-from acq_isl.session import Step
 
 cli = typer.Typer(
     name="acq-isl",
@@ -82,19 +82,40 @@ def serve(
     model: Model = "demo",
     bind: Annotated[str, typer.Option(help="Address to answer at.")] = "tcp://127.0.0.1:5599",
     threads: Annotated[int | None, typer.Option(min=1, help="Processor threads for inference.")] = None,
+    keys: Annotated[
+        Path | None, typer.Option(help="Folder of keys, to be reached from other computers.")
+    ] = None,
     announce: Annotated[Path | None, typer.Option(hidden=True)] = None,
     stop_with_stdin: Annotated[bool, typer.Option(hidden=True)] = False,
     verbose: Verbose = False,
 ) -> None:
     """Predict for clients until stopped with Ctrl-C."""
     from acq_isl.engines import load_engine
+    from acq_isl.stream.keys import server_keys
+    from acq_isl.stream.server import ServerSettings
     from acq_isl.stream.serving import Parent
     from acq_isl.stream.serving import serve as serve_engine
 
     _configure_logging(verbose)
     engine = load_engine(model, threads=threads)
     out.print(f"{escape(engine.manifest.name)} at {bind}; stop with Ctrl-C")
-    serve_engine(engine, bind, parent=Parent(announce, stop_with_stdin))
+    settings = ServerSettings(
+        engine_name=engine.name,
+        model_sha256=engine.model.sha256,
+        keys=None if keys is None else server_keys(keys),
+    )
+    serve_engine(engine, bind, settings, Parent(announce, stop_with_stdin))
+
+
+@cli.command()
+def keys(folder: Annotated[Path, typer.Argument(help="New folder for the keys.")]) -> None:
+    """Make keys, so that an engine can be reached from other computers."""
+    from acq_isl.stream.keys import make_keys
+
+    make_keys(folder)
+    out.print(f"made {folder}", soft_wrap=True)
+    out.print("to the engine's computer:  server.key_secret, client.key   acq-isl serve --keys FOLDER")
+    out.print("to the microscope:         client.key_secret, server.key   engine: {kind: remote, keys: FOLDER}")
 
 
 @cli.command()
@@ -181,7 +202,7 @@ def _run(experiment: Experiment, *, sim: bool, verbose: bool) -> None:
 
     _configure_logging(verbose)
     with _progress() as told:
-        result = run_experiment(experiment, sim=sim, progress=told)
+        result = run_experiment(experiment, sim=sim, watch=told)
     _summary(result.record)
     out.print(f"\nresults  {result.folder}", soft_wrap=True)
     out.print(f"report   {result.report}", soft_wrap=True)
@@ -212,7 +233,7 @@ def _summary(record: RunRecord) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[Step], None]]:
+def _progress() -> Iterator[Tell]:
     names = {"overview": "imaging without stain", "predict": "predicting labels", "revisit": "fluorescence"}
     columns = (
         TextColumn("{task.description:>22}"),
@@ -224,7 +245,9 @@ def _progress() -> Iterator[Callable[[Step], None]]:
     with Progress(*columns, console=out) as bars:
         tasks: dict[str, TaskID] = {}
 
-        def told(step: Step) -> None:
+        def told(step: News) -> None:
+            if not isinstance(step, Step):
+                return
             if step.phase not in tasks:
                 tasks[step.phase] = bars.add_task(names[step.phase], total=step.total, text="")
             bars.update(tasks[step.phase], completed=step.done, total=step.total, text=step.text)

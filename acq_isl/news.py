@@ -171,7 +171,8 @@ class Decided:
 
     Parameters
     ----------
-    key : StackKey
+    key : StackKey or None
+        The field's stack; None if it is not about one.
     rule : str
         Name of the trigger; ``"operator"`` for a person.
     what, why : str
@@ -179,7 +180,7 @@ class Decided:
         ``"done"``, ``"nothing"``, ``"refused: ..."`` and so on.
     """
 
-    key: StackKey
+    key: StackKey | None
     rule: str
     what: str
     why: str

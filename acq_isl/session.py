@@ -8,86 +8,30 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Literal, Protocol
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 
-from acq_isl.actions import Call, ImageField, SetPreset, check_action
+from acq_isl.actions import Call, ImageField, SetPreset, check_action, check_request
+from acq_isl.control import Control, Stopped
 from acq_isl.errors import AcqIslError, ActionRefused, SliceLost, StorageError
 from acq_isl.experiment import Experiment
-from acq_isl.ledger import Ledger
+from acq_isl.instruments import Field, Instruments
 from acq_isl.measure import Measurement, measure
+from acq_isl.news import (
+    Decided,
+    FieldImaged,
+    FieldRanked,
+    FieldsRanked,
+    NotPredicted,
+    Phase,
+    Predicted,
+    Step,
+)
+from acq_isl.orders import GoTo
 from acq_isl.plan import Cycle, visits
-from acq_isl.protocols import Microscope, PredictionSource
 from acq_isl.record import Measured
-from acq_isl.rules import Choice, Decision, decide, rank
+from acq_isl.rules import Decision, decide, rank
 from acq_isl.stack import Outcome, Prediction, StackKey, StackRequest, Unpredicted
-
-Phase = Literal["overview", "predict", "revisit"]
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """How far the run is, for whoever shows it.
-
-    Parameters
-    ----------
-    phase : str
-    done, total : int
-        Stacks.
-    text : str
-        What has just happened, for people.
-    """
-
-    phase: Phase
-    done: int
-    total: int
-    text: str
-
-
-class PredictionStore(Protocol):
-    """Where predictions are kept."""
-
-    def put(self, prediction: Prediction) -> None:
-        """Keep a prediction; StorageError if that is not possible."""
-
-
-@dataclass(frozen=True, slots=True)
-class Instruments:
-    """What a session works with; opened and closed by whoever starts it.
-
-    Parameters
-    ----------
-    microscope : Microscope
-    predictions : PredictionSource
-    store : PredictionStore
-    ledger : Ledger
-    call : callable
-        Runs a user's function by its name with the decision and the prediction, guarded, and returns
-        what became of it in words.
-    progress : callable
-        Told of every `Step`; must return quickly.
-    now, sleep : callable
-        Monotonic clock in seconds, and how to wait for it.
-    """
-
-    microscope: Microscope
-    predictions: PredictionSource
-    store: PredictionStore
-    ledger: Ledger
-    call: Callable[[str, Decision, Prediction], str]
-    progress: Callable[[Step], None]
-    now: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
-
-
-@dataclass(slots=True)
-class Field:
-    """What is known so far of one overview field; owned by the session."""
-
-    request: StackRequest
-    outcome: Outcome | None = None
-    choice: Choice | None = None
 
 
 class Session:
@@ -112,6 +56,10 @@ class Session:
         self.decide_ms: list[float] = []
         self.warnings: list[str] = []
         self._lost: SliceLost | None = None
+        self._numbers: dict[tuple[StackKey, Measurement], Measured] = {}
+        self._undecided: list[Prediction] = []
+        self._visits = 0
+        self._control = Control(instruments.orders, self._visit, self._ordered, instruments.tell)
 
     def run(self) -> None:
         """Acquire, predict, choose and revisit, one time point after the other.
@@ -122,11 +70,16 @@ class Session:
             What was captured until then is kept; `fields` and `acquired` say how far it came.
         """
         start = self._tools.now()
-        for cycle in self._plan:
-            self._wait_until(start + cycle.start_s)
-            self._overview(cycle)
-            for field in self._choose(cycle):
-                self._revisit(field)
+        try:
+            for cycle in self._plan:
+                self._wait_until(start + cycle.start_s)
+                self._overview(cycle)
+                for field in self._choose(cycle):
+                    self._revisit(field)
+        except Stopped:
+            self.warnings.append(f"stopped by the operator after {len(self.acquired)} stacks")
+            for outcome in self._drained():
+                self._take(outcome)
         if self._lost is not None:
             raise self._lost
 
@@ -159,12 +112,27 @@ class Session:
         if isinstance(field.outcome, Prediction):
             return
         field.outcome = outcome
-        decisions = [] if isinstance(outcome, Unpredicted) else self._decisions(outcome)
-        self.decide_ms.append((time.perf_counter() - began) * 1e3)
-        if isinstance(outcome, Prediction):
-            self._keep(outcome)
-            for decision in decisions:
-                self._act(decision, field.request, outcome)
+        if not isinstance(outcome, Prediction):
+            if not isinstance(outcome, Unpredicted):
+                self._decisions(outcome)
+            self._tools.tell(NotPredicted(outcome))
+            return
+        self._keep(outcome)
+        rules = [trigger.when.measurement for trigger in self._experiment.triggers]
+        rules += [self._experiment.choose.measurement] if self._experiment.choose else []
+        numbers = tuple(self._measure(outcome, one) for one in dict.fromkeys(rules))
+        spent_ms = (time.perf_counter() - began) * 1e3
+        self._tools.tell(Predicted(outcome, numbers, spent_ms))
+        self.decide_ms.append(spent_ms)
+        self._undecided.append(outcome)
+        self._decide()
+
+    def _decide(self) -> None:
+        """Act on what was predicted, but never while the operator has the microscope."""
+        while self._undecided and not self._control.paused:
+            prediction = self._undecided.pop(0)
+            for decision in self._decisions(prediction):
+                self._act(decision, self.fields[prediction.info.key].request, prediction)
 
     def _keep(self, prediction: Prediction) -> None:
         try:
@@ -190,6 +158,9 @@ class Session:
         """Carry out a decision between two events; a refused or failed action never stops the run."""
         action = decision.action
         if action is None:
+            return
+        if self._control.stopping:
+            self._note(decision, "not done: the operator stopped the run")
             return
         try:
             check_action(action, prediction.info, self._experiment.limits)
@@ -236,6 +207,8 @@ class Session:
         for choice in choices:
             self.fields[choice.key].choice = choice
             self._tools.ledger.write("choice", **asdict(choice))
+        ranked = [FieldRanked(c.key, c.rank, c.chosen, c.measured, c.reason) for c in choices]
+        self._tools.tell(FieldsRanked(tuple(ranked)))
         return [self.fields[choice.key] for choice in choices if choice.chosen]
 
     def _revisit(self, field: Field) -> None:
@@ -250,26 +223,61 @@ class Session:
             self._step("revisit", done, len(requests), f"{request.preset} at {request.key.position}")
 
     def _acquire(self, request: StackRequest) -> None:
+        self._control.listen(self._rest)
+        self._decide()
+        self._expose(request)
+
+    def _expose(self, request: StackRequest) -> None:
         self.asked.append(request)
         self._tools.microscope.acquire(request)
         self.acquired.append(request)
         key = request.key
         self._tools.ledger.dose(key.position, key.channel, request.exposure_ms, len(request.z_um))
+        self._tools.tell(FieldImaged(request))
+
+    def _rest(self, seconds: float) -> None:
+        self._tools.sleep(seconds)
+        for outcome in self._tools.predictions.poll():
+            self._take(outcome)
+
+    def _visit(self, order: GoTo) -> str:
+        """Go where the operator wants and take one plane there: checked, dosed and kept like any other."""
+        self._visits += 1
+        like = self._plan[0].requests[0]
+        z_um = (like.z_um[0] + like.z_um[-1]) / 2 if order.z_um is None else order.z_um
+        key = replace(like.key, position=f"visit_{self._visits:03d}")
+        place = replace(like, key=key, x_um=order.x_um, y_um=order.y_um, z_um=(z_um,), predict=False)
+        try:
+            check_request(place, self._experiment.limits)
+            self._expose(place)
+        except ActionRefused as error:
+            return f"refused: {error}"
+        return "done"
+
+    def _ordered(self, what: str, done: str) -> None:
+        self._tools.ledger.write("order", what=what, done=done)
+        self._tools.tell(Decided(None, "operator", what, "the operator wants it", done))
 
     def _note(self, decision: Decision, done: str) -> None:
         self._tools.ledger.write("decision", **asdict(replace(decision, action=None)), done=done)
+        self._tools.tell(Decided(decision.key, decision.rule, decision.what, decision.why, done))
 
     def _measured(self, outcome: Outcome, measurement: Measurement) -> Measured | None:
-        return measure(outcome, measurement) if isinstance(outcome, Prediction) else None
+        return self._measure(outcome, measurement) if isinstance(outcome, Prediction) else None
+
+    def _measure(self, prediction: Prediction, measurement: Measurement) -> Measured:
+        place = (prediction.info.key, measurement)
+        if place not in self._numbers:
+            self._numbers[place] = measure(prediction, measurement)
+        return self._numbers[place]
 
     def _predicted(self, cycle: Cycle) -> int:
         return sum(isinstance(self.fields[r.key].outcome, Prediction) for r in cycle.requests)
 
     def _wait_until(self, moment_s: float) -> None:
         while (left_s := moment_s - self._tools.now()) > 0:
-            self._tools.sleep(min(left_s, 0.5))
-            for outcome in self._tools.predictions.poll():
-                self._take(outcome)
+            self._control.listen(self._rest)
+            self._rest(min(left_s, 0.5))
 
     def _step(self, phase: Phase, done: int, total: int, text: str) -> None:
-        self._tools.progress(Step(phase, done, total, text))
+        self._tools.tell(Step(phase, done, total, text))

@@ -13,10 +13,11 @@ from skimage.transform import resize
 
 from acq_isl.errors import AcqIslError
 from acq_isl.experiment import Experiment
+from acq_isl.instruments import Field
 from acq_isl.measure import compare
 from acq_isl.protocols import Microscope
 from acq_isl.record import Comparison, Counts, FieldRecord, Measured, RunRecord, StageLatency
-from acq_isl.session import Field, Session
+from acq_isl.session import Session
 from acq_isl.stack import Prediction, Refusal, StackKey, StackRequest, Uint16Image, Unpredicted
 
 _THUMBNAIL_PX = 384

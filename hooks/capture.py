@@ -85,6 +85,8 @@ class CaptureHook:
             )
         self._sink = sink
         self._sink_copies = bool(getattr(sink, "copies", False))
+        # Slices that nobody wants predicted, such as fluorescence, for a sink that likes to see them.
+        self._put_measured = getattr(sink, "put_measured", None)
         self._pixel_size_um = pixel_size_um
         self._modality: Modality = modality
         self._polarity: Polarity = polarity
@@ -136,7 +138,7 @@ class CaptureHook:
         with self._lock:
             request = self._requests.get(tags.key)
             known = self._open.get(tags.key)
-        if request is not None and not request.predict:
+        if request is not None and not request.predict and self._put_measured is None:
             return
         planes = len(request.z_um) if request is not None else self._planes or 1
         if not 0 <= tags.z_index < planes:
@@ -218,8 +220,13 @@ class CaptureHook:
             )
 
     def _put(self, info: StackInfo, z_index: int, pixels: Uint16Image, captured_s: float) -> None:
-        if self._sink is not None:
-            self._sink.put(Slice(info, z_index, pixels, captured_s))
+        slice_ = Slice(info, z_index, pixels, captured_s)
+        with self._lock:
+            request = self._requests.get(info.key)
+        if request is not None and not request.predict and self._put_measured is not None:
+            self._put_measured(slice_)
+        elif self._sink is not None:
+            self._sink.put(slice_)
             self.put_count += 1
 
     def _remember(self, key: StackKey, known: StackInfo | _Early) -> None:

@@ -10,10 +10,12 @@ import pytest
 
 from acq_isl.errors import AcquisitionFailed, SliceLost, StorageError
 from acq_isl.experiment import Experiment
+from acq_isl.instruments import Instruments
 from acq_isl.ledger import Ledger, read
+from acq_isl.news import News, Step
 from acq_isl.plan import Optics, Place, cycles
 from acq_isl.rules import Decision
-from acq_isl.session import Instruments, Session, Step
+from acq_isl.session import Session
 from acq_isl.stack import Outcome, Prediction, Refusal, StackInfo, StackRequest, Uint16Image, Unpredicted
 
 PLACE = Place(0.0, 0.0, 0.0, (10.0, 10.0))
@@ -90,7 +92,7 @@ class Bench:
         self.experiment = Experiment.from_text(text)
         self.scope = scope or FakeMicroscope(prediction)
         self.store = Kept()
-        self.steps: list[Step] = []
+        self.news: list[News] = []
         self.slept: list[float] = []
         self.now = 0.0
         self.path = folder / "decisions.jsonl"
@@ -113,7 +115,7 @@ class Bench:
                 self.store,
                 ledger,
                 self.call,
-                self.steps.append,
+                self.news.append,
                 now=lambda: self.now,
                 sleep=self._sleep,
             )
@@ -255,6 +257,7 @@ def test_a_full_disk_for_predictions_does_not_stop_the_run(tmp_path: Path) -> No
 def test_progress_is_told(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     bench.run()
-    overview = [step for step in bench.steps if step.phase == "overview"]
+    steps = [one for one in bench.news if isinstance(one, Step)]
+    overview = [step for step in steps if step.phase == "overview"]
     assert [(step.done, step.total) for step in overview] == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert {step.phase for step in bench.steps} == {"overview", "predict", "revisit"}
+    assert {step.phase for step in steps} == {"overview", "predict", "revisit"}

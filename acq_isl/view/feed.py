@@ -219,6 +219,6 @@ class Feed:
         poller.register(self._desk, zmq.POLLIN)
         poller.register(self._wake_out, zmq.POLLIN)
         soon_s = _QUIET_S if self._unsent_status else longest_s
-        poller.poll(min(soon_s, longest_s) * 1000)
+        poller.poll(round(min(soon_s, longest_s) * 1000))
         with suppress(BlockingIOError):
             self._wake_out.recv(4096)

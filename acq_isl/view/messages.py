@@ -139,11 +139,11 @@ class Ranked(_Message):
 
 
 class Decided(_Message):
-    """A decision and what became of it; ``time_s`` is Unix time."""
+    """A decision and what became of it; ``time_s`` is Unix time. ``key`` is None if it is about no field."""
 
     type: Literal["DECIDED"] = "DECIDED"
     time_s: _Um
-    key: StackKey
+    key: StackKey | None
     rule: _Name
     what: _Text
     why: _Text

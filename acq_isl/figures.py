@@ -1,0 +1,122 @@
+"""Where a run stands, in numbers: worked out from its news, on the way to whoever watches."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+
+from acq_isl.news import (
+    FieldImaged,
+    Figures,
+    News,
+    NotPredicted,
+    Predicted,
+    RunEnded,
+    StateChanged,
+    Step,
+    Tell,
+)
+from acq_isl.record import Counts
+from acq_isl.stack import Prediction, Refusal, StackKey
+from acq_isl.summary import latencies
+
+_RECENT = 256
+_LEAST_S = 0.2
+
+
+class Gauge:
+    """Hands news on, and adds `Figures` after those that change a number, at most five times a second.
+
+    Parameters
+    ----------
+    tell : callable
+        Whoever is told.
+    counters : (callable, callable)
+        Slices captured and lost so far.
+    engine : callable
+        State of the engine, for people.
+    slices : int
+        Slices the whole run is expected to take.
+    monotonic : callable
+        Seconds.
+    """
+
+    def __init__(
+        self,
+        tell: Tell,
+        counters: tuple[Callable[[], int], Callable[[], int]],
+        engine: Callable[[], str],
+        slices: int,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._tell = tell
+        self._captured, self._lost = counters
+        self._engine, self._slices, self._monotonic = engine, slices, monotonic
+        self._counts = Counts()
+        self._recent: deque[Prediction] = deque(maxlen=_RECENT)
+        self._decide_ms: deque[float] = deque(maxlen=_RECENT)
+        self._waiting: dict[StackKey, int] = {}
+        self._began_s = self._told_s = monotonic()
+        self._rested_s = 0.0
+        self._paused_s: float | None = None
+
+    def tell(self, news: News) -> None:
+        """Hand a news on; from the session's thread."""
+        self._tell(news)
+        match news:
+            case FieldImaged(request=request):
+                planes = len(request.z_um)
+                self._count(requested=planes, not_for_prediction=0 if request.predict else planes)
+                if request.predict:
+                    self._waiting[request.key] = planes
+            case Predicted(prediction=prediction):
+                self._recent.append(prediction)
+                self._decide_ms.append(news.decide_ms)
+                self._count(predicted=self._outcome(prediction.info.key, prediction.info.planes))
+            case NotPredicted(outcome=outcome):
+                planes = self._outcome(outcome.info.key, outcome.info.planes)
+                refused = isinstance(outcome, Refusal)
+                self._count(**{"refused" if refused else "spooled": planes})
+            case StateChanged(state=state):
+                self._clock_pauses(paused=state == "paused")
+            case Step() | RunEnded():
+                pass
+            case _:
+                return
+        now = self._monotonic()
+        if now - self._told_s >= _LEAST_S or isinstance(news, RunEnded | StateChanged):
+            self._told_s = now
+            self._tell(self.figures())
+
+    def figures(self) -> Figures:
+        """Where the run stands now."""
+        counts = replace(self._counts, captured=self._captured(), lost=self._lost())
+        stages = latencies(list(self._recent), list(self._decide_ms))
+        return Figures(counts, sum(self._waiting.values()), stages, self._engine(), self._remaining_s())
+
+    def _outcome(self, key: StackKey, planes: int) -> int:
+        self._waiting.pop(key, None)
+        return planes
+
+    def _count(self, **more: int) -> None:
+        changes = {name: getattr(self._counts, name) + number for name, number in more.items()}
+        self._counts = replace(self._counts, **changes)
+
+    def _clock_pauses(self, *, paused: bool) -> None:
+        now = self._monotonic()
+        if paused and self._paused_s is None:
+            self._paused_s = now
+        elif not paused and self._paused_s is not None:
+            self._rested_s += now - self._paused_s
+            self._paused_s = None
+
+    def _remaining_s(self) -> float | None:
+        """As fast as so far, pauses left out; a time-lapse that waits between time points takes longer."""
+        done = self._counts.requested
+        if not done:
+            return None
+        until = self._paused_s if self._paused_s is not None else self._monotonic()
+        each_s = (until - self._began_s - self._rested_s) / done
+        return max(self._slices - done, 0) * each_s
