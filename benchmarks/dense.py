@@ -36,6 +36,8 @@ PLANES = 13
 HEADS = ("MAXPROJECT/DAPI_CONFOCAL", "MAXPROJECT/MAP2_CONFOCAL", "MAXPROJECT/NFH_CONFOCAL")
 PATCHES_PER_BATCH = 4
 FORMS: dict[str, Form] = {"exact dense": "exact", "single phase": "single phase"}
+# The largest that stay well below 2 GB: the exact form holds four phases at a time.
+TILES_PX: dict[Form, int] = {"exact": 528, "single phase": 640}
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +144,7 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def jobs(base_depth: int, side: int, tile_px: int, threads: int, patches: int) -> dict[str, Job]:
+def jobs(base_depth: int, side: int, threads: int, patches: int) -> dict[str, Job]:
     torch.manual_seed(0)
     network = ReferenceNetwork(ReferenceConfig(base_depth, 26, HEADS))
     settle(network)
@@ -151,7 +153,7 @@ def jobs(base_depth: int, side: int, tile_px: int, threads: int, patches: int) -
     def job(form: Form, count: int | None) -> Job:
         spec = DenseSpec(HEADS, PLANES, form)
         model = build_dense(variables, base_depth, spec).SerializeToString()
-        return Job(model, spec, side, tile_px, threads, count)
+        return Job(model, spec, side, TILES_PX[form], threads, count)
 
     # On a single patch the single-phase graph is the published network and nothing else.
     return {"patch by patch": job("single phase", patches)} | {n: job(f, None) for n, f in FORMS.items()}
@@ -171,14 +173,13 @@ def settle(network: ReferenceNetwork) -> None:
 def main(
     side: int = 256,
     base_depth: int = 400,
-    tile_px: int = 528,
     threads: int = 1,
     patches: int = 64,
     rounds: int = 2,
 ) -> None:
     results: dict[str, list[Result]] = {}
     for _ in range(rounds):
-        for name, job in jobs(base_depth, side, tile_px, threads, patches).items():
+        for name, job in jobs(base_depth, side, threads, patches).items():
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(1, mp_context=context) as process:
                 results.setdefault(name, []).append(process.submit(work, job).result())
