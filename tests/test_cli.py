@@ -1,0 +1,66 @@
+"""The command line: what it says, and with which exit code."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from acq_isl import cli
+
+EXPERIMENT = """
+name: plan
+overview:
+  grid_plan: {rows: 2, columns: 2}
+  z_plan: {range: 4, step: 2}
+  channels: [{config: Phase, exposure: 10}]
+"""
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["acq-isl", *map(str, arguments)])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def test_a_dry_run_shows_the_plan_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text(EXPERIMENT, encoding="utf-8")
+    assert run(monkeypatch, "run", path, "--sim", "--dry-run", "--output", tmp_path / "runs") == 0
+    told = capsys.readouterr().out
+    assert "nothing was moved" in told and "overview: 12 slices" in told
+    assert told.count("Phase") == 4
+    assert not (tmp_path / "runs").exists()
+
+
+def test_info_is_what_a_microscopist_must_match(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "info", "demo") == 0
+    told = capsys.readouterr().out
+    for word in ("pixel size", "planes", "phase contrast", "nuclei (predicted", "trained on", "sha256"):
+        assert word in told
+
+
+def test_keys_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(monkeypatch, "keys", tmp_path / "keys") == 0
+    assert len(list((tmp_path / "keys").iterdir())) == 4
+    assert run(monkeypatch, "keys", tmp_path / "keys") == 1
+
+
+def test_serving_beyond_this_computer_needs_keys(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "serve", "--bind", "tcp://0.0.0.0:5599") == 1
+    assert "keys" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [("fly",), ("run",), ("run", "--sim"), ("demo", "--nonsense")])
+def test_wrong_usage_is_exit_code_2(arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(monkeypatch, *arguments) == 2
