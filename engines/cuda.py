@@ -247,14 +247,21 @@ class Device:
         try:
             yield
         except BaseException:
-            # The stream must leave capture mode whatever happened; what was recorded is of no use.
-            self._do("drop a graph", self._cu.cuStreamEndCapture, stream)
+            self._drop_capture(stream)
             raise
         graph = self._do("record a graph", self._cu.cuStreamEndCapture, stream)
         try:
             graphs.append(self._do("make a graph", self._cu.cuGraphInstantiate, graph, 0))
         finally:
             self._do("free a graph", self._cu.cuGraphDestroy, graph)
+
+    def _drop_capture(self, stream: Any) -> None:
+        """Have a stream leave capture mode whatever happened; what was recorded is of no use."""
+        try:
+            graph = self._do("drop a graph", self._cu.cuStreamEndCapture, stream)
+            self._do("free a graph", self._cu.cuGraphDestroy, graph)
+        except EngineError as error:  # the driver has dropped it by itself
+            _log.debug("%s", error)
 
     def launch(self, graph: Any, stream: Any) -> None:
         self._do("launch a graph", self._cu.cuGraphLaunch, graph, stream)

@@ -1,7 +1,8 @@
 """What is to be fp16 in an ONNX graph and what must stay fp32.
 
 Nothing is assumed of the network but its contract: ``stack`` becomes raw counts, ``inv_sd`` divides them
-by the stack's contrast, and what comes after the last convolution and a softmax, exponential or sum is decoding.
+by the stack's contrast, and what follows a softmax, exponential or sum, with no convolution after it, is
+decoding.
 """
 
 from __future__ import annotations
@@ -109,12 +110,12 @@ def half_nodes(graph: Graph) -> set[int]:
     return {
         index
         for index, node in enumerate(nodes)
-        if index not in decoding and any(node.input[place] in normalised for place in graph.floats(node))
+        if index not in decoding and normalised.intersection(node.output) and list(graph.floats(node))
     }
 
 
 def _normalised(graph: Graph) -> set[str]:
-    """Values that follow from counts in units of the stack's contrast, not counting the division itself."""
+    """Values that follow from counts in units of the stack's contrast, the division itself left out."""
     stacks = {port.name for port in graph.model.graph.input} - {_CONTRAST}
     from_stack, from_contrast, first, after = set(stacks), {_CONTRAST}, set[str](), set[str]()
     for node in graph.nodes:
@@ -128,7 +129,7 @@ def _normalised(graph: Graph) -> set[str]:
         elif inputs & first or (inputs & from_stack and inputs & from_contrast):
             # The clip that follows belongs to it: a speck of dust may be 100 000 contrasts bright.
             first.update(node.output)
-    return first | after
+    return after
 
 
 def _decoding(nodes: list[onnx.NodeProto]) -> set[int]:

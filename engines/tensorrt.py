@@ -13,9 +13,9 @@ from acq_isl.engines.predictor import Predictor
 from acq_isl.engines.trt_api import Flavour, Progress, load_flavour
 from acq_isl.engines.trt_build import BuildOptions, BuiltPlan, build
 from acq_isl.engines.trt_network import TensorRTNetwork
-from acq_isl.engines.trt_program import KernelFile, PlanRefused, Program
+from acq_isl.engines.trt_program import KernelFile, PlanRefused, Program, Shape
 from acq_isl.stack import Prediction, ZStack
-from acq_isl.tiling import TileRule, plan_tiles
+from acq_isl.tiling import BLEND_PX, plan_tiles
 
 _log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class TensorRTEngine(Predictor):
         super().__init__(file.info, self._gpu, tile_px=max(most[2:4]), tiles_per_batch=most[0])
         self._note = ""
         try:
-            self._warm_up()
+            self._warm_up(built.note.key.shapes["stack"][1])
         except BaseException:
             self.close()
             raise
@@ -94,17 +94,21 @@ class TensorRTEngine(Predictor):
                 replace(prediction, warnings=(*prediction.warnings, self._note)) if self._note else prediction
             )
 
-    def _warm_up(self) -> None:
-        try:
-            self._gpu.warm_up()
-        except OutOfDeviceMemory as error:
-            # The stacks' own shape is tried when the first one is here.
-            self._use_smaller_tiles(error)
+    def _warm_up(self, usual: Shape) -> None:
+        """Make ready for the plan's usual tiles, or for the largest that fit."""
+        while True:
+            sides = (plan_tiles((side, side), self._rule, tile_px=self._tile_px) for side in usual[2:4])
+            height, width = (plan.tile_shape[0] for plan in sides)
+            tiles = min(usual[0], self._tiles_per_batch)
+            try:
+                return self._gpu.warm_up((tiles, usual[1], height, width, usual[4]))
+            except OutOfDeviceMemory as error:
+                self._use_smaller_tiles(error)
 
     def _use_smaller_tiles(self, error: OutOfDeviceMemory) -> None:
-        rules = self.manifest
-        rule = TileRule(rules.min_tile_px, rules.halo_px, rules.size_step_px)
-        smallest = plan_tiles((1 << 16, 1 << 16), rule, tile_px=1).tile_shape[0]
+        # Any field that is larger than the smallest tile that works would do.
+        field_px = self._rule.min_px + 4 * (self._rule.halo_px + self._rule.step_px + BLEND_PX)
+        smallest = plan_tiles((field_px, field_px), self._rule, tile_px=1).tile_shape[0]
         before_px, before_tiles = self._tile_px or smallest, self._tiles_per_batch
         if before_tiles > 1:
             self._tiles_per_batch = before_tiles // 2

@@ -132,7 +132,7 @@ def checked(flavour: Flavour) -> Flavour:
     if missing:
         raise EngineError(
             f"this version of {flavour.name} cannot be used: it has no {missing[0]}",
-            wanted="TensorRT 10.13 or newer, or TensorRT for RTX 1.4 or newer",
+            wanted="TensorRT 10.13 or newer, or TensorRT for RTX 1.7 or newer",
             got=flavour.version,
             fix=f"pip install --upgrade {flavour.name}",
         )

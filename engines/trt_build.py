@@ -46,7 +46,8 @@ class BuildOptions:
         GPUs to build for, such as ``("sm86", "sm89")``; none named: all that the flavour can (RTX), or
         the one in the machine (tensorrt).
     field_px : int
-        Longer side of the camera's field in pixels; what ``live`` is fastest at.
+        Longer side of the camera's field in pixels; what ``live`` is fastest at. ``bulk`` makes tiles no
+        larger than this, nor than 1024 pixels.
     """
 
     flavour: FlavourName = "auto"
@@ -84,7 +85,7 @@ def profile_shapes(manifest: Manifest, options: BuildOptions) -> Shapes:
         tiles, usual = (1, 1, 1), max(_up(options.field_px, step), least)
         sides = least, usual, max(_up(_LIVE_MOST_PX, step), usual)
     else:
-        most = max(_up(_BULK_TILE_PX, step), least)
+        most = max(_up(min(_BULK_TILE_PX, options.field_px), step), least)
         tiles, sides = (1, _BULK_TILES, _BULK_TILES), (least, most, most)
     stacks = tuple((n, manifest.planes, side, side, 2) for n, side in zip(tiles, sides, strict=True))
     return {"stack": (stacks[0], stacks[1], stacks[2]), "inv_sd": ((tiles[0],), (tiles[1],), (tiles[2],))}

@@ -155,9 +155,9 @@ class TensorRTNetwork:
             )
             self._changed.notify_all()
 
-    def warm_up(self, shape: Shape | None = None) -> None:
-        """Make ready for a shape of tiles, the plan's optimal one if not given, and keep compiled kernels."""
-        self._give_back(self._take(shape or self._program.port("stack").shapes[1]))
+    def warm_up(self, shape: Shape) -> None:
+        """Make ready for a shape of tiles, (tile, z, h, w, 2), and keep the kernels compiled for it."""
+        self._give_back(self._take(shape))
         self._program.keep_kernels()
 
     def register_host(self, memory: NDArray[np.uint8]) -> None:

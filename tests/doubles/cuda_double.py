@@ -2,9 +2,9 @@
 
 Streams are queues. Nothing runs when it is queued; whenever somebody asks for an event, a few operations of
 streams picked at random are run, later streams first as often as not. So a missing event shows: computation
-overtakes its upload, and a download its computation. Memory is real memory: a wrong address, a size too large,
-a use after free, pageable memory or a thread without a context is an error, as on a strict GPU. Fresh memory
-holds rubbish.
+overtakes its upload, and a download its computation. Memory is real memory: a wrong address, a size too
+large, a use after free, pageable memory or a thread without a context is an error, as on a strict GPU.
+Fresh memory holds rubbish.
 """
 
 from __future__ import annotations

@@ -1,0 +1,554 @@
+"""TensorRT: really built with TensorRT for RTX, run over a readable GPU, and on a real one where there is one."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import logging
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from acq_isl.engines import precision, trt_api
+from acq_isl.engines.agreement import as_inputs, sample_tiles
+from acq_isl.engines.cuda import Device, OutOfDeviceMemory
+from acq_isl.engines.model_file import read_model
+from acq_isl.engines.onnx import OnnxEngine
+from acq_isl.engines.plans import PlanStore
+from acq_isl.engines.tensorrt import TensorRTEngine
+from acq_isl.engines.trt_api import Flavour, Messages, load_flavour
+from acq_isl.engines.trt_build import BuildOptions, build
+from acq_isl.engines.trt_compile import check_network, parse
+from acq_isl.engines.trt_network import LANES
+from acq_isl.engines.trt_program import Program
+from acq_isl.errors import EngineError, ModelError
+from acq_isl.manifest import Label
+
+HERE = Path(__file__).resolve().parent
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+tiny, cuda_double, trt_double = (
+    load(HERE / "doubles" / f"{n}.py") for n in ("tiny_model", "cuda_double", "tensorrt_double")
+)
+FULL = BuildOptions(precision="fp32", field_px=96)
+HALF = BuildOptions(field_px=96)
+
+
+@pytest.fixture
+def model(tmp_path):
+    return tiny.write(tmp_path)
+
+
+class Bench:
+    """Engines over readable GPUs, closed and looked through for leaks at the end."""
+
+    def __init__(self, folder):
+        self.store = PlanStore(folder / "plans")
+        self._opened = []
+
+    def open(self, model, options=FULL, *, rtx=True, trt=None, **driver):
+        if trt is None:
+            trt = trt_double.tensorrt(cuda_double.Driver(**driver), rtx=rtx)
+        device = Device(driver=trt.driver)
+        engine = TensorRTEngine(model, options, store=self.store, device=device, flavour=Flavour(trt))
+        self._opened.append((engine, trt.driver))
+        return engine, trt
+
+    def close(self):
+        for engine, driver in self._opened:
+            engine.close()
+            engine.close()
+            assert driver.leaks() == {}
+
+
+@pytest.fixture
+def bench(tmp_path):
+    made = Bench(tmp_path)
+    yield made
+    made.close()
+
+
+def same(prediction, wanted):
+    np.testing.assert_array_equal(prediction.mean, wanted.mean)
+    np.testing.assert_array_equal(prediction.spread, wanted.spread)
+
+
+# -- what comes out, over the double: exactly what ONNX Runtime says
+
+
+@pytest.mark.parametrize("rtx", [True, False], ids=["rtx", "tensorrt"])
+@pytest.mark.parametrize("seed", range(4))
+def test_predictions_are_those_of_the_reference_whatever_order_the_gpu_works_in(bench, model, rtx, seed):
+    engine, trt = bench.open(model, rtx=rtx, seed=seed)
+    with OnnxEngine(model, threads=1) as reference:
+        for number, shape in enumerate([(72, 88), (96, 96), (33, 47), (96, 96)]):
+            stack = tiny.stack(shape, seed=number)
+            same(engine.predict(stack), reference.predict(stack))
+    assert trt.driver.launched == (0 if rtx else 4)  # the graph on tensorrt, the runtime's own on RTX
+
+
+def test_a_field_larger_than_the_profile_is_tiled_and_batched(bench, model):
+    options = dataclasses.replace(FULL, profile="bulk")
+    engine, trt = bench.open(model, options)
+    stack = tiny.stack((100, 200))
+    before = trt.executed
+    with OnnxEngine(model, threads=1) as reference:
+        np.testing.assert_allclose(engine.predict(stack).mean, reference.predict(stack).mean, atol=1e-5)
+    assert trt.executed - before == LANES + 1  # one batch of all tiles: warm-up of its shape, and itself
+
+
+def test_fp16_comes_down_as_two_bytes_and_goes_out_as_float32(bench, model):
+    engine, trt = bench.open(model, HALF)
+    stack = tiny.stack()
+    with OnnxEngine(model, threads=1) as reference:
+        wanted = reference.predict(stack)
+    got = engine.predict(stack)
+    assert got.mean.dtype == np.float32
+    assert np.abs(got.mean - wanted.mean).max() < 0.02
+    assert np.corrcoef(got.mean.ravel(), wanted.mean.ravel())[0, 1] > 0.999
+    assert "fp16" in got.engine
+    assert "tensorrt_rtx 1.7.1.116 Readable GPU" in got.engine
+
+
+def test_two_bytes_for_each_pixel_go_up(bench, model):
+    engine, trt = bench.open(model)
+    stack = tiny.stack((96, 96))
+    engine.predict(stack)  # the shape is ready
+    before = trt.driver.copied_up
+    engine.predict(stack)
+    assert trt.driver.copied_up - before == stack.pixels.nbytes + 4
+
+
+def test_threads_share_an_engine(bench, model):
+    engine, _ = bench.open(model, seed=5)
+    stacks = [tiny.stack((72, 88 + 8 * (i % 3)), seed=i) for i in range(9)]
+    got, start = {}, threading.Barrier(3, timeout=10)
+
+    def use(mine):
+        start.wait()
+        for index in mine:
+            got[index] = engine.predict(stacks[index])
+
+    threads = [threading.Thread(target=use, args=(range(first, 9, 3),)) for first in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    with OnnxEngine(model, threads=1) as reference:
+        for index, stack in enumerate(stacks):
+            same(got[index], reference.predict(stack))
+
+
+def test_batches_overlap_up_to_the_number_of_lanes(bench, model):
+    engine, trt = bench.open(model)
+    network = engine.network
+    feeds = as_inputs(sample_tiles(tiny.MANIFEST, 3))
+    tiles = [feeds["stack"][i : i + 1] for i in range(3)]
+    inv_sd = [feeds["inv_sd"][i : i + 1] for i in range(3)]
+    alone = [network.run(t, s)[0] for t, s in zip(tiles, inv_sd, strict=True)]
+    trt.driver.stuck = True
+    pending = [network.submit(tiles[i], inv_sd[i]) for i in range(LANES)]
+    third = []
+    thread = threading.Thread(target=lambda: third.append(network.run(tiles[2], inv_sd[2])))
+    thread.start()
+    trt.driver.stuck = False
+    results = [p.result()[0] for p in reversed(pending)][::-1]
+    thread.join(30)
+    for got, wanted in zip([*results, third[0][0]], alone, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    assert network.times.batches == 6
+    assert network.times.upload_ms > 0
+
+
+def test_stacks_in_a_registered_ring_are_not_copied_on_the_host(bench, model, monkeypatch):
+    engine, _ = bench.open(model)
+    network = engine.network
+    feeds = as_inputs(sample_tiles(tiny.MANIFEST, 1))
+    ring = np.zeros(4 * feeds["stack"].nbytes, np.uint8)
+    slot = ring[: feeds["stack"].nbytes].reshape(feeds["stack"].shape)
+    slot[:] = feeds["stack"]
+    wanted = network.run(feeds["stack"], feeds["inv_sd"])
+    network.register_host(ring)
+    copies = []
+    monkeypatch.setattr(np, "copyto", lambda *args: copies.append(args))
+    got = network.run(slot, feeds["inv_sd"])
+    assert copies == []
+    np.testing.assert_array_equal(got[0], wanted[0])
+    monkeypatch.undo()
+    network.unregister_host(ring)
+
+
+def test_many_field_sizes_do_not_pile_up(bench, model):
+    engine, trt = bench.open(model)
+    for side in range(40, 120, 8):
+        engine.predict(tiny.stack((side, side)))
+    # four shapes kept, two lanes each, two inputs and two outputs each, and one scratch for each shape
+    assert len(trt.driver.device) == 4 * (LANES * 4 + 1)
+
+
+# -- warm-up and kept kernels
+
+
+def test_kernels_are_compiled_once_and_kept(bench, model, caplog):
+    driver = cuda_double.Driver()
+    trt = trt_double.tensorrt(driver, rtx=True)
+    bench.open(model, trt=trt)[0].close()
+    assert (trt.built, trt.compiled) == (1, 1)
+    bench.open(model, trt=trt)[0].close()
+    assert (trt.built, trt.compiled) == (1, 1)
+    kept = next(bench.store.folder.glob("*.kernels"))
+    kept.write_bytes(kept.read_bytes()[:-1])
+    bench.open(model, trt=trt)[0].close()
+    assert trt.compiled == 2
+    assert "damaged, they will be compiled again" in caplog.text
+    driver.version += 10  # another driver looks for its own
+    bench.open(model, trt=trt)[0].close()
+    assert trt.compiled == 3
+
+
+def test_the_first_stack_of_the_usual_size_finds_everything_ready(bench, model):
+    engine, trt = bench.open(model)
+    executed, blocks = trt.executed, len(trt.driver.device)
+    engine.predict(tiny.stack((96, 96)))
+    assert (trt.executed, len(trt.driver.device)) == (executed + 1, blocks)
+
+
+# -- what goes wrong
+
+
+def test_memory_that_runs_out_means_smaller_tiles_and_is_said(bench, model, caplog):
+    stack = tiny.stack((400, 400))
+    engine, _ = bench.open(model, memory_bytes=8_000_000)
+    with caplog.at_level(logging.WARNING):
+        got = engine.predict(stack)
+    with OnnxEngine(model, threads=1) as reference:
+        np.testing.assert_allclose(got.mean, reference.predict(stack).mean, atol=1e-5)
+    assert "memory is too small" in caplog.text
+    assert any("memory is too small" in warning for warning in got.warnings)
+
+
+def test_a_gpu_too_small_for_the_smallest_tile_is_an_error(bench, model):
+    trt = trt_double.tensorrt(cuda_double.Driver(memory_bytes=1000), rtx=True)
+    with pytest.raises(OutOfDeviceMemory, match="smaller tiles, or close other programs"):
+        bench.open(model, trt=trt)
+    assert trt.driver.leaks() == {}
+
+
+def test_old_shapes_make_room_before_tiles_get_smaller(bench, model, caplog):
+    engine, trt = bench.open(model, memory_bytes=3_000_000)
+    for side in (96, 104, 112, 120, 128, 136):
+        assert engine.predict(tiny.stack((side, side))).warnings == ()
+    assert "too small" not in caplog.text
+
+
+def test_a_plan_of_another_version_is_built_again(bench, model, caplog):
+    old = trt_double.tensorrt(cuda_double.Driver(), rtx=True)
+    bench.open(model, trt=old)[0].close()
+    new = trt_double.tensorrt(cuda_double.Driver(), rtx=True)
+    new.mark = b"\1" * 32  # same version by name, yet it refuses: as a driver's update may
+    engine, _ = bench.open(model, trt=new)
+    assert "does not take the plan; it is built again" in caplog.text
+    assert new.built == 1
+    engine.predict(tiny.stack())
+
+
+@pytest.mark.parametrize("rtx", [True, False], ids=["rtx", "tensorrt"])
+def test_a_fresh_plan_that_is_refused_is_an_error(tmp_path, model, rtx, monkeypatch):
+    trt = trt_double.tensorrt(cuda_double.Driver(), rtx=rtx)
+    monkeypatch.setattr(
+        trt_double.Builder, "build_serialized_network", lambda *_: trt_double.IHostMemory(200)
+    )
+    with pytest.raises(EngineError, match="does not take the plan.*acq-isl build"):
+        TensorRTEngine(
+            model,
+            FULL,
+            store=PlanStore(tmp_path / "p"),
+            device=Device(driver=trt.driver),
+            flavour=Flavour(trt),
+        )
+    assert trt.driver.leaks() == {}
+
+
+def test_a_plan_of_another_model_is_refused(model, tmp_path):
+    flavour = Flavour(trt_double.tensorrt(cuda_double.Driver(), rtx=True))
+    built = build(model, FULL, store=PlanStore(tmp_path / "p"), flavour=flavour)
+    other = tiny.MANIFEST.model_copy(update={"z_offsets_um": (-1.0, 0.0, 1.0)})
+    with pytest.raises(EngineError, match="another model.*3 planes"):
+        Program(flavour, built.content, other)
+
+
+def test_shapes_outside_of_the_profile_are_refused_before_anything_runs(bench, model):
+    engine, trt = bench.open(model)
+    executed = trt.executed
+    tiles = np.zeros((2, tiny.PLANES, 96, 96, 2), np.uint8)
+    with pytest.raises(EngineError, match=r"outside of the plan's profile.*from \(1, 5, 32, 32, 2\)"):
+        engine.network.run(tiles, np.ones(2, np.float32))
+    assert trt.executed == executed
+    engine.predict(tiny.stack())  # and the engine goes on
+
+
+def test_a_model_that_gives_nan_is_never_shown(bench, tmp_path):
+    def poison(model):
+        weight = next(w for w in model.graph.initializer if w.name == "second")
+        values = onnx.numpy_helper.to_array(weight).copy()
+        values[0] = np.nan
+        weight.CopyFrom(onnx.numpy_helper.from_array(values, "second"))
+
+    engine, _ = bench.open(tiny.write(tmp_path, defect=poison))
+    with pytest.raises(EngineError, match="NaN or infinity"):
+        engine.predict(tiny.stack())
+
+
+def test_a_model_that_fp16_breaks_is_not_built(bench, tmp_path):
+    def widen(model):
+        weight = next(w for w in model.graph.initializer if w.name == "first")
+        weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 5e4, "first"))
+
+    with pytest.raises(ModelError, match="does not survive fp16.*--precision fp32"):
+        bench.open(tiny.write(tmp_path, defect=widen), HALF)
+
+
+def test_after_the_gpu_failed_nothing_more_is_asked_of_it(bench, model):
+    engine, trt = bench.open(model)
+    trt.driver.broken = cuda_double.CUresult.CUDA_ERROR_ILLEGAL_ADDRESS
+    with pytest.raises(EngineError, match="ILLEGAL_ADDRESS"):
+        engine.predict(tiny.stack((96, 96)))
+    trt.driver.broken = None
+    with pytest.raises(EngineError, match="failed before.*load the engine again"):
+        engine.predict(tiny.stack((96, 96)))
+
+
+def test_a_plan_that_does_not_run_says_what_tensorrt_said(model, tmp_path):
+    trt = trt_double.tensorrt(cuda_double.Driver(), rtx=True)
+    trt.refuses_to_run = True
+    with pytest.raises(EngineError, match="could not run the plan.*kernel launch failed"):
+        TensorRTEngine(
+            model,
+            FULL,
+            store=PlanStore(tmp_path / "p"),
+            device=Device(driver=trt.driver),
+            flavour=Flavour(trt),
+        )
+    assert trt.driver.leaks() == {}
+
+
+def test_without_graphs_kernels_are_launched_one_by_one(bench, model, monkeypatch, caplog):
+    invalid = cuda_double.CUresult.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
+    monkeypatch.setattr(cuda_double.Driver, "cuGraphInstantiate", lambda *_: (invalid, None))
+    engine, trt = bench.open(model, rtx=False)
+    with OnnxEngine(model, threads=1) as reference:
+        same(engine.predict(tiny.stack()), reference.predict(tiny.stack()))
+    assert trt.driver.launched == 0
+    assert "launched one by one" in caplog.text
+
+
+def test_a_closed_engine_says_so(bench, model):
+    engine, _ = bench.open(model)
+    engine.close()
+    with pytest.raises(EngineError, match="closed"):
+        engine.predict(tiny.stack())
+
+
+# -- which TensorRT
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    def put(**modules):
+        for name in ("tensorrt", "tensorrt_rtx"):
+            monkeypatch.setitem(sys.modules, name, modules.get(name))
+
+    return put
+
+
+def double_of(rtx, **changes):
+    trt = trt_double.tensorrt(cuda_double.Driver(), rtx=rtx, version="1.7" if rtx else "11.4")
+    vars(trt).update(changes)
+    return trt
+
+
+@pytest.mark.parametrize(
+    ("capability", "there", "chosen"),
+    [
+        ("sm89", (True, False), "tensorrt_rtx"),
+        (None, (True, False), "tensorrt_rtx"),
+        ("sm90", (True, False), "tensorrt"),  # H100: not one of RTX's
+        ("sm89", (False,), "tensorrt"),
+    ],
+)
+def test_auto_takes_rtx_where_it_knows_the_gpu(installed, capability, there, chosen):
+    installed(**{("tensorrt_rtx" if rtx else "tensorrt"): double_of(rtx) for rtx in there})
+    assert load_flavour(capability=capability).name == chosen
+
+
+def test_what_is_not_installed_names_its_extra(installed):
+    installed()
+    for name in ("auto", "rtx"):
+        with pytest.raises(EngineError, match=r"acq-isl\[rtx\]"):
+            load_flavour(name)
+    with pytest.raises(EngineError, match=r"acq-isl\[tensorrt\]"):
+        load_flavour("tensorrt")
+    installed(tensorrt_rtx=double_of(True))
+    with pytest.raises(EngineError, match=r"does not run on this GPU.*got: sm90.*acq-isl\[tensorrt\]"):
+        load_flavour(capability="sm90")
+
+
+def test_a_tensorrt_too_old_is_named(installed):
+    class OldEngine:
+        pass
+
+    installed(tensorrt=double_of(False, __version__="8.6.1", ICudaEngine=OldEngine))
+    with pytest.raises(EngineError, match=r"create_runtime_config.*10\.13.*got: 8\.6\.1"):
+        load_flavour("tensorrt")
+
+
+# -- really built: TensorRT for RTX needs no GPU for that
+
+
+@pytest.fixture(scope="module")
+def rtx():
+    pytest.importorskip(
+        "tensorrt_rtx", exc_type=ImportError, reason="pip install acq-isl[rtx] to build plans"
+    )
+    return load_flavour("rtx")
+
+
+def shipped():
+    """The model that comes with acq-isl, once it is there, and the tiny one."""
+    demo = HERE.parent / "acq_isl" / "models" / "demo.onnx"
+    return [pytest.param(None, id="tiny"), *([pytest.param(demo, id="demo")] if demo.is_file() else [])]
+
+
+@pytest.mark.parametrize("path", shipped())
+@pytest.mark.parametrize("precision_name", ["fp16", "fp32"])
+def test_what_rtx_understood_is_what_the_manifest_says(rtx, model, path, precision_name):
+    file = read_model(path or model)
+    form = precision.mixed if precision_name == "fp16" else precision.full
+    builder, network = parse(rtx, form(file.content), Messages(rtx))
+    manifest = file.info.manifest
+    check_network(network, rtx, manifest)
+    outputs = [network.get_output(i) for i in range(network.num_outputs)]
+    kind = rtx.trt.DataType.HALF if precision_name == "fp16" else rtx.trt.DataType.FLOAT
+    assert {o.dtype for o in outputs} == {kind}
+    assert network.get_flag(rtx.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    del network, builder
+
+
+@pytest.mark.parametrize("path", shipped())
+@pytest.mark.parametrize("profile", ["live", "bulk"])
+def test_shipped_models_build(rtx, model, path, profile, tmp_path):
+    steps = []
+    options = BuildOptions(flavour="rtx", profile=profile)
+    store = PlanStore(tmp_path / "plans")
+    built = build(path or model, options, store=store, progress=steps.append)
+    assert built.content[:4] == b"vtrt"
+    assert built.note.key.version == rtx.version
+    assert len(built.content) > len(precision.mixed(read_model(path or model).content)) / 2
+    assert steps[-1].phase == "Building engine"
+    assert not build(path or model, options, store=store).fresh
+
+
+@pytest.mark.parametrize("target", ["sm75", "sm86", "sm89", "sm120"])
+def test_plans_for_one_gpu_build_without_it(rtx, model, target, tmp_path):
+    assert target in rtx.targets
+    built = build(
+        model, BuildOptions(flavour="rtx", targets=(target,)), store=PlanStore(tmp_path / "p"), flavour=rtx
+    )
+    assert built.note.key.targets == (target,)
+
+
+def test_a_wrong_manifest_is_found_when_parsing(rtx, model):
+    file = read_model(model)
+    third = Label(name="third", marker="none")
+    wrong = tiny.MANIFEST.model_copy(update={"labels": (*tiny.MANIFEST.labels, third)})
+    _, network = parse(rtx, precision.full(file.content), Messages(rtx))
+    with pytest.raises(ModelError, match=r"another way.*\(-1, 3, -1, -1\)"):
+        check_network(network, rtx, wrong)
+
+
+def test_an_operator_rtx_lacks_is_named(rtx):
+    def determinant(model):
+        node, nodes = onnx.helper.make_node, model.graph.node
+        nodes[-1].output[0] = "exponential"
+        nodes.append(node("Det", ["active"], ["determinants"]))
+        nodes.append(node("ReduceMean", ["determinants"], ["average"]))
+        nodes.append(node("Add", ["exponential", "average"], ["spread"]))
+
+    with pytest.raises(ModelError, match="cannot use this model.*Det"):
+        parse(rtx, precision.full(tiny.content(defect=determinant)), Messages(rtx))
+
+
+def test_a_file_that_is_no_model_is_refused(rtx):
+    with pytest.raises(ModelError, match="cannot use this model"):
+        parse(rtx, b"\x08\x0a not a model", Messages(rtx))
+
+
+def test_without_a_gpu_the_runtime_refuses_in_words(rtx, model, tmp_path):
+    try:
+        Device().close()
+    except EngineError:
+        built = build(model, BuildOptions(flavour="rtx"), store=PlanStore(tmp_path / "p"))
+        with pytest.raises(EngineError, match="does not take the plan"):
+            Program(rtx, built.content, tiny.MANIFEST)
+        with pytest.raises(EngineError, match="NVIDIA"):
+            TensorRTEngine(model, BuildOptions(flavour="rtx"), store=PlanStore(tmp_path / "p"))
+    else:
+        pytest.skip("an NVIDIA GPU is here: the gpu tests run instead")
+
+
+def test_messages_of_tensorrt_reach_the_log_once(caplog):
+    flavour = Flavour(double_of(True))
+    messages = Messages(flavour)
+    with caplog.at_level(logging.DEBUG, logger=trt_api.__name__):
+        for level in range(5):
+            messages.logger.log(level, f"message {level}")
+        messages.logger.log(1, "message 1")
+    assert messages.take() == "message 0; message 1"
+    assert messages.take() == ""
+    assert "message 4" not in caplog.text
+
+
+# -- on a real GPU
+
+
+@pytest.fixture(scope="module", params=["rtx", "tensorrt"])
+def real(request, tmp_path_factory):
+    try:
+        device = Device()
+    except EngineError as error:
+        pytest.skip(f"no NVIDIA GPU: {error.what}")
+    try:
+        flavour = load_flavour(request.param, capability=device.info.capability)
+    except EngineError as error:
+        device.close()
+        pytest.skip(error.what)
+    folder = tmp_path_factory.mktemp("gpu")
+    path = tiny.write(folder)
+    if flavour.portable and device.info.capability not in flavour.targets:
+        device.close()
+        pytest.skip(f"{flavour.name} does not run on {device.info.name}")
+    return path, PlanStore(folder / "plans"), device, flavour
+
+
+@pytest.mark.gpu
+def test_a_real_gpu_says_what_the_reference_says(real):
+    path, store, device, flavour = real
+    with (
+        TensorRTEngine(path, FULL, store=store, device=device, flavour=flavour) as engine,
+        OnnxEngine(path) as reference,
+    ):
+        for shape in ((72, 88), (96, 96), (300, 500), (96, 96)):
+            stack = tiny.stack(shape)
+            np.testing.assert_allclose(engine.predict(stack).mean, reference.predict(stack).mean, atol=1e-3)
+        assert engine.network.times.compute_ms > 0
