@@ -18,11 +18,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from acq_isl.cli_live import Port, Web, both, installed, make_web_command, page
 from acq_isl.errors import AcqIslError
 from acq_isl.experiment import Experiment, NoEngine, RecordedSpecimen, RemoteEngine, SimulatedMicroscope
 from acq_isl.news import News, Step, Tell
 from acq_isl.plan import Cycle
 from acq_isl.record import RunRecord
+from acq_isl.view.page_server import PageSettings
 
 cli = typer.Typer(
     name="acq-isl",
@@ -33,6 +35,7 @@ cli = typer.Typer(
 )
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+cli.command("web")(make_web_command(out))
 
 Model = Annotated[str, typer.Option(help="Model file (.onnx), or 'demo', which ships with acq-isl.")]
 Output = Annotated[Path | None, typer.Option(help="Where run folders are made.", show_default="acq-isl-runs")]
@@ -49,6 +52,10 @@ def demo(
     ] = None,
     output: Output = None,
     engine: Engine = None,
+    web: Annotated[
+        bool | None,
+        typer.Option("--web/--no-web", help="Serve a page that shows it live.", show_default="if installed"),
+    ] = None,
     verbose: Verbose = False,
 ) -> None:
     """Run the main job on the simulated microscope: overview, prediction, choice, revisit, report."""
@@ -57,7 +64,8 @@ def demo(
     if specimen is not None:
         microscope = SimulatedMicroscope(specimen=RecordedSpecimen(folder=specimen))
         experiment = experiment.model_copy(update={"microscope": microscope})
-    _run(_adjusted(experiment, output, engine), sim=True, verbose=verbose)
+    served = PageSettings() if (installed() if web is None else web) else None
+    _run(_adjusted(experiment, output, engine), sim=True, verbose=verbose, web=served)
 
 
 @cli.command()
@@ -67,6 +75,8 @@ def run(
     dry_run: Annotated[bool, typer.Option(help="Check everything and show the plan; nothing moves.")] = False,
     output: Output = None,
     engine: Engine = None,
+    web: Web = False,
+    port: Port = None,
     verbose: Verbose = False,
 ) -> None:
     """Run an experiment."""
@@ -74,7 +84,7 @@ def run(
     if dry_run:
         _dry_run(loaded, sim)
     else:
-        _run(loaded, sim=sim, verbose=verbose)
+        _run(loaded, sim=sim, verbose=verbose, web=PageSettings(port=port) if web else None)
 
 
 @cli.command()
@@ -115,7 +125,9 @@ def keys(folder: Annotated[Path, typer.Argument(help="New folder for the keys.")
     make_keys(folder)
     out.print(f"made {folder}", soft_wrap=True)
     out.print("to the engine's computer:  server.key_secret, client.key   acq-isl serve --keys FOLDER")
-    out.print("to the microscope:         client.key_secret, server.key   engine: {kind: remote, keys: FOLDER}")
+    out.print(
+        "to the microscope:         client.key_secret, server.key   engine: {kind: remote, keys: FOLDER}"
+    )
 
 
 @cli.command()
@@ -197,15 +209,16 @@ def _show_plan(plan: tuple[Cycle, ...], bytes_per_slice: int) -> None:
     out.print(f"overview: {slices} slices, {size:.0f} MiB, {exposed_ms / 1e3:.1f} s of light")
 
 
-def _run(experiment: Experiment, *, sim: bool, verbose: bool) -> None:
+def _run(experiment: Experiment, *, sim: bool, verbose: bool, web: PageSettings | None) -> None:
     from acq_isl.app import run as run_experiment
 
     _configure_logging(verbose)
-    with _progress() as told:
-        result = run_experiment(experiment, sim=sim, watch=told)
-    _summary(result.record)
-    out.print(f"\nresults  {result.folder}", soft_wrap=True)
-    out.print(f"report   {result.report}", soft_wrap=True)
+    with page(out, web) as shown:
+        with _progress() as told:
+            result = run_experiment(experiment, sim=sim, watch=both(told, shown))
+        _summary(result.record)
+        out.print(f"\nresults  {result.folder}", soft_wrap=True)
+        out.print(f"report   {result.report}", soft_wrap=True)
 
 
 def _summary(record: RunRecord) -> None:

@@ -55,6 +55,7 @@ RANKS = {
     "figures": 6,
     "preflight": 6,
     "app": 7,
+    "cli_live": 7,
     "cli": 8,
     "__main__": 9,
     "__init__": 10,  # the door for notebooks: names resolved on first use
@@ -89,8 +90,8 @@ DOORS = {
     "zarr": {"store"},
     "ome_writers": {"store"},
     "jinja2": {"report"},
-    "typer": {"cli"},
-    "rich": {"cli"},
+    "typer": {"cli", "cli_live"},
+    "rich": {"cli", "cli_live"},
 }
 PURE = (
     *("actions", "assemble", "gallery", "measure", "normalize", "objects", "pictures"),

@@ -1,17 +1,32 @@
-"""News that wait for the feed's thread, and what is kept for a viewer that comes late. Both bounded."""
+"""Bounded places to wait for what is shown: newest first, every drop counted."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Hashable
+from typing import Generic, Protocol, TypeVar
 
 from acq_isl.news import News, Predicted, Seen
-from acq_isl.view.messages import Decided, Parcel, slot
+from acq_isl.view.messages import Decided, Message, slot
 
 MAX_NOTES = 10_000
 MAX_PICTURE_BYTES = 256 << 20
 MAX_DECISIONS = 500
+
+
+class Item(Protocol):
+    """A message on its way, with or without pictures."""
+
+    @property
+    def message(self) -> Message: ...
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the pictures; 0 without."""
+
+
+T = TypeVar("T", bound=Item)
 
 
 class Backlog:
@@ -66,48 +81,91 @@ def _nbytes(news: Seen | Predicted) -> int:
     return int(news.prediction.mean.nbytes + news.prediction.spread.nbytes)
 
 
-class Shelf:
-    """The present state of a run as messages: the newest of each slot, pictures within ``max_bytes``.
+class Shelf(Generic[T]):
+    """The present state of a run: the newest message of each slot, pictures within ``max_bytes``.
 
     Overflow policy: the pictures put longest ago go first, and are counted; notes stay. Owned by one thread.
     """
 
     def __init__(self, max_bytes: int, max_decisions: int = MAX_DECISIONS) -> None:
-        self._parcels: OrderedDict[Hashable, Parcel] = OrderedDict()
+        self._items: OrderedDict[Hashable, T] = OrderedDict()
         self._decisions: deque[Hashable] = deque()
         self._bytes = 0
         self._max_bytes, self._max_decisions = max_bytes, max_decisions
         self.forgotten = 0
 
-    def put(self, parcel: Parcel) -> bool:
+    def put(self, item: T) -> bool:
         """Keep a message; False if a newer one of its slot is there already."""
-        place = slot(parcel.message)
-        known = self._parcels.get(place)
+        place = slot(item.message)
+        known = self._items.get(place)
         if known is not None:
-            if known.message.seq >= parcel.message.seq:
+            if known.message.seq >= item.message.seq:
                 return False
             self._drop(place)
-        self._parcels[place] = parcel
-        self._bytes += parcel.nbytes
-        if isinstance(parcel.message, Decided):
+        self._items[place] = item
+        self._bytes += item.nbytes
+        if isinstance(item.message, Decided):
             self._decisions.append(place)
             if len(self._decisions) > self._max_decisions:
                 self._drop(self._decisions.popleft())
-        self._shrink()
+        self.forgotten += len(_shrink(self, self._max_bytes))
         return True
 
-    def present(self, since: int = -1) -> list[Parcel]:
+    def present(self, since: int = -1) -> list[T]:
         """What is kept with a number above ``since``: notes in order first, then pictures, newest first."""
-        kept = [one for one in self._parcels.values() if one.message.seq > since]
-        notes = sorted((one for one in kept if not one.pictures), key=lambda one: one.message.seq)
-        pictures = sorted((one for one in kept if one.pictures), key=lambda one: -one.message.seq)
-        return notes + pictures
+        return sorted((one for one in self._items.values() if one.message.seq > since), key=_urgency)
 
     def _drop(self, place: Hashable) -> None:
-        self._bytes -= self._parcels.pop(place).nbytes
+        self._bytes -= self._items.pop(place).nbytes
 
-    def _shrink(self) -> None:
-        while self._bytes > self._max_bytes:
-            oldest = next(place for place, one in self._parcels.items() if one.pictures)
-            self._drop(oldest)
-            self.forgotten += 1
+
+class Newest(Generic[T]):
+    """What one viewer has not got yet: the newest message of each slot. Owned by one thread, or locked.
+
+    Overflow policy: a newer message replaces the waiting one of its slot; pictures beyond ``max_bytes`` go,
+    oldest first. Pictures that go either way are counted in ``skipped``.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._items: OrderedDict[Hashable, T] = OrderedDict()
+        self._bytes = 0
+        self._max_bytes = max_bytes
+        self.skipped = 0
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def put(self, item: T) -> None:
+        """Wait to be taken."""
+        place = slot(item.message)
+        if place in self._items:
+            self.skipped += bool(self._items[place].nbytes)
+            self._drop(place)
+        self._items[place] = item
+        self._bytes += item.nbytes
+        self.skipped += len(_shrink(self, self._max_bytes))
+
+    def take(self, limit: int | None = None) -> list[T]:
+        """At most ``limit``: notes in order first, then pictures, newest first."""
+        taken = sorted(self._items.values(), key=_urgency)[:limit]
+        for one in taken:
+            self._drop(slot(one.message))
+        return taken
+
+    def _drop(self, place: Hashable) -> None:
+        self._bytes -= self._items.pop(place).nbytes
+
+
+def _shrink(store: Shelf[T] | Newest[T], max_bytes: int) -> list[Hashable]:
+    """Drop the oldest pictures until the rest fits."""
+    gone = []
+    while store._bytes > max_bytes:
+        oldest = next(place for place, one in store._items.items() if one.nbytes)
+        store._drop(oldest)
+        gone.append(oldest)
+    return gone
+
+
+def _urgency(item: Item) -> tuple[bool, int]:
+    seq = item.message.seq
+    return (True, -seq) if item.nbytes else (False, seq)

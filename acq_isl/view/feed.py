@@ -58,7 +58,7 @@ class Feed:
     def __init__(self, folder: Path, bind: str = _LOOPBACK) -> None:
         self._folder, self._bind = folder, bind
         self._backlog = Backlog()
-        self._shelf = Shelf(_SHELF_BYTES)
+        self._shelf: Shelf[Parcel] = Shelf(_SHELF_BYTES)
         self._translator = Translator(uuid.uuid4().hex)
         self._orders: deque[Order] = deque()
         self._orders_lock = threading.Lock()

@@ -19,6 +19,7 @@ import zmq
 from acq_isl.errors import WireError
 from acq_isl.orders import Order
 from acq_isl.view.address import FeedAddress
+from acq_isl.view.backlog import Newest
 from acq_isl.view.desk import Answer, Ask, Give, read_answer
 from acq_isl.view.messages import Parcel, Status, decode, slot
 
@@ -46,11 +47,10 @@ class FeedReader:
     """
 
     def __init__(self, address: FeedAddress, max_bytes: int = 256 << 20) -> None:
-        self._address, self._max_bytes = address, max_bytes
+        self._address = address
         self._new = threading.Condition()
-        self._waiting: dict[Hashable, Parcel] = {}
+        self._waiting: Newest[Parcel] = Newest(max_bytes)
         self._newest: dict[Hashable, int] = {}
-        self._bytes = 0
         self._seq: int | None = None
         self._asked_s = -_ASK_AGAIN_S
         self._wanted_since: int | None = -1
@@ -59,7 +59,6 @@ class FeedReader:
         self._thread = threading.Thread(target=self._run, name="acq-isl-viewer", daemon=True)
         self._next_id = 0
         self.missed = 0
-        self.skipped = 0
 
     def __enter__(self) -> Self:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -81,27 +80,27 @@ class FeedReader:
         heard_s = self._heard_s
         return heard_s is not None and time.monotonic() - heard_s < SILENT_S
 
+    @property
+    def skipped(self) -> int:
+        """Pictures that were replaced by newer ones, or dropped, before they were taken."""
+        with self._new:
+            return self._waiting.skipped
+
     def take(self, limit: int | None = None) -> list[Parcel]:
         """What is new since the last call: notes in order, then pictures, newest first; at most ``limit``.
 
         What is over the limit waits for the next call, or is replaced by something newer.
         """
         with self._new:
-            kept = list(self._waiting.items())
-            kept.sort(key=lambda item: (bool(item[1].pictures), _order(item[1])))
-            taken = kept[:limit]
-            for place, parcel in taken:
-                del self._waiting[place]
-                self._bytes -= parcel.nbytes
-            return [parcel for _, parcel in taken]
+            return self._waiting.take(limit)
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until there is something to `take`; False if there was nothing in time."""
         with self._new:
-            return self._new.wait_for(lambda: bool(self._waiting), timeout_s)
+            return self._new.wait_for(lambda: len(self._waiting) > 0, timeout_s)
 
     def order(self, order: Order, *, token: str = "", by: str = "operator") -> Answer:
-        """Give an order and return whether the run took it; at most five seconds. From the owner's thread.
+        """Give an order and return whether the run took it; at most five seconds. Any thread.
 
         Parameters
         ----------
@@ -193,18 +192,5 @@ class FeedReader:
             if self._newest.get(place, -1) >= parcel.message.seq:
                 return
             self._newest[place] = parcel.message.seq
-            old = self._waiting.pop(place, None)
-            if old is not None:
-                self._bytes -= old.nbytes
-                self.skipped += bool(old.pictures)
-            self._waiting[place] = parcel
-            self._bytes += parcel.nbytes
-            while self._bytes > self._max_bytes:
-                oldest = next(key for key, one in self._waiting.items() if one.pictures)
-                self._bytes -= self._waiting.pop(oldest).nbytes
-                self.skipped += 1
+            self._waiting.put(parcel)
             self._new.notify_all()
-
-
-def _order(parcel: Parcel) -> int:
-    return -parcel.message.seq if parcel.pictures else parcel.message.seq

@@ -1,0 +1,112 @@
+"""Commands that show a run while it goes on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from acq_isl.news import News, Tell
+from acq_isl.view.address import running_folder
+from acq_isl.view.page_process import PageProcess
+from acq_isl.view.page_server import (
+    DEFAULT_PORT,
+    Announcement,
+    PageSettings,
+    serve_page,
+    write_announcement,
+)
+
+Web = Annotated[bool, typer.Option("--web/--no-web", help="Serve a page that shows the run live.")]
+Port = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=65535, help="Port of the page.", show_default=f"{DEFAULT_PORT}, or a free one if taken"
+    ),
+]
+Host = Annotated[str, typer.Option(help="Address the page listens at; 0.0.0.0 for other computers, too.")]
+Tls = Annotated[
+    tuple[Path, Path] | None,
+    typer.Option(metavar="CERTIFICATE KEY", help="Certificate and private key (PEM), to serve https."),
+]
+
+
+def installed() -> bool:
+    """Whether the extra [web] is there."""
+    return all(find_spec(name) is not None for name in ("starlette", "uvicorn", "websockets"))
+
+
+def make_web_command(out: Console) -> Callable[..., None]:
+    """The command ``acq-isl web``, which prints to ``out``."""
+
+    def web(
+        run: Annotated[
+            Path,
+            typer.Argument(help="Run folder, or a folder of runs; the newest one that goes on is taken."),
+        ] = Path("acq-isl-runs"),
+        host: Host = "127.0.0.1",
+        port: Port = None,
+        tls: Tls = None,
+        announce: Annotated[Path | None, typer.Option(hidden=True)] = None,
+        stop_with_stdin: Annotated[bool, typer.Option(hidden=True)] = False,
+    ) -> None:
+        """Serve the page of a run that goes on, until stopped with Ctrl-C."""
+
+        def announced(where: Announcement) -> None:
+            if announce is not None:
+                write_announcement(announce, where)
+                return
+            _show(out, where, settings)
+            out.print("stop with Ctrl-C")
+
+        settings = PageSettings(host, port, *(tls or (None, None)))
+        serve_page(running_folder(run), settings, announced, with_parent=stop_with_stdin)
+
+    return web
+
+
+@contextmanager
+def page(out: Console, settings: PageSettings | None) -> Iterator[Tell]:
+    """Serve a page beside a run; yields what must hear of the run's news. Nothing without settings.
+
+    Afterwards the page stays until Enter is pressed, if somebody sits at the terminal.
+    """
+    if settings is None:
+        yield lambda news: None
+        return
+
+    def ready(where: Announcement | str) -> None:
+        if isinstance(where, str):
+            out.print(f"[yellow]mind[/] {escape(where)}", soft_wrap=True)
+        else:
+            _show(out, where, settings)
+
+    with PageProcess(settings, ready) as process:
+        yield process.tell
+        if process.serving and sys.stdin is not None and sys.stdin.isatty():
+            out.print("\nthe page stays open; press Enter to end")
+            sys.stdin.readline()
+
+
+def both(first: Tell, second: Tell) -> Tell:
+    """Tell two."""
+
+    def tell(news: News) -> None:
+        first(news)
+        second(news)
+
+    return tell
+
+
+def _show(out: Console, where: Announcement, settings: PageSettings) -> None:
+    out.print(f"live page         {where.operate}", soft_wrap=True)
+    out.print(f"only to look      {where.read}", soft_wrap=True)
+    if not settings.local and settings.certificate is None:
+        out.print("[yellow]mind[/] without --tls everybody on the way can read along, the token included")

@@ -1,0 +1,129 @@
+"""All browsers that look at one run: each gets the newest, at its own speed. Lives on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from acq_isl.view.backlog import Newest, Shelf
+from acq_isl.view.packets import Packet, packet
+from acq_isl.view.reader import FeedReader
+
+log = logging.getLogger(__name__)
+
+_SHELF_BYTES = 128 << 20
+_VIEWER_BYTES = 32 << 20
+_WINDOW = 8
+MAX_VIEWERS = 32
+
+
+class Viewer:
+    """One browser: what it has not got yet, and how much it has on its way.
+
+    At most eight frames are on their way; a browser that does not confirm them, such as a tab asleep,
+    is sent nothing more, and gets the newest of everything when it wakes.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: Newest[Packet] = Newest(_VIEWER_BYTES)
+        self._changed = asyncio.Event()
+        self._sent = 0
+        self._confirmed = 0
+
+    @property
+    def skipped(self) -> int:
+        """Pictures it never got, since newer ones came."""
+        return self._waiting.skipped
+
+    def put(self, one: Packet) -> None:
+        self._waiting.put(one)
+        self._changed.set()
+
+    def confirm(self, received: int) -> None:
+        """It has handled so many frames since it connected."""
+        self._confirmed = min(max(received, self._confirmed), self._sent)
+        self._changed.set()
+
+    async def next(self) -> Packet:
+        """The next frame to send, as soon as there is one and the browser keeps up."""
+        while True:
+            if len(self._waiting) and self._sent - self._confirmed < _WINDOW:
+                self._sent += 1
+                return self._waiting.take(1)[0]
+            self._changed.clear()
+            await self._changed.wait()
+
+
+class Hub:
+    """The present state of a run, and everybody who looks at it. Only the event loop touches it."""
+
+    def __init__(self) -> None:
+        self._shelf: Shelf[Packet] = Shelf(_SHELF_BYTES)
+        self._viewers: set[Viewer] = set()
+
+    @property
+    def full(self) -> bool:
+        return len(self._viewers) >= MAX_VIEWERS
+
+    def join(self) -> Viewer:
+        """A new viewer, with everything there is so far waiting for it."""
+        viewer = Viewer()
+        for one in self._shelf.present():
+            viewer.put(one)
+        self._viewers.add(viewer)
+        return viewer
+
+    def leave(self, viewer: Viewer) -> None:
+        """A viewer has gone."""
+        self._viewers.discard(viewer)
+
+    def publish(self, one: Packet) -> None:
+        """Keep a message and hand it to every viewer."""
+        if self._shelf.put(one):
+            for viewer in self._viewers:
+                viewer.put(one)
+
+
+class Pump:
+    """A thread that takes from a reader, encodes, and hands over to the event loop.
+
+    Parameters
+    ----------
+    reader : FeedReader
+        Open; the pump alone takes from it.
+    publish : callable
+        Called on ``loop``.
+    loop : asyncio.AbstractEventLoop
+    """
+
+    def __init__(
+        self, reader: FeedReader, publish: Callable[[Packet], None], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._reader, self._publish, self._loop = reader, publish, loop
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="acq-isl-page", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopping.set()
+        self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                if not self._reader.wait(0.25):
+                    continue
+                # One at a time: what comes in while a picture is encoded may be newer than the rest.
+                for parcel in self._reader.take(1):
+                    self._loop.call_soon_threadsafe(self._publish, packet(parcel))
+        except Exception:
+            log.exception("the page is not fed any more")
