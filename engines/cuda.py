@@ -195,15 +195,13 @@ class Device:
 
     def copy_up(self, target: int, source: NDArray[Any], stream: Any) -> None:
         """Queue a copy from host to device; ``source`` stays untouched until the stream has passed it."""
-        self._do(
-            "copy to the GPU", self._cu.cuMemcpyHtoDAsync, target, source.ctypes.data, source.nbytes, stream
-        )
+        address, size = source.ctypes.data, source.nbytes
+        self._do("copy to the GPU", self._cu.cuMemcpyHtoDAsync, target, address, size, stream)
 
     def copy_down(self, target: NDArray[Any], source: int, stream: Any) -> None:
         """Queue a copy from device to host."""
-        self._do(
-            "copy from the GPU", self._cu.cuMemcpyDtoHAsync, target.ctypes.data, source, target.nbytes, stream
-        )
+        address, size = target.ctypes.data, target.nbytes
+        self._do("copy from the GPU", self._cu.cuMemcpyDtoHAsync, address, source, size, stream)
 
     def record(self, event: Any, stream: Any) -> None:
         self._do("set an event", self._cu.cuEventRecord, event, stream)

@@ -85,9 +85,8 @@ def touched() -> set[str]:
 
 def _any_names(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
-        if isinstance(node, ast.arg | ast.AnnAssign) and isinstance(node.annotation, ast.Name):
-            if node.annotation.id == "Any":
-                yield node.arg if isinstance(node, ast.arg) else ast.unparse(node.target)
+        if isinstance(node, ast.arg | ast.AnnAssign) and ast.unparse(node.annotation or node) == "Any":
+            yield node.arg if isinstance(node, ast.arg) else ast.unparse(node.target)
 
 
 def _of_node(node: ast.AST, names: dict[str, str | None]) -> Iterator[str]:

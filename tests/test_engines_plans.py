@@ -188,7 +188,7 @@ def test_one_process_builds_and_the_other_waits_only_so_long(store):
 @pytest.mark.parametrize("use", [lambda s: s.save(PLAN, NOTE), lambda s: s.locked(KEY).__enter__()])
 def test_a_folder_that_cannot_be_written(tmp_path, use):
     (tmp_path / "file").write_text("in the way", "utf-8")
-    with pytest.raises(EngineError, match="cannot be kept.*ACQ_ISL_CACHE"):
+    with pytest.raises(EngineError, match=r"cannot be kept.*ACQ_ISL_CACHE"):
         use(PlanStore(tmp_path / "file" / "plans"))
 
 

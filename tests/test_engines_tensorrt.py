@@ -1,4 +1,4 @@
-"""TensorRT: really built with TensorRT for RTX, run over a readable GPU, and on a real one where there is one."""
+"""TensorRT: really built with TensorRT for RTX, run over a readable GPU, and on a real one if any."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_a_field_larger_than_the_profile_is_tiled_and_batched(bench, model):
 
 
 def test_fp16_comes_down_as_two_bytes_and_goes_out_as_float32(bench, model):
-    engine, trt = bench.open(model, HALF)
+    engine, _ = bench.open(model, HALF)
     stack = tiny.stack()
     with OnnxEngine(model, threads=1) as reference:
         wanted = reference.predict(stack)
@@ -246,7 +246,7 @@ def test_a_gpu_too_small_for_the_smallest_tile_is_an_error(bench, model):
 
 
 def test_old_shapes_make_room_before_tiles_get_smaller(bench, model, caplog):
-    engine, trt = bench.open(model, memory_bytes=3_000_000)
+    engine, _ = bench.open(model, memory_bytes=3_000_000)
     for side in (96, 104, 112, 120, 128, 136):
         assert engine.predict(tiny.stack((side, side))).warnings == ()
     assert "too small" not in caplog.text
@@ -269,7 +269,7 @@ def test_a_fresh_plan_that_is_refused_is_an_error(tmp_path, model, rtx, monkeypa
     monkeypatch.setattr(
         trt_double.Builder, "build_serialized_network", lambda *_: trt_double.IHostMemory(200)
     )
-    with pytest.raises(EngineError, match="does not take the plan.*acq-isl build"):
+    with pytest.raises(EngineError, match=r"does not take the plan.*acq-isl build"):
         TensorRTEngine(
             model,
             FULL,
@@ -284,7 +284,7 @@ def test_a_plan_of_another_model_is_refused(model, tmp_path):
     flavour = Flavour(trt_double.tensorrt(cuda_double.Driver(), rtx=True))
     built = build(model, FULL, store=PlanStore(tmp_path / "p"), flavour=flavour)
     other = tiny.MANIFEST.model_copy(update={"z_offsets_um": (-1.0, 0.0, 1.0)})
-    with pytest.raises(EngineError, match="another model.*3 planes"):
+    with pytest.raises(EngineError, match=r"another model.*3 planes"):
         Program(flavour, built.content, other)
 
 
@@ -315,7 +315,7 @@ def test_a_model_that_fp16_breaks_is_not_built(bench, tmp_path):
         weight = next(w for w in model.graph.initializer if w.name == "first")
         weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 5e4, "first"))
 
-    with pytest.raises(ModelError, match="does not survive fp16.*--precision fp32"):
+    with pytest.raises(ModelError, match=r"does not survive fp16.*--precision fp32"):
         bench.open(tiny.write(tmp_path, defect=widen), HALF)
 
 
@@ -325,14 +325,14 @@ def test_after_the_gpu_failed_nothing_more_is_asked_of_it(bench, model):
     with pytest.raises(EngineError, match="ILLEGAL_ADDRESS"):
         engine.predict(tiny.stack((96, 96)))
     trt.driver.broken = None
-    with pytest.raises(EngineError, match="failed before.*load the engine again"):
+    with pytest.raises(EngineError, match=r"failed before.*load the engine again"):
         engine.predict(tiny.stack((96, 96)))
 
 
 def test_a_plan_that_does_not_run_says_what_tensorrt_said(model, tmp_path):
     trt = trt_double.tensorrt(cuda_double.Driver(), rtx=True)
     trt.refuses_to_run = True
-    with pytest.raises(EngineError, match="could not run the plan.*kernel launch failed"):
+    with pytest.raises(EngineError, match=r"could not run the plan.*kernel launch failed"):
         TensorRTEngine(
             model,
             FULL,
@@ -485,7 +485,7 @@ def test_an_operator_rtx_lacks_is_named(rtx):
         nodes.append(node("ReduceMean", ["determinants"], ["average"]))
         nodes.append(node("Add", ["exponential", "average"], ["spread"]))
 
-    with pytest.raises(ModelError, match="cannot use this model.*Det"):
+    with pytest.raises(ModelError, match=r"cannot use this model.*Det"):
         parse(rtx, precision.full(tiny.content(defect=determinant)), Messages(rtx))
 
 
