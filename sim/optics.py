@@ -145,7 +145,9 @@ def _share(light: NDArray[np.float64], points: int) -> list[int]:
     counts = [0 if part < 0.002 else max(2, round(float(part) * points)) for part in light]
     while sum(counts) != points:
         step = 1 if sum(counts) < points else -1
-        room = [part * points - count if count else -np.inf for part, count in zip(light, counts, strict=True)]
+        room = [
+            part * points - count if count else -np.inf for part, count in zip(light, counts, strict=True)
+        ]
         able = [r * step if step > 0 or c > 2 else -np.inf for r, c in zip(room, counts, strict=True)]
         counts[int(np.argmax(able))] += step
     return counts

@@ -5,8 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from acq_isl.sim.specimen_objects import REACH_UM, REGION_UM, STEP_UM, Cell, Culture, Floats, Strokes
 from numpy.typing import NDArray
+
+from acq_isl.sim.specimen_objects import (
+    RADII_UM,
+    REACH_UM,
+    REGION_UM,
+    STEP_UM,
+    Cell,
+    Culture,
+    Floats,
+    Strokes,
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,7 +60,7 @@ def grow_neurites(
         radius = np.clip(start[:, None] - np.floor(2.5 * walks.along()), 0, 5)
         parts.append(_ink(rng, walks, radius, (rng.uniform(0.3, 0.7), rng.uniform(0.05, 0.2))))
     for walks, axon in _axons(rng, neurons, origin):
-        radius = np.broadcast_to(rng.choice(3, (len(walks.x), 1), p=(0.35, 0.4, 0.25)), walks.x.shape)
+        radius = np.broadcast_to(rng.choice(4, (len(walks.x), 1), p=(0.15, 0.35, 0.35, 0.15)), walks.x.shape)
         parts.append(_ink(rng, walks, radius, (rng.uniform(0.0, 0.08), axon)))
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     x, y, radius, layer, index, dendrite, axon_weight = columns
@@ -89,7 +99,7 @@ def _twigs(rng: np.random.Generator, parents: _Walks) -> tuple[_Walks, Floats]:
 def _axons(rng: np.random.Generator, neurons: tuple[Cell, ...], origin: Floats) -> list[tuple[_Walks, float]]:
     place = np.array([(cell.x, cell.y) for cell in neurons]).reshape(-1, 2)
     own = _walk(rng, place, rng.uniform(0, 2 * np.pi, len(place)), rng.uniform(60, 230, len(place)), 8.0)
-    passing_count = int(rng.poisson(90))
+    passing_count = int(rng.poisson(50))
     passing = _walk(
         rng, origin + rng.uniform(0, REGION_UM, (passing_count, 2)),
         rng.uniform(0, 2 * np.pi, passing_count), rng.uniform(40, 260, passing_count), 8.0,
@@ -126,5 +136,7 @@ def _ink(
     beads = 1 + 0.5 * np.repeat(rng.normal(size=(paths, steps // 7 + 1)), 7, axis=1)[:, :steps]
     index = rng.uniform(0.014, 0.024, (paths, 1)) * np.clip(beads, 0.3, 2.2)
     bright = rng.uniform(0.5, 1.1, (paths, 1))
-    columns = (walks.x, walks.y, radius, layer, index, bright * labels[0], bright * labels[1])
+    # Thin ends of dendrites hold little of the stain.
+    thick = np.minimum(np.asarray(RADII_UM)[radius.astype(int)] / 0.9, 1.0)
+    columns = (walks.x, walks.y, radius, layer, index, bright * labels[0] * thick, bright * labels[1])
     return tuple(np.broadcast_to(column, walks.x.shape)[walks.exists] for column in columns)

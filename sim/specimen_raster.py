@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from acq_isl.sim.specimen_objects import LAYER_HEIGHTS_UM, RADII_UM, STEP_UM, Beads, Cell, Culture, Region
 from numpy.typing import NDArray
 from scipy import fft, ndimage, special
 
+from acq_isl.sim.specimen_objects import LAYER_HEIGHTS_UM, RADII_UM, STEP_UM, Beads, Cell, Culture, Region
 from acq_isl.stack import Float32Image
 
 LATTICE_UM = 0.3
@@ -74,7 +74,7 @@ def rasterise(regions: Iterable[Region], window: Window, seed: int, culture: Cul
     cut = (slice(_PAD_PX, -_PAD_PX), slice(_PAD_PX, -_PAD_PX))
     return Raster(
         np.ascontiguousarray(path[(slice(None), *cut)]), _label(nuclei * (1 + 0.6 * grain), cut),
-        _label(np.maximum(bodies, dendrites), cut), _label(np.maximum(axons, 0.12 * bodies), cut),
+        _label(np.maximum(bodies, dendrites), cut), _label(np.maximum(axons, 0.06 * bodies), cut),
     )  # fmt: skip
 
 

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+from scipy import fft
+
 from acq_isl.sim.neurons import grow_region
 from acq_isl.sim.optics import ExitFields, Imaging, PhaseContrast, Transmitted
 from acq_isl.sim.specimen_objects import LAYER_HEIGHTS_UM, REACH_UM, REGION_UM, Culture, Region
 from acq_isl.sim.specimen_raster import LATTICE_UM, Raster, Window, rasterise
 from acq_isl.sim.specimen_sensor import Sensor, on_sensor
 from acq_isl.sim.view import View
-from scipy import fft
-
 from acq_isl.stack import Float32Image
 
 FOCUS_UM = 4.0

@@ -83,12 +83,11 @@ def disturbed(x: Singles, rng: np.random.Generator) -> Singles:
     rest is what differs most between microscopes: hence the power law on the size of the contrast.
     """
     size = np.abs(x) + np.float32(1e-3)
-    x = np.sign(x) * size ** np.float32(rng.uniform(0.65, 1.15))
-    if rng.random() < 0.5:
-        sigma = rng.uniform(0.25, 0.9)
+    x = np.sign(x) * size ** np.float32(rng.uniform(0.85, 1.1)) * np.float32(rng.uniform(0.8, 1.25))
+    if rng.random() < 0.3:
+        sigma = rng.uniform(0.25, 0.7)
         x = ndimage.gaussian_filter(x, (0, sigma, sigma), truncate=2.0)
-    x = x * np.float32(rng.uniform(0.7, 1.4) / max(float(x.std()), 0.3))
-    noisy: Singles = x + rng.standard_normal(x.shape, np.float32) * np.float32(rng.uniform(0, 0.25))
+    noisy: Singles = x + rng.standard_normal(x.shape, np.float32) * np.float32(rng.uniform(0, 0.15))
     return noisy
 
 
