@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from acq_isl.measure import readable
 from acq_isl.pictures import PALETTE
-from acq_isl.record import Measured
 from acq_isl.view.messages import Decided, Plan, Predicted, Status
+from acq_isl.view.napari_marks import BADGE
 from acq_isl.view.napari_model import FieldView, LiveModel
 
 # Cividis (Nunez, Anderton, Renslow 2018) from its middle on: made for colour-blind eyes, and light
@@ -22,6 +23,7 @@ _REFUSED = "#d55e00"
 _WAITS = "#cc79a7"
 _IMAGED = "#a0a0a0"
 _PLANNED = "#5a5a5a"
+_BANNER_COLUMNS = 64
 _REASON_COLUMNS = 38
 _REASON_LINES = 4
 _SHOWN_DECISIONS = 5
@@ -39,9 +41,7 @@ class Outline:
 def hues(plan: Plan) -> dict[str, str]:
     """Hue of each label as ``#rrggbb``: the model's, or one of the palette where it states none."""
     return {
-        style.name: style.color
-        if re.fullmatch("#[0-9a-fA-F]{6}", style.color)
-        else PALETTE[n % len(PALETTE)]
+        style.name: style.color if re.fullmatch("#[0-9a-fA-F]{6}", style.color) else PALETTE[n % len(PALETTE)]
         for n, style in enumerate(plan.labels)
     }
 
@@ -75,8 +75,8 @@ def banner(model: LiveModel) -> str:
         return "waiting for the run"
     if not plan.labels:
         return "no engine: everything shown is measured"
-    names = ", ".join(f"{style.name} (predicted)" for style in plan.labels)
-    return f"PREDICTED, not measured: {names}"
+    names = ", ".join(style.name for style in plan.labels)
+    return "\n".join(textwrap.wrap(f"{BADGE}: {names}", _BANNER_COLUMNS, max_lines=3, placeholder=" …"))
 
 
 def status_lines(status: Status | None, alive: bool) -> tuple[str, str]:
@@ -135,7 +135,7 @@ def decision_words(decisions: Sequence[Decided]) -> str:
 
 def _numbers(message: Predicted) -> str:
     rows = "".join(
-        f"<tr><td>{_safe(one.name)}&nbsp;</td><td align='right'><b>{_safe(_value(one))}</b></td></tr>"
+        f"<tr><td>{_safe(one.name)}&nbsp;</td><td align='right'><b>{_safe(readable(one))}</b></td></tr>"
         for one in message.measured
     )
     table = f"<table>{rows}</table>" if rows else "<p>Nothing is measured on predictions in this run.</p>"
@@ -145,15 +145,11 @@ def _numbers(message: Predicted) -> str:
     return table + taken + warnings
 
 
-def _value(one: Measured) -> str:
-    if one.unit in ("fraction", "1"):
-        return f"{one.value * 100:.1f} ± {one.doubt * 100:.1f} %"
-    return f"{one.value:.4g} ± {one.doubt:.2g} {one.unit}"
-
-
 def _wrapped(text: str) -> str:
     return "\n".join(
-        textwrap.wrap(text, _REASON_COLUMNS, max_lines=_REASON_LINES, placeholder=" …")  # on one field's width
+        textwrap.wrap(
+            text, _REASON_COLUMNS, max_lines=_REASON_LINES, placeholder=" …"
+        )  # on one field's width
     )
 
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from acq_isl.pictures import Box, layout
 from acq_isl.stack import StackInfo
-from acq_isl.view.napari_marks import hatch
 from acq_isl.view.messages import PREVIEW_PX, PlannedField
+from acq_isl.view.napari_marks import hatch
 
 MAP_PX = 1 << 21
 """Pixels of the map, whatever the number of fields: about 1450 x 1450."""
@@ -58,7 +58,8 @@ class Mosaic:
     def __init__(self, places: Places, labels: int) -> None:
         self._around, self.pixel_size_um = places.around, places.pixel_size_um
         shape = tuple(
-            max(math.ceil(side / self.pixel_size_um), 1) for side in (places.around.height, places.around.width)
+            max(math.ceil(side / self.pixel_size_um), 1)
+            for side in (places.around.height, places.around.width)
         )
         self.light: NDArray[np.uint16] = np.zeros(shape, np.uint16)
         self.labels: NDArray[np.uint8] = np.zeros((labels, *shape), np.uint8)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 BADGE = "PREDICTED, not measured"
 BADGE_COLOR = "#7a4b00"
 BADGE_INK = "#ffffff"
+_STRIPE = 150  # not full: the stripes of all labels add up on the screen
 _TEXT_FROM_PX = 200  # narrower pictures get the hatching only
 
 
@@ -51,7 +52,7 @@ def hatch(shape: tuple[int, int]) -> Marks:
     mask[width:-width, width:-width] = False
     rows, columns = np.indices(shape)
     stripes = (rows + columns) // max(width // 2, 2) % 2 == 0
-    return Marks(mask, np.where(stripes & mask, 255, 0).astype(np.uint8))
+    return Marks(mask, np.where(stripes & mask, _STRIPE, 0).astype(np.uint8))
 
 
 @lru_cache(maxsize=32)
@@ -62,7 +63,7 @@ def badge(shape: tuple[int, int]) -> Marks:
         return plain
     from PIL import Image, ImageDraw, ImageFont
 
-    font = ImageFont.load_default(size=max(shape[1] // 36, 10))
+    font = ImageFont.load_default(size=max(shape[1] // 22, 12))
     left, top, right, bottom = font.getbbox(BADGE)
     high, wide = int(bottom - top) + 8, min(int(right - left) + 12, shape[1])
     words = Image.new("L", (wide, high), 0)

@@ -1,4 +1,4 @@
-"""What a window shows of a run: fields at their places, the newest picture of each, which one is in large. Pure.
+"""What a window shows of a run: fields at their places, the newest of each, which one is in large. Pure.
 
 Owned by the thread of the window. It knows neither napari nor Qt, so it is tested without a display.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 from numpy.typing import NDArray
@@ -17,8 +18,8 @@ from acq_isl.view.messages import (
     Light,
     NotPredicted,
     Parcel,
-    PlannedField,
     Plan,
+    PlannedField,
     Predicted,
     Ranked,
     Status,
@@ -28,6 +29,7 @@ from acq_isl.view.napari_map import Places, placed
 PICTURE_BYTES = 256 << 20
 """Pictures kept in full, so that a click shows a field again; beyond that the map alone remembers."""
 _DECISIONS = 200
+_RANGE_FIELDS = 32
 _UNANSWERED = 3  # overview fields that may pass without a prediction before the light itself is followed
 
 
@@ -41,11 +43,16 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prediction:
-    """Predicted labels (label, y, x) uint8 and doubt (y, x) uint8, 255 for 1.0, with what is known of them."""
+    """Predicted labels (label, y, x) uint8 and doubt (y, x) uint8, 255 for 1.0, with what is known."""
 
     message: Predicted
     mean: NDArray[Any]
     doubt: NDArray[Any]
+
+    def plane(self, label: str) -> NDArray[Any] | None:
+        """A label's (y, x) picture; None if it was not predicted."""
+        names = self.message.labels
+        return self.mean[names.index(label)] if label in names else None
 
 
 @dataclass(slots=True, eq=False)
@@ -81,6 +88,14 @@ class FieldView:
             return False
         self._seq[place] = message.seq
         return True
+
+    @property
+    def shift_um(self) -> tuple[float, float]:
+        """What to add to stage coordinates (x, y) to come to where the field is drawn; 0, 0 if to scale."""
+        if self.planned is None:
+            return 0.0, 0.0
+        middle = self.box.x + self.box.width / 2, self.box.y + self.box.height / 2
+        return middle[0] - self.planned.x_um, middle[1] - self.planned.y_um
 
     @property
     def nbytes(self) -> int:
@@ -145,6 +160,16 @@ class LiveModel:
         """The field to show in large."""
         name = self.selected or self.newest
         return self.fields.get(name) if name else None
+
+    @property
+    def light_range(self) -> tuple[float, float] | None:
+        """Counts to show transmitted light between: the middle of what the newest fields suggest."""
+        lights = [one.light for name in list(self._recent)[-_RANGE_FIELDS:] if (one := self.fields[name])]
+        messages = [light.message for light in lights if light is not None]
+        if not messages:
+            return None
+        low, high = median(m.low for m in messages), median(m.high for m in messages)
+        return low, max(high, low + 1.0)
 
     def take(self, parcel: Parcel) -> None:
         """Learn from a message; what is older than what is known changes nothing."""

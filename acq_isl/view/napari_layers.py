@@ -1,0 +1,244 @@
+"""The pictures of a run as layers of a napari viewer. Qt's main thread only.
+
+From the bottom: the map (light, then each label), the field in large (light, each label, doubt), measured
+fluorescence. A field is drawn once: the map leaves out the one that is shown in large.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from acq_isl.view.messages import Light, Predicted
+from acq_isl.view.napari_map import Mosaic
+from acq_isl.view.napari_marks import badge
+from acq_isl.view.napari_model import FieldView
+
+LIGHT = "transmitted light"
+MAP_LIGHT = "map of transmitted light"
+DOUBT = "doubt (predicted)"
+_LIGHT_OPACITY = 0.6  # so that colours stand out on it
+_DOUBT_LIMITS = (0, 128)  # a spread of half the range is all haze
+_HAZE = ((0.8, 0.8, 0.85, 0.0), (0.8, 0.8, 0.85, 0.85))
+_LINKED = ("visible", "opacity", "contrast_limits", "gamma", "colormap", "blending")
+_UNITS = ("um", "um")
+
+
+class PictureLayers:
+    """Layers of one run, added to a viewer.
+
+    Parameters
+    ----------
+    viewer : napari.Viewer
+    hues : mapping of label to ``#rrggbb``
+    mosaic : Mosaic
+    """
+
+    def __init__(self, viewer: Any, hues: Mapping[str, str], mosaic: Mosaic) -> None:
+        self._viewer, self._hues, self._mosaic = viewer, hues, mosaic
+        self._layers: dict[str, Any] = {}
+        self._channels: list[str] = []
+        self._dirty = False
+        self._ours = False
+        self._touched: set[str] = set()
+        self._add_map()
+        self._add_live()
+
+    @property
+    def light(self) -> Any:
+        """The layer of transmitted light of the field in large."""
+        return self._layers[LIGHT]
+
+    def remove(self) -> None:
+        """Take the layers of this run out of the viewer, to make room for another's."""
+        for layer in self._layers.values():
+            if layer in self._viewer.layers:
+                self._viewer.layers.remove(layer)
+        self._layers.clear()
+
+    def show(self, one: FieldView, light_range: tuple[float, float] | None) -> None:
+        """Show a field in large, where it lies.
+
+        Parameters
+        ----------
+        one : FieldView
+        light_range : (float, float) or None
+            Counts to show transmitted light between, unless the user has set that.
+        """
+        self._draw(LIGHT, one, one.light and (one.light.message, one.light.pixels))
+        found = one.predicted
+        for label in self._hues:
+            plane = found.plane(label) if found else None
+            self._draw(predicted(label), one, (found.message, plane) if found and plane is not None else None)
+        self._draw(DOUBT, one, found and (found.message, found.doubt))
+        for channel in sorted(one.measured.keys() - set(self._channels)):
+            self._add_measured(channel)
+        for channel in self._channels:
+            picture = one.measured.get(channel)
+            self._draw(measured(channel), one, picture and (picture.message, picture.pixels))
+            if picture:
+                self._limit(measured(channel), (picture.message.low, picture.message.high))
+        if light_range is not None:
+            self._limit(LIGHT, light_range)
+
+    def tile(self, one: FieldView, *, blank: bool) -> None:
+        """Draw a field into the map, or leave it out; seen after the next `flush`."""
+        self._dirty = True
+        if blank:
+            self._mosaic.put(one.box, None, None)
+            return
+        planes = None
+        if one.predicted is not None:
+            none = np.zeros(one.predicted.doubt.shape, np.uint8)
+            found = [one.predicted.plane(label) for label in self._hues]
+            planes = np.stack([none if plane is None else plane for plane in found]) if found else None
+        self._mosaic.put(one.box, one.light.pixels if one.light else None, planes)
+
+    def flush(self) -> None:
+        """Show what was drawn into the map since the last call."""
+        if not self._dirty:
+            return
+        self._dirty = False
+        # The small pictures of the layer list are brought up to date with the map, not at every picture.
+        for layer in self._layers.values():
+            if layer in self._viewer.layers and layer.visible:
+                layer.refresh(extent=False, thumbnail=True, highlight=False)
+
+    def automatic(self) -> None:
+        """Forget which contrast limits the user has set; the next pictures set them again."""
+        self._touched.clear()
+        for label in self._hues:
+            self._limit(predicted(label), (0, 255))
+        self._limit(DOUBT, _DOUBT_LIMITS)
+
+    def _draw(
+        self, name: str, one: FieldView, picture: tuple[Light | Predicted, NDArray[Any]] | None
+    ) -> None:
+        layer = self._layers[name]
+        if layer not in self._viewer.layers:  # the user has removed it
+            return
+        if picture is None:
+            layer.data[...] = 0
+            self._refresh(layer)
+            return
+        message, pixels = picture
+        if layer.data.shape != pixels.shape:
+            with self._setting():
+                layer.data = np.array(pixels)
+        else:
+            np.copyto(layer.data, pixels)
+        if isinstance(message, Predicted):
+            badge((pixels.shape[0], pixels.shape[1])).paint(layer.data)
+        self._place(layer, one, message)
+        self._refresh(layer)
+
+    def _place(self, layer: Any, one: FieldView, message: Light | Predicted) -> None:
+        size, (dx, dy) = message.pixel_size_um, one.shift_um
+        rows, columns = message.shape
+        # napari places the middle of the first pixel.
+        corner = (message.y_um + dy - (rows - 1) / 2 * size, message.x_um + dx - (columns - 1) / 2 * size)
+        if tuple(layer.scale) != (size, size):
+            layer.scale = (size, size)
+        if tuple(layer.translate) != corner:
+            layer.translate = corner
+
+    def _refresh(self, layer: Any) -> None:
+        # The arrays of the layers are written in place: assigning ``data`` takes about twice as long.
+        if layer in self._viewer.layers:
+            layer.refresh(extent=False, thumbnail=False, highlight=False)
+
+    def _limit(self, name: str, limits: tuple[float, float]) -> None:
+        """Set contrast limits, unless the user has."""
+        layer = self._layers[name]
+        wanted = [float(limits[0]), max(float(limits[1]), float(limits[0]) + 1.0)]
+        if name not in self._touched and list(layer.contrast_limits) != wanted:
+            with self._setting():
+                layer.contrast_limits = wanted
+
+    @contextmanager
+    def _setting(self) -> Iterator[None]:
+        """What changes inside was not the user."""
+        self._ours = True
+        try:
+            yield
+        finally:
+            self._ours = False
+
+    def _add(self, name: str, data: NDArray[Any], **options: Any) -> Any:
+        layer = self._viewer.add_image(data, name=name, units=_UNITS, **options)
+        self._layers[name] = layer
+
+        def touched() -> None:
+            if not self._ours:
+                self._touched.add(name)
+
+        layer.events.contrast_limits.connect(touched)
+        return layer
+
+    def _add_map(self) -> None:
+        placed = {"scale": (self._mosaic.pixel_size_um,) * 2, "translate": self._mosaic.origin_um}
+        gray = {"contrast_limits": (0, 65535), "opacity": _LIGHT_OPACITY}
+        self._add(MAP_LIGHT, self._mosaic.light, **placed, **gray)
+        for plane, (label, hue) in zip(self._mosaic.labels, self._hues.items(), strict=True):
+            self._add(map_of(label), plane, **placed, **_label_style(label, hue))
+
+    def _add_live(self) -> None:
+        empty = np.zeros((2, 2), np.uint8)
+        light = self._add(LIGHT, empty.astype(np.uint16), contrast_limits=(0, 65535), opacity=_LIGHT_OPACITY)
+        self._linked(light, self._layers[MAP_LIGHT])
+        for label, hue in self._hues.items():
+            layer = self._add(predicted(label), empty.copy(), **_label_style(label, hue))
+            self._linked(layer, self._layers[map_of(label)])
+        haze = _colormap("doubt", _HAZE)
+        self._add(DOUBT, empty.copy(), colormap=haze, contrast_limits=_DOUBT_LIMITS, metadata=_PREDICTED)
+
+    def _add_measured(self, channel: str) -> None:
+        """Measured fluorescence, switched off until the user wants it: it hides what is predicted there."""
+        active = self._viewer.layers.selection.active
+        layer = self._add(measured(channel), np.zeros((2, 2), np.uint16), contrast_limits=(0, 65535))
+        layer.visible = False
+        self._viewer.layers.selection.active = active
+        self._channels.append(channel)
+
+    def _linked(self, live: Any, of_map: Any) -> None:
+        from napari.experimental import link_layers
+
+        link_layers([live, of_map], _LINKED)
+
+
+_PREDICTED = {"acq-isl": "predicted, not measured"}
+
+
+def predicted(label: str) -> str:
+    """Name of the layer of a predicted label."""
+    return f"{label} (predicted)"
+
+
+def map_of(label: str) -> str:
+    """Name of its layer in the map."""
+    return f"map of {label} (predicted)"
+
+
+def measured(channel: str) -> str:
+    """Name of the layer of a measured fluorescence channel."""
+    return f"{channel} (measured)"
+
+
+def _label_style(label: str, hue: str) -> dict[str, Any]:
+    bright = (*(int(hue[i : i + 2], 16) / 255 for i in (1, 3, 5)), 1.0)
+    return {
+        "colormap": _colormap(predicted(label), ((0.0, 0.0, 0.0, 1.0), bright)),
+        "blending": "additive",
+        "contrast_limits": (0, 255),
+        "metadata": dict(_PREDICTED),
+    }
+
+
+def _colormap(name: str, colors: tuple[tuple[float, ...], ...]) -> Any:
+    from napari.utils.colormaps import Colormap
+
+    return Colormap(colors, name=name)

@@ -1,0 +1,207 @@
+"""The panel beside the picture: state of the run, numbers of a field, buttons. Qt's main thread only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from acq_isl.view.napari_thumbnails import Thumbnail
+
+_WIDTH_PX = 330
+_SURE_MS = 4000
+
+
+class Actions(Protocol):
+    """What the buttons do."""
+
+    def connect(self, folder: str) -> None:
+        """Follow the run in a folder."""
+
+    def look(self, at: str) -> None:
+        """``"newest"`` follows the run or stops to; ``"map"``, ``"field"`` zoom; ``"contrast"`` resets."""
+
+    def order(self, kind: str) -> None:
+        """``"pause"``, ``"resume"``, ``"stop"``, or ``"go_to"``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Enabled:
+    """Which orders make sense now."""
+
+    pause: bool = False
+    resume: bool = False
+    stop: bool = False
+
+
+class Panel:
+    """Widgets, and what they show; `widget` is the one to dock.
+
+    Parameters
+    ----------
+    actions : Actions
+    """
+
+    def __init__(self, actions: Actions) -> None:
+        from qtpy.QtCore import QTimer
+        from qtpy.QtWidgets import QGridLayout, QScrollArea, QVBoxLayout, QWidget
+
+        self._actions = actions
+        inside = QWidget()
+        self._rows = QVBoxLayout(inside)
+        self._add_connection()
+        self._head, self._numbers = self._words(), self._words()
+        self._add_look()
+        self._add_orders()
+        self._target, self._answer = self._words(), self._words()
+        self._title("Field")
+        self._field = self._words()
+        self._pictures = QGridLayout()
+        self._rows.addLayout(self._pictures)
+        self._title("Decisions, newest first")
+        self._decisions = self._words()
+        self._rows.addStretch(1)
+        self.widget = QScrollArea()
+        self.widget.setWidgetResizable(True)
+        self.widget.setWidget(inside)
+        self.widget.setMinimumWidth(_WIDTH_PX)
+        self._sure = QTimer(self.widget)
+        self._sure.setSingleShot(True)
+        self._sure.timeout.connect(self._unsure)
+        self.enable(Enabled())
+
+    def status(self, head: str, numbers: str) -> None:
+        """State of the run and its numbers, plain text."""
+        _show(self._head, f"<b>{_escaped(head)}</b>")
+        _show(self._numbers, _escaped(numbers))
+
+    def field(self, words: str, decisions: str) -> None:
+        """What is known of the field shown, and the newest decisions, as HTML."""
+        _show(self._field, words)
+        _show(self._decisions, decisions)
+
+    def answer(self, text: str) -> None:
+        """What became of the last order or attempt to connect."""
+        _show(self._answer, _escaped(text))
+
+    def target(self, text: str) -> None:
+        """Where "go there" leads; empty if nowhere."""
+        _show(self._target, _escaped(text or "Click on the picture to choose a place to go to."))
+        self._buttons["go_to"].setEnabled(bool(text) and self._buttons["stop"].isEnabled())
+
+    def following(self, yes: bool) -> None:
+        """Whether the newest field is shown."""
+        self._buttons["newest"].setChecked(yes)
+
+    def folder(self, folder: str) -> None:
+        """Which folder is looked at."""
+        self._folder.setText(folder)
+
+    def enable(self, allowed: Enabled) -> None:
+        """Which orders can be given."""
+        for kind in ("pause", "resume", "stop"):
+            self._buttons[kind].setEnabled(getattr(allowed, kind))
+        if not allowed.stop:
+            self._buttons["go_to"].setEnabled(False)
+
+    def pictures(self, shown: Sequence[Thumbnail]) -> None:
+        """Small pictures of a field, three in a row."""
+        from qtpy.QtGui import QImage, QPixmap
+        from qtpy.QtWidgets import QLabel
+
+        while item := self._pictures.takeAt(0):
+            item.widget().deleteLater()
+        for place, one in enumerate(shown):
+            rows, columns, _ = one.pixels.shape
+            image = QImage(one.pixels.tobytes(), columns, rows, 3 * columns, QImage.Format.Format_RGB888)
+            picture, caption = QLabel(), QLabel(one.caption)
+            picture.setPixmap(QPixmap.fromImage(image))
+            picture.setAccessibleName(one.caption)
+            caption.setWordWrap(True)
+            self._pictures.addWidget(picture, place // 3 * 2, place % 3)
+            self._pictures.addWidget(caption, place // 3 * 2 + 1, place % 3)
+
+    def _add_connection(self) -> None:
+        from qtpy.QtWidgets import QHBoxLayout, QLineEdit, QPushButton
+
+        row = QHBoxLayout()
+        self._folder = QLineEdit()
+        self._folder.setPlaceholderText("folder of a run, or of all runs")
+        self._folder.returnPressed.connect(lambda: self._actions.connect(self._folder.text()))
+        button = QPushButton("Follow run")
+        button.clicked.connect(lambda: self._actions.connect(self._folder.text()))
+        row.addWidget(self._folder, 1)
+        row.addWidget(button)
+        self._rows.addLayout(row)
+
+    def _add_look(self) -> None:
+        looks = {
+            "newest": ("Follow the newest field", "Show each field as it comes"),
+            "map": ("Whole map", "Zoom out to all fields"),
+            "field": ("This field", "Zoom in to the field shown"),
+            "contrast": ("Automatic contrast", "Forget the contrast limits set by hand"),
+        }
+        self._buttons = self._button_rows(looks, self._actions.look)
+        self._buttons["newest"].setCheckable(True)
+
+    def _add_orders(self) -> None:
+        orders = {
+            "go_to": ("Go there", "Drive the stage to the place chosen on the picture, and pause"),
+            "pause": ("Pause", "Acquire nothing more after the stack being acquired"),
+            "resume": ("Go on", "Continue after a pause"),
+            "stop": ("Stop…", "End the run in order; what was captured is kept"),
+        }
+        self._buttons |= self._button_rows(orders, self._ordered)
+
+    def _ordered(self, kind: str) -> None:
+        # Stop asks once more, in the button itself: a dialog would hide the picture.
+        if kind == "stop" and not self._sure.isActive():
+            self._buttons["stop"].setText("Click again to stop the run")
+            self._sure.start(_SURE_MS)
+            return
+        self._unsure()
+        self._actions.order(kind)
+
+    def _unsure(self) -> None:
+        self._sure.stop()
+        self._buttons["stop"].setText("Stop…")
+
+    def _button_rows(
+        self, texts: Mapping[str, tuple[str, str]], pressed: Callable[[str], None]
+    ) -> dict[str, Any]:
+        from qtpy.QtWidgets import QGridLayout, QPushButton
+
+        grid, found = QGridLayout(), {}
+        for place, (kind, (text, tip)) in enumerate(texts.items()):
+            button = QPushButton(text)
+            button.setToolTip(tip)
+            button.clicked.connect(lambda _=False, kind=kind: pressed(kind))
+            grid.addWidget(button, place // 2, place % 2)
+            found[kind] = button
+        self._rows.addLayout(grid)
+        return found
+
+    def _title(self, text: str) -> None:
+        self._words().setText(f"<h3>{text}</h3>")
+
+    def _words(self) -> Any:
+        from qtpy.QtCore import Qt
+        from qtpy.QtWidgets import QLabel
+
+        label = QLabel()
+        label.setWordWrap(True)
+        label.setTextFormat(Qt.TextFormat.RichText)
+        label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self._rows.addWidget(label)
+        return label
+
+
+def _show(label: Any, text: str) -> None:
+    if label.text() != text:  # laying out rich text anew takes milliseconds
+        label.setText(text)
+
+
+def _escaped(text: str) -> str:
+    from html import escape
+
+    return escape(text)

@@ -1,0 +1,155 @@
+"""What is drawn of a model in a viewer, and when. Qt's main thread only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from acq_isl.pictures import Box
+from acq_isl.view.napari_layers import PictureLayers
+from acq_isl.view.napari_look import banner, hues, outline
+from acq_isl.view.napari_map import Mosaic
+from acq_isl.view.napari_model import Changes, FieldView, LiveModel
+from acq_isl.view.napari_outlines import Outlines, write_banner
+
+_MAP_EVERY_S = 0.5
+_CLICK_PX = 4
+
+
+class Scene:
+    """Layers, frames, banner and camera of one run.
+
+    Parameters
+    ----------
+    viewer : napari.Viewer
+    model : LiveModel
+        With its plan.
+    now : callable
+        Monotonic clock in seconds.
+    """
+
+    def __init__(self, viewer: Any, model: LiveModel, now: Callable[[], float] = time.monotonic) -> None:
+        if model.plan is None or model.places is None:
+            raise ValueError("a scene needs a plan")
+        self._viewer, self._model, self._now = viewer, model, now
+        self._large: str | None = None
+        self._map_s = float("-inf")
+        self.hues = hues(model.plan)
+        self._pictures = PictureLayers(viewer, self.hues, Mosaic(model.places, len(self.hues)))
+        thin_um = min(min(box.width, box.height) for box in model.places.boxes) / 110
+        self._outlines = Outlines(viewer, thin_um)
+        viewer.scale_bar.visible = True
+        # The pictures are what the user's mouse and keys are about, not the frames.
+        viewer.layers.selection.active = self._pictures.light
+        self.show_map()
+
+    def close(self) -> None:
+        """Take everything out of the viewer."""
+        self._pictures.remove()
+        self._outlines.remove()
+
+    def draw(self, changes: Changes) -> bool:
+        """Draw what changed; whether a picture did."""
+        shown = self._model.shown
+        name = shown.name if shown is not None else None
+        for other in changes.fields - {name}:
+            self._pictures.tile(self._model.fields[other], blank=False)
+        moved = shown is not None and name != self._large
+        if shown is not None and moved:
+            if self._large in self._model.fields:
+                self._pictures.tile(self._model.fields[self._large], blank=False)
+            self._pictures.tile(shown, blank=True)
+            self._large = name
+        drawn = shown is not None and (moved or name in changes.fields)
+        if shown is not None and drawn:
+            self._pictures.show(shown, self._model.light_range)
+            if moved and self._model.selected is None:
+                self._bring_into_view(shown.box)
+        if self._now() - self._map_s >= _MAP_EVERY_S or moved:
+            self._map_s = self._now()
+            self._pictures.flush()
+        if changes.outlines or changes.plan:
+            self._frame()
+        return drawn or bool(changes.fields)
+
+    def write(self, state: str) -> None:
+        """Say on the picture what is predicted in it, and which field is shown in large."""
+        shown = self._model.shown
+        where = f"{shown.name} · " if shown is not None else ""
+        write_banner(self._viewer, f"{banner(self._model)}\n{where}{state}")
+
+    def mark(self, place_um: tuple[float, float] | None) -> None:
+        """Mark a place, (x, y) in micrometres of the map."""
+        self._outlines.target(place_um)
+
+    def show_map(self) -> None:
+        """Zoom out to all fields."""
+        places = self._model.places
+        if places is not None:
+            self._zoom_to(places.around)
+
+    def show_field(self) -> None:
+        """Zoom in to the field shown in large."""
+        if self._model.shown is not None:
+            self._zoom_to(self._model.shown.box)
+
+    def automatic_contrast(self) -> None:
+        """Forget the contrast limits set by hand."""
+        self._pictures.automatic()
+        if self._model.shown is not None:
+            self._pictures.show(self._model.shown, self._model.light_range)
+
+    def _frame(self) -> None:
+        fields = list(self._model.fields.values())
+        ranked = sum(one.ranked is not None and one.ranked.rank is not None for one in fields)
+        self._outlines.draw([(one, outline(one, ranked)) for one in fields])
+
+    def _zoom_to(self, box: Box) -> None:
+        rows, columns = self._viewer.canvas.size
+        self._viewer.camera.center = (0.0, box.y + box.height / 2, box.x + box.width / 2)
+        self._viewer.camera.zoom = 0.92 * min(rows / box.height, columns / box.width)
+
+    def _bring_into_view(self, box: Box) -> None:
+        """Follow the run to a field without touching the user's zoom."""
+        camera = self._viewer.camera
+        half_rows, half_columns = (side / camera.zoom / 2 for side in self._viewer.canvas.size)
+        y, x = camera.center[-2:]
+        inside = (
+            y - half_rows <= box.y
+            and box.y + box.height <= y + half_rows
+            and x - half_columns <= box.x
+            and box.x + box.width <= x + half_columns
+        )
+        if not inside:
+            camera.center = (0.0, box.y + box.height / 2, box.x + box.width / 2)
+
+
+def on_click(clicked: Callable[[float, float], None]) -> Callable[[Any, Any], Iterator[None]]:
+    """A napari mouse callback that tells clicks (x, y in micrometres) from drags."""
+
+    def pressed(viewer: Any, event: Any) -> Iterator[None]:
+        start = event.pos
+        moved = False
+        yield
+        while event.type == "mouse_move":
+            moved |= max(abs(event.pos[i] - start[i]) for i in (0, 1)) > _CLICK_PX
+            yield
+        if not moved:
+            y, x = event.position[-2:]
+            clicked(float(x), float(y))
+
+    return pressed
+
+
+def coordinates(model: LiveModel, x: float, y: float) -> tuple[float, float, FieldView | None] | None:
+    """Stage coordinates of a place of the map, and the field there.
+
+    None where the map has no stage coordinates: between fields that are set in rows.
+    """
+    found = model.at(x, y)
+    if found is not None:
+        dx, dy = found.shift_um
+        return x - dx, y - dy, found
+    to_scale = model.places is not None and model.places.to_scale
+    return (x, y, None) if to_scale else None

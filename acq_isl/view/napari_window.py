@@ -1,0 +1,216 @@
+"""Runs in a napari viewer: takes what the feed has, draws what changed, gives orders. Qt's main thread only.
+
+A timer looks at the feed some sixty times a second. The reader keeps only the newest of everything, so a
+window that is slow, frozen or hidden catches up at once and holds nothing back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+from acq_isl.errors import AcqIslError
+from acq_isl.orders import GoTo, Order, Pause, Resume, Stop
+from acq_isl.view.address import read_address, running_folder
+from acq_isl.view.desk import Answer
+from acq_isl.view.messages import Parcel
+from acq_isl.view.napari_look import decision_words, field_words, status_lines
+from acq_isl.view.napari_model import FieldView, LiveModel
+from acq_isl.view.napari_panel import Enabled, Panel
+from acq_isl.view.napari_scene import Scene, coordinates, on_click
+from acq_isl.view.napari_thumbnails import beside
+from acq_isl.view.reader import FeedReader
+
+_TICK_MS = 15
+_PARCELS = 64  # only the newest state is drawn, so taking many at once costs little
+_WORDS_EVERY_S = 0.1
+_WORDS_AT_LEAST_S = 1.0
+_LOOK_AGAIN_S = 2.0
+_OVER = ("ended", "failed")
+
+
+class Source(Protocol):
+    """Where messages come from and orders go; `FeedReader` is one."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether the run was heard of lately."""
+
+    def take(self, limit: int | None = None) -> list[Parcel]:
+        """What is new since the last call; returns at once."""
+
+    def order(self, order: Order, *, by: str = "operator") -> Answer:
+        """Give an order; may take seconds."""
+
+
+class LiveView:
+    """Shows runs in a viewer until closed.
+
+    Parameters
+    ----------
+    viewer : napari.Viewer
+    now : callable
+        Monotonic clock in seconds.
+    """
+
+    def __init__(self, viewer: Any, now: Callable[[], float] = time.monotonic) -> None:
+        self._viewer, self._now = viewer, now
+        self._model = LiveModel()
+        self._scene: Scene | None = None
+        self._source: Source | None = None
+        self._folder: Path | None = None
+        self._run = ""
+        self._opened = ExitStack()
+        self._place: tuple[float, float, FieldView | None] | None = None
+        self._asked: Future[Answer] | None = None
+        self._orders = ThreadPoolExecutor(1, thread_name_prefix="acq-isl-order")
+        self._words_s = self._looked_s = float("-inf")
+        self._words_due = True
+        self._thumbnails_of: tuple[object, ...] = ()
+        self.drawn = 0
+        """Ticks that drew a new picture."""
+        self.panel = Panel(self)
+        self._pressed = on_click(self.click)
+        viewer.mouse_drag_callbacks.append(self._pressed)
+        self._timer = self._ticking()
+
+    def close(self) -> None:
+        """Stop looking; the layers stay in the viewer."""
+        self._timer.stop()
+        if self._pressed in self._viewer.mouse_drag_callbacks:
+            self._viewer.mouse_drag_callbacks.remove(self._pressed)
+        self._orders.shutdown(wait=False, cancel_futures=True)
+        self._opened.close()
+        self._source = None
+
+    def connect(self, folder: str) -> None:
+        """Follow the newest run in a folder, now or as soon as one starts there."""
+        self._folder = Path(folder or ".").expanduser()
+        self._run, self._looked_s = "", float("-inf")
+        self.panel.folder(str(self._folder))
+        self._find_run()
+
+    def follow(self, source: Source) -> None:
+        """Show what comes from an open source, which stays the caller's to close."""
+        self._source, self._model, self._place = source, LiveModel(), None
+
+    def look(self, at: str) -> None:
+        """As in `Actions`."""
+        if at == "newest":
+            shown = self._model.shown
+            follow = self._model.selected is not None or shown is None
+            self._model.select(None if follow or shown is None else shown.name)
+            self._words_due = True
+        elif self._scene is not None:
+            {
+                "map": self._scene.show_map,
+                "field": self._scene.show_field,
+                "contrast": self._scene.automatic_contrast,
+            }[at]()
+
+    def order(self, kind: str) -> None:
+        """As in `Actions`; the answer is shown when it is there."""
+        wanted = self._wanted(kind)
+        if self._source is None or self._asked is not None or wanted is None:
+            return
+        self.panel.answer("asking the run …")
+        self._asked = self._orders.submit(self._source.order, wanted, by="operator, napari")
+
+    def click(self, x: float, y: float) -> None:
+        """The user has clicked a place of the map, in micrometres."""
+        self._place = coordinates(self._model, x, y)
+        if self._place is not None and self._place[2] is not None:
+            self._model.select(self._place[2].name)
+        if self._scene is not None:
+            self._scene.mark((x, y) if self._place is not None else None)
+        self._words_due = True
+
+    def tick(self) -> None:
+        """Take what is new and draw what changed."""
+        self._find_run()
+        if self._source is not None:
+            for parcel in self._source.take(_PARCELS):
+                self._model.take(parcel)
+        changes = self._model.changes()
+        if changes.plan:
+            if self._scene is not None:
+                self._scene.close()
+            self._scene = Scene(self._viewer, self._model, self._now)
+        if self._scene is not None:
+            self.drawn += self._scene.draw(changes)
+        if self._asked is not None and self._asked.done():
+            self.panel.answer(self._asked.result().text)
+            self._asked = None
+        self._words_due |= changes.words
+        waited_s = self._now() - self._words_s
+        if waited_s >= (_WORDS_EVERY_S if self._words_due else _WORDS_AT_LEAST_S):
+            self._words_s, self._words_due = self._now(), False
+            self._write()
+
+    def _ticking(self) -> Any:
+        from qtpy.QtCore import QTimer
+
+        timer = QTimer()
+        timer.setInterval(_TICK_MS)
+        timer.timeout.connect(self.tick)
+        timer.start()
+        return timer
+
+    def _find_run(self) -> None:
+        """Connect to the newest run of the folder, if none is going on that is shown already."""
+        over = self._model.status is not None and self._model.status.state in _OVER
+        if self._folder is None or (self._source is not None and self._source.alive and not over):
+            return
+        if self._now() - self._looked_s < _LOOK_AGAIN_S:
+            return
+        self._looked_s = self._now()
+        try:
+            address = read_address(running_folder(self._folder))
+        except AcqIslError as error:
+            if self._source is None:
+                self.panel.answer(f"{error} This window waits for it.")
+            return
+        if address.run == self._run:
+            return
+        self._opened.close()
+        self._run = address.run
+        self.follow(self._opened.enter_context(FeedReader(address)))
+        self.panel.answer("")
+
+    def _wanted(self, kind: str) -> Order | None:
+        if kind == "go_to":
+            return None if self._place is None else GoTo(x_um=self._place[0], y_um=self._place[1])
+        return {"pause": Pause(), "resume": Resume(), "stop": Stop()}[kind]
+
+    def _write(self) -> None:
+        """Bring all words up to date."""
+        status, source = self._model.status, self._source
+        alive = source is not None and source.alive
+        head, numbers = status_lines(status, alive) if source is not None else ("no run is followed", "")
+        self.panel.status(head, numbers)
+        self.panel.field(field_words(self._model.shown), decision_words(self._model.decisions))
+        self.panel.following(self._model.selected is None)
+        state = status.state if status is not None and alive else ""
+        going = state in ("running", "paused")
+        self.panel.enable(Enabled(state == "running", state == "paused", going))
+        self.panel.target(_target(self._place))
+        if self._scene is None:
+            return
+        self._scene.write(head)
+        shown = self._model.shown
+        if shown is not None:
+            seen = (shown.name, shown.predicted, *shown.measured.values())
+            if seen != self._thumbnails_of:
+                self._thumbnails_of = seen
+                self.panel.pictures(beside(shown, self._scene.hues))
+
+
+def _target(place: tuple[float, float, FieldView | None] | None) -> str:
+    if place is None:
+        return ""
+    x, y, one = place
+    return f"Go to x {x:.1f} um, y {y:.1f} um" + (f" (in {one.name})" if one is not None else "")
