@@ -11,7 +11,8 @@ from acq_isl.errors import AcqIslError
 from acq_isl.hooks import CaptureHook
 from acq_isl.plan import Optics
 from acq_isl.stack import Outcome
-from acq_isl.stream.client import ClientCounts, EngineClient
+from acq_isl.stream.client import EngineClient
+from acq_isl.stream.held import ClientCounts
 from acq_isl.stream.spool import Spool
 
 

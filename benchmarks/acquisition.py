@@ -28,7 +28,8 @@ from acq_isl.hooks import CaptureHook, GuardedAcquisition
 from acq_isl.hooks.events import stack_events
 from acq_isl.sim import CameraSettings, ScopeSettings, SimulatedScope, View
 from acq_isl.stack import Float32Image, StackKey, StackRequest
-from acq_isl.stream.client import ClientCounts, EngineClient
+from acq_isl.stream.client import EngineClient
+from acq_isl.stream.held import ClientCounts
 from acq_isl.stream.process import EngineProcess
 from acq_isl.stream.spool import Spool
 
