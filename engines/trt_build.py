@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 from acq_isl.engines import precision as precisions
 from acq_isl.engines.agreement import Agreement, agreement
@@ -19,10 +21,11 @@ from acq_isl.engines.trt_api import Flavour, FlavourName, Progress, load_flavour
 from acq_isl.engines.trt_compile import compile_plan
 from acq_isl.errors import EngineError, ModelError
 from acq_isl.manifest import Manifest
+from acq_isl.stack import Uint16Image
 
 _log = logging.getLogger(__name__)
 
-Precision = Literal["fp16", "fp32"]
+Precision = Literal["fp16", "fp32", "int8"]
 ProfileName = Literal["live", "bulk"]
 Shapes = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 
@@ -39,7 +42,7 @@ class BuildOptions:
     Parameters
     ----------
     flavour : "auto", "tensorrt" or "rtx"
-    precision : "fp16" or "fp32"
+    precision : "fp16", "fp32" or "int8"
     profile : "live" or "bulk"
         ``live``: one tile at a time, fastest at the camera's field. ``bulk``: batches of tiles.
     targets : tuple of str
@@ -48,6 +51,9 @@ class BuildOptions:
     field_px : int
         Longer side of the camera's field in pixels; what ``live`` is fastest at. ``bulk`` makes tiles no
         larger than this, nor than 1024 pixels.
+    calibration : (n, z, h, w) uint16, optional
+        Pieces of the user's own stacks, planes and sides as the manifest asks; needed for ``int8``. Half of
+        them set the ranges, the other half decide whether int8 is good enough.
     """
 
     flavour: FlavourName = "auto"
@@ -55,6 +61,7 @@ class BuildOptions:
     profile: ProfileName = "live"
     targets: tuple[str, ...] = ()
     field_px: int = 1024
+    calibration: Uint16Image | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,7 +149,7 @@ def build(
         found = store.load(key)  # another process may have built it meanwhile
         if found is not None:
             return BuiltPlan(*found, store.path(key), fresh=False)
-        content, note = _build(file, key, flavour, progress)
+        content, note = _build(file, key, options, flavour, progress)
         return BuiltPlan(content, note, store.save(content, note), fresh=True)
 
 
@@ -178,19 +185,28 @@ def plan_key(file: ModelFile, options: BuildOptions, flavour: Flavour, gpu: GpuI
         shapes=profile_shapes(file.info.manifest, options),
         targets=tuple(sorted(options.targets)) if flavour.portable else (),
         gpu="" if flavour.portable or gpu is None else f"{gpu.name} {gpu.capability}",
-        flags=("strongly typed", *(("no tf32",) if options.precision == "fp32" else ())),
+        flags=_flags(options),
     )
 
 
+def _flags(options: BuildOptions) -> tuple[str, ...]:
+    flags = ["strongly typed"]
+    if options.precision == "fp32":
+        flags.append("no tf32")
+    if options.precision == "int8" and options.calibration is not None:
+        digest = hashlib.sha256(np.ascontiguousarray(options.calibration).tobytes()).hexdigest()
+        flags.append(f"calibrated on {digest[:16]}")
+    return tuple(flags)
+
+
 def _build(
-    file: ModelFile, key: PlanKey, flavour: Flavour, progress: Progress | None
+    file: ModelFile, key: PlanKey, options: BuildOptions, flavour: Flavour, progress: Progress | None
 ) -> tuple[bytes, PlanNote]:
-    content = precisions.mixed(file.content) if key.precision == "fp16" else precisions.full(file.content)
-    measured = _measured(file) if key.precision == "fp16" else None
+    content, measured = _in_precision(file, options)
     started_s = time.perf_counter()
-    plan = compile_plan(flavour, content, key, file.info.manifest, progress)
-    built_s = time.perf_counter() - started_s
     manifest = file.info.manifest
+    plan = compile_plan(flavour, content, key, manifest, progress)
+    built_s = time.perf_counter() - started_s
     _log.info("built %s for %s in %.1f s, %.1f MiB", key.profile, manifest.name, built_s, len(plan) / 2**20)
     return plan, PlanNote(
         key=key,
@@ -203,15 +219,31 @@ def _build(
     )
 
 
-def _measured(file: ModelFile) -> Agreement:
-    """fp16 against fp32 on this processor; ModelError if it is not the same network any more."""
-    manifest = file.info.manifest
-    measured = agreement(file.content, precisions.rehearsal(file.content), manifest)
+def _in_precision(file: ModelFile, options: BuildOptions) -> tuple[bytes, Agreement | None]:
+    """The model in the types the plan is to have, and how far that is from fp32 on this processor.
+
+    Raises
+    ------
+    ModelError
+        It is not the same network any more, or there is nothing to calibrate int8 on.
+    """
+    master, manifest = file.content, file.info.manifest
+    if options.precision == "fp32":
+        return precisions.full(master), None
+    if options.precision == "fp16":
+        content = precisions.mixed(master)
+        measured = agreement(master, precisions.rehearsal(master), manifest)
+    else:
+        from acq_isl.engines.int8 import quantised
+
+        tiles = np.empty((0,), np.uint16) if options.calibration is None else options.calibration
+        content = quantised(master, tiles[::2])
+        measured = agreement(master, content, manifest, stacks=tiles[1::2])
     if not measured.least_pearson >= _LEAST_PEARSON:  # NaN must not pass
         raise ModelError(
-            f"model {file.info.where} does not survive fp16",
+            f"model {file.info.where} does not survive {options.precision}",
             wanted=f"a correlation with fp32 of at least {_LEAST_PEARSON} for every label",
             got=", ".join(f"{name} {value:.4f}" for name, value in measured.pearson.items()),
-            fix="use --precision fp32",
+            fix="use --precision fp32" if options.precision == "fp16" else "use --precision fp16",
         )
-    return measured
+    return content, measured

@@ -107,15 +107,18 @@ def check_network(network: Any, flavour: Flavour, manifest: Manifest) -> None:
     tensors = [network.get_input(i) for i in range(network.num_inputs)]
     tensors += [network.get_output(i) for i in range(network.num_outputs)]
     found = {tensor.name: (tensor.dtype, tuple(tensor.shape)) for tensor in tensors}
-    for name in wanted.keys() | found.keys():
-        dtype, shape = found.get(name, (None, None))
-        if name not in wanted or dtype not in wanted[name][0] or shape != wanted[name][1]:
+    for name in sorted(wanted.keys() | found.keys()):
+        dtype, shape = found.get(name, (None, ()))
+        kinds_wanted, shape_wanted = wanted.get(name, ((), ()))
+        # TensorRT cannot always tell a side before it knows those of the input; it says -1 then.
+        fits = len(shape) == len(shape_wanted) and all(
+            a in (b, -1) for a, b in zip(shape, shape_wanted, strict=True)
+        )
+        if dtype not in kinds_wanted or not fits:
             raise ModelError(
                 f"{flavour.name} understands the model's {name!r} in another way than its manifest says",
-                wanted=f"{wanted[name][1]} of {wanted[name][0]}"
-                if name in wanted
-                else "nothing of that name",
-                got=f"{shape} of {dtype}" if name in found else "nothing of that name",
+                wanted=f"{shape_wanted} of {kinds_wanted}" if kinds_wanted else "nothing of that name",
+                got=f"{shape} of {dtype}" if shape else "nothing of that name",
                 fix="export the model again with this version of acq-isl",
             )
 

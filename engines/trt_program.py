@@ -106,6 +106,7 @@ class Program:
         self, flavour: Flavour, plan: bytes, manifest: Manifest, kernels: KernelFile | None = None
     ) -> None:
         self.flavour, self._kernels = flavour, kernels
+        self._labels = len(manifest.labels)
         self._messages = Messages(flavour)
         self._runtime: Any = flavour.trt.Runtime(self._messages.logger)
         self._engine: Any = self._loaded(plan)
@@ -233,13 +234,17 @@ class Program:
                     wanted=f"from {least} to {most}",
                     fix="build a plan for this field with acq-isl build --field, or use smaller tiles",
                 )
-        unknown = context.infer_shapes()
-        if unknown:
-            raise EngineError(
-                f"the plan leaves the shape of {', '.join(unknown)} open",
+        context.infer_shapes()
+        outputs = {p.name: tuple(context.get_tensor_shape(p.name)) for p in self.ports if not p.is_input}
+        tiles, _, height, width, _ = shapes["stack"]
+        wanted = (tiles, self._labels, height, width)
+        if any(shape != wanted for shape in outputs.values()):
+            raise PlanRefused(
+                "the plan answers with other shapes than its model's manifest says",
+                wanted=f"{wanted} for tiles of {shapes['stack']}",
+                got=", ".join(f"{name} {shape}" for name, shape in outputs.items()),
                 fix="export the model again with this version of acq-isl",
             )
-        outputs = {p.name: tuple(context.get_tensor_shape(p.name)) for p in self.ports if not p.is_input}
         return context, outputs, int(context.update_device_memory_size_for_shapes())
 
     def keep_kernels(self) -> None:

@@ -8,11 +8,13 @@ import threading
 from pathlib import Path
 
 import filelock
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from acq_isl.engines import plans
+from acq_isl.engines.agreement import sample_tiles
 from acq_isl.engines.cuda import GpuInfo
 from acq_isl.engines.model_file import read_model
 from acq_isl.engines.plans import PlanKey, PlanNote, PlanStore
@@ -314,6 +316,29 @@ def test_profiles_obey_the_tile_rule(profile, field_px):
     assert (most[0] == 1) == (profile == "live")
     if profile == "live":
         assert usual[2] >= min(field_px, most[2])
+
+
+def test_int8_needs_stacks_to_calibrate_on(model, store):
+    with pytest.raises(ModelError, match=r"int8 cannot be calibrated.*4 pieces.*got: 0"):
+        build(model, BuildOptions(precision="int8"), store=store, flavour=flavour())
+
+
+def test_int8_is_calibrated_on_one_half_of_the_stacks_and_judged_on_the_other(model, store, caplog):
+    trt, tiles = flavour(), sample_tiles(tiny.MANIFEST, 10)
+    built = build(model, BuildOptions(precision="int8", calibration=tiles), store=store, flavour=trt)
+    assert 0.995 < built.note.agreement["pearson nuclei"] < 1
+    assert not build(model, BuildOptions(precision="int8", calibration=tiles), store=store, flavour=trt).fresh
+    others = BuildOptions(precision="int8", calibration=tiles[::-1])
+    assert build(model, others, store=store, flavour=trt).fresh
+    assert [record for record in caplog.records if record.name == "root"] == []
+
+
+def test_a_model_that_int8_breaks_is_not_built(model, store):
+    tiles = sample_tiles(tiny.MANIFEST, 10)
+    tiles[1::2] = np.random.default_rng(0).integers(0, 2, tiles[1::2].shape, np.uint16) * 60000
+    tiles[::2] = 1000
+    with pytest.raises(ModelError, match=r"does not survive int8.*--precision fp16"):
+        build(model, BuildOptions(precision="int8", calibration=tiles), store=store, flavour=flavour())
 
 
 def test_a_model_tensorrt_cannot_use_names_the_operator(store, tmp_path, monkeypatch):

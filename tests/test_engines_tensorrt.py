@@ -217,6 +217,30 @@ def test_kernels_are_compiled_once_and_kept(bench, model, caplog):
     assert trt.compiled == 3
 
 
+def test_kernels_for_later_shapes_are_kept_when_the_engine_closes(bench, model):
+    trt = trt_double.tensorrt(cuda_double.Driver(), rtx=True)
+    for compiled in (2, 2):
+        engine, _ = bench.open(model, trt=trt)
+        engine.predict(tiny.stack((40, 40)))
+        engine.close()
+        assert trt.compiled == compiled
+
+
+def test_kernels_are_kept_as_soon_as_they_are_warm(bench, model):
+    bench.open(model)
+    assert len(list(bench.store.folder.glob("*.kernels"))) == 1  # the engine is still open
+
+
+def test_results_may_be_fetched_by_another_thread(bench, model):
+    engine, _ = bench.open(model)
+    feeds = as_inputs(sample_tiles(tiny.MANIFEST, 1))
+    pending, got = engine.network.submit(feeds["stack"], feeds["inv_sd"]), []
+    thread = threading.Thread(target=lambda: got.append(pending.result()))
+    thread.start()
+    thread.join(30)
+    np.testing.assert_array_equal(got[0][0], engine.network.run(feeds["stack"], feeds["inv_sd"])[0])
+
+
 def test_the_first_stack_of_the_usual_size_finds_everything_ready(bench, model):
     engine, trt = bench.open(model)
     executed, blocks = trt.executed, len(trt.driver.device)
@@ -466,6 +490,11 @@ def test_plans_for_one_gpu_build_without_it(rtx, model, target, tmp_path):
         model, BuildOptions(flavour="rtx", targets=(target,)), store=PlanStore(tmp_path / "p"), flavour=rtx
     )
     assert built.note.key.targets == (target,)
+
+
+def test_int8_builds(rtx, model, tmp_path):
+    options = BuildOptions(flavour="rtx", precision="int8", calibration=sample_tiles(tiny.MANIFEST, 8))
+    assert build(model, options, store=PlanStore(tmp_path / "p")).note.key.precision == "int8"
 
 
 def test_a_wrong_manifest_is_found_when_parsing(rtx, model):
