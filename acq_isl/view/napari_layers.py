@@ -1,7 +1,8 @@
 """The pictures of a run as layers of a napari viewer. Qt's main thread only.
 
-From the bottom: the map (light, then each label), the field in large (light, each label, doubt), measured
-fluorescence. A field is drawn once: the map leaves out the one that is shown in large.
+From the bottom: the map; the field in large (light, each label, doubt); measured fluorescence. A field is
+drawn once: the map leaves out the one that is shown in large. The map is one layer, coloured as the layers of
+the field in large are: every further layer over the whole canvas costs a processor without GPU 10 ms a frame.
 """
 
 from __future__ import annotations
@@ -14,17 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acq_isl.view.messages import Light, Predicted
-from acq_isl.view.napari_map import Mosaic
+from acq_isl.view.napari_map import Mosaic, Places, Shade
 from acq_isl.view.napari_marks import badge
 from acq_isl.view.napari_model import FieldView
 
 LIGHT = "transmitted light"
-MAP_LIGHT = "map of transmitted light"
+MAP = "map, labels (predicted)"
 DOUBT = "doubt (predicted)"
 _LIGHT_OPACITY = 0.6  # so that colours stand out on it
 _DOUBT_LIMITS = (0, 128)  # a spread of half the range is all haze
 _HAZE = ((0.8, 0.8, 0.85, 0.0), (0.8, 0.8, 0.85, 0.85))
-_LINKED = ("visible", "opacity", "contrast_limits", "gamma", "colormap", "blending")
 _UNITS = ("um", "um")
 
 
@@ -35,18 +35,19 @@ class PictureLayers:
     ----------
     viewer : napari.Viewer
     hues : mapping of label to ``#rrggbb``
-    mosaic : Mosaic
+    places : Places
+        Where fields are drawn.
     """
 
-    def __init__(self, viewer: Any, hues: Mapping[str, str], mosaic: Mosaic) -> None:
-        self._viewer, self._hues, self._mosaic = viewer, hues, mosaic
+    def __init__(self, viewer: Any, hues: Mapping[str, str], places: Places) -> None:
+        self._viewer, self._hues = viewer, hues
         self._layers: dict[str, Any] = {}
         self._channels: list[str] = []
         self._dirty = False
         self._ours = False
         self._touched: set[str] = set()
-        self._add_map()
         self._add_live()
+        self._add_map(places)
 
     @property
     def light(self) -> Any:
@@ -99,7 +100,8 @@ class PictureLayers:
         self._mosaic.put(one.box, one.light.pixels if one.light else None, planes)
 
     def flush(self) -> None:
-        """Show what was drawn into the map since the last call."""
+        """Show what was drawn into the map, or coloured otherwise by the user, since the last call."""
+        self._dirty |= self._mosaic.shade(self._shades())
         if not self._dirty:
             return
         self._dirty = False
@@ -179,22 +181,34 @@ class PictureLayers:
         layer.events.contrast_limits.connect(touched)
         return layer
 
-    def _add_map(self) -> None:
-        placed = {"scale": (self._mosaic.pixel_size_um,) * 2, "translate": self._mosaic.origin_um}
-        gray = {"contrast_limits": (0, 65535), "opacity": _LIGHT_OPACITY}
-        self._add(MAP_LIGHT, self._mosaic.light, **placed, **gray)
-        for plane, (label, hue) in zip(self._mosaic.labels, self._hues.items(), strict=True):
-            self._add(map_of(label), plane, **placed, **_label_style(label, hue))
-
     def _add_live(self) -> None:
         empty = np.zeros((2, 2), np.uint8)
-        light = self._add(LIGHT, empty.astype(np.uint16), contrast_limits=(0, 65535), opacity=_LIGHT_OPACITY)
-        self._linked(light, self._layers[MAP_LIGHT])
+        counts = empty.astype(np.uint16)
+        self._add(LIGHT, counts, contrast_limits=(0, 65535), opacity=_LIGHT_OPACITY)
         for label, hue in self._hues.items():
-            layer = self._add(predicted(label), empty.copy(), **_label_style(label, hue))
-            self._linked(layer, self._layers[map_of(label)])
+            self._add(predicted(label), empty.copy(), **_label_style(label, hue))
         haze = _colormap("doubt", _HAZE)
         self._add(DOUBT, empty.copy(), colormap=haze, contrast_limits=_DOUBT_LIMITS, metadata=_PREDICTED)
+
+    def _add_map(self, places: Places) -> None:
+        """The map lies below all others, but takes its colours from them."""
+        self._mosaic = Mosaic(places, self._shades())
+        size = self._mosaic.pixel_size_um
+        layer = self._viewer.add_image(
+            self._mosaic.picture,
+            name=MAP,
+            rgb=True,
+            scale=(size, size),
+            units=_UNITS,
+            translate=self._mosaic.origin_um,
+            metadata=dict(_PREDICTED),
+        )
+        self._viewer.layers.move(self._viewer.layers.index(layer), self._viewer.layers.index(self.light))
+        self._layers[MAP] = layer
+
+    def _shades(self) -> list[Shade]:
+        """How the layers of light and labels look now."""
+        return [_shade(self._layers[name]) for name in (LIGHT, *(predicted(label) for label in self._hues))]
 
     def _add_measured(self, channel: str) -> None:
         """Measured fluorescence, switched off until the user wants it: it hides what is predicted there."""
@@ -204,11 +218,6 @@ class PictureLayers:
         self._viewer.layers.selection.active = active
         self._channels.append(channel)
 
-    def _linked(self, live: Any, of_map: Any) -> None:
-        from napari.experimental import link_layers
-
-        link_layers([live, of_map], _LINKED)
-
 
 _PREDICTED = {"acq-isl": "predicted, not measured"}
 
@@ -216,11 +225,6 @@ _PREDICTED = {"acq-isl": "predicted, not measured"}
 def predicted(label: str) -> str:
     """Name of the layer of a predicted label."""
     return f"{label} (predicted)"
-
-
-def map_of(label: str) -> str:
-    """Name of its layer in the map."""
-    return f"map of {label} (predicted)"
 
 
 def measured(channel: str) -> str:
@@ -236,6 +240,12 @@ def _label_style(label: str, hue: str) -> dict[str, Any]:
         "contrast_limits": (0, 255),
         "metadata": dict(_PREDICTED),
     }
+
+
+def _shade(layer: Any) -> Shade:
+    low, high = (float(limit) for limit in layer.contrast_limits)
+    table = layer.colormap.map(np.linspace(0, 1, 256) ** layer.gamma)[:, :3]
+    return Shade(low, high, (table * (layer.opacity * layer.visible)).astype(np.float32))
 
 
 def _colormap(name: str, colors: tuple[tuple[float, ...], ...]) -> Any:

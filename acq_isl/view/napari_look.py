@@ -12,7 +12,7 @@ import numpy as np
 
 from acq_isl.measure import readable
 from acq_isl.pictures import PALETTE
-from acq_isl.view.messages import Decided, Plan, Predicted, Status
+from acq_isl.view.messages import Decided, Plan, Predicted, Ranked, Status
 from acq_isl.view.napari_marks import BADGE
 from acq_isl.view.napari_model import FieldView, LiveModel
 
@@ -24,7 +24,7 @@ _WAITS = "#cc79a7"
 _IMAGED = "#a0a0a0"
 _PLANNED = "#5a5a5a"
 _BANNER_COLUMNS = 64
-_REASON_COLUMNS = 38
+_REASON_COLUMNS = 26
 _REASON_LINES = 4
 _SHOWN_DECISIONS = 5
 
@@ -55,7 +55,7 @@ def outline(one: FieldView, ranked: int) -> Outline:
     if one.ranked is not None and one.ranked.rank is not None:
         color = rank_color(one.ranked.rank, ranked)
         if one.ranked.chosen:
-            return Outline(color, 4.0, _wrapped(f"{one.ranked.rank}. {one.ranked.reason}"))
+            return Outline(color, 4.0, _because(one.ranked))
         return Outline(color, 2.0, "")
     return Outline(_IMAGED if one.time >= 0 else _PLANNED, 1.0, "")
 
@@ -145,12 +145,12 @@ def _numbers(message: Predicted) -> str:
     return table + taken + warnings
 
 
-def _wrapped(text: str) -> str:
-    return "\n".join(
-        textwrap.wrap(
-            text, _REASON_COLUMNS, max_lines=_REASON_LINES, placeholder=" …"
-        )  # on one field's width
-    )
+def _because(ranked: Ranked) -> str:
+    """The reason in a few words; all of it is in the panel."""
+    found = ranked.measured
+    reason = ranked.reason if found is None else f"{found.name}: {readable(found)}"
+    text = f"{ranked.rank}. {reason}"
+    return "\n".join(textwrap.wrap(text, _REASON_COLUMNS, max_lines=_REASON_LINES, placeholder=" …"))
 
 
 def _duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Fields of view become a map: where each is drawn, and all of them in one array per layer. Pure."""
+"""Fields of view become a map: where each is drawn, and all of them in one picture. Pure."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from acq_isl.view.napari_marks import hatch
 MAP_PX = 1 << 21
 """Pixels of the map, whatever the number of fields: about 1450 x 1450."""
 _NM_PER_UM = 1000
+_STEPS = 256
+_FULL = slice(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,24 +47,55 @@ def placed(fields: Sequence[PlannedField], fov_um: tuple[float, float]) -> Place
     return Places(found.boxes or (Box(0, 0, 1, 1),), found.around, found.to_scale)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Shade:
+    """How counts become colour: linear from ``low`` to ``high`` through a table.
+
+    Parameters
+    ----------
+    low, high : float
+    table : (256, 3) float32
+        Red, green and blue, 0 to 1, already dimmed by the layer's opacity; all 0 if it is switched off.
+    """
+
+    low: float
+    high: float
+    table: NDArray[np.float32]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Shade):
+            return NotImplemented
+        limits = (self.low, self.high) == (other.low, other.high)
+        return limits and np.array_equal(self.table, other.table)
+
+    __hash__ = None  # type: ignore[assignment]  # it holds an array
+
+    def colors(self, plane: NDArray[Any]) -> NDArray[np.float32]:
+        """(y, x) counts as (y, x, 3) colours."""
+        scaled = (plane.astype(np.float32) - self.low) * ((_STEPS - 1) / max(self.high - self.low, 1e-6))
+        colors: NDArray[np.float32] = self.table[np.clip(scaled, 0, _STEPS - 1).astype(np.uint8)]
+        return colors
+
+
 class Mosaic:
-    """All fields in one picture per kind, updated tile by tile.
+    """All fields in one picture, updated tile by tile.
 
     Parameters
     ----------
     places : Places
-    labels : int
-        Predicted labels.
+    shades : sequence of Shade
+        Of transmitted light, then of each predicted label.
     """
 
-    def __init__(self, places: Places, labels: int) -> None:
+    def __init__(self, places: Places, shades: Sequence[Shade]) -> None:
         self._around, self.pixel_size_um = places.around, places.pixel_size_um
-        shape = tuple(
-            max(math.ceil(side / self.pixel_size_um), 1)
-            for side in (places.around.height, places.around.width)
-        )
-        self.light: NDArray[np.uint16] = np.zeros(shape, np.uint16)
-        self.labels: NDArray[np.uint8] = np.zeros((labels, *shape), np.uint8)
+        sides = (places.around.height, places.around.width)
+        self._shape = tuple(max(math.ceil(side / self.pixel_size_um), 1) for side in sides)
+        self._light = np.zeros(self._shape, np.uint16)
+        self._labels = np.zeros((len(shades) - 1, *self._shape), np.uint8)
+        self._shades = tuple(shades)
+        self.picture: NDArray[np.uint8] = np.zeros((*self._shape, 3), np.uint8)
+        """(y, x, rgb); written in place."""
 
     @property
     def origin_um(self) -> tuple[float, float]:
@@ -83,23 +116,35 @@ class Mosaic:
         shape = (rows.stop - rows.start, columns.stop - columns.start)
         if min(shape) < 1:
             return
-        self.light[rows, columns] = 0 if light is None else fitted(light, shape)
-        if labels is None:
-            self.labels[:, rows, columns] = 0
-            return
-        marks = hatch(shape)
-        for number, plane in enumerate(labels[: len(self.labels)]):
-            self.labels[number, rows, columns] = np.where(marks.mask, marks.values, fitted(plane, shape))
+        self._light[rows, columns] = 0 if light is None else fitted(light, shape)
+        self._labels[:, rows, columns] = 0
+        for number, plane in enumerate(() if labels is None else labels[: len(self._labels)]):
+            self._labels[number, rows, columns] = fitted(plane, shape)
+        if labels is not None:
+            hatch(shape).paint(self._labels[:, rows, columns])
+        self._compose(rows, columns)
 
-    def blank(self, box: Box) -> None:
-        """Leave a field out, because it is shown in large at the same place."""
-        self.put(box, None, None)
+    def shade(self, shades: Sequence[Shade]) -> bool:
+        """Show the same in other colours; whether that changed anything."""
+        if tuple(shades) == self._shades:
+            return False
+        self._shades = tuple(shades)
+        self._compose(_FULL, _FULL)
+        return True
+
+    def _compose(self, rows: slice, columns: slice) -> None:
+        """Labels are added onto the light, as additive layers are on the screen."""
+        total = self._shades[0].colors(self._light[rows, columns])
+        for shade, plane in zip(self._shades[1:], self._labels, strict=True):
+            if shade.table.any():
+                total += shade.colors(plane[rows, columns])
+        self.picture[rows, columns] = np.minimum(total * 255, 255)
 
     def _window(self, box: Box) -> tuple[slice, slice]:
         spans = []
         for start, length, first, limit in (
-            (box.y, box.height, self._around.y, self.light.shape[0]),
-            (box.x, box.width, self._around.x, self.light.shape[1]),
+            (box.y, box.height, self._around.y, self._shape[0]),
+            (box.x, box.width, self._around.x, self._shape[1]),
         ):
             low = round((start - first) / self.pixel_size_um)
             high = round((start + length - first) / self.pixel_size_um)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 BADGE = "PREDICTED, not measured"
 BADGE_COLOR = "#7a4b00"
 BADGE_INK = "#ffffff"
-_STRIPE = 150  # not full: the stripes of all labels add up on the screen
+_STRIPE = 130  # not full: the stripes of all labels add up on the screen
 _TEXT_FROM_PX = 200  # narrower pictures get the hatching only
 
 

@@ -9,7 +9,6 @@ from typing import Any
 from acq_isl.pictures import Box
 from acq_isl.view.napari_layers import PictureLayers
 from acq_isl.view.napari_look import banner, hues, outline
-from acq_isl.view.napari_map import Mosaic
 from acq_isl.view.napari_model import Changes, FieldView, LiveModel
 from acq_isl.view.napari_outlines import Outlines, write_banner
 
@@ -36,7 +35,7 @@ class Scene:
         self._large: str | None = None
         self._map_s = float("-inf")
         self.hues = hues(model.plan)
-        self._pictures = PictureLayers(viewer, self.hues, Mosaic(model.places, len(self.hues)))
+        self._pictures = PictureLayers(viewer, self.hues, model.places)
         thin_um = min(min(box.width, box.height) for box in model.places.boxes) / 110
         self._outlines = Outlines(viewer, thin_um)
         viewer.scale_bar.visible = True

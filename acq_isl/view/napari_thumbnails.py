@@ -11,7 +11,7 @@ from acq_isl.pictures import Uint8Image, reduced, stretched, tinted
 from acq_isl.view.napari_marks import hatch
 from acq_isl.view.napari_model import FieldView
 
-_EDGE_PX = 96
+_EDGE_PX = 88
 
 
 @dataclass(frozen=True, slots=True, eq=False)
