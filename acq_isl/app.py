@@ -15,7 +15,7 @@ from acq_isl.engines import describe
 from acq_isl.errors import EngineError, StorageError
 from acq_isl.experiment import Experiment, LocalEngine, NoEngine, RemoteEngine
 from acq_isl.figures import Gauge
-from acq_isl.hooks import GuardedAcquisition, OpenMicroscope, call_user_function, open_microscope
+from acq_isl.hooks import GuardedAcquisition, OpenMicroscope, Safety, call_user_function, open_microscope
 from acq_isl.instruments import Instruments
 from acq_isl.ledger import Ledger
 from acq_isl.ledger import read as read_ledger
@@ -37,6 +37,7 @@ from acq_isl.summary import Origin, summarise, versions
 from acq_isl.view.previews import WatchedSink
 
 _REMOTE_WAIT_S = 5.0
+_COMPUTING_S = 60.0
 _FILES = (
     ("measured data (NDTiff)", "measured_1"),
     ("predictions (OME-Zarr)", "predictions.ome.zarr"),
@@ -234,10 +235,9 @@ def _opened(
         source, manifest, model, warnings = _engine(experiment, folder, stack)
         colors = {label.name: label.color for label in manifest.labels} if manifest else {}
         store = stack.enter_context(PredictionStore(folder / "predictions.ome.zarr", colors))
+        sink, safety = WatchedSink(source, cast.tell), _safety(experiment)
         microscope = stack.enter_context(
-            GuardedAcquisition(
-                folder, "measured", sink=WatchedSink(source, cast.tell), limits=experiment.limits
-            )
+            GuardedAcquisition(folder, "measured", sink=sink, limits=experiment.limits, safety=safety)
         )
         counters = (lambda: microscope.captured, lambda: _lost(source))
         gauge = Gauge(cast.tell, counters, lambda: _state(source), expected_slices(experiment, plan))
@@ -246,6 +246,12 @@ def _opened(
         )
         warnings = (*warnings, *cast.warnings)
         yield _Parts(experiment, instruments, microscope, source, manifest, model, warnings)
+
+
+def _safety(experiment: Experiment) -> Safety:
+    # A slow computer takes seconds to compute a new field; that is no stuck microscope.
+    simulated = isinstance(experiment.microscope, SimulatedMicroscope)
+    return Safety(watchdog_s=_COMPUTING_S) if simulated else Safety()
 
 
 def _lost(source: EngineClient | WithoutEngine) -> int:
