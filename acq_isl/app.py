@@ -13,7 +13,7 @@ from pathlib import Path
 from acq_isl.broadcast import Broadcast, bounds, choice, expected_slices
 from acq_isl.engines import describe
 from acq_isl.errors import EngineError, StorageError
-from acq_isl.experiment import Experiment, LocalEngine, NoEngine, RemoteEngine
+from acq_isl.experiment import Experiment, LocalEngine, NoEngine, RemoteEngine, SimulatedMicroscope
 from acq_isl.figures import Gauge
 from acq_isl.hooks import GuardedAcquisition, OpenMicroscope, Safety, call_user_function, open_microscope
 from acq_isl.instruments import Instruments
