@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,15 @@ needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden data a
 CLOSE = 1e-5  # of the largest value, float32
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    # On a busy machine torch's threads spend ten times the work on waiting for each other.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @needs_golden
 def test_variables_are_those_of_the_published_width() -> None:
     listed = json.loads((GOLDEN / "variables_base_depth_400.json").read_text())
@@ -38,18 +48,20 @@ def test_variables_are_those_of_the_published_width() -> None:
 @needs_golden
 def test_every_golden_patch_comes_out() -> None:
     golden = np.load(GOLDEN / "golden.npz")
-    network = load_reference(GOLDEN)
+    checked = {
+        key: key.removeprefix("head__").replace("__", "/") for key in golden if key.startswith("head__")
+    }
+    assert len(checked) == 4
+    network = load_reference(GOLDEN, heads=checked.values())
     planes = golden["stack"][np.arange(26) // 2].astype(np.float32) / 65535
     x = torch.from_numpy(np.stack([planes, np.ones_like(planes)], 1).reshape(52, *planes.shape[1:]))
     patches = torch.stack([x[:, r : r + PATCH_PX, c : c + PATCH_PX] for r, c in golden["offsets"]])
     with torch.no_grad():
         embedding = network.embedding(patches)
-        logits = network(patches)
+        logits = {name: head(embedding) for name, head in network.named_heads()}
     _agree(embedding, golden["embedding"])
-    checked = [key for key in golden if key.startswith("head__")]
-    assert len(checked) == 4
-    for key in checked:
-        _agree(logits[key.removeprefix("head__").replace("__", "/")], golden[key])
+    for key, name in checked.items():
+        _agree(logits[name], golden[key])
 
 
 def _agree(got: torch.Tensor, wanted: np.ndarray) -> None:
@@ -82,21 +94,21 @@ def test_sizes_are_free(base_depth: int, planes: int, heads: tuple[str, ...], bi
 
 def test_moving_the_input_by_16_pixels_moves_the_output_and_by_8_does_not() -> None:
     torch.manual_seed(0)
-    network = ReferenceNetwork(ReferenceConfig(16, 1, ("a",), 4)).double().eval()
-    x = torch.rand(1, 2, PATCH_PX + 16, PATCH_PX + 16, dtype=torch.float64)
+    network = ReferenceNetwork(ReferenceConfig(16, 1, ("a",), 4)).eval()
+    x = torch.rand(1, 2, PATCH_PX + 16, PATCH_PX + 16)
     with torch.no_grad():
         whole = network.embedding(x)
         by_16 = network.embedding(x[..., 16:, 16:])
         by_8 = network.embedding(x[..., 8:-8, 8:-8])
-    torch.testing.assert_close(whole[..., 16:, 16:], by_16, rtol=0, atol=1e-12)
+    torch.testing.assert_close(whole[..., 16:, 16:], by_16, rtol=0, atol=1e-5 * by_16.abs().max().item())
     assert (whole[..., 8:16, 8:16] - by_8).abs().max() > 1e-3 * by_8.abs().max()
 
 
 def test_every_output_row_depends_on_the_border_of_the_patch() -> None:
     assert BORDER_PX == 121
     torch.manual_seed(0)
-    network = ReferenceNetwork(ReferenceConfig(16, 1, ("a",), 4)).double().eval()
-    x = torch.rand(1, 2, PATCH_PX, PATCH_PX, dtype=torch.float64, requires_grad=True)
+    network = ReferenceNetwork(ReferenceConfig(16, 1, ("a",), 4)).eval()
+    x = torch.rand(1, 2, PATCH_PX, PATCH_PX, requires_grad=True)
     (gradient,) = torch.autograd.grad(network.embedding(x)[0, :, 4, 4].sum(), x)
     assert gradient[0, 0, 125].abs().sum() > gradient[0, 0, 20].abs().sum() > 0
 
@@ -104,8 +116,8 @@ def test_every_output_row_depends_on_the_border_of_the_patch() -> None:
 def test_a_step_down_the_gradient_of_every_variable_lowers_the_loss() -> None:
     torch.manual_seed(0)
     network = ReferenceNetwork(ReferenceConfig(16, 1, ("a",), 4)).train()
-    x = torch.rand(2, 2, PATCH_PX, PATCH_PX)
-    target = torch.arange(64).reshape(1, OUTPUT_PX, OUTPUT_PX).expand(2, -1, -1) % 4
+    x = torch.rand(1, 2, PATCH_PX, PATCH_PX)
+    target = torch.arange(64).reshape(1, OUTPUT_PX, OUTPUT_PX) % 4
     before = torch.nn.functional.cross_entropy(network(x)["a"], target)
     before.backward()
     with torch.no_grad():
