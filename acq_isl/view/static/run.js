@@ -16,6 +16,7 @@ export class Run {
     this.fields = new Map();
     this.decisions = new Map();
     this.newest = null;
+    this.anyPredicted = false;
     this.statusAt = 0;
     this.range = null;
   }
@@ -45,6 +46,7 @@ export class Run {
         if (field.predicted && field.predicted.header.seq > header.seq) break;
         field.predicted = { header, means: pictures.slice(0, -1), doubt: pictures.at(-1) };
         field.refused = null;
+        this.anyPredicted = true;
         this.touch(field, header.seq);
         break;
       case "NOT_PREDICTED":
@@ -63,13 +65,15 @@ export class Run {
     const kept = { header, picture };
     if (header.predict || !field.planned) {
       field.light = kept;
+      // Once there are predictions, they are what one follows; else the picture would come and go.
+      if (!this.anyPredicted || !field.planned) this.touch(field, header.seq);
       // One range for all fields, so that the map has no seams.
       const range = this.range;
       this.range = range ? [Math.min(range[0], header.low), Math.max(range[1], header.high)] : [header.low, header.high];
     } else {
       field.fluorescence.set(header.key.channel, kept);
+      this.touch(field, header.seq);
     }
-    this.touch(field, header.seq);
   }
 
   touch(field, seq) {
