@@ -1,7 +1,9 @@
 """int8 by calibration: the ranges of activations are measured on the user's own stacks, never guessed.
 
 Quantised in the form TensorRT takes: signed and symmetric, biases left alone, weights with a pair of
-(QuantizeLinear, DequantizeLinear) of their own for each channel. Convolutions of raw counts stay as they are.
+(QuantizeLinear, DequantizeLinear) of their own for each channel. Convolutions of raw counts stay as they are,
+and so do the last ones: their outputs hold means and log variances side by side, whose ranges have nothing in
+common.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from acq_isl.engines.agreement import as_inputs
-from acq_isl.engines.precision_graph import Graph, half_nodes
+from acq_isl.engines.precision_graph import Graph, half_nodes, last_convolutions
 from acq_isl.errors import ModelError
 from acq_isl.stack import Uint16Image
 
@@ -64,7 +66,8 @@ def quantised(content: bytes, tiles: Uint16Image) -> bytes:
     metadata = {entry.key: entry.value for entry in graph.model.metadata_props}
     for index, node in enumerate(graph.model.graph.node):
         node.name = f"{node.op_type}_{index}"
-    left_alone = [n.name for index, n in enumerate(graph.model.graph.node) if index not in inner]
+    last = last_convolutions(graph.nodes)
+    left_alone = [n.name for i, n in enumerate(graph.model.graph.node) if i not in inner or i in last]
     onnx.helper.set_model_props(graph.model, _PREPARED)
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "int8.onnx"

@@ -132,6 +132,19 @@ def _normalised(graph: Graph) -> set[str]:
     return after
 
 
+def last_convolutions(nodes: list[onnx.NodeProto]) -> set[int]:
+    """Places of the convolutions and products that no other follows."""
+    before_heavy: set[str] = set()
+    last: set[int] = set()
+    for index in reversed(range(len(nodes))):
+        heavy, followed = nodes[index].op_type in _HEAVY, before_heavy.intersection(nodes[index].output)
+        if heavy and not followed:
+            last.add(index)
+        if heavy or followed:
+            before_heavy.update(nodes[index].input)
+    return last
+
+
 def _decoding(nodes: list[onnx.NodeProto]) -> set[int]:
     """Islands, and what follows from them if no convolution does."""
     before_heavy: set[str] = set()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import filelock
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from acq_isl.engines import plans
 from acq_isl.engines.agreement import sample_tiles
 from acq_isl.engines.cuda import GpuInfo
+from acq_isl.engines.int8 import quantised
 from acq_isl.engines.model_file import read_model
 from acq_isl.engines.plans import PlanKey, PlanNote, PlanStore
 from acq_isl.engines.trt_api import BuildStep, Flavour
@@ -318,6 +320,13 @@ def test_profiles_obey_the_tile_rule(profile, field_px):
         assert usual[2] >= min(field_px, most[2])
 
 
+@pytest.mark.parametrize(("precision", "allowed"), [("fp32", False), ("fp16", True)])
+def test_fp32_is_not_cut_down_to_tf32(model, store, precision, allowed):
+    trt = flavour()
+    build(model, BuildOptions(precision=precision), store=store, flavour=trt)
+    assert (trt_double.BuilderFlag.TF32 in trt.trt.flags) == allowed
+
+
 def test_int8_needs_stacks_to_calibrate_on(model, store):
     with pytest.raises(ModelError, match=r"int8 cannot be calibrated.*4 pieces.*got: 0"):
         build(model, BuildOptions(precision="int8"), store=store, flavour=flavour())
@@ -331,6 +340,15 @@ def test_int8_is_calibrated_on_one_half_of_the_stacks_and_judged_on_the_other(mo
     others = BuildOptions(precision="int8", calibration=tiles[::-1])
     assert build(model, others, store=store, flavour=trt).fresh
     assert [record for record in caplog.records if record.name == "root"] == []
+
+
+def test_the_last_convolution_is_not_quantised_and_neither_are_raw_counts():
+    model = onnx.load_from_string(quantised(tiny.content(), sample_tiles(tiny.MANIFEST, 4)))
+    by_output = {name: node.op_type for node in model.graph.node for name in node.output}
+    fed = [{by_output.get(name) for name in n.input} for n in model.graph.node if n.op_type == "Conv"]
+    assert fed == [{"DequantizeLinear"}, {"Relu", None}]
+    assert by_output["counts"] == "Add"
+    assert model.metadata_props == onnx.load_from_string(tiny.content()).metadata_props
 
 
 def test_a_model_that_int8_breaks_is_not_built(model, store):

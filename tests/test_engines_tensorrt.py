@@ -226,6 +226,17 @@ def test_kernels_for_later_shapes_are_kept_when_the_engine_closes(bench, model):
         assert trt.compiled == compiled
 
 
+def test_rtx_captures_graphs_itself_and_compiles_for_the_shape_before_stacks_come(bench, model):
+    made = []
+    config = trt_double.IRuntimeConfigRtx
+    trt = trt_double.tensorrt(cuda_double.Driver(), rtx=True)
+    trt.runtime_config = lambda: made.append(config()) or made[-1]
+    bench.open(model, trt=trt)
+    assert made[0].cuda_graph_strategy is trt_double.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    eager = trt_double.DynamicShapesKernelSpecializationStrategy.EAGER
+    assert made[0].dynamic_shapes_kernel_specialization_strategy is eager
+
+
 def test_kernels_are_kept_as_soon_as_they_are_warm(bench, model):
     bench.open(model)
     assert len(list(bench.store.folder.glob("*.kernels"))) == 1  # the engine is still open

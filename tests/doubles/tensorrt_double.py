@@ -214,10 +214,16 @@ class IExecutionContext:
         (tiles, _, height, width, _), port = self._shapes["stack"], self._engine.ports[name]
         return (tiles, dims(port)[1], height, width)
 
+    def _managed(self):
+        if self._config.strategy is not ExecutionContextAllocationStrategy.USER_MANAGED:
+            raise RuntimeError("the runtime allocates by itself under this strategy")
+
     def update_device_memory_size_for_shapes(self):
+        self._managed()
         return 4 * int(np.prod(self._shapes["stack"]))
 
     def set_device_memory(self, memory, size):
+        self._managed()
         self._scratch = (memory, size)
 
     def set_tensor_address(self, name, memory):
@@ -230,8 +236,7 @@ class IExecutionContext:
             log(ILogger.ERROR, "not every address is set")
             return False
         wanted = self.update_device_memory_size_for_shapes()
-        managed = self._config.strategy is ExecutionContextAllocationStrategy.USER_MANAGED
-        if managed and (self._scratch is None or self._scratch[1] < wanted):
+        if self._scratch is None or self._scratch[1] < wanted:
             log(ILogger.ERROR, "no scratch memory, or too little")
             return False
         if engine.refuses_to_run:
@@ -316,6 +321,7 @@ class Builder:
                 return None
             monitor.phase_finish("Building engine")
         self._trt.built += 1
+        self._trt.flags = set(config.flags)
         spans = json.dumps(config.profiles[0].spans).encode()
         header = HEADER.pack(b"vtrt", b"", self._trt.mark)
         return IHostMemory(header + struct.pack("<I", len(spans)) + spans + network.content)
@@ -363,7 +369,8 @@ RTX_ONLY += (EngineValidity, IRuntimeCache)
 def tensorrt(driver, *, rtx, version="1.7.1.116"):
     """A stand-in for the module ``tensorrt_rtx`` or ``tensorrt``, on a GPU of ``cuda_double.Driver``.
 
-    ``built``, ``executed`` and ``compiled`` count; ``refuses_to_run`` makes execution fail.
+    ``built``, ``executed`` and ``compiled`` count; ``flags`` are those of the last build; ``refuses_to_run``
+    makes execution fail.
     """
     gpu = "" if rtx else driver.name
     trt = SimpleNamespace(**{c.__name__: c for c in (*SHARED, *(RTX_ONLY if rtx else ()))})
