@@ -8,158 +8,19 @@ K(g) = sqrt((n/lambda)^2 - |g|^2) - n/lambda.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
+from acq_isl.sim.illumination import Transmitted
 from acq_isl.stack import Float32Image
 
 Complex = NDArray[np.complex64]
-Points = NDArray[np.float64]
 
 _SOFT = 0.03
-_RING_PAD_NA = 0.012
-
-
-@dataclass(frozen=True, slots=True)
-class PhaseContrast:
-    """Phase contrast: an annulus in the condenser and a ring in the objective that turns the phase.
-
-    Light that was not diffracted passes the ring: attenuated and a quarter of a wave away from the rest,
-    so a small phase phi changes the intensity by -2 sqrt(T) phi (Zernike 1942; Born & Wolf ch. 8.6.3).
-
-    Parameters
-    ----------
-    wavelength_um, medium_index, numerical_aperture : float
-    annulus_na : (float, float)
-        Inner and outer radius of the annulus, which are those of the ring too.
-    decentre_na : (float, float)
-        Shift of the annulus against the ring in x and y. Light beside the ring gives the relief of
-        oblique illumination, which recorded images show.
-    ring_transmission : float
-        Intensity T.
-    dense_is_dark : bool
-        Positive phase contrast; False turns the phase the other way.
-    points : int
-        Source points. Correlation with a full source through focus: 8 .90-.96, 12 .95-.98, 24 .98-.99.
-    """
-
-    wavelength_um: float = 0.55
-    medium_index: float = 1.33
-    numerical_aperture: float = 0.49
-    annulus_na: tuple[float, float] = (0.2, 0.235)
-    decentre_na: tuple[float, float] = (0.015, 0.065)
-    ring_transmission: float = 0.2
-    dense_is_dark: bool = True
-    points: int = 12
-
-    def scaled(self, factor: float) -> PhaseContrast:
-        """The same optics with all apertures multiplied by ``factor``, as with another objective."""
-        inner, outer = self.annulus_na
-        return replace(
-            self,
-            numerical_aperture=self.numerical_aperture * factor,
-            annulus_na=(inner * factor, outer * factor),
-            decentre_na=(self.decentre_na[0] * factor, self.decentre_na[1] * factor),
-        )
-
-    def source(self) -> tuple[Points, NDArray[np.float64]]:
-        """Source points (s, 2) in NA, x and y, and their weights (s,).
-
-        Light inside of the ring, on it and outside of it makes images of different kinds, so each of the
-        three parts of a decentred annulus gets its own points, each for an equal piece of the arc.
-        """
-        inner, outer = self.annulus_na
-        turns, depths = np.meshgrid((np.arange(360) + 0.5) / 360, (np.arange(8) + 0.5) / 8, indexing="ij")
-        angle, radius = 2 * np.pi * turns.ravel(), inner + (outer - inner) * depths.ravel()
-        place = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1) + self.decentre_na
-        area = radius / radius.sum()
-        away = np.hypot(*place.T)
-        part = np.digitize(away, (inner - _RING_PAD_NA, outer + _RING_PAD_NA))
-        light = np.bincount(part, area * np.abs(self.ring(away)) ** 2, 3)
-        kept: list[tuple[int, float]] = []
-        for which, count in enumerate(_share(light / light.sum(), self.points)):
-            members = np.flatnonzero(part == which)
-            for group in np.array_split(members[_along_arc(angle[members])], count) if count else ():
-                middle = place[group].mean(axis=0)
-                best = group[np.argmin(np.sum((place[group] - middle) ** 2, axis=1))]
-                kept.append((int(best), float(area[group].sum())))
-        chosen, weights = zip(*kept, strict=True)
-        return place[list(chosen)], np.array(weights)
-
-    def ring(self, radius_na: NDArray[np.floating]) -> NDArray[np.complex128]:
-        """Amplitude transmission of the objective's back focal plane inside its aperture."""
-        inner, outer = self.annulus_na
-        inside = (radius_na > inner - _RING_PAD_NA) & (radius_na < outer + _RING_PAD_NA)
-        turned = (-1j if self.dense_is_dark else 1j) * np.sqrt(self.ring_transmission)
-        return np.where(inside, turned, 1.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Oblique:
-    """Oblique bright field: light from one side only, no ring. Gives relief, as a decentred annulus does.
-
-    Parameters
-    ----------
-    wavelength_um, medium_index, numerical_aperture : float
-    direction_rad : float
-        Where the light comes from.
-    reach : (float, float)
-        Inner and outer radius of the arc as fractions of the aperture.
-    points : int
-    """
-
-    wavelength_um: float = 0.55
-    medium_index: float = 1.33
-    numerical_aperture: float = 0.49
-    direction_rad: float = np.pi / 2
-    reach: tuple[float, float] = (0.6, 0.95)
-    points: int = 12
-
-    def scaled(self, factor: float) -> Oblique:
-        """The same optics with all apertures multiplied by ``factor``, as with another objective."""
-        return replace(self, numerical_aperture=self.numerical_aperture * factor)
-
-    def source(self) -> tuple[Points, NDArray[np.float64]]:
-        """Source points (s, 2) in NA and weights (s,) that fall as the cosine towards the arc's ends."""
-        turn = np.pi * ((np.arange(self.points) + 0.5) / self.points - 0.5)
-        inner, outer = (part * self.numerical_aperture for part in self.reach)
-        radius = inner + (outer - inner) * np.where(np.arange(self.points) % 2, 0.75, 0.25)
-        angle = self.direction_rad + turn
-        weights = np.cos(turn)
-        return radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1), weights / weights.sum()
-
-    def ring(self, radius_na: NDArray[np.floating]) -> NDArray[np.complex128]:
-        """Nothing in the back focal plane."""
-        return np.ones(radius_na.shape, np.complex128)
-
-
-Transmitted = PhaseContrast | Oblique
-
-
-def _share(light: NDArray[np.float64], points: int) -> list[int]:
-    """How many points each part of the source gets: in proportion to its light, at least two if any."""
-    counts = [0 if part < 0.002 else max(2, round(float(part) * points)) for part in light]
-    while sum(counts) != points:
-        step = 1 if sum(counts) < points else -1
-        room = [
-            part * points - count if count else -np.inf for part, count in zip(light, counts, strict=True)
-        ]
-        able = [r * step if step > 0 or c > 2 else -np.inf for r, c in zip(room, counts, strict=True)]
-        counts[int(np.argmax(able))] += step
-    return counts
-
-
-def _along_arc(angle: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Order of angles along an arc, which begins behind its widest gap."""
-    if not angle.size:
-        return np.zeros(0, np.intp)
-    order = np.argsort(angle)
-    gaps = np.diff(angle[order], append=angle[order[0]] + 2 * np.pi)
-    return np.roll(order, -int(np.argmax(gaps)) - 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,8 +11,9 @@ from typing import TypeVar
 import numpy as np
 from scipy import fft
 
+from acq_isl.sim.illumination import PhaseContrast, Transmitted
 from acq_isl.sim.neurons import grow_region
-from acq_isl.sim.optics import ExitFields, Imaging, PhaseContrast, Transmitted
+from acq_isl.sim.optics import ExitFields, Imaging
 from acq_isl.sim.specimen_objects import LAYER_HEIGHTS_UM, REACH_UM, REGION_UM, Culture, Region
 from acq_isl.sim.specimen_raster import LATTICE_UM, Raster, Window, rasterise
 from acq_isl.sim.specimen_sensor import Sensor, on_sensor
@@ -22,6 +23,7 @@ from acq_isl.stack import Float32Image
 FOCUS_UM = 4.0
 """Height above the glass that is in focus at ``z_um = 0``: the middle of the cells."""
 _MARGIN_UM = 16.0
+_LEAST_UM = 96.0
 _GRID_UM_NA = 0.196  # 0.4 um at NA .49
 _NATIVE_UM = 0.3
 _BACKGROUND = 0.5
@@ -135,8 +137,7 @@ class SyntheticSpecimen:
         optics = self.optics.scaled((_NATIVE_UM * view.binning / view.pixel_size_um) ** 0.7)
         grid_um = _GRID_UM_NA / optics.numerical_aperture
         sides = [
-            fft.next_fast_len(int(np.ceil((side * view.pixel_size_um + 2 * _MARGIN_UM) / grid_um)))
-            for side in view.shape
+            fft.next_fast_len(int(np.ceil((extent + 2 * _MARGIN_UM) / grid_um))) for extent in _extents(view)
         ]
         window, raster = self._raster(view)
         starts = _starts(view, window, LATTICE_UM)
@@ -155,7 +156,7 @@ class SyntheticSpecimen:
 
     def _raster(self, view: View) -> tuple[Window, Raster]:
         # 4 um more than the optics need: the grid is rounded up to a good FFT length.
-        reach = [side * view.pixel_size_um * 1.04 / 2 + _MARGIN_UM + 4.0 for side in view.shape]
+        reach = [extent * 1.04 / 2 + _MARGIN_UM + 4.0 for extent in _extents(view)]
         row, column = (int((c - r) // LATTICE_UM) for c, r in zip((view.y_um, view.x_um), reach, strict=True))
         rows, columns = (int(np.ceil(2 * r / LATTICE_UM)) + 1 for r in reach)
         window = Window(row, column, rows, columns)
@@ -200,6 +201,12 @@ def _through(rows: Float32Image, image: Float32Image, columns: Float32Image) -> 
 
 def _heights(culture: Culture) -> tuple[float, ...]:
     return tuple(culture.height * height for height in LAYER_HEIGHTS_UM)
+
+
+def _extents(view: View) -> tuple[float, float]:
+    """Height and width to simulate in um: the view's, but not so small that the ring's far halo wraps round."""
+    height, width = (max(side * view.pixel_size_um, _LEAST_UM) for side in view.shape)
+    return height, width
 
 
 def _centred(count: int, step_um: float) -> Float32Image:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import fft, ndimage
 
-from acq_isl.sim.optics import Imaging, Oblique, PhaseContrast, weak_phase_transfer
+from acq_isl.sim.illumination import Oblique, PhaseContrast
+from acq_isl.sim.optics import Imaging, weak_phase_transfer
 from acq_isl.sim.specimen_objects import LAYER_HEIGHTS_UM
 
 SIDE_UM = 96.0

