@@ -70,15 +70,15 @@ class Broadcast:
         return () if self._feed is None else self._feed.orders()
 
 
-def expected_slices(experiment: Experiment, plan: tuple[Cycle, ...]) -> int:
-    """How many slices a run will take, as far as can be known: overview, and revisits of chosen fields."""
-    total = 0
+def expected_slices(experiment: Experiment, plan: tuple[Cycle, ...]) -> tuple[int, int]:
+    """Slices a run will take, as far as can be known: of the overview, and of revisits of chosen fields."""
+    overview = revisit = 0
     for cycle in plan:
-        total += sum(len(request.z_um) for request in cycle.requests)
+        overview += sum(len(request.z_um) for request in cycle.requests)
         if experiment.choose is not None and experiment.revisit is not None:
             fields = min(experiment.choose.k, len(cycle.requests))
-            total += fields * len(list(experiment.revisit))
-    return total
+            revisit += fields * len(list(experiment.revisit))
+    return overview, revisit
 
 
 def bounds(limits: Limits) -> tuple[Bound, ...]:

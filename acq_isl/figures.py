@@ -37,8 +37,8 @@ class Gauge:
         Slices captured and lost so far.
     engine : callable
         State of the engine, for people.
-    slices : int
-        Slices the whole run is expected to take.
+    slices : (int, int)
+        Slices for prediction, and slices measured only, that the whole run is expected to take.
     monotonic : callable
         Seconds.
     """
@@ -48,7 +48,7 @@ class Gauge:
         tell: Tell,
         counters: tuple[Callable[[], int], Callable[[], int]],
         engine: Callable[[], str],
-        slices: int,
+        slices: tuple[int, int],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._tell = tell
@@ -114,9 +114,16 @@ class Gauge:
 
     def _remaining_s(self) -> float | None:
         """As fast as so far, pauses left out; a time-lapse that waits between time points takes longer."""
-        done = self._counts.requested
-        if not done:
+        counts = self._counts
+        for_prediction = counts.requested - counts.not_for_prediction
+        if not counts.requested:
             return None
         until = self._paused_s if self._paused_s is not None else self._monotonic()
-        each_s = (until - self._began_s - self._rested_s) / done
-        return max(self._slices - done, 0) * each_s
+        spent_s = until - self._began_s - self._rested_s
+        overview, measured = self._slices
+        # Imaging and predicting go on side by side; the slower one decides.
+        left_s = max(overview - for_prediction, 0) * spent_s / counts.requested
+        answered = counts.predicted + counts.refused + counts.spooled
+        if answered:
+            left_s = max(left_s, max(overview - answered, 0) * spent_s / answered)
+        return left_s + max(measured - counts.not_for_prediction, 0) * spent_s / counts.requested

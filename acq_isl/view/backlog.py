@@ -38,41 +38,49 @@ class Backlog:
 
     def __init__(self, max_bytes: int = MAX_PICTURE_BYTES, max_notes: int = MAX_NOTES) -> None:
         self._lock = threading.Lock()
-        self._notes: deque[News] = deque()
-        self._pictures: deque[tuple[Seen | Predicted, int]] = deque()
+        self._notes: deque[tuple[int, News]] = deque()
+        self._pictures: deque[tuple[int, Seen | Predicted, int]] = deque()
+        self._last = 0
         self._bytes = 0
         self._max_bytes, self._max_notes = max_bytes, max_notes
         self.dropped = 0
 
     def put(self, news: News) -> None:
         with self._lock:
+            self._last += 1
             if isinstance(news, Seen | Predicted):
                 nbytes = _nbytes(news)
-                self._pictures.append((news, nbytes))
+                self._pictures.append((self._last, news, nbytes))
                 self._bytes += nbytes
                 while self._bytes > self._max_bytes and len(self._pictures) > 1:
-                    self._bytes -= self._pictures.popleft()[1]
+                    self._bytes -= self._pictures.popleft()[2]
                     self.dropped += 1
             else:
-                self._notes.append(news)
+                self._notes.append((self._last, news))
                 if len(self._notes) > self._max_notes:
                     self._notes.popleft()
                     self.dropped += 1
 
-    def notes(self) -> list[News]:
-        """All notes so far, oldest first."""
+    def number(self) -> int:
+        """When it is now: a number between those of the news before and after."""
+        with self._lock:
+            self._last += 1
+            return self._last
+
+    def notes(self) -> list[tuple[int, News]]:
+        """All notes so far with their numbers, oldest first."""
         with self._lock:
             taken, self._notes = list(self._notes), deque()
             return taken
 
-    def picture(self) -> Seen | Predicted | None:
-        """The newest picture."""
+    def picture(self) -> tuple[int, Seen | Predicted] | None:
+        """The newest picture with its number."""
         with self._lock:
             if not self._pictures:
                 return None
-            news, nbytes = self._pictures.pop()
+            number, news, nbytes = self._pictures.pop()
             self._bytes -= nbytes
-            return news
+            return number, news
 
 
 def _nbytes(news: Seen | Predicted) -> int:
@@ -84,7 +92,7 @@ def _nbytes(news: Seen | Predicted) -> int:
 class Shelf(Generic[T]):
     """The present state of a run: the newest message of each slot, pictures within ``max_bytes``.
 
-    Overflow policy: the pictures put longest ago go first, and are counted; notes stay. Owned by one thread.
+    Overflow policy: the oldest pictures go first, and are counted; notes stay. Owned by one thread.
     """
 
     def __init__(self, max_bytes: int, max_decisions: int = MAX_DECISIONS) -> None:
@@ -112,8 +120,8 @@ class Shelf(Generic[T]):
         return True
 
     def present(self, since: int = -1) -> list[T]:
-        """What is kept with a number above ``since``: notes in order first, then pictures, newest first."""
-        return sorted((one for one in self._items.values() if one.message.seq > since), key=_urgency)
+        """What was sent after ``since``: notes in order first, then pictures, newest first."""
+        return sorted((one for one in self._items.values() if one.message.sent > since), key=_urgency)
 
     def _drop(self, place: Hashable) -> None:
         self._bytes -= self._items.pop(place).nbytes
@@ -160,7 +168,8 @@ def _shrink(store: Shelf[T] | Newest[T], max_bytes: int) -> list[Hashable]:
     """Drop the oldest pictures until the rest fits."""
     gone = []
     while store._bytes > max_bytes:
-        oldest = next(place for place, one in store._items.items() if one.nbytes)
+        pictures = [(one.message.seq, place) for place, one in store._items.items() if one.nbytes]
+        oldest = min(pictures, key=lambda found: found[0])[1]
         store._drop(oldest)
         gone.append(oldest)
     return gone

@@ -21,7 +21,7 @@ class _Model(BaseModel):
 
 
 class Ask(_Model):
-    """Send me what is kept with a number above ``since``: the messages of the feed, one by one."""
+    """Send me what is kept and was sent after ``since``: the messages of the feed, one by one."""
 
     type: Literal["ASK"] = "ASK"
     version: _Version = VERSION

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections import deque
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -64,6 +65,7 @@ class Feed:
         self._orders_lock = threading.Lock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="acq-isl-feed", daemon=True)
+        self._sent = 0
         self._unsent_status = True
         self._status_s = 0.0
 
@@ -143,7 +145,7 @@ class Feed:
             # What was told before the end is still sent: how the run ended, above all.
             while self._step():
                 pass
-            self._send(self._translator.status(self.dropped))
+            self._send(self._translator.status(self.dropped, self._backlog.number()))
             time.sleep(_QUIET_S)  # PUB sends in the background, and closing drops what it has not sent
         except Exception:
             log.exception("the preview feed failed; viewers see nothing more, the run goes on")
@@ -152,23 +154,23 @@ class Feed:
 
     def _step(self) -> bool:
         """One round; True if pictures are left."""
-        for news in self._backlog.notes():
-            self._publish(news)
+        for number, news in self._backlog.notes():
+            self._publish(number, news)
             self._unsent_status = True
         picture = self._backlog.picture()
         if picture is not None:
-            self._publish(picture)
+            self._publish(*picture)
         self._answer_all()
         now = time.monotonic()
         waited_s = now - self._status_s
         if waited_s >= BEAT_S or (self._unsent_status and waited_s >= _QUIET_S):
-            self._send(self._translator.status(self.dropped))
+            self._send(self._translator.status(self.dropped, self._backlog.number()))
             self._status_s, self._unsent_status = now, False
         return picture is not None
 
-    def _publish(self, news: News) -> None:
+    def _publish(self, number: int, news: News) -> None:
         try:
-            parcels = self._translator.parcels(news)
+            parcels = self._translator.parcels(news, number)
         except ValueError as error:  # pydantic's: something in it is too long or no number
             log.warning("a news of the run cannot be shown: %s", error)
             return
@@ -176,6 +178,8 @@ class Feed:
             self._send(parcel)
 
     def _send(self, parcel: Parcel) -> None:
+        self._sent += 1
+        parcel = replace(parcel, message=parcel.message.model_copy(update={"sent": self._sent}))
         self._shelf.put(parcel)
         self._pub.send_multipart(encode(parcel), copy=not parcel.pictures)
 

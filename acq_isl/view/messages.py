@@ -1,7 +1,8 @@
 """What a run's feed says to its viewers: JSON header and raw pictures, checked strictly. Pure.
 
-Every message names the protocol version, its type, the run, and its number in the run (``seq``). Messages
-may come out of order and may be missing; of two with the same `slot` the higher ``seq`` counts.
+Every message names the protocol version, its type, the run, when in the run it happened (``seq``), and how
+many were sent before it (``sent``). Pictures may come out of order, the newest first, and messages may be
+missing: of two with the same `slot` the higher ``seq`` counts, and a gap in ``sent`` shows what is missing.
 Pictures follow the header as raw little-endian frames::
 
     LIGHT      (y, x) uint16, camera counts
@@ -49,6 +50,7 @@ class _Message(_Model):
     version: Annotated[int, Field(ge=VERSION, le=VERSION)] = VERSION
     run: _Run
     seq: _Seq
+    sent: _Seq = 0
 
 
 class PlannedField(_Model):

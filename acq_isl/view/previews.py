@@ -38,6 +38,8 @@ def averaged(planes: NDArray[Any], longest_px: int = PREVIEW_PX) -> NDArray[np.f
     if step == 1:
         return np.asarray(planes, np.float32)
     rows, columns = (max(side // step, 1) for side in planes.shape[-2:])
+    if min(planes.shape[-2:]) < step:  # a strip thinner than a block
+        return np.asarray(planes[..., : rows * step : step, : columns * step : step], np.float32)
     cut = planes[..., : rows * step, : columns * step]
     blocks = cut.reshape(*planes.shape[:-2], rows, step, columns, step)
     # Two plain sums over the short axes are several times faster than one mean over both.

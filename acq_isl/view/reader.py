@@ -51,7 +51,7 @@ class FeedReader:
         self._new = threading.Condition()
         self._waiting: Newest[Parcel] = Newest(max_bytes)
         self._newest: dict[Hashable, int] = {}
-        self._seq: int | None = None
+        self._sent: int | None = None
         self._asked_s = -_ASK_AGAIN_S
         self._wanted_since: int | None = -1
         self._heard_s: float | None = None
@@ -174,12 +174,12 @@ class FeedReader:
                 self._arrived(parcel, live=ready is self._sub)
 
     def _arrived(self, parcel: Parcel, *, live: bool) -> None:
-        seq = parcel.message.seq
+        sent = parcel.message.sent
         if live:
-            if self._seq is not None and seq > self._seq + 1:
-                self.missed += seq - self._seq - 1
-                self._wanted_since = self._seq if self._wanted_since is None else self._wanted_since
-            self._seq = seq
+            if self._sent is not None and sent > self._sent + 1:
+                self.missed += sent - self._sent - 1
+                self._wanted_since = self._sent if self._wanted_since is None else self._wanted_since
+            self._sent = sent
         else:
             self._wanted_since = None  # the desk has heard the question
         if isinstance(parcel.message, Status):

@@ -31,7 +31,7 @@ class Standing:
 
 
 class Translator:
-    """Numbers the messages of one run.
+    """Makes the messages of one run.
 
     Parameters
     ----------
@@ -53,8 +53,9 @@ class Translator:
         self._seq = 0
         self.standing = Standing()
 
-    def parcels(self, news: told.News) -> list[Parcel]:
-        """Messages of a news; none if it only changes the status."""
+    def parcels(self, news: told.News, seq: int) -> list[Parcel]:
+        """Messages of a news, with its number; none if it only changes the status."""
+        self._seq = seq
         found: list[Parcel] = []
         match news:
             case told.RunStarted():
@@ -74,14 +75,14 @@ class Translator:
                 self._stand(news)
         return found
 
-    def status(self, dropped: int) -> Parcel:
+    def status(self, dropped: int, seq: int) -> Parcel:
         """Where the run stands now."""
         now = self.standing
         ended = now.state in ("ended", "failed")
         return Parcel(
             sent.Status(
                 run=self.run,
-                seq=self._next(),
+                seq=seq,
                 state=now.state,
                 why=now.why,
                 phase=now.step.phase,
@@ -99,10 +100,6 @@ class Translator:
                 sent_s=self._clock(),
             )
         )
-
-    def _next(self) -> int:
-        self._seq += 1
-        return self._seq
 
     def _stand(self, news: told.News) -> None:
         match news:
@@ -131,7 +128,7 @@ class Translator:
         return Parcel(
             sent.Plan(
                 run=self.run,
-                seq=self._next(),
+                seq=self._seq,
                 name=news.name,
                 started=news.started,
                 folder=news.folder,
@@ -152,7 +149,7 @@ class Translator:
         x_um, y_um = middle(news.info, factor(news.info.shape))
         message = sent.Light(
             run=self.run,
-            seq=self._next(),
+            seq=self._seq,
             key=news.info.key,
             predict=news.predict,
             x_um=x_um,
@@ -175,7 +172,7 @@ class Translator:
         x_um, y_um = middle(one.info, step)
         message = sent.Predicted(
             run=self.run,
-            seq=self._next(),
+            seq=self._seq,
             key=one.info.key,
             x_um=x_um,
             y_um=y_um,
@@ -194,7 +191,7 @@ class Translator:
         refused = isinstance(outcome, Refusal)
         message = sent.NotPredicted(
             run=self.run,
-            seq=self._next(),
+            seq=self._seq,
             key=outcome.info.key,
             state="refused" if refused else "waits",
             reason=outcome.reason,
@@ -205,7 +202,7 @@ class Translator:
     def _ranked(self, field: told.FieldRanked) -> Parcel:
         message = sent.Ranked(
             run=self.run,
-            seq=self._next(),
+            seq=self._seq,
             key=field.key,
             rank=field.rank,
             chosen=field.chosen,
@@ -217,7 +214,7 @@ class Translator:
     def _decided(self, news: told.Decided) -> Parcel:
         message = sent.Decided(
             run=self.run,
-            seq=self._next(),
+            seq=self._seq,
             time_s=self._clock(),
             key=news.key,
             rule=news.rule,

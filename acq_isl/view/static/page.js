@@ -77,7 +77,7 @@ function drawHead() {
     $("phase").textContent = over ? (status.state === "ended" ? "done" : "") : `${PHASES[status.phase]} ${status.done}/${status.total}`;
     $("step").textContent = over ? "" : status.text;
     const left = status.remaining_s === null ? null : Math.max(status.remaining_s - (status.state === "running" ? (performance.now() - run.statusAt) / 1000 : 0), 0);
-    $("remaining").textContent = over ? span(status.elapsed_s) : left === null ? "–" : `${span(left)} left`;
+    $("remaining").textContent = over ? span(status.elapsed_s) : left === null ? "–" : left < 1 ? "almost done" : `${span(left)} left`;
     $("elapsed").textContent = over ? "took" : `${span(status.elapsed_s)} so far`;
     const good = status.engine.startsWith("ready");
     $("engine").textContent = `engine: ${status.engine || "–"}`;
