@@ -204,7 +204,7 @@ def _heights(culture: Culture) -> tuple[float, ...]:
 
 
 def _extents(view: View) -> tuple[float, float]:
-    """Height and width to simulate in um: the view's, but not so small that the ring's far halo wraps round."""
+    """Height and width to simulate in um, not so small that the ring's far halo wraps round the grid."""
     height, width = (max(side * view.pixel_size_um, _LEAST_UM) for side in view.shape)
     return height, width
 
