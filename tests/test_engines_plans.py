@@ -20,7 +20,7 @@ from acq_isl.engines.cuda import GpuInfo
 from acq_isl.engines.int8 import quantised
 from acq_isl.engines.model_file import read_model
 from acq_isl.engines.plans import PlanKey, PlanNote, PlanStore
-from acq_isl.engines.trt_api import BuildStep, Flavour
+from acq_isl.engines.trt_api import BuildStep, Flavour, ProgressForwarder
 from acq_isl.engines.trt_build import BuildOptions, build, profile_shapes
 from acq_isl.errors import EngineError, ModelError
 
@@ -278,6 +278,19 @@ def test_progress_is_told_and_can_cancel(model, store):
     with pytest.raises(Stop):
         build(model, BuildOptions(profile="bulk"), store=store, flavour=flavour(), progress=cancel)
     assert len(store.list()) == 1
+
+
+def test_who_cancelled_is_not_asked_again():
+    asked = []
+
+    def cancel(step):
+        asked.append(step)
+        raise ValueError("stop")
+
+    forwarder = ProgressForwarder(flavour(), cancel)
+    assert [forwarder.tell("Building", done) for done in range(3)] == [False, False, False]
+    assert len(asked) == 1
+    assert str(forwarder.failure) == "stop"
 
 
 @pytest.mark.parametrize(

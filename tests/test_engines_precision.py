@@ -80,6 +80,15 @@ def test_camera_bytes_enter_a_cast_and_nothing_else(form):
     assert [n.op_type for n in nodes if "stack" in n.input] == ["Cast"]
 
 
+def test_fp16_clips_name_both_limits():
+    """Left out, TensorRT takes fp32's largest number, which fp16 cannot hold."""
+    graph = onnx.load_from_string(precision.mixed(MASTER)).graph
+    weights = {w.name: numpy_helper.to_array(w) for w in graph.initializer}
+    limits = [[weights[n] for n in node.input[1:]] for node in graph.node if node.op_type == "Clip"]
+    assert [len(pair) for pair in limits] == [2, 2, 2]
+    assert [float(pair[1]) for pair in limits] == [10, 65504, 3]
+
+
 def test_outputs_are_two_bytes_and_the_manifest_is_kept():
     model = onnx.load_from_string(precision.mixed(MASTER))
     kinds = {p.name: p.type.tensor_type.elem_type for p in model.graph.output}

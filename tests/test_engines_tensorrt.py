@@ -494,6 +494,32 @@ def test_shipped_models_build(rtx, model, path, profile, tmp_path):
     assert not build(path or model, options, store=store).fresh
 
 
+@pytest.fixture(scope="module", params=["exact", "single phase"])
+def reference_network(request, tmp_path_factory, shared_data):
+    """The published architecture, narrow, from the golden checkpoint."""
+    pytest.importorskip("torch", reason="pip install acq-isl[train] to import checkpoints")
+    from acq_isl.training.import_reference import Optics, import_reference
+
+    path = tmp_path_factory.mktemp("reference") / "reference.onnx"
+    optics = Optics("phase contrast", "dark", 0.3, tuple(1.5 * (i - 6) for i in range(13)))
+    import_reference(shared_data / "isl_golden", path, optics, heads=("DAPI_CONFOCAL",), form=request.param)
+    return path
+
+
+def test_rtx_understands_the_reference_network(rtx, reference_network):
+    file = read_model(reference_network)
+    builder, network = parse(rtx, precision.mixed(file.content), Messages(rtx))
+    check_network(network, rtx, file.info.manifest)
+    del network, builder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_reference_network_builds(rtx, reference_network, tmp_path):
+    built = build(reference_network, BuildOptions(flavour="rtx"), store=PlanStore(tmp_path / "plans"))
+    assert built.note.agreement["pearson nuclei"] > 0.999
+
+
 @pytest.mark.parametrize("target", ["sm75", "sm86", "sm89", "sm120"])
 def test_plans_for_one_gpu_build_without_it(rtx, model, target, tmp_path):
     assert target in rtx.targets
