@@ -70,19 +70,19 @@ class PictureLayers:
         light_range : (float, float) or None
             Counts to show transmitted light between, unless the user has set that.
         """
-        self._draw(LIGHT, one, one.light and (one.light.message, one.light.pixels))
-        found = one.predicted
+        seen, found = one.light, one.predicted
+        self._draw(LIGHT, one, (seen.message, seen.pixels) if seen else None)
         for label in self._hues:
             plane = found.plane(label) if found else None
             self._draw(predicted(label), one, (found.message, plane) if found and plane is not None else None)
-        self._draw(DOUBT, one, found and (found.message, found.doubt))
+        self._draw(DOUBT, one, (found.message, found.doubt) if found else None)
         for channel in sorted(one.measured.keys() - set(self._channels)):
             self._add_measured(channel)
         for channel in self._channels:
-            picture = one.measured.get(channel)
-            self._draw(measured(channel), one, picture and (picture.message, picture.pixels))
-            if picture:
-                self._limit(measured(channel), (picture.message.low, picture.message.high))
+            seen = one.measured.get(channel)
+            self._draw(measured(channel), one, (seen.message, seen.pixels) if seen else None)
+            if seen:
+                self._limit(measured(channel), (seen.message.low, seen.message.high))
         if light_range is not None:
             self._limit(LIGHT, light_range)
 

@@ -52,7 +52,7 @@ def hatch(shape: tuple[int, int]) -> Marks:
     mask[width:-width, width:-width] = False
     rows, columns = np.indices(shape)
     stripes = (rows + columns) // max(width // 2, 2) % 2 == 0
-    return Marks(mask, np.where(stripes & mask, _STRIPE, 0).astype(np.uint8))
+    return _frozen(mask, np.where(stripes & mask, _STRIPE, 0).astype(np.uint8))
 
 
 @lru_cache(maxsize=32)
@@ -71,4 +71,10 @@ def badge(shape: tuple[int, int]) -> Marks:
     mask, values = plain.mask.copy(), plain.values.copy()
     mask[:high, :wide] = True
     values[:high, :wide] = np.asarray(words)
+    return _frozen(mask, values)
+
+
+def _frozen(mask: NDArray[np.bool_], values: NDArray[np.uint8]) -> Marks:
+    """Pictures of one shape share their marks."""
+    mask.flags.writeable = values.flags.writeable = False
     return Marks(mask, values)

@@ -44,7 +44,7 @@ class Outlines:
             border_color="black",
         )
         self._fields.editable = self._target.editable = False
-        self._drawn: list[tuple[float, ...]] = []
+        self._drawn: list[tuple[float, float, float, float]] = []
 
     def remove(self) -> None:
         """Take the layers out of the viewer."""
@@ -98,6 +98,6 @@ def write_banner(viewer: Any, text: str) -> None:
     overlay.box_color, overlay.color, overlay.position = BADGE_COLOR, BADGE_INK, "top_left"
 
 
-def _corners(box: tuple[float, ...]) -> NDArray[np.float64]:
+def _corners(box: tuple[float, float, float, float]) -> NDArray[np.float64]:
     x, y, width, height = box
     return np.array([(y, x), (y, x + width), (y + height, x + width), (y + height, x)])

@@ -56,8 +56,9 @@ class Scene:
             self._pictures.tile(self._model.fields[other], blank=False)
         moved = shown is not None and name != self._large
         if shown is not None and moved:
-            if self._large in self._model.fields:
-                self._pictures.tile(self._model.fields[self._large], blank=False)
+            before = self._model.fields.get(self._large or "")
+            if before is not None:
+                self._pictures.tile(before, blank=False)
             self._pictures.tile(shown, blank=True)
             self._large = name
         drawn = shown is not None and (moved or name in changes.fields)

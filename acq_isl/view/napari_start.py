@@ -35,11 +35,11 @@ def view(folder: Path) -> None:
     AcqIslError
         napari is not installed, or there is no display or no OpenGL for its window.
     """
-    check()
+    live = watch(folder)
     import napari
 
-    watch(folder)
     napari.run()
+    live.close()
 
 
 def watch(folder: Path | str, viewer: Any = None) -> Any:
@@ -54,7 +54,14 @@ def watch(folder: Path | str, viewer: Any = None) -> Any:
     Returns
     -------
     LiveView
+
+    Raises
+    ------
+    AcqIslError
+        napari is not installed, or a new window cannot be opened here.
     """
+    if viewer is None:
+        check()
     import napari
 
     from acq_isl.view.napari_window import LiveView

@@ -184,7 +184,8 @@ class LiveView:
     def _wanted(self, kind: str) -> Order | None:
         if kind == "go_to":
             return None if self._place is None else GoTo(x_um=self._place[0], y_um=self._place[1])
-        return {"pause": Pause(), "resume": Resume(), "stop": Stop()}[kind]
+        orders: dict[str, Order] = {"pause": Pause(), "resume": Resume(), "stop": Stop()}
+        return orders[kind]
 
     def _write(self) -> None:
         """Bring all words up to date."""
