@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from acq_isl.errors import AcquisitionFailed, SliceLost, StorageError
 from acq_isl.experiment import Experiment
 from acq_isl.instruments import Instruments
 from acq_isl.ledger import Ledger, read
-from acq_isl.news import News, Step
+from acq_isl.news import Decided, News, Predicted, Step
+from acq_isl.orders import GoTo, Order, Orders, Pause, Resume, Stop, no_orders
 from acq_isl.plan import Optics, Place, cycles
 from acq_isl.rules import Decision
 from acq_isl.session import Session
@@ -93,6 +95,7 @@ class Bench:
         self.scope = scope or FakeMicroscope(prediction)
         self.store = Kept()
         self.news: list[News] = []
+        self.orders: Orders = no_orders
         self.slept: list[float] = []
         self.now = 0.0
         self.path = folder / "decisions.jsonl"
@@ -116,6 +119,7 @@ class Bench:
                 ledger,
                 self.call,
                 self.news.append,
+                self.orders,
                 now=lambda: self.now,
                 sleep=self._sleep,
             )
@@ -261,3 +265,99 @@ def test_progress_is_told(tmp_path: Path) -> None:
     overview = [step for step in steps if step.phase == "overview"]
     assert [(step.done, step.total) for step in overview] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert {step.phase for step in steps} == {"overview", "predict", "revisit"}
+
+
+# --- orders of an operator -------------------------------------------------------------------------
+
+
+def ordered(bench: Bench, *batches: tuple[Order, ...]) -> None:
+    """Give one batch of orders at each look: before the first stack, before the second, and so on."""
+    waiting = list(batches)
+    bench.orders = lambda: waiting.pop(0) if waiting else ()
+
+
+def test_stop_ends_the_run_in_order(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    ordered(bench, (), (), (Stop(),))
+    session = bench.run()
+    assert bench.scope.log == ["Phase p00_000 3", "Phase p00_001 3"], "nothing more is acquired"
+    assert sorted(bench.store.positions) == ["p00_000", "p00_001"], "what was captured is predicted"
+    assert session.warnings == ["stopped by the operator after 2 stacks"]
+    assert [line["what"] for line in bench.lines("order")] == ["stop"]
+
+
+def test_a_pause_holds_the_microscope_still_but_predictions_come_in(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    seen_while_paused: list[str] = []
+
+    def look() -> tuple[Order, ...]:
+        count = len(bench.scope.log)
+        if count == 2 and not seen_while_paused:
+            seen_while_paused.append("pause")
+            return (Pause(),)
+        if seen_while_paused == ["pause"] and bench.slept:
+            seen_while_paused.extend(bench.store.positions)
+            assert count == 2
+            return (Resume(),)
+        return ()
+
+    bench.orders = look
+    bench.run()
+    assert seen_while_paused == ["pause", "p00_000"]
+    assert len(bench.scope.log) == 4 + 4
+
+
+TRIGGERED = EXPERIMENT + (
+    "triggers: [{name: bright, when: {measurement: {kind: mean_intensity, label: nuclei}, above: 0.1},"
+    " do: {kind: image, channels: [DAPI], exposure_ms: 5}}]\n"
+)
+
+
+def test_a_trigger_waits_for_the_end_of_a_pause(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, TRIGGERED)
+    log: list[list[str]] = []
+
+    def look() -> tuple[Order, ...]:
+        if len(bench.scope.log) == 2 and not log:
+            log.append(list(bench.scope.log))
+            return (Pause(),)
+        if len(log) == 1 and bench.slept:
+            log.append(list(bench.scope.log))
+            return (Resume(),)
+        return ()
+
+    bench.orders = look
+    bench.run()
+    assert log[0] == log[1] and "DAPI p00_000 1" not in log[1]
+    assert "DAPI p00_000 1" in bench.scope.log
+
+
+@pytest.mark.parametrize(
+    "order, log, done",
+    [
+        (GoTo(x_um=5, y_um=6), ["Phase visit_001 1"], "done"),
+        (GoTo(x_um=5, y_um=6, z_um=900), [], "refused: "),
+        (GoTo(x_um=5000, y_um=6), [], "refused: "),
+    ],
+)
+def test_going_somewhere_is_checked_dosed_and_written_down(
+    tmp_path: Path, order: GoTo, log: list[str], done: str
+) -> None:
+    bench = Bench(tmp_path, EXPERIMENT + "limits: {x_um: [-100, 100], y_um: [-100, 100], z_um: [-9, 9]}\n")
+    ordered(bench, (order,), (Resume(),))
+    bench.run()
+    assert [entry for entry in bench.scope.log if "visit" in entry] == log
+    (line,) = (one for one in bench.lines("order") if "go to" in str(one["what"]))
+    assert str(line["done"]).startswith(done)
+    assert sum(one["position"] == "visit_001" for one in bench.lines("dose")) == len(log)
+    told = [one for one in bench.news if isinstance(one, Decided) and one.rule == "operator"]
+    assert told[0].done == line["done"]
+
+
+def test_whatever_happens_is_told(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.run()
+    kinds = Counter(type(one).__name__ for one in bench.news)
+    assert (kinds["FieldImaged"], kinds["Predicted"], kinds["FieldsRanked"]) == (8, 4, 1)
+    (first, *_) = (one for one in bench.news if isinstance(one, Predicted))
+    assert [one.value for one in first.measured] == pytest.approx([0.2])
