@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from acq_isl.engines import load_engine
     from acq_isl.experiment import Experiment
     from acq_isl.hooks import CaptureHook, GuardedAcquisition
-    from acq_isl.live import live
+    from acq_isl.live_capture import live
 
 # Resolved on first use: a model server must not load a microscope, nor the other way round.
 _HOME = {
@@ -25,7 +25,7 @@ _HOME = {
     "Experiment": "acq_isl.experiment",
     "GuardedAcquisition": "acq_isl.hooks",
     "RunResult": "acq_isl.app",
-    "live": "acq_isl.live",
+    "live": "acq_isl.live_capture",
     "load_engine": "acq_isl.engines",
     "run": "acq_isl.app",
 }

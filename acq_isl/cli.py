@@ -214,8 +214,13 @@ def _run(experiment: Experiment, *, sim: bool, verbose: bool, web: PageSettings 
 
     _configure_logging(verbose)
     with page(out, web) as shown:
-        with _progress() as told:
-            result = run_experiment(experiment, sim=sim, watch=both(told, shown))
+        try:
+            with _progress() as told:
+                result = run_experiment(experiment, sim=sim, watch=both(told, shown))
+        except KeyboardInterrupt as stop:
+            err.print("[red bold]stopped by Ctrl-C[/]")
+            _notes(stop)
+            raise typer.Exit(130) from None
         _summary(result.record)
         out.print(f"\nresults  {result.folder}", soft_wrap=True)
         out.print(f"report   {result.report}", soft_wrap=True)
@@ -275,6 +280,11 @@ def _configure_logging(verbose: bool) -> None:
     logging.captureWarnings(True)
 
 
+def _notes(error: BaseException) -> None:
+    for note in getattr(error, "__notes__", ()):
+        err.print(f"  {escape(note)}", soft_wrap=True)
+
+
 def main() -> None:
     """Entry point: every failure is a sentence and a non-zero exit code, never a traceback by default."""
     started = time.monotonic()
@@ -286,11 +296,5 @@ def main() -> None:
             value = getattr(error, name)
             if value:
                 err.print(f"  {'to fix' if name == 'fix' else name:>6}: {escape(value)}", soft_wrap=True)
-        for note in getattr(error, "__notes__", ()):
-            err.print(f"  {escape(note)}", soft_wrap=True)
+        _notes(error)
         sys.exit(1)
-    except KeyboardInterrupt as error:
-        err.print("[red bold]stopped by Ctrl-C[/]")
-        for note in getattr(error, "__notes__", ()):
-            err.print(f"  {escape(note)}", soft_wrap=True)
-        sys.exit(130)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 
-from acq_isl.actions import check_request
+from acq_isl.actions import Limits, check_request
 from acq_isl.engines import describe
 from acq_isl.errors import ExperimentError
 from acq_isl.experiment import Experiment, LocalEngine, SimulatedMicroscope
@@ -44,10 +44,24 @@ def prepare(experiment: Experiment, scope: OpenMicroscope) -> tuple[Cycle, ...]:
     hardware = Hardware(core)
     for request in _all_requests(experiment, plan):
         check_request(request, experiment.limits)
+        _check_reach(request, scope.reach)
         hardware.require_preset(request.group, request.preset, experiment.limits)
     if isinstance(experiment.engine, LocalEngine):
         check_labels(experiment, describe(experiment.model).manifest.label_names)
     return plan
+
+
+def _check_reach(request: StackRequest, reach: Limits) -> None:
+    for axis, values in (("x", (request.x_um,)), ("y", (request.y_um,)), ("z", request.z_um)):
+        bounds = getattr(reach, f"{axis}_um")
+        outside = [value for value in values if bounds and not bounds[0] <= value <= bounds[1]]
+        if outside:
+            raise ExperimentError(
+                f"the stage cannot go to {request.key}",
+                wanted=f"{axis} from {bounds[0]:g} to {bounds[1]:g} um",
+                got=f"{outside[0]:g} um",
+                fix="move the position",
+            )
 
 
 def _all_requests(experiment: Experiment, plan: tuple[Cycle, ...]) -> Iterator[StackRequest]:

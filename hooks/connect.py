@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from acq_isl.actions import Limits
 from acq_isl.errors import ScopeError
 from acq_isl.experiment import (
     HeadlessMicroManager,
@@ -19,6 +21,8 @@ from acq_isl.experiment import (
 )
 
 log = logging.getLogger(__name__)
+
+_ANSWER_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,12 +39,15 @@ class OpenMicroscope:
         The `acq_isl.sim.SimulatedScope`, which also knows the truth.
     port : int
         Of Micro-Manager's server; only the Java back end uses it.
+    reach : Limits
+        Travel of the stages, as far as the microscope says.
     """
 
     core: Any
     description: str
     simulated: Any = None
     port: int = 4827
+    reach: Limits = field(default_factory=Limits)
 
 
 @contextmanager
@@ -78,21 +85,25 @@ def _simulated(settings: SimulatedMicroscope) -> Iterator[OpenMicroscope]:
                 folder, z_step_um=z_step_um, pixel_size_um=pixel_size_um
             )
             what = f"specimen recorded in {folder}"
-    with sim.SimulatedScope(specimen, settings=sim.ScopeSettings(shape=settings.camera_px)) as scope:
-        yield OpenMicroscope(scope.core, f"simulated microscope, {what}", simulated=scope)
+    chosen = sim.ScopeSettings(shape=settings.camera_px)
+    reach = Limits(x_um=chosen.x_limits_um, y_um=chosen.y_limits_um, z_um=chosen.z_limits_um)
+    with sim.SimulatedScope(specimen, settings=chosen) as scope:
+        yield OpenMicroscope(scope.core, f"simulated microscope, {what}", simulated=scope, reach=reach)
 
 
 def _running_core(port: int) -> Any:
     import pycromanager
 
+    fix = "start Micro-Manager and tick Tools > Options > Run server on port 4827, or use --sim"
+    try:
+        # The bridge itself waits for seconds and leaves sockets and threads behind when nobody is there.
+        socket.create_connection(("127.0.0.1", port), timeout=_ANSWER_S).close()
+    except OSError as error:
+        raise ScopeError(f"no Micro-Manager answers on port {port}", got=str(error), fix=fix) from error
     try:
         return pycromanager.Core(port=port, timeout=3000)
     except Exception as error:  # the bridge raises bare Exceptions
-        raise ScopeError(
-            f"no Micro-Manager answers on port {port}",
-            got=str(error),
-            fix="start Micro-Manager and tick Tools > Options > Run server on port 4827, or use --sim",
-        ) from error
+        raise ScopeError(f"what answers on port {port} is no Micro-Manager", got=str(error), fix=fix) from error
 
 
 @contextmanager

@@ -193,7 +193,7 @@ def test_a_stack_that_does_not_fit_is_refused_with_the_fix(tmp_path: Path) -> No
 def test_ctrl_c_stops_cleanly_and_keeps_what_was_captured(tmp_path: Path) -> None:
     path = tmp_path / "experiment.yaml"
     path.write_text(
-        SMALL.replace("columns: 3", "columns: 40").replace("exposure: 5}", "exposure: 20}"), encoding="utf-8"
+        SMALL.replace("columns: 3", "columns: 40").replace("exposure: 5}", "exposure: 10}"), encoding="utf-8"
     )
     command = [sys.executable, "-m", "acq_isl", "run", str(path), "--output", str(tmp_path)]
     process = subprocess.Popen(

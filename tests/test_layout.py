@@ -48,7 +48,7 @@ RANKS = {
     "session": 4,
     "training": 4,
     "hooks": 5,
-    "live": 6,
+    "live_capture": 6,
     "summary": 5,
     "broadcast": 6,
     "doctor": 6,
