@@ -134,12 +134,15 @@ class Window:
         self.viewer.window.add_dock_widget(self.live.panel.widget, name="acq-isl", area="right")
         self.app = QApplication.instance()
         self.tape = Tape()
+        self.raised: list[BaseException] = []
 
     def until(self, holds: Callable[[], object], what: str = "it did not happen") -> None:
         deadline_s = time.monotonic() + DEADLINE_S
         while not holds():
             assert time.monotonic() < deadline_s, what
             self.app.processEvents()
+            if self.raised:
+                raise self.raised[0]
 
     def play(self, *news: Any) -> None:
         self.live.follow(self.tape) if self.live._source is None else None
@@ -172,12 +175,15 @@ class Window:
 
 
 @pytest.fixture
-def window() -> Iterator[Window]:
+def window(monkeypatch: pytest.MonkeyPatch) -> Iterator[Window]:
     opened = Window()
+    # PyQt ends the process for an error inside a slot, unless somebody takes it; napari.run() does.
+    monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: opened.raised.append(error))
     try:
         yield opened
     finally:
         opened.close()
+    assert not opened.raised
 
 
 @needs_window
@@ -192,7 +198,9 @@ def test_each_kind_of_picture_is_a_layer_that_says_what_it_is(window: Window) ->
     assert nuclei.blending == "additive" and nuclei.metadata == {"acq-isl": "predicted, not measured"}
     np.testing.assert_allclose(nuclei.colormap.map(1.0).ravel()[:3] * 255, [0x56, 0xB4, 0xE9], atol=1)
     assert window.layer("transmitted light").colormap.name == "gray"
-    assert {str(unit) for unit in nuclei.units} == {"micrometer"} and window.viewer.scale_bar.visible
+    assert {str(unit) for unit in nuclei.units} == {
+        "micrometer"
+    } and window.viewer.canvas.overlays.scale_bar.visible
 
 
 @needs_window
@@ -242,15 +250,15 @@ def test_the_map_shows_every_field_but_the_one_in_large_and_in_the_same_colours(
 def test_the_picture_follows_the_run_but_not_the_users_zoom(window: Window) -> None:
     window.play(started(), seen(0), predicted(0))
     window.button("This field").click()
-    zoom = window.viewer.camera.zoom
-    assert window.viewer.camera.center[-1] == pytest.approx(0.0, abs=1)
+    zoom = window.viewer.scene.camera.zoom
+    assert window.viewer.scene.camera.center[-1] == pytest.approx(0.0, abs=1)
     window.play(seen(2), predicted(2))
-    assert window.viewer.camera.center[-1] == pytest.approx(2 * FOV, abs=1)
-    assert window.viewer.camera.zoom == zoom
+    assert window.viewer.scene.camera.center[-1] == pytest.approx(2 * FOV, abs=1)
+    assert window.viewer.scene.camera.zoom == zoom
     window.live.click(0.0, 0.0)
-    center = window.viewer.camera.center
+    center = window.viewer.scene.camera.center
     window.play(seen(1), predicted(1))
-    assert window.viewer.camera.center == center
+    assert window.viewer.scene.camera.center == center
 
 
 def on_canvas(window: Window, x_um: float, y_um: float) -> Any:
@@ -258,7 +266,7 @@ def on_canvas(window: Window, x_um: float, y_um: float) -> Any:
     from qtpy.QtCore import QPoint
 
     rows, columns = window.viewer.canvas.size
-    camera = window.viewer.camera
+    camera = window.viewer.scene.camera
     x = (x_um - camera.center[-1]) * camera.zoom + columns / 2
     y = (y_um - camera.center[-2]) * camera.zoom + rows / 2
     widget = window.viewer.window._qt_viewer.canvas.native
@@ -277,6 +285,8 @@ def test_a_click_shows_a_field_and_a_drag_does_not(window: Window) -> None:
     QTest.mousePress(widget, left, pos=at)
     QTest.mouseMove(widget, at + QPoint(60, 0))
     QTest.mouseRelease(widget, left, pos=at + QPoint(60, 0))
+    window.until(lambda: window.viewer.scene.camera.center[-1] != pytest.approx(FOV), "it was not dragged")
+    window.app.processEvents()
     assert window.button("Follow the newest").isChecked()
     widget, at = on_canvas(window, 10.0, -5.0)
     QTest.mousePress(widget, left, pos=at)
@@ -319,7 +329,7 @@ def test_a_run_that_does_not_answer_says_so_on_the_picture(window: Window) -> No
     window.play(started(), seen(0), predicted(0), Step("overview", 1, 3, "imaged A1_000"))
     window.tape.alive = False
     window.words()
-    assert "the run does not answer; last heard: overview 1 of 3" in window.viewer.text_overlay.text
+    assert "the run does not answer; last heard: overview 1 of 3" in window.viewer.canvas.overlays.text.text
     assert not window.button("Stop").isEnabled()
 
 
@@ -372,10 +382,10 @@ def test_a_saved_layer_a_screenshot_and_a_figure_keep_the_marks(window: Window, 
 @needs_window
 def test_a_badge_that_was_switched_off_comes_back(window: Window) -> None:
     window.play(started(), seen(0), predicted(0))
-    window.viewer.text_overlay.visible = False
+    window.viewer.canvas.overlays.text.visible = False
     window.words()
-    assert window.viewer.text_overlay.visible
-    assert window.viewer.text_overlay.text.startswith("PREDICTED, not measured: nuclei, axons")
+    assert window.viewer.canvas.overlays.text.visible
+    assert window.viewer.canvas.overlays.text.text.startswith("PREDICTED, not measured: nuclei, axons")
 
 
 @needs_window
@@ -411,7 +421,7 @@ def test_a_window_waits_for_a_run_and_finds_one_that_is_in_its_middle(window: Wi
         window.button("Pause").click()
         window.until(lambda: "pause: after the stack" in window.words())
         window.until(feed.orders)
-    window.until(lambda: "does not answer" in window.viewer.text_overlay.text)
+    window.until(lambda: "does not answer" in window.viewer.canvas.overlays.text.text)
 
 
 @needs_window

@@ -91,7 +91,7 @@ class Outlines:
 
 def write_banner(viewer: Any, text: str) -> None:
     """Write on the picture itself, so that screenshots have it."""
-    overlay = viewer.text_overlay
+    overlay = viewer.canvas.overlays.text
     if overlay.text == text and overlay.visible:
         return
     overlay.text, overlay.visible, overlay.box, overlay.font_size = text, True, True, 11

@@ -38,7 +38,7 @@ class Scene:
         self._pictures = PictureLayers(viewer, self.hues, model.places)
         thin_um = min(min(box.width, box.height) for box in model.places.boxes) / 110
         self._outlines = Outlines(viewer, thin_um)
-        viewer.scale_bar.visible = True
+        viewer.canvas.overlays.scale_bar.visible = True
         # The pictures are what the user's mouse and keys are about, not the frames.
         viewer.layers.selection.active = self._pictures.light
         self.show_map()
@@ -107,12 +107,12 @@ class Scene:
 
     def _zoom_to(self, box: Box) -> None:
         rows, columns = self._viewer.canvas.size
-        self._viewer.camera.center = (0.0, box.y + box.height / 2, box.x + box.width / 2)
-        self._viewer.camera.zoom = 0.92 * min(rows / box.height, columns / box.width)
+        self._viewer.scene.camera.center = (0.0, box.y + box.height / 2, box.x + box.width / 2)
+        self._viewer.scene.camera.zoom = 0.92 * min(rows / box.height, columns / box.width)
 
     def _bring_into_view(self, box: Box) -> None:
         """Follow the run to a field without touching the user's zoom."""
-        camera = self._viewer.camera
+        camera = self._viewer.scene.camera
         half_rows, half_columns = (side / camera.zoom / 2 for side in self._viewer.canvas.size)
         y, x = camera.center[-2:]
         inside = (
