@@ -143,8 +143,9 @@ def _test_stack(z_um: tuple[float, ...], pixel_size_um: float) -> ZStack:
     info = StackInfo(StackKey(0, "doctor", "test"), z_um, (256, 256), pixel_size_um)
     # Structure of a few pixels: an engine refuses stacks of nothing but noise.
     texture = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(256, 256)), 3)
-    planes = [np.roll(20000 + 2000 * texture / texture.std(), 4 * index, axis=0) for index in range(len(z_um))]
-    return ZStack(info, np.asarray(planes).astype(np.uint16), (0.0,) * len(z_um))
+    counts = (20000 + 2000 * texture / texture.std()).astype(np.uint16)
+    planes = np.stack([np.roll(counts, 4 * index, axis=0) for index in range(len(z_um))])
+    return ZStack(info, planes, (0.0,) * len(z_um))
 
 
 def _gpu() -> Finding:

@@ -44,7 +44,7 @@ class PredictionSource(Protocol):
         """Outcomes that have arrived since the last call; returns at once."""
 
     def drain(self, timeout_s: float) -> list[Outcome]:
-        """Wait until every stack put so far has an outcome; after ``timeout_s`` the rest are `Unpredicted`."""
+        """Wait until all stacks put so far have outcomes; after ``timeout_s`` the rest are `Unpredicted`."""
 
 
 class Microscope(Protocol):

@@ -103,7 +103,9 @@ def _running_core(port: int) -> Any:
     try:
         return pycromanager.Core(port=port, timeout=3000)
     except Exception as error:  # the bridge raises bare Exceptions
-        raise ScopeError(f"what answers on port {port} is no Micro-Manager", got=str(error), fix=fix) from error
+        raise ScopeError(
+            f"what answers on port {port} is no Micro-Manager", got=str(error), fix=fix
+        ) from error
 
 
 @contextmanager

@@ -55,4 +55,4 @@ class Specimen(Protocol):
         """
 
     def truth(self, view: View) -> dict[str, Float32Image]:
-        """True label images by label name (``nuclei``, ``dendrites``, ``axons``), each (y, x) float32 in 0..1."""
+        """True label images by label name, such as ``nuclei``; each (y, x) float32 in 0..1."""

@@ -16,11 +16,11 @@ import pytest
 import tifffile
 import zmq
 
-from acq_isl.stream import sessions
 from acq_isl.errors import EngineError, SliceLost, StackRefused, WireError
 from acq_isl.manifest import Label, Manifest
 from acq_isl.messages import Alive, Beat, Bye, Done, Failed, Hello, Message, Result, RingOffer, Welcome
 from acq_isl.stack import Outcome, Prediction, Refusal, Slice, StackInfo, StackKey, Unpredicted, ZStack
+from acq_isl.stream import sessions
 from acq_isl.stream.client import ClientSettings, EngineClient
 from acq_isl.stream.courier import Patience
 from acq_isl.stream.keys import ClientKeys, ServerKeys

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acq_isl.stream import ring as ring_module
 from acq_isl.errors import StorageError, WireError
 from acq_isl.messages import RingOffer, RingRef
 from acq_isl.stack import StackInfo, StackKey
+from acq_isl.stream import ring as ring_module
 from acq_isl.stream.ring import Block, Ring, RingView, remove_stale_files
 
 MIB = 1 << 20
