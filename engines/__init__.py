@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from acq_isl.engines.ladder import Ladder
     from acq_isl.engines.model_file import ModelInfo
-    from acq_isl.engines.predictor import Predictor
 
 
-def load_engine(model: Path | str, *, threads: int | None = None, sha256: str | None = None) -> Predictor:
+def load_engine(
+    model: Path | str, *, threads: int | None = None, sha256: str | None = None, backend: str = "auto"
+) -> Ladder:
     """Load a model and make it ready to predict.
 
     Parameters
@@ -21,22 +23,38 @@ def load_engine(model: Path | str, *, threads: int | None = None, sha256: str | 
         Cores the engine may use; all physical cores but one if not given.
     sha256 : str, optional
         Hash the file must have. Without it, ``MODEL.onnx.sha256`` beside the file is used if there.
+    backend : str
+        ``auto``, a runtime (``onnxruntime``, ``openvino``, ``tensorrt``), or runtime and precision
+        (``"openvino bf16"``). ``auto`` measures what is installed once on this machine for this model, which
+        takes seconds, and remembers it; when an engine fails, the next fastest goes on, with a warning.
 
     Returns
     -------
-    Predictor
-        An `acq_isl.protocols.Engine`, also usable in a ``with`` statement.
+    Ladder
+        An `acq_isl.protocols.Engine`, also usable in a ``with`` statement. Its ``name`` and ``why`` tell the
+        choice.
 
     Raises
     ------
     ModelError
         The file is missing, damaged, or not an acq-isl model.
     EngineError
-        The network cannot be run.
+        The network cannot be run, or there is no such back end here.
     """
-    from acq_isl.engines.onnx import OnnxEngine
+    from acq_isl.engines.backends import AUTO, backends, named
+    from acq_isl.engines.choice import choose
+    from acq_isl.engines.ladder import Ladder
+    from acq_isl.engines.model_file import read_model
 
-    return OnnxEngine(model, threads=threads, sha256=sha256)
+    file = read_model(model, sha256=sha256)
+    found = backends(file, threads=threads, sha256=file.info.sha256)
+    if backend != AUTO:
+        return Ladder(named(found, backend))
+    rungs = {one.name: one for one in found if one.common}
+    if len(rungs) == 1:
+        return Ladder(tuple(rungs.values()))
+    chosen = choose(file, tuple(rungs.values()), threads=threads)
+    return Ladder([rungs[name] for name in chosen.order], chosen.reason(chosen.order[0]))
 
 
 def describe(model: Path | str) -> ModelInfo:

@@ -1,0 +1,244 @@
+"""int8 for OpenVINO: made from, and only used after a check on, the user's own stacks.
+
+The check is on pixels that did not take part in the calibration: the upper half of every stack calibrates,
+the lower half judges. What passes is kept beside the model with its hashes; anything changed since, and it
+is not used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from acq_isl.engines.model_file import DEMO, ModelFile
+from acq_isl.engines.openvino_int8 import calibration, quantised_trunk
+from acq_isl.engines.plans import default_folder, write_whole
+from acq_isl.engines.predictor import Predictor
+from acq_isl.errors import EngineError, StackRefused
+from acq_isl.manifest import Manifest
+from acq_isl.objects import Mask, object_score, segment
+from acq_isl.stack import Float32Image, Prediction, ZStack
+
+_log = logging.getLogger(__name__)
+
+LEAST_PEARSON = 0.995
+MOST_F1_LOST = 0.01
+COUNTED = "nuclei"
+ABOVE = 0.2
+_MIN_AREA_UM2 = 20.0
+_LEAST_COUNTED = 20  # fewer tell nothing about an F1
+_NOTE = "accepted.json"
+
+
+class Int8Note(BaseModel):
+    """The result of the check, as it lies beside the quantised network."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    format: str = Field(default="acq-isl-int8/1", pattern=r"^acq-isl-int8/1$")
+    model_sha256: str
+    openvino: str
+    """Exact version that was judged; another one is judged again."""
+    xml_sha256: str
+    weights_sha256: str
+    accepted: bool
+    pearson: dict[str, float]
+    """Correlation of the mean of each label with fp32, the lowest of all stacks."""
+    f1: float | None
+    """Nuclei found in int8 matched with those found in fp32, all stacks together; None without nuclei."""
+    nuclei: int
+    """Nuclei found in fp32."""
+    above: float
+    """Predicted intensity that makes a nucleus."""
+    stacks: tuple[str, ...]
+    """SHA-256 of the pixels of each stack that judged."""
+    reason: str = ""
+    """Why it was not accepted."""
+    judged_at: str
+    """ISO 8601 local time with offset."""
+
+
+def int8_folder(model: ModelFile) -> Path:
+    """Where the int8 form of a model is kept: beside it, or in the user's cache for the model that ships."""
+    if model.info.where == DEMO:
+        return default_folder() / "int8" / model.info.sha256[:16]
+    path = Path(model.info.where)
+    return path.with_name(f"{path.name}.int8")
+
+
+def accepted_trunk(model: ModelFile) -> tuple[bytes, bytes] | None:
+    """The quantised network of a model as XML and weights, if a check was passed and all hashes fit."""
+    folder = int8_folder(model)
+    try:
+        note = Int8Note.model_validate_json((folder / _NOTE).read_bytes())
+        xml, weights = (folder / "network.xml").read_bytes(), (folder / "network.bin").read_bytes()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        _log.warning("int8 is not used, its note in %s cannot be read: %s", folder, error)
+        return None
+    found = (model.info.sha256, _openvino_version(), _sha256(xml), _sha256(weights))
+    if found != (note.model_sha256, note.openvino, note.xml_sha256, note.weights_sha256):
+        _log.warning(
+            "int8 is not used: model, openvino or network changed since it was accepted on %s", note.judged_at
+        )
+        return None
+    return (xml, weights) if note.accepted else None
+
+
+def accept_int8(
+    model: ModelFile, stacks: Sequence[ZStack], *, above: float = ABOVE, threads: int | None = None
+) -> Int8Note:
+    """Quantise a model, judge it, and keep the result where the engines find it.
+
+    Accepted if, on the lower halves of the stacks, every label's mean correlates with fp32 by at least
+    `LEAST_PEARSON`, and nuclei found in int8, matched with those found in fp32 (IoU 0.5), have an F1 of at
+    least 1 - `MOST_F1_LOST`. An F1 against any truth can then hardly have changed by more than that.
+
+    Parameters
+    ----------
+    model : ModelFile
+    stacks : sequence of ZStack
+        Of the user's own specimens, with cells in both halves.
+    above : float
+        Predicted intensity that makes a nucleus, as in the experiment's measurements.
+    threads : int, optional
+
+    Returns
+    -------
+    Int8Note
+        ``accepted`` and ``reason`` say whether it will be used.
+
+    Raises
+    ------
+    EngineError
+        OpenVINO or NNCF is not installed, or the folder cannot be written.
+    ModelError
+        The model has no int8 form.
+    StackRefused
+        No stack was given, or one does not fit the model.
+    """
+    if not stacks:
+        raise StackRefused("int8 cannot be judged without stacks", fix="name one or more of your own")
+    manifest = model.info.manifest
+    upper, lower = zip(*(_halves(stack) for stack in stacks), strict=True)
+    xml, weights = quantised_trunk(model, calibration(upper, manifest))
+    from acq_isl.engines.openvino import OpenVinoEngine  # is there, or the line above would have said so
+
+    with (
+        OpenVinoEngine(model, precision="fp32", threads=threads) as full,
+        OpenVinoEngine(model, precision="int8", threads=threads, trunk=(xml, weights)) as low,
+    ):
+        note = _judged((full, low), lower, above).model_copy(
+            update={"xml_sha256": _sha256(xml), "weights_sha256": _sha256(weights)}
+        )
+    _keep(int8_folder(model), xml, weights, note)
+    return note
+
+
+def _halves(stack: ZStack) -> tuple[ZStack, ZStack]:
+    middle = stack.info.shape[0] // 2
+    parts = stack.pixels[:, :middle], stack.pixels[:, middle:]
+    if middle < 1:
+        raise StackRefused(f"stack {stack.info.key} has a single row", fix="give a whole field of view")
+    first, second = (
+        ZStack(
+            replace(stack.info, shape=(part.shape[1], part.shape[2])),
+            np.ascontiguousarray(part),
+            stack.captured_s,
+        )
+        for part in parts
+    )
+    return first, second
+
+
+def _judged(engines: tuple[Predictor, Predictor], stacks: Sequence[ZStack], above: float) -> Int8Note:
+    model, manifest = engines[0].model, engines[0].manifest
+    pearson = dict.fromkeys(manifest.label_names, 1.0)
+    found, true, matched = 0, 0, 0
+    for stack in stacks:
+        wanted, got = (engine.predict(stack) for engine in engines)
+        for index, name in enumerate(manifest.label_names):
+            pearson[name] = min(pearson[name], _pearson(wanted.mean[index], got.mean[index]))
+        if COUNTED in manifest.label_names:
+            score = object_score(_objects(got, above), _objects(wanted, above))
+            found, true, matched = found + score.found, true + score.true, matched + score.matched
+    f1 = 2 * matched / (found + true) if true else None
+    reason = _objection(pearson, f1, true, manifest)
+    return Int8Note(
+        model_sha256=model.sha256,
+        openvino=_openvino_version(),
+        xml_sha256="",
+        weights_sha256="",
+        accepted=not reason,
+        pearson=pearson,
+        f1=f1,
+        nuclei=true,
+        above=above,
+        stacks=tuple(_sha256(stack.pixels.tobytes()) for stack in stacks),
+        reason=reason,
+        judged_at=datetime.now().astimezone().isoformat(timespec="seconds"),
+    )
+
+
+def _objection(pearson: dict[str, float], f1: float | None, counted: int, manifest: Manifest) -> str:
+    """Why int8 is not to be used; empty if it is."""
+    low = [f"{name} {value:.4f}" for name, value in pearson.items() if not value >= LEAST_PEARSON]
+    if low:
+        return f"correlation with fp32 below {LEAST_PEARSON:g}: {', '.join(low)}"
+    if COUNTED not in manifest.label_names:
+        return ""
+    if f1 is None or counted < _LEAST_COUNTED:
+        return (
+            f"only {counted} {COUNTED} in the lower halves of these stacks, {_LEAST_COUNTED} are needed "
+            "to judge; give more stacks"
+        )
+    return (
+        ""
+        if f1 >= 1 - MOST_F1_LOST
+        else f"F1 of {COUNTED} against fp32 is {f1:.3f}, not {1 - MOST_F1_LOST:g}"
+    )
+
+
+def _objects(prediction: Prediction, above: float) -> Mask:
+    mean = prediction.mean[prediction.labels.index(COUNTED)]
+    return segment(mean, above, _MIN_AREA_UM2, prediction.info.pixel_size_um)
+
+
+def _pearson(first: Float32Image, second: Float32Image) -> float:
+    a, b = (values.astype(np.float64).ravel() - values.mean(dtype=np.float64) for values in (first, second))
+    scale = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / scale if scale > 0 else float(np.array_equal(first, second))
+
+
+def _keep(folder: Path, xml: bytes, weights: bytes, note: Int8Note) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Without its note a network is not used, so the note goes last.
+        (folder / _NOTE).unlink(missing_ok=True)
+        write_whole(folder / "network.xml", xml)
+        write_whole(folder / "network.bin", weights)
+        write_whole(folder / _NOTE, note.model_dump_json(indent=1).encode())
+    except OSError as error:
+        raise EngineError(
+            f"the int8 form cannot be kept in {folder}: {error}",
+            wanted="a folder that can be written",
+            fix="copy the model to a folder of yours and use it from there",
+        ) from error
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _openvino_version() -> str:
+    import openvino
+
+    return str(openvino.get_version())

@@ -1,0 +1,254 @@
+"""OpenVINO on the CPU: the fastest engine without a GPU. An extra, used by itself where it is installed."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import openvino
+from numpy.typing import NDArray
+from openvino import properties
+
+from acq_isl.engines.model_file import ModelFile, read_model
+from acq_isl.engines.onnx import default_threads
+from acq_isl.engines.openvino_cache import CompiledCache, CompiledKey
+from acq_isl.engines.openvino_graph import Parts, read_graph
+from acq_isl.engines.predictor import TILE_PX, Predictor
+from acq_isl.errors import EngineError, ModelError
+from acq_isl.stack import Float32Image
+
+_log = logging.getLogger(__name__)
+
+Precision = Literal["fp32", "bf16", "int8"]
+_DEVICE = "CPU"
+_SHAPES_KEPT = 3
+_OUTPUTS = ("mean", "spread")
+# Nothing else comes out of OpenVINO's bindings; which one tells nothing.
+_RUNTIME_ERRORS = (RuntimeError, ValueError, TypeError, MemoryError)
+
+
+def has_bf16() -> bool:
+    """Whether this processor computes with bf16, as OpenVINO itself finds."""
+    return "BF16" in openvino.Core().get_property(_DEVICE, properties.device.capabilities)
+
+
+def processor() -> str:
+    """Name of the processor, as compiled networks depend on it."""
+    return str(openvino.Core().get_property(_DEVICE, properties.device.full_name))
+
+
+@dataclass(slots=True, eq=False)
+class _Ready:
+    """The network for tiles of one shape: one request, or two, the second taking what the first gives."""
+
+    requests: tuple[Any, ...]
+    keep: tuple[Any, ...]  # tensors the requests point to
+
+
+class OpenVinoNetwork:
+    """One model on the CPU. `run` may be called from several threads; they take turns.
+
+    Compiled for each shape of tiles when it first comes, which is a seventh faster than for any shape, and
+    kept on disk.
+
+    Parameters
+    ----------
+    model : ModelFile
+    precision : "fp32", "bf16" or "int8", optional
+        bf16 where the processor has it and fp32 elsewhere, if not given. With bf16 and int8, all up to the
+        division by the stack's contrast stays fp32.
+    threads : int, optional
+        Cores to use, `default_threads` if not given.
+    trunk : bytes and bytes, optional
+        What comes after that division, quantised: OpenVINO's XML and weights. Needed for int8.
+    cache : CompiledCache, optional
+
+    Raises
+    ------
+    ModelError
+        OpenVINO cannot read the network, or there is no such form of it.
+    """
+
+    def __init__(
+        self,
+        model: ModelFile,
+        *,
+        precision: Precision | None = None,
+        threads: int | None = None,
+        trunk: tuple[bytes, bytes] | None = None,
+        cache: CompiledCache | None = None,
+    ) -> None:
+        self._precision = precision or ("bf16" if has_bf16() else "fp32")
+        self._threads = default_threads() if threads is None else max(threads, 1)
+        self._model, self._trunk = model, trunk
+        self._cache = cache or CompiledCache()
+        self._lock = threading.Lock()  # guards what is ready, and lets one stack at a time have all cores
+        self._ready: OrderedDict[tuple[int, ...], _Ready] = OrderedDict()
+        self._core: Any = openvino.Core()
+        self._parts = self._read()
+
+    @property
+    def name(self) -> str:
+        return f"openvino cpu {self._precision}"
+
+    @property
+    def threads(self) -> int:
+        """Cores it computes on."""
+        return self._threads
+
+    def run(self, tiles: NDArray[np.uint8], inv_sd: Float32Image) -> tuple[Float32Image, Float32Image]:
+        """Infer a batch of tiles; see `acq_isl.engines.predictor.Network`."""
+        with self._lock:
+            if self._core is None:
+                raise EngineError("the engine is closed", fix="load the engine again")
+            try:
+                return self._run(self._for_shape(tiles.shape), tiles, inv_sd)
+            except _RUNTIME_ERRORS as error:
+                raise EngineError(
+                    f"OpenVINO failed on tiles of {tiles.shape}: {_first_line(error)}",
+                    fix="if memory ran out, use smaller tiles or close other programs",
+                ) from error
+
+    def warm_up(self, side_px: int | None = None) -> None:
+        """Run once on a tile, of the smallest size if not given, so that the first stack finds code ready."""
+        rules = self._model.info.manifest
+        side = -(-(side_px or rules.min_tile_px) // rules.size_step_px) * rules.size_step_px
+        self.run(np.zeros((1, rules.planes, side, side, 2), np.uint8), np.ones(1, np.float32))
+
+    def close(self) -> None:
+        with self._lock:
+            self._ready.clear()
+            self._core = None
+
+    def _read(self) -> Parts:
+        where = self._model.info.where
+        try:
+            parts = read_graph(self._core, self._model.content, split=self._precision != "fp32")
+            if self._precision == "int8" and parts.front is not None and self._trunk is not None:
+                return Parts(parts.front, self._core.read_model(*self._trunk), parts.takes_counts)
+        except _RUNTIME_ERRORS as error:
+            raise ModelError(
+                f"OpenVINO cannot read model {where}: {_first_line(error)}",
+                wanted=f"operators that OpenVINO {openvino.get_version()} knows",
+                got=f"ONNX opset {self._model.info.opset}",
+                fix="update openvino, or use the engine onnxruntime",
+            ) from error
+        if self._precision != "fp32" and parts.front is None:
+            raise ModelError(
+                f"model {where} can only be run in fp32 by OpenVINO",
+                wanted="one value that separates normalisation, which must stay fp32, from the network",
+                fix="use fp32, or export the model again with this version of acq-isl",
+            )
+        if self._precision == "int8":
+            raise ModelError(
+                f"model {where} has no int8 form", fix="run `acq-isl accept-int8` on stacks of yours"
+            )
+        return parts
+
+    def _run(
+        self, ready: _Ready, tiles: NDArray[np.uint8], inv_sd: Float32Image
+    ) -> tuple[Float32Image, Float32Image]:
+        first, last = ready.requests[0], ready.requests[-1]
+        data: NDArray[Any] = tiles.view("<u2")[..., 0] if self._parts.takes_counts else tiles
+        first.set_tensor("stack", openvino.Tensor(np.ascontiguousarray(data), shared_memory=True))
+        first.set_tensor("inv_sd", openvino.Tensor(np.ascontiguousarray(inv_sd), shared_memory=True))
+        out = []
+        for name in _OUTPUTS:
+            values = np.empty(tuple(last.get_tensor(name).shape), np.float32)
+            last.set_tensor(name, openvino.Tensor(values, shared_memory=True))
+            out.append(values)
+        for request in ready.requests:
+            request.infer()
+        return out[0], out[1]
+
+    def _for_shape(self, shape: tuple[int, ...]) -> _Ready:
+        if shape not in self._ready:
+            while len(self._ready) >= _SHAPES_KEPT:
+                self._ready.popitem(last=False)
+            self._ready[shape] = self._compile(shape)
+        self._ready.move_to_end(shape)
+        return self._ready[shape]
+
+    def _compile(self, shape: tuple[int, ...]) -> _Ready:
+        stack = shape[:-1] if self._parts.takes_counts else shape
+        counts = {"stack": list(stack), "inv_sd": list(shape[:1])}
+        if self._parts.front is None:
+            return _Ready((self._compiled(self._parts.trunk, "whole", shape, counts),), ())
+        front = self._compiled(self._parts.front, "front", shape, counts)
+        normalised = front.get_output_tensor(0)
+        trunk = self._compiled(self._parts.trunk, "trunk", shape, list(normalised.shape))
+        trunk.set_input_tensor(normalised)
+        return _Ready((front, trunk), (normalised,))
+
+    def _compiled(self, graph: Any, part: str, shape: tuple[int, ...], ports: Any) -> Any:
+        """A request for a part of the network, from the cache or compiled and kept there."""
+        precision = "fp32" if part == "front" else self._precision
+        low = openvino.Type.bf16 if precision != "fp32" and has_bf16() else openvino.Type.f32
+        settings = {
+            properties.hint.inference_precision: low,
+            properties.hint.enable_cpu_pinning: False,  # so that threads can make room for the camera's
+            properties.inference_num_threads: self._threads,
+            properties.num_streams: 1,
+        }
+        key = CompiledKey(
+            model_sha256=self._model.info.sha256,
+            trunk=self._trunk[0] + self._trunk[1] if self._trunk and part == "trunk" else b"",
+            part=part,
+            precision=precision,
+            threads=self._threads,
+            shape=shape,
+            runtime=f"openvino {openvino.get_version()} on {processor()}",
+        )
+
+        def compiled() -> Any:
+            sized = graph.clone()
+            sized.reshape(ports)
+            return self._core.compile_model(sized, _DEVICE, settings)
+
+        load = lambda content: self._core.import_model(content, _DEVICE, settings)  # noqa: E731
+        return self._cache.get(key, load, compiled).create_infer_request()
+
+
+class OpenVinoEngine(Predictor):
+    """A model file, ready to predict on the CPU with OpenVINO.
+
+    Parameters
+    ----------
+    model : ModelFile, pathlib.Path or str
+    precision, threads, trunk
+        As in `OpenVinoNetwork`.
+    tile_px : int or None
+        Longest tile side; it bounds memory. None infers any field in one piece.
+
+    Raises
+    ------
+    ModelError
+        The file is missing, damaged, not an acq-isl model, or beyond OpenVINO.
+    EngineError
+        The network cannot be run.
+    """
+
+    def __init__(
+        self,
+        model: ModelFile | Path | str,
+        *,
+        precision: Precision | None = None,
+        threads: int | None = None,
+        trunk: tuple[bytes, bytes] | None = None,
+        tile_px: int | None = TILE_PX,
+    ) -> None:
+        file = model if isinstance(model, ModelFile) else read_model(model)
+        network = OpenVinoNetwork(file, precision=precision, threads=threads, trunk=trunk)
+        network.warm_up()
+        super().__init__(file.info, network, tile_px=tile_px)
+
+
+def _first_line(error: BaseException) -> str:
+    """OpenVINO's messages begin with places in its source, one to a line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

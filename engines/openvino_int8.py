@@ -1,0 +1,113 @@
+"""What comes after normalisation as an int8 network for OpenVINO, by NNCF."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from acq_isl.engines.model_file import ModelFile
+from acq_isl.errors import EngineError, ModelError
+from acq_isl.manifest import Manifest
+from acq_isl.normalize import inverse_contrast
+from acq_isl.stack import Float32Image, Uint16Image, ZStack
+from acq_isl.tiling import TileRule, cut, plan_tiles
+
+_CALIBRATION_TILE_PX = 256
+_CALIBRATION_TILES = 48
+
+
+def calibration(stacks: Sequence[ZStack], manifest: Manifest) -> list[tuple[Uint16Image, Float32Image]]:
+    """Tiles spread evenly over all stacks, each (1, z, h, w) with the contrast of its stack."""
+    rule = TileRule(manifest.min_tile_px, manifest.halo_px, manifest.size_step_px)
+    found = []
+    for stack in stacks:
+        inv_sd = np.full(
+            1, inverse_contrast(stack.pixels, manifest.high_pass_um / manifest.pixel_size_um), np.float32
+        )
+        plan = plan_tiles(stack.info.shape, rule, tile_px=_CALIBRATION_TILE_PX)
+        found += [(stack.pixels, plan, tile, inv_sd) for tile in plan.tiles]
+    picks = np.unique(np.linspace(0, len(found) - 1, min(len(found), _CALIBRATION_TILES)).round().astype(int))
+    chosen = (found[pick] for pick in picks)
+    return [(cut(pixels, plan, (tile,)), inv_sd) for pixels, plan, tile, inv_sd in chosen]
+
+
+def quantised_trunk(model: ModelFile, tiles: list[tuple[Uint16Image, Float32Image]]) -> tuple[bytes, bytes]:
+    """XML and weights of the int8 form of what comes after normalisation.
+
+    Its last convolutions and all that follows keep their precision: they give means and log variances side by
+    side, and one range for both ruins the means.
+
+    Parameters
+    ----------
+    model : ModelFile
+    tiles : list
+        What ranges are measured on, as `calibration` gives.
+
+    Raises
+    ------
+    EngineError
+        OpenVINO or NNCF is not installed.
+    ModelError
+        The model has no int8 form.
+    """
+    nncf, openvino = _libraries()
+    from acq_isl.engines.openvino_graph import decoding, read_graph
+
+    core = openvino.Core()
+    parts = read_graph(core, model.content, split=True)
+    if parts.front is None or not parts.takes_counts:
+        raise ModelError(
+            f"model {model.info.where} has no int8 form",
+            wanted="one value that separates normalisation, which must stay fp32, from the network",
+            fix="use it in fp32, or export it again with this version of acq-isl",
+        )
+    settings = {openvino.properties.hint.inference_precision: openvino.Type.f32}
+    front = core.compile_model(parts.front, "CPU", settings)
+    normalised = [np.array(front({"stack": stack, "inv_sd": inv_sd})[0]) for stack, inv_sd in tiles]
+    ignored = nncf.IgnoredScope(names=decoding(parts.trunk), validate=False)
+    network = nncf.quantize(
+        parts.trunk,
+        nncf.Dataset(normalised),
+        subset_size=len(normalised),
+        # Unsigned where a ReLU leaves nothing negative; as fast, and half the error.
+        preset=nncf.QuantizationPreset.MIXED,
+        ignored_scope=ignored,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.xml"
+        openvino.save_model(network, path, compress_to_fp16=False)
+        return path.read_bytes(), path.with_suffix(".bin").read_bytes()
+
+
+def _libraries() -> tuple[Any, Any]:
+    try:
+        with _untold():
+            import nncf
+            import openvino
+    except ImportError as error:
+        raise EngineError(
+            f"int8 needs OpenVINO and NNCF: {error}", fix='pip install "acq-isl[openvino]" nncf'
+        ) from error
+    nncf.set_log_level(logging.ERROR)
+    return nncf, openvino
+
+
+@contextmanager
+def _untold() -> Iterator[None]:
+    """NNCF reports its use to Google Analytics unless this is set while it is imported."""
+    before = os.environ.get("NNCF_CI")
+    os.environ["NNCF_CI"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["NNCF_CI"]
+        else:
+            os.environ["NNCF_CI"] = before
