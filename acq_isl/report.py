@@ -214,7 +214,7 @@ def duration(ms: float) -> str:
 
 def _decisions(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Decisions that led to an action, and those that did not; how many more there are than are shown."""
-    every = [_decision(line) for line in lines if line.get("kind") == "decision"]
+    every = [_decision(line) for line in lines if line.get("kind") in ("decision", "order")]
     acted = [line for line in every if line["what"] != "nothing"]
     idle = [line for line in every if line["what"] == "nothing"]
     return {

@@ -255,8 +255,9 @@ class Session:
         return "done"
 
     def _ordered(self, what: str, done: str) -> None:
-        self._tools.ledger.write("order", what=what, done=done)
-        self._tools.tell(Decided(None, "operator", what, "the operator wants it", done))
+        why = "the operator wants it"
+        self._tools.ledger.write("order", rule="operator", what=what, why=why, done=done)
+        self._tools.tell(Decided(None, "operator", what, why, done))
 
     def _note(self, decision: Decision, done: str) -> None:
         self._tools.ledger.write("decision", **asdict(replace(decision, action=None)), done=done)

@@ -77,7 +77,7 @@ function drawHead() {
     $("phase").textContent = over ? (status.state === "ended" ? "done" : "") : `${PHASES[status.phase]} ${status.done}/${status.total}`;
     $("step").textContent = over ? "" : status.text;
     const left = status.remaining_s === null ? null : Math.max(status.remaining_s - (status.state === "running" ? (performance.now() - run.statusAt) / 1000 : 0), 0);
-    $("remaining").textContent = over ? span(status.elapsed_s) : left === null ? "–" : left < 1 ? "almost done" : `${span(left)} left`;
+    $("remaining").textContent = over ? span(status.elapsed_s) : left === null ? "–" : `${span(Math.max(left, 1))} left`;
     $("elapsed").textContent = over ? "took" : `${span(status.elapsed_s)} so far`;
     const good = status.engine.startsWith("ready");
     $("engine").textContent = `engine: ${status.engine || "–"}`;
@@ -295,7 +295,7 @@ $("theme").onclick = () => {
 
 function setTheme(theme) {
   if (theme) document.documentElement.dataset.theme = theme; else delete document.documentElement.dataset.theme;
-  $("theme").textContent = theme ? `Theme: ${theme}` : "Theme: auto";
+  $("theme").textContent = `Theme: ${theme || "auto"}`;
 }
 
 document.addEventListener("keydown", (event) => {
