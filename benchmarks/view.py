@@ -6,8 +6,8 @@ is one more that is stopped (SIGSTOP) and never reads. Two tables:
 * feed: predictions of 512 x 512 pixels with three labels, told 60 times a second. updates/s that each
   viewer took, and the time from telling to having it decoded (p50, p95), over all viewers. tell: time the
   session spends to tell one (p50, p99). skipped: pictures replaced by newer ones before a viewer took them.
-* acquisition: the simulated microscope, guarded, 13 slices of 1 ms a stack, a prediction told after every
-  stack; slices per second, median and best of the rounds, and the ratio of the medians and of the best to a run
+* acquisition: the simulated microscope, guarded, 13 slices of 1 ms a stack, a prediction told after each
+  stack; slices per second, median and best of the rounds, and the ratios of both to a run
   that nobody can watch. On a machine that does other work as well the best is the one to look at.
 """
 
