@@ -42,8 +42,9 @@ def averaged(planes: NDArray[Any], longest_px: int = PREVIEW_PX) -> NDArray[np.f
         return np.asarray(planes[..., : rows * step : step, : columns * step : step], np.float32)
     cut = planes[..., : rows * step, : columns * step]
     blocks = cut.reshape(*planes.shape[:-2], rows, step, columns, step)
-    # Two plain sums over the short axes are several times faster than one mean over both.
-    reduced: NDArray[np.float32] = blocks.sum(axis=-1, dtype=np.float32).sum(axis=-2) / (step * step)
+    # A product with ones sums the short last axis at the speed of memory, several times faster than mean().
+    ones = np.full(step, 1 / (step * step), np.float32)
+    reduced: NDArray[np.float32] = (np.asarray(blocks, np.float32) @ ones).sum(axis=-2)
     return reduced
 
 
