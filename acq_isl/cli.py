@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from acq_isl.cli_engines import add_engine_commands
 from acq_isl.cli_live import Port, Web, both, installed, make_web_command, page
 from acq_isl.errors import AcqIslError
 from acq_isl.experiment import Experiment, NoEngine, RecordedSpecimen, RemoteEngine, SimulatedMicroscope
@@ -36,6 +37,7 @@ cli = typer.Typer(
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 cli.command("web")(make_web_command(out))
+add_engine_commands(cli, out)
 
 Model = Annotated[str, typer.Option(help="Model file (.onnx), or 'demo', which ships with acq-isl.")]
 Output = Annotated[Path | None, typer.Option(help="Where run folders are made.", show_default="acq-isl-runs")]
@@ -92,6 +94,9 @@ def serve(
     model: Model = "demo",
     bind: Annotated[str, typer.Option(help="Address to answer at.")] = "tcp://127.0.0.1:5599",
     threads: Annotated[int | None, typer.Option(min=1, help="Processor threads for inference.")] = None,
+    backend: Annotated[
+        str, typer.Option(help="'auto' (measured once), 'onnxruntime', 'openvino', 'tensorrt', ...")
+    ] = "auto",
     keys: Annotated[
         Path | None, typer.Option(help="Folder of keys, to be reached from other computers.")
     ] = None,
@@ -107,8 +112,10 @@ def serve(
     from acq_isl.stream.serving import serve as serve_engine
 
     _configure_logging(verbose)
-    engine = load_engine(model, threads=threads)
-    out.print(f"{escape(engine.manifest.name)} at {bind}; stop with Ctrl-C")
+    engine = load_engine(model, threads=threads, backend=backend)
+    out.print(f"{escape(engine.manifest.name)} at {bind} on {escape(engine.name)}; stop with Ctrl-C")
+    if engine.why:
+        out.print(escape(engine.why), soft_wrap=True)
     settings = ServerSettings(
         engine_name=engine.name,
         model_sha256=engine.model.sha256,
@@ -128,19 +135,6 @@ def keys(folder: Annotated[Path, typer.Argument(help="New folder for the keys.")
     out.print(
         "to the microscope:         client.key_secret, server.key   engine: {kind: remote, keys: FOLDER}"
     )
-
-
-@cli.command()
-def info(model: Annotated[str, typer.Argument(help="Model file (.onnx), or 'demo'.")] = "demo") -> None:
-    """Say what a model expects and predicts."""
-    from acq_isl.engines import describe
-
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in describe(model).lines():
-        table.add_row(name, escape(value))
-    out.print(table)
 
 
 @cli.command()

@@ -73,8 +73,8 @@ def int8_folder(model: ModelFile) -> Path:
     return path.with_name(f"{path.name}.int8")
 
 
-def accepted_trunk(model: ModelFile) -> tuple[bytes, bytes] | None:
-    """The quantised network of a model as XML and weights, if a check was passed and all hashes fit."""
+def stored_int8(model: ModelFile) -> tuple[Int8Note, tuple[bytes, bytes]] | None:
+    """The judgement on a model and its quantised network as XML and weights, if there and all hashes fit."""
     folder = int8_folder(model)
     try:
         note = Int8Note.model_validate_json((folder / _NOTE).read_bytes())
@@ -86,11 +86,10 @@ def accepted_trunk(model: ModelFile) -> tuple[bytes, bytes] | None:
         return None
     found = (model.info.sha256, _openvino_version(), _sha256(xml), _sha256(weights))
     if found != (note.model_sha256, note.openvino, note.xml_sha256, note.weights_sha256):
-        _log.warning(
-            "int8 is not used: model, openvino or network changed since it was accepted on %s", note.judged_at
-        )
+        when = note.judged_at
+        _log.warning("int8 is not used: model, openvino or network changed since it was judged at %s", when)
         return None
-    return (xml, weights) if note.accepted else None
+    return note, (xml, weights)
 
 
 def accept_int8(

@@ -30,11 +30,14 @@ class Backend:
         Makes the engine ready; raises EngineError or ModelError.
     common : bool
         A candidate for `AUTO`; others are used when named only.
+    refused : str
+        Why it is not to be used although it could be; only benchmarks run it.
     """
 
     name: str
     open: Callable[[], Predictor]
     common: bool = True
+    refused: str = ""
 
 
 def backends(
@@ -42,7 +45,7 @@ def backends(
 ) -> tuple[Backend, ...]:
     """The back ends installed here, as fast as they usually are.
 
-    OpenVINO's int8 is among them only if it was accepted on the user's stacks (`acq_isl.engines.acceptance`).
+    OpenVINO's int8 is among them once it was judged on the user's stacks (`acq_isl.engines.acceptance`).
 
     Parameters
     ----------
@@ -70,13 +73,17 @@ def _tensorrt(where: Path | str) -> Predictor:
 
 
 def _openvino(model: ModelFile, threads: int | None) -> Iterator[Backend]:
-    from acq_isl.engines.acceptance import accepted_trunk
+    from acq_isl.engines.acceptance import stored_int8
     from acq_isl.engines.openvino import OpenVinoEngine, has_bf16
 
-    trunk = accepted_trunk(model)
-    if trunk is not None:
+    stored = stored_int8(model)
+    if stored is not None:
+        note, trunk = stored
         yield Backend(
-            "openvino int8", lambda: OpenVinoEngine(model, precision="int8", threads=threads, trunk=trunk)
+            "openvino int8",
+            lambda: OpenVinoEngine(model, precision="int8", threads=threads, trunk=trunk),
+            common=note.accepted,
+            refused=note.reason,
         )
     bf16 = has_bf16()
     if bf16:
@@ -113,7 +120,12 @@ def named(found: Sequence[Backend], name: str) -> tuple[Backend, ...]:
         There is no such back end here.
     """
     for backend in found:
-        if name in (backend.name, backend.name.partition(" ")[0]):
+        if name == backend.name and backend.refused:
+            raise EngineError(
+                f"{name} was not accepted for this model: {backend.refused}",
+                fix="use another engine, or run `acq-isl accept-int8` on more stacks",
+            )
+        if name == backend.name or (name == backend.name.partition(" ")[0] and not backend.refused):
             return (backend,)
     raise EngineError(
         f"there is no engine {name!r} for this model on this machine",

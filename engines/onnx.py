@@ -121,6 +121,8 @@ class OnnxEngine(Predictor):
         Cores to use, `default_threads` if not given.
     tile_px : int or None
         Longest tile side; it bounds memory. None infers any field in one piece.
+    border_px : int
+        Reflected pixels around the field; see `Predictor`.
     sha256 : str, optional
         Hash the file must have.
 
@@ -138,9 +140,10 @@ class OnnxEngine(Predictor):
         *,
         threads: int | None = None,
         tile_px: int | None = TILE_PX,
+        border_px: int = 0,
         sha256: str | None = None,
     ) -> None:
         file = read_model(model, sha256=sha256)
         network = OnnxNetwork(file, threads=threads)
         network.warm_up(file.info.manifest)
-        super().__init__(file.info, network, tile_px=tile_px)
+        super().__init__(file.info, network, tile_px=tile_px, border_px=border_px)

@@ -224,6 +224,8 @@ class OpenVinoEngine(Predictor):
         As in `OpenVinoNetwork`.
     tile_px : int or None
         Longest tile side; it bounds memory. None infers any field in one piece.
+    border_px : int
+        Reflected pixels around the field; see `Predictor`.
 
     Raises
     ------
@@ -241,11 +243,12 @@ class OpenVinoEngine(Predictor):
         threads: int | None = None,
         trunk: tuple[bytes, bytes] | None = None,
         tile_px: int | None = TILE_PX,
+        border_px: int = 0,
     ) -> None:
         file = model if isinstance(model, ModelFile) else read_model(model)
         network = OpenVinoNetwork(file, precision=precision, threads=threads, trunk=trunk)
         network.warm_up()
-        super().__init__(file.info, network, tile_px=tile_px)
+        super().__init__(file.info, network, tile_px=tile_px, border_px=border_px)
 
 
 def _first_line(error: BaseException) -> str:

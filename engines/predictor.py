@@ -6,6 +6,7 @@ import logging
 import math
 import sys
 import time
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -27,6 +28,36 @@ _log = logging.getLogger(__name__)
 
 
 _Maps = tuple[Float32Image, Float32Image]  # mean and spread
+
+
+@dataclass(slots=True)
+class Shares:
+    """Where the milliseconds of one prediction went.
+
+    Parameters
+    ----------
+    prepare_ms : float
+        Content checked, contrast measured, resampled where needed.
+    tile_ms : float
+        Tiles cut and blended.
+    network_ms : float
+        The back end, its copies included.
+    upload_ms, download_ms : float
+        Copies to and from a GPU, as far as the back end counts them.
+    finish_ms : float
+        Numbers checked, brought back to the stack's grid.
+    """
+
+    prepare_ms: float = 0.0
+    tile_ms: float = 0.0
+    network_ms: float = 0.0
+    upload_ms: float = 0.0
+    download_ms: float = 0.0
+    finish_ms: float = 0.0
+
+    @property
+    def total_ms(self) -> float:
+        return self.prepare_ms + self.tile_ms + self.network_ms + self.finish_ms
 
 
 class Network(Protocol):
@@ -72,15 +103,27 @@ class Predictor:
         Longest tile side. It bounds memory: never more than a batch of tiles is in work. None infers
         any field in one piece.
     tiles_per_batch : int
+    border_px : int
+        Reflected pixels to put around the field. On the recorded field, one size step of them (16) takes a
+        fifth off the error that the edge of a field makes in its outer 16 pixels (.027 to .021 RMS in the
+        outer 8), and raises the correlation with real nuclei there from .61 to .68, of .71 with the true
+        surroundings. More does not help. They cost 6 % of the time at 1024x1024.
     """
 
     def __init__(
-        self, model: ModelInfo, network: Network, *, tile_px: int | None = TILE_PX, tiles_per_batch: int = 1
+        self,
+        model: ModelInfo,
+        network: Network,
+        *,
+        tile_px: int | None = TILE_PX,
+        tiles_per_batch: int = 1,
+        border_px: int = 0,
     ) -> None:
         self._model, self._network = model, network
         self._tile_px, self._tiles_per_batch = tile_px, tiles_per_batch
         rules = model.manifest
         self._rule = TileRule(rules.min_tile_px, rules.halo_px, rules.size_step_px)
+        self._border_px = border_px
 
     @property
     def manifest(self) -> Manifest:
@@ -107,19 +150,28 @@ class Predictor:
         EngineError
             The network failed or answered with numbers that are none.
         """
-        started_s = time.perf_counter()
+        return self.predict_timed(stack)[0]
+
+    def predict_timed(self, stack: ZStack) -> tuple[Prediction, Shares]:
+        """`predict`, and where its time went."""
+        began_s = time.perf_counter()
         verdict = _checked(self.manifest, stack)
         check_content(stack)
         pixels = resample(stack, verdict) if isinstance(verdict, Resample) else stack.pixels
         scale = verdict.xy_scale if isinstance(verdict, Resample) else 1.0
         inv_sd = inverse_contrast(pixels, self.manifest.high_pass_um / self.manifest.pixel_size_um)
-        plan = plan_tiles((pixels.shape[1], pixels.shape[2]), self._rule, tile_px=self._tile_px)
-        (mean, spread), infer_s = self._infer(pixels, inv_sd, plan)
+        shares = Shares(prepare_ms=_since_ms(began_s))
+        began_s = time.perf_counter()
+        field = pixels.shape[1], pixels.shape[2]
+        plan = plan_tiles(field, self._rule, tile_px=self._tile_px, border_px=self._border_px)
+        mean, spread = self._infer(pixels, inv_sd, plan, shares)
+        shares.tile_ms = _since_ms(began_s) - shares.network_ms
+        began_s = time.perf_counter()
         _check_finite(mean, spread, stack)
         mean, spread = (map_back(values, stack.info.shape) for values in (mean, spread))
-        total_s = time.perf_counter() - started_s
-        _log.debug("%s: %d tiles, %.0f ms", stack.info.key, len(plan.tiles), total_s * 1e3)
-        return Prediction(
+        shares.finish_ms = _since_ms(began_s)
+        _log.debug("%s: %d tiles, %.0f ms", stack.info.key, len(plan.tiles), shares.total_ms)
+        prediction = Prediction(
             info=stack.info,
             labels=self.manifest.label_names,
             mean=mean,
@@ -131,32 +183,34 @@ class Predictor:
             border_px=min(
                 math.ceil(self.manifest.halo_px / scale), *((n + 1) // 2 for n in stack.info.shape)
             ),
-            times=StageTimes(infer_ms=infer_s * 1e3, decode_ms=(total_s - infer_s) * 1e3),
+            times=StageTimes(infer_ms=shares.network_ms, decode_ms=shares.total_ms - shares.network_ms),
         )
+        return prediction, shares
 
-    def _infer(self, pixels: Uint16Image, inv_sd: np.float32, plan: TilePlan) -> tuple[_Maps, float]:
-        """Mean and spread of the whole field, and the seconds the network took."""
+    def _infer(self, pixels: Uint16Image, inv_sd: np.float32, plan: TilePlan, shares: Shares) -> _Maps:
+        """Mean and spread of the whole field; adds the network's time to the shares."""
         if len(plan.tiles) == 1:
-            outputs, infer_s = self._run(cut(pixels, plan, plan.tiles), inv_sd)
-            return _whole(outputs, plan), infer_s
+            return _whole(self._run(cut(pixels, plan, plan.tiles), inv_sd, shares), plan)
         shape = (len(self.manifest.labels), *plan.field_shape)
         field = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
         batch = max(min(self._tiles_per_batch, len(plan.tiles)), 1)
         memory = np.empty((batch, len(pixels), *plan.tile_shape), np.uint16)
-        infer_s = 0.0
         for tiles in plan.batches(batch):
-            outputs, seconds = self._run(cut(pixels, plan, tiles, memory), inv_sd)
-            infer_s += seconds
+            outputs = self._run(cut(pixels, plan, tiles, memory), inv_sd, shares)
             for out, values in zip(field, outputs, strict=True):
                 for one, tile in zip(values, tiles, strict=True):
                     blend(out, one, plan, tile)
-        return field, infer_s
+        return field
 
-    def _run(self, tiles: Uint16Image, inv_sd: np.float32) -> tuple[_Maps, float]:
+    def _run(self, tiles: Uint16Image, inv_sd: np.float32, shares: Shares) -> _Maps:
         data = _as_bytes(tiles)
-        started_s = time.perf_counter()
+        before = _copies_ms(self._network)
+        began_s = time.perf_counter()
         outputs = self._network.run(data, np.full(len(tiles), inv_sd, np.float32))
-        seconds = time.perf_counter() - started_s
+        shares.network_ms += _since_ms(began_s)
+        after = _copies_ms(self._network)
+        shares.upload_ms += after[0] - before[0]
+        shares.download_ms += after[1] - before[1]
         wanted = (len(tiles), len(self.manifest.labels), *tiles.shape[2:])
         for values in outputs:
             if values.shape != wanted or values.dtype != np.float32:
@@ -166,7 +220,7 @@ class Predictor:
                     got=f"{values.shape} {values.dtype}",
                     fix="export the model again; its file does not do what its manifest says",
                 )
-        return outputs, seconds
+        return outputs
 
     def close(self) -> None:
         self._network.close()
@@ -178,6 +232,16 @@ class Predictor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _copies_ms(network: Network) -> tuple[float, float]:
+    """Up and down so far, of a network that counts them in ``times``."""
+    times = getattr(network, "times", None)
+    return (0.0, 0.0) if times is None else (times.upload_ms, times.download_ms)
+
+
+def _since_ms(began_s: float) -> float:
+    return (time.perf_counter() - began_s) * 1e3
 
 
 def _checked(manifest: Manifest, stack: ZStack) -> Use | Resample:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,3 +15,11 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"{folder} is not here: recorded images are not part of the project")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Plans, compiled networks and choices of the tests are no business of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACQ_ISL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

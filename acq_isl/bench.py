@@ -1,0 +1,294 @@
+"""How fast each engine is on this machine, how far from fp32, and where the time goes."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import platform
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import psutil
+from PIL import Image, ImageDraw, ImageFont
+
+from acq_isl.engines.backends import Backend, backends
+from acq_isl.engines.choice import sample_stack
+from acq_isl.engines.model_file import read_model
+from acq_isl.engines.predictor import Predictor, Shares
+from acq_isl.errors import AcqIslError, EngineError
+from acq_isl.measure import compare
+from acq_isl.stack import Prediction, ZStack
+
+REFERENCE = "onnxruntime fp32"
+SIDES_PX = (512, 1024, 2048)
+_MIB = 2**20
+_MEMORY_TIMEOUT_S = 300.0
+_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # Okabe and Ito
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One engine on one model and field size.
+
+    Parameters
+    ----------
+    model, backend, device : str
+        The model, runtime and precision, and what the engine calls itself.
+    side_px : int
+        The field is square.
+    p50_ms, p95_ms : float
+        Latency of a whole prediction.
+    megapixels_per_s : float
+        Pixels of the field (not times planes), one stack after the other.
+    peak_mib : float
+        Most memory of a process that loads the engine and predicts one field; NaN if not measured.
+    ratio : float
+        How many times as fast as `REFERENCE`, median over the rounds, so that a busy machine hardly matters.
+    least_pearson, largest_difference : float
+        Of the mean of any label, against `REFERENCE`.
+    shares_ms : dict of str to float
+        Where the median prediction's time went: prepare, tiling, upload, compute, download, decode.
+    note : str
+        Why it failed, or is not used by itself.
+    """
+
+    model: str
+    backend: str
+    device: str
+    side_px: int
+    p50_ms: float
+    p95_ms: float
+    megapixels_per_s: float
+    peak_mib: float
+    ratio: float
+    least_pearson: float
+    largest_difference: float
+    shares_ms: dict[str, float]
+    note: str = ""
+
+    @property
+    def host_share(self) -> float:
+        """Work around the network, as a share of the network's time."""
+        inside = sum(self.shares_ms.get(name, 0.0) for name in ("upload", "compute", "download"))
+        return (sum(self.shares_ms.values()) - inside) / inside if inside else float("nan")
+
+
+@dataclass(slots=True)
+class _Runs:
+    """What was measured of one engine so far."""
+
+    shares: list[Shares] = field(default_factory=list)
+    last: Prediction | None = None
+    error: str = ""
+
+
+def bench(
+    models: Sequence[Path | str],
+    sides_px: Sequence[int] = SIDES_PX,
+    *,
+    rounds: int = 7,
+    threads: int | None = None,
+    tell: Callable[[str], None] = lambda text: None,
+) -> list[Row]:
+    """Measure every engine that is installed.
+
+    Engines take turns within each round, so that whatever else the machine does meets all of them.
+
+    Parameters
+    ----------
+    models : sequence of Path or str
+    sides_px : sequence of int
+        Sides of the fields, each at least 1.
+    rounds : int
+        Measured predictions of each engine and size, after one to warm up.
+    threads : int, optional
+    tell : callable
+        Is told what is being measured.
+
+    Raises
+    ------
+    ModelError
+        A model cannot be read.
+    """
+    rows: list[Row] = []
+    for model in models:
+        file = read_model(model)
+        found = backends(file, threads=threads)
+        with ExitStack() as opened:
+            engines, failed = _open(found, opened)
+            for side in sides_px:
+                tell(f"{file.info.manifest.name}, {side}x{side}: {', '.join(engines)}")
+                stack = sample_stack(file, side)
+                runs = _take_turns(engines, stack, rounds)
+                for name, run in runs.items():
+                    memory = _peak_mib(model, name, side, threads) if not run.error else float("nan")
+                    row = _row(str(model), name, engines[name].name, side, runs, memory)
+                    refused = next(backend.refused for backend in found if backend.name == name)
+                    rows.append(row if not refused else _noted(row, f"not accepted: {refused}"))
+            rows += [_failure(str(model), name, why) for name, why in failed.items()]
+    return rows
+
+
+def _open(found: Sequence[Backend], opened: ExitStack) -> tuple[dict[str, Predictor], dict[str, str]]:
+    engines: dict[str, Predictor] = {}
+    failed: dict[str, str] = {}
+    for backend in found:
+        try:
+            engines[backend.name] = opened.enter_context(backend.open())
+        except AcqIslError as error:
+            failed[backend.name] = str(error)
+    return engines, failed
+
+
+def _take_turns(engines: dict[str, Predictor], stack: ZStack, rounds: int) -> dict[str, _Runs]:
+    runs = {name: _Runs() for name in engines}
+    for turn in range(rounds + 1):
+        for name, engine in engines.items():
+            run = runs[name]
+            if run.error:
+                continue
+            try:
+                run.last, shares = engine.predict_timed(stack)
+            except EngineError as error:
+                run.error = str(error)
+                continue
+            if turn:
+                run.shares.append(shares)
+    return runs
+
+
+def _row(model: str, name: str, device: str, side: int, runs: dict[str, _Runs], peak_mib: float) -> Row:
+    run, reference = runs[name], runs.get(REFERENCE)
+    if run.error or run.last is None:
+        return _failure(model, name, run.error, side)
+    totals = np.array([shares.total_ms for shares in run.shares])
+    ratio = pearson = difference = float("nan")
+    if reference is not None and reference.last is not None and not reference.error:
+        ratio = float(np.median(np.array([s.total_ms for s in reference.shares]) / totals))
+        pairs = list(zip(run.last.mean, reference.last.mean, strict=True))
+        pearson = min(compare(got, wanted) for got, wanted in pairs)
+        difference = max(float(np.abs(got - wanted).max()) for got, wanted in pairs)
+    middle = run.shares[int(np.argsort(totals)[len(totals) // 2])]
+    p50, p95 = (float(np.percentile(totals, percent)) for percent in (50, 95))
+    return Row(
+        model=model,
+        backend=name,
+        device=device,
+        side_px=side,
+        p50_ms=p50,
+        p95_ms=p95,
+        megapixels_per_s=side**2 / 1e6 / (p50 / 1e3),
+        peak_mib=peak_mib,
+        ratio=ratio,
+        least_pearson=pearson,
+        largest_difference=difference,
+        shares_ms={
+            "prepare": middle.prepare_ms,
+            "tiling": middle.tile_ms,
+            "upload": middle.upload_ms,
+            "compute": middle.network_ms - middle.upload_ms - middle.download_ms,
+            "download": middle.download_ms,
+            "decode": middle.finish_ms,
+        },
+    )
+
+
+def _failure(model: str, name: str, why: str, side: int = 0) -> Row:
+    nothing = float("nan")
+    return Row(model, name, "", side, *(nothing,) * 7, shares_ms={}, note=f"failed: {why}")
+
+
+def _noted(row: Row, note: str) -> Row:
+    return Row(**{**asdict(row), "note": note})
+
+
+def _peak_mib(model: Path | str, name: str, side: int, threads: int | None) -> float:
+    """Peak memory of a fresh process, since what this one holds says nothing."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(predict_alone, model, name, side, threads).result(_MEMORY_TIMEOUT_S)
+        except (BrokenProcessPool, TimeoutError, AcqIslError):
+            return float("nan")
+
+
+def predict_alone(model: Path | str, name: str, side: int, threads: int | None) -> float:
+    """Load an engine, predict one field, and return this process's peak memory in MiB."""
+    file = read_model(model)
+    backend = next(found for found in backends(file, threads=threads) if found.name == name)
+    stack = sample_stack(file, side)
+    with backend.open() as engine:
+        engine.predict(stack)
+    return _own_peak_bytes() / _MIB
+
+
+def _own_peak_bytes() -> float:
+    info = psutil.Process().memory_info()
+    if hasattr(info, "peak_wset"):  # Windows
+        return float(info.peak_wset)
+    status = Path("/proc/self/status")
+    if (
+        status.exists()
+    ):  # Linux, where getrusage would count what the parent held when it started this process
+        peak = next(
+            line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM")
+        )
+        return float(peak.split()[1]) * 1024
+    import resource
+
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def as_json(rows: Sequence[Row]) -> str:
+    """The rows and the machine as JSON; what is not a number is null."""
+    machine = {
+        "system": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": psutil.cpu_count(logical=False),
+        "python": platform.python_version(),
+    }
+    table = [
+        {
+            key: None if isinstance(value, float) and math.isnan(value) else value
+            for key, value in asdict(row).items()
+        }
+        for row in rows
+    ]
+    return json.dumps({"format": "acq-isl-bench/1", "machine": machine, "rows": table}, indent=1)
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Median latency as horizontal bars, one group for each model and field size, written as PNG."""
+    shown = [row for row in rows if not math.isnan(row.p50_ms)]
+    if not shown:
+        raise EngineError("there is nothing to plot", fix="see why every engine failed")
+    font = ImageFont.load_default(15)
+    line, left, width = 26, 300, 1000
+    groups = list(dict.fromkeys((row.model, row.side_px) for row in shown))
+    picture = Image.new("RGB", (width, line * (len(shown) + 2 * len(groups) + 1)), "white")
+    draw = ImageDraw.Draw(picture)
+    names = list(dict.fromkeys(row.backend for row in shown))
+    top = line // 2
+    for model, side in groups:
+        group = [row for row in shown if (row.model, row.side_px) == (model, side)]
+        longest = max(row.p50_ms for row in group)
+        draw.text(
+            (10, top), f"{Path(model).name}, {side} x {side} pixels: ms, shorter is better", "black", font
+        )
+        top += line
+        for row in group:
+            end = left + max(round((width - left - 170) * row.p50_ms / longest), 1)
+            draw.text((30, top + 3), row.backend, "black", font)
+            draw.rectangle(
+                (left, top + 3, end, top + line - 5), _COLORS[names.index(row.backend) % len(_COLORS)]
+            )
+            draw.text((end + 8, top + 3), f"{row.p50_ms:.0f} ms, {row.ratio:.1f}x", "black", font)
+            top += line
+        top += line
+    picture.save(path, "PNG")

@@ -1,0 +1,171 @@
+"""Commands about models and engines: what a model expects, how fast engines are, whether int8 may be used."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from acq_isl.errors import StackRefused
+from acq_isl.manifest import Manifest
+from acq_isl.stack import StackInfo, StackKey, ZStack
+
+if TYPE_CHECKING:
+    from acq_isl.bench import Row
+
+Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads for inference.")]
+
+
+def add_engine_commands(cli: typer.Typer, out: Console) -> None:
+    """Add ``info``, ``bench`` and ``accept-int8`` to the command line."""
+    cli.command("info")(_info(out))
+    cli.command("bench")(_bench(out))
+    cli.command("accept-int8")(_accept_int8(out))
+
+
+def _info(out: Console) -> Callable[..., None]:
+    def command(
+        model: Annotated[str, typer.Argument(help="Model file (.onnx), or 'demo'.")] = "demo",
+    ) -> None:
+        """Say what a model expects and predicts."""
+        from acq_isl.engines import describe
+
+        table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in describe(model).lines():
+            table.add_row(name, escape(value))
+        out.print(table)
+
+    return command
+
+
+def _bench(out: Console) -> Callable[..., None]:
+    def command(
+        models: Annotated[list[str] | None, typer.Argument(help="Model files (.onnx), or 'demo'.")] = None,
+        side: Annotated[
+            list[int] | None, typer.Option(min=1, help="Sides of square fields in pixels.")
+        ] = None,
+        rounds: Annotated[int, typer.Option(min=1, help="Measured predictions of each engine.")] = 7,
+        threads: Threads = None,
+        as_json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+        png: Annotated[Path | None, typer.Option(help="Also draw the latencies into this file.")] = None,
+    ) -> None:
+        """Measure every installed engine: latency, memory, difference to fp32, where the time goes."""
+        from acq_isl.bench import SIDES_PX, as_json, bench, plot
+
+        def told(text: str) -> None:
+            if not as_json_:
+                out.print(f"measuring {escape(text)}")
+
+        rows = bench(models or ["demo"], side or SIDES_PX, rounds=rounds, threads=threads, tell=told)
+        if as_json_:
+            sys.stdout.write(as_json(rows) + "\n")
+        else:
+            out.print(_table(rows))
+        if png is not None:
+            plot(rows, png)
+
+    return command
+
+
+def _table(rows: list[Row]) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), caption_justify="left")
+    table.caption = (
+        "x: times as fast as onnxruntime fp32, median of rounds; Pearson, max |d|: mean of the worst label "
+        "against it; shares of prepare / tiling / upload / compute / download / decode"
+    )
+    for title in (
+        "engine",
+        "field",
+        "p50 ms",
+        "p95 ms",
+        "x",
+        "Mpx/s",
+        "MiB",
+        "Pearson",
+        "max |d|",
+        "shares %",
+    ):
+        table.add_column(title, justify="left" if title == "engine" else "right", no_wrap=title != "engine")
+    for row in rows:
+        if not row.shares_ms:
+            table.add_row(escape(row.backend), f"{row.side_px or ''}", escape(row.note))
+            continue
+        total = sum(row.shares_ms.values())
+        shares = "/".join(f"{100 * value / total:.0f}" for value in row.shares_ms.values())
+        table.add_row(
+            escape(f"{row.backend} ({row.note})" if row.note else row.backend),
+            str(row.side_px),
+            f"{row.p50_ms:.0f}",
+            f"{row.p95_ms:.0f}",
+            f"{row.ratio:.2f}",
+            f"{row.megapixels_per_s:.2f}",
+            f"{row.peak_mib:.0f}",
+            f"{row.least_pearson:.5f}",
+            f"{row.largest_difference:.2g}",
+            shares,
+        )
+    return table
+
+
+def _accept_int8(out: Console) -> Callable[..., None]:
+    def command(
+        model: Annotated[str, typer.Argument(help="Model file (.onnx), or 'demo'.")],
+        stacks: Annotated[
+            list[Path], typer.Argument(help="z-stacks of yours, TIFF of (planes, rows, columns).")
+        ],
+        above: Annotated[float | None, typer.Option(help="Predicted intensity that makes a nucleus.")] = None,
+        pixel_size_um: Annotated[float | None, typer.Option(min=0.001, help="Else the model's.")] = None,
+        threads: Threads = None,
+    ) -> None:
+        """Make an int8 form of a model, judge it on your stacks, and use it from then on if it is as good."""
+        from acq_isl.engines.acceptance import ABOVE, accept_int8, int8_folder
+        from acq_isl.engines.model_file import read_model
+
+        file = read_model(model)
+        read = [_stack(path, file.info.manifest, pixel_size_um) for path in stacks]
+        note = accept_int8(file, read, above=ABOVE if above is None else above, threads=threads)
+        for label, value in note.pearson.items():
+            out.print(f"{escape(label)}: correlation with fp32 {value:.4f}")
+        if note.f1 is not None:
+            out.print(f"nuclei: F1 {note.f1:.3f} against the {note.nuclei} found in fp32")
+        if note.accepted:
+            out.print(f"[green]accepted[/]; used from now on; kept in {escape(str(int8_folder(file)))}")
+        else:
+            out.print(f"[yellow]not accepted[/]: {escape(note.reason)}")
+            raise typer.Exit(1)
+
+    return command
+
+
+def _stack(path: Path, manifest: Manifest, pixel_size_um: float | None) -> ZStack:
+    """A z-stack file, whose planes are taken to lie where the model expects them."""
+    import tifffile
+
+    try:
+        pixels = tifffile.imread(path)
+    except (OSError, ValueError, tifffile.TiffFileError) as error:
+        raise StackRefused(
+            f"{path} cannot be read: {error}", fix="give TIFF files of one z-stack each"
+        ) from error
+    if pixels.ndim != 3 or len(pixels) != manifest.planes:
+        raise StackRefused(
+            f"{path} is no stack for this model",
+            wanted=f"({manifest.planes} planes, rows, columns)",
+            got=str(pixels.shape),
+            fix=f"record {manifest.planes} planes {manifest.z_step_um:.3g} um apart",
+        )
+    info = StackInfo(
+        StackKey(0, path.stem, "file"),
+        manifest.z_offsets_um,
+        (pixels.shape[1], pixels.shape[2]),
+        manifest.pixel_size_um if pixel_size_um is None else pixel_size_um,
+    )
+    return ZStack(info, pixels, (0.0,) * len(pixels))
