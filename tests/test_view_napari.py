@@ -35,6 +35,7 @@ from acq_isl.view.napari_look import (
     hues,
     outline,
     rank_color,
+    short_state,
     status_lines,
 )
 from acq_isl.view.napari_map import Mosaic, Places, Shade, fitted, placed
@@ -391,6 +392,13 @@ def test_the_banner_says_what_is_predicted() -> None:
 )  # fmt: skip
 def test_the_state_is_told_in_one_line(changed: dict[str, object], alive: bool, has: str) -> None:
     assert has in status_lines(status(1, **changed), alive)[0]
+
+
+def test_the_picture_itself_says_the_state_in_a_few_words() -> None:
+    assert short_state(None, alive=False) == "waiting for the run"
+    assert short_state(status(1, why="x" * 500), alive=True) == "overview 2 of 9"
+    assert "does not answer; last heard: overview 2 of 9" in short_state(status(1), alive=False)
+    assert short_state(status(1, state="ended", report="/r" * 200), alive=False) == "ended"
 
 
 def test_the_numbers_are_told() -> None:

@@ -197,7 +197,8 @@ def test_each_kind_of_picture_is_a_layer_that_says_what_it_is(window: Window) ->
     nuclei = window.layer("nuclei (predicted)")
     assert nuclei.blending == "additive" and nuclei.metadata == {"acq-isl": "predicted, not measured"}
     np.testing.assert_allclose(nuclei.colormap.map(1.0).ravel()[:3] * 255, [0x56, 0xB4, 0xE9], atol=1)
-    assert window.layer("transmitted light").colormap.name == "gray"
+    gray = window.layer("transmitted light").colormap.map(0.5).ravel()[:3]
+    assert 0.2 < gray[0] == gray[1] == gray[2]
     assert {str(unit) for unit in nuclei.units} == {
         "micrometer"
     } and window.viewer.canvas.overlays.scale_bar.visible
@@ -422,6 +423,20 @@ def test_a_window_waits_for_a_run_and_finds_one_that_is_in_its_middle(window: Wi
         window.until(lambda: "pause: after the stack" in window.words())
         window.until(feed.orders)
     window.until(lambda: "does not answer" in window.viewer.canvas.overlays.text.text)
+
+
+@needs_window
+def test_another_run_can_be_followed_while_one_goes_on(window: Window, tmp_path: Path) -> None:
+    with Feed(tmp_path) as first:
+        first.tell(started(2))
+        window.live.connect(str(tmp_path))
+        window.until(lambda: window.live._scene is not None and len(window.layer("fields").data) == 2)
+        other = tmp_path / "other"
+        other.mkdir()
+        with Feed(other) as second:
+            second.tell(started(5))
+            window.live.connect(str(other))
+            window.until(lambda: len(window.layer("fields").data) == 5, "it stayed with the first run")
 
 
 @needs_window

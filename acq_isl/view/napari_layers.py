@@ -22,8 +22,8 @@ from acq_isl.view.napari_model import FieldView
 LIGHT = "transmitted light"
 MAP = "map, labels (predicted)"
 DOUBT = "doubt (predicted)"
-_LIGHT_OPACITY = 0.6  # so that colours stand out on it
-_DOUBT_LIMITS = (0, 128)  # a spread of half the range is all haze
+_DIMMED = ((0.0, 0.0, 0.0, 1.0), (0.6, 0.6, 0.6, 1.0))  # so that colours stand out on it
+_DOUBT_LIMITS = (0, 255)
 _HAZE = ((0.8, 0.8, 0.85, 0.0), (0.8, 0.8, 0.85, 0.85))
 _UNITS = ("um", "um")
 
@@ -135,18 +135,24 @@ class PictureLayers:
             np.copyto(layer.data, pixels)
         if isinstance(message, Predicted):
             badge((pixels.shape[0], pixels.shape[1])).paint(layer.data)
-        self._place(layer, one, message)
-        self._refresh(layer)
+        if not self._place(layer, one, message):
+            self._refresh(layer)
 
-    def _place(self, layer: Any, one: FieldView, message: Light | Predicted) -> None:
+    def _place(self, layer: Any, one: FieldView, message: Light | Predicted) -> bool:
+        """Move a layer to where its field lies; whether it was moved, and so drawn anew."""
         size, (dx, dy) = message.pixel_size_um, one.shift_um
         rows, columns = message.shape
         # napari places the middle of the first pixel.
         corner = (message.y_um + dy - (rows - 1) / 2 * size, message.x_um + dx - (columns - 1) / 2 * size)
-        if tuple(layer.scale) != (size, size):
-            layer.scale = (size, size)
-        if tuple(layer.translate) != corner:
-            layer.translate = corner
+        scaled, moved = tuple(layer.scale) != (size, size), tuple(layer.translate) != corner
+        # Setting them draws the layer. Their events would have the viewer work out the extent of all layers
+        # anew, 10 ms for each layer, though it is the map's, which stays.
+        with layer.events.scale.blocker(), layer.events.translate.blocker():
+            if scaled:
+                layer.scale = (size, size)
+            if moved:
+                layer.translate = corner
+        return scaled or moved
 
     def _refresh(self, layer: Any) -> None:
         # The arrays of the layers are written in place: assigning ``data`` takes about twice as long.
@@ -184,7 +190,7 @@ class PictureLayers:
     def _add_live(self) -> None:
         empty = np.zeros((2, 2), np.uint8)
         counts = empty.astype(np.uint16)
-        self._add(LIGHT, counts, contrast_limits=(0, 65535), opacity=_LIGHT_OPACITY)
+        self._add(LIGHT, counts, contrast_limits=(0, 65535), colormap=_colormap("gray, dimmed", _DIMMED))
         for label, hue in self._hues.items():
             self._add(predicted(label), empty.copy(), **_label_style(label, hue))
         haze = _colormap("doubt", _HAZE)

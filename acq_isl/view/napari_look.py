@@ -101,6 +101,15 @@ def status_lines(status: Status | None, alive: bool) -> tuple[str, str]:
     return head, " · ".join(part for part in numbers if part)
 
 
+def short_state(status: Status | None, alive: bool) -> str:
+    """State of the run in a few words, for the picture itself."""
+    if status is None:
+        return "waiting for the run"
+    over = status.state in ("ended", "failed")
+    known = f"{status.phase} {status.done} of {status.total}" if status.state == "running" else status.state
+    return known if alive or over else f"the run does not answer; last heard: {known}"
+
+
 def field_words(one: FieldView | None) -> str:
     """What is known of a field, as HTML for a panel."""
     if one is None:
@@ -127,10 +136,14 @@ def decision_words(decisions: Sequence[Decided]) -> str:
     newest = sorted(decisions, key=lambda one: -one.seq)[:_SHOWN_DECISIONS]
     rows = [
         f"<li><b>{_safe(one.rule)}</b>{f' at {_safe(one.key.position)}' if one.key else ''}: "
-        f"{_safe(one.what)} ({_safe(one.done)})<br><small>{_safe(one.why)}</small></li>"
+        f"{_safe(_outcome(one))}<br><small>{_safe(one.why)}</small></li>"
         for one in newest
     ]
     return f"<ul style='margin-left:-24px'>{''.join(rows)}</ul>" if rows else "<p>None so far.</p>"
+
+
+def _outcome(one: Decided) -> str:
+    return one.what if one.done in ("done", one.what) else f"{one.what} ({one.done})"
 
 
 def _numbers(message: Predicted) -> str:

@@ -65,12 +65,13 @@ def badge(shape: tuple[int, int]) -> Marks:
 
     font = ImageFont.load_default(size=max(shape[1] // 22, 12))
     left, top, right, bottom = font.getbbox(BADGE)
-    high, wide = int(bottom - top) + 8, min(int(right - left) + 12, shape[1])
+    high, wide = int(bottom - top) + 8, min(int(right - left) + 12, shape[1] - shape[1] // 20)
     words = Image.new("L", (wide, high), 0)
     ImageDraw.Draw(words).text((6 - left, 4 - top), BADGE, fill=255, font=font)
     mask, values = plain.mask.copy(), plain.values.copy()
-    mask[:high, :wide] = True
-    values[:high, :wide] = np.asarray(words)
+    edge = min(shape) // 40  # inside of the hatching, and of the frame of a chosen field
+    inside = slice(edge, edge + high), slice(edge, edge + wide)
+    mask[inside], values[inside] = True, np.asarray(words)
     return _frozen(mask, values)
 
 

@@ -37,8 +37,8 @@ class Outlines:
         self._target = viewer.add_points(
             np.empty((0, 2)),
             name=TARGET,
-            symbol="cross",
-            size=12 * thin_um,
+            symbol="ring",
+            size=6 * thin_um,
             units=_UNITS,
             face_color="white",
             border_color="black",

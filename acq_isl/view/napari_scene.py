@@ -12,7 +12,8 @@ from acq_isl.view.napari_look import banner, hues, outline
 from acq_isl.view.napari_model import Changes, FieldView, LiveModel
 from acq_isl.view.napari_outlines import Outlines, write_banner
 
-_MAP_EVERY_S = 0.5
+_REST_EVERY_S = 0.3
+_REST_PAUSE = 4  # times as long as drawing the rest took
 _CLICK_PX = 4
 
 
@@ -33,7 +34,9 @@ class Scene:
             raise ValueError("a scene needs a plan")
         self._viewer, self._model, self._now = viewer, model, now
         self._large: str | None = None
-        self._map_s = float("-inf")
+        self._next_s = float("-inf")
+        self._stale: set[str] = set()
+        self._unframed = True
         self.hues = hues(model.plan)
         self._pictures = PictureLayers(viewer, self.hues, model.places)
         thin_um = min(min(box.width, box.height) for box in model.places.boxes) / 110
@@ -49,29 +52,37 @@ class Scene:
         self._outlines.remove()
 
     def draw(self, changes: Changes) -> bool:
-        """Draw what changed; whether a picture did."""
+        """Draw what changed; whether the field in large did.
+
+        It is drawn at once. The map and the frames, which cost more, are drawn a few times a second, and
+        never so often that they take more than a fifth of the time.
+        """
         shown = self._model.shown
         name = shown.name if shown is not None else None
-        for other in changes.fields - {name}:
-            self._pictures.tile(self._model.fields[other], blank=False)
-        moved = shown is not None and name != self._large
-        if shown is not None and moved:
-            before = self._model.fields.get(self._large or "")
-            if before is not None:
-                self._pictures.tile(before, blank=False)
-            self._pictures.tile(shown, blank=True)
-            self._large = name
+        moved = name != self._large
+        self._stale |= changes.fields | ({one for one in (name, self._large) if one} if moved else set())
+        self._unframed |= changes.outlines or changes.plan
+        self._large = name
         drawn = shown is not None and (moved or name in changes.fields)
         if shown is not None and drawn:
             self._pictures.show(shown, self._model.light_range)
             if moved and self._model.selected is None:
                 self._bring_into_view(shown.box)
-        if self._now() - self._map_s >= _MAP_EVERY_S or moved:
-            self._map_s = self._now()
-            self._pictures.flush()
-        if changes.outlines or changes.plan:
+        if self._now() >= self._next_s:
+            self._draw_rest()
+        return drawn
+
+    def _draw_rest(self) -> None:
+        began_s = self._now()
+        for name in self._stale:
+            self._pictures.tile(self._model.fields[name], blank=name == self._large)
+        self._stale.clear()
+        self._pictures.flush()
+        if self._unframed:
             self._frame()
-        return drawn or bool(changes.fields)
+            self._unframed = False
+        ended_s = self._now()
+        self._next_s = ended_s + max(_REST_EVERY_S, _REST_PAUSE * (ended_s - began_s))
 
     def write(self, state: str) -> None:
         """Say on the picture what is predicted in it, and which field is shown in large."""

@@ -18,7 +18,7 @@ from acq_isl.orders import GoTo, Order, Pause, Resume, Stop
 from acq_isl.view.address import read_address, running_folder
 from acq_isl.view.desk import Answer
 from acq_isl.view.messages import Parcel
-from acq_isl.view.napari_look import decision_words, field_words, status_lines
+from acq_isl.view.napari_look import decision_words, field_words, short_state, status_lines
 from acq_isl.view.napari_model import FieldView, LiveModel
 from acq_isl.view.napari_panel import Enabled, Panel
 from acq_isl.view.napari_scene import Scene, coordinates, on_click
@@ -90,7 +90,8 @@ class LiveView:
     def connect(self, folder: str) -> None:
         """Follow the newest run in a folder, now or as soon as one starts there."""
         self._folder = Path(folder or ".").expanduser()
-        self._run, self._looked_s = "", float("-inf")
+        self._opened.close()
+        self._source, self._run, self._looked_s = None, "", float("-inf")
         self.panel.folder(str(self._folder))
         self._find_run()
 
@@ -201,7 +202,7 @@ class LiveView:
         self.panel.target(_target(self._place))
         if self._scene is None:
             return
-        self._scene.write(head)
+        self._scene.write(short_state(status, alive))
         shown = self._model.shown
         if shown is not None:
             seen = (shown.name, shown.predicted, *shown.measured.values())
