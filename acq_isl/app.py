@@ -27,20 +27,22 @@ from acq_isl.record import RunRecord
 from acq_isl.report import write_report
 from acq_isl.session import Session
 from acq_isl.stack import Outcome, Slice, StackInfo, StackKey, Unpredicted
-from acq_isl.store import PredictionStore
+from acq_isl.store import PredictionStore, field_name, load
 from acq_isl.stream.client import ClientSettings, EngineClient
 from acq_isl.stream.keys import client_keys
 from acq_isl.stream.link import LinkSettings
 from acq_isl.stream.process import EngineProcess
 from acq_isl.stream.spool import Spool
-from acq_isl.summary import Origin, summarise, versions
+from acq_isl.summary import Kept, Origin, summarise, versions
 from acq_isl.view.previews import WatchedSink
 
 _REMOTE_WAIT_S = 5.0
 _COMPUTING_S = 60.0
+_DISK_S = 10.0
+_STORE = "predictions.ome.zarr"
 _FILES = (
     ("measured data (NDTiff)", "measured_1"),
-    ("predictions (OME-Zarr)", "predictions.ome.zarr"),
+    ("predictions (OME-Zarr)", _STORE),
     ("decisions", "decisions.jsonl"),
     ("experiment as run", "experiment.yaml"),
     ("stacks that wait for an engine", "spool"),
@@ -150,21 +152,21 @@ def _carry_out(
     failure = ""
     report = folder / "report.html"
     with Broadcast(folder, watch) as cast:
+        session: Session | None = None
         try:
             with _opened(experiment, folder, plan, cast) as parts:
                 cast.tell(parts.news(started, folder, scope, plan))
                 session = Session(experiment, plan, parts.instruments)
-                try:
-                    session.run()
-                finally:
-                    origin = parts.origin(started, time.monotonic() - began, scope.description)
-                    record = summarise(experiment, session, parts.microscope, origin)
+                session.run()
         except BaseException as error:
             failure = f"the run ended early: {error or type(error).__name__}"
             raise
         finally:
-            if record is not None:
-                record = _with_ending(record, folder, failure)
+            if session is not None:
+                # Only now is everything on disk that the pictures are read from.
+                origin = parts.origin(started, time.monotonic() - began, scope.description)
+                kept = Kept(parts.microscope.images, lambda key: load(folder / _STORE, field_name(key)))
+                record = _with_ending(summarise(experiment, session, kept, origin), folder, failure)
                 write_report(report, record)
             cast.tell(RunEnded(failure, str(report) if record is not None else ""))
     return RunResult(folder, report, record)
@@ -234,7 +236,7 @@ def _opened(
         ledger = stack.enter_context(Ledger(folder / "decisions.jsonl"))
         source, manifest, model, warnings = _engine(experiment, folder, stack)
         colors = {label.name: label.color for label in manifest.labels} if manifest else {}
-        store = stack.enter_context(PredictionStore(folder / "predictions.ome.zarr", colors))
+        store = stack.enter_context(PredictionStore(folder / _STORE, colors, timeout_s=_DISK_S))
         sink, safety = WatchedSink(source, cast.tell), _safety(experiment)
         microscope = stack.enter_context(
             GuardedAcquisition(folder, "measured", sink=sink, limits=experiment.limits, safety=safety)

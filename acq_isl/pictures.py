@@ -6,13 +6,13 @@ import base64
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from acq_isl.stack import StackInfo
+from acq_isl.stack import Prediction, StackInfo
 
 Uint8Image = NDArray[np.uint8]
 
@@ -72,6 +72,15 @@ def reduced(image: NDArray[Any], longest_px: int) -> NDArray[np.float32]:
         return plane
     rows, columns = (max(round(side * factor), 1) for side in plane.shape)
     return np.asarray(Image.fromarray(plane).resize((columns, rows), Image.Resampling.BOX))
+
+
+def preview(prediction: Prediction, longest_px: int = 256) -> Prediction:
+    """The same prediction with reduced images, for display only."""
+    mean, spread = (
+        np.stack([reduced(plane, longest_px) for plane in planes])
+        for planes in (prediction.mean, prediction.spread)
+    )
+    return replace(prediction, mean=mean, spread=spread)
 
 
 def display_range(image: NDArray[Any]) -> tuple[float, float]:

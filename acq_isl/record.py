@@ -42,6 +42,7 @@ class FieldRecord:
     thumbnail : (y, x) uint8
         Sharpest transmitted-light plane, reduced and stretched for display.
     outcome : Outcome
+        The images of a `Prediction` are reduced, for display; the store has them in full.
     measured : Measured or None
         The measurement fields are ranked by.
     rank : int or None

@@ -28,6 +28,7 @@ from acq_isl.news import (
     Step,
 )
 from acq_isl.orders import GoTo
+from acq_isl.pictures import preview
 from acq_isl.plan import Cycle, visits
 from acq_isl.record import Measured
 from acq_isl.rules import Decision, decide, rank
@@ -111,13 +112,15 @@ class Session:
         # A stack that waited in the spool is reported again once an engine has predicted it.
         if isinstance(field.outcome, Prediction):
             return
-        field.outcome = outcome
         if not isinstance(outcome, Prediction):
+            field.outcome = outcome
             if not isinstance(outcome, Unpredicted):
                 self._decisions(outcome)
             self._tools.tell(NotPredicted(outcome))
             return
         self._keep(outcome)
+        # In full it is in the store: a run of a thousand fields must fit into memory.
+        field.outcome = preview(outcome)
         rules = [trigger.when.measurement for trigger in self._experiment.triggers]
         rules += [self._experiment.choose.measurement] if self._experiment.choose else []
         numbers = tuple(self._measure(outcome, one) for one in dict.fromkeys(rules))

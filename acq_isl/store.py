@@ -154,9 +154,9 @@ class PredictionStore:
         self._names.append(name)
 
     def _name(self, key: StackKey) -> str:
-        """Folder name of a field, fit for every file system; a second prediction of it gets a number."""
-        base = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{key.position}_t{key.time}_{key.channel}").strip(".")
-        name, number = base, 2
+        """Folder name of a field; a second prediction of it gets a number."""
+        base, number = field_name(key), 2
+        name = base
         while name.casefold() in {"ome", *(other.casefold() for other in self._names)}:
             name, number = f"{base}_{number}", number + 1
         return name
@@ -176,17 +176,15 @@ class PredictionStore:
         )
 
 
-def stored(path: Path | str) -> tuple[str, ...]:
-    """Names of the complete fields of a store, in order of arrival; empty if there is none.
+def field_name(key: StackKey) -> str:
+    """Folder name of the first prediction of a stack, fit for every file system."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{key.position}_t{key.time}_{key.channel}").strip(".")
 
-    Raises
-    ------
-    StorageError
-        It is not a store of predictions.
-    """
-    root = Path(path)
-    _read_json(root / "zarr.json")
-    listing = root / "OME" / "zarr.json"
+
+def stored(path: Path | str) -> tuple[str, ...]:
+    """Names of the complete fields of a store, in order of arrival; StorageError if it is none."""
+    _read_json(Path(path) / "zarr.json")
+    listing = Path(path) / "OME" / "zarr.json"
     return tuple(_read_json(listing)["attributes"]["ome"]["series"]) if listing.exists() else ()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,6 @@ from acq_isl.errors import AcqIslError
 from acq_isl.experiment import Experiment
 from acq_isl.instruments import Field
 from acq_isl.measure import compare
-from acq_isl.protocols import Microscope
 from acq_isl.record import Comparison, Counts, FieldRecord, Measured, RunRecord, StageLatency
 from acq_isl.session import Session
 from acq_isl.stack import Prediction, Refusal, StackKey, StackRequest, Uint16Image, Unpredicted
@@ -41,21 +40,36 @@ class Origin:
     lost: int
 
 
-def summarise(experiment: Experiment, session: Session, microscope: Microscope, origin: Origin) -> RunRecord:
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """How to read back what is on disk.
+
+    Parameters
+    ----------
+    images : callable
+        Measured slices of a request, (z, y, x) uint16; raises AcqIslError.
+    prediction : callable
+        Prediction of a stack by its key, in full; raises AcqIslError.
+    """
+
+    images: Callable[[StackRequest], Uint16Image]
+    prediction: Callable[[StackKey], Prediction]
+
+
+def summarise(experiment: Experiment, session: Session, kept: Kept, origin: Origin) -> RunRecord:
     """Gather the record of a run, also of one that ended early.
 
     Parameters
     ----------
     experiment : Experiment
     session : Session
-    microscope : Microscope
-        To read back what was measured.
+    kept : Kept
     origin : Origin
     """
     fields = [field for field in session.fields.values() if field.outcome is not None]
     predictions = [field.outcome for field in fields if isinstance(field.outcome, Prediction)]
-    records, warnings = _fields(fields, microscope)
-    comparisons, more = _comparisons(experiment, session, microscope)
+    records, warnings = _fields(fields, kept)
+    comparisons, more = _comparisons(experiment, session, kept)
     engines = {prediction.engine for prediction in predictions}
     return RunRecord(
         name=experiment.name,
@@ -118,7 +132,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _fields(fields: Sequence[Field], microscope: Microscope) -> tuple[tuple[FieldRecord, ...], list[str]]:
+def _fields(fields: Sequence[Field], kept: Kept) -> tuple[tuple[FieldRecord, ...], list[str]]:
     records, warnings = [], []
     for field in fields:
         if field.outcome is None:
@@ -127,7 +141,7 @@ def _fields(fields: Sequence[Field], microscope: Microscope) -> tuple[tuple[Fiel
         if choice is not None and isinstance(choice.measured, Measured):
             measured = choice.measured
         try:
-            picture = thumbnail(microscope.images(field.request))
+            picture = thumbnail(kept.images(field.request))
         except AcqIslError as error:
             picture = np.zeros((16, 16), np.uint8)
             warnings.append(f"no picture of {field.request.key}: {error.what}")
@@ -165,7 +179,7 @@ def thumbnail(stack: Uint16Image) -> NDArray[np.uint8]:
 
 
 def _comparisons(
-    experiment: Experiment, session: Session, microscope: Microscope
+    experiment: Experiment, session: Session, kept: Kept
 ) -> tuple[tuple[Comparison, ...], list[str]]:
     acquired = {request.key: request for request in session.acquired}
     found: list[Comparison] = []
@@ -177,17 +191,15 @@ def _comparisons(
             key = StackKey(field.request.key.time, field.request.key.position, channel)
             if key in acquired and label in field.outcome.labels:
                 try:
-                    found.append(_comparison(field.outcome, label, acquired[key], microscope))
+                    found.append(_comparison(kept.prediction(field.request.key), label, acquired[key], kept))
                 except AcqIslError as error:
                     warnings.append(f"{label} at {key} was not compared: {error.what}")
     return tuple(found), warnings
 
 
-def _comparison(
-    prediction: Prediction, label: str, request: StackRequest, microscope: Microscope
-) -> Comparison:
+def _comparison(prediction: Prediction, label: str, request: StackRequest, kept: Kept) -> Comparison:
     # The truth of training is a maximum projection, so the same is compared here.
-    measured: Uint16Image = microscope.images(request).max(axis=0)
+    measured: Uint16Image = kept.images(request).max(axis=0)
     predicted = prediction.label(label)
     return Comparison(
         prediction.info, label, request.preset, predicted, measured, compare(predicted, measured)
