@@ -69,7 +69,6 @@ def watch(folder: Path | str, viewer: Any = None) -> Any:
     viewer = napari.Viewer(title="acq-isl") if viewer is None else viewer
     live = LiveView(viewer)
     viewer.window.add_dock_widget(live.panel.widget, name="acq-isl", area="right")
-    live.panel.widget.destroyed.connect(live.close)
     live.connect(str(folder))
     return live
 

@@ -22,6 +22,4 @@ def live_panel(viewer: napari.Viewer) -> Any:
     -------
     QWidget
     """
-    live = LiveView(viewer)
-    live.panel.widget.destroyed.connect(live.close)
-    return live.panel.widget
+    return LiveView(viewer).panel.widget

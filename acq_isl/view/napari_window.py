@@ -76,11 +76,14 @@ class LiveView:
         self.panel = Panel(self)
         self._pressed = on_click(self.click)
         viewer.mouse_drag_callbacks.append(self._pressed)
+        self._panel_gone = False
         self._timer = self._ticking()
+        self.panel.widget.destroyed.connect(self._deleted)
 
     def close(self) -> None:
-        """Stop looking; the layers stay in the viewer."""
-        self._timer.stop()
+        """Stop looking; the layers stay in the viewer. Qt may have deleted the panel and the timer before."""
+        if not self._panel_gone:
+            self._timer.stop()
         if self._pressed in self._viewer.mouse_drag_callbacks:
             self._viewer.mouse_drag_callbacks.remove(self._pressed)
         self._orders.shutdown(wait=False, cancel_futures=True)
@@ -152,10 +155,14 @@ class LiveView:
             self._words_s, self._words_due = self._now(), False
             self._write()
 
+    def _deleted(self) -> None:
+        self._panel_gone = True
+        self.close()
+
     def _ticking(self) -> Any:
         from qtpy.QtCore import QTimer
 
-        timer = QTimer()
+        timer = QTimer(self.panel.widget)
         timer.setInterval(_TICK_MS)
         timer.timeout.connect(self.tick)
         timer.start()
