@@ -17,7 +17,7 @@ from openvino import properties
 from acq_isl.engines.model_file import ModelFile, read_model
 from acq_isl.engines.onnx import default_threads
 from acq_isl.engines.openvino_cache import CompiledCache, CompiledKey
-from acq_isl.engines.openvino_graph import Parts, read_graph
+from acq_isl.engines.openvino_graph import Parts, handed_over_in_bf16, read_graph
 from acq_isl.engines.predictor import TILE_PX, Predictor
 from acq_isl.errors import EngineError, ModelError
 from acq_isl.stack import Float32Image
@@ -131,6 +131,8 @@ class OpenVinoNetwork:
             parts = read_graph(self._core, self._model.content, split=self._precision != "fp32")
             if self._precision == "int8" and parts.front is not None and self._trunk is not None:
                 return Parts(parts.front, self._core.read_model(*self._trunk), parts.takes_counts)
+            if self._precision == "bf16":
+                parts = handed_over_in_bf16(parts)
         except _RUNTIME_ERRORS as error:
             raise ModelError(
                 f"OpenVINO cannot read model {where}: {_first_line(error)}",
@@ -187,8 +189,7 @@ class OpenVinoNetwork:
 
     def _compiled(self, graph: Any, part: str, shape: tuple[int, ...], ports: Any) -> Any:
         """A request for a part of the network, from the cache or compiled and kept there."""
-        precision = "fp32" if part == "front" else self._precision
-        low = openvino.Type.bf16 if precision != "fp32" and has_bf16() else openvino.Type.f32
+        low = openvino.Type.f32 if part != "trunk" or not has_bf16() else openvino.Type.bf16
         settings = {
             properties.hint.inference_precision: low,
             properties.hint.enable_cpu_pinning: False,  # so that threads can make room for the camera's
@@ -199,7 +200,7 @@ class OpenVinoNetwork:
             model_sha256=self._model.info.sha256,
             trunk=self._trunk[0] + self._trunk[1] if self._trunk and part == "trunk" else b"",
             part=part,
-            precision=precision,
+            precision=self._precision,
             threads=self._threads,
             shape=shape,
             runtime=f"openvino {openvino.get_version()} on {processor()}",
@@ -210,7 +211,9 @@ class OpenVinoNetwork:
             sized.reshape(ports)
             return self._core.compile_model(sized, _DEVICE, settings)
 
-        load = lambda content: self._core.import_model(content, _DEVICE, settings)  # noqa: E731
+        def load(content: bytes) -> Any:
+            return self._core.import_model(content, _DEVICE, settings)
+
         return self._cache.get(key, load, compiled).create_infer_request()
 
 
