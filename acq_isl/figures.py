@@ -19,7 +19,7 @@ from acq_isl.news import (
     Tell,
 )
 from acq_isl.record import Counts
-from acq_isl.stack import Prediction, Refusal, StackKey
+from acq_isl.stack import Refusal, StackKey, StageTimes
 from acq_isl.summary import latencies
 
 _RECENT = 256
@@ -55,7 +55,7 @@ class Gauge:
         self._captured, self._lost = counters
         self._engine, self._slices, self._monotonic = engine, slices, monotonic
         self._counts = Counts()
-        self._recent: deque[Prediction] = deque(maxlen=_RECENT)
+        self._recent: deque[StageTimes] = deque(maxlen=_RECENT)
         self._decide_ms: deque[float] = deque(maxlen=_RECENT)
         self._waiting: dict[StackKey, int] = {}
         self._began_s = self._told_s = monotonic()
@@ -72,7 +72,7 @@ class Gauge:
                 if request.predict:
                     self._waiting[request.key] = planes
             case Predicted(prediction=prediction):
-                self._recent.append(prediction)
+                self._recent.append(prediction.times)
                 self._decide_ms.append(news.decide_ms)
                 self._count(predicted=self._outcome(prediction.info.key, prediction.info.planes))
             case NotPredicted(outcome=outcome):

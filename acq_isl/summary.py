@@ -17,7 +17,7 @@ from acq_isl.instruments import Field
 from acq_isl.measure import compare
 from acq_isl.record import Comparison, Counts, FieldRecord, Measured, RunRecord, StageLatency
 from acq_isl.session import Session
-from acq_isl.stack import Prediction, Refusal, StackKey, StackRequest, Uint16Image, Unpredicted
+from acq_isl.stack import Prediction, Refusal, StackKey, StackRequest, StageTimes, Uint16Image, Unpredicted
 
 _THUMBNAIL_PX = 384
 PACKAGES = ("acq-isl", "pycromanager", "pymmcore", "numpy", "pyzmq", "onnxruntime", "zarr", "useq-schema")
@@ -83,7 +83,7 @@ def summarise(experiment: Experiment, session: Session, kept: Kept, origin: Orig
         comparisons=comparisons,
         decisions=(),
         counts=count(session, origin.captured, origin.lost),
-        latencies=latencies(predictions, session.decide_ms),
+        latencies=latencies([prediction.times for prediction in predictions], session.decide_ms),
         versions=dict(origin.versions),
         files=dict(origin.files),
         warnings=tuple(dict.fromkeys((*origin.warnings, *session.warnings, *warnings, *more))),
@@ -109,11 +109,11 @@ def count(session: Session, captured: int, lost: int) -> Counts:
     )
 
 
-def latencies(predictions: Sequence[Prediction], decide_ms: Sequence[float]) -> tuple[StageLatency, ...]:
+def latencies(times: Sequence[StageTimes], decide_ms: Sequence[float]) -> tuple[StageLatency, ...]:
     """Median and 95th percentile of every stage, in milliseconds; nothing without predictions."""
-    if not predictions:
+    if not times:
         return ()
-    samples = {stage: [getattr(p.times, f"{stage}_ms") for p in predictions] for stage in _STAGES}
+    samples = {stage: [getattr(one, f"{stage}_ms") for one in times] for stage in _STAGES}
     samples["decide"] = list(decide_ms) or [0.0]
     return tuple(
         StageLatency(stage, float(np.percentile(values, 50)), float(np.percentile(values, 95)))

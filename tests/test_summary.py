@@ -32,7 +32,7 @@ def prediction(infer_ms: float) -> Prediction:
 
 
 def test_latency_percentiles() -> None:
-    found = {one.stage: one for one in latencies([prediction(ms) for ms in range(101)], [3.0])}
+    found = {one.stage: one for one in latencies([prediction(ms).times for ms in range(101)], [3.0])}
     assert (found["infer"].p50_ms, found["infer"].p95_ms) == (50, 95)
     assert found["decide"].p50_ms == 3
     assert latencies([], [1.0]) == ()
