@@ -69,6 +69,8 @@ def _bench(out: Console) -> Callable[..., None]:
             sys.stdout.write(as_json(rows) + "\n")
         else:
             out.print(_table(rows))
+            for text in dict.fromkeys(f"* {row.backend}: {row.note}" for row in rows if row.note):
+                out.print(escape(text), soft_wrap=True)
         if png is not None:
             plot(rows, png)
 
@@ -96,12 +98,12 @@ def _table(rows: list[Row]) -> Table:
         table.add_column(title, justify="left" if title == "engine" else "right", no_wrap=title != "engine")
     for row in rows:
         if not row.shares_ms:
-            table.add_row(escape(row.backend), f"{row.side_px or ''}", escape(row.note))
+            table.add_row(f"{row.backend} *", f"{row.side_px or ''}", "failed")
             continue
         total = sum(row.shares_ms.values())
         shares = "/".join(f"{100 * value / total:.0f}" for value in row.shares_ms.values())
         table.add_row(
-            escape(f"{row.backend} ({row.note})" if row.note else row.backend),
+            f"{row.backend} *" if row.note else row.backend,
             str(row.side_px),
             f"{row.p50_ms:.0f}",
             f"{row.p95_ms:.0f}",
