@@ -44,6 +44,7 @@ class PictureLayers:
         self._layers: dict[str, Any] = {}
         self._channels: list[str] = []
         self._dirty = False
+        self._left_out = ""  # the field the map has a hole for
         self._ours = False
         self._touched: set[str] = set()
         self._add_live()
@@ -88,10 +89,15 @@ class PictureLayers:
 
     def tile(self, one: FieldView, *, blank: bool) -> None:
         """Draw a field into the map, or leave it out; seen after the next `flush`."""
+        if blank and one.name == self._left_out:
+            return
         self._dirty = True
         if blank:
+            self._left_out = one.name
             self._mosaic.put(one.box, None, None)
             return
+        if one.name == self._left_out:
+            self._left_out = ""
         planes = None
         if one.predicted is not None:
             none = np.zeros(one.predicted.doubt.shape, np.uint8)
@@ -108,7 +114,7 @@ class PictureLayers:
         # The small pictures of the layer list are brought up to date with the map, not at every picture.
         for layer in self._layers.values():
             if layer in self._viewer.layers and layer.visible:
-                layer.refresh(extent=False, thumbnail=True, highlight=False)
+                layer.refresh(extent=False, highlight=False, data_displayed=layer is self._layers[MAP])
 
     def automatic(self) -> None:
         """Forget which contrast limits the user has set; the next pictures set them again."""

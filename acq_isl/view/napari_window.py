@@ -27,7 +27,7 @@ from acq_isl.view.reader import FeedReader
 
 _TICK_MS = 15
 _PARCELS = 64  # only the newest state is drawn, so taking many at once costs little
-_WORDS_EVERY_S = 0.1
+_WORDS_EVERY_S = 0.25
 _WORDS_AT_LEAST_S = 1.0
 _LOOK_AGAIN_S = 2.0
 _OVER = ("ended", "failed")
