@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,7 +21,7 @@ from acq_isl.ledger import read as read_ledger
 from acq_isl.manifest import Manifest
 from acq_isl.news import LabelStyle, RunEnded, RunStarted, Tell, untold
 from acq_isl.plan import Cycle
-from acq_isl.preflight import check_labels, prepare, simulated
+from acq_isl.preflight import check_labels, new_folder, prepare, simulated
 from acq_isl.record import RunRecord
 from acq_isl.report import write_report
 from acq_isl.session import Session
@@ -34,6 +33,7 @@ from acq_isl.stream.link import LinkSettings
 from acq_isl.stream.process import EngineProcess
 from acq_isl.stream.spool import Spool
 from acq_isl.summary import Kept, Origin, summarise, versions
+from acq_isl.view.notebook import run_html
 from acq_isl.view.previews import WatchedSink
 
 _REMOTE_WAIT_S = 5.0
@@ -65,6 +65,9 @@ class RunResult:
     folder: Path
     report: Path
     record: RunRecord
+
+    def _repr_html_(self) -> str:
+        return run_html(self.record, str(self.folder), str(self.report))
 
     @property
     def chosen(self) -> tuple[str, ...]:
@@ -118,24 +121,6 @@ def run(experiment: Experiment, *, sim: bool = False, watch: Tell = untold) -> R
         except BaseException as error:
             error.add_note(f"what was captured until then is in {folder}")
             raise
-
-
-def new_folder(experiment: Experiment) -> Path:
-    """A new run folder below ``experiment.output``, named after time and experiment; StorageError if not."""
-    stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H%M%S")
-    name = re.sub(r"[^A-Za-z0-9]+", "-", experiment.name).strip("-").lower()
-    for attempt in range(100):
-        folder = experiment.output / (f"{stamp}_{name}" + (f"_{attempt}" if attempt else ""))
-        try:
-            folder.mkdir(parents=True, exist_ok=False)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise StorageError(
-                f"the run folder {folder} cannot be made", got=str(error), fix="give another --output"
-            ) from error
-        return folder.resolve()
-    raise StorageError(f"no free name for a run in {experiment.output}", fix="give another --output")
 
 
 def _carry_out(

@@ -19,11 +19,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from acq_isl.cli_engines import add_engine_commands
-from acq_isl.cli_live import Port, Web, both, installed, make_web_command, page
+from acq_isl.cli_live import Port, Web, Window, both, installed, make_web_command, open_window, page, view
 from acq_isl.errors import AcqIslError
 from acq_isl.experiment import Experiment, NoEngine, RecordedSpecimen, RemoteEngine, SimulatedMicroscope
 from acq_isl.news import News, Step, Tell
-from acq_isl.plan import Cycle
 from acq_isl.record import RunRecord
 from acq_isl.view.page_server import PageSettings
 
@@ -37,6 +36,7 @@ cli = typer.Typer(
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 cli.command("web")(make_web_command(out))
+cli.command()(view)
 add_engine_commands(cli, out)
 
 Model = Annotated[str, typer.Option(help="Model file (.onnx), or 'demo', which ships with acq-isl.")]
@@ -58,6 +58,7 @@ def demo(
         bool | None,
         typer.Option("--web/--no-web", help="Serve a page that shows it live.", show_default="if installed"),
     ] = None,
+    window: Window = False,
     verbose: Verbose = False,
 ) -> None:
     """Run the main job on the simulated microscope: overview, prediction, choice, revisit, report."""
@@ -67,7 +68,10 @@ def demo(
         microscope = SimulatedMicroscope(specimen=RecordedSpecimen(folder=specimen))
         experiment = experiment.model_copy(update={"microscope": microscope})
     served = PageSettings() if (installed() if web is None else web) else None
-    _run(_adjusted(experiment, output, engine), sim=True, verbose=verbose, web=served)
+    adjusted = _adjusted(experiment, output, engine)
+    if window:
+        open_window(adjusted.output)
+    _run(adjusted, sim=True, verbose=verbose, web=served)
 
 
 @cli.command()
@@ -79,13 +83,18 @@ def run(
     engine: Engine = None,
     web: Web = False,
     port: Port = None,
+    window: Window = False,
     verbose: Verbose = False,
 ) -> None:
     """Run an experiment."""
     loaded = _adjusted(Experiment.from_yaml(experiment), output, engine)
     if dry_run:
-        _dry_run(loaded, sim)
+        from acq_isl.cli_plan import show_plan
+
+        show_plan(out, loaded, sim=sim)
     else:
+        if window:
+            open_window(loaded.output)
         _run(loaded, sim=sim, verbose=verbose, web=PageSettings(port=port) if web else None)
 
 
@@ -169,38 +178,6 @@ def _adjusted(experiment: Experiment, output: Path | None, engine: str | None) -
     if engine is not None:
         changes["engine"] = NoEngine() if engine == "none" else RemoteEngine(address=engine)
     return experiment.model_copy(update=changes)
-
-
-def _dry_run(experiment: Experiment, sim: bool) -> None:
-    from acq_isl.hooks import open_microscope
-    from acq_isl.preflight import prepare, simulated
-
-    experiment = simulated(experiment) if sim else experiment
-    with open_microscope(experiment.microscope) as scope:
-        plan = prepare(experiment, scope)
-        core = scope.core
-        size = core.get_image_width() * core.get_image_height() * core.get_bytes_per_pixel()
-        out.print(f"{escape(scope.description)}: nothing was moved")
-    _show_plan(plan, size)
-
-
-def _show_plan(plan: tuple[Cycle, ...], bytes_per_slice: int) -> None:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("time", "position", "channel", "x um", "y um", "z um", "slices", "exposure ms"):
-        table.add_column(title, justify="right")
-    slices, exposed_ms = 0, 0.0
-    for cycle in plan:
-        for request in cycle.requests:
-            z = request.z_um
-            depth = f"{z[0]:g} to {z[-1]:g}" if len(z) > 1 else f"{z[0]:g}"
-            place = (f"{request.x_um:.1f}", f"{request.y_um:.1f}", depth)
-            name = (str(request.key.time), request.key.position, request.key.channel)
-            table.add_row(*name, *place, str(len(z)), f"{request.exposure_ms:g}")
-            slices += len(z)
-            exposed_ms += len(z) * request.exposure_ms
-    out.print(table)
-    size = slices * bytes_per_slice / 2**20
-    out.print(f"overview: {slices} slices, {size:.0f} MiB, {exposed_ms / 1e3:.1f} s of light")
 
 
 def _run(experiment: Experiment, *, sim: bool, verbose: bool, web: PageSettings | None) -> None:

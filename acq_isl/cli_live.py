@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ Port = Annotated[
     ),
 ]
 Host = Annotated[str, typer.Option(help="Address the page listens at; 0.0.0.0 for other computers, too.")]
+Window = Annotated[bool, typer.Option(help="Open a napari window on the run.")]
 Tls = Annotated[
     tuple[Path, Path] | None,
     typer.Option(metavar="CERTIFICATE KEY", help="Certificate and private key (PEM), to serve https."),
@@ -70,6 +72,27 @@ def make_web_command(out: Console) -> Callable[..., None]:
         serve_page(running_folder(run), settings, announced, with_parent=stop_with_stdin)
 
     return web
+
+
+def view(
+    run: Annotated[
+        Path, typer.Argument(help="Run folder, or a folder of runs; the newest one is followed.")
+    ] = Path("acq-isl-runs"),
+) -> None:
+    """Open a napari window on a run, in a process of its own."""
+    from acq_isl.view.napari_start import view as show
+
+    show(run)
+
+
+def open_window(folder: Path) -> None:
+    """Start ``acq-isl view`` beside a run that begins; AcqIslError if no window can be opened here."""
+    from acq_isl.view.napari_start import check
+
+    check()
+    folder.mkdir(parents=True, exist_ok=True)
+    # Its own process group: Ctrl-C stops the run, and the window stays.
+    subprocess.Popen([sys.executable, "-m", "acq_isl", "view", str(folder)], start_new_session=True)
 
 
 @contextmanager

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
 import difflib
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from acq_isl.actions import Limits, check_request
 from acq_isl.engines import describe
-from acq_isl.errors import ExperimentError
+from acq_isl.errors import ExperimentError, StorageError
 from acq_isl.experiment import Experiment, LocalEngine, SimulatedMicroscope
 from acq_isl.hooks import Hardware, OpenMicroscope
 from acq_isl.plan import Cycle, Optics, Place, cycles, visits
@@ -90,3 +93,21 @@ def check_labels(experiment: Experiment, labels: tuple[str, ...]) -> None:
             wanted=f"one of {', '.join(labels)}",
             fix=f"did you mean {near[0]!r}?" if near else "correct the label, or use another model",
         )
+
+
+def new_folder(experiment: Experiment) -> Path:
+    """A new run folder below ``experiment.output``, named after time and experiment; StorageError if not."""
+    stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H%M%S")
+    name = re.sub(r"[^A-Za-z0-9]+", "-", experiment.name).strip("-").lower()
+    for attempt in range(100):
+        folder = experiment.output / (f"{stamp}_{name}" + (f"_{attempt}" if attempt else ""))
+        try:
+            folder.mkdir(parents=True, exist_ok=False)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise StorageError(
+                f"the run folder {folder} cannot be made", got=str(error), fix="give another --output"
+            ) from error
+        return folder.resolve()
+    raise StorageError(f"no free name for a run in {experiment.output}", fix="give another --output")

@@ -33,6 +33,7 @@ from acq_isl.plan import Cycle, visits
 from acq_isl.record import Measured
 from acq_isl.rules import Decision, decide, rank
 from acq_isl.stack import Outcome, Prediction, StackKey, StackRequest, Unpredicted
+from acq_isl.view.notebook import session_html
 
 
 class Session:
@@ -61,6 +62,16 @@ class Session:
         self._undecided: list[Prediction] = []
         self._visits = 0
         self._control = Control(instruments.orders, self._visit, self._ordered, instruments.tell)
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for field in self.fields.values():
+            words = field.choice.reason if field.choice else type(field.outcome).__name__.lower()
+            chosen = field.choice is not None and field.choice.chosen
+            info = None if field.outcome is None else field.outcome.info
+            name = str(field.request.key)
+            rows.append((info, name, chosen, words if field.outcome is not None else "waiting"))
+        return session_html(self._experiment.name, rows)
 
     def run(self) -> None:
         """Acquire, predict, choose and revisit, one time point after the other.

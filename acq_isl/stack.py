@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from acq_isl.errors import StackRefused
+
+
+def _html(function: str, thing: object) -> str:
+    # Looked up when a notebook asks: pictures are no business of the lowest layer.
+    return str(getattr(import_module("acq_isl.view.notebook"), function)(thing))
+
 
 Uint16Image = NDArray[np.uint16]
 Float32Image = NDArray[np.float32]
@@ -128,6 +135,9 @@ class ZStack:
                 fix="check camera ROI, binning and bit depth; they must not change within a run",
             )
 
+    def _repr_html_(self) -> str:
+        return _html("stack_html", self)
+
 
 @dataclass(frozen=True, slots=True)
 class StageTimes:
@@ -192,6 +202,9 @@ class Prediction:
         plane: Float32Image = self.mean[self.labels.index(name)]
         return plane
 
+    def _repr_html_(self) -> str:
+        return _html("prediction_html", self)
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
@@ -201,6 +214,9 @@ class Refusal:
     reason: str
     fix: str
 
+    def _repr_html_(self) -> str:
+        return _html("outcome_html", self)
+
 
 @dataclass(frozen=True, slots=True)
 class Unpredicted:
@@ -209,6 +225,9 @@ class Unpredicted:
     info: StackInfo
     reason: str
     where: str
+
+    def _repr_html_(self) -> str:
+        return _html("outcome_html", self)
 
 
 Outcome = Prediction | Refusal | Unpredicted

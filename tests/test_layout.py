@@ -58,6 +58,7 @@ RANKS = {
     "app": 7,
     "cli_engines": 7,
     "cli_live": 7,
+    "cli_plan": 7,
     "cli": 8,
     "__main__": 9,
     "__init__": 10,  # the door for notebooks: names resolved on first use
@@ -93,8 +94,8 @@ DOORS = {
     "zarr": {"store"},
     "ome_writers": {"store"},
     "jinja2": {"report"},
-    "typer": {"cli", "cli_engines", "cli_live"},
-    "rich": {"cli", "cli_engines", "cli_live"},
+    "typer": {"cli", "cli_engines", "cli_live", "cli_plan"},
+    "rich": {"cli", "cli_engines", "cli_live", "cli_plan"},
 }
 PURE = (
     *("actions", "assemble", "gallery", "measure", "normalize", "objects", "pictures"),

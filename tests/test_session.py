@@ -361,3 +361,8 @@ def test_whatever_happens_is_told(tmp_path: Path) -> None:
     assert (kinds["FieldImaged"], kinds["Predicted"], kinds["FieldsRanked"]) == (8, 4, 1)
     (first, *_) = (one for one in bench.news if isinstance(one, Predicted))
     assert [one.value for one in first.measured] == pytest.approx([0.2])
+
+
+def test_a_notebook_sees_how_far_it_is(tmp_path: Path) -> None:
+    shown = Bench(tmp_path).run()._repr_html_()
+    assert shown.count("★") == 2 and "p00_003" in shown and "rank 1 of 4" in shown

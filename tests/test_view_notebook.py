@@ -130,3 +130,11 @@ def test_names_are_never_markup() -> None:
     for page in (prediction_html(prediction()), run_html(record(), "f", "r"), session_html("<i>", [])):
         assert "<b>, " not in page and "<fields>" not in page and "<i>" not in page
         pictures(page)
+
+
+def test_a_notebook_asks_the_things_themselves() -> None:
+    one = prediction()
+    stack = ZStack(INFO, np.zeros((13, 300, 400), np.uint16), (0.0,) * 13)
+    for thing in (one, stack, Refusal(INFO, "why", "how"), Unpredicted(INFO, "why", "where")):
+        assert "A1 &lt;b&gt;" in thing._repr_html_()
+    assert "PREDICTED" in one._repr_html_()
