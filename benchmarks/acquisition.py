@@ -1,18 +1,22 @@
 """How much longer does an acquisition take with the hook attached? Engine on, off, dead, killed half-way.
 
-    python benchmarks/acquisition.py [--stacks 6] [--rounds 5] [--exposure-ms 10]
+    python benchmarks/acquisition.py [--stacks 1] [--rounds 15] [--exposure-ms 10]
 
 13 slices of 1024x1024 per stack to NDTiff, all ways in turn within each round, so that a busy machine is
-busy for all of them. Times are medians over rounds; the ratios are what counts.
+busy for all of them; the ratio of the medians is what counts. One stack leaves the engine idle until its last
+slice; with several, back to back, the engine computes while the next one is acquired.
 """
 
 from __future__ import annotations
 
+import shutil
 import statistics
 import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +38,7 @@ from acq_isl.stream.process import EngineProcess
 from acq_isl.stream.spool import Spool
 
 PLANES, SIDE, Z_STEP_UM = 13, 1024, 1.5
+PLAIN = "plain Pycro-Manager"
 
 
 def requests(stacks: int, exposure_ms: float) -> list[StackRequest]:
@@ -102,59 +107,67 @@ def hook(client: EngineClient) -> CaptureHook:
     return CaptureHook(client, planes=PLANES, modality="phase contrast", polarity="dark")
 
 
-def ways(
-    stacks: list[StackRequest], model: str
-) -> dict[str, Callable[[Path, str], tuple[float, ClientCounts | None]]]:
-    """Every way of acquiring the same stacks; each gives seconds and what became of the slices."""
+Way = Callable[[Path, str], tuple[float, ClientCounts | None]]
 
-    def with_engine(path: Path, name: str) -> tuple[float, ClientCounts | None]:
+
+def ways(stacks: list[StackRequest], model: str, spool: Path, opened: ExitStack) -> dict[str, Way]:
+    """Every way of acquiring the same stacks; each gives seconds and what became of the slices.
+
+    The engine that is on stays on, idle while the others are timed.
+    """
+    engine = opened.enter_context(EngineProcess(model))
+    live = opened.enter_context(EngineClient(engine.endpoint, spool=Spool(spool / "live")))
+    deaf = opened.enter_context(EngineClient("tcp://127.0.0.1:9", spool=Spool(spool / "deaf")))
+    wait_for(live)
+
+    def plain_way(path: Path, name: str) -> tuple[float, None]:
+        return plain(path, name, stacks, None), None
+
+    def on(path: Path, name: str) -> tuple[float, ClientCounts]:
+        seconds = plain(path, name, renamed(stacks, name), hook(live))
+        live.drain(120)
+        return seconds, live.counts
+
+    def dead(path: Path, name: str) -> tuple[float, ClientCounts]:
+        seconds = plain(path, name, renamed(stacks, name), hook(deaf))
+        deaf.drain(0.1)
+        return seconds, deaf.counts
+
+    def killed(path: Path, name: str) -> tuple[float, ClientCounts]:
+        half_s = stacks[0].exposure_ms * PLANES * len(stacks) / 2e3
         with (
             EngineProcess(model) as engine,
             EngineClient(engine.endpoint, spool=Spool(path / "spool")) as client,
         ):
             wait_for(client)
-            seconds = plain(path, name, stacks, hook(client))
-            client.drain(120)
-            return seconds, client.counts
-
-    def dead(path: Path, name: str) -> tuple[float, ClientCounts | None]:
-        with EngineClient("tcp://127.0.0.1:9", spool=Spool(path / "spool")) as client:
-            seconds = plain(path, name, stacks, hook(client))
-            client.drain(1)
-            return seconds, client.counts
-
-    def killed(path: Path, name: str) -> tuple[float, ClientCounts | None]:
-        half = stacks[len(stacks) // 2].exposure_ms * PLANES * len(stacks) / 2e3
-        with (
-            EngineProcess(model) as engine,
-            EngineClient(engine.endpoint, spool=Spool(path / "spool")) as client,
-        ):
-            wait_for(client)
-            killer = threading.Timer(half, psutil.Process(engine.pid).kill)
+            killer = threading.Timer(half_s, psutil.Process(engine.pid).kill)
             killer.start()
             seconds = plain(path, name, stacks, hook(client))
             killer.join()
-            client.drain(1)
+            client.drain(0.1)
             return seconds, client.counts
 
-    def through_the_guard(path: Path, name: str) -> tuple[float, ClientCounts | None]:
-        with (
-            EngineProcess(model) as engine,
-            EngineClient(engine.endpoint, spool=Spool(path / "spool")) as client,
-        ):
-            wait_for(client)
-            seconds = guarded(path, name, stacks, client)
-            client.drain(120)
-            return seconds, client.counts
+    def guard_off(path: Path, name: str) -> tuple[float, None]:
+        return guarded(path, name, stacks, None), None
+
+    def guard_on(path: Path, name: str) -> tuple[float, ClientCounts]:
+        seconds = guarded(path, name, renamed(stacks, name), live)
+        live.drain(120)
+        return seconds, live.counts
 
     return {
-        "plain Pycro-Manager": lambda path, name: (plain(path, name, stacks, None), None),
-        "hook, engine on": with_engine,
+        PLAIN: plain_way,
+        "hook, engine on": on,
         "hook, engine dead": dead,
         "hook, engine killed half-way": killed,
-        "guard, no engine": lambda path, name: (guarded(path, name, stacks, None), None),
-        "guard, engine on": through_the_guard,
+        "guard, no engine": guard_off,
+        "guard, engine on": guard_on,
     }
+
+
+def renamed(stacks: list[StackRequest], name: str) -> list[StackRequest]:
+    """The same stacks under names that the client has not seen yet."""
+    return [replace(one, key=replace(one.key, position=f"{name}_{one.key.position}")) for one in stacks]
 
 
 def wait_for(client: EngineClient, limit_s: float = 30.0) -> None:
@@ -163,46 +176,51 @@ def wait_for(client: EngineClient, limit_s: float = 30.0) -> None:
         time.sleep(0.01)
 
 
-def main(stacks: int = 6, rounds: int = 5, exposure_ms: float = 10.0, model: str = "demo") -> None:
+def main(stacks: int = 1, rounds: int = 15, exposure_ms: float = 10.0, model: str = "demo") -> None:
     plan = requests(stacks, exposure_ms)
     seconds: dict[str, list[float]] = {}
     fate: dict[str, ClientCounts | None] = {}
-    with scope(), tempfile.TemporaryDirectory() as folder:
+    with scope(), tempfile.TemporaryDirectory() as folder, ExitStack() as opened:
+        all_ways = list(ways(plan, model, Path(folder), opened).items())
         for turn in range(rounds + 1):  # the first round warms up
-            for index, (name, way) in enumerate(ways(plan, model).items()):
-                taken, fate[name] = way(Path(folder), f"run{turn}_{index}")
+            # Another way first each time: who comes after whom must not decide.
+            shift = turn % len(all_ways)
+            for name, way in all_ways[shift:] + all_ways[:shift]:
+                run = f"run{turn}_{len(seconds.get(name, ()))}_{abs(hash(name)) % 1000}"
+                taken, fate[name] = way(Path(folder), run)
+                shutil.rmtree(next(Path(folder).glob(f"{run}_*")))
                 if turn:
                     seconds.setdefault(name, []).append(taken)
     show(seconds, fate, stacks)
 
 
 def show(seconds: dict[str, list[float]], fate: dict[str, ClientCounts | None], stacks: int) -> None:
-    table = Table(title=f"{stacks} stacks of {PLANES} x {SIDE} x {SIDE} to NDTiff")
-    for title in (
+    table = Table(title=f"{stacks} stack(s) of {PLANES} x {SIDE} x {SIDE} to NDTiff, opened and closed")
+    titles = (
         "way",
-        "s",
-        "slices/s",
+        "ms, median",
+        "quartiles",
         "time / plain",
+        "slices/s",
         "captured",
         "predicted",
         "spooled",
-        "lost",
-        "copied/slice",
-    ):
+    )
+    for title in (*titles, "lost", "copied/slice"):
         table.add_column(title, justify="left" if title == "way" else "right")
-    plain_s = seconds["plain Pycro-Manager"]
-    for name, taken in seconds.items():
-        # Ratio round by round: what disturbs the machine disturbs all ways of a round alike.
-        ratio = statistics.median(one / other for one, other in zip(taken, plain_s, strict=True))
-        middle = statistics.median(taken)
+    plain_s = statistics.median(seconds[PLAIN])
+    for name in sorted(seconds, key=list(fate).index):
+        low, middle, high = statistics.quantiles(seconds[name], n=4)
         counts = fate[name]
         row = ["-"] * 5
         if counts is not None:
             copied = counts.bytes_copied / max(counts.captured, 1) / 2**20
             row = [str(counts.captured), str(counts.predicted * PLANES), str(counts.unpredicted * PLANES)]
             row += [str(counts.lost), f"{copied:.2f} MiB"]
-        table.add_row(name, f"{middle:.3f}", f"{stacks * PLANES / middle:.0f}", f"{ratio:.3f}", *row)
-    Console(width=140).print(table)
+        quartiles = f"{low * 1e3:.0f}-{high * 1e3:.0f}"
+        rate = stacks * PLANES / middle
+        table.add_row(name, f"{middle * 1e3:.0f}", quartiles, f"{middle / plain_s:.3f}", f"{rate:.0f}", *row)
+    Console(width=150).print(table)
 
 
 if __name__ == "__main__":
