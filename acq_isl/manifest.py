@@ -68,6 +68,8 @@ class Manifest(_Strict):
     """Sigma of the Gaussian background that is removed, in micrometres of specimen."""
     labels: tuple[Label, ...] = Field(min_length=1)
     min_tile_px: int = Field(gt=0)
+    margin_px: int | None = Field(default=None, ge=0)
+    """Pixels at a field's border that what lies outside changes by more than 1 % RMS; None: the halo."""
     halo_px: int = Field(ge=0)
     """Pixels at a tile border whose prediction depends on what is outside of the tile."""
     size_step_px: int = Field(gt=0)
@@ -290,10 +292,9 @@ def _z_planes(manifest: Manifest, info: StackInfo) -> tuple[tuple[float, ...], s
 
 
 def _refuse_planes(manifest: Manifest, info: StackInfo) -> Refuse:
-    span = info.z_um[-1] - info.z_um[0]
-    wanted_span = manifest.z_offsets_um[-1] - manifest.z_offsets_um[0]
+    have = f"{info.planes} plane{'s' * (info.planes != 1)} over {info.z_um[-1] - info.z_um[0]:.3g} um"
+    wanted = f"{manifest.planes} over {manifest.z_offsets_um[-1] - manifest.z_offsets_um[0]:.3g} um"
     return Refuse(
-        f"the stack has {info.planes} plane{'s' * (info.planes != 1)} over {span:.3g} um, the model needs "
-        f"{manifest.planes} over {wanted_span:.3g} um",
+        f"the stack has {have}, the model needs {wanted}",
         f"acquire {manifest.planes} equidistant planes {manifest.z_step_um:.2g} um apart",
     )

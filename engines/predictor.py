@@ -123,6 +123,7 @@ class Predictor:
         self._tile_px, self._tiles_per_batch = tile_px, tiles_per_batch
         rules = model.manifest
         self._rule = TileRule(rules.min_tile_px, rules.halo_px, rules.size_step_px)
+        self._margin_px = rules.halo_px if rules.margin_px is None else rules.margin_px
         self._border_px = border_px
 
     @property
@@ -180,9 +181,7 @@ class Predictor:
             model_name=f"{self.manifest.name} {self.manifest.version}",
             engine=self._network.name,
             warnings=verdict.warnings if isinstance(verdict, Resample) else verdict.notes,
-            border_px=min(
-                math.ceil(self.manifest.halo_px / scale), *((n + 1) // 2 for n in stack.info.shape)
-            ),
+            border_px=min(math.ceil(self._margin_px / scale), *((n + 1) // 2 for n in stack.info.shape)),
             times=StageTimes(infer_ms=shares.network_ms, decode_ms=shares.total_ms - shares.network_ms),
         )
         return prediction, shares

@@ -23,7 +23,7 @@ from acq_isl.store import load, stored
 
 SMALL = """
 name: small
-microscope: {kind: simulated, specimen: {kind: synthetic, seed: 3}, camera_px: [192, 192]}
+microscope: {kind: simulated, specimen: {kind: synthetic, seed: 1}, camera_px: [192, 192]}
 optics: {modality: phase contrast, polarity: dark}
 overview:
   grid_plan: {rows: 1, columns: 3}
@@ -124,7 +124,7 @@ BAD = {
     ),
     "too long an exposure": (("config: MAP2, exposure: 20", "config: MAP2, exposure: 500"), "exposure"),
     "unknown label": (("label: dendrites", "label: dendrits"), "did you mean 'dendrites'"),
-    "no recording": (("kind: synthetic, seed: 3", "kind: recorded, folder: /nowhere"), "nowhere"),
+    "no recording": (("kind: synthetic, seed: 1", "kind: recorded, folder: /nowhere"), "nowhere"),
     "no model": (("engine:", "model: /nowhere/model.onnx\nengine:"), "nowhere"),
     "overview again": (("config: DAPI", "config: Phase"), "overwrite"),
 }
@@ -218,7 +218,7 @@ def test_ctrl_c_stops_cleanly_and_keeps_what_was_captured(tmp_path: Path) -> Non
 
 
 def test_the_real_recorded_field(shared_data: Path, tmp_path: Path) -> None:
-    text = SMALL.replace("kind: synthetic, seed: 3", f"kind: recorded, folder: {shared_data}/isl_condition_b")
+    text = SMALL.replace("kind: synthetic, seed: 1", f"kind: recorded, folder: {shared_data}/isl_condition_b")
     text = text.replace("columns: 3", "columns: 1").replace("camera_px: [192, 192]", "camera_px: [512, 512]")
     result = acq_isl.run(acq_isl.Experiment.from_text(text + f"output: {tmp_path.as_posix()}\n"))
     (field,) = result.record.fields

@@ -16,7 +16,7 @@ from acq_isl.training.dataset import Field
 from acq_isl.training.network import LiveNetwork
 from acq_isl.training.simulate import Pair
 
-_HALO_TOLERANCE = 2e-6
+_HALO_TOLERANCE, _MARGIN_TOLERANCE = 2e-6, 1e-2
 _NUCLEUS = 0.25
 _NUCLEUS_PX = 40
 
@@ -67,9 +67,30 @@ def count(nuclei: NDArray[np.floating]) -> int:
 def measure_halo(network: LiveNetwork, pair: Pair) -> int:
     """Distance from a tile's border beyond which mean and spread equal the untiled ones to 2e-6.
 
-    Measured, from raw counts on: a tile that begins at a third of a field, on the network's lattice, is
-    predicted alone and held against the prediction of the whole field. Includes the local background.
     Rounded up to the size step, and one step more: other fields reach a little further than the one measured.
+    """
+    step = network.config.size_step_px
+    difference = _cut_off(network, pair).max(axis=0)
+    sides = range(min(difference.shape))
+    at_distance = [max(difference[d, d:].max(), difference[d:, d].max()) for d in sides]
+    wrong = np.flatnonzero(np.array(at_distance) > _HALO_TOLERANCE)
+    return step * (math.ceil((int(wrong[-1]) + 1 if wrong.size else 0) / step) + 1)
+
+
+def measure_margin(network: LiveNetwork, pair: Pair) -> int:
+    """Distance from a field's border beyond which what lies outside changes the mean by less than 1 % RMS."""
+    squares = np.square(_cut_off(network, pair)[: network.config.labels]).mean(axis=0)
+    sides = range(min(squares.shape))
+    at_distance = [max(squares[d, d:].mean(), squares[d:, d].mean()) for d in sides]
+    wrong = np.flatnonzero(np.sqrt(at_distance) > _MARGIN_TOLERANCE)
+    return int(wrong[-1]) + 1 if wrong.size else 0
+
+
+def _cut_off(network: LiveNetwork, pair: Pair) -> Images:
+    """How far mean and spread of a tile are from those of the whole field, (2 * label, y, x).
+
+    Measured, from raw counts on: the tile begins at a third of the field, on the network's lattice, and is
+    predicted alone. Includes the local background.
     """
     step = network.config.size_step_px
     sd = max(contrast_sd(pair.stack, network.config.high_pass_px), 1e-6)
@@ -81,15 +102,15 @@ def measure_halo(network: LiveNetwork, pair: Pair) -> int:
             x = network.normalise(part, torch.tensor([1 / sd], dtype=torch.float32))
         return np.concatenate(predict(network, x[0].numpy()))
 
-    difference = np.abs(of(counts[:, :, start:, start:]) - of(counts)[:, start:, start:]).max(axis=0)
-    sides = range(min(difference.shape))
-    at_distance = [max(difference[d, d:].max(), difference[d:, d].max()) for d in sides]
-    wrong = np.flatnonzero(np.array(at_distance) > _HALO_TOLERANCE)
-    return step * (math.ceil((int(wrong[-1]) + 1 if wrong.size else 0) / step) + 1)
+    return np.abs(of(counts[:, :, start:, start:]) - of(counts)[:, start:, start:])
 
 
 def manifest_of(
-    config: TrainConfig, scale: tuple[float, ...], metrics: dict[str, float], halo_px: int
+    config: TrainConfig,
+    scale: tuple[float, ...],
+    metrics: dict[str, float],
+    halo_px: int,
+    margin_px: int | None = None,
 ) -> Manifest:
     """What the model file says about itself."""
     middle = (config.simulation.planes - 1) / 2
@@ -98,7 +119,7 @@ def manifest_of(
         modality="phase contrast", polarity="dark", pixel_size_um=config.pixel_size_um,
         z_offsets_um=tuple(config.z_step_um * (plane - middle) for plane in range(config.simulation.planes)),
         high_pass_um=config.high_pass_um, labels=config.labels,
-        min_tile_px=8 * config.network.size_step_px, halo_px=halo_px,
+        min_tile_px=8 * config.network.size_step_px, halo_px=halo_px, margin_px=margin_px,
         size_step_px=config.network.size_step_px, spread_scale=scale,
         trained_on=f"{config.simulation.fields} simulated fields, no recorded image",
         metrics=metrics,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from acq_isl.errors import ModelError
-from acq_isl.training.assess import assess, calibrate, manifest_of, measure_halo
+from acq_isl.training.assess import assess, calibrate, manifest_of, measure_halo, measure_margin
 from acq_isl.training.config import Optimisation, TrainConfig, load_config
 from acq_isl.training.dataset import Field, batch, prepare
 from acq_isl.training.export import export_onnx
@@ -164,8 +164,9 @@ def finish(config: TrainConfig, folder: Path, network: LiveNetwork) -> Path:
     network.eval()
     scale = calibrate(network, held_out)
     metrics = assess(network, held_out, config.labels, scale)
-    halo_px = measure_halo(network, cached(simulation, indices[0], folder / "fields"))
-    manifest = manifest_of(config, scale, metrics, halo_px)
+    pair = cached(simulation, indices[0], folder / "fields")
+    halo_px, margin_px = measure_halo(network, pair), measure_margin(network, pair)
+    manifest = manifest_of(config, scale, metrics, halo_px, margin_px)
     for name, value in metrics.items():
         logger.info("%s: %.3f", name, value)
     path = folder / "model.onnx"
