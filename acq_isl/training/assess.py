@@ -102,7 +102,8 @@ def _cut_off(network: LiveNetwork, pair: Pair) -> Images:
             x = network.normalise(part, torch.tensor([1 / sd], dtype=torch.float32))
         return np.concatenate(predict(network, x[0].numpy()))
 
-    return np.abs(of(counts[:, :, start:, start:]) - of(counts)[:, start:, start:])
+    apart: Images = np.abs(of(counts[:, :, start:, start:]) - of(counts)[:, start:, start:])
+    return apart
 
 
 def manifest_of(
