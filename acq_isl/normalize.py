@@ -9,7 +9,7 @@ from PIL import Image
 from scipy import ndimage
 
 from acq_isl.errors import StackRefused
-from acq_isl.manifest import Resample
+from acq_isl.fit import Resample
 from acq_isl.stack import Float32Image, Uint16Image, ZStack
 
 _BLOCK_PX = 4

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from acq_isl.engines.content import check_content
 from acq_isl.engines.model_file import ModelInfo
 from acq_isl.errors import EngineError, StackRefused
-from acq_isl.manifest import Manifest, Refuse, Resample, Use, check
+from acq_isl.fit import Refuse, Resample, Use, check
+from acq_isl.manifest import Manifest
 from acq_isl.normalize import inverse_contrast, map_back, resample
 from acq_isl.stack import Float32Image, Prediction, StageTimes, Uint16Image, ZStack
 from acq_isl.tiling import TilePlan, TileRule, blend, cut, plan_tiles

@@ -17,6 +17,7 @@ RANKS = {
     "errors": 0,
     "stack": 0,
     "manifest": 1,
+    "fit": 1,
     "protocols": 1,
     "record": 1,
     "messages": 1,
@@ -67,6 +68,7 @@ RANKS = {
 NEIGHBOURS = {
     ("stack", "errors"),  # a stack refuses a wrong array with a typed error
     ("news", "record"),  # news carry counts and measurements as the record keeps them
+    ("fit", "manifest"),  # a stack is held against a manifest
     ("protocols", "manifest"),  # an engine shows its manifest
     ("instruments", "ledger"),  # a session writes its decisions there
     ("rules", "measure"),  # a rule names the measurement it looks at

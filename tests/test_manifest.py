@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acq_isl.errors import ModelError
-from acq_isl.manifest import FORMAT, MANIFEST_KEY, Label, Manifest, Refuse, Resample, Use, check
+from acq_isl.fit import Refuse, Resample, Use, check
+from acq_isl.manifest import FORMAT, MANIFEST_KEY, Label, Manifest
 from acq_isl.stack import StackInfo, StackKey
 
 OFFSETS = tuple(1.5 * (i - 6) for i in range(13))
@@ -193,6 +194,11 @@ SENSELESS = [
     ("spread of another count", {"spread_scale": [1.0]}, "spread_scale has 1 values for 2 labels"),
     ("unknown light", {"modality": "candle"}, "modality"),
     ("a word for a number", {"halo_px": "wide"}, "halo_px"),
+    (
+        "a gate with too few limits",
+        {"gate": {"names": ["features", "focus"], "limits": [3.0], "false_alarms": 0.05}},
+        "1 limits for 2 distances",
+    ),
 ]
 
 

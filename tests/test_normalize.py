@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from acq_isl.errors import StackRefused
-from acq_isl.manifest import Resample
+from acq_isl.fit import Resample
 from acq_isl.normalize import contrast_sd, inverse_contrast, map_back, resample, resize
 from acq_isl.stack import StackInfo, StackKey, ZStack
 
