@@ -24,6 +24,9 @@ _OUTPUTS: _Ports = {
     "mean": ("FLOAT", ("n", "labels", "h", "w")),
     "spread": ("FLOAT", ("n", "labels", "h", "w")),
 }
+# What a model whose manifest has a gate gives as well, on a coarser grid. Any other output is ignored.
+_DISTANCE = "distance"
+_GATED: _Ports = {_DISTANCE: ("FLOAT", ("n", "distances", "rows", "columns"))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,11 @@ class ModelInfo:
     opset: int
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Outputs that back ends fetch, in this order; the file may hold others, which are ignored."""
+        return answers(self.manifest)
 
     def lines(self) -> tuple[tuple[str, str], ...]:
         """Rows of name and value for people, units included."""
@@ -81,6 +89,11 @@ class ModelFile:
 
     content: bytes
     info: ModelInfo
+
+
+def answers(manifest: Manifest) -> tuple[str, ...]:
+    """Names of the outputs a back end fetches: mean, spread, and with a gate the distance it looks at."""
+    return (*_OUTPUTS, *(_GATED if manifest.gate is not None else ()))
 
 
 def read_model(model: Path | str, *, sha256: str | None = None) -> ModelFile:
@@ -114,8 +127,9 @@ def read_model(model: Path | str, *, sha256: str | None = None) -> ModelFile:
         )
     proto = _parse(where, content)
     manifest = _manifest(where, proto)
+    gated = _GATED if manifest.gate is not None else {}
     inputs = _check_ports(where, proto.graph.input, _INPUTS, manifest)
-    outputs = _check_ports(where, proto.graph.output, _OUTPUTS, manifest)
+    outputs = _check_ports(where, proto.graph.output, _OUTPUTS | gated, manifest, others=True)
     opset = next((entry.version for entry in proto.opset_import if entry.domain in _STANDARD_DOMAINS), 0)
     return ModelFile(content, ModelInfo(where, found, len(content), manifest, opset, inputs, outputs))
 
@@ -212,16 +226,26 @@ def _check_self_contained(where: str, proto: onnx.ModelProto) -> None:
 
 
 def _check_ports(
-    where: str, ports: Iterable[onnx.ValueInfoProto], contract: _Ports, manifest: Manifest
+    where: str,
+    ports: Iterable[onnx.ValueInfoProto],
+    contract: _Ports,
+    manifest: Manifest,
+    *,
+    others: bool = False,
 ) -> tuple[str, ...]:
-    """Hold inputs or outputs against the contract; returns them in words."""
-    known = {"planes": manifest.planes, "labels": len(manifest.labels)}
+    """Hold inputs or outputs against the contract; returns those it names, in words."""
+    known = {
+        "planes": manifest.planes,
+        "labels": len(manifest.labels),
+        "distances": 0 if manifest.gate is None else len(manifest.gate.names),
+    }
     found = {port.name: _port(port) for port in ports}
     wanted = {
         name: (dtype, tuple(known.get(axis, axis) if isinstance(axis, str) else axis for axis in axes))
         for name, (dtype, axes) in contract.items()
     }
-    fits = found.keys() == wanted.keys() and all(
+    named = found.keys() >= wanted.keys() if others else found.keys() == wanted.keys()
+    fits = named and all(
         found[name][0] == dtype
         and len(found[name][1]) == len(axes)
         and all(isinstance(f, str) or f == w for f, w in zip(found[name][1], axes, strict=True))
