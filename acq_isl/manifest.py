@@ -36,6 +36,63 @@ class Label(_Strict):
     """The stain the truth of training stands for, such as ``DAPI``."""
     color: str = Field(default="#ffffff", pattern=r"^#[0-9a-fA-F]{6}$")
     """Display hue as ``#rrggbb``, colour-blind safe within one model."""
+    structure: str = ""
+    """What the stain marks, such as ``dendrites and cell bodies``; empty if the name says it all."""
+    specimen: Literal["live", "fixed", "simulated", "unknown"] = "unknown"
+    """State of the cells while the truth of training was recorded."""
+    projection: str = ""
+    """How the truth became one image, such as ``maximum of a confocal stack``."""
+    truth_range: tuple[float, float] | None = None
+    """Counts of the training truth that stand for 0 and 1, one pair for the whole training set."""
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if self.truth_range is not None and self.truth_range[1] <= self.truth_range[0]:
+            raise ValueError(f"truth_range must rise: {self.truth_range}")
+        return self
+
+
+class Instrument(_Strict):
+    """What the training stacks were recorded with, as far as it is known. For people and for the record."""
+
+    magnification: float | None = Field(default=None, gt=0)
+    """Of the objective."""
+    numerical_aperture: float | None = Field(default=None, gt=0)
+    """Of the objective."""
+    illumination: str = ""
+    """Lamp, filter and condenser, such as ``halogen, green filter, condenser NA 0.3``."""
+    bit_depth: int | None = Field(default=None, ge=1, le=16)
+    """Of the camera's counts."""
+    focus_reference: str = ""
+    """What lies in focus in the middle of a stack, such as ``cell bodies`` or ``surface of the glass``."""
+    z_sign: Literal["into the specimen", "out of the specimen", "unknown"] = "unknown"
+    """Where the plane of focus moves as ``z_offsets_um`` rises."""
+
+
+class Training(_Strict):
+    """Which images a model has seen, so that nobody evaluates it on them by mistake."""
+
+    cell_type: str = ""
+    plates: tuple[str, ...] = ()
+    wells: tuple[str, ...] = ()
+    """Wells any of whose images were used, for training or for choosing a checkpoint."""
+    fields: tuple[str, ...] = ()
+    """The same for fields of view."""
+    split_unit: Literal["well", "field", "block of a field", "none"] = "none"
+    """What was held out as a whole while training."""
+    data_licence: str = ""
+
+
+class Evaluation(_Strict):
+    """How well one label did on images that the model had not seen."""
+
+    label: _Name
+    dataset: str
+    split_unit: Literal["well", "field", "block of a field", "none"]
+    n: int = Field(ge=1)
+    """Number of held-out units."""
+    metrics: dict[str, float]
+    """Mean over the units, by name."""
 
 
 class Gate(_Strict):
@@ -97,8 +154,13 @@ class Manifest(_Strict):
     """
     gate: Gate | None = None
     """Absent: the model cannot tell from a stack's looks whether it was trained for the like."""
+    statistic: Literal["mean", "median"] = "mean"
+    """What the output ``mean`` holds of the distribution of each pixel's intensity."""
     trained_on: str
     metrics: dict[str, float] = {}
+    instrument: Instrument | None = None
+    training: Training | None = None
+    evaluations: tuple[Evaluation, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -111,6 +173,9 @@ class Manifest(_Strict):
             raise ValueError(f"label names must differ: {', '.join(names)}")
         if self.spread_scale and len(self.spread_scale) != len(names):
             raise ValueError(f"spread_scale has {len(self.spread_scale)} values for {len(names)} labels")
+        strange = {one.label for one in self.evaluations} - set(names)
+        if strange:
+            raise ValueError(f"evaluations of labels that the model has not: {', '.join(sorted(strange))}")
         return self
 
     @property
