@@ -25,6 +25,7 @@ OLD = {
     "size_step_px": 16,
     "trained_on": "nothing",
 }
+RESULT = {"label": "nuclei", "dataset": "B", "split_unit": "well", "n": 4, "metrics": {"pearson": 0.9}}
 FULL = {
     "statistic": "median",
     "labels": [
@@ -53,9 +54,7 @@ FULL = {
         "split_unit": "well",
         "data_licence": "CC BY 4.0",
     },
-    "evaluations": [
-        {"label": "nuclei", "dataset": "B", "split_unit": "well", "n": 4, "metrics": {"pearson": 0.9}}
-    ],
+    "evaluations": [RESULT],
 }
 
 
