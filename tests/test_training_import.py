@@ -43,30 +43,46 @@ def test_the_model_file_is_one_that_engines_take(tmp_path: Path) -> None:
     assert (manifest.planes, manifest.high_pass_um, manifest.pixel_size_um) == (13, 6.0, 0.3)
     assert (manifest.min_tile_px, manifest.halo_px, manifest.size_step_px) == (384, 184, 16)
     assert info.outputs == ("mean float32 (n, 2, h, w)", "spread float32 (n, 2, h, w)")
+    assert manifest.statistic == "median"
+    assert {label.truth_range for label in manifest.labels} == {(0.0, 65535.0)}
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
 
 
 def test_the_model_predicts_what_the_checkpoint_predicts(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     optics = replace(OPTICS, high_pass_um=0.0)
-    statistics = ("median", "mean")
-    manifest = import_reference(
-        GOLDEN, path, optics, heads=[HEAD], form="single phase", statistics=statistics
-    )
+    manifest = import_reference(GOLDEN, path, optics, heads=[HEAD], form="single phase")
     golden = np.load(GOLDEN / "golden.npz")
     stack = np.zeros((1, 13, 304, 304), "<u2")
     stack[..., 7:289, 7:289] = golden["stack"]
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     feeds = {"stack": stack.view(np.uint8).reshape(*stack.shape, 2), "inv_sd": np.ones(1, np.float32)}
-    median, mean = session.run(["median", "mean"], feeds)
+    names = [output.name for output in session.get_outputs()]
+    out = dict(zip(names, session.run(names, feeds), strict=True))
     row, column = golden["offsets"][1] + 7 + BORDER_PX
     logits = golden["head__" + HEAD.replace("/", "__")][1].astype(np.float64)
     p = np.exp(logits - logits.max(-1, keepdims=True))
     p /= p.sum(-1, keepdims=True)
     window = np.s_[0, 0, row : row + 8, column : column + 8]
-    np.testing.assert_allclose(median[window], (p.cumsum(-1) < 0.5).sum(-1) / 255, atol=1e-6)
-    np.testing.assert_allclose(mean[window], p @ np.linspace(0, 1, 256), atol=2e-5)
+    values = np.linspace(0, 1, 256)
+    wanted = {
+        "median": (p.cumsum(-1) < 0.5).sum(-1) / 255,
+        "expectation": p @ values,
+        "spread": np.sqrt(p @ values**2 - (p @ values) ** 2),
+        "entropy": -(p * np.log(p)).sum(-1) / np.log(256),
+    }
+    assert set(out) == {*wanted, "mean"}
+    for name, image in wanted.items():
+        np.testing.assert_allclose(out[name][window], image, atol=2e-5, err_msg=name)
+    np.testing.assert_array_equal(out["mean"], out["median"])
     assert manifest.name == "isl-reference-single-phase"
+
+
+def test_the_mean_is_shown_where_it_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    manifest = import_reference(GOLDEN, path, OPTICS, heads=[HEAD], statistic="mean")
+    assert [output.name for output in onnx.load(path).graph.output] == ["mean", "spread", "median", "entropy"]
+    assert manifest.statistic == "mean"
 
 
 def test_without_a_choice_all_labels_and_no_planes_are_kept(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ _BYTES = 2  # per count
 Answer = Callable[[str], str]
 """Makes pixels (N, h w, A) of an embedding (N, C, h, w)."""
 Form = Literal["exact", "single phase"]
+Shown = Literal["mean", "median"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,8 @@ class DenseSpec:
     intensity : Published or Flattened
     statistics : tuple of str
         Outputs, of `Statistic`.
+    shown : 'mean' or 'median'
+        What engines read under the name ``mean``. If it is the median, the mean is called ``expectation``.
     """
 
     heads: tuple[str, ...]
@@ -83,6 +86,17 @@ class DenseSpec:
     form: Form = "exact"
     intensity: Intensity = Published()
     statistics: tuple[Statistic, ...] = STATISTICS
+    shown: Shown = "mean"
+
+    @property
+    def outputs(self) -> dict[str, Statistic]:
+        """Which statistic each output of the graph holds."""
+        named: dict[str, Statistic] = {kind: kind for kind in self.statistics}
+        if self.shown == "median" and "median" in named:
+            if "mean" in named:
+                named["expectation"] = "mean"
+            named["mean"] = "median"
+        return named
 
     @property
     def crop_px(self) -> int:
@@ -119,7 +133,7 @@ def build_dense(
 
     Inputs are ``stack``, (N, planes, H, W, 2) uint8, the little-endian bytes of uint16 counts, H and W
     multiples of 16 from ``spec.min_tile_px``, and ``inv_sd``, (N,) float32, 1 / contrast of each stack, whose
-    values `Published` does not use. Outputs are ``spec.statistics``, each (N, L, H, W) float32; a margin of
+    values `Published` does not use. Outputs are ``spec.outputs``, each (N, L, H, W) float32; a margin of
     ``spec.halo_px`` is not predicted and reads 0.
 
     Parameters
@@ -135,9 +149,13 @@ def build_dense(
     graph = network.graph
     image = _image(network, spec, lambda embedding: network.decode(embedding, spec.heads, spec.statistics))
     labels = len(spec.heads)
-    for index, name in enumerate(spec.statistics):
-        graph.name(graph.slice(image, {1: (index * labels, (index + 1) * labels)}), name)
-    return graph.model(_inputs(spec), dict.fromkeys(spec.statistics, ("n", labels, "h", "w")), metadata or {})
+    parts = {
+        kind: graph.slice(image, {1: (index * labels, (index + 1) * labels)})
+        for index, kind in enumerate(spec.statistics)
+    }
+    for name, kind in spec.outputs.items():
+        graph.name(parts[kind], name)
+    return graph.model(_inputs(spec), dict.fromkeys(spec.outputs, ("n", labels, "h", "w")), metadata or {})
 
 
 def build_embedding(variables: Variables, base_depth: int, spec: DenseSpec) -> onnx.ModelProto:

@@ -15,12 +15,12 @@ from acq_isl.errors import ModelError
 from acq_isl.manifest import MANIFEST_KEY, Label, Manifest
 from acq_isl.stack import Modality, Polarity
 from acq_isl.training.checkpoint import Checkpoint
-from acq_isl.training.dense import DenseSpec, Flattened, Form, Published, build_dense
-from acq_isl.training.dense_network import Statistic
+from acq_isl.training.dense import DenseSpec, Flattened, Form, Published, Shown, build_dense
 from acq_isl.training.load_reference import choose_heads, load_variables, reference_config
 from acq_isl.training.reference import STRIDE_PX, TARGETS, ReferenceConfig
 
-_LABELS: Mapping[str, tuple[str, str, str]] = {
+_FULL_SCALE = (0.0, 65535.0)
+_LABELS: Mapping[str, tuple[str, str, str]] = {  # name, marker, display hue
     "DAPI_CONFOCAL": ("nuclei", "DAPI or Hoechst, confocal", "#56b4e9"),
     "DAPI_WIDEFIELD": ("nuclei (wide field)", "Hoechst, wide field", "#0072b2"),
     "CELLMASK_CONFOCAL": ("cell membranes", "CellMask", "#cc79a7"),
@@ -30,7 +30,11 @@ _LABELS: Mapping[str, tuple[str, str, str]] = {
     "ISLET_WIDEFIELD": ("motor neurons", "Islet1", "#f0e442"),
     "DEAD_CONFOCAL": ("dead cells", "propidium iodide", "#d55e00"),
     "NEURITE_CONFOCAL": ("neurites", "mean of NFH and MAP2", "#ffffff"),
-}  # fmt: skip
+}
+# Of the published data; DAPI_CONFOCAL comes from both kinds of specimen.
+_FIXED = ("DAPI_WIDEFIELD", "CELLMASK_CONFOCAL", "TUJ1_WIDEFIELD", "NFH_CONFOCAL", "MAP2_CONFOCAL",
+          "ISLET_WIDEFIELD", "NEURITE_CONFOCAL")  # fmt: skip
+_LIVE = ("DEAD_CONFOCAL",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,7 @@ def import_reference(
     *,
     heads: Iterable[str] | None = None,
     form: Form = "exact",
-    statistics: tuple[Statistic, ...] = ("mean", "spread"),
+    statistic: Shown = "median",
 ) -> Manifest:
     """Write a checkpoint as an ONNX model with our manifest.
 
@@ -91,8 +95,9 @@ def import_reference(
         Labels to keep, such as ``DAPI_CONFOCAL``; the nine labels, without the planes, if not given.
     form : 'exact' or 'single phase'
         See `acq_isl.training.dense`.
-    statistics : tuple of str
-        Outputs of the graph.
+    statistic : 'median' or 'mean'
+        What is shown of each pixel's distribution over intensities; published predictions are medians. The
+        file also holds the other one, the spread (SD) and the entropy.
 
     Returns
     -------
@@ -109,7 +114,7 @@ def import_reference(
     config = replace(config, heads=choose_heads(config.heads, targets if heads is None else heads))
     high_pass_px = optics.high_pass_um / optics.pixel_size_um
     intensity = Flattened(high_pass_px) if high_pass_px > 0 else Published()
-    spec = DenseSpec(config.heads, len(optics.z_offsets_um), form, intensity, statistics)
+    spec = DenseSpec(config.heads, len(optics.z_offsets_um), form, intensity, shown=statistic)
     manifest = _manifest(config, spec, optics, checkpoint)
     values = load_variables(checkpoint, config)
     model = build_dense(values, config.base_depth, spec, {MANIFEST_KEY: manifest.model_dump_json()})
@@ -136,7 +141,7 @@ def _manifest(config: ReferenceConfig, spec: DenseSpec, optics: Optics, checkpoi
         name="isl-reference" + ("" if spec.form == "exact" else "-single-phase"),
         version="1",
         licence="code Apache-2.0 (google/in-silico-labeling); weights: ask who made the checkpoint",
-        description=f"The published in-silico-labelling network (Christiansen et al. 2018), {spec.form}",
+        description=f"The published in-silico-labelling network (Christiansen et al. 2018), {spec.form} form",
         modality=optics.modality,
         polarity=optics.polarity,
         pixel_size_um=optics.pixel_size_um,
@@ -146,6 +151,7 @@ def _manifest(config: ReferenceConfig, spec: DenseSpec, optics: Optics, checkpoi
         min_tile_px=spec.min_tile_px,
         halo_px=spec.halo_px,
         size_step_px=STRIDE_PX,
+        statistic=spec.shown,
         trained_on=f"TensorFlow checkpoint {checkpoint.prefix.name}{step}",
     )
 
@@ -155,4 +161,11 @@ def _label(head: str) -> Label:
     if target not in TARGETS:
         return Label(name=f"transmitted light at z {head.split('/', maxsplit=1)[0]}", marker="none")
     name, marker, color = _LABELS[target]
-    return Label(name=name, marker=marker, color=color)
+    return Label(
+        name=name,
+        marker=marker,
+        color=color,
+        specimen="fixed" if target in _FIXED else "live" if target in _LIVE else "unknown",
+        projection="maximum over z",
+        truth_range=_FULL_SCALE,
+    )
