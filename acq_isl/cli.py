@@ -20,6 +20,7 @@ from rich.table import Table
 
 from acq_isl.cli_engines import add_engine_commands
 from acq_isl.cli_live import Port, Web, Window, both, installed, make_web_command, open_window, page, view
+from acq_isl.cli_models import add_model_commands
 from acq_isl.errors import AcqIslError
 from acq_isl.experiment import Experiment, NoEngine, RecordedSpecimen, RemoteEngine, SimulatedMicroscope
 from acq_isl.news import News, Step, Tell
@@ -38,6 +39,7 @@ err = Console(stderr=True, highlight=False)
 cli.command("web")(make_web_command(out))
 cli.command()(view)
 add_engine_commands(cli, out)
+add_model_commands(cli, out)
 
 Model = Annotated[str, typer.Option(help="Model file (.onnx), or 'demo', which ships with acq-isl.")]
 Output = Annotated[Path | None, typer.Option(help="Where run folders are made.", show_default="acq-isl-runs")]

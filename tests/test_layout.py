@@ -16,6 +16,7 @@ ROOMS = {"acq_isl": ROOT / "acq_isl", **{f"acq_isl.{n}": ROOT / n for n in ("eng
 RANKS = {
     "errors": 0,
     "stack": 0,
+    "faults": 1,
     "manifest": 1,
     "fit": 1,
     "protocols": 1,
@@ -28,6 +29,7 @@ RANKS = {
     "objects": 1,
     "pictures": 1,
     "assemble": 2,
+    "fault_text": 2,
     "measure": 2,
     "gallery": 2,
     "normalize": 2,
@@ -59,6 +61,7 @@ RANKS = {
     "app": 7,
     "cli_engines": 7,
     "cli_live": 7,
+    "cli_models": 7,
     "cli_plan": 7,
     "cli": 8,
     "__main__": 9,
@@ -96,8 +99,8 @@ DOORS = {
     "zarr": {"store"},
     "ome_writers": {"store"},
     "jinja2": {"report"},
-    "typer": {"cli", "cli_engines", "cli_live", "cli_plan"},
-    "rich": {"cli", "cli_engines", "cli_live", "cli_plan"},
+    "typer": {"cli", "cli_engines", "cli_live", "cli_models", "cli_plan"},
+    "rich": {"cli", "cli_engines", "cli_live", "cli_models", "cli_plan"},
 }
 PURE = (
     *("actions", "assemble", "gallery", "measure", "normalize", "objects", "pictures"),
