@@ -10,30 +10,20 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from acq_isl.engines.judgement import ABOVE, halves, judge
 from acq_isl.engines.model_file import DEMO, ModelFile
 from acq_isl.engines.openvino_int8 import calibration, quantised_trunk
 from acq_isl.engines.plans import default_folder, write_whole
-from acq_isl.engines.predictor import Predictor
 from acq_isl.errors import EngineError, StackRefused
-from acq_isl.manifest import Manifest
-from acq_isl.objects import Mask, object_score, segment
-from acq_isl.stack import Float32Image, Prediction, ZStack
+from acq_isl.stack import ZStack
 
 _log = logging.getLogger(__name__)
 
-LEAST_PEARSON = 0.995
-MOST_F1_LOST = 0.01
-COUNTED = "nuclei"
-ABOVE = 0.2
-_MIN_AREA_UM2 = 20.0
-_LEAST_COUNTED = 20  # fewer tell nothing about an F1
 _NOTE = "accepted.json"
 
 
@@ -127,7 +117,7 @@ def accept_int8(
     if not stacks:
         raise StackRefused("int8 cannot be judged without stacks", fix="name one or more of your own")
     manifest = model.info.manifest
-    upper, lower = zip(*(_halves(stack) for stack in stacks), strict=True)
+    upper, lower = zip(*(halves(stack) for stack in stacks), strict=True)
     xml, weights = quantised_trunk(model, calibration(upper, manifest))
     from acq_isl.engines.openvino import OpenVinoEngine  # is there, or the line above would have said so
 
@@ -135,86 +125,23 @@ def accept_int8(
         OpenVinoEngine(model, precision="fp32", threads=threads) as full,
         OpenVinoEngine(model, precision="int8", threads=threads, trunk=(xml, weights)) as low,
     ):
-        note = _judged((full, low), lower, above).model_copy(
-            update={"xml_sha256": _sha256(xml), "weights_sha256": _sha256(weights)}
-        )
-    _keep(int8_folder(model), xml, weights, note)
-    return note
-
-
-def _halves(stack: ZStack) -> tuple[ZStack, ZStack]:
-    middle = stack.info.shape[0] // 2
-    parts = stack.pixels[:, :middle], stack.pixels[:, middle:]
-    if middle < 1:
-        raise StackRefused(f"stack {stack.info.key} has a single row", fix="give a whole field of view")
-    first, second = (
-        ZStack(
-            replace(stack.info, shape=(part.shape[1], part.shape[2])),
-            np.ascontiguousarray(part),
-            stack.captured_s,
-        )
-        for part in parts
-    )
-    return first, second
-
-
-def _judged(engines: tuple[Predictor, Predictor], stacks: Sequence[ZStack], above: float) -> Int8Note:
-    model, manifest = engines[0].model, engines[0].manifest
-    pearson = dict.fromkeys(manifest.label_names, 1.0)
-    found, true, matched = 0, 0, 0
-    for stack in stacks:
-        wanted, got = (engine.predict(stack) for engine in engines)
-        for index, name in enumerate(manifest.label_names):
-            pearson[name] = min(pearson[name], _pearson(wanted.mean[index], got.mean[index]))
-        if COUNTED in manifest.label_names:
-            score = object_score(_objects(got, above), _objects(wanted, above))
-            found, true, matched = found + score.found, true + score.true, matched + score.matched
-    f1 = 2 * matched / (found + true) if true else None
-    reason = _objection(pearson, f1, true, manifest)
-    return Int8Note(
-        model_sha256=model.sha256,
+        found = judge((full, low), lower, above)
+    note = Int8Note(
+        model_sha256=model.info.sha256,
         openvino=_openvino_version(),
-        xml_sha256="",
-        weights_sha256="",
-        accepted=not reason,
-        pearson=pearson,
-        f1=f1,
-        nuclei=true,
+        xml_sha256=_sha256(xml),
+        weights_sha256=_sha256(weights),
+        accepted=not found.reason,
+        pearson=found.pearson,
+        f1=found.f1,
+        nuclei=found.nuclei,
         above=above,
-        stacks=tuple(_sha256(stack.pixels.tobytes()) for stack in stacks),
-        reason=reason,
+        stacks=tuple(_sha256(stack.pixels.tobytes()) for stack in lower),
+        reason=found.reason,
         judged_at=datetime.now().astimezone().isoformat(timespec="seconds"),
     )
-
-
-def _objection(pearson: dict[str, float], f1: float | None, counted: int, manifest: Manifest) -> str:
-    """Why int8 is not to be used; empty if it is."""
-    low = [f"{name} {value:.4f}" for name, value in pearson.items() if not value >= LEAST_PEARSON]
-    if low:
-        return f"correlation with fp32 below {LEAST_PEARSON:g}: {', '.join(low)}"
-    if COUNTED not in manifest.label_names:
-        return ""
-    if f1 is None or counted < _LEAST_COUNTED:
-        return (
-            f"only {counted} {COUNTED} in the lower halves of these stacks, {_LEAST_COUNTED} are needed "
-            "to judge; give more stacks"
-        )
-    return (
-        ""
-        if f1 >= 1 - MOST_F1_LOST
-        else f"F1 of {COUNTED} against fp32 is {f1:.3f}, not {1 - MOST_F1_LOST:g}"
-    )
-
-
-def _objects(prediction: Prediction, above: float) -> Mask:
-    mean = prediction.mean[prediction.labels.index(COUNTED)]
-    return segment(mean, above, _MIN_AREA_UM2, prediction.info.pixel_size_um)
-
-
-def _pearson(first: Float32Image, second: Float32Image) -> float:
-    a, b = (values.astype(np.float64).ravel() - values.mean(dtype=np.float64) for values in (first, second))
-    scale = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / scale if scale > 0 else float(np.array_equal(first, second))
+    _keep(int8_folder(model), xml, weights, note)
+    return note
 
 
 def _keep(folder: Path, xml: bytes, weights: bytes, note: Int8Note) -> None:

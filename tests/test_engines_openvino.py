@@ -13,7 +13,7 @@ import openvino
 from onnx import TensorProto, helper, numpy_helper
 from scipy import ndimage
 
-from acq_isl.engines import acceptance
+from acq_isl.engines import acceptance, judgement
 from acq_isl.engines.backends import backends, named
 from acq_isl.engines.model_file import ModelFile, read_model
 from acq_isl.engines.onnx import OnnxEngine, default_threads
@@ -344,7 +344,7 @@ def test_int8_is_used_only_once_it_was_accepted(path):
 def test_what_passes_and_what_does_not(pearson, f1, counted, said):
     import re
 
-    objection = acceptance._objection(pearson, f1, counted, MANIFEST)
+    objection = judgement.objection(pearson, f1, counted, MANIFEST)
     assert bool(objection) == bool(said) and re.search(said, objection)
 
 
