@@ -1,8 +1,10 @@
-"""The live network: a z-stack becomes a mean and a log variance per label. The whole of it is here."""
+"""The live networks: a z-stack becomes a mean and a log variance per label. The whole of them is here."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +16,12 @@ _TRUNCATE = 3.0
 _LOG_VARIANCE = (-9.0, 3.0)
 
 
+Kind = Literal["unet", "separable", "convnext"]
+
+
 @dataclass(frozen=True, slots=True)
 class NetworkConfig:
-    """Size of the network.
+    """Shape and size of the network.
 
     Parameters
     ----------
@@ -24,9 +29,14 @@ class NetworkConfig:
     base : int
         Channels of the finest level; each of the coarser levels has twice as many as the last.
     levels : int
-        Levels of the U-Net, after the first halving of the resolution.
+        Levels of the U-Net, after the first lowering of the resolution.
     high_pass_px : float
         Sigma of the Gaussian background that the network subtracts from each plane, in pixels.
+    kind : {"unet", "separable", "convnext"}
+        What a level is made of: two 3x3 convolutions, two depthwise-separable ones, or a residual block
+        after Liu et al., "A ConvNet for the 2020s", CVPR 2022 (batch instead of layer normalisation).
+    fold : int
+        Squares of fold x fold pixels become channels before the first convolution.
     """
 
     planes: int = 13
@@ -34,11 +44,13 @@ class NetworkConfig:
     base: int = 24
     levels: int = 4
     high_pass_px: float = 20.0
+    kind: Kind = "unet"
+    fold: int = 2
 
     @property
     def size_step_px(self) -> int:
         """Image sides must be multiples of this many pixels."""
-        return int(2**self.levels)
+        return int(self.fold * 2 ** (self.levels - 1))
 
 
 class Normalise(nn.Module):
@@ -75,18 +87,64 @@ class Normalise(nn.Module):
         return x.clamp(-_CLIP_SD, _CLIP_SD)  # (N, Z, H, W)
 
 
-def _convolutions(inputs: int, outputs: int) -> nn.Sequential:
+def _plain(inputs: int, outputs: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for source in (inputs, outputs):
         layers += [nn.Conv2d(source, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
     return nn.Sequential(*layers)
 
 
+def _separable(inputs: int, outputs: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for source in (inputs, outputs):
+        layers += [
+            nn.Conv2d(source, source, 3, padding=1, groups=source, bias=False),
+            nn.Conv2d(source, outputs, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+        ]
+    return nn.Sequential(*layers)
+
+
+class _Residual(nn.Module):
+    """7x7 depthwise, twice as many channels, GELU, back, added."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, channels, 7, padding=3, groups=channels, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.Conv2d(channels, 2 * channels, 1),
+            nn.GELU(),
+            nn.Conv2d(2 * channels, channels, 1),
+        )
+        self.scale = nn.Parameter(torch.full((channels, 1, 1), 0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.scale * self.body(x)  # (N, C, H, W)
+
+
+def _convnext(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 1, bias=False),
+        nn.BatchNorm2d(outputs),
+        _Residual(outputs),
+        _Residual(outputs),
+    )
+
+
+_LEVELS: dict[Kind, Callable[[int, int], nn.Sequential]] = {
+    "unet": _plain,
+    "separable": _separable,
+    "convnext": _convnext,
+}
+
+
 class LiveNetwork(nn.Module):
     """U-Net on the space-to-depth transformed stack, planes as channels.
 
-    Halving the resolution before the first convolution is what makes it fast enough for live use:
-    1.03 million parameters and about 65 kMAC per pixel at base 24.
+    Lowering the resolution before the first convolution is what makes it fast enough for live use:
+    1.03 million parameters and about 65 kMAC per pixel at base 24 of kind ``unet``.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -94,11 +152,12 @@ class LiveNetwork(nn.Module):
         self.config = config
         widths = [config.base * 2**level for level in range(config.levels)]
         self.normalise = Normalise(config.planes, config.high_pass_px)
-        inputs = [4 * config.planes, *widths[:-1]]
-        self.down = nn.ModuleList(_convolutions(i, o) for i, o in zip(inputs, widths, strict=True))
+        level = _LEVELS[config.kind]
+        inputs = [config.fold**2 * config.planes, *widths[:-1]]
+        self.down = nn.ModuleList(level(i, o) for i, o in zip(inputs, widths, strict=True))
         self.shrink = nn.ModuleList(nn.Conv2d(2 * w, w, 1) for w in widths[:-1])
-        self.up = nn.ModuleList(_convolutions(2 * w, w) for w in widths[:-1])
-        self.head = nn.Conv2d(config.base, 4 * 2 * config.labels, 1)
+        self.up = nn.ModuleList(level(2 * w, w) for w in widths[:-1])
+        self.head = nn.Conv2d(config.base, config.fold**2 * 2 * config.labels, 1)
         for parameter in self.head.parameters():
             nn.init.zeros_(parameter)
 
@@ -114,17 +173,21 @@ class LiveNetwork(nn.Module):
         -------
         mean, log_variance : (N, L, H, W) float32
         """
-        x = F.pixel_unshuffle(x, 2)  # (N, 4Z, H/2, W/2)
+        return self.with_bottom(x)[:2]
+
+    def with_bottom(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`forward`, and the coarsest level's activations, (N, base * 2^(levels - 1), H/step, W/step)."""
+        x = F.pixel_unshuffle(x, self.config.fold)  # (N, fold^2 Z, H/fold, W/fold)
         skips = []
         for level, block in enumerate(self.down):
-            x = block(x if level == 0 else F.max_pool2d(x, 2))  # (N, base*2^l, H/2^(l+1), W/2^(l+1))
+            x = block(x if level == 0 else F.max_pool2d(x, 2))  # (N, base 2^l, H/(fold 2^l), W/(fold 2^l))
             skips.append(x)
         for level in reversed(range(len(self.up))):
             x = F.interpolate(self.shrink[level](x), scale_factor=2, mode="bilinear", align_corners=False)
-            x = self.up[level](torch.cat([skips[level], x], dim=1))  # (N, base*2^l, H/2^(l+1), W/2^(l+1))
-        x = F.pixel_shuffle(self.head(x), 2)  # (N, 2L, H, W)
+            x = self.up[level](torch.cat([skips[level], x], dim=1))
+        x = F.pixel_shuffle(self.head(x), self.config.fold)  # (N, 2L, H, W)
         mean, log_variance = x.chunk(2, dim=1)
-        return mean, log_variance.clamp(*_LOG_VARIANCE)
+        return mean, log_variance.clamp(*_LOG_VARIANCE), skips[-1]
 
 
 class Deployed(nn.Module):
