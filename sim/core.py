@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 from acq_isl.sim.camera import CountsImage
-from acq_isl.sim.config import Limits, ScopeSettings
+from acq_isl.sim.config import ScopeSettings
+from acq_isl.sim.core_faults import FaultyCalls
+from acq_isl.sim.core_stages import StageCalls
 from acq_isl.sim.exposure import Exposure, Sequence, capture, monotonic_of
+from acq_isl.sim.faults import PlantedFaults
 from acq_isl.sim.render import Renderer, finished
-
-_OUT_OF_RANGE = "Position out of range (103)"  # what DemoCamera's stages answer
 
 # Calls after which the state may be another one: core's own names, snake_case and camelCase.
 _CHANGES = (
@@ -35,24 +37,22 @@ _ORIGINS = (
 )
 
 
-class SimulatedPixels:
-    """Overrides of the core's image, sequence and stage calls; put in front of its class.
+class SimulatedPixels(StageCalls):
+    """Overrides of the core's image and sequence calls; put in front of its class.
 
     A class body of its own because SWIG classes refuse attributes later. Every override has the core's
     snake_case and camelCase name, since Pycro-Manager uses both.
     """
 
-    def __init__(self, renderer: Renderer, settings: ScopeSettings) -> None:
-        super().__init__()
-        self._renderer, self._settings = renderer, settings
-        self._origin_um = (0.0, 0.0)
-        self._exposed = 0
+    def __init__(self, renderer: Renderer, settings: ScopeSettings, faults: PlantedFaults) -> None:
+        super().__init__(settings, faults)
+        self._renderer = renderer
+        self._opened_s = time.perf_counter()
+        self._exposed = 0  # snaps and sequences, which number the noise
+        self._exposures = 0  # images, which the faults count
         self._frame: CountsImage | None = None
         self._sequence: Sequence | None = None
-        self._stage_loaded: dict[str, tuple[float, ...]] = {}
-        self._stage_running: tuple[float, ...] = ()
-        self._exposures_loaded: tuple[float, ...] = ()
-        self._exposures_running: tuple[float, ...] = ()
+        self._sequence_began, self._popped, self._delivered = 0, 0, 0
         self.last_exposure: Exposure | None = None
 
     @property
@@ -61,13 +61,20 @@ class SimulatedPixels:
 
     def state(self) -> Exposure:
         """What an exposure started now would see."""
-        return capture(self, self._origin_um)
+        return self._seen(capture(self, self._origin_um), self._exposures)
+
+    def _seen(self, exposure: Exposure, number: int) -> Exposure:
+        return self._faults.seen(exposure, number, exposure.started_s - self._opened_s)
+
+    def _now(self) -> tuple[int, float]:
+        return self._exposures, time.perf_counter() - self._opened_s
 
     # single images
 
     def snap_image(self) -> None:
         exposure = self.state()
         self._exposed += 1
+        self._exposures += 1
         rendering = self._renderer.submit(exposure, (self._exposed, 0))
         self._frame = None
         self._real.snap_image()
@@ -93,7 +100,9 @@ class SimulatedPixels:
 
     def _begin_sequence(self) -> None:
         self._exposed += 1
-        self._sequence = Sequence(self.state(), self._stage_running, self._exposures_running)
+        self._sequence_began, self._popped, self._delivered = self._exposures, 0, 0
+        start = capture(self, self._origin_um)
+        self._sequence = Sequence(start, self._stage_running, self._exposures_running)
 
     def _note(self) -> None:
         """Call after every change: frames of a running sequence look like the state of their own time."""
@@ -101,7 +110,32 @@ class SimulatedPixels:
             self._sequence.note(capture(self, self._origin_um, in_sequence=True))
 
     def pop_next_image_md(self, *args: Any) -> CountsImage:
-        return self._developed(self._real.pop_next_image_md(*args), args[-1])
+        while True:
+            real, metadata = self._real.pop_next_image_md(*args), args[-1]
+            if self._sequence is None:
+                return real  # type: ignore[no-any-return]
+            number = _image_number(metadata)
+            self._popped = number + 1
+            if not self._dropped(number):
+                break
+        image = self._developed(real, metadata)
+        if self._delivered < number:
+            # The core numbers what arrives, and so hides what did not.
+            tag = metadata.GetSingleTag("ImageNumber")
+            tag.SetValue(str(self._delivered))
+            metadata.SetTag(tag)
+        self._delivered += 1
+        return image
+
+    def get_remaining_image_count(self) -> int:
+        count = int(self._real.get_remaining_image_count())
+        if self._sequence is None or not self._faults.can_drop:
+            return count
+        return sum(not self._dropped(number) for number in range(self._popped, self._popped + count))
+
+    def _dropped(self, number: int) -> bool:
+        """Whether the camera never delivered a frame of the running sequence."""
+        return self._faults.dropped(self._sequence_began + number, self._now()[1])
 
     def get_last_image_md(self, *args: Any) -> CountsImage:
         return self._developed(self._real.get_last_image_md(*args), args[-1])
@@ -119,103 +153,25 @@ class SimulatedPixels:
         if self._sequence is None:
             return real
         self._note()
-        number = int(metadata.GetSingleTag("ImageNumber").GetValue())
+        number = _image_number(metadata)
         received = metadata.GetSingleTag("TimeReceivedByCore").GetValue()
-        exposure = self._sequence.exposure(number, monotonic_of(received))
+        counted = self._sequence_began + number
+        self._exposures = max(self._exposures, counted + 1)
+        exposure = self._seen(self._sequence.exposure(number, monotonic_of(received)), counted)
         pixels = finished(self._renderer.submit(exposure, (self._exposed, number)))
         self.last_exposure = exposure
         return pixels
-
-    # hardware sequences
-
-    def load_stage_sequence(self, label: str, positions_um: Any) -> None:
-        for z_um in positions_um:
-            self._within(label, z_um, self._settings.z_limits_um)
-        self._real.load_stage_sequence(label, positions_um)
-        self._stage_loaded[label] = tuple(positions_um)
-
-    def start_stage_sequence(self, label: str) -> None:
-        self._real.start_stage_sequence(label)
-        self._stage_running = self._stage_loaded.get(label, ())
-
-    def stop_stage_sequence(self, label: str) -> None:
-        self._real.stop_stage_sequence(label)
-        self._stage_running = ()
-
-    def load_exposure_sequence(self, label: str, exposures_ms: Any) -> None:
-        self._real.load_exposure_sequence(label, exposures_ms)
-        self._exposures_loaded = tuple(exposures_ms)
-
-    def start_exposure_sequence(self, label: str) -> None:
-        self._real.start_exposure_sequence(label)
-        self._exposures_running = self._exposures_loaded
-
-    def stop_exposure_sequence(self, label: str) -> None:
-        self._real.stop_exposure_sequence(label)
-        self._exposures_running = ()
-
-    # stages
-
-    def set_position(self, *args: Any) -> None:
-        self._within(self._focus(args[:-1]), args[-1], self._settings.z_limits_um)
-        self._real.set_position(*args)
-        self._note()
-
-    def set_relative_position(self, *args: Any) -> None:
-        label = self._focus(args[:-1])
-        self._within(label, self._real.get_position(label) + args[-1], self._settings.z_limits_um)
-        self._real.set_relative_position(*args)
-        self._note()
-
-    def set_xy_position(self, *args: Any) -> None:
-        self._within_xy(args[-2], args[-1])
-        self._real.set_xy_position(*args)
-        self._note()
-
-    def set_relative_xy_position(self, *args: Any) -> None:
-        x_um, y_um = self._real.get_xy_position()
-        self._within_xy(x_um + args[-2], y_um + args[-1])
-        self._real.set_relative_xy_position(*args)
-        self._note()
-
-    def set_property(self, label: str, name: str, value: Any) -> None:
-        if name == "Position" and label == self._real.get_focus_device():
-            self._within(label, float(value), self._settings.z_limits_um)
-        self._real.set_property(label, name, value)
-        self._note()
-
-    def _focus(self, label: tuple[str, ...]) -> str:
-        return label[0] if label else str(self._real.get_focus_device())
-
-    def _within_xy(self, x_um: float, y_um: float) -> None:
-        label = self._real.get_xy_stage_device()
-        self._within(label, x_um + self._origin_um[0], self._settings.x_limits_um)
-        self._within(label, y_um + self._origin_um[1], self._settings.y_limits_um)
-
-    @staticmethod
-    def _within(label: str, position_um: float, limits_um: Limits) -> None:
-        if not limits_um[0] <= position_um <= limits_um[1]:
-            low, high = limits_um
-            raise RuntimeError(
-                f'Error in device "{label}": {_OUT_OF_RANGE}; '
-                f"wanted: {low:g} to {high:g} um; got: {position_um:g} um"
-            )
 
     snapImage, getImage = snap_image, get_image
     startSequenceAcquisition = start_sequence_acquisition
     startContinuousSequenceAcquisition = start_continuous_sequence_acquisition
     popNextImage, popNextImageMD = pop_next_image, pop_next_image_md
+    getRemainingImageCount = get_remaining_image_count
     getLastImage, getLastImageMD = get_last_image, get_last_image_md
     getNBeforeLastImageMD = get_n_before_last_image_md
-    loadStageSequence, startStageSequence = load_stage_sequence, start_stage_sequence
-    stopStageSequence, loadExposureSequence = stop_stage_sequence, load_exposure_sequence
-    startExposureSequence, stopExposureSequence = start_exposure_sequence, stop_exposure_sequence
-    setPosition, setRelativePosition = set_position, set_relative_position
-    setXYPosition, setRelativeXYPosition = set_xy_position, set_relative_xy_position
-    setProperty = set_property
 
 
-def simulated_core(base: type, renderer: Renderer, settings: ScopeSettings) -> Any:
+def simulated_core(base: type, renderer: Renderer, settings: ScopeSettings, faults: PlantedFaults) -> Any:
     """An instance of the real core class with simulated pixels.
 
     Parameters
@@ -225,15 +181,19 @@ def simulated_core(base: type, renderer: Renderer, settings: ScopeSettings) -> A
     renderer : Renderer
         Entered already.
     settings : ScopeSettings
+    faults : PlantedFaults
     """
     body = {name: _then_note(name) for names in _CHANGES for name in names}
     body |= {name: _keeping_place(name) for names in _ORIGINS for name in names}
-    return type("SimCore", (SimulatedPixels, base), body)(renderer, settings)
+    classes = (SimulatedPixels, FaultyCalls, base) if faults else (SimulatedPixels, base)
+    return type("SimCore", classes, body)(renderer, settings, faults)
 
 
 def _then_note(name: str) -> Callable[..., Any]:
     def call(core: SimulatedPixels, *args: Any) -> Any:
         result = getattr(core._real, name)(*args)
+        if "wait" in name:
+            core._faults.arrived(time.perf_counter())
         core._note()
         return result
 
@@ -250,6 +210,11 @@ def _keeping_place(name: str) -> Callable[..., Any]:
         return result
 
     return call
+
+
+def _image_number(metadata: Any) -> int:
+    """Number of the frame in its sequence, from 0."""
+    return int(metadata.GetSingleTag("ImageNumber").GetValue())
 
 
 def _metadata() -> Any:

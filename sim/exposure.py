@@ -32,6 +32,10 @@ class Exposure:
         How the camera digitizes.
     started_s : float
         `time.perf_counter` at its start, in seconds.
+    stage_um : (float, float, float)
+        x, y and z as the stages report them, counted from where x and y were 0 at the start.
+    lamp : float
+        Brightness of the lamp in this exposure, relative to what the channel's settings say.
     """
 
     view: View
@@ -41,6 +45,8 @@ class Exposure:
     bit_depth: int
     bytes_per_pixel: int
     started_s: float
+    stage_um: tuple[float, float, float]
+    lamp: float = 1.0
 
 
 def capture(core: Any, origin_um: tuple[float, float], *, in_sequence: bool = False) -> Exposure:
@@ -70,18 +76,26 @@ def capture(core: Any, origin_um: tuple[float, float], *, in_sequence: bool = Fa
         )
     shutter = core.get_shutter_device()
     opens = core.get_auto_shutter() and not in_sequence
+    stage_um = stage_place(core, origin_um)
     return Exposure(
-        view=_view(core, origin_um),
+        view=_view(core, stage_um),
         exposure_ms=core.get_exposure(),
         lit=not shutter or opens or core.get_shutter_open(),
         moving=core.device_busy(core.get_xy_stage_device()) or core.device_busy(core.get_focus_device()),
         bit_depth=core.get_image_bit_depth(),
         bytes_per_pixel=bytes_per_pixel,
         started_s=started_s,
+        stage_um=stage_um,
     )
 
 
-def _view(core: Any, origin_um: tuple[float, float]) -> View:
+def stage_place(core: Any, origin_um: tuple[float, float]) -> tuple[float, float, float]:
+    """Where the stages say they are, (x, y, z) in micrometres, whatever is called 0, 0 by now."""
+    x_um, y_um = core.get_xy_position()
+    return x_um + origin_um[0], y_um + origin_um[1], core.get_position()
+
+
+def _view(core: Any, stage_um: tuple[float, float, float]) -> View:
     pixel_size_um = core.get_pixel_size_um(True)
     if pixel_size_um <= 0:
         raise ScopeError(
@@ -90,15 +104,15 @@ def _view(core: Any, origin_um: tuple[float, float]) -> View:
             got=core.get_state_label("Objective"),
             fix="set_config('Objective', '20x')",
         )
-    x_um, y_um = core.get_xy_position()
+    x_um, y_um, z_um = stage_um
     left, top, columns, rows = core.get_roi()
     binning = int(core.get_property("Camera", "Binning"))
     off_columns = left + (columns - int(core.get_property("Camera", "OnCameraCCDXSize")) // binning) / 2
     off_rows = top + (rows - int(core.get_property("Camera", "OnCameraCCDYSize")) // binning) / 2
     return View(
-        x_um=x_um + origin_um[0] + off_columns * pixel_size_um,
-        y_um=y_um + origin_um[1] + off_rows * pixel_size_um,
-        z_um=core.get_position(),
+        x_um=x_um + off_columns * pixel_size_um,
+        y_um=y_um + off_rows * pixel_size_um,
+        z_um=z_um,
         channel=core.get_state_label(FILTER),
         pixel_size_um=pixel_size_um,
         shape=(rows, columns),
@@ -138,7 +152,8 @@ class Sequence:
             exposure_ms = self._exposures_ms[number % len(self._exposures_ms)]
         found = self._at(ended_s - exposure_ms / 1000)
         z_um = self._z_um[number % len(self._z_um)] if self._z_um else found.view.z_um
-        return replace(found, exposure_ms=exposure_ms, view=replace(found.view, z_um=z_um))
+        stage_um = (*found.stage_um[:2], z_um)
+        return replace(found, exposure_ms=exposure_ms, stage_um=stage_um, view=replace(found.view, z_um=z_um))
 
     def _at(self, when_s: float) -> Exposure:
         after = bisect.bisect_right(self._states, when_s, key=lambda state: state.started_s)
@@ -162,10 +177,7 @@ def _between(first: Exposure, second: Exposure, when_s: float) -> Exposure:
     """State on the way to the next: the x-y stage moves at constant speed, the focus drive jumps."""
     duration_s = second.started_s - first.started_s
     part = (when_s - first.started_s) / duration_s if duration_s > 0 else 0.0
-    here, there = first.view, second.view
-    view = replace(
-        here,
-        x_um=here.x_um + part * (there.x_um - here.x_um),
-        y_um=here.y_um + part * (there.y_um - here.y_um),
-    )
-    return replace(first, view=view)
+    (x_um, y_um, z_um), there_um = first.stage_um, second.stage_um
+    moved = (part * (there_um[0] - x_um), part * (there_um[1] - y_um))
+    view = replace(first.view, x_um=first.view.x_um + moved[0], y_um=first.view.y_um + moved[1])
+    return replace(first, view=view, stage_um=(x_um + moved[0], y_um + moved[1], z_um))

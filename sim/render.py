@@ -56,7 +56,7 @@ class Renderer:
             flux = flux_of(
                 exposure.exposure_ms,
                 lamp.nominal_exposure_ms,
-                brightness=lamp.brightness,
+                brightness=lamp.brightness * exposure.lamp,
                 binning=view.binning,
             )
         else:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol, Self, runtime_checkable
 
 from acq_isl.errors import ScopeError
+from acq_isl.faults import ScopeFault
 from acq_isl.sim.camera import Camera, CameraSettings
 from acq_isl.sim.config import CONFIG_FILE, ScopeSettings, configure
 from acq_isl.sim.core import simulated_core
 from acq_isl.sim.exposure import Exposure
+from acq_isl.sim.faults import PlantedFaults
 from acq_isl.sim.render import Renderer
 from acq_isl.sim.view import Specimen, View
 from acq_isl.stack import Float32Image
@@ -42,11 +44,15 @@ class SimulatedScope:
     ----------
     specimen : Specimen
     settings : ScopeSettings, optional
+    faults : sequence of ScopeFault
+        What goes wrong on purpose, such as ``[FocusDrift(2), DroppedFrames(every=10)]``
+        (`acq_isl.faults`).
 
     Raises
     ------
     ScopeError
-        On entering: the device adapters are missing, another core is open, or the core does not start.
+        A fault is none of the microscope's. On entering: the device adapters are missing, another core
+        is open, or the core does not start.
 
     Examples
     --------
@@ -55,8 +61,15 @@ class SimulatedScope:
     ...     image = scope.core.get_image()
     """
 
-    def __init__(self, specimen: Specimen, *, settings: ScopeSettings | None = None) -> None:
+    def __init__(
+        self,
+        specimen: Specimen,
+        *,
+        settings: ScopeSettings | None = None,
+        faults: Sequence[ScopeFault] = (),
+    ) -> None:
         self.specimen = specimen
+        self.faults = _checked(faults)
         self.settings = settings or ScopeSettings()
         self._open: ExitStack | None = None
         self._core: Any = None
@@ -67,8 +80,15 @@ class SimulatedScope:
             raise ScopeError("this simulated microscope is open already", fix="leave its `with` first")
         with ExitStack() as stack:
             stack.enter_context(self._renderer)
-            core = stack.enter_context(_headless(self._make_core, self.settings.buffer_size_mb))
+            faults = PlantedFaults(self.faults, self.settings.seed)
+
+            def make_core(base: type) -> Any:
+                return simulated_core(base, self._renderer, self.settings, faults)
+
+            core = stack.enter_context(_headless(make_core, self.settings.buffer_size_mb))
+            stack.callback(faults.close)
             configure(core, self.specimen.channels, self.settings)
+            faults.arm()
             self._core, self._open = core, stack.pop_all()
         return self
 
@@ -109,8 +129,16 @@ class SimulatedScope:
         rows, columns = self.settings.shape
         return Camera(settings, seed=self.settings.seed, pixels=rows * columns)
 
-    def _make_core(self, base: type) -> Any:
-        return simulated_core(base, self._renderer, self.settings)
+
+def _checked(faults: Sequence[ScopeFault]) -> tuple[ScopeFault, ...]:
+    for fault in faults:
+        if not isinstance(fault, ScopeFault):
+            raise ScopeError(
+                f"the simulated microscope cannot have the fault {fault}",
+                wanted="a fault of the microscope, such as FocusDrift(2)",
+                fix="give a fault of the engine to acq_isl.sim.FaultyEngine",
+            )
+    return tuple(faults)
 
 
 @contextmanager
