@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acq_isl.sim.specimen_neurites import grow_neurites
-from acq_isl.sim.specimen_objects import REGION_UM, Beads, Cell, Culture, Floats, Region
+from acq_isl.sim.specimen_objects import REGION_UM, Beads, Cell, Culture, Floats, Region, natural
 
 
 def grow_region(seed: int, column: int, row: int, culture: Culture) -> Region:
@@ -19,17 +19,13 @@ def grow_region(seed: int, column: int, row: int, culture: Culture) -> Region:
         The region covers x from ``column * REGION_UM`` and y from ``row * REGION_UM``.
     culture : Culture
     """
-    rng = np.random.default_rng([seed, _natural(column), _natural(row)])
+    rng = np.random.default_rng([seed, natural(column), natural(row)])
     origin = np.array([column * REGION_UM, row * REGION_UM])
     places = _places(rng, culture.density) + origin
     neurons = tuple(_neuron(rng, x, y, culture) for x, y in places)
     glia = tuple(_glia(rng, origin + rng.uniform(0, REGION_UM, 2), culture) for _ in range(rng.poisson(10)))
     strokes = grow_neurites(rng, neurons, origin, culture)
     return Region(origin[0], origin[1], neurons + glia, strokes, _beads(rng, neurons, origin, culture))
-
-
-def _natural(value: int) -> int:
-    return 2 * value if value >= 0 else -2 * value - 1
 
 
 def _places(rng: np.random.Generator, density: float) -> Floats:
@@ -79,6 +75,7 @@ def _glia(rng: np.random.Generator, place: Floats, culture: Culture) -> Cell:
 
 def _beads(rng: np.random.Generator, neurons: tuple[Cell, ...], origin: Floats, culture: Culture) -> Beads:
     rows: list[Floats] = []
+    cells: list[int] = []
     for count, low, high in ((420, 0.2, 0.6), (48, 0.7, 2.0)):
         n = int(rng.poisson(count * culture.debris))
         place = origin + rng.uniform(0, REGION_UM, (n, 2))
@@ -86,13 +83,19 @@ def _beads(rng: np.random.Generator, neurons: tuple[Cell, ...], origin: Floats, 
         rows.append(_rows(place, radius, index, rng.choice(3, n)))
     for _ in range(int(rng.poisson(14 * culture.debris))):
         rows.append(_dead_cell(rng, origin + rng.uniform(0, REGION_UM, 2)))
-    for cell in neurons:
+    loose = sum(map(len, rows))
+    for number, cell in enumerate(neurons):
         n = int(rng.integers(1, 4))
+        cells += [number] * n
         place = np.array([cell.x, cell.y]) + rng.normal(0, 0.22 * cell.short, (n, 2))
         rows.append(_rows(place, rng.uniform(0.5, 0.9, n), np.full(n, 0.02), cell.layer))
     table = np.concatenate(rows)
     x, y, radius, index, layer, dna, mtubules = table.T
-    return Beads(x, y, radius, culture.index * index, layer.astype(np.uint8), dna, mtubules)
+    owner = np.array([-1] * loose + cells, np.int32)
+    # Only the nuclei of dead cells hold DNA here; the stain for dead cells shows the same.
+    return Beads(
+        x, y, radius, culture.index * index, layer.astype(np.uint8), dna, mtubules, dna.clip(0, 1), owner
+    )
 
 
 def _rows(place: Floats, radius: Floats, index: Floats, layer: int | NDArray[np.int64]) -> Floats:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
+Places = NDArray[np.int32]
 
 REGION_UM = 307.2
 """Edge of a region; objects are drawn per region, from its own random numbers."""
@@ -20,6 +21,7 @@ LAYER_HEIGHTS_UM = (1.33, 4.0, 6.67)
 RADII_UM = (0.18, 0.28, 0.42, 0.65, 1.0, 1.5)
 """Radius classes of neurites."""
 STEP_UM = 0.3
+_FLAT_UM = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +71,22 @@ class Cell:
     """Brightness of the dendrite stain in the soma, 0..1."""
     wobble: tuple[float, ...]
     """Amplitudes and phases of the outline's second to fourth harmonic."""
+    dead: float = 0.0
+    """Brightness of the stain for dead cells in the nucleus, 0..1."""
+
+    @property
+    def is_neuron(self) -> bool:
+        """Not glia, which lies flat."""
+        return self.thickness > _FLAT_UM
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Strokes:
-    """Points along all neurites, `STEP_UM` apart, relative to the region's corner; arrays of one length."""
+    """Points along all neurites, `STEP_UM` apart, relative to the region's corner; arrays of one length.
+
+    Points of a path follow each other. ``cell`` is the number of the cell in `Region.cells` that a point
+    grows from, -1 for what passes by; ``along`` its distance from the soma along the path, in um.
+    """
 
     x: Singles
     y: Singles
@@ -82,11 +95,18 @@ class Strokes:
     index: Singles
     dendrite: Singles
     axon: Singles
+    path: Places
+    cell: Places
+    along: Singles
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Beads:
-    """Spheres: debris, droplets, lumps of dead cells, nucleoli; arrays of one length."""
+    """Spheres: debris, droplets, lumps of dead cells, nucleoli; arrays of one length.
+
+    ``cell`` is the number of the cell in `Region.cells` that a sphere belongs to, -1 for none; ``dead`` the
+    brightness of the stain for dead cells.
+    """
 
     x: Floats
     y: Floats
@@ -95,6 +115,8 @@ class Beads:
     layer: Bytes
     dna: Floats
     mtubules: Floats
+    dead: Floats
+    cell: Places
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,3 +128,8 @@ class Region:
     cells: tuple[Cell, ...]
     strokes: Strokes
     beads: Beads
+
+
+def natural(value: int) -> int:
+    """Whole numbers as seeds, which must not be negative: 0, -1, 1, -2, 2 become 0, 1, 2, 3, 4."""
+    return 2 * value if value >= 0 else -2 * value - 1

@@ -40,14 +40,15 @@ class Raster:
     ----------
     path_um : (layer, y, x) float32
         Optical path difference to the medium, in micrometres.
-    nuclei, dendrites, axons : (y, x) float32
-        True labels, 0..1.
+    nuclei, dendrites, axons, dead : (y, x) float32
+        True labels, 0..1; ``dead`` are the nuclei of dying and dead cells.
     """
 
     path_um: Float32Image
     nuclei: Float32Image
     dendrites: Float32Image
     axons: Float32Image
+    dead: Float32Image
 
 
 def rasterise(regions: Iterable[Region], window: Window, seed: int, culture: Culture) -> Raster:
@@ -56,12 +57,12 @@ def rasterise(regions: Iterable[Region], window: Window, seed: int, culture: Cul
     path = np.zeros((_LAYERS, big.rows, big.columns), np.float32)
     soma = np.zeros_like(path)
     nuclei = np.zeros(path.shape[1:], np.float32)
-    bodies = np.zeros_like(nuclei)
+    bodies, dead = np.zeros_like(nuclei), np.zeros_like(nuclei)
     spectra = _Spectra(big)
     for region in regions:
         for cell in region.cells:
-            _draw_cell(cell, big, soma, (nuclei, bodies))
-        _draw_beads(region.beads, big, path, (nuclei, bodies))
+            _draw_cell(cell, big, soma, (nuclei, bodies, dead))
+        _draw_beads(region.beads, big, path, (nuclei, bodies, dead))
         spectra.add(region)
     texture = _world_noise(big, (seed, 1))
     grain = 0.14 * _smooth_noise(texture, 1.2) + 0.12 * _smooth_noise(texture, 2.5)
@@ -75,6 +76,7 @@ def rasterise(regions: Iterable[Region], window: Window, seed: int, culture: Cul
     return Raster(
         np.ascontiguousarray(path[(slice(None), *cut)]), _label(nuclei * (1 + 0.6 * grain), cut),
         _label(np.maximum(bodies, dendrites), cut), _label(np.maximum(axons, 0.06 * bodies), cut),
+        _label(dead, cut),
     )  # fmt: skip
 
 
@@ -134,7 +136,7 @@ def _patch(
 
 
 def _draw_cell(
-    cell: Cell, window: Window, soma: Float32Image, labels: tuple[Float32Image, Float32Image]
+    cell: Cell, window: Window, soma: Float32Image, labels: tuple[Float32Image, Float32Image, Float32Image]
 ) -> None:
     top, left, dy, dx = _patch(cell.x, cell.y, 1.35 * cell.long, window)
     there = _clip(top, left, len(dy), len(dx), soma.shape[1:])
@@ -152,8 +154,11 @@ def _draw_cell(
     core = np.sqrt(np.clip(1 - inner**2, 0, None)) * cell.thickness * cell.nucleus
     soma[(cell.layer, *target)] += (cell.index * dome + cell.nucleus_index * core).astype(np.float32)
     edge = 0.35 / cell.short
-    nuclei, bodies = labels
-    _brighten(nuclei, target, cell.dna * special.expit((cell.nucleus - rho) / edge))
+    nuclei, bodies, dead = labels
+    nucleus = special.expit((cell.nucleus - rho) / edge)
+    _brighten(nuclei, target, cell.dna * nucleus)
+    if cell.dead > 0:
+        _brighten(dead, target, cell.dead * nucleus)
     filled = special.expit((1 - rho) / edge) * (0.75 + 0.25 * rho.clip(0, 1))
     _brighten(bodies, target, cell.mtubules * filled)
 
@@ -164,7 +169,7 @@ def _brighten(image: Float32Image, target: tuple[slice, slice], light: NDArray[n
 
 
 def _draw_beads(
-    beads: Beads, window: Window, path: Float32Image, labels: tuple[Float32Image, Float32Image]
+    beads: Beads, window: Window, path: Float32Image, labels: tuple[Float32Image, Float32Image, Float32Image]
 ) -> None:
     column, row = beads.x / LATTICE_UM - window.column, beads.y / LATTICE_UM - window.row
     reach = beads.radius / LATTICE_UM + 3
@@ -180,7 +185,7 @@ def _draw_beads(
         square = dy[source[0], None] ** 2 + dx[None, source[1]] ** 2
         chord = 2 * np.sqrt(np.clip(radius**2 - square, 0, None))
         path[(int(beads.layer[i]), *target)] += (beads.index[i] * chord).astype(np.float32)
-        for image, light in zip(labels, (beads.dna[i], beads.mtubules[i]), strict=True):
+        for image, light in zip(labels, (beads.dna[i], beads.mtubules[i], beads.dead[i]), strict=True):
             if light > 0:
                 _brighten(image, target, light * special.expit((radius - np.sqrt(square)) / 0.3))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -12,12 +12,15 @@ import numpy as np
 from scipy import fft
 
 from acq_isl.sim.illumination import PhaseContrast, Transmitted
+from acq_isl.sim.life import Life, Moment
 from acq_isl.sim.neurons import grow_region
 from acq_isl.sim.optics import ExitFields, Imaging
+from acq_isl.sim.specimen_aging import aged
 from acq_isl.sim.specimen_objects import LAYER_HEIGHTS_UM, REACH_UM, REGION_UM, Culture, Region
 from acq_isl.sim.specimen_raster import LATTICE_UM, Raster, Window, rasterise
 from acq_isl.sim.specimen_sensor import Sensor, on_sensor
-from acq_isl.sim.view import View
+from acq_isl.sim.truth import CellTruth, Rectangle, cells_of
+from acq_isl.sim.view import UNTOUCHED, History, View
 from acq_isl.stack import Float32Image
 
 FOCUS_UM = 4.0
@@ -29,7 +32,7 @@ _NATIVE_UM = 0.3
 _BACKGROUND = 0.5
 _STAIN_LIGHT = 0.75
 _STAIN_BACKGROUND = 0.02
-_STAINS = {"DAPI": "nuclei", "MAP2": "dendrites", "NFH": "axons"}
+_STAINS = {"DAPI": "nuclei", "MAP2": "dendrites", "NFH": "axons", "PI": "dead"}
 _REGIONS_KEPT = 32
 _FIELDS_KEPT = 6
 
@@ -65,6 +68,8 @@ class _Field:
 class SyntheticSpecimen:
     """Neurons on glass, unbounded in x and y, the same wherever one looks first. Safe to use from threads.
 
+    What is seen depends on seed, place, time and what was done to the specimen (both in the `View`), not
+    on what was looked at before.
     Transmitted light by `acq_isl.sim.optics`; stained channels as a confocal microscope sees them, with
     a blur and a loss of light that grow with defocus. No noise: the camera adds it. Objectives are told
     apart by their pixel size: apertures scale as (0.3 um / unbinned pixel)^0.7, which gives NA .30 at
@@ -78,6 +83,8 @@ class SyntheticSpecimen:
     culture : Culture
     sensor : Sensor
         Dust and grain that stay in place on the camera, in the first channel only.
+    life : Life
+        By default nothing changes with time.
     """
 
     def __init__(
@@ -86,10 +93,12 @@ class SyntheticSpecimen:
         optics: Transmitted | None = None,
         culture: Culture | None = None,
         sensor: Sensor | None = None,
+        life: Life | None = None,
     ) -> None:
         self.seed = seed
         self.optics = optics or PhaseContrast()
         self.culture = culture or Culture()
+        self.life = life or Life()
         self._pattern = (sensor or Sensor(seed)).pattern()
         self._lock = threading.Lock()
         self._regions = _Bounded(_REGIONS_KEPT)
@@ -116,16 +125,37 @@ class SyntheticSpecimen:
         return np.zeros(view.shape, np.float32)
 
     def truth(self, view: View) -> dict[str, Float32Image]:
-        """True ``nuclei``, ``dendrites`` and ``axons``, each (y, x) float32 in 0..1, at any z."""
+        """True ``nuclei``, ``dendrites``, ``axons`` and ``dead``, each (y, x) float32 in 0..1, at any z."""
         return {label: self._resampled(view, label, 0.0).clip(0, 1) for label in _STAINS.values()}
 
     def path(self, view: View) -> Float32Image:
         """True optical path of all layers together in um, (y, x) float32, on the view's pixels."""
         return self._resampled(view, "path_um", 0.0)
 
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """Stain that shows each label."""
+        return {label: stain for stain, label in _STAINS.items()}
+
+    def cells(
+        self, area: Rectangle, time_s: float = 0.0, history: History = UNTOUCHED
+    ) -> tuple[CellTruth, ...]:
+        """All cells with their middle in an area, and the remains of dead ones, at a time."""
+        moment = self.life.moment(time_s, history)
+        with self._lock:
+            # Cells drift over the borders of their region, but not as far as neurites reach.
+            regions = list(self._around(area.left, area.top, area.right, area.bottom))
+        return tuple(
+            cell
+            for region in regions
+            for cell in cells_of(aged(region, self.seed, self.life, moment), self.culture.height, FOCUS_UM)
+            if area.holds(cell.x_um, cell.y_um)
+        )
+
     def _transmitted(self, view: View) -> Float32Image:
         with self._lock:
-            key = (view.x_um, view.y_um, view.pixel_size_um, view.shape, view.binning)
+            moment = self.life.moment(view.time_s, view.history)
+            key = (view.x_um, view.y_um, view.pixel_size_um, view.shape, view.binning, moment)
             field = self._fields.get(key, lambda: self._prepare(view))
         image = field.imaging.image(field.fields, view.z_um + FOCUS_UM)
         light = np.clip(_through(field.rows, image, field.columns), 0, None)
@@ -160,19 +190,27 @@ class SyntheticSpecimen:
         row, column = (int((c - r) // LATTICE_UM) for c, r in zip((view.y_um, view.x_um), reach, strict=True))
         rows, columns = (int(np.ceil(2 * r / LATTICE_UM)) + 1 for r in reach)
         window = Window(row, column, rows, columns)
-        return window, self._rasters.get(window, lambda: self._draw(window))
+        moment = self.life.moment(view.time_s, view.history)
+        return window, self._rasters.get((window, moment), lambda: self._draw(window, moment))
 
-    def _draw(self, window: Window) -> Raster:
-        def touched(first: int, count: int) -> range:
-            low, high = first * LATTICE_UM - REACH_UM, (first + count) * LATTICE_UM + REACH_UM
-            return range(int(low // REGION_UM), int(high // REGION_UM) + 1)
-
+    def _draw(self, window: Window, moment: Moment | None) -> Raster:
+        left, top = window.column * LATTICE_UM, window.row * LATTICE_UM
+        right, bottom = left + window.columns * LATTICE_UM, top + window.rows * LATTICE_UM
         regions = (
-            self._region(column, row)
-            for row in touched(window.row, window.rows)
-            for column in touched(window.column, window.columns)
+            aged(region, self.seed, self.life, moment).region
+            for region in self._around(left, top, right, bottom)
         )
         return rasterise(regions, window, self.seed, self.culture)
+
+    def _around(self, left: float, top: float, right: float, bottom: float) -> Iterator[Region]:
+        """Regions of which something may lie in a rectangle in um."""
+
+        def touched(low: float, high: float) -> range:
+            return range(int((low - REACH_UM) // REGION_UM), int((high + REACH_UM) // REGION_UM) + 1)
+
+        for row in touched(top, bottom):
+            for column in touched(left, right):
+                yield self._region(column, row)
 
     def _region(self, column: int, row: int) -> Region:
         return self._regions.get((column, row), lambda: grow_region(self.seed, column, row, self.culture))

@@ -2,10 +2,64 @@
 
 from __future__ import annotations
 
+import bisect
 from dataclasses import dataclass
 from typing import Protocol
 
 from acq_isl.stack import Float32Image
+
+
+@dataclass(frozen=True, slots=True)
+class Light:
+    """One exposure, as the specimen met it.
+
+    Parameters
+    ----------
+    time_s : float
+        Time of the specimen at its start, in seconds.
+    x_um, y_um : float
+        Specimen position under the middle of the image.
+    z_um : float
+    height_um, width_um : float
+        What was lit.
+    channel : str
+    dose_ms : float
+        Exposure times brightness of the lamp, in milliseconds.
+    """
+
+    time_s: float
+    x_um: float
+    y_um: float
+    z_um: float
+    height_um: float
+    width_um: float
+    channel: str
+    dose_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Drug:
+    """From ``time_s`` on the medium holds this much of the drug: 1 is the ordinary dose, 0 washes it out."""
+
+    time_s: float
+    dose: float
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What was done to a specimen so far, both in order of time."""
+
+    light: tuple[Light, ...] = ()
+    drugs: tuple[Drug, ...] = ()
+
+    def until(self, time_s: float) -> History:
+        """The part of it that began before ``time_s``."""
+        light = bisect.bisect_left(self.light, time_s, key=lambda one: one.time_s)
+        drugs = bisect.bisect_right(self.drugs, time_s, key=lambda one: one.time_s)
+        return History(self.light[:light], self.drugs[:drugs])
+
+
+UNTOUCHED = History()
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +82,10 @@ class View:
     sensor_origin_px : (int, int)
         Row and column of the image's first pixel on the unbinned sensor; dust stays on it.
     binning : int
+    time_s : float
+        Age of the specimen in seconds since the microscope was opened; it may run faster than a clock.
+    history : History
+        What was done to the specimen until then.
     """
 
     x_um: float
@@ -38,6 +96,8 @@ class View:
     shape: tuple[int, int]
     sensor_origin_px: tuple[int, int] = (0, 0)
     binning: int = 1
+    time_s: float = 0.0
+    history: History = UNTOUCHED
 
 
 class Specimen(Protocol):

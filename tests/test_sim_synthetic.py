@@ -32,7 +32,7 @@ def count(nuclei):
 
 def test_it_is_a_specimen(specimen):
     named: Specimen = specimen
-    assert named.channels == ("Phase", "DAPI", "MAP2", "NFH")
+    assert named.channels == ("Phase", "DAPI", "MAP2", "NFH", "PI")
     for channel in named.channels:
         image = named.render(replace(VIEW, channel=channel))
         assert image.shape == VIEW.shape
@@ -115,9 +115,11 @@ def test_light_changes_with_focus_and_stain_fades_with_it(specimen):
     assert specimen.render(replace(stain, z_um=8.0)).std() < 0.5 * specimen.render(stain).std()
 
 
-@pytest.mark.parametrize(("channel", "label"), [("DAPI", "nuclei"), ("MAP2", "dendrites"), ("NFH", "axons")])
+@pytest.mark.parametrize(
+    ("channel", "label"), [("DAPI", "nuclei"), ("MAP2", "dendrites"), ("NFH", "axons"), ("PI", "dead")]
+)
 def test_stain_shows_its_label(specimen, channel, label):
-    view = replace(VIEW, channel=channel, shape=(256, 256))
+    view = replace(VIEW, channel=channel, shape=(256, 256), x_um=230.0)
     stain, truth = specimen.render(view), specimen.truth(view)[label]
     assert truth.min() >= 0
     assert truth.max() <= 1
@@ -132,6 +134,8 @@ def test_other_objectives_and_binning_see_the_same_place(specimen, pixel_um, bin
     assert specimen.render(other).shape == (side, side)
     factor = 128 / side
     for label, image in specimen.truth(fine).items():
+        if label == "dead":  # too rare for a small field
+            continue
         seen = ndimage.zoom(specimen.truth(other)[label], factor, order=1, grid_mode=True, mode="nearest")
         blurred = ndimage.gaussian_filter(image, 2.5), ndimage.gaussian_filter(seen[:128, :128], 2.5)
         assert np.corrcoef(blurred[0].ravel(), blurred[1].ravel())[0, 1] > 0.98, label

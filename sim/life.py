@@ -1,0 +1,203 @@
+"""When the cells of a region drift, sicken and die: numbers only, pure in seed, place, time and history."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from acq_isl.sim.specimen_objects import REGION_UM, Floats, Region, natural
+from acq_isl.sim.view import History
+
+_STREAM = 7919  # apart from the random numbers that place the cells
+_MODES = 3
+_PERIODS_H = (3.0, 8.0, 20.0)
+_HOUR_S = 3600.0
+_BLEBS = 8
+# Light per millisecond, relative to a stain's channel: none is as harmful as ultraviolet (Icha et al. 2017,
+# BioEssays 39:1700003), and hardly any as harmless as transmitted light.
+_HARM = {"DAPI": 3.0, "MAP2": 1.0, "NFH": 1.0, "PI": 1.0}
+_HARM_TRANSMITTED = 0.002
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """How alive a culture is. By default it stands still: every picture is that of time 0.
+
+    Parameters
+    ----------
+    prevalence : float
+        Share of neurons that are dying at time 0, 0 to 1.
+    death_rate_per_h : float
+        Chance per hour that a living neuron begins to die.
+    dying_h : float
+        Median time from the first sign to death, in hours.
+    drift_um_h : float
+        RMS speed of cells, in micrometres per hour.
+    growth_um_h : float
+        By how much an axon's tip advances per hour; a dendrite's by a fifth of it.
+    drug_per_h : float
+        What one ordinary dose of the drug adds to the death rate, per hour; below 0 it protects.
+    phototoxicity_per_h : float
+        What one second of light in a stain's channel adds to the death rate of the neurons it hit, per
+        hour; three times that in DAPI, 1/500 in transmitted light.
+    tick_s : float
+        The culture moves on in steps of this many seconds; between them it looks the same.
+    """
+
+    prevalence: float = 0.0
+    death_rate_per_h: float = 0.0
+    dying_h: float = 1.5
+    drift_um_h: float = 0.0
+    growth_um_h: float = 0.0
+    drug_per_h: float = 0.5
+    phototoxicity_per_h: float = 0.0
+    tick_s: float = 60.0
+
+    @classmethod
+    def ordinary(cls) -> Life:
+        """A healthy culture: 3 % dying, 1 % more per hour; cells drift 4 um, axons grow 15 um an hour."""
+        return cls(0.03, 0.01, drift_um_h=4.0, growth_um_h=15.0, phototoxicity_per_h=0.02)
+
+    def moment(self, time_s: float, history: History) -> Moment | None:
+        """The step of time at which the culture is seen; None while it looks as it did at time 0."""
+        at_s = max(np.floor(time_s / self.tick_s), 0) * self.tick_s
+        past = history.until(at_s)
+        light = past.light if self.phototoxicity_per_h else ()
+        moves = self.death_rate_per_h or self.drift_um_h or self.growth_um_h or past.drugs or light
+        if not (self.prevalence or (moves and at_s > 0)):
+            return None
+        return Moment(float(at_s), History(light, past.drugs))
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A time of the specimen in seconds, and what was done to it before that matters."""
+
+    time_s: float
+    history: History
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fates:
+    """What is laid down for the cells of a region, whatever will be done to them.
+
+    Parameters
+    ----------
+    resistance : (cell,) float64
+        Accumulated hazard (chance per hour, summed over hours) at which a cell begins to die; exponential
+        with mean 1. Infinite for glia.
+    rank : (cell,) float64
+        0..1; cells below the prevalence are dying at time 0.
+    progress : (cell,) float64
+        How far those are, 0..1.
+    pace : (cell,) float64
+        Duration of dying relative to the median.
+    sway : (3, 2, cell, mode) float64
+        Amplitude, period and phase of the drift in y and x.
+    blebs : (3, cell, bleb) float64
+        Angle, distance and size of what a dying cell sheds.
+    """
+
+    resistance: Floats
+    rank: Floats
+    progress: Floats
+    pace: Floats
+    sway: Floats
+    blebs: Floats
+
+
+def stream(seed: int, region: Region, number: int) -> np.random.Generator:
+    """Random numbers of a region beside those that place its objects."""
+    place = (round(region.x / REGION_UM), round(region.y / REGION_UM))
+    return np.random.default_rng([seed, *(natural(index) for index in place), _STREAM + number])
+
+
+def fates(seed: int, region: Region) -> Fates:
+    """What is laid down for the cells of a region; the same arguments always give the same."""
+    rng = stream(seed, region, 0)
+    count = len(region.cells)
+    mortal = np.array([cell.is_neuron for cell in region.cells], bool)
+    sway = np.stack(
+        [
+            rng.normal(1.0, 0.3, (2, count, _MODES)),
+            rng.uniform(0.7, 1.4, (2, count, _MODES)),
+            rng.uniform(0, 2 * np.pi, (2, count, _MODES)),
+        ]
+    )
+    blebs = np.stack(
+        [rng.uniform(*span, (count, _BLEBS)) for span in ((0.0, 2 * np.pi), (0.7, 1.5), (0.3, 1.0))]
+    )
+    return Fates(
+        resistance=np.where(mortal, rng.exponential(1.0, count), np.inf),
+        rank=np.where(mortal, rng.random(count), np.inf),
+        progress=rng.random(count),
+        pace=np.exp(rng.normal(0, 0.3, count)),
+        sway=sway,
+        blebs=blebs,
+    )
+
+
+def onset_s(laid: Fates, region: Region, life: Life, moment: Moment) -> Floats:
+    """When each cell began to die, in seconds, (cell,) float64; infinite if it has not by ``moment``.
+
+    Death rates add up over time (hazard), and a cell gives in when the sum passes its resistance. Rates
+    are constant between two events, so the sum is a chain of straight lines that is solved exactly, and
+    events after the onset cannot change it.
+    """
+    starts, rates = _rates(region, life, moment)
+    gained = rates[:, :-1] * np.diff(starts) / _HOUR_S
+    reached = np.concatenate([np.zeros((len(rates), 1)), np.cumsum(gained, axis=1)], axis=1)
+    last = np.maximum(np.sum(reached <= laid.resistance[:, None], axis=1) - 1, 0)
+    cells = np.arange(len(rates))
+    left, rate = laid.resistance - reached[cells, last], rates[cells, last]
+    wait_s = np.divide(left * _HOUR_S, rate, out=np.full(len(rates), np.inf), where=rate > 0)
+    begun = starts[last] + wait_s
+    begun[begun > moment.time_s] = np.inf
+    early = laid.rank < life.prevalence
+    return np.where(early, -laid.progress * duration_s(laid, life), begun)
+
+
+def duration_s(laid: Fates, life: Life) -> Floats:
+    """Time from onset to death, (cell,) float64 seconds."""
+    return laid.pace * life.dying_h * _HOUR_S
+
+
+def drifted_um(laid: Fates, life: Life, time_s: Floats) -> Floats:
+    """How far each cell is from where it was at time 0, at a time of its own: (2, cell) y and x, in um.
+
+    A sum of slow oscillations: smooth, without end, and never far.
+    """
+    strength, pace, phase = laid.sway
+    period_h = np.array(_PERIODS_H) * pace
+    # Speeds of all modes and both axes together have the RMS drift_um_h.
+    amplitude = strength * life.drift_um_h * period_h / (2 * np.pi) / np.sqrt(_MODES)
+    angle = 2 * np.pi * time_s[:, None] / (_HOUR_S * period_h)
+    moved: Floats = np.sum(amplitude * (np.sin(angle + phase) - np.sin(phase)), axis=-1)
+    return moved
+
+
+def _rates(region: Region, life: Life, moment: Moment) -> tuple[Floats, Floats]:
+    """Times from which on a rate holds, (event,), and each cell's death rate from then on, (cell, event)."""
+    light, drugs = moment.history.light, moment.history.drugs
+    x, y = (np.array([getattr(cell, axis) for cell in region.cells]) for axis in "xy")
+    hits = [one for one in light if _touches(region, one.x_um, one.y_um, one.width_um, one.height_um)]
+    times = np.unique([0.0, *(one.time_s for one in hits), *(one.time_s for one in drugs)])
+    added = np.zeros((len(x), len(times)))
+    for one, event in zip(hits, np.searchsorted(times, [one.time_s for one in hits]), strict=True):
+        lit = (np.abs(x - one.x_um) <= one.width_um / 2) & (np.abs(y - one.y_um) <= one.height_um / 2)
+        harm = _HARM.get(one.channel, _HARM_TRANSMITTED)
+        added[lit, event] += life.phototoxicity_per_h * harm * one.dose_ms / 1000
+    dose = np.zeros(len(times))
+    for drug in drugs:
+        dose[times >= drug.time_s] = drug.dose
+    rates = life.death_rate_per_h + np.cumsum(added, axis=1) + life.drug_per_h * dose
+    return times, np.maximum(rates, 0.0)
+
+
+def _touches(region: Region, x_um: float, y_um: float, width_um: float, height_um: float) -> bool:
+    far = (
+        abs(x_um - region.x - REGION_UM / 2) - width_um / 2,
+        abs(y_um - region.y - REGION_UM / 2) - height_um / 2,
+    )
+    return max(far) <= REGION_UM / 2

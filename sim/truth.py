@@ -1,0 +1,107 @@
+"""What really lies in a specimen: its cells, one by one, with place and state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from acq_isl.sim.specimen_aging import Aged
+from acq_isl.sim.specimen_objects import LAYER_HEIGHTS_UM, REGION_UM, Cell, natural
+
+CellState = Literal["alive", "dying", "dead"]
+CellKind = Literal["neuron", "glia", "remains"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rectangle:
+    """Part of the specimen in micrometres; an edge belongs to it on the low side only."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    @classmethod
+    def around(cls, x_um: float, y_um: float, size_um: tuple[float, float]) -> Rectangle:
+        """By its middle, height and width."""
+        height, width = (side / 2 for side in size_um)
+        return cls(x_um - width, y_um - height, x_um + width, y_um + height)
+
+    def holds(self, x_um: float, y_um: float) -> bool:
+        return self.left <= x_um < self.right and self.top <= y_um < self.bottom
+
+
+@dataclass(frozen=True, slots=True)
+class CellTruth:
+    """A cell as it really is.
+
+    Parameters
+    ----------
+    id : str
+        The same at all times, whoever asks.
+    kind : str
+        ``remains`` is what is left of a cell that died before time 0.
+    x_um, y_um : float
+        Middle of the soma in the specimen.
+    z_um : float
+        Position of the focus drive that has it in focus.
+    radius_um, nucleus_radius_um : float
+        Of discs with the same area.
+    state : str
+    markers : mapping
+        Brightness of each label in the soma, 0 to 1, such as ``{"nuclei": 0.6, "dead": 0.0}``.
+    """
+
+    id: str
+    kind: CellKind
+    x_um: float
+    y_um: float
+    z_um: float
+    radius_um: float
+    nucleus_radius_um: float
+    state: CellState
+    markers: Mapping[str, float]
+
+
+def cells_of(aged: Aged, height: float, focus_um: float) -> Iterator[CellTruth]:
+    """Cells of a region, and then its remains.
+
+    Parameters
+    ----------
+    aged : Aged
+    height : float
+        `acq_isl.sim.specimen_objects.Culture.height`.
+    focus_um : float
+        Height above the glass that is in focus at 0.
+    """
+    region, beads = aged.region, aged.region.beads
+    place = "_".join(str(natural(round(edge / REGION_UM))) for edge in (region.x, region.y))
+    z_um = [height * layer - focus_um for layer in LAYER_HEIGHTS_UM]
+    for number, (cell, progress) in enumerate(zip(region.cells, aged.progress, strict=True)):
+        yield _cell_truth(f"{place}_{number}", cell, float(progress), z_um[cell.layer])
+    # Remains are drawn as a ball and its nucleus, in this order.
+    for number, at in enumerate(np.flatnonzero((beads.dead > 0) & (beads.cell < 0))):
+        ball, nucleus = (float(beads.radius[one]) for one in (at - 1, at))
+        markers = _markers(float(beads.dna[at]), float(beads.mtubules[at - 1]), float(beads.dead[at]))
+        x_um, y_um = float(beads.x[at - 1]), float(beads.y[at - 1])
+        z = z_um[int(beads.layer[at])]
+        yield CellTruth(f"{place}_r{number}", "remains", x_um, y_um, z, ball, nucleus, "dead", markers)
+
+
+def _cell_truth(name: str, cell: Cell, progress: float, z_um: float) -> CellTruth:
+    radius = float(np.sqrt(cell.long * cell.short))
+    state: CellState = "alive" if progress < 0 else "dying" if progress < 1 else "dead"
+    kind: CellKind = "neuron" if cell.is_neuron else "glia"
+    return CellTruth(
+        name, kind, cell.x, cell.y, z_um, radius, radius * cell.nucleus, state,
+        _markers(cell.dna, cell.mtubules, cell.dead),
+    )  # fmt: skip
+
+
+def _markers(dna: float, mtubules: float, dead: float) -> dict[str, float]:
+    # Neurofilament shows the soma as faintly as specimen_raster draws it.
+    shown = {"nuclei": dna, "dendrites": mtubules, "axons": 0.06 * mtubules, "dead": dead}
+    return {label: min(light, 1.0) for label, light in shown.items()}
