@@ -13,6 +13,7 @@ from acq_isl.broadcast import Broadcast, bounds, choice, expected_slices
 from acq_isl.engines import describe
 from acq_isl.errors import EngineError, StorageError
 from acq_isl.experiment import Experiment, LocalEngine, NoEngine, RemoteEngine, SimulatedMicroscope
+from acq_isl.faults import of_engine
 from acq_isl.figures import Gauge
 from acq_isl.hooks import GuardedAcquisition, OpenMicroscope, Safety, call_user_function, open_microscope
 from acq_isl.instruments import Instruments
@@ -30,14 +31,14 @@ from acq_isl.store import PredictionStore, field_name, load
 from acq_isl.stream.client import ClientSettings, EngineClient
 from acq_isl.stream.keys import client_keys
 from acq_isl.stream.link import LinkSettings
-from acq_isl.stream.process import EngineProcess
+from acq_isl.stream.process import SERVE, EngineProcess
 from acq_isl.stream.spool import Spool
 from acq_isl.summary import Kept, Origin, summarise, versions
 from acq_isl.view.notebook import run_html
 from acq_isl.view.previews import WatchedSink
 
 _REMOTE_WAIT_S = 5.0
-_COMPUTING_S = 60.0
+_COMPUTING_S, _FAULTY_S = 60.0, 10.0
 _DISK_S = 10.0
 _STORE = "predictions.ome.zarr"
 _FILES = (
@@ -237,8 +238,11 @@ def _opened(
 
 def _safety(experiment: Experiment) -> Safety:
     # A slow computer takes seconds to compute a new field; that is no stuck microscope.
-    simulated = isinstance(experiment.microscope, SimulatedMicroscope)
-    return Safety(watchdog_s=_COMPUTING_S) if simulated else Safety()
+    match experiment.microscope:
+        case SimulatedMicroscope(faults=faults):
+            return Safety(watchdog_s=_FAULTY_S if faults else _COMPUTING_S)
+        case _:
+            return Safety()
 
 
 def _lost(source: EngineClient | WithoutEngine) -> int:
@@ -253,6 +257,13 @@ def _state(source: EngineClient | WithoutEngine) -> str:
     return "does not answer; stacks wait on disk" if welcome is None else f"ready, {welcome.engine}"
 
 
+def _serve_command(experiment: Experiment) -> tuple[str, ...]:
+    """How the engine's process is started: with its planted faults, where there are some."""
+    microscope = experiment.microscope
+    planted = of_engine(microscope.faults) if isinstance(microscope, SimulatedMicroscope) else ()
+    return (*SERVE, *(word for fault in planted for word in ("--fault", str(fault))))
+
+
 def _engine(
     experiment: Experiment, folder: Path, stack: ExitStack
 ) -> tuple[EngineClient | WithoutEngine, Manifest | None, str, tuple[str, ...]]:
@@ -263,7 +274,9 @@ def _engine(
         case LocalEngine(threads=threads):
             info = describe(experiment.model)
             try:
-                address = stack.enter_context(EngineProcess(experiment.model, threads=threads)).endpoint
+                command = _serve_command(experiment)
+                process = EngineProcess(experiment.model, threads=threads, command=command)
+                address = stack.enter_context(process).endpoint
             except EngineError as error:
                 return WithoutEngine(), None, "", (f"the engine did not start: {error}",)
             manifest, sha256 = info.manifest, info.sha256

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from acq_isl.cli_engines import add_engine_commands
+from acq_isl.cli_faults import faulty, planted
 from acq_isl.cli_live import Port, Web, Window, both, installed, make_web_command, open_window, page, view
 from acq_isl.cli_models import add_model_commands
 from acq_isl.errors import AcqIslError
@@ -46,6 +47,10 @@ Output = Annotated[Path | None, typer.Option(help="Where run folders are made.",
 Engine = Annotated[
     str | None, typer.Option(help="'none' to predict nothing, or the address of a running 'acq-isl serve'.")
 ]
+Faults = Annotated[
+    list[str] | None,
+    typer.Option("--fault", metavar="FAULT", help="Let something go wrong, such as focus-drift:2."),
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what happens inside.")]
 
 
@@ -56,6 +61,7 @@ def demo(
     ] = None,
     output: Output = None,
     engine: Engine = None,
+    fault: Faults = None,
     web: Annotated[
         bool | None,
         typer.Option("--web/--no-web", help="Serve a page that shows it live.", show_default="if installed"),
@@ -69,6 +75,7 @@ def demo(
     if specimen is not None:
         microscope = SimulatedMicroscope(specimen=RecordedSpecimen(folder=specimen))
         experiment = experiment.model_copy(update={"microscope": microscope})
+    experiment = planted(experiment, fault)
     served = PageSettings() if (installed() if web is None else web) else None
     adjusted = _adjusted(experiment, output, engine)
     if window:
@@ -83,13 +90,14 @@ def run(
     dry_run: Annotated[bool, typer.Option(help="Check everything and show the plan; nothing moves.")] = False,
     output: Output = None,
     engine: Engine = None,
+    fault: Faults = None,
     web: Web = False,
     port: Port = None,
     window: Window = False,
     verbose: Verbose = False,
 ) -> None:
     """Run an experiment."""
-    loaded = _adjusted(Experiment.from_yaml(experiment), output, engine)
+    loaded = planted(_adjusted(Experiment.from_yaml(experiment), output, engine), fault, sim=sim)
     if dry_run:
         from acq_isl.cli_plan import show_plan
 
@@ -113,6 +121,7 @@ def serve(
     ] = None,
     announce: Annotated[Path | None, typer.Option(hidden=True)] = None,
     stop_with_stdin: Annotated[bool, typer.Option(hidden=True)] = False,
+    fault: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
     verbose: Verbose = False,
 ) -> None:
     """Predict for clients until stopped with Ctrl-C."""
@@ -132,7 +141,7 @@ def serve(
         model_sha256=engine.model.sha256,
         keys=None if keys is None else server_keys(keys),
     )
-    serve_engine(engine, bind, settings, Parent(announce, stop_with_stdin))
+    serve_engine(faulty(engine, fault), bind, settings, Parent(announce, stop_with_stdin))
 
 
 @cli.command()

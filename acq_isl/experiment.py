@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import ErrorDetails
 
 from acq_isl.errors import ExperimentError
+from acq_isl.fault_text import FaultText
 from acq_isl.rules import Best, Limits, Trigger
 from acq_isl.stack import Modality, Polarity
 
@@ -122,6 +123,8 @@ class SimulatedMicroscope(_Strict):
     )
     camera_px: tuple[int, int] = (512, 512)
     """Rows and columns of the camera."""
+    faults: tuple[FaultText, ...] = ()
+    """What goes wrong on purpose, such as ``focus-drift:2``; see docs/simulator.md."""
 
 
 class RunningMicroManager(_Strict):

@@ -19,6 +19,7 @@ from acq_isl.experiment import (
     SimulatedMicroscope,
     SyntheticSpecimen,
 )
+from acq_isl.faults import of_scope
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,9 @@ def _simulated(settings: SimulatedMicroscope) -> Iterator[OpenMicroscope]:
             what = f"specimen recorded in {folder}"
     chosen = sim.ScopeSettings(shape=settings.camera_px)
     reach = Limits(x_um=chosen.x_limits_um, y_um=chosen.y_limits_um, z_um=chosen.z_limits_um)
-    with sim.SimulatedScope(specimen, settings=chosen) as scope:
+    if settings.faults:
+        what += f", faults planted: {', '.join(map(str, settings.faults))}"
+    with sim.SimulatedScope(specimen, settings=chosen, faults=of_scope(settings.faults)) as scope:
         yield OpenMicroscope(scope.core, f"simulated microscope, {what}", simulated=scope, reach=reach)
 
 

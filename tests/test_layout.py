@@ -60,6 +60,7 @@ RANKS = {
     "preflight": 6,
     "app": 7,
     "cli_engines": 7,
+    "cli_faults": 7,
     "cli_live": 7,
     "cli_models": 7,
     "cli_plan": 7,

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 _LOOK_S = 0.02
 _TAIL_BYTES = 2000
 _STOP_S = 5.0
+SERVE = (sys.executable, "-m", "acq_isl", "serve")
 
 
 class EngineProcess:
@@ -53,7 +54,7 @@ class EngineProcess:
         bind: str = "tcp://127.0.0.1:*",
         threads: int | None = None,
         startup_timeout_s: float = 60.0,
-        command: Sequence[str] = (sys.executable, "-m", "acq_isl", "serve"),
+        command: Sequence[str] = SERVE,
     ) -> None:
         self._model = Path(model)
         self._bind, self._threads = bind, threads
