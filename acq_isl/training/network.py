@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -36,7 +37,7 @@ class NetworkConfig:
         What a level is made of: two 3x3 convolutions, two depthwise-separable ones, or a residual block
         after Liu et al., "A ConvNet for the 2020s", CVPR 2022 (batch instead of layer normalisation).
     fold : int
-        Squares of fold x fold pixels become channels before the first convolution.
+        The first convolution lowers the resolution by this factor; the last one brings it back.
     """
 
     planes: int = 13
@@ -56,8 +57,9 @@ class NetworkConfig:
 class Normalise(nn.Module):
     """Raw counts minus their local background, in units of the stack's contrast.
 
-    The background is a Gaussian of 4x4 block means, as in `acq_isl.normalize.contrast_sd`, brought back
-    to full resolution bilinearly. Training and the exported graph both run this module.
+    The background is a Gaussian of block means, as in `acq_isl.normalize.contrast_sd`, brought back to
+    full resolution bilinearly; four pixels of a block of sixteen are enough for it, and cost a third.
+    Training and the exported graph both run this module.
     """
 
     kernel: Tensor
@@ -75,7 +77,7 @@ class Normalise(nn.Module):
     def background(self, counts: Tensor) -> Tensor:
         """Local background of (N, Z, H, W) counts; H and W multiples of 4."""
         r = self.radius
-        low = F.avg_pool2d(counts, _BLOCK_PX)  # (N, Z, H/4, W/4)
+        low = F.avg_pool2d(counts, 2, stride=_BLOCK_PX)  # (N, Z, H/4, W/4)
         low = F.pad(low, (r, r, r, r), mode="replicate")
         low = F.conv2d(low, self.kernel[:, :, :, None], groups=self.planes)
         low = F.conv2d(low, self.kernel[:, :, None, :], groups=self.planes)
@@ -88,21 +90,20 @@ class Normalise(nn.Module):
 
 
 def _plain(inputs: int, outputs: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for source in (inputs, outputs):
-        layers += [nn.Conv2d(source, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
-    return nn.Sequential(*layers)
+    return nn.Sequential(*_dense(inputs, outputs), *_dense(outputs, outputs))
+
+
+def _dense(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> tuple[nn.Module, ...]:
+    padding = (size - stride) // 2
+    conv = nn.Conv2d(inputs, outputs, size, stride=stride, padding=padding, bias=False)
+    return conv, nn.BatchNorm2d(outputs), nn.ReLU()
 
 
 def _separable(inputs: int, outputs: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for source in (inputs, outputs):
-        layers += [
-            nn.Conv2d(source, source, 3, padding=1, groups=source, bias=False),
-            nn.Conv2d(source, outputs, 1, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(),
-        ]
+        layers += [nn.Conv2d(source, source, 3, padding=1, groups=source, bias=False)]
+        layers += _dense(source, outputs, 1)
     return nn.Sequential(*layers)
 
 
@@ -125,12 +126,8 @@ class _Residual(nn.Module):
 
 
 def _convnext(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 1, bias=False),
-        nn.BatchNorm2d(outputs),
-        _Residual(outputs),
-        _Residual(outputs),
-    )
+    convolution, norm, _ = _dense(inputs, outputs, 1)
+    return nn.Sequential(convolution, norm, _Residual(outputs), _Residual(outputs))
 
 
 _LEVELS: dict[Kind, Callable[[int, int], nn.Sequential]] = {
@@ -140,10 +137,19 @@ _LEVELS: dict[Kind, Callable[[int, int], nn.Sequential]] = {
 }
 
 
-class LiveNetwork(nn.Module):
-    """U-Net on the space-to-depth transformed stack, planes as channels.
+def _first(config: NetworkConfig) -> nn.Sequential:
+    """Full resolution to the first level's: a strided convolution, faster than folding pixels."""
+    fold, base = config.fold, config.base
+    if config.kind == "unet":
+        # What 3x3 would be after folding squares of pixels into channels.
+        return nn.Sequential(*_dense(config.planes, base, 3 * fold, fold), *_dense(base, base))
+    return nn.Sequential(*_dense(config.planes, base, fold, fold), *_LEVELS[config.kind](base, base))
 
-    Lowering the resolution before the first convolution is what makes it fast enough for live use:
+
+class LiveNetwork(nn.Module):
+    """U-Net at a lowered resolution, planes as channels.
+
+    Lowering the resolution by the first convolution is what makes it fast enough for live use:
     1.03 million parameters and about 65 kMAC per pixel at base 24 of kind ``unet``.
     """
 
@@ -153,8 +159,8 @@ class LiveNetwork(nn.Module):
         widths = [config.base * 2**level for level in range(config.levels)]
         self.normalise = Normalise(config.planes, config.high_pass_px)
         level = _LEVELS[config.kind]
-        inputs = [config.fold**2 * config.planes, *widths[:-1]]
-        self.down = nn.ModuleList(level(i, o) for i, o in zip(inputs, widths, strict=True))
+        pairs = itertools.pairwise(widths)
+        self.down = nn.ModuleList([_first(config), *(level(i, o) for i, o in pairs)])
         self.shrink = nn.ModuleList(nn.Conv2d(2 * w, w, 1) for w in widths[:-1])
         self.up = nn.ModuleList(level(2 * w, w) for w in widths[:-1])
         self.head = nn.Conv2d(config.base, config.fold**2 * 2 * config.labels, 1)
@@ -177,7 +183,6 @@ class LiveNetwork(nn.Module):
 
     def with_bottom(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`forward`, and the coarsest level's activations, (N, base * 2^(levels - 1), H/step, W/step)."""
-        x = F.pixel_unshuffle(x, self.config.fold)  # (N, fold^2 Z, H/fold, W/fold)
         skips = []
         for level, block in enumerate(self.down):
             x = block(x if level == 0 else F.max_pool2d(x, 2))  # (N, base 2^l, H/(fold 2^l), W/(fold 2^l))
