@@ -147,6 +147,10 @@ class Manifest(_Strict):
     """Pixels at a tile border whose prediction depends on what is outside of the tile."""
     size_step_px: int = Field(gt=0)
     """Tile sides must be multiples of this."""
+    max_tile_px: int | None = Field(default=None, gt=0)
+    """Longest tile side whose memory is bearable; None: the engine's own limit."""
+    blank_px: int = Field(default=0, ge=0)
+    """Pixels at a tile's border that the network does not answer for, so that they are never shown."""
     spread_scale: tuple[float, ...] = ()
     """Per label, factor fitted on held-out pixels that turns the network's spread into one SD.
 
@@ -173,6 +177,8 @@ class Manifest(_Strict):
             raise ValueError(f"label names must differ: {', '.join(names)}")
         if self.spread_scale and len(self.spread_scale) != len(names):
             raise ValueError(f"spread_scale has {len(self.spread_scale)} values for {len(names)} labels")
+        if self.blank_px > self.halo_px:
+            raise ValueError(f"blank_px, {self.blank_px}, cannot be more than halo_px, {self.halo_px}")
         strange = {one.label for one in self.evaluations} - set(names)
         if strange:
             raise ValueError(f"evaluations of labels that the model has not: {', '.join(sorted(strange))}")

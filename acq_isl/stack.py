@@ -154,6 +154,29 @@ class StageTimes:
     decode_ms: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Distance:
+    """How unlike the training set a stack looks in one respect; see `acq_isl.manifest.Gate`.
+
+    Parameters
+    ----------
+    name : str
+        What is compared, such as ``features``.
+    value : float
+        Median over the windows of the field.
+    limit : float
+        A stack above it is refused, unless an expert wants the prediction all the same.
+    """
+
+    name: str
+    value: float
+    limit: float
+
+    @property
+    def beyond(self) -> bool:
+        return self.value > self.limit
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Prediction:
     """Labels an engine predicts for a stack. Never measured, always to be shown as predicted.
@@ -177,6 +200,10 @@ class Prediction:
     border_px : int
         Width of the margin whose receptive field reaches outside the image: less certain.
     times : StageTimes
+    model : str
+        Name by which the client asked for the model, also in other outcomes; empty if it named none.
+    distances : tuple of Distance
+        How unlike the training set the stack looks; empty if the model cannot tell.
     """
 
     info: StackInfo
@@ -189,6 +216,8 @@ class Prediction:
     warnings: tuple[str, ...] = ()
     border_px: int = 0
     times: StageTimes = field(default_factory=StageTimes)
+    model: str = ""
+    distances: tuple[Distance, ...] = ()
 
     @property
     def display_names(self) -> tuple[str, ...]:
@@ -213,6 +242,7 @@ class Refusal:
     info: StackInfo
     reason: str
     fix: str
+    model: str = ""
 
     def _repr_html_(self) -> str:
         return _html("outcome_html", self)
@@ -225,6 +255,7 @@ class Unpredicted:
     info: StackInfo
     reason: str
     where: str
+    model: str = ""
 
     def _repr_html_(self) -> str:
         return _html("outcome_html", self)

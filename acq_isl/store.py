@@ -28,7 +28,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from acq_isl.errors import StorageError
-from acq_isl.stack import Prediction, StackInfo, StackKey, StageTimes
+from acq_isl.stack import Distance, Prediction, StackInfo, StackKey, StageTimes
 
 _LARGEST_CHUNK_PX = 1024
 _LOOK_S = 0.1
@@ -213,6 +213,7 @@ def load(path: Path | str, name: str) -> Prediction:
             warnings=tuple(kept["warnings"]),
             border_px=kept["border_px"],
             times=TypeAdapter(StageTimes).validate_python(kept["latency_ms"]),
+            distances=TypeAdapter(tuple[Distance, ...]).validate_python(kept.get("distances", ())),
         )
     except (KeyError, ValueError, OSError) as error:
         raise StorageError(f"{folder} is no prediction of acq-isl", got=str(error), fix="check it") from error
@@ -272,6 +273,7 @@ def _provenance(prediction: Prediction) -> dict[str, Any]:
         "latency_ms": asdict(prediction.times),
         "warnings": list(prediction.warnings),
         "border_px": prediction.border_px,
+        "distances": [asdict(one) for one in prediction.distances],
         "stack": asdict(prediction.info),
         "software": {"acq-isl": version("acq-isl")},
     }

@@ -10,13 +10,13 @@ import psutil
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
-from acq_isl.engines.model_file import ModelFile, read_model
+from acq_isl.engines.gate import Policy
+from acq_isl.engines.model_file import ModelFile, answers, read_model
 from acq_isl.engines.predictor import TILE_PX, Predictor
 from acq_isl.errors import EngineError, ModelError
 from acq_isl.manifest import Manifest
 from acq_isl.stack import Float32Image
 
-_OUTPUTS = ["mean", "spread"]
 _FATAL_ONLY = 4  # whatever goes wrong is raised; the runtime need not print it as well
 # The runtime's errors have no common base but Exception.
 _RUNTIME_ERRORS = (
@@ -60,6 +60,7 @@ class OnnxNetwork:
 
     def __init__(self, model: ModelFile, *, threads: int | None = None) -> None:
         self._threads = default_threads() if threads is None else max(threads, 1)
+        self._outputs = answers(model.info.manifest)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
@@ -83,23 +84,27 @@ class OnnxNetwork:
         return "onnxruntime cpu fp32"
 
     @property
+    def outputs(self) -> tuple[str, ...]:
+        return self._outputs
+
+    @property
     def threads(self) -> int:
         """Cores it computes on."""
         return self._threads
 
-    def run(self, tiles: NDArray[np.uint8], inv_sd: Float32Image) -> tuple[Float32Image, Float32Image]:
+    def run(self, tiles: NDArray[np.uint8], inv_sd: Float32Image) -> tuple[Float32Image, ...]:
         """Infer a batch of tiles; see `acq_isl.engines.predictor.Network`."""
         session = self._session
         if session is None:
             raise EngineError("the engine is closed", fix="load the engine again")
         try:
-            mean, spread = session.run(_OUTPUTS, {"stack": tiles, "inv_sd": inv_sd})
+            found = session.run(list(self._outputs), {"stack": tiles, "inv_sd": inv_sd})
         except _RUNTIME_ERRORS as error:
             raise EngineError(
                 f"ONNX Runtime failed on tiles of {tiles.shape}: {error}",
                 fix="if memory ran out, use smaller tiles or close other programs",
             ) from error
-        return mean, spread
+        return tuple(found)
 
     def warm_up(self, manifest: Manifest) -> None:
         """Run once on a tile of the smallest size, so that the first stack finds threads and code ready."""
@@ -121,8 +126,8 @@ class OnnxEngine(Predictor):
         Cores to use, `default_threads` if not given.
     tile_px : int or None
         Longest tile side; it bounds memory. None infers any field in one piece.
-    border_px : int
-        Reflected pixels around the field; see `Predictor`.
+    gate : "refuse" or "warn"
+        What becomes of a stack that looks unlike the training set.
     sha256 : str, optional
         Hash the file must have.
 
@@ -140,10 +145,10 @@ class OnnxEngine(Predictor):
         *,
         threads: int | None = None,
         tile_px: int | None = TILE_PX,
-        border_px: int = 0,
+        gate: Policy = "refuse",
         sha256: str | None = None,
     ) -> None:
         file = read_model(model, sha256=sha256)
         network = OnnxNetwork(file, threads=threads)
         network.warm_up(file.info.manifest)
-        super().__init__(file.info, network, tile_px=tile_px, border_px=border_px)
+        super().__init__(file.info, network, tile_px=tile_px, gate=gate)

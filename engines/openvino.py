@@ -14,7 +14,8 @@ import openvino
 from numpy.typing import NDArray
 from openvino import properties
 
-from acq_isl.engines.model_file import ModelFile, read_model
+from acq_isl.engines.gate import Policy
+from acq_isl.engines.model_file import ModelFile, answers, read_model
 from acq_isl.engines.onnx import default_threads
 from acq_isl.engines.openvino_cache import CompiledCache, CompiledKey
 from acq_isl.engines.openvino_graph import Parts, handed_over_in_bf16, read_graph
@@ -27,7 +28,6 @@ _log = logging.getLogger(__name__)
 Precision = Literal["fp32", "bf16", "int8"]
 _DEVICE = "CPU"
 _SHAPES_KEPT = 3
-_OUTPUTS = ("mean", "spread")
 # Nothing else comes out of OpenVINO's bindings; which one tells nothing.
 _RUNTIME_ERRORS = (RuntimeError, ValueError, TypeError, MemoryError)
 
@@ -87,6 +87,7 @@ class OpenVinoNetwork:
         self._threads = default_threads() if threads is None else max(threads, 1)
         self._model, self._trunk = model, trunk
         self._cache = cache or CompiledCache()
+        self._outputs = answers(model.info.manifest)
         self._lock = threading.Lock()  # guards what is ready, and lets one stack at a time have all cores
         self._ready: OrderedDict[tuple[int, ...], _Ready] = OrderedDict()
         self._core: Any = openvino.Core()
@@ -97,11 +98,15 @@ class OpenVinoNetwork:
         return f"openvino cpu {self._precision}"
 
     @property
+    def outputs(self) -> tuple[str, ...]:
+        return self._outputs
+
+    @property
     def threads(self) -> int:
         """Cores it computes on."""
         return self._threads
 
-    def run(self, tiles: NDArray[np.uint8], inv_sd: Float32Image) -> tuple[Float32Image, Float32Image]:
+    def run(self, tiles: NDArray[np.uint8], inv_sd: Float32Image) -> tuple[Float32Image, ...]:
         """Infer a batch of tiles; see `acq_isl.engines.predictor.Network`."""
         with self._lock:
             if self._core is None:
@@ -152,21 +157,19 @@ class OpenVinoNetwork:
             )
         return parts
 
-    def _run(
-        self, ready: _Ready, tiles: NDArray[np.uint8], inv_sd: Float32Image
-    ) -> tuple[Float32Image, Float32Image]:
+    def _run(self, ready: _Ready, tiles: NDArray[np.uint8], inv_sd: Float32Image) -> tuple[Float32Image, ...]:
         first, last = ready.requests[0], ready.requests[-1]
         data: NDArray[Any] = tiles.view("<u2")[..., 0] if self._parts.takes_counts else tiles
         first.set_tensor("stack", openvino.Tensor(np.ascontiguousarray(data), shared_memory=True))
         first.set_tensor("inv_sd", openvino.Tensor(np.ascontiguousarray(inv_sd), shared_memory=True))
         out = []
-        for name in _OUTPUTS:
+        for name in self._outputs:
             values = np.empty(tuple(last.get_tensor(name).shape), np.float32)
             last.set_tensor(name, openvino.Tensor(values, shared_memory=True))
             out.append(values)
         for request in ready.requests:
             request.infer()
-        return out[0], out[1]
+        return tuple(out)
 
     def _for_shape(self, shape: tuple[int, ...]) -> _Ready:
         if shape not in self._ready:
@@ -227,8 +230,8 @@ class OpenVinoEngine(Predictor):
         As in `OpenVinoNetwork`.
     tile_px : int or None
         Longest tile side; it bounds memory. None infers any field in one piece.
-    border_px : int
-        Reflected pixels around the field; see `Predictor`.
+    gate : "refuse" or "warn"
+        What becomes of a stack that looks unlike the training set.
 
     Raises
     ------
@@ -246,12 +249,12 @@ class OpenVinoEngine(Predictor):
         threads: int | None = None,
         trunk: tuple[bytes, bytes] | None = None,
         tile_px: int | None = TILE_PX,
-        border_px: int = 0,
+        gate: Policy = "refuse",
     ) -> None:
         file = model if isinstance(model, ModelFile) else read_model(model)
         network = OpenVinoNetwork(file, precision=precision, threads=threads, trunk=trunk)
         network.warm_up()
-        super().__init__(file.info, network, tile_px=tile_px, border_px=border_px)
+        super().__init__(file.info, network, tile_px=tile_px, gate=gate)
 
 
 def _first_line(error: BaseException) -> str:

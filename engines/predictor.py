@@ -1,4 +1,4 @@
-"""A stack becomes a prediction: check, resample, tile, infer, stitch, map back. For every back end."""
+"""A stack becomes a prediction: check, resample, tile, infer, stitch, judge, map back. For every back end."""
 
 from __future__ import annotations
 
@@ -6,89 +6,40 @@ import logging
 import math
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from acq_isl.engines.content import check_content
+from acq_isl.engines.gate import Policy, judge, measured
 from acq_isl.engines.model_file import ModelInfo
-from acq_isl.errors import EngineError, StackRefused
+from acq_isl.engines.network import DISTANCE, MEAN, SPREAD, Network, Shares
+from acq_isl.errors import EngineError, ModelError, StackRefused
 from acq_isl.fit import Refuse, Resample, Use, check
 from acq_isl.manifest import Manifest
 from acq_isl.normalize import inverse_contrast, map_back, resample
-from acq_isl.stack import Float32Image, Prediction, StageTimes, Uint16Image, ZStack
+from acq_isl.stack import Distance, Float32Image, Prediction, StageTimes, Uint16Image, ZStack
 from acq_isl.tiling import TilePlan, TileRule, blend, cut, plan_tiles
 
 # Covers the usual 2048 and 2304 px cameras with 2x2 tiles.
 TILE_PX = 1280
 
+__all__ = ["TILE_PX", "Network", "Predictor", "Shares"]
+
 _log = logging.getLogger(__name__)
 
 
-_Maps = tuple[Float32Image, Float32Image]  # mean and spread
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What the network says of a field: mean and spread, (label, y, x), and the distances of each batch."""
 
-
-@dataclass(slots=True)
-class Shares:
-    """Where the milliseconds of one prediction went.
-
-    Parameters
-    ----------
-    prepare_ms : float
-        Content checked, contrast measured, resampled where needed.
-    tile_ms : float
-        Tiles cut and blended.
-    network_ms : float
-        The back end, its copies included.
-    upload_ms, download_ms : float
-        Copies to and from a GPU, as far as the back end counts them.
-    finish_ms : float
-        Numbers checked, brought back to the stack's grid.
-    """
-
-    prepare_ms: float = 0.0
-    tile_ms: float = 0.0
-    network_ms: float = 0.0
-    upload_ms: float = 0.0
-    download_ms: float = 0.0
-    finish_ms: float = 0.0
-
-    @property
-    def total_ms(self) -> float:
-        return self.prepare_ms + self.tile_ms + self.network_ms + self.finish_ms
-
-
-class Network(Protocol):
-    """A back end: runs one model on batches of tiles. Called from one thread at a time per stack."""
-
-    @property
-    def name(self) -> str:
-        """Back end, device and precision, such as ``"onnxruntime cpu fp32"``."""
-
-    def run(self, tiles: NDArray[np.uint8], inv_sd: Float32Image) -> tuple[Float32Image, Float32Image]:
-        """Infer.
-
-        Parameters
-        ----------
-        tiles : (tile, z, h, w, 2) uint8
-            Little-endian bytes of uint16 counts; h and w obey the manifest's tile rule.
-        inv_sd : (tile,) float32
-            1 / contrast of the whole stack each tile is from.
-
-        Returns
-        -------
-        mean, spread : (tile, label, h, w) float32
-
-        Raises
-        ------
-        EngineError
-        """
-
-    def close(self) -> None:
-        """Free what the back end holds; running it afterwards is an `EngineError`."""
+    mean: Float32Image
+    spread: Float32Image
+    windows: list[Float32Image] = field(default_factory=list)
 
 
 class Predictor:
@@ -104,11 +55,19 @@ class Predictor:
         Longest tile side. It bounds memory: never more than a batch of tiles is in work. None infers
         any field in one piece.
     tiles_per_batch : int
-    border_px : int
-        Reflected pixels to put around the field. On the recorded field, one size step of them (16) takes a
-        fifth off the error that the edge of a field makes in its outer 16 pixels (.027 to .021 RMS in the
-        outer 8), and raises the correlation with real nuclei there from .61 to .68, of .71 with the true
-        surroundings. More does not help. They cost 6 % of the time at 1024x1024.
+    border_px : int, optional
+        Reflected pixels to put around the field; if not given, one size step, or as many as the network
+        leaves blank. On the recorded field, one size step of them (16) takes a fifth off the error that the
+        edge of a field makes in its outer 16 pixels (.027 to .021 RMS in the outer 8), and raises the
+        correlation with real nuclei there from .61 to .68, of .71 with the true surroundings. More does not
+        help. They cost 6 % of the time at 1024x1024.
+    gate : "refuse" or "warn"
+        What becomes of a stack that looks unlike the training set.
+
+    Raises
+    ------
+    ModelError
+        The model has a gate, but the back end does not give its distances.
     """
 
     def __init__(
@@ -118,14 +77,26 @@ class Predictor:
         *,
         tile_px: int | None = TILE_PX,
         tiles_per_batch: int = 1,
-        border_px: int = 0,
+        border_px: int | None = None,
+        gate: Policy = "refuse",
     ) -> None:
-        self._model, self._network = model, network
-        self._tile_px, self._tiles_per_batch = tile_px, tiles_per_batch
         rules = model.manifest
+        self._model, self._network, self._gate = model, network, gate
+        self._outputs = getattr(network, "outputs", (MEAN, SPREAD))
+        if rules.gate is not None and DISTANCE not in self._outputs:
+            raise ModelError(
+                f"{network.name} cannot tell whether a stack looks like those {model.where} was trained on",
+                wanted=f"an output {DISTANCE!r}, which the model's gate needs",
+                got=", ".join(self._outputs),
+                fix="use another engine, such as onnxruntime, or build the plan again",
+            )
+        self._tile_px, self._tiles_per_batch = tile_px, tiles_per_batch
+        if tile_px is not None and rules.max_tile_px is not None:
+            self._tile_px = min(tile_px, rules.max_tile_px)
         self._rule = TileRule(rules.min_tile_px, rules.halo_px, rules.size_step_px)
         self._margin_px = rules.halo_px if rules.margin_px is None else rules.margin_px
-        self._border_px = border_px
+        least_px = max(rules.size_step_px, rules.blank_px)
+        self._border_px = least_px if border_px is None else max(border_px, rules.blank_px)
 
     @property
     def manifest(self) -> Manifest:
@@ -166,11 +137,12 @@ class Predictor:
         began_s = time.perf_counter()
         field = pixels.shape[1], pixels.shape[2]
         plan = plan_tiles(field, self._rule, tile_px=self._tile_px, border_px=self._border_px)
-        mean, spread = self._infer(pixels, inv_sd, plan, shares)
+        answer = self._infer(pixels, inv_sd, plan, shares)
         shares.tile_ms = _since_ms(began_s) - shares.network_ms
         began_s = time.perf_counter()
-        _check_finite(mean, spread, stack)
-        mean, spread = (map_back(values, stack.info.shape) for values in (mean, spread))
+        _check_finite((answer.mean, answer.spread, *answer.windows), stack)
+        distances, warnings = self._judged(stack, answer)
+        mean, spread = (map_back(values, stack.info.shape) for values in (answer.mean, answer.spread))
         shares.finish_ms = _since_ms(began_s)
         _log.debug("%s: %d tiles, %.0f ms", stack.info.key, len(plan.tiles), shares.total_ms)
         prediction = Prediction(
@@ -181,28 +153,39 @@ class Predictor:
             model_sha256=self._model.sha256,
             model_name=f"{self.manifest.name} {self.manifest.version}",
             engine=self._network.name,
-            warnings=verdict.warnings if isinstance(verdict, Resample) else verdict.notes,
+            warnings=(*(verdict.warnings if isinstance(verdict, Resample) else verdict.notes), *warnings),
             border_px=min(math.ceil(self._margin_px / scale), *((n + 1) // 2 for n in stack.info.shape)),
             times=StageTimes(infer_ms=shares.network_ms, decode_ms=shares.total_ms - shares.network_ms),
+            distances=distances,
         )
         return prediction, shares
 
-    def _infer(self, pixels: Uint16Image, inv_sd: np.float32, plan: TilePlan, shares: Shares) -> _Maps:
-        """Mean and spread of the whole field; adds the network's time to the shares."""
+    def _judged(self, stack: ZStack, answer: _Answer) -> tuple[tuple[Distance, ...], tuple[str, ...]]:
+        """Distances to the training set, and warnings; StackRefused where that is the policy."""
+        if self.manifest.gate is None:
+            return (), ()
+        distances = measured(self.manifest.gate, answer.windows)
+        return distances, judge(stack.info.key, distances, self._gate)
+
+    def _infer(self, pixels: Uint16Image, inv_sd: np.float32, plan: TilePlan, shares: Shares) -> _Answer:
+        """What the network says of the whole field; adds its time to the shares."""
         if len(plan.tiles) == 1:
-            return _whole(self._run(cut(pixels, plan, plan.tiles), inv_sd, shares), plan)
+            mean, spread, *windows = self._run(cut(pixels, plan, plan.tiles), inv_sd, shares)
+            return _Answer(_whole(mean, plan), _whole(spread, plan), windows)
         shape = (len(self.manifest.labels), *plan.field_shape)
-        field = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        answer = _Answer(np.zeros(shape, np.float32), np.zeros(shape, np.float32))
         batch = max(min(self._tiles_per_batch, len(plan.tiles)), 1)
         memory = np.empty((batch, len(pixels), *plan.tile_shape), np.uint16)
         for tiles in plan.batches(batch):
-            outputs = self._run(cut(pixels, plan, tiles, memory), inv_sd, shares)
-            for out, values in zip(field, outputs, strict=True):
+            mean, spread, *windows = self._run(cut(pixels, plan, tiles, memory), inv_sd, shares)
+            answer.windows.extend(windows)
+            for out, values in ((answer.mean, mean), (answer.spread, spread)):
                 for one, tile in zip(values, tiles, strict=True):
                     blend(out, one, plan, tile)
-        return field
+        return answer
 
-    def _run(self, tiles: Uint16Image, inv_sd: np.float32, shares: Shares) -> _Maps:
+    def _run(self, tiles: Uint16Image, inv_sd: np.float32, shares: Shares) -> tuple[Float32Image, ...]:
+        """Mean, spread, and distance if the model has a gate."""
         data = _as_bytes(tiles)
         before = _copies_ms(self._network)
         began_s = time.perf_counter()
@@ -211,16 +194,31 @@ class Predictor:
         after = _copies_ms(self._network)
         shares.upload_ms += after[0] - before[0]
         shares.download_ms += after[1] - before[1]
-        wanted = (len(tiles), len(self.manifest.labels), *tiles.shape[2:])
-        for values in outputs:
-            if values.shape != wanted or values.dtype != np.float32:
+        return self._checked_shapes(outputs, tiles.shape)
+
+    def _checked_shapes(
+        self, outputs: tuple[Float32Image, ...], tiles: tuple[int, ...]
+    ) -> tuple[Float32Image, ...]:
+        rules = self.manifest
+        named = dict(zip(self._outputs, outputs, strict=False))
+        image = tiles[0], len(rules.labels), *tiles[2:]
+        wanted: dict[str, tuple[int, ...]] = {MEAN: image, SPREAD: image}
+        if rules.gate is not None:  # on a grid of its own, which only has to be there
+            grid = named[DISTANCE].shape[2:] if DISTANCE in named else ()
+            wanted[DISTANCE] = (
+                tiles[0],
+                len(rules.gate.names),
+                *(grid if len(grid) == 2 and all(grid) else (1, 1)),
+            )
+        for name, shape in wanted.items():
+            if name not in named or named[name].shape != shape or named[name].dtype != np.float32:
                 raise EngineError(
                     f"{self._network.name} answered with arrays of another shape than the model's",
-                    wanted=f"{wanted} float32",
-                    got=f"{values.shape} {values.dtype}",
+                    wanted=f"{name} {shape} float32",
+                    got=f"{named[name].shape} {named[name].dtype}" if name in named else "nothing",
                     fix="export the model again; its file does not do what its manifest says",
                 )
-        return outputs
+        return tuple(named[name] for name in wanted)
 
     def close(self) -> None:
         self._network.close()
@@ -257,17 +255,16 @@ def _as_bytes(tiles: Uint16Image) -> NDArray[np.uint8]:
     return little.view(np.uint8).reshape(*tiles.shape, 2)
 
 
-def _whole(outputs: _Maps, plan: TilePlan) -> _Maps:
+def _whole(values: Float32Image, plan: TilePlan) -> Float32Image:
     """The only tile, cut to the field."""
     top, left = -plan.rows.starts[0], -plan.columns.starts[0]
     rows, columns = plan.field_shape
-    mean, spread = (np.ascontiguousarray(v[0, :, top : top + rows, left : left + columns]) for v in outputs)
-    return mean, spread
+    return np.ascontiguousarray(values[0, :, top : top + rows, left : left + columns])
 
 
-def _check_finite(mean: Float32Image, spread: Float32Image, stack: ZStack) -> None:
+def _check_finite(answers: Sequence[Float32Image], stack: ZStack) -> None:
     # Smallest and largest carry every NaN and infinity, without an array of booleans.
-    if not all(np.isfinite([v.min(), v.max()]).all() for v in (mean, spread)):
+    if not all(np.isfinite([v.min(), v.max()]).all() for v in answers):
         raise EngineError(
             f"the network answered with NaN or infinity for stack {stack.info.key}; nothing is shown",
             fix="try another engine or fp32 precision; if it stays, the model is damaged: export it again",

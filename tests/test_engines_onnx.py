@@ -99,11 +99,11 @@ def stack_of(shape=(50, 70), planes=PLANES, seed=0):
 
 
 def convolved(pixels):
-    """What the tiny model computes of a field whose sides obey its step, in float64."""
+    """What the tiny model computes of a field, reflected at its border, in float64."""
     x = pixels.astype(float) / contrast_sd(pixels, 10.0)
     return np.stack(
         [
-            sum(ndimage.correlate(plane, k, mode="constant") for plane, k in zip(x, kernel, strict=True))
+            sum(ndimage.correlate(plane, k, mode="mirror") for plane, k in zip(x, kernel, strict=True))
             for kernel in KERNEL.astype(float)
         ]
     )

@@ -17,6 +17,7 @@ from acq_isl.normalize import contrast_sd
 from acq_isl.stack import StackInfo, StackKey, ZStack
 
 REACH_PX = 12
+BORDER_PX = 8  # one size step
 MANIFEST = Manifest(
     name="blur",
     version="2",
@@ -93,7 +94,7 @@ def test_a_prediction_says_all_there_is_to_know():
 
 def test_the_network_sees_the_counts_and_the_contrast_of_the_whole_stack():
     pixels, network = culture((96, 96)), BlurNetwork()
-    prediction = Predictor(MODEL, network, tile_px=64).predict(stack_of(pixels))
+    prediction = Predictor(MODEL, network, tile_px=64, border_px=0).predict(stack_of(pixels))
     assert len(network.shapes) > 1
     assert set(network.inv_sds) == {np.float32(1 / contrast_sd(pixels, 10.0))}
     counts = pixels.astype(np.float32).mean(axis=0)
@@ -102,6 +103,62 @@ def test_the_network_sees_the_counts_and_the_contrast_of_the_whole_stack():
     )
     np.testing.assert_allclose(prediction.mean[0], wanted, rtol=1e-5)
     np.testing.assert_allclose(prediction.spread[1], wanted / 2 + 0.1, rtol=1e-5)
+
+
+def test_a_field_is_surrounded_by_its_reflection():
+    pixels, network = culture((96, 96)), BlurNetwork()
+    prediction = Predictor(MODEL, network).predict(stack_of(pixels))
+    assert [shape[2:4] for shape in network.shapes] == [(96 + 2 * BORDER_PX, 96 + 2 * BORDER_PX)]
+    around = np.pad(pixels.astype(np.float32).mean(axis=0), BORDER_PX, mode="reflect")
+    wanted = ndimage.uniform_filter(around, (2 * REACH_PX + 1, 5), mode="constant")[8:-8, 8:-8]
+    np.testing.assert_allclose(prediction.mean[0], wanted / contrast_sd(pixels, 10.0), rtol=1e-5)
+    assert prediction.border_px == MANIFEST.halo_px  # the reflection is a guess: still less certain
+
+
+@pytest.mark.parametrize(("tile_px", "longest"), [(None, 256), (200, 96), (80, 80)])
+def test_a_model_bounds_its_tiles_and_what_it_leaves_blank_is_never_shown(tile_px, longest):
+    rules = MANIFEST.model_copy(update={"max_tile_px": 96, "blank_px": 13, "halo_px": 27, "margin_px": 20})
+
+    def blanked(mean, spread):
+        for values in (mean, spread):
+            for edge in (np.s_[..., :13, :], np.s_[..., -13:, :], np.s_[..., :13], np.s_[..., -13:]):
+                values[edge] = -1e6
+        return mean, spread
+
+    network = BlurNetwork(blanked)
+    model = dataclasses.replace(MODEL, manifest=rules)
+    prediction = Predictor(model, network, tile_px=tile_px).predict(stack_of(culture((203, 181))))
+    assert max(max(shape[2:4]) for shape in network.shapes) <= longest
+    assert prediction.mean.min() > 0
+    assert prediction.border_px == 20
+
+
+SIDES = [
+    (256, 256),
+    (257, 300),
+    (1023, 511),
+    (1024, 1024),
+    (2048, 300),
+    (2304, 2304),
+    (300, 4096),
+    (4096, 4096),
+]
+
+
+@pytest.mark.parametrize("shape", SIDES)
+def test_fields_from_256_to_4096_px(shape):
+    pixels = np.tile(culture((512, 512)), (1, -(-shape[0] // 512), -(-shape[1] // 512)))
+    pixels = np.ascontiguousarray(pixels[:, : shape[0], : shape[1]])
+    network = BlurNetwork()
+    prediction = Predictor(MODEL, network, tile_px=1280).predict(stack_of(pixels))
+    assert prediction.mean.shape == (2, *shape)
+    assert max(max(tile[2:4]) for tile in network.shapes) <= 1280
+    counts = pixels.mean(axis=0, dtype=np.float32)
+    wanted = ndimage.uniform_filter(counts, (2 * REACH_PX + 1, 5), mode="mirror")
+    inner = np.s_[REACH_PX:-REACH_PX, 8:-8]
+    np.testing.assert_allclose(
+        prediction.mean[0][inner], wanted[inner] / contrast_sd(pixels, 10.0), rtol=1e-4
+    )
 
 
 @given(
@@ -144,7 +201,7 @@ def test_a_resampled_stack_is_predicted_on_its_own_grid_with_a_warning(changes, 
     assert said in prediction.warnings[0]
     assert prediction.mean.shape == (2, 90, 120)
     assert network.shapes[0][1] == MANIFEST.planes
-    assert network.shapes[0][2] == -(-round(90 * scale) // 8) * 8
+    assert network.shapes[0][2] == -(-(round(90 * scale) + 2 * BORDER_PX) // 8) * 8
     assert prediction.border_px == -(-16 // scale)
     used = pixels[:: (planes - 1) // 2].astype(float).mean(axis=0)
     wanted = ndimage.uniform_filter(used, (round((2 * REACH_PX + 1) / scale), round(5 / scale)))
@@ -179,7 +236,7 @@ BAD_ANSWERS = [
 
 def poisoned(values, poison):
     values = values.copy()
-    values[-1, -1, 3, 4] = poison
+    values[-1, -1, 30, 40] = poison
     return values
 
 

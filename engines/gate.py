@@ -1,0 +1,59 @@
+"""Whether a stack looks like those a model was trained on: the distances its network gives, judged. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from acq_isl.errors import StackRefused
+from acq_isl.manifest import Gate
+from acq_isl.stack import Distance, Float32Image, StackKey
+
+Policy = Literal["refuse", "warn"]
+"""What becomes of a stack beyond a limit: ``warn`` predicts it all the same, for experts who look at it."""
+
+
+def measured(gate: Gate, windows: Sequence[Float32Image]) -> tuple[Distance, ...]:
+    """Distances of a whole stack: the median over the windows of all its tiles, so that dust counts little.
+
+    Parameters
+    ----------
+    gate : Gate
+    windows : sequence of (tile, K, h, w) float32
+        The network's output ``distance``, batch by batch; one K for each name of the gate.
+
+    Returns
+    -------
+    tuple of Distance
+        In the order of ``gate.names``.
+    """
+    values = np.concatenate(
+        [np.moveaxis(some, 1, 0).reshape(len(gate.names), -1) for some in windows], axis=1
+    )
+    medians = np.median(values, axis=1).tolist()
+    return tuple(Distance(*one) for one in zip(gate.names, medians, gate.limits, strict=True))
+
+
+def judge(key: StackKey, distances: Sequence[Distance], policy: Policy) -> tuple[str, ...]:
+    """Warnings for a stack whose distances lie beyond their limits; none for one that looks as it should.
+
+    Raises
+    ------
+    StackRefused
+        A distance lies beyond its limit, and the policy is to refuse.
+    """
+    far = [one for one in distances if one.beyond]
+    if not far:
+        return ()
+    got = ", ".join(f"{one.name} {one.value:.3g}, limit {one.limit:.3g}" for one in far)
+    if policy == "refuse":
+        raise StackRefused(
+            f"stack {key} does not look like those the model was trained on",
+            wanted="distances to the training set within their limits",
+            got=got,
+            fix="check focus, z range, illumination and objective; for another kind of specimen use a model "
+            "trained or adapted for it (`acq-isl adapt`)",
+        )
+    return (f"the stack does not look like those the model was trained on ({got}): do not trust its labels",)
