@@ -14,6 +14,7 @@ from acq_isl.sim.camera import CameraSettings
 
 CONFIG_FILE = Path(__file__).with_name("simulated.cfg")
 CHANNEL_GROUP, OBJECTIVE_GROUP, FILTER = "Channel", "Objective", "Filter"
+PERFUSION, DRUG = "Perfusion", "drug"
 TRANSMITTED_SHUTTER, FLUORESCENCE_SHUTTER = "Transmitted Shutter", "Fluorescence Shutter"
 
 _Z_TRAVEL_UM = 300.0  # DemoCamera's DStage refuses more
@@ -64,6 +65,8 @@ class ScopeSettings(BaseModel):
         Default: the one the specimen asks for (`acq_isl.sim.scope.BringsCamera`), else an sCMOS.
     seed : int
         Of the camera noise.
+    time_scale : float
+        How many seconds pass for the specimen in one second.
     buffer_size_mb : int
         Circular buffer of the core. It is allocated at the start, so large ones cost time.
     """
@@ -79,6 +82,7 @@ class ScopeSettings(BaseModel):
     channels: Mapping[str, ChannelLight] = Field(default_factory=_default_channels)
     camera: CameraSettings | None = None
     seed: int = Field(default=0, ge=0)
+    time_scale: float = Field(default=1.0, ge=0)
     buffer_size_mb: int = Field(default=64, ge=1)
 
     @model_validator(mode="after")

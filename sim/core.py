@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from acq_isl.sim.camera import CountsImage
-from acq_isl.sim.config import ScopeSettings
+from acq_isl.sim.config import DRUG, PERFUSION, ScopeSettings
 from acq_isl.sim.core_faults import FaultyCalls
 from acq_isl.sim.core_stages import StageCalls
 from acq_isl.sim.exposure import Exposure, Sequence, capture, monotonic_of
@@ -106,6 +106,8 @@ class SimulatedPixels(StageCalls):
 
     def _note(self) -> None:
         """Call after every change: frames of a running sequence look like the state of their own time."""
+        if self._renderer.timeline.running:
+            self._renderer.timeline.valve(self._real.get_state_label(PERFUSION) == DRUG)
         if self._sequence is not None and self._real.is_sequence_running():
             self._sequence.note(capture(self, self._origin_um, in_sequence=True))
 
@@ -116,6 +118,7 @@ class SimulatedPixels(StageCalls):
                 return real  # type: ignore[no-any-return]
             number = _image_number(metadata)
             self._popped = number + 1
+            self._exposures = max(self._exposures, self._sequence_began + self._popped)
             if not self._dropped(number):
                 break
         image = self._developed(real, metadata)

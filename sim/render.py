@@ -11,6 +11,7 @@ from acq_isl.errors import ScopeError
 from acq_isl.sim.camera import Camera, CountsImage, flux_of
 from acq_isl.sim.config import ScopeSettings
 from acq_isl.sim.exposure import Exposure
+from acq_isl.sim.timeline import Timeline
 from acq_isl.sim.view import Specimen, View
 
 _RENDER_TIMEOUT_S = 60.0
@@ -32,6 +33,7 @@ class Renderer:
 
     def __init__(self, specimen: Specimen, camera: Camera, settings: ScopeSettings) -> None:
         self._specimen, self._camera, self._settings = specimen, camera, settings
+        self.timeline = Timeline(settings.time_scale)
 
     def __enter__(self) -> Self:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="simulated camera")
@@ -42,7 +44,9 @@ class Renderer:
 
     def submit(self, exposure: Exposure, frame: tuple[int, int]) -> Future[CountsImage]:
         """Begin to render; ``frame`` is number of sequence and of image, for the noise."""
-        return self._thread.submit(self._render, exposure, frame)
+        brightness = self._settings.light(exposure.view.channel).brightness
+        dated = self.timeline.exposed(exposure, frame, brightness)
+        return self._thread.submit(self._render, dated, frame)
 
     def truth(self, view: View) -> dict[str, Any]:
         """True label images of the specimen for a view."""

@@ -16,6 +16,7 @@ from acq_isl.sim.core import simulated_core
 from acq_isl.sim.exposure import Exposure
 from acq_isl.sim.faults import PlantedFaults
 from acq_isl.sim.render import Renderer
+from acq_isl.sim.timeline import Timeline
 from acq_isl.sim.view import Specimen, View
 from acq_isl.stack import Float32Image
 
@@ -89,6 +90,7 @@ class SimulatedScope:
             stack.callback(faults.close)
             configure(core, self.specimen.channels, self.settings)
             faults.arm()
+            self.timeline.start()
             self._core, self._open = core, stack.pop_all()
         return self
 
@@ -110,12 +112,17 @@ class SimulatedScope:
     def last_exposure(self) -> Exposure | None:
         """State at the start of the exposure of the last image fetched."""
         exposure: Exposure | None = self.core.last_exposure
-        return exposure
+        return None if exposure is None else self.timeline.dated(exposure)
+
+    @property
+    def timeline(self) -> Timeline:
+        """The specimen's clock, the light it got, and the drug: ``scope.timeline.advance(3600)``."""
+        return self._renderer.timeline
 
     def view(self) -> View:
         """What an exposure started now would see."""
         exposure: Exposure = self.core.state()
-        return exposure.view
+        return self.timeline.dated(exposure).view
 
     def truth(self, view: View | None = None) -> dict[str, Float32Image]:
         """True labels of a view, by default the present one: (y, x) float32 in 0..1 by label name."""
