@@ -194,8 +194,15 @@ class HardwareTimeout(_Planted):
 
 @dataclass(frozen=True, slots=True, config=_CONFIG)
 class BufferOverflow(_Planted):
-    """The circular buffer of the core is full: images of a sequence are lost and the core says so."""
+    """The circular buffer of the core is full: the core says so instead of giving an image of a sequence.
 
+    Parameters
+    ----------
+    times : int, optional
+        How often. Pycro-Manager stops the first time. Default: always.
+    """
+
+    times: Annotated[int, Field(ge=1)] | None = None
     kind: Literal["buffer-overflow"] = dataclasses.field(default="buffer-overflow", kw_only=True)
 
 

@@ -108,7 +108,12 @@ class PlantedFaults:
 
     def overflowed(self, number: int, seconds: float) -> bool:
         """Whether the circular buffer counts as overflowed."""
-        return any(isinstance(one, BufferOverflow) and one.active(number, seconds) for one in self._faults)
+        return any(
+            isinstance(fault, BufferOverflow)
+            and fault.active(number, seconds)
+            and self._uses(index, fault.times)
+            for index, fault in enumerate(self._faults)
+        )
 
     # what a call of the core does
 

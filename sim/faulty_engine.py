@@ -16,7 +16,7 @@ from acq_isl.errors import EngineError
 from acq_isl.faults import EngineDead, EngineFault, EngineSlow, EngineWrong
 from acq_isl.manifest import Manifest
 from acq_isl.protocols import Engine
-from acq_isl.stack import Prediction, ZStack
+from acq_isl.stack import Float32Image, Prediction, ZStack
 
 _log = logging.getLogger(__name__)
 
@@ -94,9 +94,10 @@ class FaultyEngine:
         self._closed.set()
         self._engine.close()
 
-    def _wrong(self, fault: EngineWrong, prediction: Prediction, number: int) -> np.ndarray:
+    def _wrong(self, fault: EngineWrong, prediction: Prediction, number: int) -> Float32Image:
         if fault.how == "nan":
             return np.full_like(prediction.mean, np.nan)
         noise = np.random.default_rng((self._seed, number)).standard_normal(prediction.mean.shape)
         blobs = ndimage.gaussian_filter(noise, (0.0, _BLOB_PX, _BLOB_PX))
-        return np.clip(0.5 * blobs / blobs.std(), 0.0, 1.0).astype(np.float32)
+        wrong: Float32Image = np.clip(0.5 * blobs / blobs.std(), 0.0, 1.0).astype(np.float32)
+        return wrong
