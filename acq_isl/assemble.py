@@ -188,6 +188,10 @@ class Assembler:
         if stack in self._open:
             self._finish(stack)
 
+    def forget(self, stack: Hashable) -> None:
+        """Know nothing of a finished stack any more: it will be sent again."""
+        self._finished.pop(stack, None)
+
     def clear(self) -> None:
         """Forget all unfinished stacks as if they had never begun: their slices will be sent again."""
         self._open.clear()

@@ -19,9 +19,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from acq_isl.cli_engines import add_engine_commands
-from acq_isl.cli_faults import faulty, planted
+from acq_isl.cli_faults import planted
 from acq_isl.cli_live import Port, Web, Window, both, installed, make_web_command, open_window, page, view
 from acq_isl.cli_models import add_model_commands
+from acq_isl.cli_serving import add_serving_commands
 from acq_isl.errors import AcqIslError
 from acq_isl.experiment import Experiment, NoEngine, RecordedSpecimen, RemoteEngine, SimulatedMicroscope
 from acq_isl.news import News, Step, Tell
@@ -106,42 +107,6 @@ def run(
         if window:
             open_window(loaded.output)
         _run(loaded, sim=sim, verbose=verbose, web=PageSettings(port=port) if web else None)
-
-
-@cli.command()
-def serve(
-    model: Model = "demo",
-    bind: Annotated[str, typer.Option(help="Address to answer at.")] = "tcp://127.0.0.1:5599",
-    threads: Annotated[int | None, typer.Option(min=1, help="Processor threads for inference.")] = None,
-    backend: Annotated[
-        str, typer.Option(help="'auto' (measured once), 'onnxruntime', 'openvino', 'tensorrt', ...")
-    ] = "auto",
-    keys: Annotated[
-        Path | None, typer.Option(help="Folder of keys, to be reached from other computers.")
-    ] = None,
-    announce: Annotated[Path | None, typer.Option(hidden=True)] = None,
-    stop_with_stdin: Annotated[bool, typer.Option(hidden=True)] = False,
-    fault: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
-    verbose: Verbose = False,
-) -> None:
-    """Predict for clients until stopped with Ctrl-C."""
-    from acq_isl.engines import load_engine
-    from acq_isl.stream.keys import server_keys
-    from acq_isl.stream.server import ServerSettings
-    from acq_isl.stream.serving import Parent
-    from acq_isl.stream.serving import serve as serve_engine
-
-    _configure_logging(verbose)
-    engine = load_engine(model, threads=threads, backend=backend)
-    out.print(f"{escape(engine.manifest.name)} at {bind} on {escape(engine.name)}; stop with Ctrl-C")
-    if engine.why:
-        out.print(escape(engine.why), soft_wrap=True)
-    settings = ServerSettings(
-        engine_name=engine.name,
-        model_sha256=engine.model.sha256,
-        keys=None if keys is None else server_keys(keys),
-    )
-    serve_engine(faulty(engine, fault), bind, settings, Parent(announce, stop_with_stdin))
 
 
 @cli.command()
@@ -265,6 +230,9 @@ def _configure_logging(verbose: bool) -> None:
 def _notes(error: BaseException) -> None:
     for note in getattr(error, "__notes__", ()):
         err.print(f"  {escape(note)}", soft_wrap=True)
+
+
+add_serving_commands(cli, out, _configure_logging)
 
 
 def main() -> None:

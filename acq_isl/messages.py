@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from acq_isl.stack import StackInfo, StageTimes
+from acq_isl.stack import Distance, StackInfo, StageTimes
 
-VERSION = 1
+VERSION = 2
 MAX_HEADER_BYTES = 1 << 20
 MAX_FRAME_BYTES = 1 << 30
 MAX_STACK_BYTES = 1 << 32
@@ -16,10 +16,15 @@ MAX_SIDE_PX = 1 << 14
 MAX_PLANES = 1024
 MAX_LABELS = 32
 MAX_NAME = 256
+MAX_MODELS = 16
+MAX_DEADLINE_MS = 1e9
 
 _Id = Annotated[int, Field(ge=0, lt=1 << 53)]
 _Name = Annotated[str, Field(max_length=MAX_NAME)]
 _Text = Annotated[str, Field(max_length=8192)]
+
+Work = Literal["live", "bulk"]
+"""Class of work. ``live``: latest first, and before all bulk. ``bulk``: in the order of capture."""
 
 
 class _Model(BaseModel):
@@ -40,17 +45,64 @@ class RingRef(_Model):
     generation: Annotated[int, Field(gt=0, lt=1 << 53)]
 
 
+class Wanted(_Model):
+    """What a client wants done with a stack.
+
+    Parameters
+    ----------
+    models : tuple of str
+        Names of the models that shall predict it, each once; empty: the server's first.
+    work : "live" or "bulk"
+    deadline_ms : float or None
+        A prediction not begun within so many milliseconds after the last slice is not wanted any more.
+    """
+
+    models: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=MAX_NAME)], ...], Field(max_length=MAX_MODELS)
+    ] = ()
+    work: Work = "bulk"
+    deadline_ms: Annotated[float, Field(gt=0, le=MAX_DEADLINE_MS)] | None = None
+
+    @field_validator("models")
+    @classmethod
+    def _differ(cls, models: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(models)) < len(models):
+            raise ValueError("each model can be asked for once")
+        return models
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the models as they stand in messages; ``""`` is the server's first."""
+        return self.models or ("",)
+
+
+class Offer(_Model):
+    """A model that a server holds, and the engine that runs it."""
+
+    name: _Name
+    manifest: Annotated[str, Field(max_length=MAX_HEADER_BYTES // 2)]
+    model_sha256: _Name
+    engine: _Name
+
+
 class _Message(_Model):
     version: Annotated[int, Field(ge=VERSION, le=VERSION)] = VERSION
 
 
 class Hello(_Message):
-    """Client asks to be served. ``attempt`` comes back in the answer, so that old answers are told apart."""
+    """Client asks to be served. ``attempt`` comes back in the answer, so that old answers are told apart.
+
+    ``any_model`` says that a model may be replaced by one that wants or gives something else.
+    """
 
     type: Literal["HELLO"] = "HELLO"
     session: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
     attempt: _Id
     ring: RingOffer | None = None
+    any_model: bool = False
+
+
+_Offers = Annotated[tuple[Offer, ...], Field(min_length=1, max_length=MAX_MODELS)]
 
 
 class Welcome(_Message):
@@ -59,15 +111,36 @@ class Welcome(_Message):
     type: Literal["WELCOME"] = "WELCOME"
     attempt: _Id
     credit: Annotated[int, Field(ge=1, le=64)]
-    manifest: Annotated[str, Field(max_length=MAX_HEADER_BYTES // 2)]
-    model_sha256: _Name
-    engine: _Name
+    models: _Offers
     ring_nonce: _Name = ""
     held: Annotated[tuple[_Id, ...], Field(max_length=4096)] = ()
 
+    @property
+    def manifest(self) -> str:
+        """What the first model expects, as JSON."""
+        return self.models[0].manifest
+
+    @property
+    def model_sha256(self) -> str:
+        return self.models[0].model_sha256
+
+    @property
+    def engine(self) -> str:
+        return self.models[0].engine
+
+
+class Models(_Message):
+    """The server's models from now on: one of them was replaced."""
+
+    type: Literal["MODELS"] = "MODELS"
+    models: _Offers
+
 
 class SliceSent(_Message):
-    """One slice. It carries its whole stack's info, so it means the same alone and after a restart."""
+    """One slice. It carries all that is said of its stack, so it means the same alone and after a restart.
+
+    ``left_ms`` is what is left of the deadline, counted from the arrival of the last slice: clocks differ.
+    """
 
     type: Literal["SLICE"] = "SLICE"
     stack: _Id
@@ -75,13 +148,19 @@ class SliceSent(_Message):
     z_index: _Id
     captured_s: Annotated[float, Field(allow_inf_nan=False)]
     ring: RingRef | None = None
+    wanted: Wanted = Wanted()
+    left_ms: Annotated[float, Field(ge=0, le=MAX_DEADLINE_MS)] | None = None
 
 
 class Result(_Message):
-    """A prediction. ``complete_s`` is the server's Unix time at which the stack was complete."""
+    """A prediction. ``complete_s`` is the server's Unix time at which the stack was complete.
+
+    ``model`` is the name it was asked for by, here and below; empty if the client named none.
+    """
 
     type: Literal["RESULT"] = "RESULT"
     stack: _Id
+    model: _Name = ""
     labels: Annotated[tuple[_Name, ...], Field(min_length=1, max_length=MAX_LABELS)]
     shape: tuple[int, int]
     model_sha256: _Name
@@ -90,6 +169,7 @@ class Result(_Message):
     warnings: Annotated[tuple[_Text, ...], Field(max_length=64)]
     border_px: Annotated[int, Field(ge=0, le=MAX_SIDE_PX)]
     times: StageTimes
+    distances: Annotated[tuple[Distance, ...], Field(max_length=MAX_LABELS)] = ()
     complete_s: Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -98,6 +178,7 @@ class Refused(_Message):
 
     type: Literal["REFUSED"] = "REFUSED"
     stack: _Id
+    model: _Name = ""
     reason: _Text
     fix: _Text
 
@@ -107,14 +188,24 @@ class Failed(_Message):
 
     type: Literal["FAILED"] = "FAILED"
     stack: _Id
+    model: _Name = ""
     reason: _Text
 
 
+class Expired(_Message):
+    """The deadline of a stack passed before its prediction was begun."""
+
+    type: Literal["EXPIRED"] = "EXPIRED"
+    stack: _Id
+    model: _Name = ""
+
+
 class Done(_Message):
-    """Client has the outcome of a stack; the server may forget it."""
+    """Client has an outcome of a stack; the server may forget it."""
 
     type: Literal["DONE"] = "DONE"
     stack: _Id
+    model: _Name = ""
 
 
 class Cancel(_Message):
@@ -122,6 +213,57 @@ class Cancel(_Message):
 
     type: Literal["CANCEL"] = "CANCEL"
     stack: _Id
+
+
+class Withdraw(_Message):
+    """Client has newer work. A stack that waits is forgotten and answered with WITHDRAWN; else it goes on."""
+
+    type: Literal["WITHDRAW"] = "WITHDRAW"
+    stack: _Id
+
+
+class Withdrawn(_Message):
+    """Server has forgotten a stack, which gives its credit back."""
+
+    type: Literal["WITHDRAWN"] = "WITHDRAWN"
+    stack: _Id
+
+
+class Swap(_Message):
+    """Somebody asks to replace a model: ``model`` is a file on the server, ``name`` the model to replace.
+
+    An empty name stands for the model of the same name as the new one, or the only one there is.
+    """
+
+    type: Literal["SWAP"] = "SWAP"
+    model: Annotated[str, Field(min_length=1, max_length=4096)]
+    name: _Name = ""
+
+
+class Loading(_Message):
+    """Server loads the new model; the old one goes on."""
+
+    type: Literal["LOADING"] = "LOADING"
+
+
+class Swapped(_Message):
+    """Server has replaced a model, with the ``changes`` in what it wants and gives."""
+
+    type: Literal["SWAPPED"] = "SWAPPED"
+    old: Offer
+    new: Offer
+    changes: Annotated[tuple[_Text, ...], Field(max_length=64)] = ()
+
+
+class NotSwapped(_Message):
+    """The old model stays. ``error`` is what the asker shall raise."""
+
+    type: Literal["NOT_SWAPPED"] = "NOT_SWAPPED"
+    error: Literal["model", "engine"]
+    reason: _Text
+    wanted: _Text = ""
+    got: _Text = ""
+    fix: _Text = ""
 
 
 class Beat(_Message):
@@ -146,4 +288,7 @@ class Bye(_Message):
     reason: _Text = ""
 
 
-Message = Hello | Welcome | SliceSent | Result | Refused | Failed | Done | Cancel | Beat | Alive | Bye
+Message = (
+    Hello | Welcome | Models | SliceSent | Result | Refused | Failed | Expired | Done | Cancel | Withdraw
+    | Withdrawn | Swap | Loading | Swapped | NotSwapped | Beat | Alive | Bye
+)  # fmt: skip

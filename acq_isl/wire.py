@@ -11,10 +11,13 @@ is a `WireError`, whoever sent it. Predictions travel as float32: a served predi
 embedded one bit for bit, and on loop-back the bytes cost less than converting to float16 and back
 (``benchmarks/transport.py``).
 
-One conversation::
+One conversation, and one of somebody who replaces a model::
 
-    client  HELLO ........ SLICE SLICE SLICE ............... DONE ... BEAT ... BYE
-    server        WELCOME                    RESULT | REFUSED | FAILED    ALIVE
+    client  HELLO ........ SLICE SLICE SLICE ......................... DONE ... BEAT ... BYE
+    server        WELCOME        RESULT | REFUSED | FAILED | EXPIRED       ALIVE    MODELS
+
+    asker   SWAP
+    server       LOADING ... SWAPPED | NOT_SWAPPED
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ from acq_isl.messages import (
     Result,
     RingRef,
     SliceSent,
+    Wanted,
 )
 from acq_isl.stack import Prediction, Slice, StackInfo
 
@@ -66,6 +70,12 @@ def encode(message: Message, buffers: Sequence[NDArray[Any]] = ()) -> list[Frame
         header = message.model_dump_json().encode()
     except (PydanticSerializationError, UnicodeEncodeError) as error:
         raise WireError(f"a {message.type} message cannot be written as JSON: {error}") from error
+    if len(header) > MAX_HEADER_BYTES:
+        raise WireError(
+            f"the header of a {message.type} message is too long",
+            wanted=f"<= {MAX_HEADER_BYTES} B",
+            got=f"{len(header)} B",
+        )
     return [header, *views]
 
 
@@ -95,7 +105,13 @@ def decode(frames: Sequence[Frame]) -> tuple[Message, tuple[memoryview, ...]]:
     return message, buffers
 
 
-def slice_frames(stack: int, slice_: Slice, ref: RingRef | None = None) -> list[Frame]:
+def slice_frames(
+    stack: int,
+    slice_: Slice,
+    ref: RingRef | None = None,
+    wanted: Wanted | None = None,
+    left_ms: float | None = None,
+) -> list[Frame]:
     """Frames of a slice; with ``ref`` its pixels lie in the ring and only the header travels."""
     if slice_.pixels.shape != slice_.info.shape or slice_.pixels.dtype != np.uint16:
         raise WireError(
@@ -106,7 +122,13 @@ def slice_frames(stack: int, slice_: Slice, ref: RingRef | None = None) -> list[
         )
     try:
         message = SliceSent(
-            stack=stack, info=slice_.info, z_index=slice_.z_index, captured_s=slice_.captured_s, ring=ref
+            stack=stack,
+            info=slice_.info,
+            z_index=slice_.z_index,
+            captured_s=slice_.captured_s,
+            ring=ref,
+            wanted=wanted or Wanted(),
+            left_ms=left_ms,
         )
     except ValidationError as error:
         raise _explained(error) from error
@@ -135,6 +157,7 @@ def result_of(stack: int, prediction: Prediction, complete_s: float) -> list[Fra
     try:
         message = Result(
             stack=stack,
+            model=prediction.model,
             labels=prediction.labels,
             shape=prediction.info.shape,
             model_sha256=prediction.model_sha256,
@@ -143,6 +166,7 @@ def result_of(stack: int, prediction: Prediction, complete_s: float) -> list[Fra
             warnings=prediction.warnings,
             border_px=prediction.border_px,
             times=prediction.times,
+            distances=prediction.distances,
             complete_s=complete_s,
         )
     except ValidationError as error:
@@ -169,6 +193,8 @@ def prediction_of(message: Result, buffers: Sequence[memoryview], info: StackInf
         warnings=message.warnings,
         border_px=message.border_px,
         times=message.times,
+        distances=message.distances,
+        model=message.model,
     )
 
 

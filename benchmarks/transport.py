@@ -174,6 +174,7 @@ def half_float(side: int) -> str:
 
 
 def serve_here(arguments: list[str]) -> None:
+    from acq_isl.stream.roster import ServedModel
     from acq_isl.stream.serving import Parent, serve
 
     parser = argparse.ArgumentParser()
@@ -182,7 +183,7 @@ def serve_here(arguments: list[str]) -> None:
     parser.add_argument("--announce", type=Path)
     parser.add_argument("--stop-with-stdin", action="store_true")
     options = parser.parse_args(arguments)
-    serve(Touch(), options.bind, parent=Parent(options.announce, options.stop_with_stdin))
+    serve([ServedModel(Touch())], options.bind, parent=Parent(options.announce, options.stop_with_stdin))
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from acq_isl.stream.client import ClientSettings, EngineClient
 from acq_isl.stream.courier import Patience
 from acq_isl.stream.keys import ClientKeys, ServerKeys
 from acq_isl.stream.link import LinkSettings
+from acq_isl.stream.roster import ServedModel
 from acq_isl.stream.server import EngineServer, ServerSettings
 from acq_isl.stream.sessions import SessionLimits
 from acq_isl.stream.spool import Spool
@@ -145,7 +146,7 @@ def connected(
     """A client and the server it is connected to."""
     limits = SessionLimits(credit=credit)
     with (
-        EngineServer(engine, bind, ServerSettings("fake", "ab", limits)) as server,
+        EngineServer([ServedModel(engine, "", "ab", "fake")], bind, ServerSettings(limits)) as server,
         EngineClient(server.endpoint, spool=Spool(folder), settings=client_settings(**settings)) as client,
     ):
         wait_until(lambda: client.connected)
@@ -315,7 +316,7 @@ def test_an_engine_that_comes_late_predicts_memory_and_disk(folder: Path, free_p
         for time_ in range(6):
             put_stack(client, time_)
             wait_until(lambda n=time_: client.counts.spooled >= n - 2)  # type: ignore[misc]
-        with EngineServer(MeanEngine(), free_port):
+        with EngineServer([ServedModel(MeanEngine())], free_port):
             outcomes = client.drain(20)
     check_predicted(outcomes, range(6))
 
@@ -323,7 +324,7 @@ def test_an_engine_that_comes_late_predicts_memory_and_disk(folder: Path, free_p
 def test_a_server_that_stops_and_comes_back_gets_what_it_did_not_answer(folder: Path, free_port: str) -> None:
     gate, second = GateEngine(), MeanEngine()
     with EngineClient(free_port, spool=Spool(folder), settings=client_settings()) as client:
-        with EngineServer(gate, free_port):
+        with EngineServer([ServedModel(gate)], free_port):
             put_stack(client, 0)
             put_stack(client, 1, planes=2)  # interrupted in the middle
             assert gate.busy.wait(10)
@@ -332,7 +333,7 @@ def test_a_server_that_stops_and_comes_back_gets_what_it_did_not_answer(folder: 
         wait_until(lambda: not client.connected)
         client.put(slice_of(1, 2))
         put_stack(client, 2)
-        with EngineServer(second, free_port):
+        with EngineServer([ServedModel(second)], free_port):
             outcomes = client.poll() + client.drain(20)
             counts = client.counts
     check_predicted(outcomes, range(3))
@@ -427,7 +428,7 @@ def test_more_than_memory_and_disk_can_hold_is_counted(folder: Path, monkeypatch
 
 def test_leaving_early_keeps_what_was_captured(folder: Path) -> None:
     engine = GateEngine()
-    with EngineServer(engine, ANY_PORT) as server:
+    with EngineServer([ServedModel(engine)], ANY_PORT) as server:
         with EngineClient(server.endpoint, spool=Spool(folder), settings=client_settings()) as client:
             put_stack(client, 0)
             assert engine.busy.wait(10)
@@ -440,7 +441,7 @@ def test_leaving_early_keeps_what_was_captured(folder: Path) -> None:
 
 def test_several_clients_share_an_engine(folder: Path) -> None:
     engine = MeanEngine()
-    with EngineServer(engine, ANY_PORT) as server:
+    with EngineServer([ServedModel(engine)], ANY_PORT) as server:
         clients = [
             EngineClient(server.endpoint, spool=Spool(folder / str(n)), settings=client_settings())
             for n in (0, 1)
@@ -501,7 +502,7 @@ def raw_stack(stack: int) -> list[list[Frame]]:
 
 def test_heartbeats_are_answered_during_inference() -> None:
     engine = GateEngine()
-    with EngineServer(engine, ANY_PORT) as server, RawClient(server.endpoint) as raw:
+    with EngineServer([ServedModel(engine)], ANY_PORT) as server, RawClient(server.endpoint) as raw:
         raw.ask(HELLO)
         for frames in raw_stack(0):
             raw.say(frames)
@@ -513,7 +514,7 @@ def test_heartbeats_are_answered_during_inference() -> None:
 
 def test_an_answer_is_sent_again_until_it_is_confirmed_and_computed_once() -> None:
     engine = MeanEngine()
-    with EngineServer(engine, ANY_PORT) as server, RawClient(server.endpoint) as raw:
+    with EngineServer([ServedModel(engine)], ANY_PORT) as server, RawClient(server.endpoint) as raw:
         raw.ask(HELLO)
         for frames in raw_stack(0):
             raw.say(frames)
@@ -536,7 +537,7 @@ def test_an_answer_is_sent_again_until_it_is_confirmed_and_computed_once() -> No
 
 
 def test_slices_of_a_half_sent_stack_are_sent_again_after_a_new_greeting() -> None:
-    with EngineServer(MeanEngine(), ANY_PORT) as server, RawClient(server.endpoint) as raw:
+    with EngineServer([ServedModel(MeanEngine())], ANY_PORT) as server, RawClient(server.endpoint) as raw:
         raw.ask(HELLO)
         raw.say(raw_stack(0)[0])
         raw.reconnect()
@@ -550,13 +551,13 @@ def test_slices_of_a_half_sent_stack_are_sent_again_after_a_new_greeting() -> No
     "frames", [[b"hello"], [b"", b""], [b"{}"], [HELLO[0], b"payload"], [b"\x80\x04K\x01."]]
 )
 def test_hostile_messages_are_turned_away_and_the_server_lives_on(frames: list[bytes]) -> None:
-    with EngineServer(MeanEngine(), ANY_PORT) as server, RawClient(server.endpoint) as raw:
+    with EngineServer([ServedModel(MeanEngine())], ANY_PORT) as server, RawClient(server.endpoint) as raw:
         assert isinstance(raw.ask(list(frames)), Bye)
         assert isinstance(raw.ask(HELLO), Welcome)
 
 
 def test_slices_without_a_greeting_are_ignored() -> None:
-    with EngineServer(MeanEngine(), ANY_PORT) as server, RawClient(server.endpoint) as raw:
+    with EngineServer([ServedModel(MeanEngine())], ANY_PORT) as server, RawClient(server.endpoint) as raw:
         for frames in raw_stack(0):
             raw.say(frames)
         assert isinstance(raw.ask(HELLO), Welcome)
@@ -566,7 +567,7 @@ def test_slices_without_a_greeting_are_ignored() -> None:
 def test_more_stacks_than_credit_fail() -> None:
     limits = SessionLimits(credit=1)
     with (
-        EngineServer(GateEngine(), ANY_PORT, ServerSettings(limits=limits)) as server,
+        EngineServer([ServedModel(GateEngine())], ANY_PORT, ServerSettings(limits=limits)) as server,
         RawClient(server.endpoint) as raw,
     ):
         raw.ask(HELLO)
@@ -579,7 +580,7 @@ def test_more_stacks_than_credit_fail() -> None:
 def test_an_incomplete_stack_fails_at_the_server_after_a_while() -> None:
     limits = SessionLimits(stack_timeout_s=0.05)
     with (
-        EngineServer(MeanEngine(), ANY_PORT, ServerSettings(limits=limits)) as server,
+        EngineServer([ServedModel(MeanEngine())], ANY_PORT, ServerSettings(limits=limits)) as server,
         RawClient(server.endpoint) as raw,
     ):
         raw.ask(HELLO)
@@ -591,7 +592,7 @@ def test_an_incomplete_stack_fails_at_the_server_after_a_while() -> None:
 def test_too_many_clients_are_told_so() -> None:
     limits = SessionLimits(clients=1)
     with (
-        EngineServer(MeanEngine(), ANY_PORT, ServerSettings(limits=limits)) as server,
+        EngineServer([ServedModel(MeanEngine())], ANY_PORT, ServerSettings(limits=limits)) as server,
         RawClient(server.endpoint) as first,
         RawClient(server.endpoint) as second,
     ):
@@ -608,8 +609,7 @@ def welcome_all(router: zmq.Socket[bytes]) -> None:
         identity, *frames = router.recv_multipart()
         hello, _ = decode(frames)
         if isinstance(hello, Hello):
-            manifest = MANIFEST.model_dump_json()
-            welcome = Welcome(attempt=hello.attempt, credit=1, manifest=manifest, model_sha256="", engine="")
+            welcome = Welcome(attempt=hello.attempt, credit=1, models=(ServedModel(MeanEngine()).offer,))
             router.send_multipart([identity, *encode(welcome)])
 
 
@@ -639,16 +639,16 @@ def test_a_server_that_falls_silent_is_noticed(folder: Path) -> None:
 def test_an_address_open_to_others_needs_keys(bind: str) -> None:
     with (
         pytest.raises(EngineError, match=r"open to other hosts.*SSH tunnel"),
-        EngineServer(MeanEngine(), bind),
+        EngineServer([ServedModel(MeanEngine())], bind),
     ):
         pass
 
 
 def test_a_port_that_is_taken_is_named() -> None:
     with (
-        EngineServer(MeanEngine(), ANY_PORT) as server,
+        EngineServer([ServedModel(MeanEngine())], ANY_PORT) as server,
         pytest.raises(EngineError, match=r"cannot be served.*another port"),
-        EngineServer(MeanEngine(), server.endpoint),
+        EngineServer([ServedModel(MeanEngine())], server.endpoint),
     ):
         pass
 
@@ -663,7 +663,7 @@ def test_only_known_keys_are_let_in(folder: Path) -> None:
     server_public, server_secret = zmq.curve_keypair()
     known, stranger = zmq.curve_keypair(), zmq.curve_keypair()
     keys = ServerKeys(server_public, server_secret, allowed=(known[0],))
-    with EngineServer(MeanEngine(), "tcp://0.0.0.0:*", ServerSettings(keys=keys)) as server:
+    with EngineServer([ServedModel(MeanEngine())], "tcp://0.0.0.0:*", ServerSettings(keys=keys)) as server:
         endpoint = server.endpoint.replace("0.0.0.0", "127.0.0.1")
         clients = {}
         for name, (public, secret) in {"known": known, "stranger": stranger}.items():

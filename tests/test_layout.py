@@ -26,6 +26,7 @@ RANKS = {
     "news": 1,
     "orders": 1,
     "actions": 1,
+    "life": 1,
     "objects": 1,
     "pictures": 1,
     "assemble": 2,
@@ -50,6 +51,7 @@ RANKS = {
     "replay": 4,
     "session": 4,
     "training": 4,
+    "evaluation": 5,
     "hooks": 5,
     "live_capture": 6,
     "summary": 5,
@@ -64,6 +66,7 @@ RANKS = {
     "cli_live": 7,
     "cli_models": 7,
     "cli_plan": 7,
+    "cli_serving": 7,
     "cli": 8,
     "__main__": 9,
     "__init__": 10,  # the door for notebooks: names resolved on first use
@@ -75,6 +78,7 @@ NEIGHBOURS = {
     ("fit", "manifest"),  # a stack is held against a manifest
     ("protocols", "manifest"),  # an engine shows its manifest
     ("instruments", "ledger"),  # a session writes its decisions there
+    ("cli_serving", "cli_faults"),  # a served engine may be made faulty
     ("rules", "measure"),  # a rule names the measurement it looks at
 }
 DOORS = {
@@ -99,9 +103,9 @@ DOORS = {
     "websockets": {"view"},
     "zarr": {"store"},
     "ome_writers": {"store"},
-    "jinja2": {"report"},
-    "typer": {"cli", "cli_engines", "cli_live", "cli_models", "cli_plan"},
-    "rich": {"cli", "cli_engines", "cli_live", "cli_models", "cli_plan"},
+    "jinja2": {"evaluation", "report"},
+    "typer": {"cli", "cli_engines", "cli_live", "cli_models", "cli_plan", "cli_serving"},
+    "rich": {"cli", "cli_engines", "cli_live", "cli_models", "cli_plan", "cli_serving"},
 }
 PURE = (
     *("actions", "assemble", "gallery", "measure", "normalize", "objects", "pictures"),

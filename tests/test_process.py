@@ -26,6 +26,7 @@ import argparse, time
 from pathlib import Path
 import numpy as np
 from acq_isl.manifest import Label, Manifest
+from acq_isl.stream.roster import ServedModel
 from acq_isl.stream.serving import Parent, serve
 from acq_isl.stack import Prediction
 
@@ -54,7 +55,7 @@ if options.model.endswith("damaged"):
     raise SystemExit("the model file is damaged")
 if options.model.endswith("slow"):
     time.sleep(60)
-serve(Mean(), options.bind, parent=Parent(options.announce, options.stop_with_stdin))
+serve([ServedModel(Mean())], options.bind, parent=Parent(options.announce, options.stop_with_stdin))
 """
 PARENT = """
 import sys

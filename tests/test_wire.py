@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -19,15 +20,25 @@ from acq_isl.messages import (
     Bye,
     Cancel,
     Done,
+    Expired,
     Failed,
     Hello,
+    Loading,
     Message,
+    Models,
+    NotSwapped,
+    Offer,
     Refused,
     Result,
     RingOffer,
     RingRef,
     SliceSent,
+    Swap,
+    Swapped,
+    Wanted,
     Welcome,
+    Withdraw,
+    Withdrawn,
 )
 from acq_isl.stack import Prediction, Slice, StackInfo, StackKey, StageTimes
 from acq_isl.wire import decode, encode, prediction_of, result_of, slice_frames, slice_of
@@ -45,16 +56,35 @@ PREDICTION = Prediction(
     warnings=("resampled",),
     border_px=3,
     times=StageTimes(wait_ms=1.0, infer_ms=2.5, decode_ms=0.5),
+    model="mine",
 )
+OFFER = Offer(name="a", manifest="{}", model_sha256="ab", engine="fake")
 HEADERS: list[Message] = [
     Hello(session="0f" * 16, attempt=7, ring=RingOffer(name="/proc/1/fd/3", nbytes=4096)),
     Hello(session="0f" * 16, attempt=0),
-    Welcome(attempt=7, credit=2, manifest="{}", model_sha256="ab", engine="fake", held=(1, 4)),
+    Welcome(attempt=7, credit=2, models=(OFFER,), held=(1, 4)),
+    Models(models=(OFFER, OFFER)),
     SliceSent(stack=5, info=INFO, z_index=0, captured_s=1.0, ring=RingRef(offset=4096, generation=9)),
-    Refused(stack=5, reason="too few planes", fix="more planes"),
+    SliceSent(
+        stack=5,
+        info=INFO,
+        z_index=0,
+        captured_s=1.0,
+        ring=RingRef(offset=4096, generation=9),
+        wanted=Wanted(models=("a", "b"), work="live", deadline_ms=250.0),
+        left_ms=20.5,
+    ),
+    Refused(stack=5, model="a", reason="too few planes", fix="more planes"),
     Failed(stack=5, reason="no memory"),
-    Done(stack=5),
+    Expired(stack=5, model="a"),
+    Done(stack=5, model="a"),
     Cancel(stack=5),
+    Withdraw(stack=5),
+    Withdrawn(stack=5),
+    Swap(model="/models/new.onnx", name="a"),
+    Loading(),
+    Swapped(old=OFFER, new=OFFER, changes=("labels: a -> b",)),
+    NotSwapped(error="model", reason="damaged", wanted="a model", got="a cat", fix="export it again"),
     Beat(sent_s=1.0),
     Alive(sent_s=1.0, server_s=2.0),
     Bye(reason="stopped"),
@@ -115,8 +145,9 @@ def test_a_prediction_comes_back_bit_for_bit() -> None:
     assert isinstance(message, Result)
     back = prediction_of(message, buffers, INFO)
     assert message.complete_s == 1.75e9
-    for name in ("info", "labels", "model_sha256", "model_name", "engine", "warnings", "border_px", "times"):
-        assert getattr(back, name) == getattr(PREDICTION, name)
+    for field in dataclasses.fields(Prediction):
+        if field.name not in ("mean", "spread"):
+            assert getattr(back, field.name) == getattr(PREDICTION, field.name)
     assert back.mean.tobytes() == PREDICTION.mean.tobytes()
     assert back.spread.tobytes() == PREDICTION.spread.tobytes()
 
@@ -134,8 +165,8 @@ def test_a_non_contiguous_image_is_sent_in_order() -> None:
         (b"", "header"),
         (b"\x80\x04K\x01.", "header"),  # a pickle
         (b"[" * 100_000, "header"),
-        (b'{"type": "HELLO", "version": 2, "hello": "?"}', "version"),
-        (header(version=2), "version"),
+        (b'{"type": "HELLO", "version": 1, "hello": "?"}', "version"),
+        (header(version=1), "version"),
         (header(version=True), "version"),
         (header(type="EXEC"), "EXEC"),
         (header(type=...), "type"),

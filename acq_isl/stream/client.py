@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -17,8 +18,8 @@ import numpy as np
 
 from acq_isl.errors import AcqIslError, SliceLost
 from acq_isl.manifest import Manifest
-from acq_isl.messages import Welcome
-from acq_isl.stack import Outcome, Slice
+from acq_isl.messages import Wanted, Welcome
+from acq_isl.stack import Outcome, Slice, StackInfo, StackKey
 from acq_isl.stream.courier import Courier, Patience
 from acq_isl.stream.endpoint import is_local
 from acq_isl.stream.held import ClientCounts
@@ -45,6 +46,8 @@ class ClientSettings:
     spool_timeout_s : float
         Longest time that `drain` and closing give the disk.
     link : LinkSettings
+    wanted : Wanted or callable
+        Models, class of work and deadline, of all stacks or given the `StackInfo` of each.
     """
 
     memory_bytes: int = 512 << 20
@@ -52,6 +55,17 @@ class ClientSettings:
     patience: Patience = field(default_factory=Patience)
     spool_timeout_s: float = 60.0
     link: LinkSettings = field(default_factory=LinkSettings)
+    wanted: Wanted | Callable[[StackInfo], Wanted] = field(default_factory=Wanted)
+
+    def wanted_of(self, info: StackInfo) -> Wanted:
+        """What is wanted of a stack; the default if the user's function fails, for a slice cannot wait."""
+        if isinstance(self.wanted, Wanted):
+            return self.wanted
+        try:
+            return self.wanted(info)
+        except Exception:
+            log.exception("what is wanted of %s is not known; the engine's first model is asked", info.key)
+            return Wanted()
 
 
 class EngineClient:
@@ -86,7 +100,7 @@ class EngineClient:
     def __enter__(self) -> EngineClient:
         settings = self._settings
         self._ring = Ring(settings.memory_bytes, shared=settings.share_memory and is_local(self._endpoint))
-        self._box = Outbox(self._ring)
+        self._box = Outbox(self._ring, settings.wanted_of)
         self._link = Link(self._endpoint, settings.link, self._ring.offer, self._ring.nonce)
         self._courier = Courier(self._box, self._changed, self._link, self._spool, settings.patience)
         try:
@@ -125,12 +139,12 @@ class EngineClient:
 
     @property
     def engine(self) -> Welcome | None:
-        """What the engine that answers right now said of itself (model hash, name), or None."""
+        """What the engine that answers right now says of itself and its models, or None."""
         return self._link.welcome
 
     @property
     def manifest(self) -> Manifest | None:
-        """What the connected engine's model expects; ModelError if its manifest cannot be read."""
+        """What the connected engine's first model expects; ModelError if its manifest cannot be read."""
         welcome = self._link.welcome
         return None if welcome is None else Manifest.from_json(welcome.manifest)
 
@@ -164,6 +178,16 @@ class EngineClient:
         if outcomes:
             self._courier.wake()  # there may be room for more predictions now
         return outcomes
+
+    def cancel(self, key: StackKey) -> bool:
+        """No prediction of a stack is wanted any more; False if it is not there or was predicted.
+
+        It is kept on disk like every stack without a prediction, and its outcome says so.
+        """
+        with self._changed:
+            found = self._box.cancel(key)
+        self._courier.wake()
+        return found
 
     def drain(self, timeout_s: float) -> list[Outcome]:
         """Wait until every stack put so far has an outcome; after ``timeout_s`` the rest are `Unpredicted`.

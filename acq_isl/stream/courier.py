@@ -15,12 +15,24 @@ from pathlib import Path
 import numpy as np
 
 from acq_isl.errors import StorageError, WireError
-from acq_isl.messages import Cancel, Done, Failed, Message, Refused, Result, Welcome
+from acq_isl.messages import (
+    Cancel,
+    Done,
+    Expired,
+    Failed,
+    Message,
+    Refused,
+    Result,
+    Welcome,
+    Withdraw,
+    Withdrawn,
+)
 from acq_isl.stack import Refusal, Slice, StageTimes
 from acq_isl.stream.held import Held
 from acq_isl.stream.link import Link
 from acq_isl.stream.outbox import Outbox
 from acq_isl.stream.spool import Spool, SpoolReason, SpoolWorker
+from acq_isl.stream.turns import engine_lost, in_turn, to_withdraw
 from acq_isl.wire import encode, prediction_of, slice_frames
 
 log = logging.getLogger(__name__)
@@ -130,7 +142,7 @@ class Courier:
         if connected and self._link.welcome is None:
             self._absent_since_s = time.monotonic()
             with self._changed:
-                self._box.engine_lost()
+                engine_lost(self._box.held.values())
         self._box.reserve_ahead()
         self._cancel()
         backlog = self._send()
@@ -142,30 +154,34 @@ class Courier:
             self._absent_since_s = None
             with self._changed:
                 self._box.count["reconnects"] += self._greeted
-                self._box.engine_lost(server_has=frozenset(message.held))
+                engine_lost(self._box.held.values(), server_has=frozenset(message.held))
             self._greeted = True
-        elif isinstance(message, Result | Refused | Failed):
+        elif isinstance(message, Result | Refused | Failed | Expired):
             self._settle(message, buffers)
-            self._link.send(encode(Done(stack=message.stack)))
+            self._link.send(encode(Done(stack=message.stack, model=message.model)))
+        elif isinstance(message, Withdrawn):
+            with self._changed:
+                self._box.withdrawn(message.stack)
         else:
             log.warning("ignored a %s message of the engine", message.type)
 
-    def _settle(self, message: Result | Refused | Failed, buffers: Sequence[memoryview]) -> None:
+    def _settle(self, message: Result | Refused | Failed | Expired, buffers: Sequence[memoryview]) -> None:
         with self._changed:
             held = self._box.held.get(message.stack)
-            if held is None or held.outcome is not None:
-                return  # it has an outcome already
+            if held is None:
+                return  # it has all its outcomes already
             if isinstance(message, Refused):
-                self._box.settle(held, Refusal(held.stack.info, message.reason, message.fix))
+                refusal = Refusal(held.stack.info, message.reason, message.fix, message.model)
+                self._box.settle(held, refusal)
             elif isinstance(message, Failed):
-                self._box.count["failed"] += 1
-                self._box.end(held, "failed", f"the engine failed: {message.reason}")
+                self._box.fail(held, message.model, "failed", f"the engine failed: {message.reason}")
+            elif isinstance(message, Expired):
+                self._box.fail(held, message.model, "deadline", held.too_late)
             else:
                 try:
                     prediction = prediction_of(message, buffers, held.stack.info)
                 except WireError as error:
-                    self._box.count["failed"] += 1
-                    self._box.end(held, "failed", str(error))
+                    self._box.fail(held, message.model, "failed", str(error))
                 else:
                     self._box.settle(held, replace(prediction, times=self._times(held, message)))
             self._changed.notify_all()
@@ -181,7 +197,7 @@ class Courier:
 
     def _cancel(self) -> None:
         with self._changed:
-            given_up = [held for held in self._box.held.values() if held.ending is not None and held.sent]
+            given_up = [held for held in self._box.held.values() if held.sent and not held.can_travel]
         for held in given_up:
             held.sent.clear()
             self._link.send(encode(Cancel(stack=held.id)))
@@ -196,7 +212,10 @@ class Courier:
             for held in self._box.grant(credit):
                 if not self._worker.submit(partial(self._read, held)):
                     self._box.not_read(held)
-            ready = [(held, held.unsent) for held in self._box.held.values() if held.unsent]
+            ready = [(held, held.unsent) for held in in_turn(self._box.held.values()) if held.unsent]
+            give_way = to_withdraw(self._box.held.values(), credit) if credit else []
+        for held in give_way:
+            self._link.send(encode(Withdraw(stack=held.id)))
         for held, wanted in ready:
             for z in wanted:
                 try:
@@ -217,7 +236,8 @@ class Courier:
         # ZMQ may still read a block that was released, for a stack that was cancelled: the server
         # forgets such a stack, so it does not matter whose pixels it got.
         in_ring = self._link.ring_seen and held.block is not None
-        return slice_frames(held.id, slice_, held.block.ref if in_ring and held.block else None)
+        ref = held.block.ref if in_ring and held.block else None
+        return slice_frames(held.id, slice_, ref, held.still_wanted, held.left_ms(time.monotonic()))
 
     def _keep(self) -> None:
         """See to what has to go to disk."""

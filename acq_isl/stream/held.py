@@ -6,9 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from acq_isl.assemble import OpenStack
-from acq_isl.stack import Outcome
+from acq_isl.messages import Wanted
+from acq_isl.stack import Slice, Unpredicted
 from acq_isl.stream.ring import Block
+from acq_isl.stream.schedule import turn
 from acq_isl.stream.spool import SpooledStack, SpoolReason
 
 Place = Literal["memory", "writing", "disk", "reading"]
@@ -20,9 +24,10 @@ class ClientCounts:
 
     Slices: ``captured`` taken over, ``duplicates`` seen twice or too late and ignored, ``sent`` (also
     again after a restart), ``lost`` neither held nor on disk. Stacks: ``stacks`` begun, ``spooled``
-    written to disk, ``replayed`` read back from there, ``predicted``, ``refused``, ``failed``,
-    ``unpredicted`` left on disk. ``reconnects`` counts engines that came back, ``bytes_copied`` the
-    pixels copied in this process.
+    written to disk, ``replayed`` read back from there, ``withdrawn`` from the engine for a newer one.
+    Outcomes, one of each stack and model: ``predicted``, ``refused``, ``unpredicted`` left on disk, of
+    these ``failed``, ``expired`` after their deadline, ``cancelled``. ``reconnects`` counts engines that
+    came back, ``bytes_copied`` the pixels copied in this process.
     """
 
     captured: int = 0
@@ -35,6 +40,9 @@ class ClientCounts:
     predicted: int = 0
     refused: int = 0
     failed: int = 0
+    expired: int = 0
+    cancelled: int = 0
+    withdrawn: int = 0
     unpredicted: int = 0
     reconnects: int = 0
     bytes_copied: int = 0
@@ -43,7 +51,7 @@ class ClientCounts:
 
 @dataclass(slots=True, eq=False)
 class Held:
-    """One stack without an outcome yet.
+    """One stack that some model has not answered for yet.
 
     Parameters
     ----------
@@ -65,8 +73,15 @@ class Held:
         Once set it goes to disk and becomes `Unpredicted`, for the reason in words.
     waits_since_s : float
         When its last slice came, on the client's monotonic clock.
-    outcome : Outcome or None
-        Came while the disk was busy with the stack; it counts as soon as the disk is done.
+    wanted : Wanted
+    waits_for : list of str
+        Names of the models without an outcome, as they stand in messages.
+    failures : dict of name to (SpoolReason, str)
+        Models that will not predict it; that is told as soon as the stack is on disk for them.
+    cancelled : bool
+        Ends as soon as all its slices are here.
+    withdrawing : bool
+        The server was asked to give it back.
     """
 
     id: int
@@ -79,12 +94,54 @@ class Held:
     path: Path | None = None
     ending: tuple[SpoolReason, str] | None = None
     waits_since_s: float = 0.0
-    outcome: Outcome | None = None
+    wanted: Wanted = field(default_factory=Wanted)
+    waits_for: list[str] = field(default_factory=list)
+    failures: dict[str, tuple[SpoolReason, str]] = field(default_factory=dict)
+    cancelled: bool = False
+    withdrawing: bool = False
+
+    def __post_init__(self) -> None:
+        self.waits_for = list(self.wanted.names)
+
+    @property
+    def turn(self) -> tuple[int, int]:
+        """What to sort stacks by, first come first."""
+        return turn(self.wanted.work, self.id)
+
+    @property
+    def settled(self) -> bool:
+        """Whether all models have predicted or refused it."""
+        return not self.waits_for and not self.failures
+
+    @property
+    def can_travel(self) -> bool:
+        """Whether it may be given credit."""
+        return self.ending is None and not self.cancelled and bool(self.waits_for)
+
+    def left_ms(self, now_s: float) -> float | None:
+        """What is left of its deadline; all of it until the last slice is here."""
+        deadline_ms = self.wanted.deadline_ms
+        if deadline_ms is None or not self.stack.complete:
+            return deadline_ms
+        return max(deadline_ms - (now_s - self.waits_since_s) * 1e3, 0.0)
 
     @property
     def with_disk(self) -> bool:
         """Whether the spool's thread is using its memory."""
         return self.place in ("writing", "reading")
+
+    def fits(self, slice_: Slice) -> bool:
+        """Whether a slice is of the kind that was announced."""
+        info = self.stack.info
+        same = slice_.pixels.shape == info.shape and slice_.pixels.dtype == np.uint16
+        return same and 0 <= slice_.z_index < info.planes
+
+    @property
+    def still_wanted(self) -> Wanted:
+        """What to ask the server for: models that have answered are not asked again."""
+        if len(self.waits_for) == len(self.wanted.names):
+            return self.wanted
+        return self.wanted.model_copy(update={"models": tuple(self.waits_for)})
 
     @property
     def incomplete(self) -> str:
@@ -92,9 +149,14 @@ class Held:
         return f"only {len(self.stack.present)} of {self.stack.info.planes} slices were captured"
 
     @property
+    def too_late(self) -> str:
+        """What it means that its deadline passed, in words."""
+        return f"no prediction was begun within {self.wanted.deadline_ms or 0:g} ms of its last slice"
+
+    @property
     def unsent(self) -> tuple[int, ...]:
         """Slices to send now."""
-        if not self.credited or self.place != "memory" or self.ending is not None:
+        if not self.credited or self.place != "memory" or not self.can_travel:
             return ()
         return tuple(z for z in self.stack.present if z not in self.sent)
 
@@ -103,4 +165,19 @@ class Held:
         present = self.stack.present
         # A complete stack is written without gathering its planes, that is, without a copy.
         pixels = self.stack.pixels if self.stack.complete else self.stack.pixels[list(present)]
-        return SpooledStack(self.id, self.stack.info, present, self.stack.captured_s, pixels, reason)
+        models = tuple(n for n in self.wanted.models if n in self.waits_for or n in self.failures)
+        return SpooledStack(self.id, self.stack.info, present, self.stack.captured_s, pixels, reason, models)
+
+    def unpredicted(self, where: str) -> list[tuple[SpoolReason, Unpredicted]]:
+        """What to tell of the models that will not predict it, now that it lies ``where``."""
+        rest = dict.fromkeys(self.waits_for, self.ending or ("closed", ""))
+        told = self.failures | rest
+        return [
+            (reason, Unpredicted(self.stack.info, why, where, model)) for model, (reason, why) in told.items()
+        ]
+
+    def blame(self, why: str) -> None:
+        """Add to the reasons, in words, why it is not even on disk."""
+        reason, before = self.ending or ("failed", "")
+        self.ending = reason, f"{before}; {why}".removeprefix("; ")
+        self.failures = {model: (r, f"{before}; {why}") for model, (r, before) in self.failures.items()}

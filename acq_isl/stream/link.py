@@ -30,6 +30,7 @@ from acq_isl.messages import (
     Bye,
     Hello,
     Message,
+    Models,
     RingOffer,
     Welcome,
 )
@@ -45,13 +46,17 @@ _MESSAGES_QUEUED = 64
 
 @dataclass(frozen=True, slots=True)
 class LinkSettings:
-    """How often to beat and how long to trust a silent server, in seconds."""
+    """How often to beat and how long to trust a silent server, in seconds.
+
+    ``any_model`` agrees to models being replaced by ones with other labels, planes or optics.
+    """
 
     beat_s: float = 0.5
     silence_s: float = 5.0
     reconnect_s: float = 0.1
     reconnect_max_s: float = 2.0
     keys: ClientKeys | None = None
+    any_model: bool = False
 
 
 class Link:
@@ -139,6 +144,10 @@ class Link:
             elif isinstance(message, Bye):
                 self._lost(f"the server ended the connection: {message.reason}")
                 self._attempt += 1
+            elif isinstance(message, Models):
+                if self.welcome is not None:
+                    log.info("the engine at %s serves other models from now on", self._endpoint)
+                    self.welcome = self.welcome.model_copy(update={"models": message.models})
             elif isinstance(message, Welcome) and (self.welcome or message.attempt != self._attempt):
                 continue  # the answer to a repeated greeting, or on an earlier connection
             else:
@@ -164,7 +173,9 @@ class Link:
             self.send(encode(Beat(sent_s=time.time())))
 
     def _greet(self) -> bool:
-        return self.send(encode(Hello(session=self._session, attempt=self._attempt, ring=self._ring)))
+        any_model = self._settings.any_model
+        hello = Hello(session=self._session, attempt=self._attempt, ring=self._ring, any_model=any_model)
+        return self.send(encode(hello))
 
     def _watch(self) -> None:
         while self._monitor.poll(0):

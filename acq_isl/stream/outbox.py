@@ -2,32 +2,35 @@
 
 ::
 
-    put ─► memory ──credit──► in flight ──► Prediction | Refusal
-             │  ▲                 │ engine lost: back to memory, same id
+    put ─► memory ──credit──► in flight ──► Prediction | Refusal, from each model it was asked of
+             │  ▲                 │ engine lost, or withdrawn for a newer one: back to memory, same id
         spill│  │load             └─ failed ─► disk ─► Unpredicted
              ▼  │
-            disk ──ending (drained, closed)──► Unpredicted
+            disk ──ending (drained, closed, cancelled, deadline)──► Unpredicted
 
-Stacks are granted credit in the order in which they began, wherever they wait. The client calls every
-method under its own lock.
+Credit goes to live work first, there to the latest, then to bulk as it began. Every stack has one outcome
+from each of its models. The client calls every method under its own lock.
 """
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from acq_isl.assemble import OpenStack
+from acq_isl.messages import Wanted
 from acq_isl.stack import Outcome, Prediction, Refusal, Slice, StackInfo, StackKey, Unpredicted
 from acq_isl.stream.held import ClientCounts, Held
 from acq_isl.stream.ring import Ring
 from acq_isl.stream.spool import SpoolReason
+from acq_isl.stream.turns import in_flight, in_turn, take_back, to_leave, too_late
 
 _REMEMBERED_KEYS = 4096
 _SPARE_STACKS = 2
 _FIRST_RESERVE_BYTES = 64 << 20
+_CANCELLED = "it was cancelled"
+_COUNTED_AS: dict[SpoolReason, str] = {"failed": "failed", "deadline": "expired", "cancelled": "cancelled"}
 
 
 class Outbox:
@@ -37,14 +40,15 @@ class Outbox:
     ----------
     ring : Ring
         Memory for the stacks that wait or travel.
+    wanted : callable
+        What is wanted of a stack that begins; must not raise.
     """
 
-    def __init__(self, ring: Ring) -> None:
-        self._ring = ring
+    def __init__(self, ring: Ring, wanted: Callable[[StackInfo], Wanted] = lambda info: Wanted()) -> None:
+        self._ring, self._wanted = ring, wanted
         self.held: dict[int, Held] = {}
         self.outcomes: list[Outcome] = []
-        self.spare: list[Path] = []
-        """Files of the spool that nobody needs any more."""
+        self.spare: list[Path] = []  # files of the spool that nobody needs any more
         self.count: Counter[str] = Counter()
         self._spooled_for: Counter[SpoolReason] = Counter()
         self._filling: dict[StackKey, Held] = {}
@@ -59,10 +63,6 @@ class Outbox:
     def reserve_ahead(self) -> None:
         """Have memory ready for the stacks to come. Needs no lock."""
         self._ring.reserve_ahead(max(_SPARE_STACKS * self._latest_nbytes, _FIRST_RESERVE_BYTES))
-
-    @property
-    def in_flight(self) -> int:
-        return sum(held.credited for held in self.held.values())
 
     def accept(self, slice_: Slice, now_s: float) -> Held | None:
         """The stack whose memory shall take this slice (then call `landed`); None if it is not wanted.
@@ -79,7 +79,7 @@ class Outbox:
         if held is None or held.stack.has(slice_.z_index):
             self.count["duplicates"] += 1
             return None
-        if not _fits(held, slice_):
+        if not held.fits(slice_):
             self.count["lost"] += 1
             return None
         held.copying += 1
@@ -94,13 +94,15 @@ class Outbox:
         held.waits_since_s = now_s
         if held.stack.complete:
             self._stop_filling(held)
+            if held.cancelled:
+                self.end(held, "cancelled", _CANCELLED)
 
     def grant(self, credit: int) -> list[Held]:
-        """Give free credit to the stacks that began first; those returned must be read from disk."""
+        """Give free credit to the stacks whose turn it is; those returned must be read from disk."""
         to_read: list[Held] = []
-        free = credit - self.in_flight
-        for held in self.held.values():
-            if held.credited or held.ending is not None:
+        free = credit - in_flight(self.held.values())
+        for held in in_turn(self.held.values()):
+            if held.credited or not held.can_travel:
                 continue
             if free <= 0 or held.place == "writing":
                 break
@@ -115,12 +117,12 @@ class Outbox:
             free -= 1
         return to_read
 
-    def engine_lost(self, server_has: frozenset[int] = frozenset()) -> None:
-        """Take back all credit, but for complete stacks that the server says it has."""
-        for held in self.held.values():
-            kept = held.id in server_has and held.stack.complete and held.ending is None
-            held.credited = kept
-            held.sent = set(held.stack.present) if kept else set()
+    def withdrawn(self, stack: int) -> None:
+        """The server has given a stack back."""
+        held = self.held.get(stack)
+        if held is not None and held.withdrawing:
+            self.count["withdrawn"] += 1
+            take_back(held)
 
     def to_spill(self, absent_since_s: float | None, now_s: float, patience_s: float) -> SpoolReason | None:
         """Why waiting stacks have to leave the memory now, if they have to."""
@@ -131,13 +133,8 @@ class Outbox:
         return None
 
     def spill(self, reason: SpoolReason) -> Held | None:
-        """The newest complete stack that waits in memory, now to be written to disk, if there is one."""
-        if any(held.place == "writing" for held in self.held.values()):
-            return None
-        for held in reversed(self.held.values()):
-            idle = held.place == "memory" and not held.credited and held.ending is None
-            if not idle or not held.stack.complete or held.copying:
-                continue
+        """The last complete stack in turn that waits in memory, now to be written to disk."""
+        for held in to_leave(self.held.values()):
             if held.path is not None:  # it came from disk and is still there
                 self._leave_memory(held)
                 continue
@@ -164,22 +161,20 @@ class Outbox:
         self.count["spooled"] += 1
         self._spooled_for[reason] += 1
         self._leave_memory(held)
-        self._late_outcome(held)
+        self._let_go(held)
 
     def not_written(self, held: Held, why: str) -> None:
         """The disk refused a stack: it stays in memory if it may, else it is lost."""
         held.place = "memory"
-        if not self._late_outcome(held) and held.ending is not None:
-            self.count["lost"] += len(held.stack.present)
-            held.ending = (held.ending[0], f"{held.ending[1]}; {why}")
-            self._end(held, "")
+        if not self._let_go(held) and held.ending is not None:
+            self._lose(held, why, "")
 
     def read(self, held: Held) -> None:
         """A stack is back in memory and can be sent."""
         held.place = "memory"
         self.count["replayed"] += 1
         self.count["bytes_copied"] += held.stack.pixels.nbytes
-        self._late_outcome(held)
+        self._let_go(held)
 
     def not_read(self, held: Held) -> None:
         """Nobody had time to read a stack: it goes on waiting on disk."""
@@ -189,10 +184,8 @@ class Outbox:
     def unreadable(self, held: Held, why: str) -> None:
         """The file of a waiting stack is damaged or gone."""
         held.place = "memory"
-        if not self._late_outcome(held):
-            self.count["lost"] += len(held.stack.present)
-            held.ending = ("failed", why)
-            self._end(held, str(held.path or ""))
+        if not self._let_go(held):
+            self._lose(held, why, str(held.path or ""))
 
     def end(self, held: Held, reason: SpoolReason, why: str) -> None:
         """Give a stack up: it goes to disk and becomes `Unpredicted`."""
@@ -201,11 +194,23 @@ class Outbox:
             held.credited = False
             self._stop_filling(held)
 
+    def cancel(self, key: StackKey) -> bool:
+        """No model shall predict a stack any more; False if none waits or travels under that key."""
+        found = [held for held in self.held.values() if held.stack.info.key == key and held.can_travel]
+        for held in found:
+            if held.stack.complete and not held.copying:
+                self.end(held, "cancelled", _CANCELLED)
+            else:  # what is still captured is kept, too
+                held.cancelled, held.credited = True, False
+        return bool(found)
+
     def expire(self, now_s: float, timeout_s: float) -> None:
-        """End the stacks whose next slice does not come, so that they hold no credit for ever."""
+        """End stacks whose next slice does not come, and those that wait here beyond their deadline."""
         for held in list(self._filling.values()):
             if now_s - held.waits_since_s > timeout_s:
                 self.end(held, "incomplete", held.incomplete)
+        for held in too_late(self.held.values(), now_s):
+            self.end(held, "deadline", held.too_late)
 
     def end_all(self, reason: SpoolReason, why: str, *, incomplete_only: bool) -> None:
         """End what has no outcome yet; whatever is incomplete ends for that reason."""
@@ -215,40 +220,71 @@ class Outbox:
             elif not incomplete_only:
                 self.end(held, reason, why)
 
-    def settle(self, held: Held, outcome: Outcome) -> None:
-        """A stack has its outcome."""
-        if held.with_disk:  # the disk uses its memory: a moment later, then
-            held.outcome = outcome
+    def settle(self, held: Held, outcome: Prediction | Refusal) -> None:
+        """A model has answered; one that had answered before is not heard again."""
+        if outcome.model in held.waits_for:
+            held.waits_for.remove(outcome.model)
+            self._tell(outcome)
+            self._answered(held)
+
+    def fail(self, held: Held, model: str, reason: SpoolReason, why: str) -> None:
+        """A model will not predict a stack; the others may."""
+        if model in held.waits_for:
+            held.waits_for.remove(model)
+            held.failures[model] = (reason, why)
+            self._answered(held)
+
+    def _answered(self, held: Held) -> None:
+        if held.waits_for:
             return
-        names = {Prediction: "predicted", Refusal: "refused", Unpredicted: "unpredicted"}
-        self.count[names[type(outcome)]] += 1
-        self.outcomes.append(outcome)
+        held.credited = False
+        self._stop_filling(held)
+        if held.failures and held.ending is None:
+            held.ending = next(iter(held.failures.values()))
+        self._let_go(held)
+
+    def _let_go(self, held: Held) -> bool:
+        """Forget a stack that has all its outcomes, unless the disk is using its memory."""
+        if not held.settled or held.with_disk:
+            return False
+        self._leave_memory(held)
+        del self.held[held.id]
+        if held.path is not None:
+            self.spare.append(held.path)
+        return True
+
+    def _end(self, held: Held, where: str) -> None:
+        """Tell what is not predicted, and where it is."""
+        for reason, outcome in held.unpredicted(where):
+            if reason in _COUNTED_AS:
+                self.count[_COUNTED_AS[reason]] += 1
+            self._tell(outcome)
         self._stop_filling(held)
         self._leave_memory(held)
         del self.held[held.id]
-        if held.path is not None and not isinstance(outcome, Unpredicted):
-            self.spare.append(held.path)
 
-    def _late_outcome(self, held: Held) -> bool:
-        if held.outcome is None:
-            return False
-        self.settle(held, held.outcome)
-        return True
+    def _lose(self, held: Held, why: str, where: str) -> None:
+        """Neither an engine nor the disk has a stack."""
+        self.count["lost"] += len(held.stack.present)
+        held.blame(why)
+        self._end(held, where)
+
+    def _tell(self, outcome: Outcome) -> None:
+        names = {Prediction: "predicted", Refusal: "refused", Unpredicted: "unpredicted"}
+        self.count[names[type(outcome)]] += 1
+        self.outcomes.append(outcome)
 
     def _begin(self, info: StackInfo, now_s: float) -> Held | None:
         block = self._ring.allocate(info)
         if block is None:
             return None
-        held = Held(self._next_id, OpenStack(info, block.pixels, now_s), block, waits_since_s=now_s)
+        open_ = OpenStack(info, block.pixels, now_s)
+        held = Held(self._next_id, open_, block, waits_since_s=now_s, wanted=self._wanted(info))
         self._next_id += 1
         self._latest_nbytes = block.nbytes
         self.count["stacks"] += 1
         self.held[held.id] = self._filling[info.key] = held
         return held
-
-    def _end(self, held: Held, where: str) -> None:
-        _, why = held.ending or ("closed", "")
-        self.settle(held, Unpredicted(held.stack.info, why, where))
 
     def _stop_filling(self, held: Held) -> None:
         if self._filling.get(held.stack.info.key) is held:
@@ -262,9 +298,3 @@ class Outbox:
         if held.block is not None:
             self._ring.release(held.block)
             held.block = None
-
-
-def _fits(held: Held, slice_: Slice) -> bool:
-    info = held.stack.info
-    same = slice_.pixels.shape == info.shape and slice_.pixels.dtype == np.uint16
-    return same and 0 <= slice_.z_index < info.planes

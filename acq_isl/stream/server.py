@@ -1,6 +1,7 @@
 """The engine's end of the wire: takes slices of several clients, has stacks predicted, answers.
 
-One thread owns the socket, so that heartbeats go on during inference; another owns the engine.
+One thread owns the socket, so that heartbeats go on during inference; another owns the engines
+(`acq_isl.stream.worker`); a third, now and then, loads a new model (`acq_isl.stream.swap`).
 """
 
 from __future__ import annotations
@@ -10,16 +11,16 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import TracebackType
 
 import zmq
 
-from acq_isl.errors import EngineError, StackRefused, WireError
+from acq_isl.errors import EngineError, WireError
 from acq_isl.messages import (
-    MAX_FRAME_BYTES,
+    MAX_MODELS,
     Alive,
     Beat,
     Bye,
@@ -28,62 +29,91 @@ from acq_isl.messages import (
     Failed,
     Hello,
     Message,
-    Refused,
+    Models,
     SliceSent,
+    Swap,
     Welcome,
+    Withdraw,
 )
-from acq_isl.protocols import Engine
-from acq_isl.stack import StageTimes
-from acq_isl.stream.endpoint import is_ipv6, is_local
+from acq_isl.stream.endpoint import is_local
+from acq_isl.stream.job import Job
 from acq_isl.stream.keys import ServerKeys, let_in
-from acq_isl.stream.sessions import Job, SessionLimits, Sessions
-from acq_isl.wire import Frame, decode, encode, result_of
+from acq_isl.stream.roster import Roster, ServedModel
+from acq_isl.stream.router import open_router
+from acq_isl.stream.sessions import SessionLimits, Sessions
+from acq_isl.stream.swap import Swapper
+from acq_isl.stream.worker import EngineWorker
+from acq_isl.wire import Frame, decode, encode
 
 log = logging.getLogger(__name__)
 
 _LOOP_S = 0.1
-_MESSAGES_QUEUED = 64
 _MESSAGES_PER_ROUND = 256
 
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """What a server tells of its engine and allows its clients."""
-
-    engine_name: str = ""
-    model_sha256: str = ""
-    limits: SessionLimits = field(default_factory=SessionLimits)
-    keys: ServerKeys | None = None
-
-
-class EngineServer:
-    """Serves one engine.
+    """What a server allows.
 
     Parameters
     ----------
-    engine : Engine
-        Called from one thread only. Every prediction must have arrays of its own. Closing it stays with
-        the caller.
+    limits : SessionLimits
+    keys : ServerKeys, optional
+        Needed to be reached from other hosts.
+    load : callable, optional
+        Makes a model ready, given its file; without it no model can be replaced. Raises ModelError or
+        EngineError.
+    """
+
+    limits: SessionLimits = field(default_factory=SessionLimits)
+    keys: ServerKeys | None = None
+    load: Callable[[str], ServedModel] | None = None
+
+
+class EngineServer:
+    """Serves models.
+
+    Parameters
+    ----------
+    models : sequence of ServedModel
+        The first is the one that clients need not name. Their engines are called from one thread only
+        (but for `Engine.close`), and closed with the server. Every prediction must have arrays of its own.
     bind : str
         ZMQ address; ``tcp://127.0.0.1:*`` takes a free port, see `endpoint`.
     settings : ServerSettings
 
     Raises
     ------
+    ModelError
+        Two models have one name.
     EngineError
         On entering: the address is taken or unusable, or open to other hosts without keys.
     """
 
-    def __init__(self, engine: Engine, bind: str, settings: ServerSettings | None = None) -> None:
-        self._engine, self._bind, self._settings = engine, bind, settings or ServerSettings()
+    def __init__(
+        self, models: Sequence[ServedModel], bind: str, settings: ServerSettings | None = None
+    ) -> None:
+        self._roster = Roster(models)
+        self._bind, self._settings = bind, settings or ServerSettings()
         limits = self._settings.limits
-        self._jobs: queue.Queue[Job | None] = queue.Queue(limits.credit * limits.clients + 1)
+        # One entry for each job within credit at most: the engines' thread adds, the socket's takes.
         self._answers: queue.SimpleQueue[tuple[Job, list[Frame]]] = queue.SimpleQueue()
+        self._worker = EngineWorker(self._roster, limits.credit * limits.clients * MAX_MODELS, self._answered)
+        self._swapper = Swapper(self._roster, self._settings.load, self._worker.between_stacks, self._wake)
         self._stopping = threading.Event()
         self._io = threading.Thread(target=self._run, name="acq-isl server", daemon=True)
-        self._worker = threading.Thread(target=self._work, name="acq-isl engine", daemon=True)
 
     def __enter__(self) -> EngineServer:
+        try:
+            self._open()
+        except BaseException:
+            self._roster.close()
+            raise
+        self._worker.start()
+        self._io.start()
+        return self
+
+    def _open(self) -> None:
         if self._settings.keys is None and not is_local(self._bind):
             raise EngineError(
                 f"{self._bind} is open to other hosts, and anyone there could use or disturb the engine",
@@ -93,15 +123,13 @@ class EngineServer:
         welcome = Welcome(
             attempt=0,
             credit=self._settings.limits.credit,
-            manifest=self._engine.manifest.model_dump_json(),
-            model_sha256=self._settings.model_sha256,
-            engine=self._settings.engine_name,
+            models=self._roster.offers,
         )
         self._sessions = Sessions(self._settings.limits, welcome)
         self._context = zmq.Context()
         self._auth = let_in(self._context, self._settings.keys)
         try:
-            self._socket = _router(self._context, self._bind, self._settings.keys)
+            self._socket = open_router(self._context, self._bind, self._settings.keys)
         except zmq.ZMQError as error:
             self._close_context()
             raise EngineError(
@@ -112,9 +140,6 @@ class EngineServer:
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
-        self._worker.start()
-        self._io.start()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -122,9 +147,12 @@ class EngineServer:
         self._stopping.set()
         self._wake()
         self._io.join(timeout=10)
-        with suppress(queue.Full):  # then it is busy and sees `_stopping` next
-            self._jobs.put_nowait(None)
-        self._worker.join(timeout=60)
+        ended = self._worker.stop()
+        self._swapper.stop()
+        if ended:
+            self._roster.close()
+        else:
+            log.error("the engine does not finish its stack; it is left to the end of the process")
         self._close_context()
         self._wake_in.close()
         self._wake_out.close()
@@ -135,7 +163,7 @@ class EngineServer:
         return self._io.is_alive()
 
     def _wake(self) -> None:
-        with suppress(BlockingIOError):
+        with suppress(OSError):  # it has been woken often enough, or has ended
             self._wake_in.send(b"\0")
 
     def _close_context(self) -> None:
@@ -143,13 +171,9 @@ class EngineServer:
             self._auth()
         self._context.destroy(linger=100)
 
-    # ---- the engine's thread
-
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None and not self._stopping.is_set():
-            if job.wanted:
-                self._answers.put((job, _predict(self._engine, job)))
-                self._wake()
+    def _answered(self, job: Job, frames: list[Frame]) -> None:
+        self._answers.put((job, frames))
+        self._wake()
 
     # ---- the socket's thread
 
@@ -166,8 +190,8 @@ class EngineServer:
                 while not self._answers.empty():
                     job, frames = self._answers.get()
                     self._send(self._sessions.answer(job, frames), frames)
-                for identity, frames in self._sessions.expire(time.monotonic()):
-                    self._send(identity, frames)
+                self._expire(time.monotonic())
+                self._swap()
             for identity in self._sessions.identities:
                 self._send(identity, encode(Bye(reason="the engine was stopped")))
         except Exception:
@@ -195,29 +219,70 @@ class EngineServer:
             for frames in self._sessions.hello(identity, message, now_s):
                 self._send(identity, frames)
             return
+        if isinstance(message, Swap):
+            # Whoever gets here is on this host or has a key: `_open` lets nobody else in.
+            self._send(identity, encode(self._swapper.begin(identity, message)))
+            return
         if not self._sessions.seen(identity, now_s):
             return  # it was forgotten; it greets again when it hears nothing
         if isinstance(message, SliceSent):
             self._take(identity, message, buffers)
-        elif isinstance(message, Done | Cancel):
-            self._sessions.forget(identity, message.stack)
+        elif isinstance(message, Done):
+            self._sessions.confirm(identity, message.stack, message.model)
+        elif isinstance(message, Cancel):
+            self._drop(self._sessions.forget(identity, message.stack))
+        elif isinstance(message, Withdraw):
+            self._withdraw(identity, message.stack)
         elif isinstance(message, Beat):
             self._send(identity, encode(Alive(sent_s=message.sent_s, server_s=time.time())))
         elif isinstance(message, Bye):
-            self._sessions.leave(identity)
+            self._drop(self._sessions.leave(identity))
 
     def _take(self, identity: bytes, sent: SliceSent, buffers: Sequence[memoryview]) -> None:
         try:
-            job = self._sessions.take(identity, sent, buffers, time.monotonic(), time.time())
+            jobs = self._sessions.take(identity, sent, buffers, time.monotonic(), time.time())
         except WireError as error:
-            frames = self._sessions.fail(identity, sent.stack, str(error))
-            self._send(identity, frames)
+            for frames in self._sessions.fail(identity, sent.stack, sent.wanted.names, str(error)):
+                self._send(identity, frames)
             return
-        if job is not None:
-            try:
-                self._jobs.put_nowait(job)
-            except queue.Full:  # of cancelled jobs: those within credit fit
-                self._answers.put((job, encode(Failed(stack=job.stack, reason="the engine is too busy"))))
+        for job in jobs:
+            self._swapper.latest = job.zstack.info
+            if not self._worker.add(job):
+                busy = Failed(stack=job.stack, model=job.model, reason="the engine is too busy")
+                self._answers.put((job, encode(busy)))
+
+    def _withdraw(self, identity: bytes, stack: int) -> None:
+        jobs = self._sessions.waiting(identity, stack)
+        # What is begun already goes on; the others of its stack, too.
+        back = [job for job in jobs if self._worker.remove(job)]
+        if jobs and len(back) == len(jobs):
+            self._send(identity, self._sessions.withdraw(identity, stack))
+            return
+        for job in back:
+            self._worker.add(job)
+
+    def _drop(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            self._worker.remove(job)
+
+    def _expire(self, now_s: float) -> None:
+        for job in self._worker.expire(now_s):
+            self._send(*self._sessions.late(job))
+        for client in self._sessions.silent(now_s):
+            log.warning("forgot a client that was silent for too long")
+            self._drop(self._sessions.leave(client))
+        for identity, frames in self._sessions.expire(now_s):
+            self._send(identity, frames)
+
+    def _swap(self) -> None:
+        """See to a model that was loaded, refused, or put in its place."""
+        for told in self._swapper.step(self._sessions.particular):
+            if told.offers is not None:
+                self._sessions.offer(told.offers)
+                for identity in self._sessions.identities:
+                    self._send(identity, encode(Models(models=told.offers)))
+            if told.message is not None:
+                self._send(told.asker, encode(told.message))
 
     def _send(self, identity: bytes | None, frames: Sequence[Frame] | None) -> None:
         if identity is None or frames is None:
@@ -227,48 +292,3 @@ class EngineServer:
         except zmq.ZMQError as error:
             # The client is gone or does not read. Answers are kept and sent again when it greets.
             log.info("a client could not be reached: %s", error)
-
-
-def _predict(engine: Engine, job: Job) -> list[Frame]:
-    """The message that answers a stack. An engine may raise anything; the server goes on."""
-    taken_s, begin_s = time.time(), time.perf_counter()
-    try:
-        if not job.intact:
-            raise WireError("the client gave the stack's memory to another one")
-        prediction = engine.predict(job.zstack)
-        spent_ms = (time.perf_counter() - begin_s) * 1e3
-        if not job.intact:
-            raise WireError("the client gave the stack's memory to another one")
-        times = prediction.times
-        if times.infer_ms + times.decode_ms == 0:
-            times = StageTimes(infer_ms=spent_ms)
-        times = replace(times, wait_ms=max(taken_s - job.complete_s, 0.0) * 1e3)
-        named = replace(prediction, info=job.zstack.info, times=times)
-        return result_of(job.stack, named, job.complete_s)
-    except StackRefused as refusal:
-        told = [
-            refusal.what,
-            refusal.wanted and f"wanted: {refusal.wanted}",
-            refusal.got and f"got: {refusal.got}",
-        ]
-        reason = "; ".join(part for part in told if part)
-        return encode(Refused(stack=job.stack, reason=reason[:8000], fix=(refusal.fix or "")[:8000]))
-    except Exception as error:
-        log.exception("the engine failed on stack %s", job.zstack.info.key)
-        return encode(Failed(stack=job.stack, reason=f"{type(error).__name__}: {error}"[:8000]))
-
-
-def _router(context: zmq.Context[zmq.Socket[bytes]], bind: str, keys: ServerKeys | None) -> zmq.Socket[bytes]:
-    router: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
-    router.setsockopt(zmq.LINGER, 0)
-    router.setsockopt(zmq.IPV6, int(is_ipv6(bind)))
-    # Without it an answer to a client that left would vanish silently.
-    router.setsockopt(zmq.ROUTER_MANDATORY, 1)
-    router.setsockopt(zmq.SNDHWM, _MESSAGES_QUEUED)
-    router.setsockopt(zmq.RCVHWM, _MESSAGES_QUEUED)
-    router.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
-    if keys is not None:
-        router.curve_server = True
-        router.curve_publickey, router.curve_secretkey = keys.public, keys.secret
-    router.bind(bind)
-    return router

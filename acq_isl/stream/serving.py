@@ -12,14 +12,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from acq_isl.errors import EngineError
-from acq_isl.protocols import Engine
+from acq_isl.stream.roster import ServedModel
 from acq_isl.stream.server import EngineServer, ServerSettings
 
 log = logging.getLogger(__name__)
@@ -44,15 +44,18 @@ class Parent:
 
 
 def serve(
-    engine: Engine, bind: str, settings: ServerSettings | None = None, parent: Parent | None = None
+    models: Sequence[ServedModel],
+    bind: str,
+    settings: ServerSettings | None = None,
+    parent: Parent | None = None,
 ) -> None:
-    """Serve an engine until Ctrl-C, SIGTERM or the end of the parent; then close the engine.
+    """Serve models until Ctrl-C, SIGTERM or the end of the parent; then close their engines.
 
     Lowers the priority of this process, so that an acquisition on the same machine wins.
 
     Parameters
     ----------
-    engine : Engine
+    models : sequence of ServedModel
     bind : str
         ZMQ address, such as ``tcp://127.0.0.1:5555``.
     settings : ServerSettings, optional
@@ -60,17 +63,18 @@ def serve(
 
     Raises
     ------
+    ModelError
+        Two models have one name.
     EngineError
         The address cannot be served, or the server's thread failed.
     """
     parent = parent or Parent()
     stop = threading.Event()
     with ExitStack() as cleanup:
-        cleanup.callback(engine.close)
         cleanup.enter_context(_signals(stop))
         lower_priority()
-        server = cleanup.enter_context(EngineServer(engine, bind, settings))
-        log.info("serving %s at %s", engine.manifest.name, server.endpoint)
+        server = cleanup.enter_context(EngineServer(models, bind, settings))
+        log.info("serving %s at %s", ", ".join(model.name for model in models), server.endpoint)
         if parent.stop_with_stdin:
             threading.Thread(target=_watch_stdin, args=(stop,), name="acq-isl parent", daemon=True).start()
         if parent.announce is not None:

@@ -8,13 +8,25 @@ So a stack is predicted once, as long as the server lives.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from acq_isl.assemble import Assembler
 from acq_isl.errors import WireError
-from acq_isl.messages import Bye, Failed, Hello, RingOffer, RingRef, SliceSent, Welcome
+from acq_isl.messages import (
+    Bye,
+    Expired,
+    Failed,
+    Hello,
+    Offer,
+    RingOffer,
+    SliceSent,
+    Welcome,
+    Withdrawn,
+)
 from acq_isl.stack import Slice, ZStack
+from acq_isl.stream.job import Job
 from acq_isl.stream.ring import RingView
 from acq_isl.wire import Frame, encode, slice_of
 
@@ -46,32 +58,21 @@ class SessionLimits:
 
 
 @dataclass(slots=True, eq=False)
-class Job:
-    """A complete stack for the engine. ``complete_s`` is Unix time; ``wanted`` turns False on CANCEL."""
-
-    session: str
-    stack: int
-    zstack: ZStack
-    complete_s: float
-    ring: RingView | None = None
-    ref: RingRef | None = None
-    wanted: bool = True
-
-    @property
-    def intact(self) -> bool:
-        """Whether the pixels in shared memory are still this stack's."""
-        return self.ring is None or self.ref is None or self.ring.holds(self.ref)
-
-
-@dataclass(slots=True, eq=False)
 class _Session:
     identity: bytes
     seen_s: float
     assembler: Assembler
     offer: RingOffer | None = None
     ring: RingView | None = None
-    jobs: dict[int, Job] = field(default_factory=dict)
-    answers: dict[int, list[Frame]] = field(default_factory=dict)
+    any_model: bool = False
+    models: dict[int, tuple[str, ...]] = field(default_factory=dict)  # asked for, by open stack
+    jobs: dict[tuple[int, str], Job] = field(default_factory=dict)
+    answers: dict[tuple[int, str], list[Frame]] = field(default_factory=dict)
+
+    @property
+    def stacks(self) -> set[int]:
+        """Complete stacks of which the client has not confirmed every answer."""
+        return {stack for stack, _ in (*self.jobs, *self.answers)}
 
 
 class Sessions:
@@ -103,13 +104,15 @@ class Sessions:
         self._of_identity.pop(session.identity, None)
         self._of_identity[identity] = hello.session
         session.identity, session.seen_s = identity, now_s
+        session.any_model = hello.any_model
         session.assembler.clear()
+        session.models.clear()
         self._map(session, hello.ring)
         welcome = self._welcome.model_copy(
             update={
                 "attempt": hello.attempt,
                 "ring_nonce": session.ring.nonce if session.ring else "",
-                "held": tuple(session.jobs) + tuple(session.answers),
+                "held": tuple(sorted(session.stacks)),
             }
         )
         return [encode(welcome), *session.answers.values()]
@@ -123,8 +126,8 @@ class Sessions:
 
     def take(
         self, identity: bytes, sent: SliceSent, buffers: Sequence[memoryview], now_s: float, unix_s: float
-    ) -> Job | None:
-        """Add a slice; the job, if its stack is complete now.
+    ) -> list[Job]:
+        """Add a slice; the jobs, one for each model, if its stack is complete now.
 
         Raises
         ------
@@ -132,10 +135,10 @@ class Sessions:
             The slice breaks an agreement. Its stack is forgotten; answer it with `fail`.
         """
         session = self._session(identity)
-        if session is None or sent.stack in session.jobs or sent.stack in session.answers:
-            return None
+        if session is None or sent.stack in session.stacks:
+            return []
         known = sent.stack in session.assembler.open
-        if not known and len(session.assembler.open) + self._waiting(session) >= self._limits.credit:
+        if not known and len(session.assembler.open) + len(session.stacks) >= self._limits.credit:
             raise WireError("more stacks at once than credit", wanted=f"<= {self._limits.credit}")
         rows, columns = sent.info.shape
         if sent.info.planes * rows * columns * 2 > self._limits.stack_bytes:
@@ -144,60 +147,111 @@ class Sessions:
             )
         zstack = self._add(session, sent, buffers, now_s)
         if zstack is None:
-            return None
+            if sent.stack in session.assembler.open:
+                session.models[sent.stack] = sent.wanted.names
+            return []
+        session.models.pop(sent.stack, None)
         ring = session.ring if sent.ring is not None else None
-        job = Job(self._of_identity[identity], sent.stack, zstack, unix_s, ring, sent.ring)
-        session.jobs[sent.stack] = job
-        return job
+        due_s = math.inf if sent.left_ms is None else now_s + sent.left_ms / 1e3
+        name, work = self._of_identity[identity], sent.wanted.work
+        jobs = [
+            Job(name, sent.stack, model, zstack, unix_s, work, due_s, ring, sent.ring)
+            for model in sent.wanted.names
+        ]
+        session.jobs |= {(job.stack, job.model): job for job in jobs}
+        return jobs
 
-    def fail(self, identity: bytes, stack: int, reason: str) -> list[Frame] | None:
-        """Give a stack up; the message that says so."""
+    def fail(self, identity: bytes, stack: int, models: Sequence[str], reason: str) -> list[list[Frame]]:
+        """Give a stack up; the messages that say so, one for each model."""
         session = self._session(identity)
-        if session is None or stack in session.answers:
-            return None
+        if session is None or stack in session.stacks:
+            return []
         session.assembler.drop(stack)
-        session.answers[stack] = encode(Failed(stack=stack, reason=reason[:8000]))
-        return session.answers[stack]
+        session.models.pop(stack, None)
+        for model in models:
+            failed = Failed(stack=stack, model=model, reason=reason[:8000])
+            session.answers[stack, model] = encode(failed)
+        return [session.answers[stack, model] for model in models]
 
     def answer(self, job: Job, frames: list[Frame]) -> bytes | None:
         """Keep an answer until the client confirms it; whom to send it to, None if nobody wants it."""
         session = self._sessions.get(job.session)
-        if session is None or session.jobs.pop(job.stack, None) is None:
+        place = job.stack, job.model
+        if session is None or session.jobs.get(place) is not job:
             return None
-        session.answers[job.stack] = frames
+        del session.jobs[place]
+        session.answers[place] = frames
         return session.identity
 
-    def forget(self, identity: bytes, stack: int) -> None:
-        """The client has its answer, or does not want one any more."""
+    def late(self, job: Job) -> tuple[bytes | None, list[Frame]]:
+        """The answer to a job whose deadline has come, and for whom."""
+        frames = encode(Expired(stack=job.stack, model=job.model))
+        return self.answer(job, frames), frames
+
+    def confirm(self, identity: bytes, stack: int, model: str) -> None:
+        """The client has an answer."""
         session = self._session(identity)
         if session is not None:
-            session.answers.pop(stack, None)
-            session.assembler.drop(stack)
-            job = session.jobs.pop(stack, None)
-            if job is not None:
-                job.wanted = False
+            session.answers.pop((stack, model), None)
 
-    def leave(self, identity: bytes) -> None:
-        """A client said good-bye."""
+    def forget(self, identity: bytes, stack: int) -> list[Job]:
+        """The client wants no answers of a stack any more; its jobs, to be taken off the schedule."""
+        session = self._session(identity)
+        if session is None:
+            return []
+        session.assembler.drop(stack)
+        session.models.pop(stack, None)
+        jobs = [job for job in session.jobs.values() if job.stack == stack]
+        for kept in (session.jobs, session.answers):
+            for place in [place for place in kept if place[0] == stack]:
+                del kept[place]
+        return jobs
+
+    def waiting(self, identity: bytes, stack: int) -> list[Job]:
+        """The jobs of a complete stack if none of its models has answered yet, else nothing."""
+        session = self._session(identity)
+        if session is None or any(place[0] == stack for place in session.answers):
+            return []
+        return [job for job in session.jobs.values() if job.stack == stack]
+
+    def withdraw(self, identity: bytes, stack: int) -> list[Frame]:
+        """Forget a stack of which no job was begun, so that it can be sent again; what to tell its client."""
+        self.forget(identity, stack)
+        session = self._session(identity)
+        if session is not None:
+            session.assembler.forget(stack)
+        return encode(Withdrawn(stack=stack))
+
+    def leave(self, identity: bytes) -> list[Job]:
+        """A client said good-bye; its jobs, to be taken off the schedule."""
         name = self._of_identity.pop(identity, None)
         session = self._sessions.pop(name, None) if name is not None else None
-        for job in session.jobs.values() if session is not None else ():
-            job.wanted = False
+        return list(session.jobs.values()) if session is not None else []
+
+    def silent(self, now_s: float) -> list[bytes]:
+        """Clients that are to be forgotten."""
+        limit_s = self._limits.client_timeout_s
+        return [s.identity for s in self._sessions.values() if now_s - s.seen_s > limit_s]
 
     def expire(self, now_s: float) -> list[tuple[bytes, list[Frame]]]:
-        """Forget silent clients and unfinished stacks; what to tell whom about it."""
-        for session in list(self._sessions.values()):
-            if now_s - session.seen_s > self._limits.client_timeout_s:
-                log.warning("forgot a client that was silent for %g s", self._limits.client_timeout_s)
-                self.leave(session.identity)
-        messages = []
+        """Give up stacks whose slices stopped coming; what to tell whom about it."""
+        messages: list[tuple[bytes, list[Frame]]] = []
         for session in self._sessions.values():
             for lost in session.assembler.expire(now_s):
                 reason = f"{len(lost.missing)} of {lost.info.planes} slices never came: {lost.missing}"
-                frames = self.fail(session.identity, int(str(lost.stack)), reason)
-                if frames is not None:
-                    messages.append((session.identity, frames))
+                stack = int(str(lost.stack))
+                told = self.fail(session.identity, stack, session.models.get(stack, ("",)), reason)
+                messages += [(session.identity, frames) for frames in told]
         return messages
+
+    def offer(self, models: tuple[Offer, ...]) -> None:
+        """What to say of the models from now on."""
+        self._welcome = self._welcome.model_copy(update={"models": models})
+
+    @property
+    def particular(self) -> int:
+        """Clients that take the models as they are, and no others."""
+        return sum(not session.any_model for session in self._sessions.values())
 
     @property
     def identities(self) -> tuple[bytes, ...]:
@@ -205,9 +259,6 @@ class Sessions:
 
     def _session(self, identity: bytes) -> _Session | None:
         return self._sessions.get(self._of_identity.get(identity, ""))
-
-    def _waiting(self, session: _Session) -> int:
-        return len(session.jobs) + len(session.answers)
 
     def _assembler(self) -> Assembler:
         return Assembler(timeout_s=self._limits.stack_timeout_s, max_open=self._limits.credit)

@@ -31,9 +31,12 @@ log = logging.getLogger(__name__)
 SUFFIX = ".ome.tif"
 _JSON_TAG = 65000
 
-SpoolReason = Literal["memory full", "no engine", "failed", "incomplete", "timed out", "closed"]
+SpoolReason = Literal[
+    "memory full", "no engine", "failed", "incomplete", "timed out", "closed", "deadline", "cancelled"
+]
 """Why a stack went to disk: the memory for waiting stacks is used up; no engine answers; the engine
-failed on it; slices are missing; no prediction came in time; the client closed first."""
+failed on it; slices are missing; no prediction came in time; the client closed first; its deadline
+passed; somebody cancelled it."""
 
 
 class _Record(BaseModel):
@@ -46,6 +49,7 @@ class _Record(BaseModel):
     captured_s: tuple[float, ...]
     reason: SpoolReason
     crc32: int
+    models: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,6 +69,8 @@ class SpooledStack:
         One plane per entry of ``present``.
     reason : str
         Why it waits.
+    models : tuple of str
+        Names of the models it waits for; empty: the one that clients need not name.
     """
 
     stack: int
@@ -73,6 +79,7 @@ class SpooledStack:
     captured_s: tuple[float, ...]
     pixels: Uint16Image
     reason: SpoolReason
+    models: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -101,7 +108,7 @@ class Spool:
         """
         import tifffile
 
-        path = self.folder / f"{stack.stack:06d}_{_safe(str(stack.info.key))}{SUFFIX}"
+        path = self._free(f"{stack.stack:06d}_{_safe(str(stack.info.key))}")
         part = path.with_name(path.name + ".part")
         try:
             record = _Record(
@@ -111,6 +118,7 @@ class Spool:
                 captured_s=stack.captured_s,
                 reason=stack.reason,
                 crc32=_crc32(stack.pixels),
+                models=stack.models,
             )
             self.folder.mkdir(parents=True, exist_ok=True)
             tifffile.imwrite(
@@ -153,12 +161,25 @@ class Spool:
                 fix="remove the file; its stack is also in the measured data of the run",
             ) from error
         return SpooledStack(
-            record.stack, record.info, record.present, record.captured_s, pixels, record.reason
+            record.stack,
+            record.info,
+            record.present,
+            record.captured_s,
+            pixels,
+            record.reason,
+            record.models,
         )
 
     def list(self) -> tuple[Path, ...]:
         """Files of waiting stacks, oldest stack first. Half-written ones of a killed run are not listed."""
         return tuple(sorted(self.folder.glob(f"*{SUFFIX}")))
+
+    def _free(self, name: str) -> Path:
+        """A file that is not there yet: a stack of an earlier run in this folder may have the same name."""
+        path, number = self.folder / f"{name}{SUFFIX}", 2
+        while path.exists():
+            path, number = self.folder / f"{name}_{number}{SUFFIX}", number + 1
+        return path
 
     def remove(self, path: Path) -> None:
         """Remove a stack that waits no longer; StorageError if it cannot be removed."""

@@ -1,0 +1,117 @@
+"""Commands about engines in processes of their own: serve models, replace one, predict what was left over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from acq_isl.cli_faults import faulty
+from acq_isl.stream.endpoint import is_local
+
+if TYPE_CHECKING:
+    from acq_isl.stream.roster import ServedModel
+
+Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads for inference.")]
+Backend = Annotated[
+    str, typer.Option(help="'auto' (measured once), 'onnxruntime', 'openvino', 'tensorrt', ...")
+]
+Keys = Annotated[Path | None, typer.Option(help="Folder of keys, to go to or from other computers.")]
+_DEFAULT = "tcp://127.0.0.1:5599"
+
+
+def add_serving_commands(cli: typer.Typer, out: Console, configure_logging: Callable[[bool], None]) -> None:
+    """Add ``serve`` and ``swap`` to the command line."""
+    cli.command("serve")(_serve(out, configure_logging))
+    cli.command("swap")(_swap(out))
+
+
+def load(model: str, *, threads: int | None = None, backend: str = "auto") -> ServedModel:
+    """Make a model ready to be served, given as ``FILE`` or ``NAME=FILE``; ModelError or EngineError."""
+    from acq_isl.engines import load_engine
+    from acq_isl.stream.roster import ServedModel
+
+    name, file = named(model)
+    engine = load_engine(file, threads=threads, backend=backend)
+    return ServedModel(engine, name or engine.manifest.name, engine.model.sha256, engine.name)
+
+
+def named(model: str) -> tuple[str, str]:
+    """Name and file of ``NAME=FILE``; without a name, or if that is the name of a file, only the file."""
+    name, equals, file = model.partition("=")
+    return (name, file) if equals and name and file and not Path(model).exists() else ("", model)
+
+
+def _serve(out: Console, configure_logging: Callable[[bool], None]) -> Callable[..., None]:
+    def command(  # noqa: PLR0913, PLR0917  one parameter an option
+        model: Annotated[
+            list[str] | None,
+            typer.Option(
+                help="Model file (.onnx) or 'demo', as FILE or NAME=FILE; repeat it for several models.",
+                show_default="demo",
+            ),
+        ] = None,
+        bind: Annotated[str, typer.Option(help="Address to answer at.")] = _DEFAULT,
+        threads: Threads = None,
+        backend: Backend = "auto",
+        keys: Keys = None,
+        announce: Annotated[Path | None, typer.Option(hidden=True)] = None,
+        stop_with_stdin: Annotated[bool, typer.Option(hidden=True)] = False,
+        fault: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
+        verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what happens inside.")] = False,
+    ) -> None:
+        """Predict for clients until stopped with Ctrl-C."""
+        from acq_isl.stream.keys import server_keys
+        from acq_isl.stream.server import ServerSettings
+        from acq_isl.stream.serving import Parent, lower_priority, serve
+
+        configure_logging(verbose)
+        lower_priority()  # before the engines make their threads, which inherit it
+        allowed = None if keys is None else server_keys(keys)
+
+        def loaded(one: str) -> ServedModel:
+            model = load(one, threads=threads, backend=backend)
+            return replace(model, engine=faulty(model.engine, fault))
+
+        models = [loaded(one) for one in model or ["demo"]]
+        for served in models:
+            out.print(f"{escape(served.name)} at {bind} on {escape(served.backend)}; stop with Ctrl-C")
+            if why := getattr(served.engine, "why", ""):
+                out.print(escape(why), soft_wrap=True)
+        settings = ServerSettings(keys=allowed, load=loaded)
+        serve(models, bind, settings, Parent(announce, stop_with_stdin))
+
+    return command
+
+
+def _swap(out: Console) -> Callable[..., None]:
+    def command(
+        address: Annotated[str, typer.Argument(help="Of a running 'acq-isl serve'.")],
+        model: Annotated[str, typer.Argument(help="Model file (.onnx) on the server's computer, or 'demo'.")],
+        name: Annotated[
+            str, typer.Option(help="Model to replace.", show_default="of the same name, or the only one")
+        ] = "",
+        keys: Keys = None,
+        timeout_s: Annotated[float, typer.Option(min=1, help="Longest time for loading.")] = 900.0,
+    ) -> None:
+        """Have a running server replace a model between two stacks; if that fails, the old one stays."""
+        from acq_isl.stream.ask import swap
+        from acq_isl.stream.keys import client_keys
+
+        if is_local(address) and Path(model).exists():
+            model = str(Path(model).resolve())  # the server may run in another folder
+        out.print(f"loading {escape(model)} beside what is served", soft_wrap=True)
+        pair = None if keys is None else client_keys(keys)
+        done = swap(address, model, name, keys=pair, timeout_s=timeout_s)
+        for what, offer in (("was", done.old), ("is", done.new)):
+            title = f"{offer.name} {offer.model_sha256[:12]}".strip()
+            out.print(f"{what:>4} {escape(title)} on {escape(offer.engine)}", soft_wrap=True)
+        for change in done.changes:
+            out.print(f"[yellow]mind[/] {escape(change)}", soft_wrap=True)
+
+    return command

@@ -1,0 +1,138 @@
+"""Which stack is predicted next. Pure: no thread, socket or clock; time is an argument.
+
+Laws, which ``tests/test_serving_schedule.py`` checks:
+
+* a ticket leaves once: taken, removed or expired; none is taken after its deadline;
+* of one client's live tickets the newest is taken, of its bulk tickets the oldest;
+* live comes before bulk, but after `LIVE_IN_A_ROW` live ones a bulk ticket that waits has its turn;
+* within a class the client that was served least recently comes first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from acq_isl.messages import Work
+
+LIVE_IN_A_ROW = 8
+
+Id = TypeVar("Id", bound=Hashable)
+
+
+def turn(work: Work, number: int) -> tuple[int, int]:
+    """What to sort stacks of one client by, first come first: live before bulk, latest live, oldest bulk."""
+    return (0, -number) if work == "live" else (1, number)
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket(Generic[Id]):
+    """A stack that waits for a model.
+
+    Parameters
+    ----------
+    id : hashable
+    client : str
+        Whose it is.
+    work : "live" or "bulk"
+    number : int
+        Rises from stack to stack of a client.
+    due_s : float
+        On the caller's clock; not taken at or after it.
+    """
+
+    id: Id
+    client: str
+    work: Work
+    number: int
+    due_s: float = math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleCounts:
+    """Tickets by what became of them; ``added == taken + removed + expired + those that wait``."""
+
+    added: int = 0
+    taken: int = 0
+    removed: int = 0
+    expired: int = 0
+    refused: int = 0
+
+
+class Schedule(Generic[Id]):
+    """The tickets that wait.
+
+    Parameters
+    ----------
+    limit : int
+        Tickets that may wait; more are refused and counted.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._tickets: dict[Id, Ticket[Id]] = {}
+        self._count: Counter[str] = Counter()
+        self._served: dict[str, int] = {}  # by client: when it last had a turn
+        self._live_in_a_row = 0
+
+    def __len__(self) -> int:
+        return len(self._tickets)
+
+    @property
+    def counts(self) -> ScheduleCounts:
+        return ScheduleCounts(**self._count)
+
+    def add(self, ticket: Ticket[Id]) -> bool:
+        """Let a ticket wait; False (and counted) if too many do, or one of that id does."""
+        if len(self._tickets) >= self._limit or ticket.id in self._tickets:
+            self._count["refused"] += 1
+            return False
+        self._tickets[ticket.id] = ticket
+        self._count["added"] += 1
+        return True
+
+    def remove(self, id_: Id) -> bool:
+        """Take a ticket out unserved; False if it does not wait (any more)."""
+        if self._tickets.pop(id_, None) is None:
+            return False
+        self._count["removed"] += 1
+        return True
+
+    def expire(self, now_s: float) -> tuple[Id, ...]:
+        """Take out the tickets whose deadline has come."""
+        late = tuple(ticket.id for ticket in self._tickets.values() if ticket.due_s <= now_s)
+        for id_ in late:
+            del self._tickets[id_]
+        self._count["expired"] += len(late)
+        return late
+
+    def next(self, now_s: float) -> Id | None:
+        """Take the ticket whose turn it is; None if none waits that is not expired."""
+        ready = [ticket for ticket in self._tickets.values() if now_s < ticket.due_s]
+        if not ready:
+            return None
+        bulk = [ticket for ticket in ready if ticket.work == "bulk"]
+        if bulk and self._live_in_a_row >= LIVE_IN_A_ROW:
+            ready = bulk
+        first = min(ready, key=self._order)
+        del self._tickets[first.id]
+        self._count["taken"] += 1
+        # How long live has kept bulk waiting; without bulk nobody waits.
+        self._live_in_a_row = self._live_in_a_row + 1 if first.work == "live" and bulk else 0
+        self._served[first.client] = self._count["taken"]
+        self._forget_absent()
+        return first.id
+
+    def _order(self, ticket: Ticket[Id]) -> tuple[int, int, str, int]:
+        class_, number = turn(ticket.work, ticket.number)
+        return class_, self._served.get(ticket.client, 0), ticket.client, number
+
+    def _forget_absent(self) -> None:
+        """Clients come and go: of those without tickets only the latest are remembered."""
+        if len(self._served) > 2 * self._limit:
+            waiting = {ticket.client for ticket in self._tickets.values()}
+            latest = set(sorted(self._served, key=lambda client: self._served[client])[-self._limit :])
+            self._served = {c: when for c, when in self._served.items() if c in waiting | latest}

@@ -1,0 +1,153 @@
+"""The engines' thread of a server: takes stacks in the order of the schedule, and changes models in between.
+
+All models of a server take turns on one thread: on one machine they would only slow each other down, and
+between two stacks nothing runs, so that a model can be replaced without losing one.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+
+from acq_isl.errors import ModelError, StackRefused, WireError
+from acq_isl.messages import Failed, Refused
+from acq_isl.stack import StageTimes
+from acq_isl.stream.job import Job, JobKey
+from acq_isl.stream.roster import Roster
+from acq_isl.stream.schedule import Schedule, ScheduleCounts, Ticket
+from acq_isl.wire import Frame, encode, result_of
+
+log = logging.getLogger(__name__)
+
+_LOOK_S = 0.5
+_CHANGES_WAITING = 64
+
+
+class EngineWorker:
+    """Predicts jobs one by one.
+
+    Parameters
+    ----------
+    roster : Roster
+    limit : int
+        Jobs that may wait.
+    answer : callable
+        Told each job and the message that answers it, on the engines' thread.
+    """
+
+    def __init__(self, roster: Roster, limit: int, answer: Callable[[Job, list[Frame]], None]) -> None:
+        self._roster, self._answer = roster, answer
+        self._schedule: Schedule[JobKey] = Schedule(limit)
+        self._jobs: dict[JobKey, Job] = {}
+        self._arrivals = 0
+        self._changes: deque[Callable[[], None]] = deque()
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="acq-isl engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 60.0) -> bool:
+        """End after the stack at work; False if that takes longer."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    @property
+    def counts(self) -> ScheduleCounts:
+        with self._changed:
+            return self._schedule.counts
+
+    def add(self, job: Job) -> bool:
+        """Let a job wait for its turn; False if too many wait."""
+        with self._changed:
+            self._arrivals += 1
+            ticket = Ticket(job.key, job.session, job.work, self._arrivals, job.due_s)
+            if not self._schedule.add(ticket):
+                return False
+            self._jobs[job.key] = job
+            self._changed.notify_all()
+        return True
+
+    def remove(self, job: Job) -> bool:
+        """Take a job back; False if it was begun already."""
+        with self._changed:
+            self._jobs.pop(job.key, None)
+            return self._schedule.remove(job.key)
+
+    def expire(self, now_s: float) -> list[Job]:
+        """Take out the jobs whose deadline has come."""
+        with self._changed:
+            return [self._jobs.pop(key) for key in self._schedule.expire(now_s)]
+
+    def between_stacks(self, change: Callable[[], None]) -> bool:
+        """Have something done between two stacks; it must not raise. False if too much waits already."""
+        with self._changed:
+            if len(self._changes) >= _CHANGES_WAITING:
+                return False
+            self._changes.append(change)
+            self._changed.notify_all()
+        return True
+
+    def _run(self) -> None:
+        while (work := self._next()) is not None:
+            if isinstance(work, Job):
+                self._answer(work, predict(self._roster, work))
+            else:
+                try:
+                    work()
+                except Exception:
+                    log.exception("a change between two stacks failed")
+
+    def _next(self) -> Job | Callable[[], None] | None:
+        """What to do now; None to end. Waits as long as there is nothing."""
+        with self._changed:
+            while not self._stopping:
+                if self._changes:
+                    return self._changes.popleft()
+                key = self._schedule.next(time.monotonic())
+                if key is not None:
+                    return self._jobs.pop(key)
+                self._changed.wait(_LOOK_S)
+        return None
+
+
+def predict(roster: Roster, job: Job) -> list[Frame]:
+    """The message that answers a job. An engine may raise anything; the server goes on."""
+    taken_s, begin_s = time.time(), time.perf_counter()
+    try:
+        engine = roster[job.model].engine
+        if not job.intact:
+            raise WireError("the client gave the stack's memory to another one")
+        prediction = engine.predict(job.zstack)
+        spent_ms = (time.perf_counter() - begin_s) * 1e3
+        if not job.intact:
+            raise WireError("the client gave the stack's memory to another one")
+        times = prediction.times
+        if times.infer_ms + times.decode_ms == 0:
+            times = StageTimes(infer_ms=spent_ms)
+        times = replace(times, wait_ms=max(taken_s - job.complete_s, 0.0) * 1e3)
+        named = replace(prediction, info=job.zstack.info, times=times, model=job.model)
+        return result_of(job.stack, named, job.complete_s)
+    except StackRefused as refusal:
+        told = [
+            refusal.what,
+            refusal.wanted and f"wanted: {refusal.wanted}",
+            refusal.got and f"got: {refusal.got}",
+        ]
+        reason = "; ".join(part for part in told if part)
+        fix = (refusal.fix or "")[:8000]
+        return encode(Refused(stack=job.stack, model=job.model, reason=reason[:8000], fix=fix))
+    except ModelError as error:
+        return encode(Failed(stack=job.stack, model=job.model, reason=str(error)[:8000]))
+    except Exception as error:
+        log.exception("the engine failed on stack %s", job.zstack.info.key)
+        reason = f"{type(error).__name__}: {error}"[:8000]
+        return encode(Failed(stack=job.stack, model=job.model, reason=reason))
