@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails
 
 from acq_isl.errors import ExperimentError
 from acq_isl.fault_text import FaultText
+from acq_isl.life import Life
 from acq_isl.rules import Best, Limits, Trigger
 from acq_isl.stack import Modality, Polarity
 
@@ -102,6 +103,8 @@ class SyntheticSpecimen(_Strict):
 
     kind: Literal["synthetic"] = "synthetic"
     seed: int = 1
+    life: Life = Life()
+    """What changes with time; by default nothing does."""
 
 
 class RecordedSpecimen(_Strict):
@@ -123,6 +126,8 @@ class SimulatedMicroscope(_Strict):
     )
     camera_px: tuple[int, int] = (512, 512)
     """Rows and columns of the camera."""
+    time_scale: float = Field(default=1.0, ge=0)
+    """How many seconds pass for the specimen in one second."""
     faults: tuple[FaultText, ...] = ()
     """What goes wrong on purpose, such as ``focus-drift:2``; see docs/simulator.md."""
 

@@ -79,14 +79,14 @@ def _simulated(settings: SimulatedMicroscope) -> Iterator[OpenMicroscope]:
 
     specimen: sim.Specimen
     match settings.specimen:
-        case SyntheticSpecimen(seed=seed):
-            specimen, what = sim.SyntheticSpecimen(seed=seed), f"synthetic neurons (seed {seed})"
+        case SyntheticSpecimen(seed=seed, life=life):
+            specimen, what = sim.SyntheticSpecimen(seed=seed, life=life), f"synthetic neurons (seed {seed})"
         case RecordedSpecimen(folder=folder, z_step_um=z_step_um, pixel_size_um=pixel_size_um):
             specimen = sim.RecordedSpecimen.from_folder(
                 folder, z_step_um=z_step_um, pixel_size_um=pixel_size_um
             )
             what = f"specimen recorded in {folder}"
-    chosen = sim.ScopeSettings(shape=settings.camera_px)
+    chosen = sim.ScopeSettings(shape=settings.camera_px, time_scale=settings.time_scale)
     reach = Limits(x_um=chosen.x_limits_um, y_um=chosen.y_limits_um, z_um=chosen.z_limits_um)
     if settings.faults:
         what += f", faults planted: {', '.join(map(str, settings.faults))}"

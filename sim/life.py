@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from acq_isl.life import Life
 from acq_isl.sim.specimen_objects import REGION_UM, Floats, Region, natural
 from acq_isl.sim.view import History
 
@@ -21,61 +22,22 @@ _HARM_TRANSMITTED = 0.002
 
 
 @dataclass(frozen=True, slots=True)
-class Life:
-    """How alive a culture is. By default it stands still: every picture is that of time 0.
-
-    Parameters
-    ----------
-    prevalence : float
-        Share of neurons that are dying at time 0, 0 to 1.
-    death_rate_per_h : float
-        Chance per hour that a living neuron begins to die.
-    dying_h : float
-        Median time from the first sign to death, in hours.
-    drift_um_h : float
-        RMS speed of cells, in micrometres per hour.
-    growth_um_h : float
-        By how much an axon's tip advances per hour; a dendrite's by a fifth of it.
-    drug_per_h : float
-        What one ordinary dose of the drug adds to the death rate, per hour; below 0 it protects.
-    phototoxicity_per_h : float
-        What one second of light in a stain's channel adds to the death rate of the neurons it hit, per
-        hour; three times that in DAPI, 1/500 in transmitted light.
-    tick_s : float
-        The culture moves on in steps of this many seconds; between them it looks the same.
-    """
-
-    prevalence: float = 0.0
-    death_rate_per_h: float = 0.0
-    dying_h: float = 1.5
-    drift_um_h: float = 0.0
-    growth_um_h: float = 0.0
-    drug_per_h: float = 0.5
-    phototoxicity_per_h: float = 0.0
-    tick_s: float = 60.0
-
-    @classmethod
-    def ordinary(cls) -> Life:
-        """A healthy culture: 3 % dying, 1 % more per hour; cells drift 4 um, axons grow 15 um an hour."""
-        return cls(0.03, 0.01, drift_um_h=4.0, growth_um_h=15.0, phototoxicity_per_h=0.02)
-
-    def moment(self, time_s: float, history: History) -> Moment | None:
-        """The step of time at which the culture is seen; None while it looks as it did at time 0."""
-        at_s = max(np.floor(time_s / self.tick_s), 0) * self.tick_s
-        past = history.until(at_s)
-        light = past.light if self.phototoxicity_per_h else ()
-        moves = self.death_rate_per_h or self.drift_um_h or self.growth_um_h or past.drugs or light
-        if not (self.prevalence or (moves and at_s > 0)):
-            return None
-        return Moment(float(at_s), History(light, past.drugs))
-
-
-@dataclass(frozen=True, slots=True)
 class Moment:
     """A time of the specimen in seconds, and what was done to it before that matters."""
 
     time_s: float
     history: History
+
+
+def moment(life: Life, time_s: float, history: History) -> Moment | None:
+    """The step of time at which a culture is seen; None while it looks as it did at time 0."""
+    at_s = max(np.floor(time_s / life.tick_s), 0) * life.tick_s
+    past = history.until(at_s)
+    light = past.light if life.phototoxicity_per_h else ()
+    moves = life.death_rate_per_h or life.drift_um_h or life.growth_um_h or past.drugs or light
+    if not (life.prevalence or (moves and at_s > 0)):
+        return None
+    return Moment(float(at_s), History(light, past.drugs))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,14 +100,14 @@ def fates(seed: int, region: Region) -> Fates:
     )
 
 
-def onset_s(laid: Fates, region: Region, life: Life, moment: Moment) -> Floats:
-    """When each cell began to die, in seconds, (cell,) float64; infinite if it has not by ``moment``.
+def onset_s(laid: Fates, region: Region, life: Life, now: Moment) -> Floats:
+    """When each cell began to die, in seconds, (cell,) float64; infinite if it has not by then.
 
     Death rates add up over time (hazard), and a cell gives in when the sum passes its resistance. Rates
     are constant between two events, so the sum is a chain of straight lines that is solved exactly, and
     events after the onset cannot change it.
     """
-    starts, rates = _rates(region, life, moment)
+    starts, rates = _rates(region, life, now)
     gained = rates[:, :-1] * np.diff(starts) / _HOUR_S
     reached = np.concatenate([np.zeros((len(rates), 1)), np.cumsum(gained, axis=1)], axis=1)
     last = np.maximum(np.sum(reached <= laid.resistance[:, None], axis=1) - 1, 0)
@@ -153,7 +115,7 @@ def onset_s(laid: Fates, region: Region, life: Life, moment: Moment) -> Floats:
     left, rate = laid.resistance - reached[cells, last], rates[cells, last]
     wait_s = np.divide(left * _HOUR_S, rate, out=np.full(len(rates), np.inf), where=rate > 0)
     begun = starts[last] + wait_s
-    begun[begun > moment.time_s] = np.inf
+    begun[begun > now.time_s] = np.inf
     early = laid.rank < life.prevalence
     return np.where(early, -laid.progress * duration_s(laid, life), begun)
 
@@ -177,9 +139,9 @@ def drifted_um(laid: Fates, life: Life, time_s: Floats) -> Floats:
     return moved
 
 
-def _rates(region: Region, life: Life, moment: Moment) -> tuple[Floats, Floats]:
+def _rates(region: Region, life: Life, now: Moment) -> tuple[Floats, Floats]:
     """Times from which on a rate holds, (event,), and each cell's death rate from then on, (cell, event)."""
-    light, drugs = moment.history.light, moment.history.drugs
+    light, drugs = now.history.light, now.history.drugs
     x, y = (np.array([getattr(cell, axis) for cell in region.cells]) for axis in "xy")
     hits = [one for one in light if _touches(region, one.x_um, one.y_um, one.width_um, one.height_um)]
     times = np.unique([0.0, *(one.time_s for one in hits), *(one.time_s for one in drugs)])

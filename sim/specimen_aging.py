@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from acq_isl.sim.life import Fates, Life, Moment, drifted_um, duration_s, fates, onset_s, stream
+from acq_isl.life import Life
+from acq_isl.sim.life import Fates, Moment, drifted_um, duration_s, fates, onset_s, stream
 from acq_isl.sim.specimen_neurites import walk
 from acq_isl.sim.specimen_objects import (
     RADII_UM,
@@ -44,15 +45,15 @@ class Aged:
     progress: Floats
 
 
-def aged(region: Region, seed: int, life: Life, moment: Moment | None) -> Aged:
-    """A region as drawn for time 0, at ``moment``; None is time 0 with nobody dying."""
-    if moment is None or not region.cells:
+def aged(region: Region, seed: int, life: Life, now: Moment | None) -> Aged:
+    """A region as drawn for time 0, at ``now``; None is time 0 with nobody dying."""
+    if now is None or not region.cells:
         return Aged(region, np.full(len(region.cells), -np.inf))
     laid = fates(seed, region)
-    began_s = onset_s(laid, region, life, moment)
-    progress = (moment.time_s - began_s) / duration_s(laid, life)
+    began_s = onset_s(laid, region, life, now)
+    progress = (now.time_s - began_s) / duration_s(laid, life)
     # What is dying neither crawls nor grows.
-    awake_s = np.clip(began_s, 0.0, moment.time_s)
+    awake_s = np.clip(began_s, 0.0, now.time_s)
     moved = drifted_um(laid, life, awake_s) if life.drift_um_h else np.zeros((2, len(awake_s)))
     cells = tuple(_cell(cell, x, y, p) for cell, y, x, p in zip(region.cells, *moved, progress, strict=True))
     strokes = region.strokes

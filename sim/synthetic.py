@@ -11,8 +11,9 @@ from typing import TypeVar
 import numpy as np
 from scipy import fft
 
+from acq_isl.life import Life
 from acq_isl.sim.illumination import PhaseContrast, Transmitted
-from acq_isl.sim.life import Life, Moment
+from acq_isl.sim.life import Moment, moment
 from acq_isl.sim.neurons import grow_region
 from acq_isl.sim.optics import ExitFields, Imaging
 from acq_isl.sim.specimen_aging import aged
@@ -141,21 +142,21 @@ class SyntheticSpecimen:
         self, area: Rectangle, time_s: float = 0.0, history: History = UNTOUCHED
     ) -> tuple[CellTruth, ...]:
         """All cells with their middle in an area, and the remains of dead ones, at a time."""
-        moment = self.life.moment(time_s, history)
+        now = moment(self.life, time_s, history)
         with self._lock:
             # Cells drift over the borders of their region, but not as far as neurites reach.
             regions = list(self._around(area.left, area.top, area.right, area.bottom))
         return tuple(
             cell
             for region in regions
-            for cell in cells_of(aged(region, self.seed, self.life, moment), self.culture.height, FOCUS_UM)
+            for cell in cells_of(aged(region, self.seed, self.life, now), self.culture.height, FOCUS_UM)
             if area.holds(cell.x_um, cell.y_um)
         )
 
     def _transmitted(self, view: View) -> Float32Image:
         with self._lock:
-            moment = self.life.moment(view.time_s, view.history)
-            key = (view.x_um, view.y_um, view.pixel_size_um, view.shape, view.binning, moment)
+            now = moment(self.life, view.time_s, view.history)
+            key = (view.x_um, view.y_um, view.pixel_size_um, view.shape, view.binning, now)
             field = self._fields.get(key, lambda: self._prepare(view))
         image = field.imaging.image(field.fields, view.z_um + FOCUS_UM)
         light = np.clip(_through(field.rows, image, field.columns), 0, None)
@@ -190,14 +191,14 @@ class SyntheticSpecimen:
         row, column = (int((c - r) // LATTICE_UM) for c, r in zip((view.y_um, view.x_um), reach, strict=True))
         rows, columns = (int(np.ceil(2 * r / LATTICE_UM)) + 1 for r in reach)
         window = Window(row, column, rows, columns)
-        moment = self.life.moment(view.time_s, view.history)
-        return window, self._rasters.get((window, moment), lambda: self._draw(window, moment))
+        now = moment(self.life, view.time_s, view.history)
+        return window, self._rasters.get((window, now), lambda: self._draw(window, now))
 
-    def _draw(self, window: Window, moment: Moment | None) -> Raster:
+    def _draw(self, window: Window, now: Moment | None) -> Raster:
         left, top = window.column * LATTICE_UM, window.row * LATTICE_UM
         right, bottom = left + window.columns * LATTICE_UM, top + window.rows * LATTICE_UM
         regions = (
-            aged(region, self.seed, self.life, moment).region
+            aged(region, self.seed, self.life, now).region
             for region in self._around(left, top, right, bottom)
         )
         return rasterise(regions, window, self.seed, self.culture)

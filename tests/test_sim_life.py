@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from acq_isl.sim.life import Life, duration_s, fates, onset_s
+from acq_isl.life import Life
+from acq_isl.sim.life import duration_s, fates, moment, onset_s
 from acq_isl.sim.neurons import grow_region
 from acq_isl.sim.specimen_aging import aged
 from acq_isl.sim.specimen_objects import REACH_UM, REGION_UM, Culture
@@ -41,9 +42,9 @@ def share(life, hours, history=UNTOUCHED):
     begun, neurons = 0, 0
     for column in range(4):
         region = grow_region(4, column, 0, Culture())
-        moment = life.moment(hours * HOUR, history)
+        now = moment(life, hours * HOUR, history)
         mortal = np.array([cell.is_neuron for cell in region.cells])
-        begun += np.isfinite(onset_s(fates(4, region), region, life, moment))[mortal].sum()
+        begun += np.isfinite(onset_s(fates(4, region), region, life, now))[mortal].sum()
         neurons += mortal.sum()
     return begun / neurons
 
@@ -69,7 +70,7 @@ def test_the_default_culture_stands_still():
 
 
 def test_a_lively_culture_without_dying_cells_begins_as_a_still_one():
-    lively = SyntheticSpecimen(2, life=replace(LIVELY, prevalence=0.0))
+    lively = SyntheticSpecimen(2, life=LIVELY.model_copy(update={"prevalence": 0.0}))
     np.testing.assert_array_equal(lively.render(VIEW), SyntheticSpecimen(2).render(VIEW))
 
 
@@ -102,8 +103,8 @@ def test_what_is_done_later_changes_nothing_before(when, later, doses):
         for more, dose in zip(sorted(later), doses, strict=False)
     ]
     lit = tuple(light((when + more) * HOUR + LIVELY.tick_s) for more in sorted(later))
-    early = LIVELY.moment(when * HOUR, History())
-    assert LIVELY.moment(when * HOUR, History(lit, tuple(done))) == early
+    early = moment(LIVELY, when * HOUR, History())
+    assert moment(LIVELY, when * HOUR, History(lit, tuple(done))) == early
 
 
 @settings(max_examples=40, deadline=None)
@@ -115,8 +116,8 @@ def test_nobody_comes_back_to_life_and_onsets_stay(hours, events):
     drugs = tuple(Drug(hour * HOUR, dose) for hour, dose in sorted(events))
     lit = tuple(light(hour * HOUR) for hour, _ in sorted(events))
     history = History(lit, drugs)
-    early, late = (LIVELY.moment(hour * HOUR, history) for hour in sorted(hours))
-    before, after = (onset_s(LAID, REGION, LIVELY, moment) for moment in (early, late))
+    early, late = (moment(LIVELY, hour * HOUR, history) for hour in sorted(hours))
+    before, after = (onset_s(LAID, REGION, LIVELY, now) for now in (early, late))
     begun = np.isfinite(before)
     np.testing.assert_allclose(before[begun], after[begun], rtol=1e-9, atol=1e-3)
     assert (after[~begun] >= early.time_s - 1e-3).all()
@@ -154,7 +155,7 @@ def test_prevalence_is_a_share_of_neurons_and_the_rest_stays():
 def test_the_drug_kills_from_its_time_on_and_can_be_washed_out():
     life = Life(death_rate_per_h=0.0, drug_per_h=0.5)
     given_at_5 = History(drugs=(Drug(5 * HOUR, 1.0),))
-    assert life.moment(5 * HOUR - 1, given_at_5) is None
+    assert moment(life, 5 * HOUR - 1, given_at_5) is None
     assert share(life, 7.0, given_at_5) == pytest.approx(1 - np.exp(-0.5 * 2), abs=0.06)
     washed = History(drugs=(Drug(5 * HOUR, 1.0), Drug(6 * HOUR, 0.0)))
     assert share(life, 30.0, washed) == pytest.approx(1 - np.exp(-0.5), abs=0.06)
@@ -164,13 +165,13 @@ def test_the_drug_kills_from_its_time_on_and_can_be_washed_out():
 
 def test_light_kills_where_it_fell():
     life = Life(phototoxicity_per_h=0.3)
-    moment = life.moment(4 * HOUR, History((light(0.0), light(HOUR, channel="Phase"))))
-    begun = np.isfinite(onset_s(LAID, REGION, life, moment))
+    now = moment(life, 4 * HOUR, History((light(0.0), light(HOUR, channel="Phase"))))
+    begun = np.isfinite(onset_s(LAID, REGION, life, now))
     lit = np.array([abs(cell.x - 150) < 50 and abs(cell.y - 150) < 50 for cell in REGION.cells])
     assert begun[lit].any() and not begun[~lit].any()
-    ultraviolet = life.moment(4 * HOUR, History((light(0.0, channel="DAPI"),)))
+    ultraviolet = moment(life, 4 * HOUR, History((light(0.0, channel="DAPI"),)))
     assert np.isfinite(onset_s(LAID, REGION, life, ultraviolet)).sum() > begun.sum()
-    assert Life().moment(4 * HOUR, History((light(0.0),))) is None
+    assert moment(Life(), 4 * HOUR, History((light(0.0),))) is None
 
 
 def test_dying_takes_its_time():
@@ -211,7 +212,7 @@ def test_the_stain_for_dead_cells_shows_them_and_nobody_else():
 
 def test_neurites_of_the_dead_fall_apart():
     life = Life(prevalence=1.0)
-    later = [aged(REGION, 4, life, life.moment(hour * HOUR, History())) for hour in (0.0, 4.0, 30.0)]
+    later = [aged(REGION, 4, life, moment(life, hour * HOUR, History())) for hour in (0.0, 4.0, 30.0)]
     own = [int((one.region.strokes.cell >= 0).sum()) for one in later]
     assert REGION.strokes.x.size > own[0] > 3 * own[1] and own[2] == 0
     assert (later[2].progress[: len(LAID.progress)][LAID.resistance < np.inf] > 1).all()
@@ -221,7 +222,7 @@ def test_neurites_of_the_dead_fall_apart():
 
 def test_neurites_grow_on_from_where_they_were():
     life = Life(growth_um_h=10.0)
-    one, two = (aged(REGION, 4, life, life.moment(h * HOUR, History())).region.strokes for h in (1.0, 2.0))
+    one, two = (aged(REGION, 4, life, moment(life, h * HOUR, History())).region.strokes for h in (1.0, 2.0))
     was = REGION.strokes
     assert was.x.size < one.x.size < two.x.size
     np.testing.assert_array_equal(one.x[: was.x.size], was.x)
@@ -238,7 +239,7 @@ def test_cells_drift_slowly_and_not_far():
         hour: np.array(
             [
                 (cell.x, cell.y)
-                for cell in aged(REGION, 4, life, life.moment(hour * HOUR, History())).region.cells
+                for cell in aged(REGION, 4, life, moment(life, hour * HOUR, History())).region.cells
             ]
         )
         for hour in (0.0, 5.0, 5.25, 100.0)
@@ -249,9 +250,9 @@ def test_cells_drift_slowly_and_not_far():
 
 
 def test_nothing_that_lives_reaches_further_than_promised():
-    life = replace(LIVELY, growth_um_h=50.0, prevalence=0.3)
+    life = LIVELY.model_copy(update={"growth_um_h": 50.0, "prevalence": 0.3})
     for hours in (0.0, 3.0, 20.0):
-        strokes = aged(REGION, 4, life, life.moment(hours * HOUR, History())).region.strokes
+        strokes = aged(REGION, 4, life, moment(life, hours * HOUR, History())).region.strokes
         for along in (strokes.x, strokes.y):
             assert -REACH_UM <= along.min() <= along.max() <= REGION_UM + REACH_UM
 

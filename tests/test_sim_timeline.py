@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from acq_isl.errors import ScopeError
+from acq_isl.life import Life
 from acq_isl.sim.config import ChannelLight, ScopeSettings
 from acq_isl.sim.exposure import Exposure
-from acq_isl.sim.life import Life
 from acq_isl.sim.scope import SimulatedScope
 from acq_isl.sim.synthetic import SyntheticSpecimen
 from acq_isl.sim.timeline import Timeline
