@@ -1,4 +1,8 @@
-"""How the specimen is lit and what stands in the objective: condenser and back focal plane."""
+"""How the specimen is lit and what stands in the objective: condenser and back focal plane.
+
+Each modality is one frozen class. ``points`` source points make the image; ``coarse_points`` more of them
+correct the coarse half of it (see `acq_isl.sim.optics.Imaging`), which is where few points go wrong.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-Points = NDArray[np.float64]
+from acq_isl.sim.illumination_disc import DIC, Brightfield
+from acq_isl.sim.lamp import FINE_GRID_UM_NA, LIVE_GRID_UM_NA, Lamp, Points, Source, annulus, dealt, lamp_of
 
 _RING_PAD_NA = 0.012
 
@@ -33,6 +38,12 @@ class PhaseContrast:
         Positive phase contrast; False turns the phase the other way.
     points : int
         Source points. Correlation with a full source through focus: 8 .90-.96, 12 .95-.98, 24 .98-.99.
+    lamp : Lamp, optional
+        Default: ``wavelength_um`` only. The ring turns the phase by a quarter of ``wavelength_um``.
+    coarse_points : int
+        With 60, 12 points reach .99 even when the annulus is decentred.
+    grid_um_na : float
+        See `acq_isl.sim.lamp.FINE_GRID_UM_NA`.
     """
 
     wavelength_um: float = 0.55
@@ -43,6 +54,21 @@ class PhaseContrast:
     ring_transmission: float = 0.2
     dense_is_dark: bool = True
     points: int = 12
+    lamp: Lamp | None = None
+    coarse_points: int = 0
+    grid_um_na: float = FINE_GRID_UM_NA
+
+    @classmethod
+    def sample(cls, rng: np.random.Generator) -> PhaseContrast:
+        """A random microscope: NA .42-.58, annulus near .17-.26, decentred by 0-.1, T .08-.35."""
+        aperture, middle = rng.uniform(0.42, 0.58), rng.uniform(0.17, 0.26)
+        half, shift, angle = rng.uniform(0.01, 0.03), rng.uniform(0, 0.1), rng.uniform(0, 2 * np.pi)
+        wavelength = rng.uniform(0.5, 0.6)
+        return cls(
+            wavelength, 1.33, aperture, (middle - half, middle + half),
+            (shift * np.cos(angle), shift * np.sin(angle)), rng.uniform(0.08, 0.35),
+            lamp=Lamp.band(wavelength, rng.uniform(0.0, 0.06)), coarse_points=60,
+        )  # fmt: skip
 
     def scaled(self, factor: float) -> PhaseContrast:
         """The same optics with all apertures multiplied by ``factor``, as with another objective."""
@@ -53,6 +79,11 @@ class PhaseContrast:
             annulus_na=(inner * factor, outer * factor),
             decentre_na=(self.decentre_na[0] * factor, self.decentre_na[1] * factor),
         )
+
+    def spread(self, count: int) -> Source:
+        """That many points, evenly over the annulus."""
+        place, weights = annulus(*self.annulus_na, count)
+        return dealt(place + self.decentre_na, weights, lamp_of(self.lamp, self.wavelength_um))
 
     def source(self) -> tuple[Points, NDArray[np.float64]]:
         """Source points (s, 2) in NA, x and y, and their weights (s,).
@@ -78,12 +109,16 @@ class PhaseContrast:
         chosen, weights = zip(*kept, strict=True)
         return place[list(chosen)], np.array(weights)
 
-    def ring(self, radius_na: NDArray[np.floating]) -> NDArray[np.complex128]:
+    def ring(
+        self, radius_na: NDArray[np.floating], wavelength_um: float | None = None
+    ) -> NDArray[np.complex128]:
         """Amplitude transmission of the objective's back focal plane inside its aperture."""
         inner, outer = self.annulus_na
         inside = (radius_na > inner - _RING_PAD_NA) & (radius_na < outer + _RING_PAD_NA)
-        turned = (-1j if self.dense_is_dark else 1j) * np.sqrt(self.ring_transmission)
-        return np.where(inside, turned, 1.0)
+        turn = (-1j if self.dense_is_dark else 1j) ** (
+            self.wavelength_um / (wavelength_um or self.wavelength_um)
+        )
+        return np.where(inside, turn * np.sqrt(self.ring_transmission), 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +133,11 @@ class Oblique:
     reach : (float, float)
         Inner and outer radius of the arc as fractions of the aperture.
     points : int
+    lamp : Lamp, optional
+        Default: ``wavelength_um`` only.
+    coarse_points : int
+    grid_um_na : float
+        See `acq_isl.sim.lamp.FINE_GRID_UM_NA`.
     """
 
     wavelength_um: float = 0.55
@@ -106,10 +146,29 @@ class Oblique:
     direction_rad: float = np.pi / 2
     reach: tuple[float, float] = (0.6, 0.95)
     points: int = 12
+    lamp: Lamp | None = None
+    coarse_points: int = 0
+    grid_um_na: float = FINE_GRID_UM_NA
+
+    @classmethod
+    def sample(cls, rng: np.random.Generator) -> Oblique:
+        """A random microscope: NA .42-.58, light from 40-95 % of it, any direction, lamp 0-60 nm wide."""
+        wavelength, aperture, angle = (
+            rng.uniform(0.5, 0.6),
+            rng.uniform(0.42, 0.58),
+            rng.uniform(0, 2 * np.pi),
+        )
+        reach = (rng.uniform(0.4, 0.7), rng.uniform(0.8, 0.95))
+        lamp = Lamp.band(wavelength, rng.uniform(0.0, 0.06))
+        return cls(wavelength, 1.33, aperture, angle, reach, lamp=lamp, coarse_points=60)
 
     def scaled(self, factor: float) -> Oblique:
         """The same optics with all apertures multiplied by ``factor``, as with another objective."""
         return replace(self, numerical_aperture=self.numerical_aperture * factor)
+
+    def spread(self, count: int) -> Source:
+        """That many points along the arc."""
+        return dealt(*replace(self, points=count).source(), lamp_of(self.lamp, self.wavelength_um))
 
     def source(self) -> tuple[Points, NDArray[np.float64]]:
         """Source points (s, 2) in NA and weights (s,) that fall as the cosine towards the arc's ends."""
@@ -120,12 +179,23 @@ class Oblique:
         weights = np.cos(turn)
         return radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1), weights / weights.sum()
 
-    def ring(self, radius_na: NDArray[np.floating]) -> NDArray[np.complex128]:
+    def ring(
+        self, radius_na: NDArray[np.floating], wavelength_um: float | None = None
+    ) -> NDArray[np.complex128]:
         """Nothing in the back focal plane."""
         return np.ones(radius_na.shape, np.complex128)
 
 
-Transmitted = PhaseContrast | Oblique
+Transmitted = PhaseContrast | Oblique | Brightfield | DIC
+
+
+LIVE_PHASE_CONTRAST = PhaseContrast(points=10, coarse_points=60, grid_um_na=LIVE_GRID_UM_NA)
+"""What a simulated microscope looks through unless told otherwise: r .99 with a full source."""
+
+
+def points_of(optics: Transmitted) -> Source:
+    """The source points that make the image."""
+    return dealt(*optics.source(), lamp_of(optics.lamp, optics.wavelength_um))
 
 
 def _share(light: NDArray[np.float64], points: int) -> list[int]:

@@ -9,8 +9,9 @@ import pytest
 from scipy import fft, ndimage
 
 from acq_isl.sim.illumination import Oblique, PhaseContrast
-from acq_isl.sim.optics import Imaging, weak_phase_transfer
+from acq_isl.sim.optics import Imaging
 from acq_isl.sim.specimen_objects import LAYER_HEIGHTS_UM
+from acq_isl.sim.weak_phase import weak_phase_transfer
 
 SIDE_UM = 96.0
 OPTICS = [PhaseContrast(), PhaseContrast(dense_is_dark=False), Oblique()]
