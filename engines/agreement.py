@@ -9,10 +9,10 @@ import onnxruntime
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from acq_isl.manifest import Manifest
+from acq_isl.engines.model_file import answers
+from acq_isl.manifest import Gate, Manifest
 from acq_isl.stack import Float32Image, Uint16Image
 
-_OUTPUTS = ("mean", "spread")
 _FATAL_ONLY = 4
 
 
@@ -26,10 +26,14 @@ class Agreement:
         Largest absolute difference of each output.
     pearson : dict of str to float
         Correlation of the mean of each label over all pixels; 1 where both are constant and equal.
+    distance : float
+        Largest change of what the gate looks at, the median of a distance over a tile, as a share of its
+        limit; 0 without a gate.
     """
 
     max_abs: dict[str, float]
     pearson: dict[str, float]
+    distance: float = 0.0
 
     @property
     def least_pearson(self) -> float:
@@ -37,8 +41,10 @@ class Agreement:
 
     def flat(self) -> dict[str, float]:
         """One mapping, for notes and tables."""
-        return {f"max |d {k}|": v for k, v in self.max_abs.items()} | {
-            f"pearson {k}": v for k, v in self.pearson.items()
+        return {
+            **{f"max |d {k}|": v for k, v in self.max_abs.items()},
+            **{f"pearson {k}": v for k, v in self.pearson.items()},
+            **({"distance / limit": self.distance} if self.distance else {}),
         }
 
 
@@ -61,14 +67,21 @@ def agreement(
     """
     tiles = sample_tiles(manifest) if stacks is None else stacks
     feeds = as_inputs(tiles)
-    wanted, got = (_run(content, feeds) for content in (master, other))
+    names = answers(manifest)
+    wanted, got = (_run(content, names, feeds) for content in (master, other))
     return Agreement(
-        {n: float(np.abs(w - g).max()) for n, w, g in zip(_OUTPUTS, wanted, got, strict=True)},
+        {n: float(np.abs(w - g).max()) for n, w, g in zip(names, wanted, got, strict=True)},
         {
             name: _pearson(wanted[0][:, index], got[0][:, index])
             for index, name in enumerate(manifest.label_names)
         },
+        0.0 if manifest.gate is None else _gate_change(wanted[2], got[2], manifest.gate),
     )
+
+
+def _gate_change(wanted: Float32Image, got: Float32Image, gate: Gate) -> float:
+    medians = [np.median(values, axis=(2, 3)) for values in (wanted, got)]
+    return float((np.abs(medians[1] - medians[0]) / np.asarray(gate.limits)).max())
 
 
 def sample_tiles(manifest: Manifest, count: int = 2) -> Uint16Image:
@@ -94,11 +107,13 @@ def as_inputs(tiles: Uint16Image) -> dict[str, NDArray[np.uint8] | Float32Image]
     return {"stack": raw, "inv_sd": (1 / np.maximum(contrast, 0.5)).astype(np.float32)}
 
 
-def _run(content: bytes, feeds: dict[str, NDArray[np.uint8] | Float32Image]) -> list[Float32Image]:
+def _run(
+    content: bytes, names: tuple[str, ...], feeds: dict[str, NDArray[np.uint8] | Float32Image]
+) -> list[Float32Image]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return [np.asarray(values, np.float32) for values in session.run(list(_OUTPUTS), feeds)]
+    return [np.asarray(values, np.float32) for values in session.run(list(names), feeds)]
 
 
 def _pearson(first: Float32Image, second: Float32Image) -> float:

@@ -119,7 +119,7 @@ class Device:
             raise EngineError(
                 f"cannot {what}: {missing}",
                 wanted="an NVIDIA GPU with its display driver",
-                fix="install or update the NVIDIA driver, or predict on the processor with --engine onnx",
+                fix="install or update the NVIDIA driver, or predict on the processor with onnxruntime",
             ) from missing
         codes = self._cu.CUresult
         if error == codes.CUDA_SUCCESS:

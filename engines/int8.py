@@ -9,17 +9,17 @@ common.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from acq_isl.engines.agreement import as_inputs
-from acq_isl.engines.precision_graph import Graph, half_nodes, last_convolutions
+from acq_isl.engines.precision_graph import IMAGES, Graph, half_nodes, last_convolutions
 from acq_isl.errors import ModelError
-from acq_isl.stack import Uint16Image
+from acq_isl.stack import Float32Image, Uint16Image
 
 _LEAST_TILES = 4
 # Constants are folded and norms merged already; without this the quantiser warns on the root logger.
@@ -27,22 +27,33 @@ _PREPARED = {"onnx.quant.pre_process": "onnxruntime.quant"}
 
 
 class _Tiles(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, tiles: Uint16Image) -> None:
-        self._feeds: Iterator[dict[str, Any]] = (as_inputs(tile[None]) for tile in tiles)
+    def __init__(self, tiles: Sequence[tuple[Uint16Image, Float32Image]]) -> None:
+        self._feeds: Iterator[dict[str, Any]] = (
+            {"stack": _bytes(tile), "inv_sd": inv_sd} for tile, inv_sd in tiles
+        )
 
     def get_next(self) -> dict[str, Any] | None:
         return next(self._feeds, None)
 
 
-def quantised(content: bytes, tiles: Uint16Image) -> bytes:
+def _bytes(tile: Uint16Image) -> Any:
+    return np.ascontiguousarray(tile.astype("<u2")).view(np.uint8).reshape(*tile.shape, 2)
+
+
+def quantised(
+    content: bytes, tiles: Sequence[tuple[Uint16Image, Float32Image]], outputs: Sequence[str] = IMAGES
+) -> bytes:
     """The master with int8 convolutions.
 
     Parameters
     ----------
     content : bytes
         The fp32 master.
-    tiles : (n, z, h, w) uint16
-        What to calibrate on: pieces of the user's stacks that show all there is to see, at least 4.
+    tiles : sequence of (1, z, h, w) uint16 with (1,) float32
+        What to calibrate on: pieces of the user's stacks that show all there is to see, at least 4, each
+        with 1 / contrast of its stack.
+    outputs : sequence of str
+        Those to keep.
 
     Returns
     -------
@@ -57,11 +68,11 @@ def quantised(content: bytes, tiles: Uint16Image) -> bytes:
     if len(tiles) < _LEAST_TILES:
         raise ModelError(
             "int8 cannot be calibrated",
-            wanted=f"at least {_LEAST_TILES} pieces of your own stacks",
+            wanted=f"at least {_LEAST_TILES} pieces of your own stacks, of 256 pixels or the smallest tile",
             got=str(len(tiles)),
-            fix="record a few fields first, or use --precision fp16",
+            fix="give more or larger stacks, or use --precision fp16",
         )
-    graph = Graph(content)
+    graph = Graph(content, outputs)
     inner = half_nodes(graph)
     metadata = {entry.key: entry.value for entry in graph.model.metadata_props}
     for index, node in enumerate(graph.model.graph.node):

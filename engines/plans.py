@@ -60,6 +60,8 @@ class PlanNote(_Strict):
     key: PlanKey
     model: str
     """Name and version of the model, for people."""
+    field_px: tuple[int, int]
+    """Rows and columns of the field it was built for."""
     plan_sha256: str
     plan_bytes: int = Field(ge=0)
     built_s: float = Field(ge=0)
@@ -201,8 +203,13 @@ class PlanStore:
             found.append(StoredPlan(path, note, path.stat().st_size))
         return tuple(sorted(found, key=lambda p: (p.note.model, p.note.built_at) if p.note else ("", "")))
 
-    def clear(self) -> tuple[int, int]:
-        """Delete all plans and kept kernels; how many files and bytes. They are rebuilt when needed.
+    def clear(self, onnx_sha256: str | None = None) -> tuple[int, int]:
+        """Delete plans and what was kept with them; how many files and bytes. They are rebuilt when needed.
+
+        Parameters
+        ----------
+        onnx_sha256 : str, optional
+            Of the model whose plans to delete; everything if not given.
 
         Raises
         ------
@@ -210,9 +217,7 @@ class PlanStore:
             A file is in use or may not be deleted.
         """
         files, size = 0, 0
-        for path in self.folder.glob("*"):
-            if path.suffix not in (".plan", ".json", ".kernels", ".lock", ".partial"):
-                continue
+        for path in tuple(self._all() if onnx_sha256 is None else self._of(onnx_sha256)):
             try:
                 n = path.stat().st_size
                 path.unlink(missing_ok=True)
@@ -222,6 +227,17 @@ class PlanStore:
                 ) from error
             files, size = files + (path.suffix != ".lock"), size + n
         return files, size
+
+    def _all(self) -> Iterator[Path]:
+        kinds = (".plan", ".json", ".kernels", ".timings", ".lock", ".partial")
+        return (path for path in self.folder.glob("*") if path.suffix in kinds)
+
+    def _of(self, onnx_sha256: str) -> Iterator[Path]:
+        for plan in self.list():
+            if plan.note is None or plan.note.key.onnx_sha256 != onnx_sha256:
+                continue
+            yield from self.folder.glob(f"{plan.note.plan_sha256[:_HASH_DIGITS]}-*.kernels")
+            yield from self.folder.glob(f"{plan.path.stem}.*")
 
 
 def write_whole(path: Path, content: bytes) -> None:

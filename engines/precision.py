@@ -5,31 +5,36 @@ Strongly typed TensorRT networks compute in the types of the graph, so precision
 * Raw counts stay fp32 until the stack's contrast has divided them: fp16 loses 1 count above 2048 and 32 near
   65535, which is more than a phase-contrast image has to tell.
 * Softmax, cumulative sums, exponentials and sums over bins stay fp32, with all that follows from them.
-* Everything between is fp16, and so are the outputs: two bytes for each pixel of a label come down.
+* Everything between is fp16, and so are the images: two bytes for each pixel of a label come down.
+* The optional output ``distance`` and what leads to it alone stay fp32: the gate's limits were fitted to it.
 
 Camera bytes are cast to fp32 before anything else touches them: TensorRT takes UINT8 only into a cast.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from acq_isl.engines.precision_graph import FLOAT, Graph, half_nodes
+from acq_isl.engines.precision_graph import FLOAT, IMAGES, Graph, half_nodes
 from acq_isl.errors import ModelError
 
 _HALF = TensorProto.FLOAT16
 _HALF_MAX = float(np.finfo(np.float16).max)
 
 
-def full(content: bytes) -> bytes:
+def full(content: bytes, outputs: Sequence[str] = IMAGES) -> bytes:
     """The master as TensorRT takes it, every float in fp32.
 
     Parameters
     ----------
     content : bytes
         An ONNX model as `acq_isl.engines.model_file.read_model` checked it.
+    outputs : sequence of str
+        Those to keep, `acq_isl.engines.model_file.ModelInfo.answers`.
 
     Returns
     -------
@@ -41,16 +46,18 @@ def full(content: bytes) -> bytes:
     ModelError
         The graph computes with camera bytes in a way that floats cannot stand in for.
     """
-    return bytes(Graph(content).model.SerializeToString())
+    return bytes(Graph(content, outputs).model.SerializeToString())
 
 
-def mixed(content: bytes) -> bytes:
-    """fp16 with islands of fp32; outputs are float16.
+def mixed(content: bytes, outputs: Sequence[str] = IMAGES) -> bytes:
+    """fp16 with islands of fp32; images are float16, the distance float32.
 
     Parameters
     ----------
     content : bytes
         The fp32 master.
+    outputs : sequence of str
+        Those to keep.
 
     Returns
     -------
@@ -61,10 +68,10 @@ def mixed(content: bytes) -> bytes:
     ModelError
         The graph has control flow, no contrast input, or weights beyond what fp16 holds.
     """
-    return _Emitter(Graph(content), rounded=False).model()
+    return _Emitter(Graph(content, outputs), rounded=False).model()
 
 
-def rehearsal(content: bytes) -> bytes:
+def rehearsal(content: bytes, outputs: Sequence[str] = IMAGES) -> bytes:
     """What `mixed` computes, for a processor: fp32 kernels, every fp16 value rounded to fp16.
 
     ONNX Runtime has hardly any fp16 kernels for processors; given `mixed` it computes in fp32 and drops the
@@ -75,12 +82,14 @@ def rehearsal(content: bytes) -> bytes:
     ----------
     content : bytes
         The fp32 master.
+    outputs : sequence of str
+        Those to keep.
 
     Returns
     -------
     bytes
     """
-    return _Emitter(Graph(content), rounded=True).model()
+    return _Emitter(Graph(content, outputs), rounded=True).model()
 
 
 class _Emitter:
@@ -183,8 +192,9 @@ class _Emitter:
         return target
 
     def _output(self, port: onnx.ValueInfoProto) -> None:
-        self._add_cast(self._as(port.name, True), port.name, _HALF)
-        port.type.tensor_type.elem_type = _HALF
+        kind = _HALF if port.name in IMAGES else FLOAT
+        self._add_cast(self._as(port.name, kind == _HALF), port.name, kind)
+        port.type.tensor_type.elem_type = kind
 
     def _round(self, source: str, target: str) -> None:
         self._add_cast(source, f"{target}_rounded", _HALF)

@@ -2,12 +2,12 @@
 
 Nothing is assumed of the network but its contract: ``stack`` becomes raw counts, ``inv_sd`` divides them
 by the stack's contrast, and what follows a softmax, exponential or sum, with no convolution after it, is
-decoding.
+decoding. What leads to the optional output ``distance`` only is fp32 as a whole: limits were fitted to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import onnx
 from onnx import TensorProto, helper, inliner
@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, inliner
 from acq_isl.errors import ModelError
 
 FLOAT = TensorProto.FLOAT
+IMAGES = ("mean", "spread")
 _CONTRAST = "inv_sd"
 # Sums of many terms, and functions that turn small differences into large ones.
 _ISLANDS = frozenset(
@@ -31,11 +32,19 @@ _ALWAYS_FLOAT = {"Resize": (1, 2), "Upsample": (1,)}
 
 
 class Graph:
-    """The master, made ready: functions inlined, constants as weights, bytes cast first, types known."""
+    """The master, made ready: functions inlined, constants as weights, bytes cast first, types known.
 
-    def __init__(self, content: bytes) -> None:
+    Parameters
+    ----------
+    content : bytes
+    outputs : sequence of str
+        Those to keep; others and what leads only to them are left out.
+    """
+
+    def __init__(self, content: bytes, outputs: Sequence[str] = IMAGES) -> None:
         self.model = inliner.inline_local_functions(onnx.load_from_string(content))
         _constants_to_weights(self.model.graph)
+        _keep_outputs(self.model.graph, outputs)
         _cast_bytes_first(self.model.graph)
         del self.model.graph.value_info[:]
         try:
@@ -77,6 +86,33 @@ def _constants_to_weights(graph: onnx.GraphProto) -> None:
     graph.node.extend(kept)
 
 
+def _keep_outputs(graph: onnx.GraphProto, outputs: Sequence[str]) -> None:
+    kept = [port for name in outputs for port in graph.output if port.name == name]
+    needed = leading_to(list(graph.node), outputs)
+    nodes = [node for index, node in enumerate(graph.node) if index in needed]
+    del graph.output[:], graph.node[:]
+    graph.output.extend(kept)
+    graph.node.extend(nodes)
+
+
+def leading_to(nodes: list[onnx.NodeProto], names: Sequence[str]) -> set[int]:
+    """Places of the nodes that some of these values follow from."""
+    values, found = set(names), set[int]()
+    for index in reversed(range(len(nodes))):
+        if values.intersection(nodes[index].output):
+            found.add(index)
+            values.update(nodes[index].input)
+            values.update(name for inner in _subgraphs(nodes[index]) for name in inner)
+    return found
+
+
+def _subgraphs(node: onnx.NodeProto) -> Iterator[set[str]]:
+    """What branches and loops use of the values around them."""
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield {name for inner in attribute.g.node for name in inner.input}
+
+
 def _cast_bytes_first(graph: onnx.GraphProto) -> None:
     """Put a cast to fp32 behind every UINT8 input; casts that follow become casts of floats to floats."""
     casts = []
@@ -106,11 +142,13 @@ def half_nodes(graph: Graph) -> set[int]:
             fix="use --precision fp32, or export the model again with this version of acq-isl",
         )
     normalised = _normalised(graph)
-    decoding = _decoding(nodes)
+    decoding, images = _decoding(nodes), leading_to(nodes, IMAGES)
     return {
         index
         for index, node in enumerate(nodes)
-        if index not in decoding and normalised.intersection(node.output) and list(graph.floats(node))
+        if index in images - decoding
+        and normalised.intersection(node.output)
+        and list(graph.floats(node))
     }
 
 

@@ -7,13 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from acq_isl.engines.cuda import Device, OutOfDeviceMemory
+from acq_isl.engines.gate import Policy
 from acq_isl.engines.model_file import ModelFile, read_model
 from acq_isl.engines.plans import PlanStore
-from acq_isl.engines.predictor import Predictor
-from acq_isl.engines.trt_api import Flavour, Progress, load_flavour
-from acq_isl.engines.trt_build import BuildOptions, BuiltPlan, build
+from acq_isl.engines.predictor import Predictor, Shares
+from acq_isl.engines.trt_api import Flavour, load_flavour
+from acq_isl.engines.trt_build import BuiltPlan, build
+from acq_isl.engines.trt_kept import KeptFile
 from acq_isl.engines.trt_network import TensorRTNetwork
-from acq_isl.engines.trt_program import KernelFile, PlanRefused, Program, Shape
+from acq_isl.engines.trt_options import BuildOptions, LastBuilt, resolved
+from acq_isl.engines.trt_program import PlanRefused, Program
 from acq_isl.stack import Prediction, ZStack
 from acq_isl.tiling import BLEND_PX, plan_tiles
 
@@ -28,15 +31,16 @@ class TensorRTEngine(Predictor):
 
     Parameters
     ----------
-    model : pathlib.Path or str
-    options : BuildOptions, optional
+    model : ModelFile, pathlib.Path or str
+    options : BuildOptions or LastBuilt
+        What plan to use: exactly this, or as it was built last, such as by ``acq-isl build``.
     store : PlanStore, optional
-    progress : callable, optional
-        Told how far a build is.
     device : Device, optional
         Owned from now on; GPU 0 if not given.
     flavour : Flavour, optional
         Instead of ``options.flavour``.
+    gate : "refuse" or "warn"
+        What becomes of a stack that looks unlike the training set.
 
     Raises
     ------
@@ -48,31 +52,32 @@ class TensorRTEngine(Predictor):
 
     def __init__(
         self,
-        model: Path | str,
-        options: BuildOptions | None = None,
+        model: ModelFile | Path | str,
+        options: BuildOptions | LastBuilt = LastBuilt(),  # noqa: B008  frozen
         *,
         store: PlanStore | None = None,
-        progress: Progress | None = None,
         device: Device | None = None,
         flavour: Flavour | None = None,
+        gate: Policy = "refuse",
     ) -> None:
-        options = options or BuildOptions()
-        file = read_model(model)
-        device = device or Device()
+        file = model if isinstance(model, ModelFile) else read_model(model)
+        wish, store, device = options, store or PlanStore(), device or Device()
         try:
+            options = resolved(wish, file, store, device.info, flavour)
             flavour = flavour or load_flavour(options.flavour, capability=device.info.capability)
-            loader = _Loader(file, options, store or PlanStore(), device, flavour)
-            built, program = loader.load(progress)
+            loader = _Loader(file, options, store, device, flavour)
+            built, program = loader.load()
         except BaseException:
             device.close()
             raise
         name = f"{flavour.name} {flavour.version} {device.info.name} {options.precision}"
         self._gpu = TensorRTNetwork(device, program, name)
         most = built.note.key.shapes["stack"][2]
-        super().__init__(file.info, self._gpu, tile_px=max(most[2:4]), tiles_per_batch=most[0])
+        super().__init__(file.info, self._gpu, tile_px=max(most[2:4]), tiles_per_batch=most[0], gate=gate)
         self._note = ""
         try:
-            self._warm_up(built.note.key.shapes["stack"][1])
+            # Whatever field the plan is fastest at, it is the camera's that will come.
+            self._warm_up(wish.field_px or options.field_px)
         except BaseException:
             self.close()
             raise
@@ -82,26 +87,25 @@ class TensorRTEngine(Predictor):
         """The plan on the GPU, for its times and for registering a ring."""
         return self._gpu
 
-    def predict(self, stack: ZStack) -> Prediction:
-        """Predict all labels of a stack; see `Predictor.predict`."""
+    def predict_timed(self, stack: ZStack) -> tuple[Prediction, Shares]:
+        """Predict all labels of a stack; see `Predictor.predict_timed`."""
         while True:
             try:
-                prediction = super().predict(stack)
+                prediction, shares = super().predict_timed(stack)
             except OutOfDeviceMemory as error:
                 self._use_smaller_tiles(error)
                 continue
-            return (
-                replace(prediction, warnings=(*prediction.warnings, self._note)) if self._note else prediction
-            )
+            if self._note:
+                prediction = replace(prediction, warnings=(*prediction.warnings, self._note))
+            return prediction, shares
 
-    def _warm_up(self, usual: Shape) -> None:
-        """Make ready for the plan's usual tiles, or for the largest that fit."""
+    def _warm_up(self, field_px: tuple[int, int]) -> None:
+        """Make ready for the tiles such a field is cut into, or for the largest that fit."""
         while True:
-            sides = (plan_tiles((side, side), self._rule, tile_px=self._tile_px) for side in usual[2:4])
-            height, width = (plan.tile_shape[0] for plan in sides)
-            tiles = min(usual[0], self._tiles_per_batch)
+            plan = plan_tiles(field_px, self._rule, tile_px=self._tile_px, border_px=self._border_px)
+            tiles = min(self._tiles_per_batch, len(plan.tiles))
             try:
-                return self._gpu.warm_up((tiles, usual[1], height, width, usual[4]))
+                return self._gpu.warm_up((tiles, self.manifest.planes, *plan.tile_shape, 2))
             except OutOfDeviceMemory as error:
                 self._use_smaller_tiles(error)
 
@@ -133,8 +137,8 @@ class _Loader:
     device: Device
     flavour: Flavour
 
-    def load(self, progress: Progress | None) -> tuple[BuiltPlan, Program]:
-        built = self._build(progress)
+    def load(self) -> tuple[BuiltPlan, Program]:
+        built = self._build()
         try:
             return built, self._program(built)
         except PlanRefused as refusal:
@@ -142,15 +146,15 @@ class _Loader:
                 raise
             _log.warning("%s; it is built again", refusal.what)
             self.store.discard(built.note.key)
-        built = self._build(progress)
+        built = self._build()
         return built, self._program(built)
 
-    def _build(self, progress: Progress | None) -> BuiltPlan:
+    def _build(self) -> BuiltPlan:
         gpu, flavour, store = self.device.info, self.flavour, self.store
-        return build(self.file, self.options, store=store, gpu=gpu, flavour=flavour, progress=progress)
+        return build(self.file, self.options, store=store, gpu=gpu, flavour=flavour)
 
     def _program(self, built: BuiltPlan) -> Program:
         gpu = self.device.info
         name = f"{built.note.plan_sha256[:16]}-{gpu.capability}-{gpu.driver}.kernels"
-        kernels = KernelFile(self.store.folder / name) if self.flavour.keeps_kernels else None
+        kernels = KeptFile(self.store.folder / name) if self.flavour.keeps_kernels else None
         return Program(self.flavour, built.content, self.file.info.manifest, kernels)

@@ -64,6 +64,14 @@ class Flavour:
         return hasattr(self.trt, "IRuntimeCache")
 
     @property
+    def times_kernels(self) -> bool:
+        """Kernels are chosen by timing them on this GPU, and the times can be kept for the next build.
+
+        TensorRT for RTX has the calls, but they do nothing there except ask for a GPU.
+        """
+        return not self.portable and hasattr(self.trt.IBuilderConfig, "create_timing_cache")
+
+    @property
     def targets(self) -> tuple[str, ...]:
         """GPUs plans can be built for, such as ``"sm89"``; empty if only for the one in the machine."""
         if not self.portable:
@@ -121,7 +129,7 @@ def _imported(name: str) -> Flavour:
         raise EngineError(
             f"{module} cannot be loaded: {error}",
             wanted=f"the package {module}",
-            fix=f'pip install "acq-isl[{_EXTRAS[name]}]", or predict on the processor with --engine onnx',
+            fix=f'pip install "acq-isl[{_EXTRAS[name]}]", or predict on the processor with onnxruntime',
         ) from error
     return checked(Flavour(trt))
 

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
+from acq_isl.engines.model_file import answers
 from acq_isl.engines.plans import PlanKey
 from acq_isl.engines.trt_api import Flavour, Messages, Progress, ProgressForwarder
+from acq_isl.engines.trt_kept import KeptFile
 from acq_isl.errors import EngineError, ModelError
 from acq_isl.manifest import Manifest
 
+_log = logging.getLogger(__name__)
+
 
 def compile_plan(
-    flavour: Flavour, content: bytes, key: PlanKey, manifest: Manifest, progress: Progress | None = None
+    flavour: Flavour,
+    content: bytes,
+    key: PlanKey,
+    manifest: Manifest,
+    progress: Progress | None = None,
+    timings: KeptFile | None = None,
 ) -> bytes:
     """Parse and build; nothing is kept.
 
@@ -24,6 +34,8 @@ def compile_plan(
         Shapes, targets and precision.
     manifest : Manifest
     progress : callable, optional
+    timings : KeptFile, optional
+        Where measured times of kernels are kept, if the flavour measures any.
 
     Returns
     -------
@@ -38,6 +50,9 @@ def compile_plan(
     builder, network = parse(flavour, content, messages)
     check_network(network, flavour, manifest)
     config = _configured(flavour, builder, key)
+    timed = timings if flavour.times_kernels else None
+    if timed is not None:
+        _lend_timings(config, timed)
     forwarder = ProgressForwarder(flavour, progress) if progress else None
     if forwarder is not None:
         config.progress_monitor = forwarder.monitor
@@ -48,10 +63,22 @@ def compile_plan(
         raise EngineError(
             f"{flavour.name} {flavour.version} could not build the plan",
             got=messages.take() or "no reason given",
-            fix="close programs that use the GPU and try again; if it stays, predict with --engine onnx "
+            fix="close programs that use the GPU and try again; if it stays, predict with onnxruntime "
             "and report the model with this message",
         )
+    if timed is not None:
+        cache = config.get_timing_cache()
+        timed.save(bytes(cache.serialize()))
     return bytes(serialized)
+
+
+def _lend_timings(config: Any, timings: KeptFile) -> None:
+    """Kernels that were timed for another plan on this GPU need not be timed again."""
+    kept = timings.load()
+    cache = config.create_timing_cache(kept or b"")
+    if not config.set_timing_cache(cache, False):
+        _log.warning("kept timings in %s do not fit any more, kernels are timed again", timings.path)
+        config.set_timing_cache(config.create_timing_cache(b""), False)
 
 
 def parse(flavour: Flavour, content: bytes, messages: Messages) -> tuple[Any, Any]:
@@ -83,7 +110,7 @@ def parse(flavour: Flavour, content: bytes, messages: Messages) -> tuple[Any, An
             f"{flavour.name} {flavour.version} cannot use this model",
             wanted="operators that TensorRT has",
             got="; ".join(_parser_words(error) for error in errors[:3]) or messages.take(),
-            fix="export the model again with this version of acq-isl, or predict with --engine onnx",
+            fix="export the model again with this version of acq-isl, or predict with onnxruntime",
         )
     return builder, network
 
@@ -98,12 +125,15 @@ def check_network(network: Any, flavour: Flavour, manifest: Manifest) -> None:
     trt = flavour.trt
     kinds = trt.DataType
     labels = (-1, len(manifest.labels), -1, -1)
+    outputs = {
+        "mean": ((kinds.HALF, kinds.FLOAT), labels),
+        "spread": ((kinds.HALF, kinds.FLOAT), labels),
+        "distance": ((kinds.FLOAT,), (-1, len(manifest.gate.names) if manifest.gate else 0, -1, -1)),
+    }
     wanted = {
         "stack": ((kinds.UINT8,), (-1, manifest.planes, -1, -1, 2)),
         "inv_sd": ((kinds.FLOAT,), (-1,)),
-        "mean": ((kinds.HALF, kinds.FLOAT), labels),
-        "spread": ((kinds.HALF, kinds.FLOAT), labels),
-    }
+    } | {name: outputs[name] for name in answers(manifest)}
     tensors = [network.get_input(i) for i in range(network.num_inputs)]
     tensors += [network.get_output(i) for i in range(network.num_outputs)]
     found = {tensor.name: (tensor.dtype, tuple(tensor.shape)) for tensor in tensors}

@@ -50,8 +50,8 @@ class Pending:
     def __init__(self, network: TensorRTNetwork, lane: Lane, tiles: NDArray[np.uint8]) -> None:
         self._network, self._lane, self._tiles = network, lane, tiles
 
-    def result(self) -> tuple[Float32Image, Float32Image]:
-        """Mean and spread, each (tile, label, h, w) float32; raises `EngineError`."""
+    def result(self) -> tuple[Float32Image, ...]:
+        """The network's `TensorRTNetwork.outputs`, float32 each; raises `EngineError`."""
         return self._network.finish(self._lane)
 
 
@@ -83,16 +83,24 @@ class TensorRTNetwork:
         return self._name
 
     @property
+    def outputs(self) -> tuple[str, ...]:
+        """What `run` returns, in this order: mean, spread, and with a gate the distance."""
+        return self._program.answers
+
+    @property
     def times(self) -> GpuTimes:
         """Where the time on the GPU went."""
         return self._times
 
-    def run(self, tiles: NDArray[np.uint8], inv_sd: Float32Image) -> tuple[Float32Image, Float32Image]:
+    def run(self, tiles: NDArray[np.uint8], inv_sd: Float32Image) -> tuple[Float32Image, ...]:
         """Infer a batch of tiles; see `acq_isl.engines.predictor.Network`."""
         return self.submit(tiles, inv_sd).result()
 
     def submit(self, tiles: NDArray[np.uint8], inv_sd: Float32Image) -> Pending:
         """Start a batch without waiting for it; waits only if `LANES` batches are in flight already.
+
+        While one batch is computed, the next is on its way up and the last on its way down, so cutting and
+        blending tiles between `submit` and `result` costs no time of the GPU.
 
         Parameters
         ----------
@@ -127,7 +135,7 @@ class TensorRTNetwork:
             raise
         return Pending(self, lane, tiles)
 
-    def finish(self, lane: Lane) -> tuple[Float32Image, Float32Image]:
+    def finish(self, lane: Lane) -> tuple[Float32Image, ...]:
         """Wait for a lane, copy its results and free it for the next batch."""
         self._device.make_current()
         try:
@@ -135,7 +143,7 @@ class TensorRTNetwork:
         except EngineError as error:
             self._fail(error)
             raise
-        mean, spread = (lane.host[name].astype(np.float32) for name in ("mean", "spread"))
+        answers = tuple(lane.host[name].astype(np.float32) for name in self.outputs)
         self._give_back(lane)
         with self._changed:
             past = self._times
@@ -145,7 +153,7 @@ class TensorRTNetwork:
                 past.compute_ms + compute_ms,
                 past.download_ms + download_ms,
             )
-        return mean, spread
+        return answers
 
     def _fail(self, error: EngineError) -> None:
         """Run nothing more: after most errors of a GPU, every later call fails as well."""

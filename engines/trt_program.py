@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from acq_isl.engines.plans import write_whole
+from acq_isl.engines.model_file import answers
 from acq_isl.engines.trt_api import Flavour, Messages
+from acq_isl.engines.trt_kept import KeptFile
 from acq_isl.errors import EngineError
 from acq_isl.manifest import Manifest
 
 _log = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
-_HASH_BYTES = 32
 
 
 class PlanRefused(EngineError):
@@ -45,42 +43,6 @@ class Port:
     shapes: tuple[Shape, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class KernelFile:
-    """Kernels that TensorRT for RTX compiled on this machine, kept for the next start.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-        Named after plan, GPU and driver: a file of other ones is never looked at.
-    """
-
-    path: Path
-
-    def load(self) -> bytes | None:
-        """What was kept; None if there is nothing whole."""
-        try:
-            stored = self.path.read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            _log.warning("kept kernels cannot be read, they will be compiled again: %s", error)
-            return None
-        content = stored[_HASH_BYTES:]
-        if hashlib.sha256(content).digest() != stored[:_HASH_BYTES]:
-            _log.warning("kept kernels in %s are damaged, they will be compiled again", self.path)
-            return None
-        return content
-
-    def save(self, content: bytes) -> None:
-        """Keep kernels; not being able to costs only time at the next start."""
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self.path, hashlib.sha256(content).digest() + content)
-        except OSError as error:
-            _log.warning("compiled kernels cannot be kept in %s: %s", self.path, error)
-
-
 class Program:
     """A plan the runtime has taken, and what it says of its inputs and outputs.
 
@@ -91,7 +53,7 @@ class Program:
         Trusted: its hash was checked.
     manifest : Manifest
         What inputs and outputs are held against.
-    kernels : KernelFile, optional
+    kernels : KeptFile, optional
         Where compiled kernels are kept, if the flavour compiles any.
 
     Raises
@@ -103,15 +65,17 @@ class Program:
     """
 
     def __init__(
-        self, flavour: Flavour, plan: bytes, manifest: Manifest, kernels: KernelFile | None = None
+        self, flavour: Flavour, plan: bytes, manifest: Manifest, kernels: KeptFile | None = None
     ) -> None:
         self.flavour, self._kernels = flavour, kernels
-        self._labels = len(manifest.labels)
+        self._manifest = manifest
+        self.answers = answers(manifest)
+        """Outputs in the order in which they are handed out."""
         self._messages = Messages(flavour)
         self._runtime: Any = flavour.trt.Runtime(self._messages.logger)
         self._engine: Any = self._loaded(plan)
         self.ports = self._read_ports()
-        self._check_ports(manifest)
+        self._check_ports()
         self._cache: Any = None
         self._config: Any = self._configured()
 
@@ -153,23 +117,20 @@ class Program:
             ports.append(Port(name, is_input, dtype, tuple(tuple(shape) for shape in shapes)))
         return tuple(ports)
 
-    def _check_ports(self, manifest: Manifest) -> None:
-        half_or_full = (np.dtype(np.float16), np.dtype(np.float32))
-        wanted = {
-            "stack": (True, (np.dtype(np.uint8),)),
-            "inv_sd": (True, (np.dtype(np.float32),)),
-            "mean": (False, half_or_full),
-            "spread": (False, half_or_full),
-        }
+    def _check_ports(self) -> None:
+        half, full = np.dtype(np.float16), np.dtype(np.float32)
+        wanted: dict[str, tuple[bool, tuple[np.dtype[Any], ...]]]
+        wanted = {"stack": (True, (np.dtype(np.uint8),)), "inv_sd": (True, (full,))}
+        wanted |= {name: (False, (half, full)) for name in self.answers}
         fits = {port.name for port in self.ports} == wanted.keys() and all(
             port.is_input == wanted[port.name][0] and port.dtype in wanted[port.name][1]
             for port in self.ports
         )
         planes = self.port("stack").shapes[0][1] if fits else None
-        if planes != manifest.planes:
+        if planes != self._manifest.planes:
             raise PlanRefused(
                 "the plan is of another model",
-                wanted=f"stack of {manifest.planes} planes and inv_sd in, mean and spread out",
+                wanted=f"stack of {self._manifest.planes} planes, inv_sd; {', '.join(self.answers)} out",
                 got=", ".join(f"{p.name} {p.dtype} {p.shapes[0] if p.shapes else ''}" for p in self.ports),
                 fix="build it again with acq-isl build",
             )
@@ -233,16 +194,23 @@ class Program:
                 )
         context.infer_shapes()
         outputs = {p.name: tuple(context.get_tensor_shape(p.name)) for p in self.ports if not p.is_input}
-        tiles, _, height, width, _ = shapes["stack"]
-        wanted = (tiles, self._labels, height, width)
-        if any(shape != wanted for shape in outputs.values()):
+        self._check_shapes(shapes["stack"], outputs)
+        return context, outputs, int(context.update_device_memory_size_for_shapes())
+
+    def _check_shapes(self, stack: Shape, outputs: dict[str, Shape]) -> None:
+        tiles, _, height, width, _ = stack
+        image, gate = (tiles, len(self._manifest.labels), height, width), self._manifest.gate
+        fits = {name: shape == image for name, shape in outputs.items()}
+        if gate is not None:
+            found = outputs["distance"]
+            fits["distance"] = found[:2] == (tiles, len(gate.names)) and min(found) > 0
+        if not all(fits.values()):
             raise PlanRefused(
                 "the plan answers with other shapes than its model's manifest says",
-                wanted=f"{wanted} for tiles of {shapes['stack']}",
+                wanted=f"{image} for tiles of {stack}",
                 got=", ".join(f"{name} {shape}" for name, shape in outputs.items()),
                 fix="export the model again with this version of acq-isl",
             )
-        return context, outputs, int(context.update_device_memory_size_for_shapes())
 
     def keep_kernels(self) -> None:
         """Write down the kernels that were compiled so far."""

@@ -29,6 +29,7 @@ NAMES: dict[str, dict[str, str | None]] = {
         "network": "INetworkDefinition",
         "parser": "OnnxParser",
         "config": "IBuilderConfig",
+        "cache": "ITimingCache",
         "profile": "IOptimizationProfile",
         "tensor": "ITensor",
         "error": "ParserError",

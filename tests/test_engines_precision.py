@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from acq_isl.engines import precision
 from acq_isl.engines.agreement import agreement, as_inputs, sample_tiles
+from acq_isl.engines.model_file import answers
 from acq_isl.errors import ModelError
 
 HERE = Path(__file__).resolve().parent
@@ -114,6 +115,32 @@ def test_the_rehearsal_gives_only_fp16_numbers():
         assert values.dtype == np.float16
 
 
+def test_the_gate_stays_fp32_as_a_whole_and_what_nobody_wants_is_left_out():
+    content = tiny.content(manifest=tiny.GATED, defect=tiny.gated)
+    names = answers(tiny.GATED)
+    model = onnx.load_from_string(precision.mixed(content, names))
+    assert [p.name for p in model.graph.output] == ["mean", "spread", "distance"]
+    assert [p.type.tensor_type.elem_type for p in model.graph.output] == [10, 10, 1]  # fp16, fp16, fp32
+    gate = ["AveragePool", "Conv", "Mul", "ReduceSum", "Sqrt", "ReduceMax", "Concat"]
+    assert types(precision.mixed(content, names))[TensorProto.FLOAT][-7:] == gate
+    images = precision.mixed(content)
+    assert "ReduceMax" not in [node.op_type for node in onnx.load_from_string(images).graph.node]
+    assert images == precision.mixed(content, ("mean", "spread"))
+
+
+def test_what_fp16_does_to_the_gate_is_measured():
+    content = tiny.content(manifest=tiny.GATED, defect=tiny.gated)
+    close = agreement(content, precision.rehearsal(content, answers(tiny.GATED)), tiny.GATED)
+    assert 0 < close.distance < 0.01 and close.flat()["distance / limit"] == close.distance
+
+    def away(model):  # twice the distance: features that int8 or fp16 ruined
+        weight = next(w for w in model.graph.initializer if w.name == "whitening")
+        weight.CopyFrom(numpy_helper.from_array(2 * numpy_helper.to_array(weight), "whitening"))
+
+    other = tiny.content(manifest=tiny.GATED, defect=lambda m: (tiny.gated(m), away(m)))
+    assert agreement(content, other, tiny.GATED).distance > 0.1
+
+
 @settings(max_examples=15, deadline=None)
 @given(offset=st.integers(0, 60000), contrast=st.floats(2, 1500))
 def test_raw_counts_lose_nothing_wherever_the_camera_puts_them(offset, contrast):
@@ -132,8 +159,12 @@ def test_raw_counts_lose_nothing_wherever_the_camera_puts_them(offset, contrast)
 
 
 def _branch(model):
-    body = helper.make_graph([], "body", [], [helper.make_tensor_value_info("mean", TensorProto.FLOAT, None)])
-    model.graph.node.append(helper.make_node("If", ["c"], ["x"], then_branch=body, else_branch=body))
+    limit = helper.make_tensor_value_info("limit", TensorProto.FLOAT, [])
+    node = helper.make_node("Identity", ["half"], ["limit"])
+    body = helper.make_graph([node], "body", [], [limit])
+    weights = model.graph.initializer
+    weights.remove(next(w for w in weights if w.name == "three"))
+    model.graph.node.insert(0, helper.make_node("If", ["c"], ["three"], then_branch=body, else_branch=body))
     model.graph.initializer.append(numpy_helper.from_array(np.array(True), "c"))
 
 

@@ -17,13 +17,16 @@ from acq_isl.engines import precision, trt_api
 from acq_isl.engines.agreement import as_inputs, sample_tiles
 from acq_isl.engines.cuda import Device, OutOfDeviceMemory
 from acq_isl.engines.model_file import read_model
-from acq_isl.engines.onnx import OnnxEngine
+from acq_isl.engines.onnx import OnnxEngine, OnnxNetwork
 from acq_isl.engines.plans import PlanStore
 from acq_isl.engines.tensorrt import TensorRTEngine
 from acq_isl.engines.trt_api import Flavour, Messages, load_flavour
-from acq_isl.engines.trt_build import BuildOptions, build
+from acq_isl.engines.trt_build import build
 from acq_isl.engines.trt_compile import check_network, parse
+from acq_isl.engines.trt_int8 import make_form
+from acq_isl.engines.trt_kept import KeptFile
 from acq_isl.engines.trt_network import LANES
+from acq_isl.engines.trt_options import BuildOptions, LastBuilt
 from acq_isl.engines.trt_program import Program
 from acq_isl.errors import EngineError, ModelError
 from acq_isl.manifest import Label
@@ -41,8 +44,8 @@ def load(path):
 tiny, cuda_double, trt_double = (
     load(HERE / "doubles" / f"{n}.py") for n in ("tiny_model", "cuda_double", "tensorrt_double")
 )
-FULL = BuildOptions(precision="fp32", field_px=96)
-HALF = BuildOptions(field_px=96)
+FULL = BuildOptions(precision="fp32", field_px=(96, 96))
+HALF = BuildOptions(field_px=(96, 96))
 
 
 @pytest.fixture
@@ -127,7 +130,31 @@ def test_two_bytes_for_each_pixel_go_up(bench, model):
     engine.predict(stack)  # the shape is ready
     before = trt.driver.copied_up
     engine.predict(stack)
-    assert trt.driver.copied_up - before == stack.pixels.nbytes + 4
+    side = 96 + 2 * tiny.MANIFEST.size_step_px  # with its reflected border
+    assert trt.driver.copied_up - before == 2 * tiny.PLANES * side**2 + 4
+
+
+@pytest.mark.parametrize("options", [FULL, HALF], ids=["fp32", "fp16"])
+def test_the_gates_distance_comes_down_in_fp32_and_other_outputs_do_not(bench, tmp_path, options):
+    path = tiny.write(tmp_path, manifest=tiny.GATED, defect=tiny.gated)
+    engine, _ = bench.open(path, options)
+    network, feeds = engine.network, as_inputs(sample_tiles(tiny.GATED, 1))
+    assert network.outputs == ("mean", "spread", "distance")
+    mean, spread, distance = network.run(feeds["stack"], feeds["inv_sd"])
+    wanted = OnnxNetwork(read_model(path), threads=1).run(feeds["stack"], feeds["inv_sd"])
+    side = feeds["stack"].shape[2]
+    assert mean.shape == spread.shape == (1, 2, side, side)
+    assert distance.shape == (1, 2, side // 16, side // 16)
+    assert distance.dtype == np.float32
+    np.testing.assert_allclose(distance, wanted[2], rtol=0 if options is FULL else 2e-3)
+    assert len(engine.predict(tiny.stack()).distances) == 2
+
+
+def test_a_plan_without_the_gate_is_not_that_of_a_model_with_one(model, tmp_path):
+    flavour = Flavour(trt_double.tensorrt(cuda_double.Driver(), rtx=True))
+    built = build(model, FULL, store=PlanStore(tmp_path / "p"), flavour=flavour)
+    with pytest.raises(EngineError, match=r"another model.*mean, spread, distance out"):
+        Program(flavour, built.content, tiny.GATED)
 
 
 def test_threads_share_an_engine(bench, model):
@@ -211,7 +238,7 @@ def test_kernels_are_compiled_once_and_kept(bench, model, caplog):
     kept.write_bytes(kept.read_bytes()[:-1])
     bench.open(model, trt=trt)[0].close()
     assert trt.compiled == 2
-    assert "damaged, they will be compiled again" in caplog.text
+    assert "damaged, it will be made again" in caplog.text
     driver.version += 10  # another driver looks for its own
     bench.open(model, trt=trt)[0].close()
     assert trt.compiled == 3
@@ -257,6 +284,79 @@ def test_the_first_stack_of_the_usual_size_finds_everything_ready(bench, model):
     executed, blocks = trt.executed, len(trt.driver.device)
     engine.predict(tiny.stack((96, 96)))
     assert (trt.executed, len(trt.driver.device)) == (executed + 1, blocks)
+
+
+# -- a plan that was built before is the one that is served
+
+
+BEFORE = (
+    ("exactly the field", [(96, 96), (200, 120)], LastBuilt("fp32", (96, 96)), (96, 96)),
+    ("no such field: the latest", [(96, 96), (200, 120)], LastBuilt("fp32", (64, 64)), (200, 120)),
+    ("no field known: the latest", [(96, 96), (200, 120)], LastBuilt("fp32"), (200, 120)),
+    ("another precision", [(96, 96)], LastBuilt("fp16", (64, 64)), None),
+    ("nothing", [], LastBuilt("fp32", (64, 72)), None),
+)
+
+
+@pytest.mark.parametrize(("built", "wish", "served"), [b[1:] for b in BEFORE], ids=[b[0] for b in BEFORE])
+def test_what_was_built_is_what_is_served(bench, model, built, wish, served):
+    trt = trt_double.tensorrt(cuda_double.Driver(), rtx=True)
+    for field in built:
+        options = BuildOptions(precision="fp32", field_px=field, targets=("sm89",))
+        build(model, options, store=bench.store, flavour=Flavour(trt))
+    before = trt.built
+    engine, _ = bench.open(model, wish, trt=trt)
+    assert trt.built == before + (served is None)
+    field, executed = wish.field_px or served, trt.executed
+    engine.predict(tiny.stack(field))
+    assert trt.executed == executed + 1  # the camera's field was warm
+    notes = {plan.note.field_px: plan.note.key for plan in bench.store.list()}
+    assert (served or wish.field_px) in notes
+
+
+def test_a_plan_for_another_gpu_is_not_served(bench, model):
+    trt = trt_double.tensorrt(cuda_double.Driver(), rtx=True)
+    build(model, BuildOptions(targets=("sm86",)), store=bench.store, flavour=Flavour(trt))
+    bench.open(model, LastBuilt(field_px=(96, 96)), trt=trt)
+    assert trt.built == 2
+    assert {plan.note.key.targets for plan in bench.store.list()} == {("sm86",), ()}
+
+
+def test_after_an_update_of_tensorrt_the_same_options_are_built_again(bench, model):
+    old, new = (trt_double.tensorrt(cuda_double.Driver(), rtx=True, version=v) for v in ("1.7", "1.8"))
+    options = BuildOptions(profile="bulk", field_px=(200, 200))
+    build(model, options, store=bench.store, flavour=Flavour(old))
+    bench.open(model, LastBuilt(), trt=new)
+    keys = [plan.note.key for plan in bench.store.list()]
+    assert [(key.profile, key.version) for key in keys] == [("bulk", "1.7"), ("bulk", "1.8")]
+
+
+def test_int8_is_served_once_it_was_accepted(bench, tmp_path):
+    model = tiny.uncounted(tmp_path)
+    make_form(read_model(model), [tiny.stack((520, 520))], threads=1)
+    trt = trt_double.tensorrt(cuda_double.Driver(), rtx=False)
+    engine, _ = bench.open(model, LastBuilt("int8", (96, 96)), trt=trt)
+    with OnnxEngine(model, threads=1) as reference:
+        wanted, got = (one.predict(tiny.stack((96, 96))).mean for one in (reference, engine))
+    assert 0.995 < np.corrcoef(wanted.ravel(), got.ravel())[0, 1] < 1
+    assert "int8" in engine.name
+
+
+def test_times_of_kernels_are_kept_for_the_next_build_of_plain_tensorrt(bench, model, caplog):
+    trt = trt_double.tensorrt(cuda_double.Driver(), rtx=False)
+    bench.open(model, FULL, trt=trt)[0].close()
+    assert (trt.built, trt.timed) == (1, 1)
+    for plan in bench.store.folder.glob("*.plan"):
+        plan.unlink()
+    bench.open(model, FULL, trt=trt)[0].close()
+    assert (trt.built, trt.timed) == (2, 1)
+    kept = next(bench.store.folder.glob("*.timings"))
+    KeptFile(kept).save(b'["another GPU"]')
+    bench.open(model, HALF, trt=trt)[0].close()
+    assert "do not fit any more" in caplog.text and trt.timed == 2
+    rtx = trt_double.tensorrt(cuda_double.Driver(), rtx=True)
+    bench.open(model, FULL, trt=rtx)[0].close()  # its double fails if it is asked for times
+    assert len(list(bench.store.folder.glob("*.timings"))) == 1
 
 
 # -- what goes wrong
@@ -529,9 +629,11 @@ def test_plans_for_one_gpu_build_without_it(rtx, model, target, tmp_path):
     assert built.note.key.targets == (target,)
 
 
-def test_int8_builds(rtx, model, tmp_path):
-    options = BuildOptions(flavour="rtx", precision="int8", calibration=sample_tiles(tiny.MANIFEST, 8))
-    assert build(model, options, store=PlanStore(tmp_path / "p")).note.key.precision == "int8"
+def test_int8_builds(rtx, tmp_path):
+    model = tiny.uncounted(tmp_path)
+    make_form(read_model(model), [tiny.stack((520, 520))], threads=1)
+    built = build(model, BuildOptions(flavour="rtx", precision="int8"), store=PlanStore(tmp_path / "p"))
+    assert built.note.key.precision == "int8"
 
 
 def test_a_wrong_manifest_is_found_when_parsing(rtx, model):

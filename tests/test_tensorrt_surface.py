@@ -104,7 +104,7 @@ def _assigned(cls):
 
 
 BOOKKEEPING = {
-    *("content", "spans", "profiles", "shapes", "strategy", "cache"),
+    *("content", "spans", "profiles", "shapes", "strategy", "cache", "timings", "known"),
     *("trt", "logger", "driver", "ports", "session", "refuses_to_run"),
 }
 CLASSES = [c for c in vars(double).values() if inspect.isclass(c) and c.__module__ == double.__name__]

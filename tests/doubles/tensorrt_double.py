@@ -133,11 +133,33 @@ class IOptimizationProfile:
         self.spans[input] = (tuple(min), tuple(opt), tuple(max))
 
 
+class ITimingCache:
+    def __init__(self, known):
+        self.known = set(known)
+
+    def serialize(self):
+        return IHostMemory(json.dumps(sorted(self.known)).encode())
+
+
 class IBuilderConfig:
     profiling_verbosity = progress_monitor = None
+    _measures = ""  # the GPU and version whose times a cache may hold; none may be kept where it is empty
 
     def __init__(self):
-        self.flags, self.profiles = {BuilderFlag.TF32}, []
+        self.flags, self.profiles, self.timings = {BuilderFlag.TF32}, [], None
+
+    def create_timing_cache(self, serialized_timing_cache):
+        if not self._measures:
+            raise AssertionError("TensorRT for RTX would ask for a GPU here")
+        return ITimingCache(json.loads(serialized_timing_cache or b"[]"))
+
+    def set_timing_cache(self, cache, ignore_mismatch):
+        fits = ignore_mismatch or all(entry.startswith(self._measures) for entry in cache.known)
+        self.timings = cache if fits else self.timings
+        return fits
+
+    def get_timing_cache(self):
+        return self.timings
 
     def clear_flag(self, flag):
         self.flags.discard(flag)
@@ -211,8 +233,7 @@ class IExecutionContext:
     def get_tensor_shape(self, name):
         if name in self._shapes:
             return self._shapes[name]
-        (tiles, _, height, width, _), port = self._shapes["stack"], self._engine.ports[name]
-        return (tiles, dims(port)[1], height, width)
+        return self._engine._shape_for(name, self._shapes)
 
     def _managed(self):
         if self._config.strategy is not ExecutionContextAllocationStrategy.USER_MANAGED:
@@ -270,12 +291,27 @@ class ICudaEngine:
 
     def __init__(self, trt, logger, content, spans, driver):
         self.trt, self.logger, self.driver, self.spans = trt, logger, driver, spans
+        self._content, self._inferred = content, {}
         graph = onnx.load_from_string(content).graph
         self.ports = {port.name: port for port in (*graph.input, *graph.output)}
         self.session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
         self.refuses_to_run = trt.refuses_to_run
 
     num_io_tensors = property(lambda self: len(self.ports))
+
+    def _shape_for(self, name, shapes):
+        """Of an output, found by ONNX's own shape inference."""
+        if shapes["stack"] not in self._inferred:
+            model = onnx.load_from_string(self._content)
+            del model.graph.value_info[:]
+            for port in model.graph.input:
+                for dim, size in zip(port.type.tensor_type.shape.dim, shapes[port.name], strict=True):
+                    dim.dim_value = size
+            for port in model.graph.output:
+                port.type.tensor_type.ClearField("shape")
+            inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+            self._inferred[shapes["stack"]] = {port.name: dims(port) for port in inferred.output}
+        return self._inferred[shapes["stack"]][name]
 
     def get_tensor_name(self, index):
         return list(self.ports)[index]
@@ -322,6 +358,10 @@ class Builder:
             monitor.phase_finish("Building engine")
         self._trt.built += 1
         self._trt.flags = set(config.flags)
+        if config.timings is not None:
+            entry = f"{config._measures} {hashlib.sha256(network.content).hexdigest()[:8]}"
+            self._trt.timed += entry not in config.timings.known
+            config.timings.known.add(entry)
         spans = json.dumps(config.profiles[0].spans).encode()
         header = HEADER.pack(b"vtrt", b"", self._trt.mark)
         return IHostMemory(header + struct.pack("<I", len(spans)) + spans + network.content)
@@ -356,6 +396,7 @@ class RuntimeRtx(Runtime):
 SHARED = (DataType, TensorIOMode, NetworkDefinitionCreationFlag, BuilderFlag, ProfilingVerbosity)
 SHARED += (
     ExecutionContextAllocationStrategy,
+    IBuilderConfig,
     ILogger,
     IProgressMonitor,
     OnnxParser,
@@ -369,16 +410,18 @@ RTX_ONLY += (EngineValidity, IRuntimeCache)
 def tensorrt(driver, *, rtx, version="1.7.1.116"):
     """A stand-in for the module ``tensorrt_rtx`` or ``tensorrt``, on a GPU of ``cuda_double.Driver``.
 
-    ``built``, ``executed`` and ``compiled`` count; ``flags`` are those of the last build; ``refuses_to_run``
-    makes execution fail.
+    ``built``, ``executed``, ``compiled`` and ``timed`` count; ``flags`` are those of the last build;
+    ``refuses_to_run`` makes execution fail.
     """
     gpu = "" if rtx else driver.name
     trt = SimpleNamespace(**{c.__name__: c for c in (*SHARED, *(RTX_ONLY if rtx else ()))})
     trt.__name__, trt.__version__ = "tensorrt_rtx" if rtx else "tensorrt", version
     trt.driver, trt.mark = driver, hashlib.sha256(f"{version} {gpu}".encode()).digest()
-    trt.config = IBuilderConfigRtx if rtx else IBuilderConfig
+    trt.config = (
+        IBuilderConfigRtx if rtx else type("Config", (IBuilderConfig,), {"_measures": f"{version} {gpu}"})
+    )
     trt.runtime_config = IRuntimeConfigRtx if rtx else IRuntimeConfig
     trt.Builder, trt.Runtime = partial(Builder, trt), partial(RuntimeRtx if rtx else Runtime, trt)
-    trt.executed = trt.compiled = trt.built = 0
+    trt.executed = trt.compiled = trt.built = trt.timed = 0
     trt.refuses_to_run = False
     return trt

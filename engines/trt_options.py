@@ -1,0 +1,157 @@
+"""What to build a plan for: precision, profile, field, GPUs; and which plan built before is to be used."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from acq_isl.engines.cuda import GpuInfo
+from acq_isl.engines.model_file import ModelFile
+from acq_isl.engines.plans import PlanNote, PlanStore
+from acq_isl.engines.trt_api import Flavour, FlavourName
+from acq_isl.manifest import Manifest
+from acq_isl.tiling import TileRule, plan_tiles
+
+_log = logging.getLogger(__name__)
+
+Precision = Literal["fp16", "fp32", "int8"]
+ProfileName = Literal["live", "bulk"]
+Shapes = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+
+FIELD_PX = (1024, 1024)
+_LIVE_MOST_PX = 4096
+_BORDERS = 2  # how many times the usual reflected border fits inside of the profile, on each side
+_BULK_TILE_PX = 1024
+_BULK_TILES = 8
+_FLAVOURS: dict[str, FlavourName] = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
+_PRECISIONS: dict[str, Precision] = {"fp16": "fp16", "fp32": "fp32", "int8": "int8"}
+_PROFILES: dict[str, ProfileName] = {"live": "live", "bulk": "bulk"}
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """What to build.
+
+    Parameters
+    ----------
+    flavour : "auto", "tensorrt" or "rtx"
+    precision : "fp16", "fp32" or "int8"
+        ``int8`` needs a form of the model judged on the user's stacks (`acq_isl.engines.trt_int8`).
+    profile : "live" or "bulk"
+        ``live``: one tile at a time, fastest at the camera's field, any field up to 4096 pixels in one piece.
+        ``bulk``: batches of tiles.
+    targets : tuple of str
+        GPUs to build for, such as ``("sm86", "sm89")``; none named: all that the flavour can (RTX), or
+        the one in the machine (tensorrt).
+    field_px : (int, int)
+        Rows and columns of the camera's field; what ``live`` is fastest at. ``bulk`` makes tiles no
+        larger than its longer side, nor than 1024 pixels.
+    """
+
+    flavour: FlavourName = "auto"
+    precision: Precision = "fp16"
+    profile: ProfileName = "live"
+    targets: tuple[str, ...] = ()
+    field_px: tuple[int, int] = FIELD_PX
+
+
+@dataclass(frozen=True, slots=True)
+class LastBuilt:
+    """As the plan was that was built last for the model: what ``acq-isl build`` made is what is served.
+
+    Parameters
+    ----------
+    precision : "fp16", "fp32" or "int8"
+    field_px : (int, int), optional
+        The camera's field, where known. A plan built for it goes before others; if there is no plan at all,
+        one is built for it.
+    """
+
+    precision: Precision = "fp16"
+    field_px: tuple[int, int] | None = None
+
+
+def profile_shapes(manifest: Manifest, options: BuildOptions) -> Shapes:
+    """Smallest, optimal and largest shape of every input under a profile."""
+    step = manifest.size_step_px
+    least = _up(manifest.min_tile_px, step)
+    border_px = max(step, manifest.blank_px)  # as `acq_isl.engines.predictor.Predictor` puts around a field
+    limit_px = _up(max(manifest.max_tile_px or _LIVE_MOST_PX, least), step)
+    if options.profile == "live":
+        most = _up(max(_LIVE_MOST_PX, *options.field_px), step) + 2 * _up(_BORDERS * border_px, step)
+        if manifest.max_tile_px is not None:
+            most = min(most, limit_px)
+        rule = TileRule(manifest.min_tile_px, manifest.halo_px, step)
+        usual = plan_tiles(options.field_px, rule, tile_px=most, border_px=border_px).tile_shape
+        # Square, since a predictor knows one limit for both sides.
+        most = max(most, *usual)
+        tiles, sides = (1, 1, 1), ((least, least), usual, (most, most))
+    else:
+        most = min(max(_up(min(_BULK_TILE_PX, max(options.field_px)), step), least), limit_px)
+        tiles, sides = (1, _BULK_TILES, _BULK_TILES), ((least, least), (most, most), (most, most))
+    stacks = tuple((n, manifest.planes, *shape, 2) for n, shape in zip(tiles, sides, strict=True))
+    return {"stack": (stacks[0], stacks[1], stacks[2]), "inv_sd": ((tiles[0],), (tiles[1],), (tiles[2],))}
+
+
+def _up(value: int, step: int) -> int:
+    return -(-value // step) * step
+
+
+def resolved(
+    wish: BuildOptions | LastBuilt,
+    file: ModelFile,
+    store: PlanStore,
+    gpu: GpuInfo,
+    flavour: Flavour | None = None,
+) -> BuildOptions:
+    """The options to serve with.
+
+    Parameters
+    ----------
+    wish : BuildOptions or LastBuilt
+    file : ModelFile
+    store : PlanStore
+        Where plans built before are.
+    gpu : GpuInfo
+        The GPU that is to run it.
+    flavour : Flavour, optional
+        The only one to use; any that is installed if not given.
+
+    Returns
+    -------
+    BuildOptions
+        Those given; or of a plan built before for this model, precision and GPU, whatever version built it:
+        one for the very field before others, the latest before earlier ones; or the usual ones.
+    """
+    if isinstance(wish, BuildOptions):
+        return wish
+    notes = [plan.note for plan in store.list() if plan.note is not None]
+    fitting = [note for note in notes if _fits(note, wish, file, gpu, flavour)]
+    if not fitting:
+        return BuildOptions(precision=wish.precision, field_px=wish.field_px or FIELD_PX)
+    last = max(fitting, key=lambda n: (n.field_px == wish.field_px, datetime.fromisoformat(n.built_at)))
+    _log.info("as built at %s for %d x %d pixels: %s", last.built_at, *last.field_px, store.path(last.key))
+    return BuildOptions(
+        flavour=_FLAVOURS[last.key.flavour],
+        precision=_PRECISIONS[last.key.precision],
+        profile=_PROFILES[last.key.profile],
+        targets=last.key.targets,
+        field_px=last.field_px,
+    )
+
+
+def _fits(note: PlanNote, wish: LastBuilt, file: ModelFile, gpu: GpuInfo, flavour: Flavour | None) -> bool:
+    key = note.key
+    there = key.flavour == flavour.name if flavour else importlib.util.find_spec(key.flavour) is not None
+    return (
+        there
+        and key.flavour in _FLAVOURS
+        and key.onnx_sha256 == file.info.sha256
+        and key.precision == wish.precision
+        and key.profile in _PROFILES
+        and (not key.targets or gpu.capability in key.targets)
+        and (not key.gpu or gpu.name in key.gpu)
+    )
