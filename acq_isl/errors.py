@@ -68,3 +68,11 @@ class StorageError(AcqIslError):
 
 class ActionRefused(AcqIslError):
     """An action would leave the limits of the experiment and was not carried out."""
+
+
+class PairRefused(AcqIslError):
+    """A training pair is damaged, misregistered, or on both sides of a split."""
+
+
+class TrainingFailed(AcqIslError):
+    """Training stopped; the last good checkpoint is kept."""
