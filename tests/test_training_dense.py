@@ -14,11 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from acq_isl.training.dense import DenseSpec, Flattened, Form, Published, build_dense, build_embedding
 from acq_isl.training.dense_network import STATISTICS, fold_projection
 from acq_isl.training.load_reference import load_reference
-from acq_isl.training.network import Normalise
 from acq_isl.training.reference import BORDER_PX, PATCH_PX, ReferenceConfig, ReferenceNetwork
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "data" / "isl_golden"
@@ -228,15 +228,20 @@ def test_folding_the_first_layer_changes_nothing(slices: int, planes: int, seed:
 
 
 @pytest.mark.parametrize("high_pass_px", [4.0, 20.0])
-def test_raw_counts_are_flattened_like_the_live_network_flattens_them(high_pass_px: float) -> None:
+def test_raw_counts_lose_their_local_background(high_pass_px: float) -> None:
+    """The same as subtracting the interpolated Gaussian of block means beforehand."""
     flat = DenseSpec(HEADS, PLANES, "exact", Flattened(high_pass_px))
     plain = DenseSpec(HEADS, PLANES, "exact", Published())
     side = flat.min_tile_px + 16
     raw = (counts(side, side) // 40 + np.linspace(500, 5000, side)[None, None, :, None]).astype(np.uint16)
     inv_sd = 1 / 400
-    normalise = Normalise(PLANES, high_pass_px)
-    x = normalise(torch.from_numpy(raw.astype(np.float32)), torch.tensor([inv_sd])).numpy()
-    scaled = np.clip((0.5 + 0.125 * x) * 65535, 0, 65535).round().astype(np.uint16)
+    x = raw.astype(np.float32)
+    means = torch.nn.functional.avg_pool2d(torch.from_numpy(x), 4).numpy()
+    low = ndimage.gaussian_filter(
+        means, (0, 0, high_pass_px / 4, high_pass_px / 4), truncate=3, mode="nearest"
+    )
+    x -= torch.nn.functional.interpolate(torch.from_numpy(low), scale_factor=4, mode="bilinear").numpy()
+    scaled = np.clip((0.5 + 0.125 * x * inv_sd) * 65535, 0, 65535).round().astype(np.uint16)
     got = run(build_dense(variables(network()), DEPTH, flat), raw, inv_sd)["mean"]
     more = flat.crop_px - plain.crop_px
     wanted = run(build_dense(variables(network()), DEPTH, plain), scaled[..., more:-more, more:-more])["mean"]

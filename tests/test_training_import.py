@@ -12,10 +12,13 @@ import onnx
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from acq_isl.engines.model_file import read_model
+from acq_isl.engines.onnx import OnnxEngine
 from acq_isl.errors import ModelError
 from acq_isl.manifest import MANIFEST_KEY, Manifest
+from acq_isl.stack import StackInfo, StackKey, ZStack
 from acq_isl.training.checkpoint import Checkpoint, Entry
 from acq_isl.training.import_reference import Optics, import_reference
 from acq_isl.training.load_reference import choose_heads, load_variables, reference_config
@@ -76,6 +79,24 @@ def test_the_model_predicts_what_the_checkpoint_predicts(tmp_path: Path) -> None
         np.testing.assert_allclose(out[name][window], image, atol=2e-5, err_msg=name)
     np.testing.assert_array_equal(out["mean"], out["median"])
     assert manifest.name == "isl-reference-single-phase"
+
+
+def test_a_field_is_predicted_to_its_edge_tile_by_tile(tmp_path: Path) -> None:
+    """The engine surrounds the field by what the network leaves blank, and tiles cannot be seen."""
+    path = tmp_path / "model.onnx"
+    optics = replace(OPTICS, z_offsets_um=(-1.0, 0.0, 1.0), high_pass_um=0.0)
+    manifest = import_reference(GOLDEN, path, optics, heads=[HEAD], form="single phase", statistic="mean")
+    assert (manifest.blank_px, manifest.max_tile_px) == (136, 640)
+    grain = np.random.default_rng(5).normal(size=(3, 96, 80))
+    blobs = ndimage.gaussian_filter(grain, (0, 2, 2))
+    pixels = (32768 + 8192 * blobs / blobs.std()).clip(0, 65535).astype(np.uint16)
+    info = StackInfo(StackKey(0, "A1", "Phase"), (0.0, 1.0, 2.0), (96, 80), 0.3)
+    stack = ZStack(info, pixels, (0.0,) * 3)
+    with OnnxEngine(path, threads=1) as whole, OnnxEngine(path, threads=1, tile_px=320) as tiled:
+        found, same = whole.predict(stack), tiled.predict(stack)
+    assert (found.mean > 0).all()
+    np.testing.assert_allclose(found.mean, same.mean, atol=1e-5)
+    np.testing.assert_allclose(found.spread, same.spread, atol=1e-5)
 
 
 def test_the_mean_is_shown_where_it_is_asked_for(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ _PUBLISHED_MEAN, _PUBLISHED_SD = 0.5, 0.125  # of the transmitted planes, as del
 _SHARED_MODULES = 6  # of tower 4, down to a grid of 8 pixels, on which all four phases lie
 _BLOCK_MODULES = 4  # at the end, whose needs for one 8x8 block fit into 16x16
 _BYTES = 2  # per count
+_LONGEST_PX: Mapping[str, int] = {"exact": 514, "single phase": 626}
 
 Answer = Callable[[str], str]
 """Makes pixels (N, h w, A) of an embedding (N, C, h, w)."""
@@ -113,13 +114,19 @@ class DenseSpec:
         return self.crop_px + BORDER_PX + (_SHIFT_PX if self.form == "single phase" else 0)
 
     @property
+    def max_tile_px(self) -> int:
+        """Longest side that stays well below 2 GB; the exact form holds four phases at a time."""
+        within = _LONGEST_PX[self.form] + 2 * self.crop_px
+        return within // STRIDE_PX * STRIDE_PX
+
+    @property
     def min_tile_px(self) -> int:
         """Smallest side; all sides are multiples of 16."""
         return 2 * self.crop_px + PATCH_PX + _SHIFT_PX
 
 
 def gaussian(high_pass_px: float) -> NDArray[np.float32]:
-    """Weights of the background's Gaussian on 4x4 block means, as in `acq_isl.training.network.Normalise`."""
+    """Weights of the background's Gaussian on 4x4 block means, as in `acq_isl.normalize.contrast_sd`."""
     sigma = max(high_pass_px / _BLOCK_PX, 1e-3)
     radius = max(int(_TRUNCATE_SD * sigma + 0.5), 1)
     weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)

@@ -151,6 +151,8 @@ def _manifest(config: ReferenceConfig, spec: DenseSpec, optics: Optics, checkpoi
         min_tile_px=spec.min_tile_px,
         halo_px=spec.halo_px,
         size_step_px=STRIDE_PX,
+        max_tile_px=spec.max_tile_px,
+        blank_px=spec.halo_px,
         statistic=spec.shown,
         trained_on=f"TensorFlow checkpoint {checkpoint.prefix.name}{step}",
     )
