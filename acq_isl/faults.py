@@ -29,7 +29,7 @@ class _Planted:
     until : int, optional
         Exposures after which it is over. Default: never.
     after_s, until_s : float
-        The same in seconds since the simulated microscope (or the engine) was opened.
+        The same in seconds since the opening, by the specimen's clock (an engine's: by its own).
     """
 
     after: Annotated[int, Field(ge=0)] = 0
@@ -64,7 +64,7 @@ class FocusDrift(_Planted):
     Parameters
     ----------
     um_per_min : float
-        Micrometres a minute by which the true focus runs ahead of the reported one; the sign is the way.
+        Micrometres a minute of the specimen's clock by which the true focus runs ahead of the reported one; the sign is the way.
     """
 
     um_per_min: float

@@ -47,7 +47,6 @@ class SimulatedPixels(StageCalls):
     def __init__(self, renderer: Renderer, settings: ScopeSettings, faults: PlantedFaults) -> None:
         super().__init__(settings, faults)
         self._renderer = renderer
-        self._opened_s = time.perf_counter()
         self._exposed = 0  # snaps and sequences, which number the noise
         self._exposures = 0  # images, which the faults count
         self._frame: CountsImage | None = None
@@ -64,10 +63,10 @@ class SimulatedPixels(StageCalls):
         return self._seen(capture(self, self._origin_um), self._exposures)
 
     def _seen(self, exposure: Exposure, number: int) -> Exposure:
-        return self._faults.seen(exposure, number, exposure.started_s - self._opened_s)
+        return self._faults.seen(exposure, number, self._renderer.timeline.time_at(exposure.started_s))
 
     def _now(self) -> tuple[int, float]:
-        return self._exposures, time.perf_counter() - self._opened_s
+        return self._exposures, self._renderer.timeline.time_s
 
     # single images
 

@@ -60,6 +60,11 @@ class Timeline:
         with self._lock:
             return self._at(self._clock())
 
+    def time_at(self, clock_s: float) -> float:
+        """Time of the specimen at a moment of the clock, in seconds."""
+        with self._lock:
+            return self._at(clock_s)
+
     @property
     def history(self) -> History:
         """What was done to the specimen so far."""

@@ -481,3 +481,11 @@ def test_a_slow_engine_is_slow_and_still_closes_at_once() -> None:
     began = time.monotonic()
     FaultyEngine(calm, [EngineSlow(1.0)]).predict(STACK)
     assert time.monotonic() - began < SOON_S
+
+
+def test_the_focus_drifts_by_the_clock_of_the_specimen() -> None:
+    with SimulatedScope(Ramp(), settings=QUIET, faults=[FocusDrift(1.0)]) as scope:
+        scope.core.snap_image()
+        scope.timeline.advance(600)
+        assert scope.view().z_um == pytest.approx(10.0, abs=0.1)
+        assert scope.core.get_position() == 0.0
