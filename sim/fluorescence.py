@@ -55,7 +55,7 @@ class Widefield:
     medium_index: float = 1.33
 
     def transfer(self, emission_um: float, z_um: float, frequency: NDArray[np.floating]) -> Float32Image:
-        """Optical transfer function at a defocus, shaped like ``frequency`` (cycles per um); 1 for even light.
+        """Optical transfer function at a defocus; ``frequency`` in cycles per um, 1 at 0.
 
         The point-spread function |int P(g) exp(i 2 pi z K(g)) J0(2 pi r g) g dg|^2 (scalar Debye
         integral; Gu, Advanced Optical Imaging Theory, ch. 3), transformed back; K as in `acq_isl.sim.optics`.

@@ -155,4 +155,5 @@ class DIC:
         """Factor on the specimen's frequencies in cycles per um."""
         along = self.shear_um * (np.cos(self.direction_rad) * fx + np.sin(self.direction_rad) * fy)
         bias = self.bias_rad * self.wavelength_um / wavelength_um
-        return 2j * np.sin(np.pi * along + bias / 2)
+        factor: NDArray[np.complex128] = 2j * np.sin(np.pi * along + bias / 2)
+        return factor

@@ -67,7 +67,7 @@ def _near(
     return np.where((places >= 0) & (places < count), places, -1), distance.astype(np.float32)
 
 
-def _matrix(places: NDArray[np.intp], weights: Float32Image, count: int) -> Any:
+def _matrix(places: NDArray[np.intp], weights: NDArray[np.floating], count: int) -> Any:
     weights = np.where(places >= 0, weights, 0.0)
     weights = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
     row = np.broadcast_to(np.arange(len(places))[:, None], places.shape)

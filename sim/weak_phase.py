@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
-from acq_isl.sim.illumination import DIC
+from acq_isl.sim.illumination_disc import DIC
 from acq_isl.sim.optics import Beam, Complex, Imaging
 
 _Grid = NDArray[np.float64]
@@ -37,11 +37,13 @@ def _transfer(imaging: Imaging, beams: tuple[Beam, ...], z_um: float) -> Complex
         colour = beam.wavelength_um
         sy, sx = (at / (n * imaging.grid_um) for at, n in zip(beam.sample, imaging.shape, strict=True))
 
-        def seen(y: _Grid, x: _Grid, sy: float = sy, sx: float = sx, colour: float = colour) -> Complex:
+        def seen(
+            y: _Grid, x: _Grid, sy: float = sy, sx: float = sx, colour: float = colour
+        ) -> NDArray[np.complex128]:
             """Pupil with defocus, and shear, at the specimen's frequency."""
             square = (sy + y) ** 2 + (sx + x) ** 2
             phase = np.exp(2j * np.pi * z_um * imaging.fall(square, colour))
-            field: Complex = imaging.pupil(square, colour) * phase
+            field: NDArray[np.complex128] = imaging.pupil(square, colour) * phase
             if isinstance(imaging.optics, DIC):
                 field = field * imaging.optics.shear(y, x, colour)
             return field
