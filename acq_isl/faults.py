@@ -64,7 +64,8 @@ class FocusDrift(_Planted):
     Parameters
     ----------
     um_per_min : float
-        Micrometres a minute of the specimen's clock by which the true focus runs ahead of the reported one; the sign is the way.
+        Micrometres a minute, by the specimen's clock, by which the true focus runs ahead of the reported
+        one; the sign is the way.
     """
 
     um_per_min: float

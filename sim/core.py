@@ -133,6 +133,8 @@ class SimulatedPixels(StageCalls):
         count = int(self._real.get_remaining_image_count())
         if self._sequence is None or not self._faults.can_drop:
             return count
+        # They were exposed, and may be thrown away without ever being popped.
+        self._exposures = max(self._exposures, self._sequence_began + self._popped + count)
         return sum(not self._dropped(number) for number in range(self._popped, self._popped + count))
 
     def _dropped(self, number: int) -> bool:

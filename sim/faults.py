@@ -61,7 +61,7 @@ class PlantedFaults:
     # what an image shows
 
     def seen(self, exposure: Exposure, number: int, seconds: float) -> Exposure:
-        """What exposure ``number`` truly depends on, ``seconds`` after the opening by the specimen's clock."""
+        """What exposure ``number`` truly depends on, ``seconds`` into the specimen's time."""
         for fault in self._faults:
             if fault.active(number, seconds):
                 exposure = self._with(fault, exposure, number, seconds)
