@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import openvino
@@ -17,37 +16,36 @@ from openvino import properties
 from acq_isl.engines.gate import Policy
 from acq_isl.engines.model_file import ModelFile, answers, read_model
 from acq_isl.engines.onnx import default_threads
+from acq_isl.engines.openvino_background import Background, plane_graph
 from acq_isl.engines.openvino_cache import CompiledCache, CompiledKey
-from acq_isl.engines.openvino_graph import Parts, handed_over_in_bf16, read_graph
+from acq_isl.engines.openvino_form import (
+    DEVICE,
+    RUNTIME_ERRORS,
+    Precision,
+    first_line,
+    has_bf16,
+    processor,
+    read_form,
+)
 from acq_isl.engines.predictor import TILE_PX, Predictor
-from acq_isl.errors import EngineError, ModelError
+from acq_isl.errors import EngineError
 from acq_isl.stack import Float32Image
 
-_log = logging.getLogger(__name__)
+__all__ = ["OpenVinoEngine", "OpenVinoNetwork", "Precision", "has_bf16", "processor"]
 
-Precision = Literal["fp32", "bf16", "int8"]
-_DEVICE = "CPU"
 _SHAPES_KEPT = 3
-# Nothing else comes out of OpenVINO's bindings; which one tells nothing.
-_RUNTIME_ERRORS = (RuntimeError, ValueError, TypeError, MemoryError)
-
-
-def has_bf16() -> bool:
-    """Whether this processor computes with bf16, as OpenVINO itself finds."""
-    return "BF16" in openvino.Core().get_property(_DEVICE, properties.device.capabilities)
-
-
-def processor() -> str:
-    """Name of the processor, as compiled networks depend on it."""
-    return str(openvino.Core().get_property(_DEVICE, properties.device.full_name))
 
 
 @dataclass(slots=True, eq=False)
 class _Ready:
-    """The network for tiles of one shape: one request, or two, the second taking what the first gives."""
+    """The network for tiles of one shape: one request, or two, the second taking what the first gives.
+
+    If ``planes`` is not empty, the first request takes one plane of one tile and writes it there.
+    """
 
     requests: tuple[Any, ...]
-    keep: tuple[Any, ...]  # tensors the requests point to
+    keep: tuple[Any, ...] = ()  # tensors the requests point to
+    planes: tuple[tuple[Any, ...], ...] = ()
 
 
 class OpenVinoNetwork:
@@ -91,7 +89,8 @@ class OpenVinoNetwork:
         self._lock = threading.Lock()  # guards what is ready, and lets one stack at a time have all cores
         self._ready: OrderedDict[tuple[int, ...], _Ready] = OrderedDict()
         self._core: Any = openvino.Core()
-        self._parts = self._read()
+        self._low = self._precision != "fp32" and has_bf16()
+        self._form = read_form(self._core, model, self._precision, trunk, low=self._low)
 
     @property
     def name(self) -> str:
@@ -113,9 +112,9 @@ class OpenVinoNetwork:
                 raise EngineError("the engine is closed", fix="load the engine again")
             try:
                 return self._run(self._for_shape(tiles.shape), tiles, inv_sd)
-            except _RUNTIME_ERRORS as error:
+            except RUNTIME_ERRORS as error:
                 raise EngineError(
-                    f"OpenVINO failed on tiles of {tiles.shape}: {_first_line(error)}",
+                    f"OpenVINO failed on tiles of {tiles.shape}: {first_line(error)}",
                     fix="if memory ran out, use smaller tiles or close other programs",
                 ) from error
 
@@ -130,46 +129,34 @@ class OpenVinoNetwork:
             self._ready.clear()
             self._core = None
 
-    def _read(self) -> Parts:
-        where = self._model.info.where
-        try:
-            parts = read_graph(self._core, self._model.content, split=self._precision != "fp32")
-            if self._precision == "int8" and parts.front is not None and self._trunk is not None:
-                return Parts(parts.front, self._core.read_model(*self._trunk), parts.takes_counts)
-            if self._precision == "bf16":
-                parts = handed_over_in_bf16(parts)
-        except _RUNTIME_ERRORS as error:
-            raise ModelError(
-                f"OpenVINO cannot read model {where}: {_first_line(error)}",
-                wanted=f"operators that OpenVINO {openvino.get_version()} knows",
-                got=f"ONNX opset {self._model.info.opset}",
-                fix="update openvino, or use the engine onnxruntime",
-            ) from error
-        if self._precision != "fp32" and parts.front is None:
-            raise ModelError(
-                f"model {where} can only be run in fp32 by OpenVINO",
-                wanted="one value that separates normalisation, which must stay fp32, from the network",
-                fix="use fp32, or export the model again with this version of acq-isl",
-            )
-        if self._precision == "int8":
-            raise ModelError(
-                f"model {where} has no int8 form", fix="run `acq-isl accept-int8` on stacks of yours"
-            )
-        return parts
-
     def _run(self, ready: _Ready, tiles: NDArray[np.uint8], inv_sd: Float32Image) -> tuple[Float32Image, ...]:
         first, last = ready.requests[0], ready.requests[-1]
-        data: NDArray[Any] = tiles.view("<u2")[..., 0] if self._parts.takes_counts else tiles
-        first.set_tensor("stack", openvino.Tensor(np.ascontiguousarray(data), shared_memory=True))
-        first.set_tensor("inv_sd", openvino.Tensor(np.ascontiguousarray(inv_sd), shared_memory=True))
+        data: NDArray[Any] = tiles.view("<u2")[..., 0] if self._form.parts.takes_counts else tiles
+        data = np.ascontiguousarray(data)
         out = []
         for name in self._outputs:
             values = np.empty(tuple(last.get_tensor(name).shape), np.float32)
             last.set_tensor(name, openvino.Tensor(values, shared_memory=True))
             out.append(values)
-        for request in ready.requests:
-            request.infer()
+        if ready.planes:
+            self._normalise(ready, data, inv_sd)
+        else:
+            first.set_tensor("stack", openvino.Tensor(data, shared_memory=True))
+            first.set_tensor("inv_sd", openvino.Tensor(np.ascontiguousarray(inv_sd), shared_memory=True))
+            first.infer()
+        if last is not first:
+            last.infer()
         return tuple(out)
+
+    def _normalise(self, ready: _Ready, counts: NDArray[Any], inv_sd: Float32Image) -> None:
+        """Run the first request on every plane of every tile."""
+        first, shape = ready.requests[0], tuple(ready.planes[0][0].shape)
+        for tile, targets, contrast in zip(counts, ready.planes, inv_sd, strict=True):
+            first.set_tensor("inv_sd", openvino.Tensor(np.full(1, contrast, np.float32)))
+            for plane, target in zip(tile, targets, strict=True):
+                first.set_tensor("stack", openvino.Tensor(plane.reshape(shape), shared_memory=True))
+                first.set_output_tensor(target)
+                first.infer()
 
     def _for_shape(self, shape: tuple[int, ...]) -> _Ready:
         if shape not in self._ready:
@@ -180,19 +167,36 @@ class OpenVinoNetwork:
         return self._ready[shape]
 
     def _compile(self, shape: tuple[int, ...]) -> _Ready:
-        stack = shape[:-1] if self._parts.takes_counts else shape
+        stack = shape[:-1] if self._form.parts.takes_counts else shape
         counts = {"stack": list(stack), "inv_sd": list(shape[:1])}
-        if self._parts.front is None:
-            return _Ready((self._compiled(self._parts.trunk, "whole", shape, counts),), ())
-        front = self._compiled(self._parts.front, "front", shape, counts)
+        if self._form.parts.front is None:
+            return _Ready((self._compiled(self._form.parts.trunk, "whole", shape, counts),))
+        if self._form.background is not None:
+            return self._compile_by_planes(self._form.background, shape)
+        front = self._compiled(self._form.parts.front, "front", shape, counts)
         normalised = front.get_output_tensor(0)
-        trunk = self._compiled(self._parts.trunk, "trunk", shape, list(normalised.shape))
+        trunk = self._compiled(self._form.parts.trunk, "trunk", shape, list(normalised.shape))
         trunk.set_input_tensor(normalised)
         return _Ready((front, trunk), (normalised,))
 
+    def _compile_by_planes(self, background: Background, shape: tuple[int, ...]) -> _Ready:
+        """Normalisation plane by plane, and what follows on all of them."""
+        tiles, planes, height, width = shape[:4]
+        graph = plane_graph(background, height, width, low=self._low)
+        front = self._compiled(graph, "plane", shape, None)
+        kind = openvino.Type.bf16 if self._low else openvino.Type.f32
+        memory = np.zeros(shape[:4], np.uint16 if self._low else np.float32)
+        one = openvino.Shape([height // background.block, 1, background.block, width])
+        targets = tuple(
+            tuple(openvino.Tensor(plane.reshape(one), one, kind) for plane in tile) for tile in memory
+        )
+        trunk = self._compiled(self._form.parts.trunk, "trunk", shape, [tiles, planes, height, width])
+        trunk.set_input_tensor(openvino.Tensor(memory, openvino.Shape(shape[:4]), kind))
+        return _Ready((front, trunk), (memory,), targets)
+
     def _compiled(self, graph: Any, part: str, shape: tuple[int, ...], ports: Any) -> Any:
         """A request for a part of the network, from the cache or compiled and kept there."""
-        low = openvino.Type.f32 if part != "trunk" or not has_bf16() else openvino.Type.bf16
+        low = openvino.Type.bf16 if part == "trunk" and self._low else openvino.Type.f32
         settings = {
             properties.hint.inference_precision: low,
             properties.hint.enable_cpu_pinning: False,  # so that threads can make room for the camera's
@@ -211,11 +215,12 @@ class OpenVinoNetwork:
 
         def compiled() -> Any:
             sized = graph.clone()
-            sized.reshape(ports)
-            return self._core.compile_model(sized, _DEVICE, settings)
+            if ports is not None:
+                sized.reshape(ports)
+            return self._core.compile_model(sized, DEVICE, settings)
 
         def load(content: bytes) -> Any:
-            return self._core.import_model(content, _DEVICE, settings)
+            return self._core.import_model(content, DEVICE, settings)
 
         return self._cache.get(key, load, compiled).create_infer_request()
 
@@ -255,9 +260,3 @@ class OpenVinoEngine(Predictor):
         network = OpenVinoNetwork(file, precision=precision, threads=threads, trunk=trunk)
         network.warm_up()
         super().__init__(file.info, network, tile_px=tile_px, gate=gate)
-
-
-def _first_line(error: BaseException) -> str:
-    """OpenVINO's messages begin with places in its source, one to a line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -103,13 +103,14 @@ def decoding(trunk: Model) -> list[str]:
         if node.get_type_name() in _HEAVY or name in before_heavy:
             if name not in before_heavy:
                 last.append(name)  # a convolution that no other one follows
-            before_heavy.update(source.get_friendly_name() for source in _sources(node))
+            before_heavy.update(source.get_friendly_name() for source in sources(node))
         elif node.get_type_name() not in ("Constant", "Result", "Parameter"):
             last.append(name)
     return last
 
 
-def _sources(node: Node) -> Iterator[Node]:
+def sources(node: Node) -> Iterator[Node]:
+    """The nodes whose values a node takes."""
     for port in node.inputs():
         yield port.get_source_output().get_node()
 
@@ -122,7 +123,7 @@ def _following(model: Model, name: str) -> set[str]:
     """Names of a node and all that depend on it."""
     found = {name}
     for node in model.get_ordered_ops():
-        if any(source.get_friendly_name() in found for source in _sources(node)):
+        if any(source.get_friendly_name() in found for source in sources(node)):
             found.add(node.get_friendly_name())
     return found
 
@@ -131,11 +132,15 @@ def _named(model: Model, name: str) -> Node:
     return next(node for node in model.get_ordered_ops() if node.get_friendly_name() == name)
 
 
-def _computed(core: Any, model: Model, value: NDArray[Any]) -> NDArray[Any]:
-    """What a graph with one input and one output makes of a value, in fp32."""
+def computed(core: Any, model: Model, inputs: Any) -> NDArray[Any]:
+    """What a graph with one output makes of its inputs, by name or in order, in fp32."""
+    return np.array(in_fp32(core, model)(inputs)[0])
+
+
+def in_fp32(core: Any, model: Model) -> Any:
+    """The compiled graph."""
     settings = {openvino.properties.hint.inference_precision: openvino.Type.f32}
-    compiled = core.compile_model(model, "CPU", settings)
-    return np.array(compiled([value])[0])
+    return core.compile_model(model, "CPU", settings)
 
 
 def _take_counts(core: Any, model: Model) -> Model | None:
@@ -149,10 +154,10 @@ def _take_counts(core: Any, model: Model) -> Model | None:
     only_bytes = {stack.get_friendly_name()}
     found = None
     for node in model.get_ordered_ops():
-        sources = [source for source in _sources(node) if source.get_type_name() != "Constant"]
-        if node.get_type_name() not in _BYTES_TO_COUNTS or not sources:
+        takes = [source for source in sources(node) if source.get_type_name() != "Constant"]
+        if node.get_type_name() not in _BYTES_TO_COUNTS or not takes:
             continue
-        if all(source.get_friendly_name() in only_bytes for source in sources):
+        if all(source.get_friendly_name() in only_bytes for source in takes):
             only_bytes.add(node.get_friendly_name())
             if _is(node, openvino.Type.f32, 4) and _gives(core, model, node, counts):
                 found = node
@@ -180,7 +185,7 @@ def _gives(core: Any, model: Model, node: Node, counts: NDArray[np.uint16]) -> b
         [ops.result(_named(copy, node.get_friendly_name()).output(0))], [copy.input("stack").get_node()], ""
     )
     raw = counts.view(np.uint8).reshape(*counts.shape, 2)
-    return np.array_equal(_computed(core, part, raw), counts)
+    return np.array_equal(computed(core, part, [raw]), counts)
 
 
 def _split(model: Model) -> tuple[Model, Model] | None:
@@ -214,7 +219,7 @@ def _reach(ends: list[Node]) -> set[str]:
         node = waiting.pop()
         if node.get_friendly_name() not in found:
             found.add(node.get_friendly_name())
-            waiting.extend(_sources(node))
+            waiting.extend(sources(node))
     return found
 
 
@@ -266,7 +271,7 @@ def _unshuffles(core: Any, model: Model, convolution: Node, source: Any) -> bool
     image = np.arange(planes * _TEST_PX**2, dtype=np.float32).reshape(1, planes, _TEST_PX, _TEST_PX)
     blocks = image.reshape(1, planes, _TEST_PX // 2, 2, _TEST_PX // 2, 2).transpose(0, 1, 3, 5, 2, 4)
     wanted = blocks.reshape(1, 4 * planes, _TEST_PX // 2, _TEST_PX // 2)
-    return np.array_equal(_computed(core, openvino.Model([ops.result(end)], [port], ""), image), wanted)
+    return np.array_equal(computed(core, openvino.Model([ops.result(end)], [port], ""), [image]), wanted)
 
 
 def _replace(convolution: Node, source: Any, kernel: NDArray[np.float32]) -> None:
