@@ -9,15 +9,25 @@ from acq_isl.sim.config import ChannelLight, ScopeSettings
 from acq_isl.sim.recorded import RecordedSpecimen
 from acq_isl.sim.scope import SimulatedScope
 from acq_isl.sim.synthetic import SyntheticSpecimen
-from acq_isl.sim.view import Specimen, View
+from acq_isl.sim.timeline import Taken, Timeline
+from acq_isl.sim.truth import CellTruth, KnowsCells, Rectangle
+from acq_isl.sim.view import Drug, History, Light, Specimen, View
 
 __all__ = [
     "CameraSettings",
+    "CellTruth",
     "ChannelLight",
+    "Drug",
+    "History",
+    "KnowsCells",
+    "Light",
     "RecordedSpecimen",
+    "Rectangle",
     "ScopeSettings",
     "SimulatedScope",
     "Specimen",
     "SyntheticSpecimen",
+    "Taken",
+    "Timeline",
     "View",
 ]

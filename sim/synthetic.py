@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -97,11 +97,6 @@ class SyntheticSpecimen:
     def path(self, view: View) -> Float32Image:
         """True optical path of all layers together in um, (y, x) float32, on the view's pixels."""
         return self._resampled(view, "path_um")
-
-    @property
-    def labels(self) -> Mapping[str, str]:
-        """Stain that shows each label."""
-        return {stain.label: stain.channel for stain in STAINS}
 
     def cells(
         self, area: Rectangle, time_s: float = 0.0, history: History = UNTOUCHED

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 from acq_isl.sim.specimen_aging import Aged
 from acq_isl.sim.specimen_objects import LAYER_HEIGHTS_UM, REGION_UM, Cell, natural
+from acq_isl.sim.view import History
 
 CellState = Literal["alive", "dying", "dead"]
 CellKind = Literal["neuron", "glia", "remains"]
@@ -64,6 +65,14 @@ class CellTruth:
     nucleus_radius_um: float
     state: CellState
     markers: Mapping[str, float]
+
+
+@runtime_checkable
+class KnowsCells(Protocol):
+    """A specimen that knows its cells one by one, and labels on the scale that models are trained on."""
+
+    def cells(self, area: Rectangle, time_s: float, history: History) -> tuple[CellTruth, ...]:
+        """All cells with their middle in an area at a time, after what was done."""
 
 
 def cells_of(aged: Aged, height: float, focus_um: float) -> Iterator[CellTruth]:
