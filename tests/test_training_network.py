@@ -1,4 +1,4 @@
-"""The live network, its normalisation, its batches, and a training run that can be stopped."""
+"""The live network, its normalisation, and what is measured of it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ import pytest
 import torch
 from scipy import ndimage
 
-from acq_isl.errors import ExperimentError, ModelError
 from acq_isl.normalize import contrast_sd
 from acq_isl.training.assess import calibrate, count, measure_halo
-from acq_isl.training.config import Optimisation, TrainConfig, load_config
-from acq_isl.training.dataset import batch, prepare
+from acq_isl.training.config import Optimisation, TrainConfig
+from acq_isl.training.dataset import Field, normalised
 from acq_isl.training.network import LiveNetwork, NetworkConfig, Normalise, beta_nll
 from acq_isl.training.simulate import Pair, SimulationConfig, cached, simulate
-from acq_isl.training.train import Training, learning_rate, run
 
 SMALL = NetworkConfig(planes=3, labels=3, base=4, levels=3, high_pass_px=8.0)
 
@@ -41,7 +39,8 @@ def blobs(seed=0, side=64, planes=3):
 
 @pytest.fixture(scope="module")
 def fields():
-    return prepare([blobs(1), blobs(2)], Normalise(3, 8.0), 8.0)
+    pairs = [blobs(1), blobs(2)]
+    return [Field(normalised(p.stack, 8.0), p.labels, np.argwhere(p.labels[0] > 77)) for p in pairs]
 
 
 @pytest.mark.parametrize(
@@ -97,64 +96,6 @@ def test_loss_is_least_at_the_truth_with_the_right_spread():
     )
 
 
-def test_learning_rate_rises_and_falls():
-    settings = Optimisation(steps=100)
-    rates = [learning_rate(step, settings) for step in range(100)]
-    assert np.argmax(rates) in range(8, 13)
-    assert rates[-1] < 0.01 * max(rates)
-    assert max(rates) <= settings.learning_rate
-
-
-def test_batches_depend_on_their_random_numbers_only(fields):
-    a = batch(fields, np.random.default_rng(1), 4, 32)
-    b = batch(fields, np.random.default_rng(1), 4, 32)
-    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-    assert a[0].shape == (4, 3, 32, 32)
-    assert a[1].shape == (4, 3, 32, 32)
-    assert 0 <= float(a[1].min()) <= float(a[1].max()) <= 1
-
-
-def test_training_learns(fields):
-    config = tiny(steps=40)
-    training = Training.start(config)
-    losses = [training.advance(fields, config.optimisation) for _ in range(40)]
-    assert np.mean(losses[-5:]) < np.mean(losses[:5])
-
-
-def test_a_stopped_run_goes_on_as_if_it_had_not(fields, tmp_path):
-    config = tiny()
-    straight = Training.start(config)
-    for _ in range(6):
-        straight.advance(fields, config.optimisation)
-    first = Training.start(config)
-    for _ in range(3):
-        first.advance(fields, config.optimisation)
-    first.save(tmp_path / "checkpoint.npz")
-    second = Training.start(config)
-    second.load(tmp_path / "checkpoint.npz")
-    assert second.step == 3
-    for _ in range(3):
-        second.advance(fields, config.optimisation)
-    for (name, a), b in zip(
-        straight.average.state_dict().items(), second.average.state_dict().values(), strict=True
-    ):
-        torch.testing.assert_close(a, b, rtol=0, atol=0, msg=name)
-
-
-def test_a_checkpoint_of_another_network_is_refused(tmp_path):
-    Training.start(tiny()).save(tmp_path / "checkpoint.npz")
-    other = Training.start(tiny().model_copy(update={"base": 8}))
-    with pytest.raises(ModelError, match="another network"):
-        other.load(tmp_path / "checkpoint.npz")
-
-
-def test_a_whole_run_leaves_a_model(tmp_path):
-    path = run(tiny(), tmp_path)
-    assert path.stat().st_size > 1000
-    assert (tmp_path / "checkpoint.npz").exists()
-    assert len(list((tmp_path / "fields").iterdir())) == 3
-
-
 def test_simulated_pairs_are_seeded_and_kept(tmp_path):
     config = tiny().simulation
     pair, again = simulate(config, 1), cached(config, 1, tmp_path)
@@ -190,18 +131,3 @@ def test_objects_are_counted_above_a_size():
     image[5:15, 5:15] = image[30:40, 30:50] = 1.0
     image[60, 60] = 1.0
     assert count(image) == 2
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("name: a\nversion: '1'\ndescription: b\nbases: 3\n", "bases"),
-        ("name: a\nversion: '1'\ndescription: b\nsimulation: {feilds: 3}\n", "feilds"),
-        ("name: [", "cannot be read"),
-    ],
-)
-def test_a_wrong_training_file_is_explained(tmp_path, text, says):
-    path = tmp_path / "train.yaml"
-    path.write_text(text)
-    with pytest.raises(ExperimentError, match=says):
-        load_config(path)

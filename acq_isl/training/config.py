@@ -3,71 +3,206 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
 
-from acq_isl.errors import ExperimentError
-from acq_isl.manifest import Label
-from acq_isl.training.network import NetworkConfig
+from acq_isl.errors import ExperimentError, PairRefused
+from acq_isl.manifest import Instrument, Label
+from acq_isl.stack import Modality, Polarity
+from acq_isl.training.augment import Augmentation
+from acq_isl.training.network import Kind, NetworkConfig
+from acq_isl.training.pairs import Checks
 from acq_isl.training.simulate import SimulationConfig
+from acq_isl.training.source import Nominal, Strict
+from acq_isl.training.sources import SimulatedSource, Source
+from acq_isl.training.splits import Division, Split, divide, simulated_only
+
+_OLD_KEYS = ("base", "levels")
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Optimisation(_Strict):
+class Optimisation(Strict):
     """How the weights are found."""
 
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     steps: int = Field(default=3000, gt=0)
     batch: int = Field(default=8, gt=0)
+    """Patches of each process."""
     patch_px: int = Field(default=128, gt=0, multiple_of=16)
+    foreground: float = Field(default=0.5, ge=0, le=1)
+    """Share of patches about a bright place."""
+    foreground_labels: int = Field(default=2, gt=0)
+    """The bright places are those of the first so many labels: rare structures first, carpets last."""
     learning_rate: float = Field(default=3e-3, gt=0)
     weight_decay: float = Field(default=1e-3, ge=0)
     beta: float = Field(default=0.5, ge=0, le=1)
     """Of the beta-NLL loss: 0 is the plain likelihood, 1 weighs all pixels like the squared error."""
+    auto_encoding: float = Field(default=0.0, ge=0)
+    """Weight of predicting the middle plane of the input too; in training only."""
     average: float = Field(default=0.998, ge=0, lt=1)
     """Decay per step of the exponential average of the weights, which is what is kept in the end."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the network; the loss is always fp32. auto: bf16 where the processor computes in it."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoint_every: int = Field(default=250, gt=0)
     threads: int = Field(default=1, gt=0)
 
 
-class TrainConfig(_Strict):
-    """One training run on simulated fields."""
+class Watching(Strict):
+    """What can be looked at while training."""
+
+    log_every: int = Field(default=50, gt=0)
+    panels_every: int = Field(default=0, ge=0)
+    """Pictures of held-out fields, prediction beside truth; 0: only in the end."""
+    panels: int = Field(default=3, gt=0)
+    """Fields in a picture."""
+    tensorboard: bool = False
+    """Needs ``pip install tensorboard``."""
+
+
+class Architecture(Strict):
+    """The network, see `acq_isl.training.network.NetworkConfig`."""
+
+    kind: Kind = "unet"
+    base: int = Field(default=24, gt=0)
+    levels: int = Field(default=4, gt=1)
+    fold: Literal[1, 2, 4] = 2
+
+
+def _names_differ(labels: tuple[Label, ...]) -> tuple[Label, ...]:
+    if len({label.name for label in labels}) < len(labels):
+        raise ValueError("label names must differ")
+    return labels
+
+
+class TrainConfig(Strict):
+    """One training run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     name: str
     version: str
     licence: str = "BSD-3-Clause"
     description: str
+    modality: Modality = "phase contrast"
+    polarity: Polarity = "dark"
+    instrument: Instrument | None = None
+    cell_type: str = ""
+    data_licence: str = ""
+    planes: int = Field(default=13, gt=0)
     pixel_size_um: float = Field(default=0.3, gt=0)
     z_step_um: float = Field(default=1.5, gt=0)
     high_pass_um: float = Field(default=6.0, gt=0)
-    base: int = Field(default=24, gt=0)
-    levels: int = Field(default=4, gt=1)
-    labels: tuple[Label, Label, Label] = (
-        Label(name="nuclei", marker="DAPI", color="#56B4E9"),
-        Label(name="dendrites", marker="MAP2", color="#E69F00"),
-        Label(name="axons", marker="NFH", color="#CC79A7"),
+    labels: Annotated[tuple[Label, ...], AfterValidator(_names_differ)] = Field(
+        default=(
+            Label(name="nuclei", marker="DAPI", color="#56B4E9"),
+            Label(name="dendrites", marker="MAP2", color="#E69F00"),
+            Label(name="axons", marker="NFH", color="#CC79A7"),
+        ),
+        min_length=1,
     )
-    """In the order of `acq_isl.training.simulate.LABELS`; colours from Okabe and Ito's set."""
-    simulation: SimulationConfig = SimulationConfig()
+    """What the model predicts; a field may lack some. Colours from Okabe and Ito's set."""
+    data: tuple[Source, ...] = Field(default=(SimulatedSource(kind="simulated"),), min_length=1)
+    held_out: tuple[Source, ...] = ()
+    """Sources that are held out as a whole; ``split`` then only says what must not be on both sides."""
+    split: Split | None = None
+    checks: Checks = Checks()
+    architecture: Architecture = Field(default=Architecture(), alias="network")
+    augmentation: Augmentation = Augmentation()
     optimisation: Optimisation = Optimisation()
+    watching: Watching = Watching()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, values: Any) -> Any:
+        """``simulation``, ``base`` and ``levels`` at the top: a run on simulated fields only."""
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        if "simulation" in values and "data" not in values:
+            simulation = values.pop("simulation")
+            values["data"] = [{"kind": "simulated", "simulation": simulation}]
+            planes = simulation.get("planes") if isinstance(simulation, dict) else simulation.planes
+            values.setdefault("planes", planes if planes is not None else SimulationConfig().planes)
+        old = {key: values.pop(key) for key in _OLD_KEYS if key in values}
+        if old and "network" not in values and "architecture" not in values:
+            values["network"] = old
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainConfig:
+        known = {label.name for label in self.labels}
+        for source in (*self.data, *self.held_out):
+            if isinstance(source, SimulatedSource):
+                if source.simulation.planes != self.planes:
+                    raise ValueError(
+                        f"simulated stacks have {source.simulation.planes} planes, not {self.planes}"
+                    )
+                continue
+            strange = sorted(set(source.labels) - known)
+            if strange and source.kind != "google_png":
+                raise ValueError(f"{source.kind}: labels must say what {', '.join(strange)} is")
+        if any(isinstance(source, SimulatedSource) for source in self.held_out):
+            raise ValueError("held_out: a simulated source says itself how many fields are held out")
+        return self
 
     @property
     def network(self) -> NetworkConfig:
         """Size of the network that follows from the rest."""
+        chosen = self.architecture
         sigma = self.high_pass_um / self.pixel_size_um
-        return NetworkConfig(self.simulation.planes, len(self.labels), self.base, self.levels, sigma)
+        return NetworkConfig(
+            self.planes, len(self.labels), chosen.base, chosen.levels, sigma, chosen.kind, chosen.fold
+        )
+
+    @property
+    def nominal(self) -> Nominal:
+        """The stacks that the model is for."""
+        return Nominal(self.planes, self.pixel_size_um, self.z_step_um)
+
+    @property
+    def simulation(self) -> SimulationConfig:
+        """Of the first simulated source; `ExperimentError` if there is none."""
+        for source in self.data:
+            if isinstance(source, SimulatedSource):
+                return source.simulation
+        raise ExperimentError(f"{self.name} is not trained on simulated fields", fix="add such a source")
+
+    def division(self) -> Division:
+        """Find all fields and part them; see `acq_isl.training.splits.divide` for what is refused."""
+        items = [item for source in self.data for item in source.items(self.nominal)]
+        held = [item for source in self.held_out for item in source.items(self.nominal)]
+        names = {label.name for label in self.labels}
+        unseen = sorted(names - {label for item in items for label in item.labels})
+        if unseen:
+            raise PairRefused(
+                f"no field has the label {unseen[0]}", fix="check the source's labels and file names"
+            )
+        if self.split is None and not held and all(item.simulated for item in items):
+            for source in self.data:
+                if isinstance(source, SimulatedSource):
+                    held += source.held_out_items(self.nominal)
+            return simulated_only(items, held)
+        return divide(items, held, self.split)
 
 
 def load_config(path: Path) -> TrainConfig:
-    """Read a training file; `ExperimentError` names the first thing that is wrong in it."""
+    """Read a training file; `ExperimentError` names the first thing that is wrong in it.
+
+    Relative paths of sources are relative to the file.
+    """
     try:
-        return TrainConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ExperimentError(f"{path} cannot be read: {error}", fix="check the path and the YAML") from error
+    return validated(content, path)
+
+
+def validated(content: Any, path: Path) -> TrainConfig:
+    """The configuration that a YAML file holds, with its relative paths resolved."""
+    try:
+        config = TrainConfig.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
@@ -76,3 +211,13 @@ def load_config(path: Path) -> TrainConfig:
             got=repr(first["input"])[:80],
             fix="see acq_isl.training.config.TrainConfig for what may stand there",
         ) from error
+    base = path.resolve().parent
+    moved = {
+        side: tuple(_below(base, source) for source in getattr(config, side)) for side in ("data", "held_out")
+    }
+    return config.model_copy(update=moved)
+
+
+def _below(base: Path, source: Source) -> Source:
+    places = {key: base / getattr(source, key) for key in ("folder", "path") if hasattr(source, key)}
+    return source.model_copy(update=places)

@@ -1,22 +1,32 @@
-"""Normalised fields in memory, and random patches from them."""
+"""Normalised fields on disk."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 
+from acq_isl.errors import PairRefused
 from acq_isl.normalize import contrast_sd
+from acq_isl.stack import Uint16Image
+from acq_isl.training.geometry import Geometry, brought, fitted
 from acq_isl.training.network import Normalise
-from acq_isl.training.simulate import Pair
-
-Singles = NDArray[np.float32]
+from acq_isl.training.pairs import Checks, Item, examine
 
 _FOREGROUND = 77  # of 255
+_SAMPLED = 2**18
+_PERCENTILES = (1.0, 99.8)
+_LAYOUT = 1  # of the folder of one field; a new number makes all of them anew
+
+Range = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,72 +40,152 @@ class Field:
     y : (label, y, x) uint8
         Truth times 255.
     foreground : (n, 2) int32
-        Rows and columns of pixels bright in some label.
+        Rows and columns of pixels bright in one of the first labels.
+    valid : (label, y, x) bool or None
+        Where the truth is known; None: everywhere.
+    name : str
     """
 
     x: NDArray[np.float16]
     y: NDArray[np.uint8]
     foreground: NDArray[np.int32]
+    valid: NDArray[np.bool_] | None = None
+    name: str = ""
+
+    @property
+    def present(self) -> tuple[bool, ...]:
+        """Which labels there are."""
+        if self.valid is None:
+            return (True,) * len(self.y)
+        return tuple(bool(known.any()) for known in self.valid)
 
 
-def prepare(pairs: Iterable[Pair], normalise: Normalise, high_pass_px: float) -> list[Field]:
-    """Normalise whole fields by the module that the exported graph runs too."""
-    fields = []
-    for pair in pairs:
-        inv_sd = torch.tensor([1 / max(contrast_sd(pair.stack, high_pass_px), 1e-6)], dtype=torch.float32)
-        with torch.no_grad():
-            x = normalise(torch.from_numpy(pair.stack.astype(np.float32))[None], inv_sd)[0]
-        bright = np.argwhere(pair.labels[:2].max(axis=0) > _FOREGROUND).astype(np.int32)
-        fields.append(Field(x.numpy().astype(np.float16), pair.labels, bright))
-    return fields
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A field on disk: ``x.npy``, ``labels.npy``, ``valid.npy`` in the folder.
 
-
-def batch(
-    fields: list[Field], rng: np.random.Generator, size: int, patch_px: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random patches, half of them about foreground, turned, mirrored and disturbed.
-
-    Returns
-    -------
-    x : (N, Z, P, P) float32
-    y : (N, L, P, P) float32
-        0..1.
+    Parameters
+    ----------
+    name, digest : str
+        Of the field, and of its stack's pixels as recorded.
+    folder : Path
+    present : tuple of bool
+        Per label.
+    truth_range : (float, float) or None
+        What stands for 0 and 1, if the field says so itself.
+    warnings : tuple of str
     """
-    xs, ys = [], []
-    for at in range(size):
-        field = fields[int(rng.integers(len(fields)))]
-        row, column = _corner(field, rng, patch_px, at % 2 == 0)
-        cut = (slice(None), slice(row, row + patch_px), slice(column, column + patch_px))
-        x, y = field.x[cut].astype(np.float32), field.y[cut].astype(np.float32) / 255
-        turns, mirrored = int(rng.integers(4)), bool(rng.integers(2))
-        if mirrored:
-            x, y = x[:, :, ::-1], y[:, :, ::-1]
-        x, y = np.rot90(x, turns, (1, 2)), np.rot90(y, turns, (1, 2))
-        xs.append(disturbed(x, rng))
-        ys.append(y)
-    return torch.from_numpy(np.stack(xs)), torch.from_numpy(np.stack(ys))
+
+    name: str
+    digest: str
+    folder: Path
+    present: tuple[bool, ...]
+    truth_range: Range | None
+    warnings: tuple[str, ...]
 
 
-def disturbed(x: Singles, rng: np.random.Generator) -> Singles:
-    """The same normalised (z, y, x) patch with another tone curve, sharpness, gain and noise.
+def prepare(item: Item, geometry: Geometry, checks: Checks, folder: Path) -> Prepared:
+    """Read, check and normalise a field by the module that the exported graph runs too, or find it done.
 
-    Strong structures are simulated less faithfully than weak ones, and their contrast relative to the
-    rest is what differs most between microscopes: hence the power law on the size of the contrast.
+    Raises
+    ------
+    PairRefused, StorageError
+        See `acq_isl.training.pairs.examine` and the sources.
     """
-    size = np.abs(x) + np.float32(1e-3)
-    x = np.sign(x) * size ** np.float32(rng.uniform(0.85, 1.1)) * np.float32(rng.uniform(0.8, 1.25))
-    if rng.random() < 0.3:
-        sigma = rng.uniform(0.25, 0.7)
-        x = ndimage.gaussian_filter(x, (0, sigma, sigma), truncate=2.0)
-    noisy: Singles = x + rng.standard_normal(x.shape, np.float32) * np.float32(rng.uniform(0, 0.15))
-    return noisy
+    settings = f"{_LAYOUT} {item.stamp} {asdict(geometry)} {checks.model_dump_json()}"
+    place = folder / hashlib.sha256(settings.encode()).hexdigest()[:24]
+    if not (place / "about.json").is_file():
+        partial = place.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _write(item, geometry, checks, partial)
+        partial.replace(place)
+    about = json.loads((place / "about.json").read_text(encoding="utf-8"))
+    truth = about["truth_range"]
+    present = tuple(name in about["labels"] for name in geometry.labels)
+    span = None if truth is None else (float(truth[0]), float(truth[1]))
+    return Prepared(item.name, about["digest"], place, present, span, tuple(about["warnings"]))
 
 
-def _corner(field: Field, rng: np.random.Generator, patch_px: int, on_foreground: bool) -> tuple[int, int]:
-    room = np.array(field.y.shape[1:]) - patch_px
-    if on_foreground and len(field.foreground):
-        middle = field.foreground[int(rng.integers(len(field.foreground)))]
-        corner = np.clip(middle - patch_px // 2 + rng.integers(-patch_px // 4, patch_px // 4, 2), 0, room)
-    else:
-        corner = rng.integers(0, room + 1)
-    return int(corner[0]), int(corner[1])
+def _write(item: Item, geometry: Geometry, checks: Checks, folder: Path) -> None:
+    recording = item.load()
+    warnings = examine(recording, item.name, checks)
+    stack = brought(recording, geometry, item.name)
+    shape = stack.shape[1:]
+    labels, valid = [], []
+    for name in geometry.labels:
+        image = recording.labels.get(name)
+        known = recording.valid.get(name)
+        labels.append(np.zeros(shape, np.uint8) if image is None else fitted(image, recording, geometry))
+        where = np.full(shape, image is not None)
+        if image is not None and known is not None:
+            where = fitted(known.astype(np.float32), recording, geometry) > 0.999
+        valid.append(where)
+    if not any(where.any() for where in valid):
+        raise PairRefused(
+            f"{item.name} has none of the labels", wanted=", ".join(geometry.labels), fix="leave it out"
+        )
+    np.save(folder / "x.npy", normalised(stack, geometry.high_pass_px))
+    np.save(folder / "labels.npy", np.stack(labels))
+    np.save(folder / "valid.npy", np.stack(valid))
+    about = {
+        "name": item.name,
+        "digest": recording.digest,
+        "labels": [name for name in geometry.labels if name in recording.labels],
+        "truth_range": recording.truth_range,
+        "warnings": warnings,
+    }
+    (folder / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+
+
+def normalised(stack: Uint16Image, high_pass_px: float) -> NDArray[np.float16]:
+    """What the network is given of a (z, y, x) stack of counts."""
+    inv_sd = torch.tensor([1 / max(contrast_sd(stack, high_pass_px), 1e-6)], dtype=torch.float32)
+    with torch.no_grad():
+        counts = torch.from_numpy(stack.astype(np.float32))[None]
+        x: NDArray[Any] = Normalise(len(stack), high_pass_px)(counts, inv_sd)[0].numpy()
+    return x.astype(np.float16)
+
+
+def truth_ranges(prepared: Sequence[Prepared], labels: Sequence[str]) -> tuple[Range, ...]:
+    """Per label, what stands for 0 and 1: first and 99.8th percentile of the whole training set.
+
+    Never of single fields: a field without cells would be stretched until its background is bright.
+    Fields that say it themselves, simulated ones, do not count unless there are no others.
+    """
+    ranges = []
+    for at, name in enumerate(labels):
+        own = [one.truth_range for one in prepared if one.present[at] and one.truth_range is not None]
+        pooled = [_sample(one, at) for one in prepared if one.present[at] and one.truth_range is None]
+        if not pooled and not own:
+            raise PairRefused(f"no field that is trained on has the label {name}", fix="correct the split")
+        low, high = np.percentile(np.concatenate(pooled), _PERCENTILES) if pooled else own[0] or (0.0, 1.0)
+        if high <= low:
+            raise PairRefused(
+                f"{name} is constant in nearly all of the training set", fix="check its channel"
+            )
+        ranges.append((float(low), float(high)))
+    return tuple(ranges)
+
+
+def _sample(one: Prepared, at: int) -> NDArray[np.float32]:
+    values = np.load(one.folder / "labels.npy", mmap_mode="r")[at]
+    known = values[np.load(one.folder / "valid.npy", mmap_mode="r")[at]]
+    sample: NDArray[np.float32] = known[:: max(known.size // _SAMPLED, 1)].astype(np.float32)
+    return sample
+
+
+def open_field(prepared: Prepared, ranges: Sequence[Range], first_labels: int = 2) -> Field:
+    """Truth scaled into memory; the stack stays on disk and is read patch by patch."""
+    x = np.load(prepared.folder / "x.npy", mmap_mode="r")
+    raw = np.load(prepared.folder / "labels.npy", mmap_mode="r")
+    valid = np.load(prepared.folder / "valid.npy")
+    y = np.zeros(raw.shape, np.uint8)
+    for at, span in enumerate(ranges):
+        if prepared.present[at]:
+            low, high = prepared.truth_range or span
+            shares = (raw[at].astype(np.float32) - np.float32(low)) / np.float32(high - low)
+            y[at] = np.rint(255 * np.clip(shares, 0, 1))
+    bright = np.argwhere((y * valid)[:first_labels].max(axis=0) > _FOREGROUND).astype(np.int32)
+    return Field(x, y, bright, None if valid.all() else valid, prepared.name)

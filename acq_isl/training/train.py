@@ -1,185 +1,212 @@
-"""The training loop: ``python -m acq_isl.training.train CONFIG.yaml --out FOLDER``.
+"""A training run: ``acq-isl train CONFIG.yaml -o FOLDER``, or this module with ``--out``.
 
-The folder keeps simulated fields, the checkpoint and, in the end, ``model.onnx``. A run that was
-stopped goes on from its last checkpoint as if it had not been.
+The folder keeps prepared fields, checkpoints, pictures and, in the end, ``model.onnx``. A run that was
+stopped goes on from its last checkpoint as if it had not been. On several GPUs or computers:
+``torchrun --nproc-per-node N -m acq_isl.training.train CONFIG.yaml --out FOLDER``.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import logging
-import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import nn
 
-from acq_isl.errors import ModelError
-from acq_isl.training.assess import assess, calibrate, manifest_of, measure_halo, measure_margin
-from acq_isl.training.config import Optimisation, TrainConfig, load_config
-from acq_isl.training.dataset import Field, batch, prepare
-from acq_isl.training.export import export_onnx
-from acq_isl.training.network import Deployed, LiveNetwork, beta_nll
-from acq_isl.training.simulate import cached
+from acq_isl.errors import TrainingFailed
+from acq_isl.training.board import Board
+from acq_isl.training.config import TrainConfig, load_config
+from acq_isl.training.dataset import Field, Prepared, Range, open_field, prepare, truth_ranges
+from acq_isl.training.loop import Training, learning_rate
+from acq_isl.training.package import Trained, geometry_of, unit_of, write_package
+from acq_isl.training.pairs import Item
+from acq_isl.training.panels import draw_panel
+from acq_isl.training.parallel import Team, joined
+from acq_isl.training.savepoints import Savepoints, Tensors
+from acq_isl.training.score import score
+from acq_isl.training.splits import Division
 
 logger = logging.getLogger(__name__)
 
-_LOG_EVERY = 50
-_WARM_UP = 0.1
-_FIRST, _LAST = 0.04, 0.002
+# What may differ between the parts of a run that was stopped.
+_FREE = {"watching": True, "checks": True, "optimisation": {"threads", "checkpoint_every"}}
 
 
-def learning_rate(step: int, optimisation: Optimisation) -> float:
-    """One cycle: a short rise, then half a cosine down to nearly nothing."""
-    at = (step + 0.5) / optimisation.steps
-    if at < _WARM_UP:
-        share = _FIRST + (1 - _FIRST) * at / _WARM_UP
-    else:
-        share = _LAST + (1 - _LAST) * 0.5 * (1 + math.cos(math.pi * (at - _WARM_UP) / (1 - _WARM_UP)))
-    return optimisation.learning_rate * share
-
-
-@dataclass(slots=True, eq=False)
-class Training:
-    """Everything that changes while training; batches depend on the seed and the step only.
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is.
 
     Parameters
     ----------
-    network, average : LiveNetwork
-        The weights being trained, and their running average.
-    optimiser : torch.optim.AdamW
-    step : int
-        Steps done.
+    phase : {"fields", "training"}
+    done, total : int
+    loss : float or None
+    text : str
+        A warning or what is being read.
     """
 
-    network: LiveNetwork
-    average: LiveNetwork
-    optimiser: torch.optim.AdamW
-    step: int = 0
+    phase: Literal["fields", "training"]
+    done: int
+    total: int
+    loss: float | None = None
+    text: str = ""
 
-    @classmethod
-    def start(cls, config: TrainConfig) -> Training:
-        """New weights from the configuration's seed."""
-        torch.manual_seed(config.optimisation.seed)
-        network = LiveNetwork(config.network)
-        average = LiveNetwork(config.network)
-        average.load_state_dict(network.state_dict())
-        settings = config.optimisation
-        optimiser = torch.optim.AdamW(
-            network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
+
+Tell = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Material:
+    """What is trained on and what is held out.
+
+    Parameters
+    ----------
+    division : Division
+    train, held_out : tuple of Field
+    ranges : tuple of (float, float)
+        Per label, what stands for 0 and 1.
+    digest : str
+        Of all pixels trained on.
+    """
+
+    division: Division
+    train: tuple[Field, ...]
+    held_out: tuple[Field, ...]
+    ranges: tuple[Range, ...]
+    digest: str
+
+
+def run(config: TrainConfig, folder: Path, tell: Tell = lambda _: None) -> Path:
+    """Prepare fields, train, calibrate and export.
+
+    Parameters
+    ----------
+    config : TrainConfig
+    folder : Path
+        Made if need be; a run in it that was stopped goes on.
+    tell : callable
+        Told of progress.
+
+    Returns
+    -------
+    Path
+        Of the model file.
+
+    Raises
+    ------
+    PairRefused, StorageError
+        Data that cannot be used, or a split that leaks.
+    TrainingFailed
+        Training diverged, or the folder belongs to another run.
+    """
+    torch.set_num_threads(config.optimisation.threads)
+    with joined(config.optimisation.device) as team:
+        material = gather(config, config.division(), folder, team, tell)
+        training = Training.start(config, team)
+        points = Savepoints(folder)
+        resume(training, points, material)
+        with Board(folder / "board", wanted=config.watching.tensorboard and team.leads) as board:
+            _train(training, material, points, board, tell)
+        if team.leads:
+            _finish(training, material, folder)
+        team.wait()
+    return folder / "model.onnx"
+
+
+def gather(config: TrainConfig, division: Division, folder: Path, team: Team, tell: Tell) -> Material:
+    """Prepare all fields, the first process for all, and check what only their pixels tell."""
+    geometry = geometry_of(config)
+    names = geometry.labels
+
+    def prepared(items: Sequence[Item], before: int) -> list[Prepared]:
+        ready = []
+        for done, item in enumerate(items, before + 1):
+            one = prepare(item, geometry, config.checks, folder / "fields")
+            ready.append(one)
+            tell(Progress("fields", done, len(division.train) + len(division.held_out), text=item.name))
+            for warning in one.warnings if team.leads else ():
+                logger.warning("%s", warning)
+        return ready
+
+    if not team.leads:
+        team.wait()
+    train = prepared(division.train, 0)
+    held_out = prepared(division.held_out, len(train))
+    if team.leads:
+        team.wait()
+    division.check_contents({one.name: one.digest for one in (*train, *held_out)})
+    ranges = truth_ranges(train, names)
+    first = config.optimisation.foreground_labels
+    content = hashlib.sha256("".join(one.digest for one in train).encode()).hexdigest()
+    return Material(
+        division,
+        tuple(open_field(one, ranges, first) for one in train),
+        tuple(open_field(one, ranges, first) for one in held_out),
+        ranges,
+        content,
+    )
+
+
+def resume(training: Training, points: Savepoints, material: Material) -> None:
+    """Go on from the last whole checkpoint of the folder, if there is one, and it is of this run."""
+    training.patches.check(material.train)
+    found = points.newest()
+    if found is None:
+        return
+    step, kept = found
+    if kept.about.get("run") != _identity(training.config, material):
+        raise TrainingFailed(
+            f"{points.folder} belongs to a run with other settings or data",
+            fix="choose another folder, or bring back what was changed",
         )
-        return cls(network, average.eval(), optimiser)
-
-    def advance(self, fields: list[Field], optimisation: Optimisation) -> float:
-        """One step; returns the loss."""
-        rng = np.random.default_rng([optimisation.seed, self.step])
-        x, y = batch(fields, rng, optimisation.batch, optimisation.patch_px)
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(self.step, optimisation)
-        self.network.train()
-        mean, log_variance = self.network(x)
-        loss = beta_nll(mean, log_variance, y, optimisation.beta)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        self.optimiser.step()
-        self._follow(min(optimisation.average, (1 + self.step) / (10 + self.step)))
-        self.step += 1
-        return float(loss.detach())
-
-    def _follow(self, decay: float) -> None:
-        pairs = zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True)
-        with torch.no_grad():
-            for kept, new in pairs:
-                if kept.is_floating_point():
-                    kept.lerp_(new, 1 - decay)
-                else:
-                    kept.copy_(new)
-
-    def save(self, path: Path) -> None:
-        """Write a checkpoint as plain arrays (``.npz``, no pickle), replacing the old one once whole."""
-        arrays = {f"network/{k}": v.numpy() for k, v in self.network.state_dict().items()}
-        arrays |= {f"average/{k}": v.numpy() for k, v in self.average.state_dict().items()}
-        for index, state in self.optimiser.state_dict()["state"].items():
-            arrays |= {f"optimiser/{index}/{name}": value.numpy() for name, value in state.items()}
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            np.savez(file, step=np.array(self.step), **arrays)
-        partial.replace(path)
-
-    def load(self, path: Path) -> None:
-        """Go on from a checkpoint; `ModelError` if it belongs to another network."""
-        with np.load(path, allow_pickle=False) as kept:
-            arrays = dict(kept)
-        try:
-            self.network.load_state_dict(_under("network/", arrays))
-            self.average.load_state_dict(_under("average/", arrays))
-        except RuntimeError as error:
-            raise ModelError(
-                f"{path} is a checkpoint of another network",
-                got=str(error)[:200],
-                fix="choose an empty folder",
-            ) from error
-        states: dict[int, dict[str, torch.Tensor]] = {}
-        for key, value in _under("optimiser/", arrays).items():
-            index, name = key.split("/")
-            states.setdefault(int(index), {})[name] = value
-        saved = self.optimiser.state_dict()
-        self.optimiser.load_state_dict({"state": states, "param_groups": saved["param_groups"]})
-        self.step = int(arrays["step"])
+    training.restore(step, kept)
+    logger.warning("going on from step %d", training.step)
 
 
-def _under(prefix: str, arrays: dict[str, NDArray[np.generic]]) -> dict[str, torch.Tensor]:
-    chosen = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
-    return {k: torch.from_numpy(v.copy()) for k, v in chosen.items()}
+def _train(training: Training, material: Material, points: Savepoints, board: Board, tell: Tell) -> None:
+    settings, watching = training.config.optimisation, training.config.watching
+    leads = training.team.leads
+    while training.step < settings.steps:
+        loss = training.advance(material.train)
+        step = training.step
+        if not leads:
+            continue
+        tell(Progress("training", step, settings.steps, loss))
+        if step % watching.log_every == 0:
+            logger.info("step %d of %d, loss %.4f", step, settings.steps, loss)
+            board.scalar("loss", loss, step)
+            board.scalar("learning rate", learning_rate(step, settings), step)
+        if step % settings.checkpoint_every == 0 or step == settings.steps:
+            about = {"run": _identity(training.config, material), "ranges": json.dumps(material.ranges)}
+            points.save(step, Tensors(training.state(), about))
+        if watching.panels_every and step % watching.panels_every == 0:
+            _draw(training, material, points.folder / f"panel-{step:08d}.png")
 
 
-def run(config: TrainConfig, folder: Path) -> Path:
-    """Simulate, train, calibrate and export; returns the path of the model file."""
-    optimisation = config.optimisation
-    torch.set_num_threads(optimisation.threads)
-    training = Training.start(config)
-    checkpoint = folder / "checkpoint.npz"
-    if checkpoint.exists():
-        training.load(checkpoint)
-        logger.info("going on from step %d", training.step)
-    fields = _fields(config, folder, range(config.simulation.fields), training.network)
-    while training.step < optimisation.steps:
-        loss = training.advance(fields, optimisation)
-        if training.step % _LOG_EVERY == 0:
-            logger.info("step %d of %d, loss %.4f", training.step, optimisation.steps, loss)
-        if training.step % optimisation.checkpoint_every == 0 or training.step == optimisation.steps:
-            training.save(checkpoint)
-    return finish(config, folder, training.average)
+def _finish(training: Training, material: Material, folder: Path) -> None:
+    """Measure the averaged weights on the held-out fields and write the model."""
+    config, division, network = training.config, material.division, training.result
+    units = [unit_of(item, division) for item in division.held_out]
+    scores = score(network, material.held_out, units, [label.name for label in config.labels])
+    for one in scores:
+        logger.info("%s, %s, n = %d: pearson %.3f", division.title, one.label, one.n, one.pearson)
+    _draw(training, material, folder / "panel.png")
+    write_package(config, division, Trained(network, config.labels, material.ranges, scores), folder)
 
 
-def finish(config: TrainConfig, folder: Path, network: LiveNetwork) -> Path:
-    """Measure averaged weights on the held-out fields and write ``model.onnx``."""
-    simulation = config.simulation
-    indices = range(simulation.fields, simulation.fields + simulation.held_out)
-    held_out = _fields(config, folder, indices, network)
-    network.eval()
-    scale = calibrate(network, held_out)
-    metrics = assess(network, held_out, config.labels, scale)
-    pair = cached(simulation, indices[0], folder / "fields")
-    halo_px, margin_px = measure_halo(network, pair), measure_margin(network, pair)
-    manifest = manifest_of(config, scale, metrics, halo_px, margin_px)
-    for name, value in metrics.items():
-        logger.info("%s: %.3f", name, value)
-    path = folder / "model.onnx"
-    difference = export_onnx(Deployed(network, scale), manifest, path)
-    logger.info("%s written; halo %d px, graph within %.1g of torch", path, manifest.halo_px, difference)
-    return path
+def _draw(training: Training, material: Material, path: Path) -> None:
+    fields = material.held_out[: training.config.watching.panels]
+    draw_panel(training.result, fields, training.config.labels, path)
 
 
-def _fields(config: TrainConfig, folder: Path, indices: range, network: LiveNetwork) -> list[Field]:
-    kept = folder / "fields"
-    kept.mkdir(parents=True, exist_ok=True)
-    pairs = (cached(config.simulation, index, kept) for index in indices)
-    return prepare(pairs, network.normalise, config.network.high_pass_px)
+def _identity(config: TrainConfig, material: Material) -> str:
+    settings = config.model_dump_json(exclude=_FREE)  # type: ignore[arg-type]
+    return hashlib.sha256(f"{settings} {material.digest}".encode()).hexdigest()
 
 
 def main() -> None:

@@ -1,0 +1,91 @@
+"""Commands that make models: train one, adapt one to a new label or microscope."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from acq_isl.training.train import Tell
+
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what happens inside.")]
+_NAMES = {"fields": "reading fields", "training": "training"}
+
+
+def add_train_commands(cli: typer.Typer, out: Console) -> None:
+    """Add ``train`` to the command line."""
+    cli.command("train")(_train(out))
+
+
+def _train(out: Console) -> Callable[..., None]:
+    def command(
+        config: Annotated[Path, typer.Argument(help="Training file (.yaml); see examples/train.yaml.")],
+        output: Annotated[
+            Path | None,
+            typer.Option("--output", "-o", help="Folder of the run; a stopped run in it goes on."),
+        ] = None,
+        verbose: Verbose = False,
+    ) -> None:
+        """Train a model on pairs of z-stacks and labels."""
+        from acq_isl.training.config import load_config
+        from acq_isl.training.train import run
+
+        _log(out, verbose)
+        loaded = load_config(config)
+        folder = output or Path(f"{config.stem}-run")
+        with progress(out) as tell:
+            model = run(loaded, folder, tell)
+        show_scores(out, model)
+
+    return command
+
+
+def show_scores(out: Console, model: Path) -> None:
+    """Say what a finished model is worth and where it is."""
+    from acq_isl.engines import describe
+
+    manifest = describe(str(model)).manifest
+    for one in manifest.evaluations:
+        values = ", ".join(f"{name} {value:.3f}" for name, value in one.metrics.items())
+        out.print(f"{escape(one.label)}, {escape(one.dataset)}, n = {one.n}: {values}", soft_wrap=True)
+    out.print(f"\nmodel     {escape(str(model))}", soft_wrap=True)
+    out.print(f"pictures  {escape(str(model.with_name('panel.png')))}", soft_wrap=True)
+
+
+@contextmanager
+def progress(out: Console) -> Iterator[Tell]:
+    """Bars that are told of progress; nothing of it is drawn where several processes train."""
+    from acq_isl.training.train import Progress as Told
+
+    columns = (
+        TextColumn("{task.description:>16}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    with Progress(*columns, console=out) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def tell(told: Told) -> None:
+            if told.phase not in tasks:
+                tasks[told.phase] = bars.add_task(_NAMES[told.phase], total=told.total, text="")
+            text = escape(told.text) if told.loss is None else f"loss {told.loss:.3f}"
+            bars.update(tasks[told.phase], completed=told.done, total=told.total, text=text)
+
+        yield tell
+
+
+def _log(out: Console, verbose: bool) -> None:
+    handler = RichHandler(console=out, show_path=False, show_time=verbose)
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", handlers=[handler], force=True)

@@ -1,0 +1,153 @@
+"""What is changed at random in patches that are trained on, and in no others."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import AfterValidator, Field
+from scipy import ndimage
+
+from acq_isl.training.source import Strict
+
+Singles = NDArray[np.float32]
+
+
+def _rising(value: tuple[float, float]) -> tuple[float, float]:
+    if value[1] < value[0]:
+        raise ValueError("the second number must not be below the first")
+    return value
+
+
+Range = Annotated[tuple[float, float], AfterValidator(_rising)]
+_OFF = (1.0, 1.0)
+
+
+class Augmentation(Strict):
+    """How much; pairs are (low, high) of a uniform distribution.
+
+    The defaults are what the demo model was trained with. Wider ranges, for data of several microscopes,
+    are in ``examples/train.yaml``.
+    """
+
+    flips: bool = True
+    """Mirror and turn by quarters."""
+    gamma: Range = (0.85, 1.1)
+    """Power of the size of the contrast. Strong structures are simulated less faithfully than weak ones, and
+    their contrast relative to the rest is what differs most between microscopes."""
+    gain: Range = (0.8, 1.25)
+    offset: Range = (0.0, 0.0)
+    """In units of the stack's contrast; what a high-pass leaves of uneven light."""
+    noise: Range = (0.0, 0.15)
+    """SD, in the same unit."""
+    blur: float = Field(default=0.3, ge=0, le=1)
+    """Share of patches."""
+    blur_px: Range = (0.25, 0.7)
+    """Sigma."""
+    invert: float = Field(default=0.0, ge=0, le=1)
+    """Share of patches with inverted contrast. More than 0 makes a model for both polarities."""
+    xy_scale: Range = _OFF
+    """Magnification, of stack and labels."""
+    z_shift: Range = (0.0, 0.0)
+    """In planes; the last plane is repeated where there is none."""
+    z_scale: Range = _OFF
+    """Distance of planes."""
+    plane_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Chance of each plane to be blank; one is always left."""
+
+    @property
+    def reach(self) -> float:
+        """How many pixels a side of a patch must be cut from for each of its own."""
+        return 1 / min(self.xy_scale[0], 1.0) if self.xy_scale != _OFF else 1.0
+
+
+def augmented(
+    x: Singles, y: Singles, patch_px: int, settings: Augmentation, rng: np.random.Generator
+) -> tuple[Singles, Singles]:
+    """Change a patch.
+
+    Parameters
+    ----------
+    x : (z, R, C) float32
+        Normalised, at least as large as the patch times `Augmentation.reach`.
+    y : (c, R, C) float32
+        Truth and where it holds, which follow what changes the place.
+    patch_px : int
+    settings : Augmentation
+    rng : numpy.random.Generator
+        What is switched off draws nothing from it.
+
+    Returns
+    -------
+    x, y : (z, patch_px, patch_px) and (c, patch_px, patch_px) float32
+    """
+    if settings.xy_scale != _OFF:
+        x, y = _scaled(x, y, patch_px, rng.uniform(*settings.xy_scale))
+    if settings.flips:
+        turns, mirrored = int(rng.integers(4)), bool(rng.integers(2))
+        if mirrored:
+            x, y = x[:, :, ::-1], y[:, :, ::-1]
+        x, y = np.rot90(x, turns, (1, 2)), np.rot90(y, turns, (1, 2))
+    if settings.z_shift != (0.0, 0.0) or settings.z_scale != _OFF:
+        x = _through_focus(x, rng.uniform(*settings.z_shift), rng.uniform(*settings.z_scale))
+    return _light(x, settings, rng), y
+
+
+def _light(x: Singles, settings: Augmentation, rng: np.random.Generator) -> Singles:
+    size = np.abs(x) + np.float32(1e-3)
+    x = (
+        np.sign(x)
+        * size ** np.float32(rng.uniform(*settings.gamma))
+        * np.float32(rng.uniform(*settings.gain))
+    )
+    if settings.offset != (0.0, 0.0):
+        x = x + np.float32(rng.uniform(*settings.offset))
+    if settings.invert > 0 and rng.random() < settings.invert:
+        x = -x
+    if rng.random() < settings.blur:
+        sigma = rng.uniform(*settings.blur_px)
+        x = ndimage.gaussian_filter(x, (0, sigma, sigma), truncate=2.0)
+    x = x + rng.standard_normal(x.shape, np.float32) * np.float32(rng.uniform(*settings.noise))
+    if settings.plane_dropout > 0:
+        blank = rng.random(len(x)) < settings.plane_dropout
+        blank[int(rng.integers(len(x)))] = False
+        x[blank] = 0
+    return x.astype(np.float32, copy=False)
+
+
+def _scaled(x: Singles, y: Singles, patch_px: int, factor: float) -> tuple[Singles, Singles]:
+    """Cut the middle ``patch_px / factor`` and bring it to the size of a patch."""
+    source = patch_px / factor
+    start = [(side - source) / 2 for side in x.shape[1:]]
+    # Middles of the new pixels, in old ones.
+    rows, columns = ((np.arange(patch_px) + 0.5) / factor - 0.5 + first for first in start)
+    return _sampled(x, rows, columns, factor), _sampled(y, rows, columns, factor)
+
+
+def _sampled(
+    image: Singles, rows: NDArray[np.float64], columns: NDArray[np.float64], factor: float
+) -> Singles:
+    if factor < 1:  # what is too fine for the new pixels must not fold back
+        sigma = 0.5 * np.sqrt(1 / factor**2 - 1)
+        image = ndimage.gaussian_filter(image, (0, sigma, sigma), truncate=2.0)
+    across = _between(image, rows, 1)
+    return _between(across, columns, 2)
+
+
+def _through_focus(x: Singles, shift: float, scale: float) -> Singles:
+    middle = (len(x) - 1) / 2
+    return _between(x, middle + shift + scale * (np.arange(len(x)) - middle), 0)
+
+
+def _between(image: Singles, places: NDArray[np.floating], axis: int) -> Singles:
+    """Linear interpolation along an axis; the ends go on."""
+    last = image.shape[axis] - 1
+    places = np.clip(places, 0, last)
+    below = np.minimum(places.astype(np.intp), max(last - 1, 0))
+    shape = [1] * image.ndim
+    shape[axis] = -1
+    share = (places - below).astype(np.float32).reshape(shape)
+    low, high = np.take(image, below, axis), np.take(image, np.minimum(below + 1, last), axis)
+    between: Singles = low + share * (high - low)
+    return between

@@ -1,0 +1,184 @@
+"""One step of training after another. What happens depends on the seed and the step only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from acq_isl.errors import ModelError, TrainingFailed
+from acq_isl.training.config import Optimisation, TrainConfig
+from acq_isl.training.dataset import Field
+from acq_isl.training.heads import chosen_labels
+from acq_isl.training.losses import over_labels, pixel_nll
+from acq_isl.training.network import LiveNetwork
+from acq_isl.training.parallel import Team, computes_in_bf16
+from acq_isl.training.patches import Batch, Patches
+from acq_isl.training.savepoints import Tensors
+
+_WARM_UP = 0.1
+_FIRST, _LAST = 0.04, 0.002
+_CLIP = 1.0
+
+
+def learning_rate(step: int, optimisation: Optimisation) -> float:
+    """One cycle: a short rise, then half a cosine down to nearly nothing."""
+    at = (step + 0.5) / optimisation.steps
+    if at < _WARM_UP:
+        share = _FIRST + (1 - _FIRST) * at / _WARM_UP
+    else:
+        share = _LAST + (1 - _LAST) * 0.5 * (1 + math.cos(math.pi * (at - _WARM_UP) / (1 - _WARM_UP)))
+    return optimisation.learning_rate * share
+
+
+@dataclass(slots=True, eq=False)
+class Training:
+    """Everything that changes while training.
+
+    Parameters
+    ----------
+    config : TrainConfig
+    team : Team
+    network, average : LiveNetwork
+        The weights being trained, and their running average.
+    model : torch.nn.Module
+        The network as the team trains it.
+    optimiser : torch.optim.AdamW
+    step : int
+        Steps done.
+    """
+
+    config: TrainConfig
+    team: Team
+    network: LiveNetwork
+    average: LiveNetwork
+    model: nn.Module
+    optimiser: torch.optim.AdamW
+    step: int = 0
+
+    @classmethod
+    def start(cls, config: TrainConfig, team: Team | None = None) -> Training:
+        """New weights from the configuration's seed."""
+        team = team or Team(0, 1, torch.device("cpu"))
+        settings = config.optimisation
+        torch.manual_seed(settings.seed)
+        size = config.network
+        if settings.auto_encoding > 0:
+            size = replace(size, labels=size.labels + 1)
+        network, average = LiveNetwork(size).to(team.device), LiveNetwork(size).to(team.device)
+        average.load_state_dict(network.state_dict())
+        if cls._low_precision(config, team):
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimiser = torch.optim.AdamW(
+            network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        return cls(config, team, network, average.eval(), team.wrap(network), optimiser)
+
+    @property
+    def patches(self) -> Patches:
+        """How patches are drawn."""
+        settings = self.config.optimisation
+        return Patches(settings.batch, settings.patch_px, settings.foreground, self.config.augmentation)
+
+    @property
+    def result(self) -> LiveNetwork:
+        """The averaged weights without what only training needs, on the processor."""
+        labels = range(len(self.config.labels))
+        return chosen_labels(self.average, tuple(labels)).to("cpu").eval()
+
+    def advance(self, fields: Sequence[Field]) -> float:
+        """One step.
+
+        Returns
+        -------
+        float
+            The loss: a sum over labels.
+
+        Raises
+        ------
+        TrainingFailed
+            The loss or its gradient is not finite; the weights are as before this step.
+        """
+        settings = self.config.optimisation
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(self.step, settings) * group.get("share", 1.0)
+        # A trailing 0 changes nothing: a single process draws what it drew before there were several.
+        rng = np.random.default_rng([settings.seed, self.step, self.team.rank])
+        self.model.train()
+        loss = self._loss(self.patches.draw(fields, rng))
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), _CLIP * len(self.config.labels))
+        value = float(loss.detach())
+        if not (math.isfinite(value) and math.isfinite(float(norm))):
+            raise TrainingFailed(
+                f"training diverged at step {self.step}",
+                wanted="a finite loss and gradient",
+                got=f"loss {value}, gradient {float(norm)}",
+                fix="lower optimisation.learning_rate or set precision: fp32; the last checkpoint is kept",
+            )
+        self.optimiser.step()
+        self._follow(min(settings.average, (1 + self.step) / (10 + self.step)))
+        self.step += 1
+        return value
+
+    @staticmethod
+    def _low_precision(config: TrainConfig, team: Team) -> bool:
+        wanted = config.optimisation.precision
+        return wanted == "bf16" or (wanted == "auto" and computes_in_bf16(team.device))
+
+    def _loss(self, batch: Batch) -> Tensor:
+        device, settings = self.team.device, self.config.optimisation
+        x, y, weight = (part.to(device) for part in (batch.x, batch.y, batch.weight))
+        low = self._low_precision(self.config, self.team)
+        if low:
+            x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16, enabled=low):
+            mean, log_variance = self.model(x)
+        mean, log_variance = mean.float(), log_variance.float()
+        labels = len(self.config.labels)
+        pixels = pixel_nll(mean[:, :labels], log_variance[:, :labels], y, settings.beta)
+        loss = over_labels(pixels, weight, self.team.total, self.team.size)
+        if settings.auto_encoding > 0:
+            middle = x[:, x.shape[1] // 2, None].float()
+            again = pixel_nll(mean[:, labels:], log_variance[:, labels:], middle, settings.beta)
+            loss = loss + settings.auto_encoding * again.mean()
+        return loss
+
+    def _follow(self, decay: float) -> None:
+        pairs = zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True)
+        with torch.no_grad():
+            for kept, new in pairs:
+                if kept.is_floating_point():
+                    kept.lerp_(new, 1 - decay)
+                else:
+                    kept.copy_(new)
+
+    def state(self) -> dict[str, Tensor]:
+        """All that a checkpoint holds, as tensors by name."""
+        tensors = {f"network/{k}": v for k, v in self.network.state_dict().items()}
+        tensors |= {f"average/{k}": v for k, v in self.average.state_dict().items()}
+        for index, state in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser/{index}/{name}": value for name, value in state.items()}
+        return tensors
+
+    def restore(self, step: int, kept: Tensors) -> None:
+        """Go on from a checkpoint; `ModelError` if it belongs to another network."""
+        try:
+            self.network.load_state_dict(kept.under("network/"))
+            self.average.load_state_dict(kept.under("average/"))
+        except RuntimeError as error:
+            raise ModelError(
+                "the checkpoint is of another network", got=str(error)[:200], fix="choose an empty folder"
+            ) from error
+        states: dict[int, dict[str, Tensor]] = {}
+        for key, value in kept.under("optimiser/").items():
+            index, name = key.split("/")
+            states.setdefault(int(index), {})[name] = value
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": states, "param_groups": groups})
+        self.step = step

@@ -1,0 +1,244 @@
+"""Training pairs as they were recorded, and what is wrong with them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from acq_isl.errors import PairRefused
+from acq_isl.normalize import contrast_sd
+from acq_isl.stack import Uint16Image
+from acq_isl.training.registration import Registration, registration, structure
+
+Truth = NDArray[Any]
+
+_LEAST_SD = 0.5
+_PEAK = 6.0
+_NOTHING_COMMON = 4.5
+_LARGE_PX = 400
+_FULL_SCALE = 65535
+
+
+class Checks(BaseModel):
+    """When a pair is worth a warning, and when it is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    shift_warn_um: float = Field(default=2.0, gt=0)
+    """Shift between a label and the structure seen in the stack, where the two agree well enough to tell."""
+    shift_refuse_um: float = Field(default=6.0, gt=0)
+    saturated_warn: float = Field(default=0.01, ge=0, le=1)
+    """Share of pixels at the top of the range."""
+    saturated_refuse: float = Field(default=0.2, ge=0, le=1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recording:
+    """One field of view with its labels.
+
+    Parameters
+    ----------
+    stack : (z, y, x) uint16
+        Planes in the order of rising z.
+    labels : mapping of label name to (y, x) array
+        Only the labels that were recorded.
+    pixel_size_um : float
+    z_step_um : float
+        0 for a single plane.
+    truth_range : (float, float) or None
+        What in ``labels`` stands for 0 and 1; None: unknown, the training set decides.
+    valid : mapping of label name to (y, x) bool
+        Where a label can be trusted, for labels that cannot everywhere.
+    """
+
+    stack: Uint16Image
+    labels: Mapping[str, Truth]
+    pixel_size_um: float
+    z_step_um: float
+    truth_range: tuple[float, float] | None = None
+    valid: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+
+    def columns(self, first: int, stop: int) -> Recording:
+        """Only the columns ``first`` to ``stop``."""
+        return replace(
+            self,
+            stack=self.stack[:, :, first:stop],
+            labels={name: image[:, first:stop] for name, image in self.labels.items()},
+            valid={name: image[:, first:stop] for name, image in self.valid.items()},
+        )
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the stack's pixels: the same for a copy under another name or compression."""
+        content = hashlib.sha256(str(self.stack.shape).encode())
+        content.update(np.ascontiguousarray(self.stack).tobytes())
+        return content.hexdigest()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Item:
+    """A field that can be read.
+
+    Parameters
+    ----------
+    name : str
+        Of the field, different from all others: plate, well and field.
+    well : str or None
+        Plate and well; None if nobody knows.
+    stamp : str
+        Changes when the files change.
+    load : callable
+        Reads the field.
+    simulated : bool
+    labels : tuple of str
+        Names of the labels there may be.
+    plate : str
+    field : str
+        What other time points of the same place share; empty: the name.
+    """
+
+    name: str
+    well: str | None
+    stamp: str
+    load: Callable[[], Recording]
+    simulated: bool = False
+    labels: tuple[str, ...] = ()
+    plate: str = ""
+    field: str = ""
+
+    @property
+    def place(self) -> str:
+        """The field of view, whenever it was recorded."""
+        return self.field or self.name
+
+
+def as_counts(pixels: NDArray[Any], what: str) -> Uint16Image:
+    """A stack as uint16; floats are mapped linearly, which the normalisation undoes.
+
+    Raises
+    ------
+    PairRefused
+        NaN or infinite pixels, or a type that is no number.
+    """
+    if pixels.dtype in (np.uint16, np.uint8):
+        return pixels.astype(np.uint16, copy=False)
+    values = finite(pixels, what)
+    if pixels.dtype.kind in "iu" and values.min() >= 0 and values.max() <= _FULL_SCALE:
+        return values.astype(np.uint16)
+    low, span = float(values.min()), float(np.ptp(values))
+    scaled = (values.astype(np.float64) - low) * (_FULL_SCALE / span if span > 0 else 0.0)
+    return np.rint(scaled).astype(np.uint16)
+
+
+def finite(pixels: NDArray[Any], what: str) -> NDArray[Any]:
+    """The same pixels; `PairRefused` if they are no real, finite numbers."""
+    if pixels.dtype.kind not in "iufb":
+        raise PairRefused(f"{what} holds no numbers", got=str(pixels.dtype), fix="save intensities")
+    if pixels.dtype.kind == "f":
+        bad = int(np.size(pixels) - np.isfinite(pixels).sum())
+        if bad:
+            raise PairRefused(
+                f"{what} has pixels that are NaN or infinite",
+                got=f"{bad} of {pixels.size} pixels",
+                fix="export it again, or leave this field out",
+            )
+    return pixels
+
+
+def examine(recording: Recording, name: str, checks: Checks) -> list[str]:
+    """Check one pair.
+
+    Returns
+    -------
+    list of str
+        Warnings, for people.
+
+    Raises
+    ------
+    PairRefused
+        Sizes differ, an image is constant or saturated, or the shift is beyond the limit.
+    """
+    stack = recording.stack
+    if stack.ndim != 3 or 0 in stack.shape:
+        raise PairRefused(f"{name}: the stack has the wrong shape", wanted="(z, y, x)", got=str(stack.shape))
+    for label, image in recording.labels.items():
+        if image.shape != stack.shape[1:]:
+            raise PairRefused(
+                f"{name}: {label} and the stack do not have the same size",
+                wanted=f"{stack.shape[1]} x {stack.shape[2]} pixels",
+                got=" x ".join(map(str, image.shape)),
+                fix="register and crop them to the same field",
+            )
+        finite(image, f"{name}: {label}")
+        # A camera's image is never constant; a truth that is known may be, where there is no cell.
+        if recording.truth_range is None and np.ptp(image) == 0:
+            raise _constant(f"{name}: {label}")
+    if contrast_sd(stack, 0) < _LEAST_SD:
+        raise _constant(f"{name}: the stack")
+    warnings = _saturated(f"{name}: the stack", stack, checks)
+    for label, image in recording.labels.items():
+        if recording.truth_range is None:
+            warnings += _saturated(f"{name}: {label}", image, checks)
+    if recording.truth_range is None:
+        warnings += _registered(recording, name, checks)
+    return warnings
+
+
+def _constant(what: str) -> PairRefused:
+    return PairRefused(
+        f"{what} is constant: nothing can be learned from it",
+        fix="check shutter, exposure and channel, or leave this field out",
+    )
+
+
+def _saturated(what: str, image: NDArray[Any], checks: Checks) -> list[str]:
+    """Pixels at the largest value found: cameras of 12 bits saturate at 4095."""
+    share = float(np.mean(image == image.max())) if image.dtype.kind in "iu" else 0.0
+    if share > checks.saturated_refuse:
+        raise PairRefused(
+            f"{what} is saturated",
+            wanted=f"at most {checks.saturated_refuse:.0%} of the pixels at the brightest value",
+            got=f"{share:.0%}",
+            fix="record with less light or gain, or raise checks.saturated_refuse",
+        )
+    if share > checks.saturated_warn:
+        return [f"{what} is partly saturated: {share:.1%} of its pixels have the brightest value"]
+    return []
+
+
+def _registered(recording: Recording, name: str, checks: Checks) -> list[str]:
+    if min(recording.stack.shape[1:]) < 64:
+        return []
+    seen = structure(recording.stack)
+    found = {label: registration(seen, image) for label, image in recording.labels.items()}
+    warnings = []
+    for label, one in found.items():
+        shift_um = one.length_px * recording.pixel_size_um
+        if one.peak < _PEAK or one.gain < 1.0 or shift_um <= checks.shift_warn_um:
+            continue
+        text = _shift_text(one, shift_um)
+        if shift_um > checks.shift_refuse_um:
+            raise PairRefused(
+                f"{name}: {label} and the stack are not registered",
+                wanted=f"a shift of at most {checks.shift_refuse_um:g} um",
+                got=text,
+                fix="register the images, or raise checks.shift_refuse_um if you know better",
+            )
+        warnings.append(f"{name}: {label} seems to be shifted against the stack by {text}")
+    large = min(recording.stack.shape[1:]) >= _LARGE_PX
+    if found and large and max(one.peak for one in found.values()) < _NOTHING_COMMON:
+        warnings.append(
+            f"{name}: no label resembles anything in the stack; check that they show the same field"
+        )
+    return warnings
+
+
+def _shift_text(one: Registration, shift_um: float) -> str:
+    rows, columns = one.shift_px
+    return f"{shift_um:.1f} um ({rows} rows, {columns} columns)"

@@ -1,0 +1,95 @@
+"""Pictures of predictions beside the truth, as in the paper: false positives orange, false negatives blue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from acq_isl.manifest import Label
+from acq_isl.pictures import Uint8Image, display_range, stretched, tinted
+from acq_isl.training.assess import predict
+from acq_isl.training.dataset import Field
+from acq_isl.training.network import LiveNetwork
+
+_SIDE_PX = 256
+_GAP_PX = 6
+_TITLE_PX = 22
+_ORANGE = np.array([230, 120, 0], np.float32)
+_BLUE = np.array([60, 150, 240], np.float32)
+
+Images = NDArray[np.float32]
+
+
+def draw_panel(network: LiveNetwork, fields: Sequence[Field], labels: Sequence[Label], path: Path) -> None:
+    """Write a picture: one row a field; the middle plane, then truth, prediction and errors of each label.
+
+    Parameters
+    ----------
+    network : LiveNetwork
+        In evaluation mode, on the processor.
+    fields : sequence of Field
+    labels : sequence of Label
+    path : Path
+        PNG file.
+    """
+    titles = ["middle plane"]
+    for label in labels:
+        titles += [f"{label.name}: truth", f"{label.name} (predicted)", "errors"]
+    rows = [_row(network, field, labels) for field in fields]
+    step = _SIDE_PX + _GAP_PX
+    sheet = Image.new(
+        "RGB", (step * len(titles) - _GAP_PX, (_SIDE_PX + _TITLE_PX) * len(rows) + _TITLE_PX), "white"
+    )
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for column, title in enumerate(titles):
+        draw.text((column * step + 3, 3), title, "black", font)
+    for number, (field, row) in enumerate(zip(fields, rows, strict=True)):
+        top = _TITLE_PX + number * (_SIDE_PX + _TITLE_PX)
+        for column, picture in enumerate(row):
+            if picture is None:
+                draw.text((column * step + 3, top + _SIDE_PX // 2), "no truth", "gray", font)
+            else:
+                sheet.paste(Image.fromarray(picture), (column * step, top))
+        draw.text((3, top + _SIDE_PX + 2), field.name, "black", font)
+    draw.text(
+        (step + 3, sheet.height - 18),
+        "errors: orange predicted only, blue in truth only, gray both",
+        "black",
+        font,
+    )
+    partial = path.with_suffix(".partial")
+    sheet.save(partial, "PNG")
+    partial.replace(path)
+
+
+def errors(predicted: Images, truth: Images) -> Uint8Image:
+    """(y, x, 3): what both have in gray, what only the prediction has in orange, only the truth in blue."""
+    p, t = np.clip(predicted, 0, 1), np.clip(truth, 0, 1)
+    colours = np.maximum(p - t, 0)[..., None] * _ORANGE + np.maximum(t - p, 0)[..., None] * _BLUE
+    both = np.minimum(p, t)[..., None] * np.float32(200)
+    picture: Uint8Image = np.clip(colours + both, 0, 255).astype(np.uint8)
+    return picture
+
+
+def _row(network: LiveNetwork, field: Field, labels: Sequence[Label]) -> list[Uint8Image | None]:
+    step = network.config.size_step_px
+    sides = [min(side, max(_SIDE_PX // step, 1) * step) for side in field.y.shape[1:]]
+    start = [(whole - side) // 2 for whole, side in zip(field.y.shape[1:], sides, strict=True)]
+    cut = (slice(None), *(slice(first, first + side) for first, side in zip(start, sides, strict=True)))
+    x = np.asarray(field.x[cut]).astype(np.float32)
+    mean, _ = predict(network, x)
+    middle = x[len(x) // 2]
+    gray = stretched(middle, *display_range(middle))
+    row: list[Uint8Image | None] = [np.repeat(gray[..., None], 3, axis=2)]
+    for at, label in enumerate(labels):
+        predicted = tinted(stretched(mean[at], 0, 1), label.color)
+        if not field.present[at]:
+            row += [None, predicted, None]
+            continue
+        truth = field.y[cut][at].astype(np.float32) / 255
+        row += [tinted(stretched(truth, 0, 1), label.color), predicted, errors(mean[at], truth)]
+    return row
