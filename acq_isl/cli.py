@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from acq_isl.cli_build import add_build_commands
 from acq_isl.cli_engines import add_engine_commands
 from acq_isl.cli_faults import planted
 from acq_isl.cli_live import Port, Web, Window, both, installed, make_web_command, open_window, page, view
@@ -41,6 +42,7 @@ err = Console(stderr=True, highlight=False)
 cli.command("web")(make_web_command(out))
 cli.command()(view)
 add_engine_commands(cli, out)
+add_build_commands(cli, out)
 add_model_commands(cli, out)
 
 Model = Annotated[str, typer.Option(help="Model file (.onnx), or 'demo', which ships with acq-isl.")]

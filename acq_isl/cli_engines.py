@@ -12,10 +12,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from acq_isl.errors import StackRefused
-from acq_isl.manifest import Manifest
-from acq_isl.stack import StackInfo, StackKey, ZStack
-
 if TYPE_CHECKING:
     from acq_isl.bench import Row
 
@@ -130,9 +126,10 @@ def _accept_int8(out: Console) -> Callable[..., None]:
         """Make an int8 form of a model, judge it on your stacks, and use it from then on if it is as good."""
         from acq_isl.engines.acceptance import ABOVE, accept_int8, int8_folder
         from acq_isl.engines.model_file import read_model
+        from acq_isl.engines.stack_file import read_stack
 
         file = read_model(model)
-        read = [_stack(path, file.info.manifest, pixel_size_um) for path in stacks]
+        read = [read_stack(path, file.info.manifest, pixel_size_um) for path in stacks]
         note = accept_int8(file, read, above=ABOVE if above is None else above, threads=threads)
         for label, value in note.pearson.items():
             out.print(f"{escape(label)}: correlation with fp32 {value:.4f}")
@@ -145,29 +142,3 @@ def _accept_int8(out: Console) -> Callable[..., None]:
             raise typer.Exit(1)
 
     return command
-
-
-def _stack(path: Path, manifest: Manifest, pixel_size_um: float | None) -> ZStack:
-    """A z-stack file, whose planes are taken to lie where the model expects them."""
-    import tifffile
-
-    try:
-        pixels = tifffile.imread(path)
-    except (OSError, ValueError, tifffile.TiffFileError) as error:
-        raise StackRefused(
-            f"{path} cannot be read: {error}", fix="give TIFF files of one z-stack each"
-        ) from error
-    if pixels.ndim != 3 or len(pixels) != manifest.planes:
-        raise StackRefused(
-            f"{path} is no stack for this model",
-            wanted=f"({manifest.planes} planes, rows, columns)",
-            got=str(pixels.shape),
-            fix=f"record {manifest.planes} planes {manifest.z_step_um:.3g} um apart",
-        )
-    info = StackInfo(
-        StackKey(0, path.stem, "file"),
-        manifest.z_offsets_um,
-        (pixels.shape[1], pixels.shape[2]),
-        manifest.pixel_size_um if pixel_size_um is None else pixel_size_um,
-    )
-    return ZStack(info, pixels, (0.0,) * len(pixels))

@@ -6,12 +6,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from acq_isl.engines.gate import Policy
     from acq_isl.engines.ladder import Ladder
     from acq_isl.engines.model_file import ModelInfo
 
 
 def load_engine(
-    model: Path | str, *, threads: int | None = None, sha256: str | None = None, backend: str = "auto"
+    model: Path | str,
+    *,
+    threads: int | None = None,
+    sha256: str | None = None,
+    backend: str = "auto",
+    field_px: tuple[int, int] | None = None,
+    gate: Policy = "refuse",
 ) -> Ladder:
     """Load a model and make it ready to predict.
 
@@ -27,12 +34,17 @@ def load_engine(
         ``auto``, a runtime (``onnxruntime``, ``openvino``, ``tensorrt``), or runtime and precision
         (``"openvino bf16"``). ``auto`` measures what is installed once on this machine for this model, which
         takes seconds, and remembers it; when an engine fails, the next fastest goes on, with a warning.
+    field_px : (int, int), optional
+        Rows and columns of the camera's field, where known: what TensorRT is made fastest at and warmed up
+        for. The plan that ``acq-isl build`` made is used whatever it is.
+    gate : "refuse" or "warn"
+        What becomes of a stack that looks unlike the training set.
 
     Returns
     -------
     Ladder
         An `acq_isl.protocols.Engine`, also usable in a ``with`` statement. Its ``name`` and ``why`` tell the
-        choice.
+        choice, and why others were not chosen.
 
     Raises
     ------
@@ -41,20 +53,23 @@ def load_engine(
     EngineError
         The network cannot be run, or there is no such back end here.
     """
-    from acq_isl.engines.backends import AUTO, backends, named
+    from acq_isl.engines.backends import AUTO, backends, named, unused
     from acq_isl.engines.choice import choose
     from acq_isl.engines.ladder import Ladder
     from acq_isl.engines.model_file import read_model
 
     file = read_model(model, sha256=sha256)
-    found = backends(file, threads=threads, sha256=file.info.sha256)
+    found = backends(file, threads=threads, sha256=file.info.sha256, field_px=field_px, gate=gate)
     if backend != AUTO:
         return Ladder(named(found, backend))
     rungs = {one.name: one for one in found if one.common}
+    missing = [f"{one.name} is not used: {one.why}" for one in unused(found)]
     if len(rungs) == 1:
-        return Ladder(tuple(rungs.values()))
+        return Ladder(tuple(rungs.values()), "; ".join((*rungs, *missing)))
     chosen = choose(file, tuple(rungs.values()), threads=threads)
-    return Ladder([rungs[name] for name in chosen.order], chosen.reason(chosen.order[0]))
+    return Ladder(
+        [rungs[name] for name in chosen.order], "; ".join((chosen.reason(chosen.order[0]), *missing))
+    )
 
 
 def describe(model: Path | str) -> ModelInfo:

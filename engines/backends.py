@@ -6,8 +6,10 @@ import importlib.util
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from acq_isl.engines.gate import Policy
 from acq_isl.engines.model_file import DEMO, ModelFile
 from acq_isl.engines.onnx import OnnxEngine
 from acq_isl.engines.predictor import Predictor
@@ -40,12 +42,37 @@ class Backend:
     refused: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Unused:
+    """A back end that is not available here.
+
+    Parameters
+    ----------
+    name : str
+    why, fix : str
+        For people.
+    broken : bool
+        Somebody installed it, so it should work.
+    """
+
+    name: str
+    why: str
+    fix: str
+    broken: bool = False
+
+
 def backends(
-    model: ModelFile, *, threads: int | None = None, sha256: str | None = None
+    model: ModelFile,
+    *,
+    threads: int | None = None,
+    sha256: str | None = None,
+    field_px: tuple[int, int] | None = None,
+    gate: Policy = "refuse",
 ) -> tuple[Backend, ...]:
     """The back ends installed here, as fast as they usually are.
 
-    OpenVINO's int8 is among them once it was judged on the user's stacks (`acq_isl.engines.acceptance`).
+    int8 is among them once it was judged on the user's stacks (`acq_isl.engines.acceptance` for OpenVINO,
+    `acq_isl.engines.trt_int8` for TensorRT).
 
     Parameters
     ----------
@@ -53,26 +80,35 @@ def backends(
     threads : int, optional
     sha256 : str, optional
         Hash the file must have.
+    field_px : (int, int), optional
+        Rows and columns of the camera's field; what a plan for TensorRT is fastest at.
+    gate : "refuse" or "warn"
+        What becomes of a stack that looks unlike the training set.
     """
-    return tuple(_found(model, threads, sha256))
-
-
-def _found(model: ModelFile, threads: int | None, sha256: str | None) -> Iterator[Backend]:
     where: Path | str = model.info.where if model.info.where == DEMO else Path(model.info.where)
-    if gpu():
-        yield Backend("tensorrt fp16", lambda: _tensorrt(where))
-    if importlib.util.find_spec("openvino") is not None:
-        yield from _openvino(model, threads)
-    yield Backend("onnxruntime fp32", lambda: OnnxEngine(where, threads=threads, sha256=sha256))
+    onnx = partial(OnnxEngine, where, threads=threads, sha256=sha256, gate=gate)
+    return (
+        *(_tensorrt(model, field_px, gate) if gpu() else ()),
+        *(_openvino(model, threads, gate) if importlib.util.find_spec("openvino") is not None else ()),
+        Backend("onnxruntime fp32", onnx),
+    )
 
 
-def _tensorrt(where: Path | str) -> Predictor:
+def _tensorrt(model: ModelFile, field_px: tuple[int, int] | None, gate: Policy) -> Iterator[Backend]:
     from acq_isl.engines.tensorrt import TensorRTEngine
+    from acq_isl.engines.trt_int8 import stored_form
+    from acq_isl.engines.trt_options import LastBuilt
 
-    return TensorRTEngine(where)
+    stored = stored_form(model)
+    if stored is not None:
+        low = partial(TensorRTEngine, model, LastBuilt("int8", field_px), gate=gate)
+        yield Backend("tensorrt int8", low, common=stored[0].accepted, refused=stored[0].reason)
+    yield Backend("tensorrt fp16", partial(TensorRTEngine, model, LastBuilt("fp16", field_px), gate=gate))
+    full = partial(TensorRTEngine, model, LastBuilt("fp32", field_px), gate=gate)
+    yield Backend("tensorrt fp32", full, common=False)
 
 
-def _openvino(model: ModelFile, threads: int | None) -> Iterator[Backend]:
+def _openvino(model: ModelFile, threads: int | None, gate: Policy) -> Iterator[Backend]:
     from acq_isl.engines.acceptance import stored_int8
     from acq_isl.engines.openvino import OpenVinoEngine, has_bf16
 
@@ -81,34 +117,51 @@ def _openvino(model: ModelFile, threads: int | None) -> Iterator[Backend]:
         note, trunk = stored
         yield Backend(
             "openvino int8",
-            lambda: OpenVinoEngine(model, precision="int8", threads=threads, trunk=trunk),
+            partial(OpenVinoEngine, model, precision="int8", threads=threads, trunk=trunk, gate=gate),
             common=note.accepted,
             refused=note.reason,
         )
     bf16 = has_bf16()
     if bf16:
-        yield Backend("openvino bf16", lambda: OpenVinoEngine(model, precision="bf16", threads=threads))
-    full = Backend(
-        "openvino fp32", lambda: OpenVinoEngine(model, precision="fp32", threads=threads), not bf16
-    )
-    yield full
+        low = partial(OpenVinoEngine, model, precision="bf16", threads=threads, gate=gate)
+        yield Backend("openvino bf16", low)
+    full = partial(OpenVinoEngine, model, precision="fp32", threads=threads, gate=gate)
+    yield Backend("openvino fp32", full, common=not bf16)
 
 
 def gpu() -> str:
     """Name and driver of the NVIDIA GPU that TensorRT would use; empty without GPU, driver or packages."""
+    found = _gpu()
+    return "" if isinstance(found, Unused) else found
+
+
+def _gpu() -> str | Unused:
     if not any(importlib.util.find_spec(name) for name in ("tensorrt", "tensorrt_rtx")):
-        return ""
+        fix = 'with an NVIDIA GPU: pip install "acq-isl[rtx]", or "acq-isl[tensorrt]" for A100, H100, B200'
+        return Unused("tensorrt", "neither tensorrt_rtx nor tensorrt is installed", fix)
     from acq_isl.engines.cuda import Device
 
     try:
         device = Device()
     except EngineError as error:
         _log.info("TensorRT is installed but not used: %s", error.what)
-        return ""
+        got = f": {error.got}" if error.got else ""
+        return Unused("tensorrt", f"{error.what}{got}", error.fix or "", broken=True)
     try:
         return f"{device.info.name} {device.info.capability}, driver {device.info.driver}"
     finally:
         device.close()
+
+
+def unused(found: Sequence[Backend]) -> tuple[Unused, ...]:
+    """Why what could be faster is not among the back ends found, each with its fix."""
+    state = _gpu()
+    missing = [state] if isinstance(state, Unused) else []
+    if importlib.util.find_spec("openvino") is None:
+        missing.append(Unused("openvino", "not installed", 'pip install "acq-isl[openvino]"'))
+    refused = (backend for backend in found if backend.refused)
+    fix = "judge it again on more of your stacks, or go on without"
+    return (*missing, *(Unused(b.name, f"not accepted: {b.refused}", fix) for b in refused))
 
 
 def named(found: Sequence[Backend], name: str) -> tuple[Backend, ...]:
@@ -123,13 +176,18 @@ def named(found: Sequence[Backend], name: str) -> tuple[Backend, ...]:
         if name == backend.name and backend.refused:
             raise EngineError(
                 f"{name} was not accepted for this model: {backend.refused}",
-                fix="use another engine, or run `acq-isl accept-int8` on more stacks",
+                fix="use another engine, or judge it again on more stacks: acq-isl accept-int8 (OpenVINO), "
+                "acq-isl build --precision int8 (TensorRT)",
             )
         if name == backend.name or (name == backend.name.partition(" ")[0] and not backend.refused):
             return (backend,)
+    missing = next((one for one in unused(found) if one.name == name.partition(" ")[0]), None)
     raise EngineError(
-        f"there is no engine {name!r} for this model on this machine",
+        f"there is no engine {name!r} for this model on this machine"
+        + (f": {missing.why}" if missing else ""),
         wanted=", ".join((AUTO, *(backend.name for backend in found))),
         got=name,
-        fix='choose one of these; pip install "acq-isl[openvino]" or "acq-isl[rtx]" adds more',
+        fix=missing.fix
+        if missing
+        else 'choose one of these; pip install "acq-isl[openvino]" or "acq-isl[rtx]" adds more',
     )

@@ -10,7 +10,7 @@ import platform
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ _FIELD_PX = 512
 _ROUNDS = 6
 _ENOUGH_S = 6.0  # a slow network is not run often on a slow machine to learn what is clear
 _HASH_DIGITS = 24
+_RETRY = timedelta(hours=1)  # after this, a back end that could not be used is tried again
 _PACKAGES = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "cuda-bindings")
 
 
@@ -60,6 +61,7 @@ class Choice(_Strict):
         others = [f"{other} {self.took_ms[other]:.0f} ms" for other in self.order if other != name]
         said = f"{name}: {self.took_ms[name]:.0f} ms for {_FIELD_PX}x{_FIELD_PX} pixels"
         said += f"; {', '.join(others)}" if others else "; nothing else is installed"
+        said += "".join(f"; {other} cannot be used: {why}" for other, why in self.failed.items())
         return f"{said}; measured on this machine on {self.chosen_at[:10]}"
 
 
@@ -119,6 +121,9 @@ def _remembered(path: Path, machine: tuple[str, ...]) -> Choice | None:
         _log.warning(
             "the choice in %s cannot be used, it is made again: %s", path, str(error).partition("\n")[0]
         )
+        return None
+    age = datetime.now().astimezone() - datetime.fromisoformat(choice.chosen_at)
+    if choice.failed and age > _RETRY:  # a driver may have been installed, or another program have ended
         return None
     return choice if choice.machine == machine and choice.took_ms else None
 

@@ -116,8 +116,9 @@ class Device:
         try:
             error, *results = function(*args)
         except RuntimeError as missing:  # how cuda-bindings says that library or function is not there
+            _log.debug("%s", missing)
             raise EngineError(
-                f"cannot {what}: {missing}",
+                f"cannot {what}: no NVIDIA driver was found, or one that lacks what is needed",
                 wanted="an NVIDIA GPU with its display driver",
                 fix="install or update the NVIDIA driver, or predict on the processor with onnxruntime",
             ) from missing

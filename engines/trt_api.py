@@ -211,7 +211,7 @@ class ProgressForwarder:
     def __init__(self, flavour: Flavour, progress: Progress) -> None:
         self._progress = progress
         self._totals: dict[str, int] = {}
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
         self.monitor = _monitor(flavour.trt, self)
 
     def tell(self, phase: str, done: int, total: int | None = None) -> bool:
@@ -222,7 +222,7 @@ class ProgressForwarder:
             self._totals[phase] = total
         try:
             self._progress(BuildStep(phase, done, self._totals.get(phase, done)))
-        except Exception as error:  # noqa: BLE001  must not unwind through TensorRT's own frames
+        except BaseException as error:  # noqa: BLE001  not even Ctrl-C may unwind through TensorRT's own frames
             self.failure = error
             return False
         return True

@@ -139,6 +139,25 @@ def test_a_choice_that_cannot_be_kept_is_still_one(tmp_path, caplog):
     assert "cannot be remembered" in caplog.text or "cannot be used" in caplog.text
 
 
+def test_a_back_end_that_failed_is_tried_again_after_a_while(tmp_path):
+    def chosen():
+        return choose(MODEL, [missing("gone fp16"), *fresh()], threads=1, folder=tmp_path)
+
+    first = chosen()
+    assert chosen() == first
+    (file,) = tmp_path.iterdir()
+    earlier = first.model_copy(update={"chosen_at": "2026-01-01T00:00:00+00:00"})
+    file.write_text(earlier.model_dump_json(), "utf-8")
+    assert chosen().chosen_at > earlier.chosen_at
+    file.write_text(earlier.model_copy(update={"failed": {}}).model_dump_json(), "utf-8")
+    assert chosen().chosen_at == earlier.chosen_at
+
+
+def test_every_reason_names_what_failed():
+    failed = Choice(machine=("m",), took_ms={"a": 2.0}, failed={"b": "no driver"}, chosen_at="2026-11-22")
+    assert "b cannot be used: no driver; measured on this machine" in failed.reason("a")
+
+
 def test_every_reason_names_the_others():
     chosen = Choice(machine=("m",), took_ms={"a": 2.0, "b": 1.0}, failed={}, chosen_at="2026-11-22T00:00:00")
     assert chosen.order == ("b", "a")
@@ -152,8 +171,8 @@ def test_a_name_is_found_in_full_or_by_its_runtime():
     found = [flat("openvino bf16", 1)[0], flat("openvino fp32", 1)[0], flat("onnxruntime fp32", 1)[0]]
     assert named(found, "openvino")[0].name == "openvino bf16"
     assert named(found, "openvino fp32")[0].name == "openvino fp32"
-    with pytest.raises(EngineError, match=r"no engine 'tensorrt'.*wanted: auto, openvino bf16.*pip install"):
-        named(found, "tensorrt")
+    with pytest.raises(EngineError, match=r"no engine 'abacus'.*wanted: auto, openvino bf16.*pip install"):
+        named(found, "abacus")
 
 
 def test_onnxruntime_is_always_there():

@@ -61,6 +61,7 @@ RANKS = {
     "figures": 6,
     "preflight": 6,
     "app": 7,
+    "cli_build": 7,
     "cli_engines": 7,
     "cli_faults": 7,
     "cli_live": 7,
@@ -104,8 +105,8 @@ DOORS = {
     "zarr": {"store"},
     "ome_writers": {"store"},
     "jinja2": {"evaluation", "report"},
-    "typer": {"cli", "cli_engines", "cli_live", "cli_models", "cli_plan", "cli_serving"},
-    "rich": {"cli", "cli_engines", "cli_live", "cli_models", "cli_plan", "cli_serving"},
+    "typer": {"cli", "cli_build", "cli_engines", "cli_live", "cli_models", "cli_plan", "cli_serving"},
+    "rich": {"cli", "cli_build", "cli_engines", "cli_live", "cli_models", "cli_plan", "cli_serving"},
 }
 PURE = (
     *("actions", "assemble", "gallery", "measure", "normalize", "objects", "pictures"),
