@@ -13,12 +13,16 @@ import numpy as np
 
 from acq_isl.errors import StorageError
 from acq_isl.sim.camera import CameraSettings
+from acq_isl.sim.recorded_field import RecordedField, label_of
+from acq_isl.sim.recorded_path import read_field
 from acq_isl.sim.resample import Recording, mirrored, resampling
 from acq_isl.sim.tiff import TiffImage, read_tiff
 from acq_isl.sim.view import View
 from acq_isl.stack import Float32Image
 
-DEFAULT_Z_STEP_UM = 1.5
+# Of the published recordings of condition B, whose files do not say.
+PUBLISHED_Z_STEP_UM = 1.5
+_PUBLISHED = "phase_contrast.ome.tif"
 _SAME = 1e-3  # relative difference of pixel sizes, and part of a plane, that count as none
 
 
@@ -67,7 +71,7 @@ class RecordedSpecimen:
     transmitted: Recording
     labels: Mapping[str, RecordedLabel]
     pixel_size_um: float
-    z_step_um: float = DEFAULT_Z_STEP_UM
+    z_step_um: float = PUBLISHED_Z_STEP_UM
     channel: str = "Phase"
 
     def __post_init__(self) -> None:
@@ -108,29 +112,24 @@ class RecordedSpecimen:
         labels : mapping
             Channel preset and file by label name.
         pixel_size_um, z_step_um : float, optional
-            Default: what the OME metadata of ``transmitted`` says; a z step it does not know is 1.5 um.
+            Default: what the OME metadata of ``transmitted`` says.
         channel : str
             Preset of transmitted light.
 
         Raises
         ------
         StorageError
-            A file is missing or unreadable, has the wrong shape or type, or no pixel size is known.
+            A file is missing or unreadable, has the wrong shape or type, or no pixel size or z step is
+            known.
         """
         stack = read_tiff(Path(transmitted))
+        field = RecordedField(str(transmitted), {}, stack.pixel_size_um, stack.z_step_um)
         images = {name: (place, _flat(read_tiff(Path(path)))) for name, (place, path) in labels.items()}
-        size_um = pixel_size_um if pixel_size_um is not None else stack.pixel_size_um
-        if size_um is None:
-            raise StorageError(
-                f"the pixel size of {transmitted} is not known",
-                wanted="PhysicalSizeX in its OME metadata",
-                fix="give pixel_size_um",
-            )
         return cls(
             stack.pixels,
             {name: RecordedLabel(place, pixels) for name, (place, pixels) in images.items()},
-            pixel_size_um=size_um,
-            z_step_um=z_step_um or stack.z_step_um or DEFAULT_Z_STEP_UM,
+            pixel_size_um=field.length("pixel size", stack.pixel_size_um, pixel_size_um),
+            z_step_um=field.length("z step", stack.z_step_um, z_step_um),
             channel=channel,
         )
 
@@ -140,11 +139,14 @@ class RecordedSpecimen:
     ) -> Self:
         """Read ``phase_contrast``, ``dapi``, ``map2`` and ``nfh`` (``.ome.tif``) from a folder.
 
-        Channels are Phase, DAPI, MAP2 and NFH; labels nuclei, dendrites and axons. See `from_tiff`.
+        Channels are Phase, DAPI, MAP2 and NFH; labels nuclei, dendrites and axons. A z step that neither
+        the files nor you know is 1.5 um, that of the published recordings. See `from_tiff`.
         """
         folder = Path(folder)
+        if z_step_um is None:
+            z_step_um = read_tiff(folder / _PUBLISHED).z_step_um or PUBLISHED_Z_STEP_UM
         return cls.from_tiff(
-            folder / "phase_contrast.ome.tif",
+            folder / _PUBLISHED,
             {
                 "nuclei": ("DAPI", folder / "dapi.ome.tif"),
                 "dendrites": ("MAP2", folder / "map2.ome.tif"),
@@ -153,6 +155,53 @@ class RecordedSpecimen:
             pixel_size_um=pixel_size_um,
             z_step_um=z_step_um,
         )
+
+    @classmethod
+    def from_path(
+        cls,
+        path: Path,
+        *,
+        transmitted: str | None = None,
+        place: tuple[str | None, int | None] = (None, None),
+        pixel_size_um: float | None = None,
+        z_step_um: float | None = None,
+    ) -> Self:
+        """Read what somebody recorded: TIFF, NDTiff, or OME-Zarr.
+
+        Transmitted light gets the preset Phase. Each other channel is a label, seen in a preset of the
+        channel's name; stacks of it are projected, brightest plane by pixel.
+
+        Parameters
+        ----------
+        path : Path
+            A TIFF file, a folder of TIFF files (one for each channel; those that `from_folder` reads are
+            read that way), an NDTiff data set or the run folder around it, or an OME-Zarr image.
+        transmitted : str, optional
+            Name of the channel of transmitted light. Default: by its name, or the only stack.
+        place : (str or None, int or None)
+            Position and time to take. Default: the position with most channels, at its first time.
+        pixel_size_um, z_step_um : float, optional
+            Default: what the metadata say.
+
+        Raises
+        ------
+        StorageError
+            It cannot be read, or something is not known; says what to give.
+        """
+        path = Path(path)
+        if (path / _PUBLISHED).is_file() and transmitted is None:
+            return cls.from_folder(path, pixel_size_um=pixel_size_um, z_step_um=z_step_um)
+        field = read_field(path, position=place[0], time=place[1])
+        light = field.transmitted(transmitted)
+        labels: dict[str, RecordedLabel] = {}
+        for name, pixels in field.channels.items():
+            if name != light:
+                labels[label_of(name, labels)] = RecordedLabel(name, pixels.max(axis=0))
+        stack = field.channels[light]
+        # One plane alone has no step.
+        step_um = field.length("z step", field.z_step_um if len(stack) > 1 else 1.0, z_step_um)
+        size_um = field.length("pixel size", field.pixel_size_um, pixel_size_um)
+        return cls(stack, labels, size_um, step_um)
 
     @property
     def channels(self) -> tuple[str, ...]:

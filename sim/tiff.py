@@ -19,11 +19,23 @@ _UM_PER_UNIT = MappingProxyType(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TiffImage:
-    """Contents of a file: pixels, and the lengths its OME metadata knows."""
+    """Contents of a file: pixels, their axes, and what its OME or ImageJ metadata know.
+
+    Parameters
+    ----------
+    pixels : array
+    pixel_size_um, z_step_um : float or None
+    axes : str
+        One letter per axis, as tifffile gives them: ``ZCYX``.
+    channels : tuple of str
+        Names of the channels, where the file names them.
+    """
 
     pixels: Any
     pixel_size_um: float | None
     z_step_um: float | None
+    axes: str = ""
+    channels: tuple[str, ...] = ()
 
 
 def read_tiff(path: Path) -> TiffImage:
@@ -53,7 +65,8 @@ def read_tiff(path: Path) -> TiffImage:
                 raise StorageError(
                     f"{path} ends too early", wanted=f"{needed} bytes", got=f"{file.filehandle.size} bytes"
                 )
-            pixels, metadata = file.series[0].asarray(), file.ome_metadata
+            pixels, metadata, axes = file.series[0].asarray(), file.ome_metadata, file.series[0].axes
+            imagej, resolution = file.imagej_metadata, file.pages[0].tags.get("XResolution")
     except FileNotFoundError as error:
         raise StorageError(f"there is no file {path}", fix="check the folder and the name") from error
     except (OSError, ValueError, LookupError, struct.error, zlib.error, tifffile.TiffFileError) as error:
@@ -63,9 +76,32 @@ def read_tiff(path: Path) -> TiffImage:
             fix="copy it anew from where it was recorded, or save it uncompressed",
         ) from error
     x_um, y_um, z_um = _lengths_um(path, metadata)
+    if metadata is None and imagej is not None:
+        x_um, z_um = _imagej_lengths_um(imagej, None if resolution is None else resolution.value)
     if x_um is not None and y_um is not None and abs(x_um - y_um) > 1e-3 * x_um:
         raise StorageError(f"{path} has pixels that are not square", got=f"{x_um:g} x {y_um:g} um")
-    return TiffImage(pixels, x_um, z_um)
+    return TiffImage(pixels, x_um, z_um, axes, _channels(metadata))
+
+
+def _imagej_lengths_um(
+    imagej: dict[str, Any], resolution: tuple[int, int] | None
+) -> tuple[float | None, float | None]:
+    """Pixel size and z step as ImageJ writes them: pixels per unit, and spacing."""
+    unit = _UM_PER_UNIT.get(str(imagej.get("unit", "")).replace("\\u00B5", "µ").replace("micron", "um"))
+    if unit is None:
+        return None, None
+    per_unit = resolution[0] / resolution[1] if resolution and resolution[1] else 0.0
+    spacing = float(imagej.get("spacing", 0.0))
+    return (unit / per_unit if per_unit > 0 else None), (unit * spacing if spacing > 0 else None)
+
+
+def _channels(metadata: str | None) -> tuple[str, ...]:
+    """Names of the channels in OME metadata that `_lengths_um` could parse."""
+    if metadata is None:
+        return ()
+    found = [one for one in ElementTree.fromstring(metadata).iter() if one.tag.endswith("}Channel")]
+    names = [one.attrib.get("Name", "") for one in found]
+    return tuple(names) if all(names) else ()
 
 
 def _lengths_um(path: Path, metadata: str | None) -> tuple[float | None, float | None, float | None]:

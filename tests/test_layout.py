@@ -21,6 +21,7 @@ RANKS = {
     "fit": 1,
     "protocols": 1,
     "record": 1,
+    "scorecard": 1,
     "messages": 1,
     "models": 1,
     "news": 1,
@@ -33,6 +34,7 @@ RANKS = {
     "fault_text": 2,
     "measure": 2,
     "gallery": 2,
+    "field_image": 2,
     "normalize": 2,
     "plan": 2,
     "rules": 2,
@@ -41,6 +43,7 @@ RANKS = {
     "control": 3,
     "engines": 3,
     "experiment": 3,
+    "grading": 3,
     "instruments": 3,
     "ledger": 3,
     "report": 3,
@@ -54,6 +57,7 @@ RANKS = {
     "evaluation": 5,
     "hooks": 5,
     "live_capture": 6,
+    "marking": 6,
     "summary": 5,
     "broadcast": 6,
     "bench": 6,
@@ -66,6 +70,7 @@ RANKS = {
     "cli_faults": 7,
     "cli_live": 7,
     "cli_models": 7,
+    "cli_train": 7,
     "cli_plan": 7,
     "cli_serving": 7,
     "cli": 8,
@@ -75,6 +80,7 @@ RANKS = {
 # Rooms of one rank that may look at each other, each with the reason.
 NEIGHBOURS = {
     ("stack", "errors"),  # a stack refuses a wrong array with a typed error
+    ("record", "scorecard"),  # a record of a simulated run holds its grades
     ("news", "record"),  # news carry counts and measurements as the record keeps them
     ("fit", "manifest"),  # a stack is held against a manifest
     ("protocols", "manifest"),  # an engine shows its manifest
@@ -88,7 +94,7 @@ DOORS = {
     "mmpycorex": {"hooks", "sim"},
     "pymmcore": {"sim"},
     "mm_test_adapters": {"sim"},
-    "ndstorage": {"hooks"},
+    "ndstorage": {"hooks", "sim", "training"},
     "tensorrt": {"engines"},
     "tensorrt_rtx": {"engines"},
     "cuda": {"engines"},
@@ -102,14 +108,32 @@ DOORS = {
     "starlette": {"view"},
     "uvicorn": {"view"},
     "websockets": {"view"},
-    "zarr": {"store"},
+    "zarr": {"field_image", "sim", "store", "training"},
     "ome_writers": {"store"},
     "jinja2": {"evaluation", "report"},
-    "typer": {"cli", "cli_build", "cli_engines", "cli_live", "cli_models", "cli_plan", "cli_serving"},
-    "rich": {"cli", "cli_build", "cli_engines", "cli_live", "cli_models", "cli_plan", "cli_serving"},
+    "typer": {
+        "cli",
+        "cli_build",
+        "cli_engines",
+        "cli_live",
+        "cli_models",
+        "cli_plan",
+        "cli_serving",
+        "cli_train",
+    },
+    "rich": {
+        "cli",
+        "cli_build",
+        "cli_engines",
+        "cli_live",
+        "cli_models",
+        "cli_plan",
+        "cli_serving",
+        "cli_train",
+    },
 }
 PURE = (
-    *("actions", "assemble", "gallery", "measure", "normalize", "objects", "pictures"),
+    *("actions", "assemble", "gallery", "grading", "measure", "normalize", "objects", "pictures"),
     *("plan", "rules", "tiling", "wire"),
 )
 IMPURE_IMPORTS = {"socket", "threading", "time", "subprocess", "multiprocessing", "zmq", "queue", "tempfile"}

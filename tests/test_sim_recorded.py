@@ -204,13 +204,14 @@ def test_a_label_may_be_a_stack_of_one_plane(tmp_path: Path) -> None:
     assert read(paths).labels["nuclei"].pixels.shape == (40, 60)
 
 
-def test_a_plain_tiff_needs_a_pixel_size(tmp_path: Path) -> None:
+def test_a_plain_tiff_needs_a_pixel_size_and_a_z_step(tmp_path: Path) -> None:
     path = tmp_path / "stack.tif"
     tifffile.imwrite(path, STACK, photometric="minisblack")
     with pytest.raises(StorageError, match="pixel_size_um"):
         RecordedSpecimen.from_tiff(path, {})
-    specimen = RecordedSpecimen.from_tiff(path, {}, pixel_size_um=0.3)
-    assert specimen.z_step_um == 1.5
+    with pytest.raises(StorageError, match="z_step_um"):
+        RecordedSpecimen.from_tiff(path, {}, pixel_size_um=0.3)
+    assert RecordedSpecimen.from_tiff(path, {}, pixel_size_um=0.3, z_step_um=2).z_step_um == 2
 
 
 @pytest.mark.parametrize(
