@@ -20,6 +20,7 @@ from acq_isl.instruments import Instruments
 from acq_isl.ledger import Ledger
 from acq_isl.ledger import read as read_ledger
 from acq_isl.manifest import Manifest
+from acq_isl.marking import marked
 from acq_isl.news import LabelStyle, RunEnded, RunStarted, Tell, untold
 from acq_isl.plan import Cycle
 from acq_isl.preflight import check_labels, new_folder, prepare, simulated
@@ -153,6 +154,7 @@ def _carry_out(
                 origin = parts.origin(started, time.monotonic() - began, scope.description)
                 kept = Kept(parts.microscope.images, lambda key: load(folder / _STORE, field_name(key)))
                 record = _with_ending(summarise(experiment, session, kept, origin), folder, failure)
+                record = marked(record, experiment, session, kept, scope.simulated)
                 write_report(report, record)
             cast.tell(RunEnded(failure, str(report) if record is not None else ""))
     return RunResult(folder, report, record)

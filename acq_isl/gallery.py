@@ -42,6 +42,7 @@ class Row:
     pictures: tuple[Picture, ...]
     score: str
     meaning: str
+    objects: str
 
 
 def hues(record: RunRecord) -> dict[str, str]:
@@ -153,8 +154,17 @@ def _rows(comparisons: Sequence[Comparison], colors: dict[str, str], edge: int) 
             Picture("predicted magenta, measured green, both white", both, "PREDICTED + MEASURED"),
         )
         score = f"r = {comparison.pearson:.2f}" if math.isfinite(comparison.pearson) else "no r"
-        rows.append(Row(comparison.label, comparison.channel, found, score, meaning(comparison.pearson)))
+        words = meaning(comparison.pearson), objects(comparison)
+        rows.append(Row(comparison.label, comparison.channel, found, score, *words))
     return rows
+
+
+def objects(comparison: Comparison) -> str:
+    """How many separate objects agree, in words; empty without any."""
+    if not math.isfinite(comparison.f1):
+        return ""
+    counts = f"{comparison.found} predicted, {comparison.true} in the stain"
+    return f"Separate objects: F1 = {comparison.f1:.2f} ({counts})."
 
 
 def place(info: StackInfo) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from acq_isl.scorecard import Scorecard
 from acq_isl.stack import Float32Image, Outcome, StackInfo, Uint16Image
 
 
@@ -75,6 +76,11 @@ class Comparison:
     measured : (y, x) uint16
     pearson : float
         Pearson correlation over all pixels; NaN if either image is constant.
+    f1 : float
+        Separate objects in both images, matched where they overlap by half (intersection over union);
+        NaN without any.
+    found, true : int
+        Objects predicted, and in the stain.
     """
 
     info: StackInfo
@@ -83,6 +89,9 @@ class Comparison:
     predicted: Float32Image
     measured: Uint16Image
     pearson: float
+    f1: float = float("nan")
+    found: int = 0
+    true: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +144,8 @@ class RunRecord:
     files : mapping of what to path relative to the run folder
     warnings : tuple of str
     experiment_yaml : str
+    scorecard : Scorecard or None
+        None unless the microscope was a simulated one, which knows the truth.
     """
 
     name: str
@@ -153,3 +164,4 @@ class RunRecord:
     files: dict[str, str]
     warnings: tuple[str, ...]
     experiment_yaml: str
+    scorecard: Scorecard | None = None

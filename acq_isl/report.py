@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,6 +15,7 @@ from acq_isl import gallery
 from acq_isl.errors import StorageError
 from acq_isl.measure import readable
 from acq_isl.record import Counts, FieldRecord, RunRecord, StageLatency
+from acq_isl.scorecard import Scorecard, sentences
 from acq_isl.stack import Prediction, Refusal, Unpredicted
 
 _MOST_LINES = 500
@@ -75,6 +77,7 @@ def render(record: RunRecord) -> str:
         labels=list(colors.items()),
         mosaic=gallery.mosaic(record.fields, colors),
         chosen=gallery.chosen(record, colors),
+        scorecard=_scorecard(record.scorecard),
         counts=_counts(record.counts),
         balance=_balance(record.counts),
         waterfall=_waterfall(record.latencies),
@@ -85,6 +88,16 @@ def render(record: RunRecord) -> str:
         seal=str(record.decisions[-1].get("sha256", "")) if record.decisions else "",
         files=[(what, where, quote(where.replace("\\", "/"))) for what, where in record.files.items()],
     )
+
+
+def _scorecard(card: Scorecard | None) -> dict[str, Any] | None:
+    if card is None:
+        return None
+    labels = [asdict(one) for one in card.labels]
+    for one in labels:
+        one |= {name: f"{one[name]:.2f}" if math.isfinite(one[name]) else "-" for name in ("pearson", "f1")}
+    # The table says of the labels what the last sentence does.
+    return {"lines": [line for line in sentences(card) if line[0] != "labels"], "labels": labels}
 
 
 def headline(record: RunRecord) -> str:

@@ -13,8 +13,9 @@ from skimage.transform import resize
 
 from acq_isl.errors import AcqIslError
 from acq_isl.experiment import Experiment
+from acq_isl.grading import object_f1, pair_labels, to_bright_end
 from acq_isl.instruments import Field
-from acq_isl.measure import compare
+from acq_isl.measure import Measurement, compare
 from acq_isl.record import Comparison, Counts, FieldRecord, Measured, RunRecord, StageLatency
 from acq_isl.session import Session
 from acq_isl.stack import Prediction, Refusal, StackKey, StackRequest, StageTimes, Uint16Image, Unpredicted
@@ -181,7 +182,7 @@ def thumbnail(stack: Uint16Image) -> NDArray[np.uint8]:
 def _comparisons(
     experiment: Experiment, session: Session, kept: Kept
 ) -> tuple[tuple[Comparison, ...], list[str]]:
-    acquired = {request.key: request for request in session.acquired}
+    acquired, rules = {request.key: request for request in session.acquired}, measurements(experiment)
     found: list[Comparison] = []
     warnings: list[str] = []
     for field in session.fields.values():
@@ -191,16 +192,24 @@ def _comparisons(
             key = StackKey(field.request.key.time, field.request.key.position, channel)
             if key in acquired and label in field.outcome.labels:
                 try:
-                    found.append(_comparison(kept.prediction(field.request.key), label, acquired[key], kept))
+                    prediction, images = kept.prediction(field.request.key), kept.images(acquired[key])
+                    found.append(_comparison(prediction, label, images, acquired[key].preset, rules))
                 except AcqIslError as error:
                     warnings.append(f"{label} at {key} was not compared: {error.what}")
     return tuple(found), warnings
 
 
-def _comparison(prediction: Prediction, label: str, request: StackRequest, kept: Kept) -> Comparison:
+def _comparison(
+    prediction: Prediction, label: str, measured: Uint16Image, channel: str, rules: Sequence[Measurement]
+) -> Comparison:
     # The truth of training is a maximum projection, so the same is compared here.
-    measured: Uint16Image = kept.images(request).max(axis=0)
-    predicted = prediction.label(label)
-    return Comparison(
-        prediction.info, label, request.preset, predicted, measured, compare(predicted, measured)
-    )
+    stain, predicted = measured.max(axis=0), prediction.label(label)
+    (pair,) = pair_labels(prediction, {label: to_bright_end(stain)}, rules)
+    objects = object_f1(pair), pair.found, pair.true
+    return Comparison(prediction.info, label, channel, predicted, stain, compare(predicted, stain), *objects)
+
+
+def measurements(experiment: Experiment) -> tuple[Measurement, ...]:
+    """What the rules of an experiment look at, that of the choice first, each once."""
+    chosen = [experiment.choose.measurement] if experiment.choose else []
+    return tuple(dict.fromkeys([*chosen, *(one.when.measurement for one in experiment.triggers)]))

@@ -103,6 +103,7 @@ DOORS = {
     "nncf": {"engines"},
     "torch": {"training", "engines"},
     "onnx": {"training", "engines"},
+    "bioimageio": {"training"},
     "napari": {"view"},
     "qtpy": {"view"},
     "starlette": {"view"},

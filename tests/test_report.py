@@ -17,6 +17,7 @@ from acq_isl.errors import StorageError
 from acq_isl.gallery import meaning
 from acq_isl.record import Comparison, Counts, FieldRecord, Measured, RunRecord, StageLatency
 from acq_isl.report import duration, headline, render, write_report
+from acq_isl.scorecard import ChoiceScore, LabelScore, LightScore, Scorecard, Spread
 from acq_isl.stack import Outcome, Prediction, Refusal, StackInfo, StackKey, Unpredicted
 
 SIDE = 64
@@ -378,3 +379,25 @@ def test_reducing_keeps_the_mean_and_never_enlarges() -> None:
 def test_agreement_is_white_and_disagreement_coloured() -> None:
     picture = pictures.overlaid(np.array([[255, 255, 0]], np.uint8), np.array([[255, 0, 255]], np.uint8))
     assert picture[0].tolist() == [[255, 255, 255], [255, 0, 255], [0, 255, 0]]
+
+
+def test_a_simulated_run_shows_its_scorecard() -> None:
+    nothing = Spread(float("nan"), float("nan"))
+    light = LightScore({"Phase": 40.0}, {"DAPI": 50.0}, 150.0, 9.0)
+    labels = (LabelScore("nuclei", 0.71, 0.52, 12, 10, 3), LabelScore("axons", 0.4, float("nan"), 0, 0, 3))
+    choice = ChoiceScore("number of nuclei", 2, 1, 6, (("A1_001", 4),), ("A1_003",))
+    card = Scorecard(labels, choice, (), None, light, nothing, nothing, nothing, nothing, ("<The rest.>",))
+    html = render(record(scorecard=card))
+    assert Page(html).open == []
+    text = " ".join(re.sub("<[^>]+>", " ", html).split())
+    assert "Scorecard: held against the truth" in text
+    assert "1 of the 2 chosen fields are truly among the best of 6" in text and "&lt;The rest.&gt;" in text
+    assert "nuclei 0.71 0.52 12 10 3" in text and "axons 0.40 - 0 0 3" in text
+    assert "Scorecard" not in Page(render(record())).text
+
+
+def test_a_comparison_says_how_many_objects_agree() -> None:
+    first = replace(record().comparisons[0], f1=0.5, found=3, true=1)
+    text = Page(render(record(comparisons=(first,)))).text
+    assert "Separate objects: F1 = 0.50 (3 predicted, 1 in the stain)." in text
+    assert "Separate objects" not in Page(render(record())).text

@@ -1,0 +1,309 @@
+"""Holds what a run predicted, chose and imaged against the truth. Pure: the truth is an argument."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from acq_isl.measure import AreaFraction, Measurement, ObjectCount, compare, measure, title
+from acq_isl.objects import object_score, segment
+from acq_isl.rules import Best, Trigger
+from acq_isl.scorecard import CellScore, ChoiceScore, LabelScore, LightScore, Spread, TriggerScore
+from acq_isl.stack import Float32Image, Prediction, StackKey, StackRequest
+
+# For labels that no rule looks at: half the brightness of an ordinary nucleus of the simulated truth, and
+# about the area of a condensed nucleus.
+_ABOVE, _LEAST_UM2 = 0.25, 10.0
+_MARKED = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class LabelPair:
+    """One predicted label of one field against the truth; as in `LabelScore`."""
+
+    label: str
+    pearson: float
+    found: int
+    true: int
+    matched: int
+
+
+@dataclass(frozen=True, slots=True)
+class KnownCell:
+    """A cell as it truly is: a name that is the same in overlapping fields, its height, and what marks it."""
+
+    id: str
+    z_um: float
+    markers: Mapping[str, float]
+
+    def marked(self, label: str) -> bool:
+        """Whether a label truly shows it."""
+        return self.markers.get(label, 0.0) >= _MARKED
+
+
+@dataclass(frozen=True, slots=True)
+class Lit:
+    """One exposure, where and when it truly was: Unix seconds, um, milliseconds of light."""
+
+    unix_s: float
+    x_um: float
+    y_um: float
+    z_um: float
+    dose_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Imaged:
+    """A stack of the run with its exposures, in order."""
+
+    request: StackRequest
+    lit: tuple[Lit, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KnownField:
+    """An overview field of which the truth is known.
+
+    Parameters
+    ----------
+    key : StackKey
+    chosen : bool
+    decided_s : float
+        From its last slice to the prediction measured; NaN without a prediction.
+    labels : tuple of LabelPair
+        Empty without a prediction.
+    predicted, true : mapping of Measurement to float
+        What the rules measure, on the prediction and on the truth.
+    cells : tuple of KnownCell or None
+        None where the specimen does not know its cells.
+    """
+
+    key: StackKey
+    chosen: bool
+    decided_s: float
+    labels: tuple[LabelPair, ...]
+    predicted: Mapping[Measurement, float]
+    true: Mapping[Measurement, float]
+    cells: tuple[KnownCell, ...] | None
+
+
+def pair_labels(
+    prediction: Prediction, truth: Mapping[str, Float32Image], rules: Sequence[Measurement]
+) -> tuple[LabelPair, ...]:
+    """Compare every label that was predicted and is known, (y, x) in 0..1 each."""
+    pairs = []
+    for label in prediction.labels:
+        if label not in truth:
+            continue
+        predicted, true = prediction.label(label), np.asarray(truth[label], np.float32)
+        objects = [
+            segment(image, *bounds(label, rules), prediction.info.pixel_size_um)
+            for image in (predicted, true)
+        ]
+        score = object_score(objects[0], objects[1])
+        pairs.append(LabelPair(label, compare(predicted, true), score.found, score.true, score.matched))
+    return tuple(pairs)
+
+
+def object_f1(*pairs: LabelPair) -> float:
+    """2 matched / (found + true), of all pairs together; NaN without any object."""
+    matched, objects = sum(one.matched for one in pairs), sum(one.found + one.true for one in pairs)
+    return 2 * matched / objects if objects else math.nan
+
+
+def to_bright_end(image: NDArray[Any]) -> Float32Image:
+    """A stain in counts as labels are: 0 is its 1st percentile, 1 its 99.8th, (y, x) float32 in 0..1."""
+    low, high = np.percentile(image, (1.0, 99.8))
+    scaled: Float32Image = ((np.asarray(image, np.float32) - low) / max(high - low, 1e-9)).clip(0, 1)
+    return scaled.astype(np.float32)
+
+
+def bounds(label: str, rules: Sequence[Measurement]) -> tuple[float, float]:
+    """Threshold, and smallest area in um^2, of objects in a label: those of the rules, where one says."""
+    above = [one.above for one in rules if isinstance(one, ObjectCount | AreaFraction) and one.label == label]
+    least = [one.min_area_um2 for one in rules if isinstance(one, ObjectCount) and one.label == label]
+    return (above or [_ABOVE])[0], (least or [_LEAST_UM2])[0]
+
+
+def measure_truth(
+    prediction: Prediction, truth: Mapping[str, Float32Image], rules: Sequence[Measurement]
+) -> dict[Measurement, float]:
+    """What the rules would have measured had the prediction been the truth; labels not known are left out."""
+    known = tuple(label for label in prediction.labels if label in truth)
+    if not known:
+        return {}
+    mean = np.stack([truth[label] for label in known]).astype(np.float32)
+    ideal = replace(prediction, labels=known, mean=mean, spread=np.zeros_like(mean))
+    return {one: measure(ideal, one).value for one in rules if one.label in known}
+
+
+def score_labels(fields: Sequence[KnownField]) -> tuple[LabelScore, ...]:
+    """All fields together, label by label."""
+    pairs: dict[str, list[LabelPair]] = {}
+    for field in fields:
+        for pair in field.labels:
+            pairs.setdefault(pair.label, []).append(pair)
+    scores = []
+    for label, some in pairs.items():
+        found, true = (sum(getattr(one, what) for one in some) for what in ("found", "true"))
+        finite = [one.pearson for one in some if math.isfinite(one.pearson)]
+        pearson = sum(finite) / len(finite) if finite else math.nan
+        scores.append(LabelScore(label, pearson, object_f1(*some), found, true, len(some)))
+    return tuple(scores)
+
+
+def score_choice(rule: Best, fields: Sequence[KnownField]) -> ChoiceScore | None:
+    """The choice against the true ranking of its time point; equal fields share the better rank."""
+    sign = -1 if rule.descending else 1
+    values = {
+        field.key: sign * field.true[rule.measurement]
+        for field in fields
+        if math.isfinite(field.true.get(rule.measurement, math.nan))
+    }
+    chosen = [field.key for field in fields if field.chosen and field.key in values]
+    if not chosen:
+        return None
+    truly = {
+        key: 1 + sum(other < value for rival, other in values.items() if rival.time == key.time)
+        for key, value in values.items()
+    }
+    places = Counter(key.time for key in chosen)
+    wrong = [key for key in chosen if truly[key] > places[key.time]]
+    missed: list[StackKey] = []
+    for time, count in Counter(key.time for key in wrong).items():
+        left = [key for key in values if key.time == time and key not in chosen]
+        missed += sorted(left, key=lambda key: truly[key])[:count]
+    return ChoiceScore(
+        what=title(rule.measurement),
+        chosen=len(chosen),
+        right=len(chosen) - len(wrong),
+        ranked=len(values),
+        wrong=tuple((key.position, truly[key]) for key in wrong),
+        missed=tuple(key.position for key in missed),
+    )
+
+
+def score_trigger(trigger: Trigger, fields: Sequence[KnownField]) -> TriggerScore | None:
+    """What a trigger saw against what the truth would have shown; how often it may act is left aside."""
+    right = 0
+    alarms: list[str] = []
+    missed: list[str] = []
+    for field in fields:
+        predicted, true = (of.get(trigger.when.measurement) for of in (field.predicted, field.true))
+        if predicted is None or true is None:
+            continue
+        acts, should = trigger.when.passed(predicted), trigger.when.passed(true)
+        right += acts == should
+        if acts != should:
+            (alarms if acts else missed).append(field.key.position)
+    if not (right or alarms or missed):
+        return None
+    return TriggerScore(trigger.name, right, tuple(alarms), tuple(missed))
+
+
+def score_cells(label: str, fields: Sequence[KnownField], imaged: set[StackKey]) -> CellScore | None:
+    """Wanted cells in the fields that were imaged in fluorescence; None where cells are not known."""
+    known = [field for field in fields if field.cells is not None]
+    if not known:
+        return None
+    wanted = {field.key: {cell.id for cell in field.cells or () if cell.marked(label)} for field in known}
+    there = {cell.id for field in known if field.key in imaged for cell in field.cells or ()}
+    everything, got = _union(wanted.values()), _union(wanted[key] for key in wanted if key in imaged)
+    count = sum(key in imaged for key in wanted)
+    return CellScore(
+        label=label,
+        wanted=len(everything),
+        there=len(there),
+        imaged=len(got),
+        at_random=_at_random(list(wanted.values()), count),
+        at_best=_at_best(list(wanted.values()), count),
+        fields=count,
+        of_fields=len(known),
+    )
+
+
+def _union(sets: Iterable[set[str]]) -> set[str]:
+    return {cell for some in sets for cell in some}
+
+
+def _at_random(wanted: Sequence[set[str]], draws: int) -> float:
+    """Mean number of cells seen in ``draws`` different fields; a cell may lie in several that overlap."""
+    every = math.comb(len(wanted), draws)
+    places = [sum(cell in some for some in wanted) for cell in _union(wanted)]
+    return sum(1 - math.comb(len(wanted) - shared, draws) / every for shared in places)
+
+
+def _at_best(wanted: Sequence[set[str]], draws: int) -> int:
+    """Cells in the best fields, each next one the one that adds most."""
+    seen: set[str] = set()
+    left = list(wanted)
+    for _ in range(draws):
+        best = max(left, key=lambda some: len(some - seen))
+        left.remove(best)
+        seen |= best
+    return len(seen)
+
+
+def score_light(imaged: Sequence[Imaged], overview: set[StackKey]) -> LightScore:
+    """Light by channel; ``overview`` are the keys of the overview stacks."""
+    sums: dict[bool, dict[str, float]] = {True: {}, False: {}}
+    places: set[tuple[int, str]] = set()
+    for one in imaged:
+        first = one.request.key in overview
+        channel = one.request.key.channel
+        sums[first][channel] = sums[first].get(channel, 0.0) + sum(lit.dose_ms for lit in one.lit)
+        places |= set() if first else {(one.request.key.time, one.request.key.position)}
+    times = [lit.unix_s for one in imaged for lit in one.lit]
+    per_field = sum(sums[False].values()) / len(places) if places else 0.0
+    return LightScore(
+        sums[True], sums[False], per_field * len(overview), max(times) - min(times) if times else 0.0
+    )
+
+
+def score_targeting(
+    label: str | None, fields: Sequence[KnownField], imaged: Sequence[Imaged]
+) -> tuple[Spread, Spread]:
+    """How far fluorescence was taken beside the overview, and from the height of the wanted cells, in um."""
+    stacks = {one.request.key: one for one in imaged if one.lit}
+    aside: list[float] = []
+    height: list[float] = []
+    for field in fields:
+        seen = stacks.get(field.key)
+        if seen is None:
+            continue
+        x_um, y_um = (float(np.mean([getattr(lit, axis) for lit in seen.lit])) for axis in ("x_um", "y_um"))
+        wanted = [cell.z_um for cell in field.cells or () if label and cell.marked(label)]
+        for one in _stained(field.key, imaged):
+            aside += [math.hypot(lit.x_um - x_um, lit.y_um - y_um) for lit in one.lit]
+            if wanted:
+                height.append(min(abs(lit.z_um - float(np.median(wanted))) for lit in one.lit))
+    return Spread.of(aside), Spread.of(height)
+
+
+def score_action(fields: Sequence[KnownField], imaged: Sequence[Imaged]) -> Spread:
+    """Seconds from the end of a field's last overview slice to its first light in fluorescence."""
+    stacks = {one.request.key: one for one in imaged if one.lit}
+    waits = []
+    for field in fields:
+        after = [one.lit[0].unix_s for one in _stained(field.key, imaged)]
+        if after and field.key in stacks:
+            seen = stacks[field.key]
+            waits.append(min(after) - seen.lit[-1].unix_s - seen.request.exposure_ms / 1000)
+    return Spread.of(waits)
+
+
+def _stained(key: StackKey, imaged: Sequence[Imaged]) -> list[Imaged]:
+    """Other stacks of the same place and time point."""
+    return [
+        one
+        for one in imaged
+        if one.lit
+        and one.request.key != key
+        and (one.request.key.time, one.request.key.position) == (key.time, key.position)
+    ]

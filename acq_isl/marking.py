@@ -1,0 +1,164 @@
+"""Asks a simulated specimen for the truth about a run, and has the run graded."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from acq_isl import grading
+from acq_isl.errors import AcqIslError
+from acq_isl.experiment import Experiment
+from acq_isl.grading import Imaged, KnownCell, KnownField, Lit
+from acq_isl.instruments import Field
+from acq_isl.measure import Measurement, measure
+from acq_isl.record import RunRecord
+from acq_isl.scorecard import Scorecard, Spread
+from acq_isl.session import Session
+from acq_isl.sim import KnowsCells, Rectangle, SimulatedScope, Taken, View
+from acq_isl.stack import Float32Image, Prediction, StackKey, StackRequest
+from acq_isl.summary import Kept, measurements
+
+_MOST_FIELDS = 64  # whose pictures are held against the truth: each costs up to a second
+_NO_CELLS = (
+    "Choices, triggers and cells: the recording does not say which cells there are, and its stains have no "
+    "absolute scale. Labels are held against the recorded stains, each from its 1st to its 99.8th percentile."
+)
+_TOO_MANY = f"Labels and choices beyond the first {_MOST_FIELDS} fields."
+
+
+def marked(
+    record: RunRecord, experiment: Experiment, session: Session, kept: Kept, scope: SimulatedScope | None
+) -> RunRecord:
+    """The record with its scorecard; unchanged after a run on a real microscope, or without any image."""
+    if scope is None or not session.acquired:
+        return record
+    try:
+        return replace(record, scorecard=_scorecard(_Run(experiment, session, kept, scope), record.decisions))
+    except AcqIslError as error:
+        return replace(record, warnings=(*record.warnings, f"this run is not graded: {error}"))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Run:
+    experiment: Experiment
+    session: Session
+    kept: Kept
+    scope: SimulatedScope
+
+    @property
+    def knows_cells(self) -> bool:
+        return isinstance(self.scope.specimen, KnowsCells)
+
+
+def match_light(
+    acquired: Sequence[StackRequest], taken: Sequence[Taken], decisions: Sequence[Mapping[str, Any]]
+) -> dict[StackKey, tuple[Taken, ...]]:
+    """Exposures of every stack: those in its channel between two entries of the ledger's book of light.
+
+    Parameters
+    ----------
+    acquired : sequence of StackRequest
+        In the order of acquisition.
+    taken : sequence of Taken
+    decisions : sequence of mapping
+        Lines of the ledger; it books the light of each stack once it is acquired.
+    """
+    booked = [line for line in decisions if line.get("kind") == "dose"]
+    found, began_s = {}, -math.inf
+    for request, line in zip(acquired, booked, strict=False):
+        ended_s = datetime.datetime.fromisoformat(str(line["time"])).timestamp()
+        found[request.key] = tuple(
+            one for one in taken if began_s < one.unix_s <= ended_s and one.light.channel == request.preset
+        )
+        began_s = ended_s
+    return found
+
+
+def _scorecard(run: _Run, decisions: Sequence[Mapping[str, Any]]) -> Scorecard:
+    experiment, session = run.experiment, run.session
+    taken = match_light(session.acquired, run.scope.timeline.taken, decisions)
+    imaged = [Imaged(one, tuple(map(_lit, taken[one.key]))) for one in session.acquired if one.key in taken]
+    seen = [field for field in session.fields.values() if taken.get(field.request.key)]
+    fields = [_field(run, one, taken[one.request.key], number) for number, one in enumerate(seen)]
+    overview, rules = {one.request.key for one in seen}, measurements(experiment)
+    label = rules[0].label if rules else None
+    stained = {
+        (one.request.key.time, one.request.key.position) for one in imaged if one.request.key not in overview
+    }
+    revisited = {key for key in overview if (key.time, key.position) in stained}
+    aside, height = grading.score_targeting(label, fields, imaged)
+    triggers = (grading.score_trigger(one, fields) for one in experiment.triggers)
+    notes = ((not run.knows_cells, _NO_CELLS), (len(seen) > _MOST_FIELDS, _TOO_MANY))
+    return Scorecard(
+        labels=grading.score_labels(fields),
+        choice=grading.score_choice(experiment.choose, fields) if experiment.choose else None,
+        triggers=tuple(one for one in triggers if one is not None),
+        cells=grading.score_cells(label, fields, revisited) if label and revisited else None,
+        light=grading.score_light(imaged, overview),
+        aside_um=aside,
+        out_of_focus_um=height,
+        decision_s=Spread.of([field.decided_s for field in fields]),
+        action_s=grading.score_action(fields, imaged),
+        ungraded=tuple(note for applies, note in notes if applies),
+    )
+
+
+def _lit(taken: Taken) -> Lit:
+    light = taken.light
+    return Lit(taken.unix_s, light.x_um, light.y_um, light.z_um, light.dose_ms)
+
+
+def _field(run: _Run, field: Field, taken: tuple[Taken, ...], number: int) -> KnownField:
+    chosen = field.choice is not None and field.choice.chosen
+    known = KnownField(field.request.key, chosen, math.nan, (), {}, {}, _cells(run, taken[-1]))
+    outcome = field.outcome
+    if not isinstance(outcome, Prediction):
+        return known
+    times, decide_ms = outcome.times, statistics.median(run.session.decide_ms or [0.0])
+    spent_ms = times.transfer_ms + times.wait_ms + times.infer_ms + times.decode_ms + decide_ms
+    known = replace(known, decided_s=spent_ms / 1000)
+    return _compared(run, known, taken[-1]) if number < _MOST_FIELDS else known
+
+
+def _compared(run: _Run, known: KnownField, last: Taken) -> KnownField:
+    """With what the pictures say: labels, and what the rules measure on prediction and truth."""
+    rules = measurements(run.experiment)
+    full = run.kept.prediction(known.key)
+    truth = run.scope.truth(_view(run, full, last))
+    if not run.knows_cells:
+        scaled: dict[str, Float32Image] = {name: grading.to_bright_end(one) for name, one in truth.items()}
+        return replace(known, labels=grading.pair_labels(full, scaled, rules))
+    predicted: dict[Measurement, float] = {one: measure(full, one).value for one in rules}
+    return replace(
+        known,
+        labels=grading.pair_labels(full, truth, rules),
+        predicted=predicted,
+        true=grading.measure_truth(full, truth, rules),
+    )
+
+
+def _view(run: _Run, prediction: Prediction, last: Taken) -> View:
+    info, light = prediction.info, last.light
+    return View(
+        x_um=light.x_um,
+        y_um=light.y_um,
+        z_um=light.z_um,
+        channel=light.channel,
+        pixel_size_um=info.pixel_size_um,
+        shape=info.shape,
+        time_s=light.time_s,
+        history=run.scope.timeline.history,
+    )
+
+
+def _cells(run: _Run, last: Taken) -> tuple[KnownCell, ...] | None:
+    specimen, light = run.scope.specimen, last.light
+    if not isinstance(specimen, KnowsCells):
+        return None
+    area = Rectangle.around(light.x_um, light.y_um, (light.height_um, light.width_um))
+    cells = specimen.cells(area, light.time_s, run.scope.timeline.history)
+    return tuple(KnownCell(cell.id, cell.z_um, cell.markers) for cell in cells)
