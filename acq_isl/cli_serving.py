@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,9 +13,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from acq_isl.cli_faults import faulty
+from acq_isl.errors import ExperimentError
 from acq_isl.stream.endpoint import is_local
 
 if TYPE_CHECKING:
+    from acq_isl.replay import Models
     from acq_isl.stream.roster import ServedModel
 
 Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads for inference.")]
@@ -26,9 +29,10 @@ _DEFAULT = "tcp://127.0.0.1:5599"
 
 
 def add_serving_commands(cli: typer.Typer, out: Console, configure_logging: Callable[[bool], None]) -> None:
-    """Add ``serve`` and ``swap`` to the command line."""
+    """Add ``serve``, ``swap`` and ``replay`` to the command line."""
     cli.command("serve")(_serve(out, configure_logging))
     cli.command("swap")(_swap(out))
+    cli.command("replay")(_replay(out))
 
 
 def load(model: str, *, threads: int | None = None, backend: str = "auto") -> ServedModel:
@@ -115,3 +119,75 @@ def _swap(out: Console) -> Callable[..., None]:
             out.print(f"[yellow]mind[/] {escape(change)}", soft_wrap=True)
 
     return command
+
+
+def _replay(out: Console) -> Callable[..., None]:
+    def command(
+        folder: Annotated[Path, typer.Argument(help="Run folder, or a spool.")],
+        model: Annotated[
+            list[str] | None,
+            typer.Option(help="Model file, as FILE or NAME=FILE.", show_default="the run's"),
+        ] = None,
+        connect: Annotated[
+            str | None, typer.Option(help="Address of a running 'acq-isl serve' to predict with instead.")
+        ] = None,
+        keys: Keys = None,
+        threads: Threads = None,
+        keep: Annotated[bool, typer.Option(help="Leave the stacks in the spool.")] = False,
+    ) -> None:
+        """Predict what waits in an earlier run's spool, and add it to that run's predictions."""
+        from acq_isl.replay import Replayed, replay, waiting
+
+        paths, store = waiting(folder)
+        out.print(f"{len(paths)} stacks wait in {escape(str(folder))}", soft_wrap=True)
+        if not paths:
+            return
+
+        def told(one: Replayed) -> None:
+            mark = "[green]done[/]" if one.done else "[yellow]kept[/]"
+            for words in one.told:
+                out.print(f"{mark} {escape(one.path.name)}: {escape(words)}", soft_wrap=True)
+
+        with _predictors(folder, model, connect, keys, threads) as models:
+            results = replay(folder, models, keep=keep, tell=told)
+        left = sum(not one.done for one in results)
+        out.print(f"{len(results) - left} predicted into {escape(str(store))}, {left} left", soft_wrap=True)
+        if left and not keep:
+            raise typer.Exit(1)
+
+    return command
+
+
+@contextmanager
+def _predictors(
+    folder: Path, models: list[str] | None, connect: str | None, keys: Path | None, threads: int | None
+) -> Iterator[Models]:
+    """Who predicts what waits: a server, or engines of our own."""
+    from acq_isl.replay import LocalModels, ServedModels
+    from acq_isl.stream.keys import client_keys
+    from acq_isl.stream.link import LinkSettings
+    from acq_isl.stream.roster import Roster
+
+    if connect is not None:
+        pair = None if keys is None else client_keys(keys)
+        with ServedModels(connect, LinkSettings(keys=pair)) as served:
+            yield served
+        return
+    with ExitStack() as cleanup:
+        loaded = []
+        for one in models or [_model_of(folder)]:
+            loaded.append(load(one, threads=threads))
+            cleanup.callback(loaded[-1].engine.close)
+        yield LocalModels(Roster(loaded))
+
+
+def _model_of(folder: Path) -> str:
+    """The model of a run's experiment; ExperimentError if that cannot be told."""
+    from acq_isl.experiment import Experiment
+
+    for place in (folder, folder.resolve().parent):
+        if (place / "experiment.yaml").exists():
+            return str(Experiment.from_yaml(place / "experiment.yaml").model)
+    raise ExperimentError(
+        f"{folder} does not say which model it was for", fix="name it: acq-isl replay FOLDER --model FILE"
+    )

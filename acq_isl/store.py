@@ -1,9 +1,8 @@
 """Predictions on disk: one OME-Zarr 0.5 image per field, complete or not there at all.
 
-Written with yaozarrs, the part of ome-writers that knows the format, and zarr. ome-writers' own streams want
-every position, all of one shape, before the first frame, write the metadata of a position at the end, know
-no display window but the full integer range, and place all positions at one origin. Here fields come one by
-one, nobody knows how many, and a killed run must leave a store that opens.
+ome-writers' own streams want every position, all of one shape, before the first frame, write the metadata of
+a position at the end, know no display window but the full integer range, and place all positions at one
+origin. Here fields come one by one, nobody knows how many, and a killed run must leave a store that opens.
 
 Values are float32 as predicted, not integers with a scale: 0 is background and 1 the bright end in every
 reader, and a replay of the rules on a stored prediction decides as the run did.
@@ -18,19 +17,16 @@ import re
 import shutil
 import threading
 from collections.abc import Mapping
-from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-from pydantic import TypeAdapter
+from filelock import FileLock, Timeout
 
 from acq_isl.errors import StorageError
-from acq_isl.stack import Distance, Prediction, StackInfo, StackKey, StageTimes
+from acq_isl.field_image import read_field, write_field
+from acq_isl.stack import Prediction, StackKey
 
-_LARGEST_CHUNK_PX = 1024
 _LOOK_S = 0.1
 _HUE = r"#[0-9a-fA-F]{6}"
 _log = logging.getLogger(__name__)
@@ -54,14 +50,16 @@ class PredictionStore:
     Parameters
     ----------
     path : Path
-        The store; must not exist, or be empty.
+        The store; must not exist, or be empty, unless it is to be extended.
     colors : mapping of label to ``#rrggbb``
     queue_fields : int
         Predictions that may wait for the disk.
     timeout_s : float
         How long `put` may wait for a place in the queue, and closing for the disk.
+    extend : bool
+        Add to a store that is there; what is in it stays as it is.
 
-    Raises StorageError on entry if the folder exists or cannot be written, later as `put` says.
+    Raises StorageError on entry if the folder exists, is in use or cannot be written, later as `put` says.
     """
 
     def __init__(
@@ -71,11 +69,14 @@ class PredictionStore:
         *,
         queue_fields: int = 8,
         timeout_s: float = 60.0,
+        extend: bool = False,
     ) -> None:
         self._path = Path(path)
         self._partial = self._path.with_name(self._path.name + ".partial")
         self._colors = {name: hue for name, hue in (colors or {}).items() if re.fullmatch(_HUE, hue)}
-        self._timeout_s = timeout_s
+        self._timeout_s, self._extend = timeout_s, extend
+        self._owned = FileLock(self._partial / "lock")  # given up by the system if the process dies
+        self._disk = threading.Lock()
         self._queue: queue.Queue[Prediction] = queue.Queue(queue_fields)
         self._closing = threading.Event()
         self._names: list[str] = []
@@ -83,7 +84,8 @@ class PredictionStore:
         self._thread = threading.Thread(target=self._work, name="prediction-store", daemon=True)
 
     def __enter__(self) -> PredictionStore:
-        if self._path.exists() and (not self._path.is_dir() or any(self._path.iterdir())):
+        there = self._path.exists() and (not self._path.is_dir() or any(self._path.iterdir()))
+        if there and not self._extend:
             raise StorageError(
                 f"{self._path} exists already, and predictions are never overwritten",
                 fix="choose another output folder, or move the old one away",
@@ -91,9 +93,23 @@ class PredictionStore:
         try:
             self._path.mkdir(parents=True, exist_ok=True)
             self._partial.mkdir(exist_ok=True)
-            _write_json(self._path / "zarr.json", _group({"version": "0.5", "bioformats2raw.layout": 3}))
+            self._owned.acquire(timeout=0)
+            if there:
+                self._names = list(stored(self._path))
+                self._forget_halves()
+            else:
+                root = _group({"version": "0.5", "bioformats2raw.layout": 3})
+                _write_json(self._path / "zarr.json", root)
+        except Timeout as error:
+            raise StorageError(
+                f"{self._path} is being written by another process", fix="wait until that run has ended"
+            ) from error
         except OSError as error:
+            self._owned.release()
             raise self._unwritable(error) from error
+        except StorageError:
+            self._owned.release()
+            raise
         self._thread.start()
         return self
 
@@ -102,6 +118,7 @@ class PredictionStore:
     ) -> None:
         self._closing.set()
         self._thread.join(self._timeout_s)
+        self._owned.release()
         if self._thread.is_alive():
             self._failure = self._failure or self._too_slow()
         else:
@@ -126,6 +143,13 @@ class PredictionStore:
         if self._failure is not None:
             raise self._failure
 
+    def write(self, prediction: Prediction) -> str:
+        """Write a prediction before returning; its name in the store. StorageError if the disk refuses."""
+        try:
+            return self._write(prediction)
+        except (OSError, ValueError) as error:
+            raise self._unwritable(error) from error
+
     def _work(self) -> None:
         while not (self._closing.is_set() and self._queue.empty()):
             try:
@@ -140,24 +164,32 @@ class PredictionStore:
                 _log.warning("storing a prediction failed", exc_info=True)
                 self._failure = self._unwritable(error)
 
-    def _write(self, prediction: Prediction) -> None:
-        name = self._name(prediction.info.key)
-        try:
-            _write_image(self._partial / name, prediction, self._colors)
-            (self._partial / name).replace(self._path / name)
-        except BaseException:
-            shutil.rmtree(self._partial / name, ignore_errors=True)  # a full disk needs the room
-            raise
-        series = [*self._names, name]
-        (self._path / "OME").mkdir(exist_ok=True)
-        _write_json(self._path / "OME" / "zarr.json", _group({"version": "0.5", "series": series}))
-        self._names.append(name)
+    def _write(self, prediction: Prediction) -> str:
+        with self._disk:
+            name = self._name(prediction)
+            try:
+                write_field(self._partial / name, prediction, self._colors)
+                (self._partial / name).replace(self._path / name)
+            except BaseException:
+                shutil.rmtree(self._partial / name, ignore_errors=True)  # a full disk needs the room
+                raise
+            series = [*self._names, name]
+            (self._path / "OME").mkdir(exist_ok=True)
+            _write_json(self._path / "OME" / "zarr.json", _group({"version": "0.5", "series": series}))
+            self._names.append(name)
+            return name
 
-    def _name(self, key: StackKey) -> str:
-        """Folder name of a field; a second prediction of it gets a number."""
-        base, number = field_name(key), 2
-        name = base
-        while name.casefold() in {"ome", *(other.casefold() for other in self._names)}:
+    def _forget_halves(self) -> None:
+        """What a killed run had begun to write is no prediction."""
+        for folder in self._partial.iterdir():
+            if folder.is_dir():
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _name(self, prediction: Prediction) -> str:
+        """Folder name of a field; a second prediction of it by the same model gets a number."""
+        base, number = field_name(prediction.info.key, prediction.model), 2
+        name, taken = base, {"ome", *(other.casefold() for other in self._names)}
+        while name.casefold() in taken or (self._path / name).exists():
             name, number = f"{base}_{number}", number + 1
         return name
 
@@ -176,9 +208,10 @@ class PredictionStore:
         )
 
 
-def field_name(key: StackKey) -> str:
-    """Folder name of the first prediction of a stack, fit for every file system."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{key.position}_t{key.time}_{key.channel}").strip(".")
+def field_name(key: StackKey, model: str = "") -> str:
+    """Folder name of a stack's first prediction, by a model as it was asked for; fit for every system."""
+    parts = (key.position, f"t{key.time}", key.channel, *([model] if model else []))
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", "_".join(parts)).strip(".")
 
 
 def stored(path: Path | str) -> tuple[str, ...]:
@@ -196,87 +229,11 @@ def load(path: Path | str, name: str) -> Prediction:
     StorageError
         There is no such field, or it was not written by acq-isl.
     """
-    import zarr
-
     folder = Path(path) / name
     try:
-        kept = _read_json(folder / "zarr.json")["attributes"]["acq_isl"]
-        planes = np.asarray(zarr.open_array(folder / "0", mode="r")[:])
-        return Prediction(
-            info=TypeAdapter(StackInfo).validate_python(kept["stack"]),
-            labels=tuple(kept["labels"]),
-            mean=planes[0::2],
-            spread=planes[1::2],
-            model_sha256=kept["model"]["sha256"],
-            model_name=kept["model"]["name"],
-            engine=kept["engine"],
-            warnings=tuple(kept["warnings"]),
-            border_px=kept["border_px"],
-            times=TypeAdapter(StageTimes).validate_python(kept["latency_ms"]),
-            distances=TypeAdapter(tuple[Distance, ...]).validate_python(kept.get("distances", ())),
-        )
+        return read_field(folder, _read_json(folder / "zarr.json")["attributes"]["acq_isl"])
     except (KeyError, ValueError, OSError) as error:
         raise StorageError(f"{folder} is no prediction of acq-isl", got=str(error), fix="check it") from error
-
-
-def _write_image(folder: Path, prediction: Prediction, colors: Mapping[str, str]) -> None:
-    from yaozarrs.write.v05 import write_image
-
-    planes = np.empty((2 * len(prediction.labels), *prediction.info.shape), np.float32)
-    planes[0::2], planes[1::2] = prediction.mean, prediction.spread
-    write_image(
-        folder,
-        _image(prediction, colors),
-        datasets=planes,
-        extra_attributes={"acq_isl": _provenance(prediction)},
-        writer="zarr",
-        chunks=(1, *(min(side, _LARGEST_CHUNK_PX) for side in planes.shape[1:])),
-        compression="blosc-lz4",
-        progress=False,
-    )
-
-
-def _image(prediction: Prediction, colors: Mapping[str, str]) -> Any:
-    from yaozarrs import DimSpec, v05
-
-    info = prediction.info
-    pixel = info.pixel_size_um
-    space: dict[str, Any] = {"type": "space", "unit": "micrometer", "scale": pixel}
-    axes = [DimSpec(name="c", size=2 * len(prediction.labels), type="channel")]
-    for axis, side, middle in zip("yx", info.shape, (info.y_um, info.x_um), strict=True):
-        first = middle - (side - 1) / 2 * pixel  # where the first pixel's middle lies
-        axes.append(DimSpec(name=axis, size=side, translation=first, **space))
-    channels = [
-        v05.OmeroChannel(
-            window=v05.OmeroWindow(start=0.0, min=0.0, end=bright, max=2 * bright),
-            label=f"{label} (predicted{what})",
-            color=color,
-            active=not what,
-        )
-        for label in prediction.labels
-        for what, bright, color in (("", 1.0, colors.get(label, "#ffffff")), (", doubt", 0.5, "#ffffff"))
-    ]
-    return v05.Image(
-        multiscales=[v05.Multiscale.from_dims(axes, name=f"{info.key} (predicted)")],
-        omero=v05.Omero(channels=channels),
-    )
-
-
-def _provenance(prediction: Prediction) -> dict[str, Any]:
-    return {
-        "predicted": True,
-        "note": "Predicted from transmitted light, not measured. 0 is background, 1 the bright end of the "
-        "training truth; doubt is one standard deviation in the same unit.",
-        "labels": list(prediction.labels),
-        "model": {"name": prediction.model_name, "sha256": prediction.model_sha256},
-        "engine": prediction.engine,
-        "latency_ms": asdict(prediction.times),
-        "warnings": list(prediction.warnings),
-        "border_px": prediction.border_px,
-        "distances": [asdict(one) for one in prediction.distances],
-        "stack": asdict(prediction.info),
-        "software": {"acq-isl": version("acq-isl")},
-    }
 
 
 def _group(ome: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,6 +51,7 @@ RANKS = {
     "stream": 3,
     "store": 3,
     "view": 3,
+    "aiming": 4,
     "replay": 4,
     "session": 4,
     "training": 4,
@@ -134,7 +135,7 @@ DOORS = {
     },
 }
 PURE = (
-    *("actions", "assemble", "gallery", "grading", "measure", "normalize", "objects", "pictures"),
+    *("actions", "aiming", "assemble", "gallery", "grading", "measure", "normalize", "objects", "pictures"),
     *("plan", "rules", "tiling", "wire"),
 )
 IMPURE_IMPORTS = {"socket", "threading", "time", "subprocess", "multiprocessing", "zmq", "queue", "tempfile"}

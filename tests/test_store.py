@@ -187,7 +187,7 @@ def test_a_full_disk_keeps_what_was_written_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "p.ome.zarr"
-    real = store._write_image
+    real = store.write_field
 
     def second_fails(folder: Path, given: Prediction, colors: Any) -> None:
         if given.info.key.position == "full":
@@ -195,7 +195,7 @@ def test_a_full_disk_keeps_what_was_written_and_says_so(
             raise OSError(errno.ENOSPC, "No space left on device")
         real(folder, given, colors)
 
-    monkeypatch.setattr(store, "_write_image", second_fails)
+    monkeypatch.setattr(store, "write_field", second_fails)
     with pytest.raises(StorageError, match="No space left") as caught, PredictionStore(path) as writer:
         for position in ("first", "full", "after"):
             writer.put(prediction(position))
@@ -208,7 +208,7 @@ def test_after_a_failure_put_says_why(tmp_path: Path, monkeypatch: pytest.Monkey
     def fails(*_: Any) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(store, "_write_image", fails)
+    monkeypatch.setattr(store, "write_field", fails)
 
     def put_until_refused(writer: PredictionStore) -> None:
         deadline = time.monotonic() + 10
@@ -221,7 +221,7 @@ def test_after_a_failure_put_says_why(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_disk_that_hangs_stops_nobody_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = threading.Event()
-    monkeypatch.setattr(store, "_write_image", lambda *_: free.wait(30))
+    monkeypatch.setattr(store, "write_field", lambda *_: free.wait(30))
     with (
         pytest.raises(StorageError, match="does not keep up"),
         PredictionStore(tmp_path / "p", queue_fields=1, timeout_s=0.05) as writer,
@@ -234,13 +234,13 @@ def test_a_disk_that_hangs_stops_nobody_for_ever(tmp_path: Path, monkeypatch: py
 
 
 def test_put_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    free, real = threading.Event(), store._write_image
+    free, real = threading.Event(), store.write_field
 
     def slow(*given: Any) -> None:
         assert free.wait(30)
         real(*given)
 
-    monkeypatch.setattr(store, "_write_image", slow)
+    monkeypatch.setattr(store, "write_field", slow)
     with PredictionStore(tmp_path / "p", queue_fields=4) as writer:
         for number in range(4):
             writer.put(prediction(f"f{number}"))

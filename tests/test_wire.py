@@ -40,7 +40,7 @@ from acq_isl.messages import (
     Withdraw,
     Withdrawn,
 )
-from acq_isl.stack import Prediction, Slice, StackInfo, StackKey, StageTimes
+from acq_isl.stack import Distance, Prediction, Slice, StackInfo, StackKey, StageTimes
 from acq_isl.wire import decode, encode, prediction_of, result_of, slice_frames, slice_of
 
 INFO = StackInfo(StackKey(3, "A1_003", "Phase"), (0.0, 1.5), (4, 5), 0.3, 10.0, -20.0, 8.0, "DIC", "dark")
@@ -57,6 +57,7 @@ PREDICTION = Prediction(
     border_px=3,
     times=StageTimes(wait_ms=1.0, infer_ms=2.5, decode_ms=0.5),
     model="mine",
+    distances=(Distance("features", 3.5, 4.0),),
 )
 OFFER = Offer(name="a", manifest="{}", model_sha256="ab", engine="fake")
 HEADERS: list[Message] = [

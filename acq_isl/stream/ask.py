@@ -12,11 +12,15 @@ from acq_isl.stream.endpoint import is_ipv6
 from acq_isl.stream.keys import ClientKeys
 from acq_isl.wire import decode, encode
 
-_ANSWER_S = 10.0
-
 
 def swap(
-    endpoint: str, model: str, name: str = "", *, keys: ClientKeys | None = None, timeout_s: float = 900.0
+    endpoint: str,
+    model: str,
+    name: str = "",
+    *,
+    keys: ClientKeys | None = None,
+    answer_s: float = 10.0,
+    timeout_s: float = 900.0,
 ) -> Swapped:
     """Have a server replace one of its models, and wait until it has.
 
@@ -30,8 +34,8 @@ def swap(
         Of the model to replace; by default the one of the new one's name, or the only one.
     keys : ClientKeys, optional
         For a server that wants them.
-    timeout_s : float
-        Longest time for loading.
+    answer_s, timeout_s : float
+        Longest time until the server answers at all, and for loading.
 
     Returns
     -------
@@ -55,7 +59,7 @@ def swap(
         except zmq.ZMQError as error:
             raise EngineError(f"the engine's address {endpoint} cannot be used: {error}") from error
         socket.send_multipart(encode(Swap(model=model, name=name)))
-        answer = _hear(socket, endpoint, _ANSWER_S)
+        answer = _hear(socket, endpoint, answer_s)
         if isinstance(answer, Loading):
             answer = _hear(socket, endpoint, timeout_s)
     if isinstance(answer, Swapped):

@@ -179,6 +179,14 @@ class EngineClient:
             self._courier.wake()  # there may be room for more predictions now
         return outcomes
 
+    def wait_connected(self, timeout_s: float) -> bool:
+        """Wait until an engine answers; whether one does."""
+        deadline_s = time.monotonic() + timeout_s
+        with self._changed:
+            while not self.connected and (left_s := deadline_s - time.monotonic()) > 0:
+                self._changed.wait(min(left_s, 0.05))
+        return self.connected
+
     def cancel(self, key: StackKey) -> bool:
         """No prediction of a stack is wanted any more; False if it is not there or was predicted.
 

@@ -40,6 +40,7 @@ from acq_isl.stream.job import Job
 from acq_isl.stream.keys import ServerKeys, let_in
 from acq_isl.stream.roster import Roster, ServedModel
 from acq_isl.stream.router import open_router
+from acq_isl.stream.schedule import ScheduleCounts
 from acq_isl.stream.sessions import SessionLimits, Sessions
 from acq_isl.stream.swap import Swapper
 from acq_isl.stream.worker import EngineWorker
@@ -161,6 +162,11 @@ class EngineServer:
     def running(self) -> bool:
         """Whether it still answers."""
         return self._io.is_alive()
+
+    @property
+    def counts(self) -> ScheduleCounts:
+        """What became of the stacks that waited for an engine; one of each stack and model."""
+        return self._worker.counts
 
     def _wake(self) -> None:
         with suppress(OSError):  # it has been woken often enough, or has ended

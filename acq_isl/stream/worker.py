@@ -43,7 +43,6 @@ class EngineWorker:
         self._roster, self._answer = roster, answer
         self._schedule: Schedule[JobKey] = Schedule(limit)
         self._jobs: dict[JobKey, Job] = {}
-        self._arrivals = 0
         self._changes: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
         self._stopping = False
@@ -68,8 +67,8 @@ class EngineWorker:
     def add(self, job: Job) -> bool:
         """Let a job wait for its turn; False if too many wait."""
         with self._changed:
-            self._arrivals += 1
-            ticket = Ticket(job.key, job.session, job.work, self._arrivals, job.due_s)
+            # By the client's number, not by arrival: what gave way to newer work comes again, and late.
+            ticket = Ticket(job.key, job.session, job.work, job.stack, job.due_s)
             if not self._schedule.add(ticket):
                 return False
             self._jobs[job.key] = job

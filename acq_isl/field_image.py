@@ -1,0 +1,121 @@
+"""One prediction as an OME-Zarr 0.5 image: axes, channels and provenance, written and read back equal.
+
+Written with yaozarrs, the part of ome-writers that knows the format, and zarr.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from acq_isl.stack import Distance, Prediction, StackInfo, StageTimes
+
+_LARGEST_CHUNK_PX = 1024
+
+
+def read_field(folder: Path, kept: Mapping[str, Any]) -> Prediction:
+    """The prediction that was written into a folder.
+
+    Parameters
+    ----------
+    folder : Path
+    kept : mapping
+        The provenance in the image's attributes.
+
+    Raises
+    ------
+    KeyError, ValueError, OSError
+        It was not written by `write_field`.
+    """
+    import zarr
+
+    planes = np.asarray(zarr.open_array(folder / "0", mode="r")[:])
+    return Prediction(
+        info=TypeAdapter(StackInfo).validate_python(kept["stack"]),
+        labels=tuple(kept["labels"]),
+        mean=planes[0::2],
+        spread=planes[1::2],
+        model_sha256=kept["model"]["sha256"],
+        model_name=kept["model"]["name"],
+        engine=kept["engine"],
+        warnings=tuple(kept["warnings"]),
+        border_px=kept["border_px"],
+        times=TypeAdapter(StageTimes).validate_python(kept["latency_ms"]),
+        model=kept.get("asked_as", ""),
+        distances=TypeAdapter(tuple[Distance, ...]).validate_python(kept.get("distances", ())),
+    )
+
+
+def write_field(folder: Path, prediction: Prediction, colors: Mapping[str, str]) -> None:
+    """Write a prediction as an OME-Zarr image into a new folder.
+
+    Parameters
+    ----------
+    folder : Path
+    prediction : Prediction
+    colors : mapping of label to ``#rrggbb``
+    """
+    from yaozarrs.write.v05 import write_image
+
+    planes = np.empty((2 * len(prediction.labels), *prediction.info.shape), np.float32)
+    planes[0::2], planes[1::2] = prediction.mean, prediction.spread
+    write_image(
+        folder,
+        _image(prediction, colors),
+        datasets=planes,
+        extra_attributes={"acq_isl": _provenance(prediction)},
+        writer="zarr",
+        chunks=(1, *(min(side, _LARGEST_CHUNK_PX) for side in planes.shape[1:])),
+        compression="blosc-lz4",
+        progress=False,
+    )
+
+
+def _image(prediction: Prediction, colors: Mapping[str, str]) -> Any:
+    from yaozarrs import DimSpec, v05
+
+    info = prediction.info
+    pixel = info.pixel_size_um
+    space: dict[str, Any] = {"type": "space", "unit": "micrometer", "scale": pixel}
+    axes = [DimSpec(name="c", size=2 * len(prediction.labels), type="channel")]
+    for axis, side, middle in zip("yx", info.shape, (info.y_um, info.x_um), strict=True):
+        first = middle - (side - 1) / 2 * pixel  # where the first pixel's middle lies
+        axes.append(DimSpec(name=axis, size=side, translation=first, **space))
+    channels = [
+        v05.OmeroChannel(
+            window=v05.OmeroWindow(start=0.0, min=0.0, end=bright, max=2 * bright),
+            label=f"{label} (predicted{what})",
+            color=color,
+            active=not what,
+        )
+        for label in prediction.labels
+        for what, bright, color in (("", 1.0, colors.get(label, "#ffffff")), (", doubt", 0.5, "#ffffff"))
+    ]
+    return v05.Image(
+        multiscales=[v05.Multiscale.from_dims(axes, name=f"{info.key} (predicted)")],
+        omero=v05.Omero(channels=channels),
+    )
+
+
+def _provenance(prediction: Prediction) -> dict[str, Any]:
+    return {
+        "predicted": True,
+        "note": "Predicted from transmitted light, not measured. 0 is background, 1 the bright end of the "
+        "training truth; doubt is one standard deviation in the same unit.",
+        "labels": list(prediction.labels),
+        "model": {"name": prediction.model_name, "sha256": prediction.model_sha256},
+        "asked_as": prediction.model,
+        "engine": prediction.engine,
+        "latency_ms": asdict(prediction.times),
+        "warnings": list(prediction.warnings),
+        "border_px": prediction.border_px,
+        "distances": [asdict(one) for one in prediction.distances],
+        "stack": asdict(prediction.info),
+        "software": {"acq-isl": version("acq-isl")},
+    }
