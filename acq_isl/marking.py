@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from acq_isl import grading
+from acq_isl import aiming, grading
+from acq_isl.aiming import Imaged, Lit
 from acq_isl.errors import AcqIslError
 from acq_isl.experiment import Experiment
-from acq_isl.grading import Imaged, KnownCell, KnownField, Lit
+from acq_isl.grading import KnownCell, KnownField
 from acq_isl.instruments import Field
 from acq_isl.measure import Measurement, measure
 from acq_isl.record import RunRecord
@@ -90,7 +91,7 @@ def _scorecard(run: _Run, decisions: Sequence[Mapping[str, Any]]) -> Scorecard:
         (one.request.key.time, one.request.key.position) for one in imaged if one.request.key not in overview
     }
     revisited = {key for key in overview if (key.time, key.position) in stained}
-    aside, height = grading.score_targeting(label, fields, imaged)
+    aside, height = aiming.score_targeting(label, fields, imaged)
     triggers = (grading.score_trigger(one, fields) for one in experiment.triggers)
     notes = ((not run.knows_cells, _NO_CELLS), (len(seen) > _MOST_FIELDS, _TOO_MANY))
     return Scorecard(
@@ -98,11 +99,11 @@ def _scorecard(run: _Run, decisions: Sequence[Mapping[str, Any]]) -> Scorecard:
         choice=grading.score_choice(experiment.choose, fields) if experiment.choose else None,
         triggers=tuple(one for one in triggers if one is not None),
         cells=grading.score_cells(label, fields, revisited) if label and revisited else None,
-        light=grading.score_light(imaged, overview),
+        light=aiming.score_light(imaged, overview),
         aside_um=aside,
         out_of_focus_um=height,
         decision_s=Spread.of([field.decided_s for field in fields]),
-        action_s=grading.score_action(fields, imaged),
+        action_s=aiming.score_action(fields, imaged),
         ungraded=tuple(note for applies, note in notes if applies),
     )
 

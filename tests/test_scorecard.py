@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acq_isl import grading
+from acq_isl import aiming, grading
+from acq_isl.aiming import Imaged, Lit
 from acq_isl.gallery import objects
-from acq_isl.grading import Imaged, KnownCell, KnownField, Lit
+from acq_isl.grading import KnownCell, KnownField
 from acq_isl.marking import match_light
 from acq_isl.measure import ObjectCount
 from acq_isl.record import Comparison
@@ -158,22 +159,22 @@ FIELDS = [field("a", 1), replace(field("b", 1), cells=cells("x", "y", others="z"
 
 
 def test_light_is_summed_by_channel_and_all_fields_are_extrapolated() -> None:
-    light = grading.score_light(STACKS, {key("a"), key("b")})
+    light = aiming.score_light(STACKS, {key("a"), key("b")})
     assert dict(light.overview_ms) == {"Phase": 40}
     assert dict(light.fluorescence_ms) == {"DAPI": 40, "MAP2": 20}
     assert (light.stain_s, light.all_fields_ms, light.duration_s) == (0.06, 120, 4.0)
 
 
 def test_targeting_is_measured_from_where_the_choice_was_made() -> None:
-    aside, height = grading.score_targeting("nuclei", FIELDS, STACKS)
+    aside, height = aiming.score_targeting("nuclei", FIELDS, STACKS)
     assert (aside.median, aside.worst) == (2.5, 5.0)
     assert (height.median, height.worst) == (1.0, 1.5)
-    nowhere = grading.score_targeting("nuclei", FIELDS, STACKS[:2])
+    nowhere = aiming.score_targeting("nuclei", FIELDS, STACKS[:2])
     assert all(math.isnan(one.median) for one in nowhere)
 
 
 def test_action_begins_with_the_first_fluorescence() -> None:
-    wait = grading.score_action(FIELDS, STACKS)
+    wait = aiming.score_action(FIELDS, STACKS)
     assert wait.median == wait.worst == pytest.approx(103.0 - 101.1 - 0.01)
 
 
@@ -241,7 +242,7 @@ def card() -> Scorecard:
         choice=grading.score_choice(Best(k=1, measurement=NUCLEI), ranked),
         triggers=(grading.TriggerScore("many", 2, ("a",), ("b",)),),
         cells=grading.score_cells("nuclei", fields, {key("b")}),
-        light=grading.score_light(STACKS, {key("a"), key("b")}),
+        light=aiming.score_light(STACKS, {key("a"), key("b")}),
         aside_um=Spread(0.5, 2.0),
         out_of_focus_um=Spread(1.0, 1.0),
         decision_s=Spread(0.123, 12.3),
@@ -272,7 +273,7 @@ def test_the_card_reads_like_a_report() -> None:
 def test_a_run_that_imaged_nothing_but_an_overview_says_what_it_can() -> None:
     bare = replace(
         card(), labels=(), choice=None, triggers=(), cells=None, ungraded=(),
-        light=grading.score_light(STACKS[:2], {key("a"), key("b")}),
+        light=aiming.score_light(STACKS[:2], {key("a"), key("b")}),
         aside_um=Spread.of([]), out_of_focus_um=Spread.of([]), decision_s=Spread.of([math.nan]),
     )  # fmt: skip
     assert sentences(bare) == (("light", "0.04 s of transmitted light and 0.00 s of fluorescence light."),)

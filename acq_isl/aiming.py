@@ -1,0 +1,91 @@
+"""How much light a run took, how far beside and how late it fell. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from acq_isl.grading import KnownField
+from acq_isl.scorecard import LightScore, Spread
+from acq_isl.stack import StackKey, StackRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Lit:
+    """One exposure, where and when it truly was: Unix seconds, um, milliseconds of light."""
+
+    unix_s: float
+    x_um: float
+    y_um: float
+    z_um: float
+    dose_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Imaged:
+    """A stack of the run with its exposures, in order."""
+
+    request: StackRequest
+    lit: tuple[Lit, ...]
+
+
+def score_light(imaged: Sequence[Imaged], overview: set[StackKey]) -> LightScore:
+    """Light by channel; ``overview`` are the keys of the overview stacks."""
+    sums: dict[bool, dict[str, float]] = {True: {}, False: {}}
+    places: set[tuple[int, str]] = set()
+    for one in imaged:
+        first = one.request.key in overview
+        channel = one.request.key.channel
+        sums[first][channel] = sums[first].get(channel, 0.0) + sum(lit.dose_ms for lit in one.lit)
+        places |= set() if first else {(one.request.key.time, one.request.key.position)}
+    times = [lit.unix_s for one in imaged for lit in one.lit]
+    per_field = sum(sums[False].values()) / len(places) if places else 0.0
+    return LightScore(
+        sums[True], sums[False], per_field * len(overview), max(times) - min(times) if times else 0.0
+    )
+
+
+def score_targeting(
+    label: str | None, fields: Sequence[KnownField], imaged: Sequence[Imaged]
+) -> tuple[Spread, Spread]:
+    """How far fluorescence was taken beside the overview, and from the height of the wanted cells, in um."""
+    stacks = {one.request.key: one for one in imaged if one.lit}
+    aside: list[float] = []
+    height: list[float] = []
+    for field in fields:
+        seen = stacks.get(field.key)
+        if seen is None:
+            continue
+        x_um, y_um = (float(np.mean([getattr(lit, axis) for lit in seen.lit])) for axis in ("x_um", "y_um"))
+        wanted = [cell.z_um for cell in field.cells or () if label and cell.marked(label)]
+        for one in _stained(field.key, imaged):
+            aside += [math.hypot(lit.x_um - x_um, lit.y_um - y_um) for lit in one.lit]
+            if wanted:
+                height.append(min(abs(lit.z_um - float(np.median(wanted))) for lit in one.lit))
+    return Spread.of(aside), Spread.of(height)
+
+
+def score_action(fields: Sequence[KnownField], imaged: Sequence[Imaged]) -> Spread:
+    """Seconds from the end of a field's last overview slice to its first light in fluorescence."""
+    stacks = {one.request.key: one for one in imaged if one.lit}
+    waits = []
+    for field in fields:
+        after = [one.lit[0].unix_s for one in _stained(field.key, imaged)]
+        if after and field.key in stacks:
+            seen = stacks[field.key]
+            waits.append(min(after) - seen.lit[-1].unix_s - seen.request.exposure_ms / 1000)
+    return Spread.of(waits)
+
+
+def _stained(key: StackKey, imaged: Sequence[Imaged]) -> list[Imaged]:
+    """Other stacks of the same place and time point."""
+    return [
+        one
+        for one in imaged
+        if one.lit
+        and one.request.key != key
+        and (one.request.key.time, one.request.key.position) == (key.time, key.position)
+    ]
