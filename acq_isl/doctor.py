@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 from scipy import ndimage
 
-from acq_isl.engines import describe, load_engine
+from acq_isl.engines import describe, load_engine, not_used
 from acq_isl.errors import AcqIslError
 from acq_isl.experiment import MicroscopeSettings
 from acq_isl.hooks import open_microscope
@@ -37,7 +37,7 @@ class Finding:
         A run is possible with warnings, not with anything missing.
     found : str
     fix : str
-        What to do; empty when ok.
+        What to do; empty when there is nothing to do.
     """
 
     part: str
@@ -128,6 +128,7 @@ def _engine(model: str) -> Iterator[Finding]:
     try:
         stack = _test_stack(info.manifest.z_offsets_um, info.manifest.pixel_size_um)
         prediction = engine.predict(stack)
+        why = engine.why
     finally:
         engine.close()
     taken = time.perf_counter() - began
@@ -137,6 +138,9 @@ def _engine(model: str) -> Iterator[Finding]:
         f"{prediction.engine}; model {info.manifest.name} {info.manifest.version}; "
         f"loaded and predicted a 256x256 stack in {taken:.1f} s",
     )
+    yield Finding("why this one", "ok", why or "it is the only one")
+    for one in not_used(model):
+        yield Finding(one.name, "warning" if one.broken else "ok", f"not used: {one.why}", one.fix)
 
 
 def _test_stack(z_um: tuple[float, ...], pixel_size_um: float) -> ZStack:

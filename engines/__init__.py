@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from acq_isl.engines.backends import Unused
     from acq_isl.engines.gate import Policy
     from acq_isl.engines.ladder import Ladder
     from acq_isl.engines.model_file import ModelInfo
@@ -72,6 +73,14 @@ def load_engine(
     )
 
 
+def not_used(model: Path | str) -> tuple[Unused, ...]:
+    """Back ends that this machine or model does not let us use, each with the reason and its fix."""
+    from acq_isl.engines.backends import backends, unused
+    from acq_isl.engines.model_file import read_model
+
+    return unused(backends(read_model(model)))
+
+
 def describe(model: Path | str) -> ModelInfo:
     """What a model is, without running it; raises `ModelError` like `load_engine`."""
     from acq_isl.engines import model_file
@@ -79,4 +88,4 @@ def describe(model: Path | str) -> ModelInfo:
     return model_file.describe(model)
 
 
-__all__ = ["describe", "load_engine"]
+__all__ = ["describe", "load_engine", "not_used"]

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from acq_isl import cli
-from acq_isl.doctor import examine
+from acq_isl.doctor import Finding, examine
+from acq_isl.engines import backends
+from acq_isl.engines.backends import Unused
 from acq_isl.experiment import HeadlessMicroManager, RunningMicroManager, SimulatedMicroscope
 
 
@@ -54,6 +56,19 @@ def test_what_is_missing_comes_with_its_fix(
     missing = [one for one in examine(settings, model, tmp_path) if one.state == "missing"]
     assert [one.part for one in missing] == [part]
     assert missing[0].fix and fix in missing[0].fix
+
+
+def test_it_says_why_this_engine_and_not_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = Unused("tensorrt", "the NVIDIA driver is too old", "update it", broken=True)
+    absent = Unused("openvino", "not installed", "pip install it")
+    monkeypatch.setattr(backends, "unused", lambda found: (broken, absent))
+    found = {one.part: one for one in examine(SimulatedMicroscope(), "demo", tmp_path)}
+    assert "onnxruntime fp32" in found["why this one"].found
+    assert "tensorrt is not used: the NVIDIA driver is too old" in found["why this one"].found
+    assert found["tensorrt"] == Finding(
+        "tensorrt", "warning", "not used: the NVIDIA driver is too old", "update it"
+    )
+    assert found["openvino"] == Finding("openvino", "ok", "not used: not installed", "pip install it")
 
 
 def test_the_command_fails_when_something_is_missing(
