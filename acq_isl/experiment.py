@@ -108,13 +108,18 @@ class SyntheticSpecimen(_Strict):
 
 
 class RecordedSpecimen(_Strict):
-    """A z-stack and label images from a folder, tiled over the stage."""
+    """A z-stack and label images that somebody recorded, tiled over the stage."""
 
     kind: Literal["recorded"] = "recorded"
     folder: Folder
-    z_step_um: float = Field(default=1.5, gt=0)
+    """TIFF files (or one file), an NDTiff data set, or an OME-Zarr image."""
+    transmitted: str | None = None
+    """Channel of transmitted light, where its name does not tell."""
+    position: str | None = None
+    time: int | None = Field(default=None, ge=0)
+    z_step_um: float | None = Field(default=None, gt=0)
     pixel_size_um: float | None = Field(default=None, gt=0)
-    """Only needed where the files do not say."""
+    """Lengths are only needed where the files do not say."""
 
 
 class SimulatedMicroscope(_Strict):

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from acq_isl.actions import Limits
 from acq_isl.errors import ScopeError
@@ -20,6 +20,9 @@ from acq_isl.experiment import (
     SyntheticSpecimen,
 )
 from acq_isl.faults import of_scope
+
+if TYPE_CHECKING:
+    from acq_isl import sim
 
 log = logging.getLogger(__name__)
 
@@ -78,20 +81,34 @@ def _simulated(settings: SimulatedMicroscope) -> Iterator[OpenMicroscope]:
     from acq_isl import sim
 
     specimen: sim.Specimen
+    own: dict[str, Any] = {}
     match settings.specimen:
         case SyntheticSpecimen(seed=seed, life=life):
             specimen, what = sim.SyntheticSpecimen(seed=seed, life=life), f"synthetic neurons (seed {seed})"
-        case RecordedSpecimen(folder=folder, z_step_um=z_step_um, pixel_size_um=pixel_size_um):
-            specimen = sim.RecordedSpecimen.from_folder(
-                folder, z_step_um=z_step_um, pixel_size_um=pixel_size_um
-            )
-            what = f"specimen recorded in {folder}"
-    chosen = sim.ScopeSettings(shape=settings.camera_px, time_scale=settings.time_scale)
+        case RecordedSpecimen():
+            specimen = recorded_specimen(settings.specimen)
+            # One pixel of the camera is one of the recording, so that its counts come back unchanged.
+            own["pixel_size_um"] = specimen.pixel_size_um
+            what = f"specimen recorded in {settings.specimen.folder}"
+    chosen = sim.ScopeSettings(shape=settings.camera_px, time_scale=settings.time_scale, **own)
     reach = Limits(x_um=chosen.x_limits_um, y_um=chosen.y_limits_um, z_um=chosen.z_limits_um)
     if settings.faults:
         what += f", faults planted: {', '.join(map(str, settings.faults))}"
     with sim.SimulatedScope(specimen, settings=chosen, faults=of_scope(settings.faults)) as scope:
         yield OpenMicroscope(scope.core, f"simulated microscope, {what}", simulated=scope, reach=reach)
+
+
+def recorded_specimen(settings: RecordedSpecimen) -> sim.RecordedSpecimen:
+    """The recording that an experiment names; StorageError says what is wrong or not known."""
+    from acq_isl import sim
+
+    return sim.RecordedSpecimen.from_path(
+        settings.folder,
+        transmitted=settings.transmitted,
+        place=(settings.position, settings.time),
+        pixel_size_um=settings.pixel_size_um,
+        z_step_um=settings.z_step_um,
+    )
 
 
 def _running_core(port: int) -> Any:

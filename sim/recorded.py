@@ -189,7 +189,7 @@ class RecordedSpecimen:
             It cannot be read, or something is not known; says what to give.
         """
         path = Path(path)
-        if (path / _PUBLISHED).is_file() and transmitted is None:
+        if is_published(path) and transmitted is None:
             return cls.from_folder(path, pixel_size_um=pixel_size_um, z_step_um=z_step_um)
         field = read_field(path, position=place[0], time=place[1])
         light = field.transmitted(transmitted)
@@ -262,6 +262,11 @@ class RecordedSpecimen:
         region = mirrored(planes, (top, left), (rows.shape[1], columns.shape[1]))
         seen: Float32Image = np.ascontiguousarray((columns @ (rows @ region).T).T, np.float32)
         return seen
+
+
+def is_published(folder: Path) -> bool:
+    """Whether a folder holds files named like the published recordings, as `RecordedSpecimen.from_folder`."""
+    return (folder / _PUBLISHED).is_file()
 
 
 def _flat(image: TiffImage) -> Recording:
