@@ -23,6 +23,7 @@ from acq_isl.cli_engines import add_engine_commands
 from acq_isl.cli_faults import planted
 from acq_isl.cli_live import Port, Web, Window, both, installed, make_web_command, open_window, page, view
 from acq_isl.cli_models import add_model_commands
+from acq_isl.cli_scorecard import show_scorecard
 from acq_isl.cli_serving import add_serving_commands
 from acq_isl.errors import AcqIslError
 from acq_isl.experiment import Experiment, NoEngine, RecordedSpecimen, RemoteEngine, SimulatedMicroscope
@@ -195,6 +196,8 @@ def _summary(record: RunRecord) -> None:
         f"slices: {counts.captured} captured, {counts.predicted} predicted, {counts.refused} refused, "
         f"{counts.spooled} not predicted, {lost}"
     )
+    if record.scorecard is not None:
+        show_scorecard(out, record.scorecard)
     for warning in record.warnings:
         out.print(f"[yellow]mind[/] {escape(warning)}")
 
