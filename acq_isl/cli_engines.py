@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,7 +44,7 @@ def _info(out: Console) -> Callable[..., None]:
 
 
 def _bench(out: Console) -> Callable[..., None]:
-    def command(
+    def command(  # noqa: PLR0913, PLR0917  one parameter an option
         models: Annotated[list[str] | None, typer.Argument(help="Model files (.onnx), or 'demo'.")] = None,
         side: Annotated[
             list[int] | None, typer.Option(min=1, help="Sides of square fields in pixels.")
@@ -52,9 +53,14 @@ def _bench(out: Console) -> Callable[..., None]:
         threads: Threads = None,
         as_json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
         png: Annotated[Path | None, typer.Option(help="Also draw the latencies into this file.")] = None,
+        estimates: Annotated[
+            Path | None,
+            typer.Option(help="With a GPU: also write estimates for GPUs and what this one took (Markdown)."),
+        ] = None,
     ) -> None:
         """Measure every installed engine: latency, memory, difference to fp32, where the time goes."""
         from acq_isl.bench import SIDES_PX, as_json, bench, plot
+        from acq_isl.engines.roofline import report
 
         def told(text: str) -> None:
             if not as_json_:
@@ -69,8 +75,21 @@ def _bench(out: Console) -> Callable[..., None]:
                 out.print(escape(text), soft_wrap=True)
         if png is not None:
             plot(rows, png)
+        _estimates(out, report([asdict(row) for row in rows]), estimates, silent=as_json_)
 
     return command
+
+
+def _estimates(out: Console, text: str, path: Path | None, *, silent: bool) -> None:
+    """Show and write what a GPU took beside the estimates; there is nothing to show without one."""
+    if text and not silent:
+        out.print(
+            f"\nestimates, and what was measured here (docs/engines.md):\n\n{escape(text)}", soft_wrap=True
+        )
+    if path is not None and text:
+        path.write_text(text + "\n", encoding="utf-8")
+    elif path is not None:
+        out.print("no GPU was measured, so there is nothing to put beside the estimates")
 
 
 def _table(rows: list[Row]) -> Table:

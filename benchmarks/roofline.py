@@ -1,150 +1,20 @@
-"""How fast a model could be on a GPU: an estimate from arithmetic and memory traffic, nothing measured.
+"""Print how fast a model could be on a GPU, an estimate, beside what `acq-isl bench --json` measured on one.
 
-    python benchmarks/roofline.py demo --side 1024 2048
+    acq-isl bench MODEL --side 1024 --json > bench.json
+    python benchmarks/roofline.py MODEL --side 1024 --measured bench.json
 
-Prints a Markdown table with an empty column for what ``acq-isl bench`` measures on the user's card.
-
-time = max(2 MAC / (e_c P), f B / (e_m BW)) + K t_launch; copies (2 planes + 4 labels) H W / PCIe beside it.
-P: dense fp16 with fp32 sums, BW: memory, both from NVIDIA's data sheets. The range is from everything going
-well (e_c .5, e_m .8, f 1.0, t_launch 1 us) to not so well (.25, .6, 1.5, 2.5 us); take it as +- 2x.
+The formula is explained in `acq_isl.engines.roofline`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-import tempfile
-from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
-import onnx
-import onnxruntime
-
-from acq_isl.engines.model_file import ModelFile, read_model
-
-_HALF_BYTES = 2
-_HEAVY = ("Conv", "ConvTranspose")
-# Operators TensorRT does not merge into the convolution before them.
-_KERNELS = (*_HEAVY, "AveragePool", "MaxPool", "Resize", "Concat", "Softmax", "CumSum", "Exp", "DepthToSpace")
-
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """A card: fp16 TFLOP/s, memory TB/s, PCIe GB/s."""
-
-    name: str
-    tflops: float
-    tbytes: float
-    pcie: float
-
-
-GPUS = (
-    Gpu("RTX 3090", 71, 0.94, 25),
-    Gpu("RTX 4090", 165, 1.01, 25),
-    Gpu("RTX A6000", 155, 0.77, 25),
-    Gpu("RTX 6000 Ada", 364, 0.96, 25),
-    Gpu("A100 80G", 312, 2.0, 25),
-    Gpu("H100 PCIe", 756, 2.0, 50),
-    Gpu("H100 SXM", 989, 3.35, 50),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What one field costs.
-
-    Parameters
-    ----------
-    macs : int
-        Multiplications with addition, of convolutions.
-    traffic_bytes : int
-        Activations that convolutions read and write, in fp16.
-    kernels : int
-        Launches.
-    copied_bytes : int
-        Up and down.
-    """
-
-    macs: int
-    traffic_bytes: int
-    kernels: int
-    copied_bytes: int
-
-
-def work(model: ModelFile, side: int) -> Work:
-    """Count what a model does with one field of ``side`` x ``side`` pixels."""
-    graph = _at_size(model.content, side).graph
-    sides = {
-        value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
-        for value in (*graph.value_info, *graph.input, *graph.output)
-    }
-    weights = {weight.name: tuple(weight.dims) for weight in graph.initializer}
-    macs = traffic = 0
-    for node in graph.node:
-        if node.op_type in _HEAVY:
-            read, written = prod(sides[node.input[0]]), prod(sides[node.output[0]])
-            places = read if node.op_type == "ConvTranspose" else written
-            macs += places * prod(weights[node.input[1]][1:])
-            traffic += _HALF_BYTES * (read + written)
-    manifest = model.info.manifest
-    per_px = 2 * manifest.planes + 2 * _HALF_BYTES * len(manifest.labels)
-    return Work(macs, traffic, sum(node.op_type in _KERNELS for node in graph.node), per_px * side * side)
-
-
-def _at_size(content: bytes, side: int) -> onnx.ModelProto:
-    """The graph with every size known: ONNX Runtime folds all arithmetic on shapes."""
-    model = onnx.load_from_string(content)
-    for port in (*model.graph.input, *model.graph.output):
-        for place, dim in enumerate(port.type.tensor_type.shape.dim):
-            if not dim.HasField("dim_value"):
-                dim.dim_value = 1 if place == 0 else side
-    del model.graph.value_info[:]
-    with tempfile.TemporaryDirectory() as folder:
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.optimized_model_filepath = str(Path(folder) / "folded.onnx")
-        options.log_severity_level = 4
-        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        folded = onnx.load(options.optimized_model_filepath)
-    return onnx.shape_inference.infer_shapes(folded, data_prop=True)
-
-
-def estimate_ms(cost: Work, gpu: Gpu) -> tuple[float, float, float]:
-    """Shortest and longest time on the GPU, and the copies, in milliseconds."""
-    times = []
-    for compute, memory, extra, launch_us in ((0.5, 0.8, 1.0, 1.0), (0.25, 0.6, 1.5, 2.5)):
-        arithmetic_s = 2 * cost.macs / (compute * gpu.tflops * 1e12)
-        traffic_s = extra * cost.traffic_bytes / (memory * gpu.tbytes * 1e12)
-        times.append(max(arithmetic_s, traffic_s) * 1e3 + cost.kernels * launch_us * 1e-3)
-    return times[0], times[1], cost.copied_bytes / (gpu.pcie * 1e9) * 1e3
-
-
-def table(model: ModelFile, sides: list[int]) -> list[str]:
-    """Lines of Markdown."""
-    costs = {side: work(model, side) for side in sides}
-    lines = [
-        f"{model.info.manifest.name} {model.info.manifest.version}: "
-        + "; ".join(
-            f"{side} px: {c.macs / side**2 / 1e3:.1f} kMAC per pixel, {c.traffic_bytes / 1e9:.2f} GB, "
-            f"{c.kernels} kernels"
-            for side, c in costs.items()
-        ),
-        "",
-        "| GPU | " + " | ".join(f"{s} px, ESTIMATE, ms | {s} px, measured, ms" for s in sides) + " |",
-        "|---" * (1 + 2 * len(sides)) + "|",
-    ]
-    for gpu in GPUS:
-        cells = []
-        for cost in costs.values():
-            low, high, copies = estimate_ms(cost, gpu)
-            cells.append(f"{_figures(low)} to {_figures(high)} (+ {_figures(copies)} copies) | ")
-        lines.append(f"| {gpu.name} | " + " | ".join(cells) + " |")
-    return lines
-
-
-def _figures(value: float) -> str:
-    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+from acq_isl.engines.model_file import read_model
+from acq_isl.engines.roofline import from_bench, table
 
 
 def main() -> None:
@@ -152,8 +22,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("model", help="model file, or demo")
     parser.add_argument("--side", type=int, nargs="+", default=[1024, 2048], help="field sizes in pixels")
+    parser.add_argument("--measured", type=Path, help="what `acq-isl bench --json` printed")
     chosen = parser.parse_args()
-    sys.stdout.write("\n".join(table(read_model(chosen.model), chosen.side)) + "\n")
+    rows = json.loads(chosen.measured.read_text("utf-8"))["rows"] if chosen.measured else []
+    measured = from_bench(rows, chosen.model)
+    sys.stdout.write("\n".join(table(read_model(chosen.model), chosen.side, measured)) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,13 +2,16 @@
 
 import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from acq_isl import bench
+from acq_isl import bench, cli
 from acq_isl.bench import REFERENCE, Row, as_json, plot
+from acq_isl.engines.model_file import read_model
+from acq_isl.engines.roofline import GPUS, estimate_ms, report, work
 from acq_isl.errors import EngineError, ModelError
 
 SHARES = {"prepare": 5.0, "tiling": 1.0, "upload": 2.0, "compute": 90.0, "download": 1.0, "decode": 1.0}
@@ -69,6 +72,72 @@ def test_longer_times_are_longer_bars(tmp_path):
         np.all(picture == color, axis=2).sum(axis=1).max() for color in ((0, 114, 178), (230, 159, 0))
     )
     assert 1.9 < orange / blue < 2.1
+
+
+GEFORCE = "tensorrt_rtx 1.7.1.116 NVIDIA GeForce RTX 4090 fp16"
+
+
+def on_gpu(device, **changes):
+    return asdict(row(backend="tensorrt fp16", device=device, **changes))
+
+
+def cells(text, name):
+    """The row of a GPU, by name, as its cells."""
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {name} |")]
+    return [cell.strip() for cell in line.split("|")[2:-1]]
+
+
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [
+        (GEFORCE, "RTX 4090"),
+        ("tensorrt_rtx 1.7 NVIDIA RTX 6000 Ada Generation fp16", "RTX 6000 Ada"),
+        ("tensorrt 11.4 NVIDIA A100-SXM4-80GB fp16", "A100 80G"),
+        ("tensorrt 11.4 NVIDIA H100 80GB HBM3 fp16", "H100 SXM"),
+        ("tensorrt 11.4 NVIDIA H100 PCIe fp16", "H100 PCIe"),
+    ],
+)
+def test_what_a_gpu_took_stands_in_its_own_row_beside_the_estimate(device, name):
+    text = report([on_gpu(device), asdict(row())])
+    estimate, measured = cells(text, name)
+    assert measured == "90 (+ 3 copies)" and " to " in estimate and "ESTIMATE" in text
+    empty = [line for line in text.splitlines() if line.endswith("|  |")]
+    assert len(empty) == len(GPUS) - 1
+
+
+def test_a_gpu_without_an_estimate_has_a_row_too():
+    text = report([on_gpu("tensorrt_rtx 1.7 NVIDIA GeForce RTX 3090 Ti fp16", side_px=256)])
+    assert cells(text, "tensorrt_rtx 1.7 NVIDIA GeForce RTX 3090 Ti fp16") == [
+        "none: not in the list",
+        "90 (+ 3 copies)",
+    ]
+    assert cells(text, "RTX 3090")[1] == ""
+
+
+@pytest.mark.parametrize("changes", [{"backend": "tensorrt fp32"}, {"shares_ms": {}}, {"backend": REFERENCE}])
+def test_only_fp16_on_a_gpu_is_held_against_the_estimate(changes):
+    assert report([on_gpu(GEFORCE) | changes]) == ""
+
+
+def test_estimates_grow_with_the_field_and_shrink_with_the_gpu():
+    model = read_model("demo")
+    small, large = (work(model, side) for side in (256, 512))
+    assert large.macs == pytest.approx(4 * small.macs, rel=0.01)
+    assert large.traffic_bytes == pytest.approx(4 * small.traffic_bytes, rel=0.01)
+    by_name = {gpu.name: estimate_ms(large, gpu) for gpu in GPUS}
+    assert by_name["H100 SXM"] < by_name["RTX 4090"] < by_name["RTX 3090"]
+    assert all(low < high for low, high, _ in by_name.values())
+
+
+def test_the_command_writes_the_estimates_where_a_gpu_was_measured(monkeypatch, tmp_path, capsys):
+    measured = [row(backend="tensorrt fp16", device=GEFORCE)]
+    for rows, said in ((measured, "estimates, and what was measured here"), ([row()], "no GPU was measured")):
+        monkeypatch.setattr(bench, "bench", lambda *given, rows=rows, **options: rows)
+        monkeypatch.setattr("sys.argv", ["acq-isl", "bench", "demo", "--estimates", str(tmp_path / "e.md")])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert not stop.value.code and said in capsys.readouterr().out
+    assert "| RTX 4090 |" in (tmp_path / "e.md").read_text("utf-8")
 
 
 def test_nothing_to_plot_is_said(tmp_path):
