@@ -199,16 +199,26 @@ class Deployed(nn.Module):
     """What is exported: camera bytes in, mean and one standard deviation out.
 
     uint16 cannot enter a TensorRT graph, so the camera's buffer is handed over as byte pairs.
+
+    Parameters
+    ----------
+    network : LiveNetwork
+    spread_scale : tuple of float
+        Per label, from calibration.
+    gate : torch.nn.Module or None
+        From `acq_isl.training.gate`: normalised stack and coarsest activations in, (N, K, h, w) out.
     """
 
     spread_scale: Tensor
 
-    def __init__(self, network: LiveNetwork, spread_scale: tuple[float, ...]) -> None:
+    def __init__(
+        self, network: LiveNetwork, spread_scale: tuple[float, ...], gate: nn.Module | None = None
+    ) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.gate = network, gate
         self.register_buffer("spread_scale", torch.tensor(spread_scale)[None, :, None, None])
 
-    def forward(self, stack: Tensor, inv_sd: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, stack: Tensor, inv_sd: Tensor) -> tuple[Tensor, ...]:
         """Predict from camera counts.
 
         Parameters
@@ -221,10 +231,16 @@ class Deployed(nn.Module):
         Returns
         -------
         mean, spread : (N, L, H, W) float32
+        distance : (N, K, h, w) float32
+            With a gate only.
         """
         counts = stack[..., 0].float() + 256.0 * stack[..., 1].float()  # (N, Z, H, W)
-        mean, log_variance = self.network(self.network.normalise(counts, inv_sd))
-        return mean.clamp(min=0.0), torch.exp(0.5 * log_variance) * self.spread_scale
+        x = self.network.normalise(counts, inv_sd)
+        mean, log_variance, bottom = self.network.with_bottom(x)
+        spread = torch.exp(0.5 * log_variance) * self.spread_scale
+        if self.gate is None:
+            return mean.clamp(min=0.0), spread
+        return mean.clamp(min=0.0), spread, self.gate(x, bottom)
 
 
 def beta_nll(mean: Tensor, log_variance: Tensor, target: Tensor, beta: float = 0.5) -> Tensor:
