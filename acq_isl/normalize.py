@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
+from scipy import fft
 
 from acq_isl.errors import StackRefused
 from acq_isl.fit import Resample
 from acq_isl.stack import Float32Image, Uint16Image, ZStack
 
 _BLOCK_PX = 4
+_ROWS_IN_CACHE = 32
+_TRUNCATE_SD = 4.0
 _PLANES_SAMPLED = 4
 _FULL_SCALE = 65535
 _LEAST_SD = 0.5
@@ -36,50 +39,116 @@ def contrast_sd(pixels: Uint16Image, high_pass_px: float) -> float:
     float
         Counts; 0 for a constant stack.
     """
-    picks = np.unique(np.linspace(0, len(pixels) - 1, _PLANES_SAMPLED).round().astype(int))
-    variances = []
-    for plane in (pixels[pick] for pick in picks):
-        if min(plane.shape) < _BLOCK_PX or high_pass_px <= 0:
-            variances.append(float(plane.astype(np.float64).var()))
-        else:
-            variances.append(_variance_around_background(plane, high_pass_px))
-    return float(np.sqrt(np.mean(variances)))
+    return _measured(pixels, high_pass_px).sd
 
 
-def _variance_around_background(plane: Uint16Image, high_pass_px: float) -> float:
+class ContrastMeter:
+    """`contrast_sd` of a stack whose planes come one by one, in any order.
+
+    Parameters
+    ----------
+    planes : int
+    shape : (int, int)
+        Rows and columns of each plane.
+    high_pass_px : float
+    """
+
+    def __init__(self, planes: int, shape: tuple[int, int], high_pass_px: float) -> None:
+        self._picks = frozenset(np.linspace(0, planes - 1, _PLANES_SAMPLED).round().astype(int).tolist())
+        self._variances: dict[int, float] = {}
+        self._lost: Float32Image | None = None
+        if min(shape) >= _BLOCK_PX and high_pass_px > 0:
+            responses = (_gaussian_response(high_pass_px / _BLOCK_PX, side // _BLOCK_PX) for side in shape)
+            self._lost = (1 - np.outer(*responses)).astype(np.float32)
+
+    def add(self, z: int, plane: Uint16Image) -> None:
+        """Take the plane number ``z``; most planes are not looked at."""
+        if z in self._picks:
+            if self._lost is None:
+                self._variances[z] = float(plane.astype(np.float64).var())
+            else:
+                self._variances[z] = _variance_around_background(plane, self._lost)
+
+    @property
+    def sd(self) -> float:
+        """Contrast in counts; ValueError while a plane that is looked at is missing."""
+        missing = self._picks - self._variances.keys()
+        if missing:
+            raise ValueError(f"planes {sorted(missing)} have not been seen")
+        return math.sqrt(sum(self._variances[z] for z in sorted(self._picks)) / len(self._picks))
+
+    @property
+    def inverse(self) -> np.float32:
+        """1 / `sd`, what a network is handed to normalise a stack with.
+
+        Raises
+        ------
+        StackRefused
+            The stack is constant or nearly so: its contrast is less than half a count.
+        """
+        sd = self.sd
+        if sd < _LEAST_SD:
+            raise StackRefused(
+                "there is no contrast in the stack",
+                wanted=f"counts that vary by at least {_LEAST_SD:g} (SD) around their local background",
+                got=f"{sd:.2g}",
+                fix="check that the shutter opens and light reaches the camera; raise exposure or bit depth",
+            )
+        return np.float32(1 / sd)
+
+
+def _variance_around_background(plane: Uint16Image, lost: Float32Image) -> float:
     """Mean square of counts minus background: within the blocks, plus of the block means around it.
 
-    Splitting it spares all arithmetic on full-size float images, and sums of integers are exact.
+    Splitting it spares all arithmetic on full-size float images, and sums of integers are exact. A cosine
+    transform turns the Gaussian, which reflects at the border, into factors, and keeps the mean square;
+    ``lost`` is what the Gaussian takes off each cosine.
     """
-    rows, columns = (side // _BLOCK_PX * _BLOCK_PX for side in plane.shape)
-    cut = plane[:rows, :columns]
-    sums = np.add.reduce([cut[i::_BLOCK_PX] for i in range(_BLOCK_PX)], dtype=np.uint32)
-    sums = np.add.reduce([sums[:, i::_BLOCK_PX] for i in range(_BLOCK_PX)])
-    squares = int(np.square(cut, dtype=np.uint32).sum(dtype=np.uint64))
+    rows, columns = (side * _BLOCK_PX for side in lost.shape)
+    sums, squares = _sums(plane[:rows, :columns])
     within = squares * _BLOCK_PX**2 - int(np.square(sums, dtype=np.uint64).sum())
     means = sums / float(_BLOCK_PX**2)
     means -= means.mean()  # keeps a constant plane exactly constant
-    background = ndimage.gaussian_filter(means, high_pass_px / _BLOCK_PX, mode="reflect")
-    return within / (_BLOCK_PX**2 * cut.size) + float(np.mean(np.square(means - background)))
+    waves = fft.dctn(means.astype(np.float32), norm="ortho", overwrite_x=True)
+    waves *= lost
+    return float(within / (_BLOCK_PX**2 * rows * columns) + np.vdot(waves, waves) / waves.size)
+
+
+def _sums(plane: Uint16Image) -> tuple[NDArray[np.uint32], int]:
+    """Sum of each block, and the sum of all squares; sides are multiples of the block."""
+    sums = np.empty((plane.shape[0] // _BLOCK_PX, plane.shape[1] // _BLOCK_PX), np.uint32)
+    squares = 0
+    for first in range(0, len(plane), _ROWS_IN_CACHE):
+        part = plane[first : first + _ROWS_IN_CACHE].astype(np.float64)  # in which these integers are exact
+        squares += int(np.vdot(part, part))
+        lines = np.add.reduce(part.reshape(-1, _BLOCK_PX, part.shape[1]), axis=1)
+        blocks = lines.reshape(len(lines), -1, _BLOCK_PX)
+        sums[first // _BLOCK_PX : first // _BLOCK_PX + len(lines)] = (
+            blocks[..., 0] + blocks[..., 1] + blocks[..., 2] + blocks[..., 3]
+        )
+    return sums, squares
+
+
+def _gaussian_response(sigma: float, size: int) -> NDArray[np.float64]:
+    """What a Gaussian, as long as scipy's, leaves of each cosine of a line that is reflected at its ends."""
+    radius = int(_TRUNCATE_SD * sigma + 0.5)
+    offsets = np.arange(-radius, radius + 1)
+    weights = np.exp(-0.5 * np.square(offsets / sigma))
+    angles = np.outer(np.arange(size) * np.pi / size, offsets[radius:])
+    factors = np.where(offsets[radius:] > 0, 2, 1) * weights[radius:] / weights.sum()
+    return np.asarray(np.cos(angles) @ factors)
 
 
 def inverse_contrast(pixels: Uint16Image, high_pass_px: float) -> np.float32:
-    """1 / `contrast_sd`, what a network is handed to normalise a stack with.
+    """1 / `contrast_sd`; see `ContrastMeter.inverse`."""
+    return _measured(pixels, high_pass_px).inverse
 
-    Raises
-    ------
-    StackRefused
-        The stack is constant or nearly so: its contrast is less than half a count.
-    """
-    sd = contrast_sd(pixels, high_pass_px)
-    if sd < _LEAST_SD:
-        raise StackRefused(
-            "there is no contrast in the stack",
-            wanted=f"counts that vary by at least {_LEAST_SD:g} (SD) around their local background",
-            got=f"{sd:.2g}",
-            fix="check that the shutter opens and light reaches the camera; raise exposure or bit depth",
-        )
-    return np.float32(1 / sd)
+
+def _measured(pixels: Uint16Image, high_pass_px: float) -> ContrastMeter:
+    meter = ContrastMeter(len(pixels), (pixels.shape[1], pixels.shape[2]), high_pass_px)
+    for z, plane in enumerate(pixels):
+        meter.add(z, plane)
+    return meter
 
 
 def resample(stack: ZStack, how: Resample) -> Uint16Image:

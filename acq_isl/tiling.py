@@ -222,13 +222,26 @@ def _cut_one(pixels: Uint16Image, plan: TilePlan, tile: Tile, target: Uint16Imag
     (field_rows, field_columns), (height, width) = plan.field_shape, plan.tile_shape
     rows, columns = _reflect(top, top + height, field_rows), _reflect(left, left + width, field_columns)
     y, x = _inside(top, height, field_rows), _inside(left, width, field_columns)
-    # What lies inside is copied in whole runs and only the margins are gathered: ten times faster.
-    inner = pixels[:, y.start + top : y.stop + top]
-    target[:, y, x] = inner[:, :, x.start + left : x.stop + left]
-    for margin in (slice(0, x.start), slice(x.stop, width)):
-        target[:, y, margin] = inner[:, :, columns[margin]]
-    for margin in (slice(0, y.start), slice(y.stop, height)):
-        target[:, margin] = pixels[:, rows[margin]][:, :, columns]
+    sides = [margin for margin in (slice(0, x.start), slice(x.stop, width)) if margin.stop > margin.start]
+    ends = [margin for margin in (slice(0, y.start), slice(y.stop, height)) if margin.stop > margin.start]
+    # Plane by plane, so that margins are made of what is in the cache, and what lies inside in whole runs.
+    for plane, out in zip(pixels, target, strict=True):
+        inner = plane[y.start + top : y.stop + top]
+        out[y, x] = inner[:, x.start + left : x.stop + left]
+        for margin in sides:
+            out[y, margin] = inner[:, _backwards(columns[margin])]
+        for margin in ends:
+            out[margin, x] = plane[_backwards(rows[margin]), x.start + left : x.stop + left]
+            for side in sides:
+                out[margin, side] = plane[_backwards(rows[margin])][:, _backwards(columns[side])]
+
+
+def _backwards(indices: NDArray[np.intp]) -> slice | NDArray[np.intp]:
+    """The same as a slice where that is possible, which is read several times as fast."""
+    if (np.diff(indices) != -1).any():
+        return indices
+    last = int(indices[-1]) - 1
+    return slice(int(indices[0]), None if last < 0 else last, -1)
 
 
 def _inside(start: int, side: int, size: int) -> slice:

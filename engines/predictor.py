@@ -14,7 +14,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from acq_isl.engines.content import check_content
+from acq_isl.engines.content import Survey, check_content
 from acq_isl.engines.gate import Policy, judge, measured
 from acq_isl.engines.model_file import ModelInfo
 from acq_isl.engines.network import DISTANCE, MEAN, SPREAD, Network, Shares
@@ -22,7 +22,7 @@ from acq_isl.errors import EngineError, ModelError, StackRefused
 from acq_isl.fit import Refuse, Resample, Use, check
 from acq_isl.manifest import Manifest
 from acq_isl.normalize import inverse_contrast, map_back, resample
-from acq_isl.stack import Distance, Float32Image, Prediction, StageTimes, Uint16Image, ZStack
+from acq_isl.stack import Distance, Float32Image, Prediction, StackInfo, StageTimes, Uint16Image, ZStack
 from acq_isl.tiling import TilePlan, TileRule, blend, cut, plan_tiles
 
 # Covers the usual 2048 and 2304 px cameras with 2x2 tiles.
@@ -111,10 +111,20 @@ class Predictor:
         """The back end's name."""
         return self._network.name
 
-    def predict(self, stack: ZStack) -> Prediction:
+    def survey(self, info: StackInfo) -> Survey:
+        """What may be shown the slices of a stack as they arrive, so that `predict` has less to do."""
+        return Survey(info, self.manifest.high_pass_um / self.manifest.pixel_size_um)
+
+    def predict(self, stack: ZStack, survey: Survey | None = None) -> Prediction:
         """Predict all labels of a stack of any field size.
 
         ``times.infer_ms`` is the network alone, ``times.decode_ms`` all other work of this call.
+
+        Parameters
+        ----------
+        stack : ZStack
+        survey : Survey, optional
+            Of this stack, as far as it got.
 
         Raises
         ------
@@ -123,16 +133,16 @@ class Predictor:
         EngineError
             The network failed or answered with numbers that are none.
         """
-        return self.predict_timed(stack)[0]
+        return self.predict_timed(stack, survey)[0]
 
-    def predict_timed(self, stack: ZStack) -> tuple[Prediction, Shares]:
+    def predict_timed(self, stack: ZStack, survey: Survey | None = None) -> tuple[Prediction, Shares]:
         """`predict`, and where its time went."""
         began_s = time.perf_counter()
         verdict = _checked(self.manifest, stack)
-        check_content(stack)
-        pixels = resample(stack, verdict) if isinstance(verdict, Resample) else stack.pixels
-        scale = verdict.xy_scale if isinstance(verdict, Resample) else 1.0
-        inv_sd = inverse_contrast(pixels, self.manifest.high_pass_um / self.manifest.pixel_size_um)
+        survey = survey or self.survey(stack.info)
+        survey.complete(stack)
+        check_content(stack, survey)
+        pixels, scale, inv_sd = self._normalised(stack, verdict, survey)
         shares = Shares(prepare_ms=_since_ms(began_s))
         began_s = time.perf_counter()
         field = pixels.shape[1], pixels.shape[2]
@@ -159,6 +169,16 @@ class Predictor:
             distances=distances,
         )
         return prediction, shares
+
+    def _normalised(
+        self, stack: ZStack, verdict: Use | Resample, survey: Survey
+    ) -> tuple[Uint16Image, float, np.float32]:
+        """Pixels of the model's planes and size, their scale, and the reciprocal of their contrast."""
+        if isinstance(verdict, Use):
+            return stack.pixels, 1.0, survey.inverse_contrast
+        pixels = resample(stack, verdict)
+        high_pass_px = self.manifest.high_pass_um / self.manifest.pixel_size_um
+        return pixels, verdict.xy_scale, inverse_contrast(pixels, high_pass_px)
 
     def _judged(self, stack: ZStack, answer: _Answer) -> tuple[tuple[Distance, ...], tuple[str, ...]]:
         """Distances to the training set, and warnings; StackRefused where that is the policy."""
@@ -263,9 +283,15 @@ def _whole(values: Float32Image, plan: TilePlan) -> Float32Image:
 
 
 def _check_finite(answers: Sequence[Float32Image], stack: ZStack) -> None:
-    # Smallest and largest carry every NaN and infinity, without an array of booleans.
-    if not all(np.isfinite([v.min(), v.max()]).all() for v in answers):
+    if not all(_is_finite(values) for values in answers):
         raise EngineError(
             f"the network answered with NaN or infinity for stack {stack.info.key}; nothing is shown",
             fix="try another engine or fp32 precision; if it stays, the model is damaged: export it again",
         )
+
+
+def _is_finite(values: Float32Image) -> bool:
+    """Without an array of booleans: a sum of squares carries every NaN and infinity, but may overflow."""
+    with np.errstate(over="ignore"):
+        fine = np.isfinite(np.vdot(values, values))
+    return bool(fine or np.isfinite([values.min(), values.max()]).all())

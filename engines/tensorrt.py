@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from acq_isl.engines.content import Survey
 from acq_isl.engines.cuda import Device, OutOfDeviceMemory
 from acq_isl.engines.gate import Policy
 from acq_isl.engines.model_file import ModelFile, read_model
@@ -87,11 +88,11 @@ class TensorRTEngine(Predictor):
         """The plan on the GPU, for its times and for registering a ring."""
         return self._gpu
 
-    def predict_timed(self, stack: ZStack) -> tuple[Prediction, Shares]:
+    def predict_timed(self, stack: ZStack, survey: Survey | None = None) -> tuple[Prediction, Shares]:
         """Predict all labels of a stack; see `Predictor.predict_timed`."""
         while True:
             try:
-                prediction, shares = super().predict_timed(stack)
+                prediction, shares = super().predict_timed(stack, survey)
             except OutOfDeviceMemory as error:
                 self._use_smaller_tiles(error)
                 continue

@@ -209,6 +209,39 @@ def test_a_resampled_stack_is_predicted_on_its_own_grid_with_a_warning(changes, 
     assert np.corrcoef(prediction.mean[0][inner].ravel(), wanted[inner].ravel())[0, 1] > 0.95
 
 
+def shown(engine, stack, planes):
+    survey = engine.survey(stack.info)
+    for z in planes:
+        survey.add(z, stack.pixels[z])
+    return survey
+
+
+@pytest.mark.parametrize("planes", [(), (0, 1, 2), (2, 0), (1, 1, 0)])
+def test_a_stack_that_was_looked_at_while_it_arrived_is_predicted_alike(planes):
+    stack, engine = stack_of(culture((100, 130))), Predictor(MODEL, BlurNetwork())
+    wanted = engine.predict(stack)
+    got = engine.predict(stack, shown(engine, stack, planes))
+    np.testing.assert_array_equal(got.mean, wanted.mean)
+
+
+def test_what_is_refused_is_refused_however_it_arrived():
+    stack, engine = stack_of(np.full((3, 64, 64), 100, np.uint16)), Predictor(MODEL, BlurNetwork())
+    with pytest.raises(StackRefused, match="planes 1, 2, 3 constant"):
+        engine.predict(stack, shown(engine, stack, (0, 1)))
+
+
+def test_a_survey_of_another_stack_is_not_taken():
+    stack, engine = stack_of(culture((64, 64))), Predictor(MODEL, BlurNetwork())
+    other = stack_of(culture((64, 64)), key=StackKey(7, "B2", "Phase"))
+    with pytest.raises(EngineError, match="measured for stack B2 t7 Phase was handed over with A1 t0 Phase"):
+        engine.predict(stack, engine.survey(other.info))
+
+
+def test_answers_too_large_to_square_are_numbers_all_the_same():
+    engine = Predictor(MODEL, BlurNetwork(lambda mean, spread: (mean * np.float32(1e30), spread)))
+    assert engine.predict(stack_of(culture((64, 64)))).mean.max() > 1e29
+
+
 def test_what_nobody_could_check_is_a_warning():
     stack = stack_of(culture((64, 64)), modality="unknown")
     assert "not checked" in Predictor(MODEL, BlurNetwork()).predict(stack).warnings[0]

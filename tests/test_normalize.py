@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from acq_isl.errors import StackRefused
 from acq_isl.fit import Resample
-from acq_isl.normalize import contrast_sd, inverse_contrast, map_back, resample, resize
+from acq_isl.normalize import ContrastMeter, contrast_sd, inverse_contrast, map_back, resample, resize
 from acq_isl.stack import StackInfo, StackKey, ZStack
 
 
@@ -61,7 +61,7 @@ def test_gain_scales_contrast_and_offset_leaves_it(gain, offset):
     changed = pixels.astype(np.int64) * gain + offset
     assert changed.max() <= 65535
     assert contrast_sd(changed.astype(np.uint16), 20) == pytest.approx(
-        gain * contrast_sd(pixels, 20), rel=1e-9
+        gain * contrast_sd(pixels, 20), rel=1e-6
     )
 
 
@@ -80,6 +80,29 @@ def test_a_constant_stack_has_exactly_no_contrast_and_is_refused(counts, shape, 
     assert contrast_sd(pixels, high_pass_px) == 0
     with pytest.raises(StackRefused, match=r"no contrast.*to fix: check that the shutter opens"):
         inverse_contrast(pixels, high_pass_px)
+
+
+def test_a_large_constant_stack_has_exactly_no_contrast_either():
+    assert contrast_sd(np.full((1, 4096, 4096), 65533, np.uint16), 20) == 0
+
+
+@given(shape=st.sampled_from([(5, 40, 44), (1, 64, 64), (13, 3, 90)]), order=st.randoms())
+@settings(max_examples=15, deadline=None)
+def test_planes_may_come_in_any_order(shape, order):
+    pixels = picture(shape)
+    meter = ContrastMeter(len(pixels), pixels.shape[1:], 20)
+    places = list(range(len(pixels)))
+    order.shuffle(places)
+    for z in places:
+        meter.add(z, pixels[z])
+    assert meter.sd == contrast_sd(pixels, 20) and meter.inverse == inverse_contrast(pixels, 20)
+
+
+def test_a_plane_that_was_not_seen_is_missed():
+    meter = ContrastMeter(4, (16, 16), 2)
+    meter.add(0, picture((1, 16, 16))[0])
+    with pytest.raises(ValueError, match=r"planes \[1, 2, 3\] have not been seen"):
+        meter.sd  # noqa: B018
 
 
 def test_the_reciprocal_is_what_networks_take():
