@@ -6,11 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from acq_isl.sim.view import View
 from acq_isl.stack import Float32Image
 
 CountsImage = NDArray[np.uint8 | np.uint16]
 
 _SMALLEST_BANK = 1 << 20
+_HOT_PERIOD_PX = 2048
 
 
 class CameraSettings(BaseModel):
@@ -27,6 +29,10 @@ class CameraSettings(BaseModel):
     shot_noise : bool
         Whether photons arrive at random. Off for a specimen that was itself recorded by a camera:
         its images carry their noise already.
+    hot_pixels : float
+        Share of pixels that gain electrons without light; always the same ones of the sensor.
+    hot_e_per_s : float
+        Mean of what they gain in a second, exponentially distributed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,6 +41,8 @@ class CameraSettings(BaseModel):
     offset_e: float = Field(default=50.0, ge=0)
     read_noise_e: float = Field(default=1.6, ge=0)
     shot_noise: bool = True
+    hot_pixels: float = Field(default=0.0, ge=0, lt=1)
+    hot_e_per_s: float = Field(default=20_000.0, ge=0)
 
     @classmethod
     def noiseless(cls) -> CameraSettings:
@@ -64,8 +72,35 @@ class Camera:
         self._bank_size = max(_SMALLEST_BANK, 2 * pixels)
         self._bank: NDArray[np.float32] | None = None
 
+    def glow(self, view: View, exposure_ms: float) -> Float32Image | None:
+        """Electrons that hot pixels gain in an exposure, (y, x) float32; None without hot pixels."""
+        camera = self.settings
+        if not camera.hot_pixels:
+            return None
+        glow = np.zeros(view.shape, np.float32)
+        count = int(camera.hot_pixels * _HOT_PERIOD_PX**2)
+        rng = np.random.default_rng((self._seed, 3))
+        places = rng.integers(0, _HOT_PERIOD_PX, (2, count))
+        gained = rng.exponential(camera.hot_e_per_s * exposure_ms / 1000, count)
+        # The pattern repeats every so many pixels of the sensor; each period is looked through.
+        starts = [range(0, origin + side * view.binning, _HOT_PERIOD_PX)
+                  for origin, side in zip(view.sensor_origin_px, view.shape, strict=True)]  # fmt: skip
+        for top in starts[0]:
+            for left in starts[1]:
+                rows = (places[0] + top - view.sensor_origin_px[0]) // view.binning
+                columns = (places[1] + left - view.sensor_origin_px[1]) // view.binning
+                inside = (rows >= 0) & (rows < view.shape[0]) & (columns >= 0) & (columns < view.shape[1])
+                np.add.at(glow, (rows[inside], columns[inside]), gained[inside].astype(np.float32))
+        return glow
+
     def read(
-        self, light: Float32Image, *, flux: float, bit_depth: int, frame: tuple[int, int]
+        self,
+        light: Float32Image,
+        *,
+        flux: float,
+        bit_depth: int,
+        frame: tuple[int, int],
+        glow: Float32Image | None = None,
     ) -> CountsImage:
         """Expose once and read out.
 
@@ -80,6 +115,8 @@ class Camera:
             Bits of the digitizer; counts end at ``2**bit_depth - 1``.
         frame : (int, int)
             Number of the sequence and of the frame in it; picks the noise.
+        glow : (y, x) float32, optional
+            Electrons that come without light, as `glow` gives them.
 
         Returns
         -------
@@ -89,6 +126,8 @@ class Camera:
         per_electron = top / camera.full_well_e
         # +0.5 so that the cut to integers below rounds.
         counts = np.multiply(light, np.float32(flux * top), dtype=np.float32)
+        if glow is not None:
+            counts += glow * np.float32(per_electron)
         if camera.shot_noise:
             spread = np.multiply(counts, np.float32(per_electron), dtype=np.float32)
             spread += np.float32((camera.read_noise_e * per_electron) ** 2)

@@ -67,6 +67,9 @@ class ScopeSettings(BaseModel):
         Of the camera noise.
     time_scale : float
         How many seconds pass for the specimen in one second.
+    prepare_ahead : int
+        Fields of view that a second thread prepares in the direction of a scan, of specimens that can be
+        prepared; 0 for none. Pictures are the same.
     buffer_size_mb : int
         Circular buffer of the core. It is allocated at the start, so large ones cost time.
     """
@@ -83,6 +86,7 @@ class ScopeSettings(BaseModel):
     camera: CameraSettings | None = None
     seed: int = Field(default=0, ge=0)
     time_scale: float = Field(default=1.0, ge=0)
+    prepare_ahead: int = Field(default=0, ge=0, le=4)
     buffer_size_mb: int = Field(default=64, ge=1)
 
     @model_validator(mode="after")

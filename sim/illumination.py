@@ -189,7 +189,7 @@ class Oblique:
 Transmitted = PhaseContrast | Oblique | Brightfield | DIC
 
 
-LIVE_PHASE_CONTRAST = PhaseContrast(points=10, coarse_points=60, grid_um_na=LIVE_GRID_UM_NA)
+LIVE_PHASE_CONTRAST = PhaseContrast(points=12, coarse_points=60, grid_um_na=LIVE_GRID_UM_NA)
 """What a simulated microscope looks through unless told otherwise: r .99 with a full source."""
 
 

@@ -33,7 +33,7 @@ class Brightfield:
     medium_index: float = 1.33
     numerical_aperture: float = 0.49
     condenser_na: float = 0.3
-    points: int = 12
+    points: int = 16
     lamp: Lamp | None = None
     coarse_points: int = 60
     grid_um_na: float = LIVE_GRID_UM_NA
@@ -43,7 +43,7 @@ class Brightfield:
         """A random microscope: NA .42-.58, condenser at 30-80 % of it, lamp 0-60 nm wide."""
         aperture, wavelength = rng.uniform(0.42, 0.58), rng.uniform(0.5, 0.6)
         lamp = Lamp.band(wavelength, rng.uniform(0.0, 0.06))
-        return cls(wavelength, 1.33, aperture, aperture * rng.uniform(0.3, 0.8), lamp=lamp)
+        return cls(wavelength, 1.33, aperture, aperture * rng.uniform(0.3, 0.8), lamp=lamp, coarse_points=60)
 
     def scaled(self, factor: float) -> Brightfield:
         """The same optics with all apertures multiplied by ``factor``, as with another objective."""
@@ -123,7 +123,7 @@ class DIC:
         lamp = Lamp.band(wavelength, rng.uniform(0.0, 0.06))
         return cls(
             wavelength, 1.33, aperture, aperture * rng.uniform(0.4, 0.8), rng.uniform(0.2, 0.5),
-            rng.uniform(0, 2 * np.pi), bias, lamp=lamp,
+            rng.uniform(0, 2 * np.pi), bias, lamp=lamp, coarse_points=60,
         )  # fmt: skip
 
     def scaled(self, factor: float) -> DIC:

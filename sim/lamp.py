@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
 Points = NDArray[np.float64]
 
@@ -48,13 +49,13 @@ class Lamp:
 
     @classmethod
     def band(cls, middle_um: float, width_um: float, colours: int = 3) -> Lamp:
-        """A Gaussian spectrum of full width ``width_um`` at half height, by Gauss-Hermite quadrature."""
-        nodes, weights = np.polynomial.hermite_e.hermegauss(colours)
-        sigma = width_um / np.sqrt(8 * np.log(2))
-        return cls(
-            tuple(float(middle_um + sigma * node) for node in nodes),
-            tuple(float(weight / weights.sum()) for weight in weights),
-        )
+        """A Gaussian spectrum of full width ``width_um`` at half height, as wavelengths of equal weight.
+
+        Equal weights because each colour gets as many source points; middle and variance are exact.
+        """
+        nodes = special.ndtri((np.arange(colours) + 0.5) / colours)
+        sigma = width_um / np.sqrt(8 * np.log(2)) / max(float(nodes.std()), 1e-9)
+        return cls(tuple(float(middle_um + sigma * node) for node in nodes), (1 / colours,) * colours)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -239,6 +239,8 @@ class Imaging:
             for beam in beams:
                 colour = beam.wavelength_um
                 field = fft.fftshift(self._passed(cut[colour], first[colour], beam, shape))
+                # On an even side the lowest frequency has no opposite one to interfere with.
+                field[: 1 - shape[0] % 2], field[:, : 1 - shape[1] % 2] = 0, 0
                 if isinstance(self.optics, DIC):
                     field *= self.optics.shear(fy, fx, colour).astype(np.complex64)
                 starts = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -11,6 +12,7 @@ from acq_isl.errors import ScopeError
 from acq_isl.sim.camera import Camera, CountsImage, flux_of
 from acq_isl.sim.config import ScopeSettings
 from acq_isl.sim.exposure import Exposure
+from acq_isl.sim.prefetch import Prefetch, Prepares
 from acq_isl.sim.timeline import Timeline
 from acq_isl.sim.view import Specimen, View
 
@@ -22,7 +24,8 @@ Result = TypeVar("Result")
 class Renderer:
     """Turns exposures into counts on one thread of its own, while the core still exposes.
 
-    The specimen is only ever called from that thread. Owned by `SimulatedScope`.
+    The specimen is only rendered on that thread; with ``settings.prepare_ahead`` another one prepares places
+    that a scan will come to. Owned by `SimulatedScope`.
 
     Parameters
     ----------
@@ -34,13 +37,19 @@ class Renderer:
     def __init__(self, specimen: Specimen, camera: Camera, settings: ScopeSettings) -> None:
         self._specimen, self._camera, self._settings = specimen, camera, settings
         self.timeline = Timeline(settings.time_scale)
+        self._prefetch: Prefetch | None = None
 
     def __enter__(self) -> Self:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="simulated camera")
+        self._open, self._prefetch = ExitStack(), None
+        if self._settings.prepare_ahead and isinstance(self._specimen, Prepares):
+            prefetch = Prefetch(self._specimen.prepare, self._settings.prepare_ahead)
+            self._prefetch = self._open.enter_context(prefetch)
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        with self._open:
+            self._thread.shutdown(wait=True, cancel_futures=True)
 
     def submit(self, exposure: Exposure, frame: tuple[int, int]) -> Future[CountsImage]:
         """Begin to render; ``frame`` is number of sequence and of image, for the noise."""
@@ -57,6 +66,8 @@ class Renderer:
         if exposure.lit and view.channel in self._specimen.channels:
             lamp = self._settings.light(view.channel)
             light = self._specimen.render(view)
+            if self._prefetch is not None:
+                self._prefetch.saw(view)
             flux = flux_of(
                 exposure.exposure_ms,
                 lamp.nominal_exposure_ms,
@@ -71,7 +82,8 @@ class Renderer:
                 wanted=str(view.shape),
                 got=str(light.shape),
             )
-        counts = self._camera.read(light, flux=flux, bit_depth=exposure.bit_depth, frame=frame)
+        glow = self._camera.glow(view, exposure.exposure_ms)
+        counts = self._camera.read(light, flux=flux, bit_depth=exposure.bit_depth, frame=frame, glow=glow)
         pixels: CountsImage = counts.astype(f"u{exposure.bytes_per_pixel}", copy=False)
         return pixels
 

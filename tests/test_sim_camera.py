@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 from pydantic import ValidationError
 
 from acq_isl.sim.camera import Camera, CameraSettings, flux_of
+from acq_isl.sim.view import View
 
 QUIET = CameraSettings.noiseless()
 
@@ -122,3 +125,24 @@ def test_reading_leaves_the_light_alone() -> None:
     light = flat(0.5)
     Camera(CameraSettings()).read(light, flux=2.0, bit_depth=16, frame=(0, 0))
     assert np.all(light == 0.5)
+
+
+@pytest.mark.parametrize("binning", [1, 2])
+def test_hot_pixels_stay_on_the_sensor_and_fill_with_time(binning: int) -> None:
+    camera = Camera(CameraSettings(hot_pixels=1e-3), seed=4)
+    whole = View(0.0, 0.0, 0.0, "Phase", 0.3, (128 // binning, 160 // binning), (1990, 0), binning)
+    part = replace(whole, shape=(40 // binning, 60 // binning), sensor_origin_px=(2030, 40))
+    glow, cut, longer = camera.glow(whole, 100.0), camera.glow(part, 100.0), camera.glow(whole, 300.0)
+    assert glow is not None and cut is not None and longer is not None
+    rows, columns = (slice(at // binning, (at + side) // binning) for at, side in ((40, 40), (40, 60)))
+    np.testing.assert_allclose(glow[rows, columns], cut)
+    np.testing.assert_allclose(longer, 3 * glow, rtol=1e-5)
+    assert 8 <= np.count_nonzero(glow) <= 40
+    dark = np.zeros(whole.shape, np.float32)
+    counts = camera.read(dark, flux=0.0, bit_depth=16, frame=(0, 0), glow=glow).astype(float)
+    counts -= camera.read(dark, flux=0.0, bit_depth=16, frame=(0, 0))
+    assert np.corrcoef(counts.ravel(), glow.ravel())[0, 1] > 0.9
+
+
+def test_a_camera_without_hot_pixels_has_no_glow() -> None:
+    assert Camera(CameraSettings()).glow(View(0.0, 0.0, 0.0, "Phase", 0.3, (8, 8)), 100.0) is None

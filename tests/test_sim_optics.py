@@ -8,13 +8,29 @@ import numpy as np
 import pytest
 from scipy import fft, ndimage
 
-from acq_isl.sim.illumination import Oblique, PhaseContrast
+from acq_isl.sim.illumination import LIVE_PHASE_CONTRAST, Oblique, PhaseContrast
+from acq_isl.sim.illumination_disc import DIC, Brightfield
+from acq_isl.sim.lamp import Lamp
 from acq_isl.sim.optics import Imaging
 from acq_isl.sim.specimen_objects import LAYER_HEIGHTS_UM
 from acq_isl.sim.weak_phase import weak_phase_transfer
 
 SIDE_UM = 96.0
 OPTICS = [PhaseContrast(), PhaseContrast(dense_is_dark=False), Oblique()]
+MODALITIES = {
+    "phase contrast": PhaseContrast(),
+    "bright": PhaseContrast(dense_is_dark=False),
+    "oblique": Oblique(),
+    "live": LIVE_PHASE_CONTRAST,
+    "white lamp": replace(
+        LIVE_PHASE_CONTRAST,
+        lamp=Lamp.band(0.55, 0.06),
+    ),
+    "bright field": Brightfield(),
+    "DIC": DIC(),
+    "DIC, small bias": DIC(bias_rad=-0.5, direction_rad=2.0),
+}
+NAMED = [pytest.param(optics, id=name) for name, optics in MODALITIES.items()]
 
 
 def imaging(optics=None, grid_um=0.4, heights=LAYER_HEIGHTS_UM, side_um=SIDE_UM):
@@ -31,7 +47,7 @@ def correlation(a, b):
     return float(np.corrcoef(np.ravel(a), np.ravel(b))[0, 1])
 
 
-@pytest.mark.parametrize("optics", OPTICS, ids=lambda o: type(o).__name__)
+@pytest.mark.parametrize("optics", NAMED)
 @pytest.mark.parametrize("z_um", [-8.0, 0.0, 11.0])
 def test_empty_medium_is_one_at_any_focus(optics, z_um):
     scope = imaging(optics, side_um=38.4)
@@ -39,8 +55,9 @@ def test_empty_medium_is_one_at_any_focus(optics, z_um):
     np.testing.assert_allclose(scope.image(fields, z_um), 1.0, atol=1e-4)
 
 
-@pytest.mark.parametrize("optics", OPTICS, ids=lambda o: type(o).__name__)
-@pytest.mark.parametrize("z_um", [-6.0, 0.0, 4.0])
+# Not at focus, where bright field shows no phase at all.
+@pytest.mark.parametrize("optics", NAMED)
+@pytest.mark.parametrize("z_um", [-6.0, 1.0, 4.0])
 def test_weak_phase_images_as_the_analytic_transfer_says(optics, z_um):
     scope = imaging(optics, heights=(0.0,), side_um=57.6)
     noise = ndimage.gaussian_filter(np.random.default_rng(1).standard_normal(scope.shape), 1.5, mode="wrap")
@@ -72,27 +89,52 @@ def layered_object(grid_um, slices):
     return ndimage.gaussian_filter(path, (0, sigma, sigma), mode="wrap").astype(np.float32), tuple(middle)
 
 
-@pytest.mark.parametrize(
-    ("optics", "points", "agreement"),
-    [
-        (PhaseContrast(decentre_na=(0.0, 0.0)), 12, 0.98),
-        (Oblique(), 12, 0.98),
-        # A decentred annulus needs more points: most light comes from arcs beside the ring.
-        (PhaseContrast(), 12, 0.95),
-        (PhaseContrast(), 24, 0.965),
-    ],
-)
-def test_three_layers_and_few_points_agree_with_a_finer_reference(optics, points, agreement):
-    path, heights = layered_object(0.4, 3)
-    fast = imaging(replace(optics, points=points), 0.4, heights)
+GOLDEN = {
+    "live": (LIVE_PHASE_CONTRAST, 0.99),
+    "live, white lamp": (replace(LIVE_PHASE_CONTRAST, lamp=Lamp.band(0.55, 0.06)), 0.99),
+    "centred": (replace(LIVE_PHASE_CONTRAST, decentre_na=(0.0, 0.0)), 0.993),
+    "oblique": (Oblique(points=12, coarse_points=60), 0.99),
+    "bright field": (Brightfield(), 0.99),
+    "DIC": (DIC(), 0.99),
+    # What networks are trained on: few points and no correction.
+    "training": (PhaseContrast(), 0.94),
+    "training, oblique": (Oblique(), 0.985),
+}
+
+
+@pytest.fixture(scope="module")
+def sliced():
+    return {slices: layered_object(grid, slices) for grid, slices in ((0.4, 3), (0.3, 16))}
+
+
+@pytest.mark.parametrize(("optics", "agreement"), GOLDEN.values(), ids=GOLDEN)
+def test_three_layers_and_few_points_agree_with_a_finer_reference(sliced, optics, agreement):
+    """Against 16 slices and 96 points that fill the source evenly, of each wavelength."""
+    path, heights = sliced[3]
+    fast = imaging(optics, 0.4, heights)
     fields = fast.exit_fields(path)
-    path, heights = layered_object(0.3, 7)
-    fine = imaging(replace(optics, points=80), 0.3, heights)
-    reference = fine.exit_fields(path)
-    for z_um in (-3.0, 4.0, 9.0):
+    path, heights = sliced[16]
+    lamp = optics.lamp or Lamp((optics.wavelength_um,), (1.0,))
+    wanted = np.zeros((3, 320, 320))
+    for colour, weight in zip(lamp.wavelengths_um, lamp.weights, strict=True):
+        fine = Filled(replace(optics, lamp=Lamp((colour,), (1.0,))), (320, 320), 0.3, heights)
+        reference = fine.exit_fields(path)
+        wanted += weight * np.array([fine.image(reference, z_um) for z_um in (-3.0, 4.0, 9.0)])
+    for z_um, image in zip((-3.0, 4.0, 9.0), wanted, strict=True):
         # Points both grids have in common: every third of one, every fourth of the other.
-        got, wanted = fast.image(fields, z_um)[::3, ::3], fine.image(reference, z_um)[::4, ::4]
-        assert correlation(got, wanted) > agreement, z_um
+        assert correlation(fast.image(fields, z_um)[::3, ::3], image[::4, ::4]) > agreement, z_um
+
+
+class Filled(Imaging):
+    """With a full source instead of few points and their correction."""
+
+    @property
+    def beams(self):
+        if "filled" not in self.__dict__:
+            self.__dict__["filled"] = self._beams(self.optics.spread(96))
+        return self.__dict__["filled"]
+
+    many_beams = ()
 
 
 def fibre_image(optics, z_um):
@@ -128,7 +170,7 @@ def test_a_decentred_annulus_gives_relief_and_a_centred_one_does_not():
     assert lean(0.08) > 5 * max(lean(0.0), 0.005)
 
 
-@pytest.mark.parametrize("optics", OPTICS, ids=lambda o: type(o).__name__)
+@pytest.mark.parametrize("optics", NAMED)
 def test_scaling_changes_apertures_together(optics):
     scaled = optics.scaled(0.5)
     assert np.abs(scaled.source()[0]).max() == pytest.approx(0.5 * np.abs(optics.source()[0]).max(), rel=0.1)
