@@ -165,8 +165,8 @@ def score_choice(rule: Best, fields: Sequence[KnownField]) -> ChoiceScore | None
         chosen=len(chosen),
         right=len(chosen) - len(wrong),
         ranked=len(values),
-        wrong=tuple((key.position, truly[key]) for key in wrong),
-        missed=tuple(key.position for key in missed),
+        wrong=tuple((_name(key), truly[key]) for key in wrong),
+        missed=tuple(_name(key) for key in missed),
     )
 
 
@@ -182,7 +182,7 @@ def score_trigger(trigger: Trigger, fields: Sequence[KnownField]) -> TriggerScor
         acts, should = trigger.when.passed(predicted), trigger.when.passed(true)
         right += acts == should
         if acts != should:
-            (alarms if acts else missed).append(field.key.position)
+            (alarms if acts else missed).append(_name(field.key))
     if not (right or alarms or missed):
         return None
     return TriggerScore(trigger.name, right, tuple(alarms), tuple(missed))
@@ -229,3 +229,7 @@ def _at_best(wanted: Sequence[set[str]], draws: int) -> int:
         left.remove(best)
         seen |= best
     return len(seen)
+
+
+def _name(key: StackKey) -> str:
+    return f"{key.position} t{key.time}" if key.time else key.position
