@@ -28,7 +28,7 @@ class Agreement:
         Correlation of the mean of each label over all pixels; 1 where both are constant and equal.
     distance : float
         Largest change of what the gate looks at, the median of a distance over a tile, as a share of its
-        limit; 0 without a gate.
+        limit, or of 1 where that is larger, since limits may be 0; 0 without a gate.
     """
 
     max_abs: dict[str, float]
@@ -81,7 +81,8 @@ def agreement(
 
 def _gate_change(wanted: Float32Image, got: Float32Image, gate: Gate) -> float:
     medians = [np.median(values, axis=(2, 3)) for values in (wanted, got)]
-    return float((np.abs(medians[1] - medians[0]) / np.asarray(gate.limits)).max())
+    scale = np.maximum(np.abs(gate.limits), 1.0)
+    return float((np.abs(medians[1] - medians[0]) / scale).max())
 
 
 def sample_tiles(manifest: Manifest, count: int = 2) -> Uint16Image:
