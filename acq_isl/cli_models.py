@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from acq_isl.errors import ModelError
+from acq_isl.errors import ModelError, PairRefused
 
 if TYPE_CHECKING:
+    from acq_isl.evaluation.outcome import Settings
     from acq_isl.stack import Modality, Polarity
 
 _Z_STEP_UM = 1.5
+_GUESSED = (
+    f"the checkpoint does not say how far apart its planes were; {_Z_STEP_UM:g} um is a guess, "
+    "set --z-step-um if you know better"
+)
 
 
 class Form(StrEnum):
@@ -33,6 +38,13 @@ class Statistic(StrEnum):
     MEAN = "mean"
 
 
+class SplitUnit(StrEnum):
+    """What was held out of training as a whole."""
+
+    FIELD = "field"
+    WELL = "well"
+
+
 class Light(StrEnum):
     """Kinds of transmitted light the published network was trained on."""
 
@@ -41,38 +53,71 @@ class Light(StrEnum):
     DIC = "DIC"
 
 
+Model = Annotated[str, typer.Argument(help="Model file (.onnx), or 'demo'.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads for inference.")]
+
+Checkpoint = Annotated[Path, typer.Argument(help="Folder of the TensorFlow checkpoint, unpacked.")]
+NewModel = Annotated[Path, typer.Option("--output", "-o", help="Model file to write (.onnx).")]
+Heads = Annotated[str | None, typer.Option(help="Labels to keep, with commas.", show_default="all nine")]
+TheForm = Annotated[Form, typer.Option(help="'exact' as published; 'single-phase' is twice as fast.")]
+Shown = Annotated[Statistic, typer.Option(help="What is shown of each pixel's distribution.")]
+TheLight = Annotated[Light, typer.Option(help="How the stacks will be lit.")]
+PixelSize = Annotated[
+    float | None, typer.Option(min=0.001, help="Of the stacks.", show_default="as published")
+]
+Planes = Annotated[int | None, typer.Option(min=1, help="Slices of a stack.", show_default="as published")]
+ZStep = Annotated[
+    float | None, typer.Option(min=0.001, help="Between slices.", show_default=f"{_Z_STEP_UM}, a guess")
+]
+HighPass = Annotated[float, typer.Option(min=0, help="Sigma of the background to remove; 0 for flat stacks.")]
+
+Pairs = Annotated[
+    list[Path],
+    typer.Option(help="Folder of z-stacks with their stains, or a .yaml list of sources; repeatable."),
+]
+Results = Annotated[Path, typer.Option("--output", "-o", help="Folder for tables and the report.")]
+Unit = Annotated[SplitUnit, typer.Option(help="What was held out of training; a row of the table.")]
+Truth = Annotated[list[str] | None, typer.Option(help="LABEL=STAIN, where names do not tell; repeatable.")]
+Objects = Annotated[
+    list[str] | None, typer.Option(help="Label with separate objects; repeatable.", show_default="nuclei")
+]
+FileZStep = Annotated[
+    float | None, typer.Option(min=0.001, help="Between planes, for files that do not say it.")
+]
+Registration = Annotated[
+    float, typer.Option(min=0, help="How far stain and transmitted light may be apart; sets the ceiling.")
+]
+OwnRange = Annotated[
+    bool, typer.Option("--own-range", help="Scale the truth by these pairs, not by the model file.")
+]
+
+Package = Annotated[Path, typer.Option("--output", "-o", help="Package to write (.zip).")]
+Bioimageio = Annotated[
+    bool, typer.Option("--bioimageio", help="As a package of bioimage.io, which is the only kind yet.")
+]
+Authors = Annotated[list[str] | None, typer.Option(help="Who stands for the package; repeatable.")]
+Citations = Annotated[list[str] | None, typer.Option(help="TEXT=DOI; repeatable.")]
+
+
 def add_model_commands(cli: typer.Typer, out: Console) -> None:
-    """Add ``import-reference`` to the command line."""
+    """Add ``import-reference``, ``evaluate`` and ``export`` to the command line."""
     cli.command("import-reference")(_import_reference(out))
+    cli.command("evaluate")(_evaluate(out))
+    cli.command("export")(_export(out))
 
 
 def _import_reference(out: Console) -> Callable[..., None]:
     def command(  # noqa: PLR0913, PLR0917
-        checkpoint: Annotated[Path, typer.Argument(help="Folder of the TensorFlow checkpoint, unpacked.")],
-        output: Annotated[Path, typer.Option("--output", "-o", help="Model file to write (.onnx).")],
-        heads: Annotated[
-            str | None, typer.Option(help="Labels to keep, with commas.", show_default="all nine")
-        ] = None,
-        form: Annotated[
-            Form, typer.Option(help="'exact' as published; 'single-phase' is twice as fast.")
-        ] = Form.EXACT,
-        statistic: Annotated[
-            Statistic, typer.Option(help="What is shown of each pixel's distribution.")
-        ] = Statistic.MEDIAN,
-        light: Annotated[Light, typer.Option(help="How the stacks will be lit.")] = Light.PHASE_CONTRAST,
-        pixel_size_um: Annotated[
-            float | None, typer.Option(min=0.001, help="Of the stacks.", show_default="as published")
-        ] = None,
-        planes: Annotated[
-            int | None, typer.Option(min=1, help="Slices of a stack.", show_default="as published")
-        ] = None,
-        z_step_um: Annotated[
-            float | None,
-            typer.Option(min=0.001, help="Between slices.", show_default=f"{_Z_STEP_UM}, a guess"),
-        ] = None,
-        high_pass_um: Annotated[
-            float, typer.Option(min=0, help="Sigma of the background to remove; 0 for flat stacks.")
-        ] = 6.0,
+        checkpoint: Checkpoint,
+        output: NewModel,
+        heads: Heads = None,
+        form: TheForm = Form.EXACT,
+        statistic: Shown = Statistic.MEDIAN,
+        light: TheLight = Light.PHASE_CONTRAST,
+        pixel_size_um: PixelSize = None,
+        planes: Planes = None,
+        z_step_um: ZStep = None,
+        high_pass_um: HighPass = 6.0,
     ) -> None:
         """Make a model of the published in-silico-labelling checkpoint (needs the extra 'train')."""
         optics = _published(light, pixel_size_um, planes, z_step_um, high_pass_um)
@@ -81,24 +126,109 @@ def _import_reference(out: Console) -> Callable[..., None]:
         except ModuleNotFoundError as error:
             raise _no_extra("train", error) from error
         chosen = None if heads is None else [head.strip() for head in heads.split(",") if head.strip()]
-        shown: Literal["mean", "median"] = "mean" if statistic is Statistic.MEAN else "median"
-        manifest = import_reference(
+        made = import_reference(
             checkpoint,
             output,
             Optics(*optics),
             heads=chosen,
             form="exact" if form is Form.EXACT else "single phase",
-            statistic=shown,
+            statistic="mean" if statistic is Statistic.MEAN else "median",
         )
-        out.print(f"made {escape(str(output))}: {escape(', '.join(manifest.label_names))}", soft_wrap=True)
-        if z_step_um is None and manifest.planes > 1:
-            out.print(
-                f"[yellow]mind[/] the checkpoint does not say how far apart its planes were; "
-                f"{_Z_STEP_UM:g} um is a guess, set --z-step-um if you know better",
-                soft_wrap=True,
-            )
+        out.print(f"made {escape(str(output))}: {escape(', '.join(made.label_names))}", soft_wrap=True)
+        if z_step_um is None and made.planes > 1:
+            out.print(f"[yellow]mind[/] {_GUESSED}", soft_wrap=True)
 
     return command
+
+
+def _evaluate(out: Console) -> Callable[..., None]:
+    def command(  # noqa: PLR0913, PLR0917
+        model: Model,
+        pairs: Pairs,
+        output: Results,
+        split_unit: Unit = SplitUnit.FIELD,
+        truth: Truth = None,
+        objects: Objects = None,
+        z_step_um: FileZStep = None,
+        registration_um: Registration = 1.0,
+        own_range: OwnRange = False,
+        threads: Threads = None,
+    ) -> None:
+        """Hold a model's predictions against real stains: one table and one page with pictures."""
+        from acq_isl.evaluation.outcome import Settings
+
+        settings = Settings(
+            split_unit=split_unit.value,
+            truth_of=_pairs_of_names(truth or []),
+            objects=tuple(objects or ()),
+            truth_range="pairs" if own_range else "model",
+            registration_um=registration_um,
+            threads=threads,
+        )
+        _evaluated(out, model, (pairs, z_step_um), settings, output)
+
+    return command
+
+
+def _evaluated(
+    out: Console, model: str, pairs: tuple[list[Path], float | None], settings: Settings, folder: Path
+) -> None:
+    from acq_isl.engines import describe
+    from acq_isl.evaluation.evaluate import evaluate
+    from acq_isl.evaluation.find import find_items
+    from acq_isl.evaluation.page import write_evaluation
+    from acq_isl.evaluation.tables import as_markdown
+
+    paths, z_step_um = pairs
+    items = find_items(paths, describe(model).manifest, z_step_um)
+    report = evaluate(model, items, settings, lambda name: out.print(f"evaluating {escape(name)}"))
+    page, *_ = write_evaluation(folder, report)
+    out.print(escape(as_markdown(report)), soft_wrap=True)
+    out.print(f"report {escape(str(page))}", soft_wrap=True)
+    if report.leaks:
+        raise typer.Exit(1)
+
+
+def _export(out: Console) -> Callable[..., None]:
+    def command(
+        model: Model,
+        output: Package,
+        bioimageio: Bioimageio = False,
+        author: Authors = None,
+        cite: Citations = None,
+    ) -> None:
+        """Hand a model on to other programs (needs the extra 'bioimageio')."""
+        if not bioimageio:
+            raise ModelError(
+                "it was not said what to make of the model",
+                wanted="--bioimageio",
+                got="nothing",
+                fix="add --bioimageio; to run it with acq-isl the .onnx file itself is all you need",
+            )
+        try:
+            from acq_isl.training.bioimage import export_bioimage
+
+            cited = [(text, doi) for text, _, doi in (c.rpartition("=") for c in cite or ())]
+            export_bioimage(model, output, author or (), cited)
+        except ModuleNotFoundError as error:
+            raise _no_extra("bioimageio", error) from error
+        made = escape(str(output))
+        out.print(f"made {made}; try it with: bioimageio test {made}", soft_wrap=True)
+
+    return command
+
+
+def _pairs_of_names(texts: list[str]) -> dict[str, str]:
+    """``LABEL=STAIN`` as a mapping."""
+    named = dict(text.partition("=")[::2] for text in texts)
+    if not all(label and stain for label, stain in named.items()):
+        raise PairRefused(
+            "a truth is not named as it must be",
+            wanted="--truth LABEL=STAIN",
+            got=" ".join(texts),
+            fix="for example --truth nuclei=hoechst",
+        )
+    return named
 
 
 def _published(

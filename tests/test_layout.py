@@ -75,6 +75,7 @@ RANKS = {
     "cli_plan": 7,
     "pytest_plugin": 7,
     "cli_scorecard": 7,
+    "cli_sim": 7,
     "cli_specimen": 7,
     "cli_serving": 7,
     "cli": 8,
@@ -94,7 +95,7 @@ NEIGHBOURS = {
 }
 DOORS = {
     "zmq": {"stream", "view"},
-    "pycromanager": {"hooks", "sim"},
+    "pycromanager": {"cli_sim", "hooks", "sim"},
     "mmpycorex": {"hooks", "sim"},
     "pymmcore": {"sim"},
     "mm_test_adapters": {"sim"},
@@ -126,6 +127,8 @@ DOORS = {
         "cli_plan",
         "cli_serving",
         "cli_train",
+        "cli_faults",
+        "cli_sim",
     },
     "rich": {
         "cli",
@@ -137,6 +140,7 @@ DOORS = {
         "cli_scorecard",
         "cli_serving",
         "cli_train",
+        "cli_sim",
     },
 }
 PURE = (

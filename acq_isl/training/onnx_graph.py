@@ -22,15 +22,22 @@ Attribute = int | float | str | Sequence[int]
 
 
 class OnnxGraph:
-    """Collects nodes; values are the names of tensors."""
+    """Collects nodes; values are the names of tensors.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    prefix : str
+        Of all names, so that the nodes can be put before those of another graph.
+    """
+
+    def __init__(self, prefix: str = "") -> None:
+        self._prefix = prefix
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[tuple[str, tuple[int, ...], bytes], onnx.TensorProto] = {}
 
     def op(self, kind: str, *inputs: str, **attributes: Attribute) -> str:
         """Add a node with one output and return that."""
-        name = f"{kind.lower()}_{len(self._nodes)}"
+        name = f"{self._prefix}{kind.lower()}_{len(self._nodes)}"
         node = helper.make_node(kind, list(inputs), [name], name=name)
         node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
         self._nodes.append(node)
@@ -38,13 +45,15 @@ class OnnxGraph:
 
     def name(self, value: str, name: str) -> None:
         """Give a value the name of a graph output."""
-        self._nodes.append(helper.make_node("Identity", [value], [name], name=f"output_{name}"))
+        self._nodes.append(helper.make_node("Identity", [value], [name], name=f"{self._prefix}output_{name}"))
 
     def constant(self, array: NDArray[np.float32] | NDArray[np.int64]) -> str:
         """Add a weight; equal ones are stored once."""
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
-            self._constants[key] = numpy_helper.from_array(array, f"constant_{len(self._constants)}")
+            self._constants[key] = numpy_helper.from_array(
+                array, f"{self._prefix}constant_{len(self._constants)}"
+            )
         return str(self._constants[key].name)
 
     def floats(self, values: ArrayLike) -> str:
@@ -84,6 +93,29 @@ class OnnxGraph:
         parts = [self.integers(side) if isinstance(side, int) else side for side in sides]
         return self.op("Reshape", x, self.op("Concat", *parts, axis=0))
 
+    def put_before(
+        self,
+        model: onnx.ModelProto,
+        inputs: Mapping[str, tuple[type[np.generic], Sequence[int | str]]],
+        outputs: Sequence[str],
+    ) -> onnx.ModelProto:
+        """A checked model that runs these nodes first, on other inputs, and gives some of the outputs.
+
+        The nodes must make every value that ``model`` takes, under its name. Metadata are left behind.
+        """
+        joined = onnx.ModelProto()
+        joined.CopyFrom(model)
+        graph = joined.graph
+        nodes, kept = list(graph.node), [output for output in graph.output if output.name in outputs]
+        for field in (graph.node, graph.input, graph.output, joined.metadata_props, graph.value_info):
+            del field[:]
+        graph.input.extend(_value(name, *port) for name, port in inputs.items())
+        graph.output.extend(kept)
+        graph.node.extend([*self._nodes, *nodes])
+        graph.initializer.extend(self._constants.values())
+        onnx.checker.check_model(joined)
+        return joined
+
     def model(
         self,
         inputs: Mapping[str, tuple[type[np.generic], Sequence[int | str]]],
@@ -103,10 +135,7 @@ class OnnxGraph:
         graph = helper.make_graph(
             nodes[::-1],
             "acq_isl",
-            [
-                helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), sides)
-                for name, (dtype, sides) in inputs.items()
-            ],
+            [_value(name, *port) for name, port in inputs.items()],
             [helper.make_tensor_value_info(n, TensorProto.FLOAT, sides) for n, sides in outputs.items()],
             constants,
         )
@@ -115,3 +144,7 @@ class OnnxGraph:
         helper.set_model_props(model, dict(metadata))
         onnx.checker.check_model(model)
         return model
+
+
+def _value(name: str, dtype: type[np.generic], sides: Sequence[int | str]) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), sides)

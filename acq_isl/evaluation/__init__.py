@@ -1,0 +1,1 @@
+"""How good a model is on images it has not seen."""

@@ -1,0 +1,208 @@
+"""How far a predicted image is from a measured one: numbers that can be added up over fields. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from acq_isl.objects import Mask, ObjectScore, object_score, segment, smooth
+from acq_isl.stack import Float32Image
+
+IOUS = (0.5, 0.3)
+MIN_OBJECT_UM2 = 20.0
+_RANKED_PX = 2**17  # ranks of more pixels tell nothing new and take seconds
+_BINS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class PixelScore:
+    """Agreement of two images pixel by pixel, as sums over one or more fields.
+
+    Parameters
+    ----------
+    n : int
+        Pixels.
+    a, b, aa, bb, ab : float
+        Sums of predicted and true intensity, of their squares, and of their product.
+    absolute : float
+        Sum of absolute differences.
+    structure : float
+        Structural similarity times pixels.
+    """
+
+    n: int
+    a: float
+    b: float
+    aa: float
+    bb: float
+    ab: float
+    absolute: float
+    structure: float
+
+    def __add__(self, other: Self) -> PixelScore:
+        return PixelScore(**_sums(self, other))
+
+    @property
+    def pearson(self) -> float:
+        """Correlation over all pixels together; NaN where either image is constant."""
+        one, two = self.aa - self.a**2 / self.n, self.bb - self.b**2 / self.n
+        if one <= 1e-12 * self.aa or two <= 1e-12 * self.bb:
+            return float("nan")
+        return float(np.clip((self.ab - self.a * self.b / self.n) / np.sqrt(one * two), -1, 1))
+
+    @property
+    def ssim(self) -> float:
+        """Structural similarity, mean over fields weighted with their pixels."""
+        return self.structure / self.n
+
+    @property
+    def mae(self) -> float:
+        """Mean absolute error, where 1 is the bright end of the truth."""
+        return self.absolute / self.n
+
+
+@dataclass(frozen=True, slots=True)
+class SpreadScore:
+    """Whether the stated spread is the error's, as sums over one or more fields.
+
+    Parameters
+    ----------
+    n, inside : int
+        Pixels, and those whose error is within one stated SD.
+    bright, inside_bright : int
+        The same in the foreground.
+    ranks : float
+        Spearman correlation of stated SD and absolute error, times pixels.
+    """
+
+    n: int
+    inside: int
+    bright: int
+    inside_bright: int
+    ranks: float
+
+    def __add__(self, other: Self) -> SpreadScore:
+        return SpreadScore(**_sums(self, other))
+
+    @property
+    def coverage(self) -> float:
+        """Share of pixels within one stated SD; .68 if errors are normal and the SD is right."""
+        return self.inside / self.n
+
+    @property
+    def coverage_foreground(self) -> float:
+        """The same where the stain is bright; NaN where it is nowhere."""
+        return self.inside_bright / self.bright if self.bright else float("nan")
+
+    @property
+    def rank_correlation(self) -> float:
+        """Spearman correlation of stated SD and absolute error, mean over fields."""
+        return self.ranks / self.n
+
+
+def _sums(one: PixelScore | SpreadScore, other: PixelScore | SpreadScore) -> dict[str, Any]:
+    return {name: getattr(one, name) + getattr(other, name) for name in one.__dataclass_fields__}
+
+
+def pixel_score(
+    predicted: Float32Image, truth: Float32Image, valid: NDArray[np.bool_] | None = None
+) -> PixelScore:
+    """Compare two (y, x) images in which 0 is background and 1 the bright end of the truth.
+
+    ``valid`` says where the truth can be trusted; everywhere if not given.
+
+    Structural similarity after Wang et al., "Image Quality Assessment: From Error Visibility to Structural
+    Similarity", IEEE Trans. Image Processing 13 (2004), with the fixed data range 1: a range taken from the
+    images would make it depend on the brightest pixel. NaN for fields under 7 pixels.
+    """
+    from skimage.metrics import structural_similarity
+
+    where = np.ones(truth.shape, bool) if valid is None else valid
+    a, b = (np.asarray(image, np.float64)[where] for image in (predicted, truth))
+    ssim = float("nan")
+    if min(truth.shape) >= 7 and a.size:
+        ssim = float(structural_similarity(truth, predicted, data_range=1.0, full=True)[1][where].mean())
+    sums = float(a.sum()), float(b.sum()), float(a @ a), float(b @ b), float(a @ b)
+    return PixelScore(a.size, *sums, float(np.abs(a - b).sum()), ssim * a.size)
+
+
+def spread_score(
+    predicted: Float32Image, spread: Float32Image, truth: Float32Image, bright: NDArray[np.bool_]
+) -> SpreadScore:
+    """Hold the stated SD of each pixel against its error; ``bright`` is the truth's foreground."""
+    error = np.abs(predicted - truth)
+    inside = error <= spread
+    step = max(error.size // _RANKED_PX, 1)
+    ranks = (
+        stats.spearmanr(spread.ravel()[::step], error.ravel()[::step]).statistic if np.ptp(spread) else 0.0
+    )
+    return SpreadScore(
+        error.size,
+        int(inside.sum()),
+        int(bright.sum()),
+        int((inside & bright).sum()),
+        float(ranks) * error.size,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Segmenter:
+    """Finds objects: smoothed by .5 um, above a threshold, split at waists, at least 20 um^2.
+
+    Parameters
+    ----------
+    above : float
+    pixel_size_um : float
+    """
+
+    above: float
+    pixel_size_um: float
+
+    def __call__(self, image: Float32Image) -> Mask:
+        return segment(image, self.above, MIN_OBJECT_UM2, self.pixel_size_um)
+
+
+def otsu(images: list[Float32Image]) -> float:
+    """Threshold that parts the pixels of all images together into two classes of least variance (Otsu 1979).
+
+    0 if all pixels are equal.
+    """
+    from skimage.filters import threshold_otsu
+
+    low = min(float(image.min()) for image in images)
+    high = max(float(image.max()) for image in images)
+    if not high > low:
+        return 0.0
+    edges = np.linspace(low, high, _BINS + 1)
+    counts = sum(np.histogram(image, edges)[0] for image in images)
+    return float(threshold_otsu(hist=(counts, (edges[1:] + edges[:-1]) / 2)))
+
+
+def foreground_threshold(images: list[Float32Image], pixel_size_um: float) -> float:
+    """Otsu's threshold of images smoothed as objects are found in them."""
+    return otsu([smooth(image, pixel_size_um) for image in images])
+
+
+def object_scores(found: Mask, true: Mask) -> dict[float, ObjectScore]:
+    """Found against true objects at each IoU of `IOUS`."""
+    return {iou: object_score(found, true, iou) for iou in IOUS}
+
+
+def added(scores: list[ObjectScore]) -> ObjectScore:
+    """Objects of several fields together."""
+    found, true, matched = (sum(getattr(s, name) for s in scores) for name in ("found", "true", "matched"))
+    return ObjectScore(2 * matched / (found + true) if found + true else float("nan"), found, true, matched)
+
+
+def auroc(normal: NDArray[np.floating], strange: NDArray[np.floating]) -> float:
+    """Probability that a strange value lies above a normal one, ties half: .5 tells nothing apart.
+
+    Area under the receiver operating characteristic, by ranks (Mann and Whitney 1947). NaN without values.
+    """
+    if not normal.size or not strange.size:
+        return float("nan")
+    return float(stats.mannwhitneyu(strange, normal).statistic / (normal.size * strange.size))

@@ -1,0 +1,130 @@
+"""Which recorded stain is the truth of which label, and which of its counts stand for 0 and 1."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from acq_isl.errors import PairRefused
+from acq_isl.evaluation.outcome import Settings
+from acq_isl.manifest import Label, Manifest
+from acq_isl.stack import Float32Image
+from acq_isl.training.pairs import Item, Recording
+
+_PERCENTILES = (1.0, 99.8)
+_SAMPLED_PX = 2**18
+
+_Range = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Truths:
+    """The truth of every label that was recorded.
+
+    Parameters
+    ----------
+    keys : mapping of str to str
+        Name of the recorded stain by label.
+    ranges : mapping of str to (float, float)
+        Counts that stand for 0 and 1, by label, where the recording does not say it itself.
+    objects : tuple of str
+        Labels whose separate objects are compared.
+    words : mapping of str to str
+        Where the range comes from, by label, for people.
+    """
+
+    keys: Mapping[str, str]
+    ranges: Mapping[str, _Range]
+    objects: tuple[str, ...]
+    words: Mapping[str, str]
+
+    @classmethod
+    def of(cls, manifest: Manifest, items: Sequence[Item], settings: Settings) -> Self:
+        """Match stains with labels and find their ranges; `PairRefused` if nothing matches."""
+        recorded = tuple(dict.fromkeys(name for item in items for name in item.labels))
+        keys = matched(manifest.labels, recorded, settings.truth_of)
+        ranges: dict[str, _Range] = {}
+        words: dict[str, str] = {}
+        for label in manifest.labels:
+            if label.name in keys and label.truth_range is not None and settings.truth_range == "model":
+                ranges[label.name] = label.truth_range
+                words[label.name] = "the model file's range"
+        missing = {name: key for name, key in keys.items() if name not in ranges}
+        ranges |= _pooled(items, missing)
+        low, high = _PERCENTILES
+        for name in missing:
+            words[name] = f"percentiles {low:g} and {high:g} of all pairs evaluated here together"
+        for name, key in keys.items():
+            words[name] = f"{key} from {ranges[name][0]:.6g} to {ranges[name][1]:.6g} counts, {words[name]}"
+        nuclei = tuple(name for name in keys if name.casefold().startswith("nuclei"))
+        return cls(keys, ranges, tuple(n for n in settings.objects if n in keys) or nuclei, words)
+
+    def scaled(self, recording: Recording) -> dict[str, Float32Image]:
+        """By label, (y, x) float32 from 0 to 1, of the stains that this field has."""
+        images = {}
+        for label, key in self.keys.items():
+            if key in recording.labels:
+                low, high = recording.truth_range or self.ranges[label]
+                values = (recording.labels[key].astype(np.float32) - low) / np.float32(high - low)
+                images[label] = np.clip(values, 0, 1)
+        return images
+
+    def valid(self, recording: Recording, label: str) -> NDArray[np.bool_] | None:
+        """Where a label's truth can be trusted; None: everywhere."""
+        return recording.valid.get(self.keys[label])
+
+
+def matched(labels: Iterable[Label], recorded: Sequence[str], chosen: Mapping[str, str]) -> dict[str, str]:
+    """Name of the recorded stain by label: as chosen, or of the label's own name, or of its marker.
+
+    Raises
+    ------
+    PairRefused
+        A chosen name is unknown, or no stain fits any label.
+    """
+    labels, found = tuple(labels), {}
+    known = {name.casefold(): name for name in recorded}
+    names = [label.name for label in labels]
+    wrong = [f"{a}={b}" for a, b in chosen.items() if a not in names or b.casefold() not in known]
+    for label in labels:
+        if label.name in chosen and not wrong:
+            found[label.name] = known[chosen[label.name].casefold()]
+            continue
+        words = (label.name.casefold(), *re.findall(r"[\w-]+", label.marker.casefold()))
+        fitting = next((known[word] for word in words if word in known), None)
+        if fitting is not None:
+            found[label.name] = fitting
+    if wrong or not found:
+        raise PairRefused(
+            "it is not clear which recorded stain is the truth of which label"
+            + (f": {', '.join(wrong)}" if wrong else ""),
+            wanted="stains for " + ", ".join(f"{label.name} ({label.marker})" for label in labels),
+            got=", ".join(recorded) or "no stains",
+            fix="say it with --truth LABEL=STAIN",
+        )
+    return found
+
+
+def _pooled(items: Sequence[Item], keys: Mapping[str, str]) -> dict[str, _Range]:
+    """Percentiles over all fields together, of recordings that do not say it themselves."""
+    samples: dict[str, list[NDArray[Any]]] = {}
+    for item in items if keys else ():
+        try:
+            recording = item.load()
+        except PairRefused:
+            continue  # told with its reason when its turn comes to be scored
+        for label, key in keys.items():
+            if key in recording.labels:
+                image = np.asarray(recording.labels[key]).ravel()
+                samples.setdefault(label, []).append(image[:: max(image.size // _SAMPLED_PX, 1)])
+    ranges = {}
+    for label in keys:
+        pixels = np.concatenate([*samples.get(label, ()), np.zeros(0)])
+        low, high = np.percentile(pixels, _PERCENTILES) if pixels.size else (0.0, 1.0)
+        ranges[label] = (float(low), float(high) if high > low else float(low) + 1.0)
+    return ranges

@@ -1,0 +1,249 @@
+"""A model file becomes a bioimage.io package: one zip that other programs describe, test and run.
+
+Follows the model description 0.5 of bioimage.io (`bioimageio.spec`). The package holds the network with an
+image as its input (see `acq_isl.training.bioimage_graph`), tensors to test it with, a README, and the
+manifest as JSON under ``config.acq_isl``.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+from scipy import ndimage
+
+from acq_isl.engines.model_file import ModelFile, read_model
+from acq_isl.errors import ModelError, StorageError
+from acq_isl.manifest import Manifest
+from acq_isl.normalize import inverse_contrast
+from acq_isl.training.bioimage_graph import INPUT, OUTPUTS, image_model, least_side_px
+
+if TYPE_CHECKING:
+    from bioimageio.spec.model import v0_5
+
+_AGREEMENT = 1e-4
+_WEIGHTS = "weights.onnx"
+_TOLERANCE = 1e-3
+_TEXT = 128  # longest description of a tensor
+_NOTE = (
+    "The contrast is measured on the image handed over; acq-isl measures it on the whole stack. "
+    "Predict whole fields where you can, and blocks as large as you can."
+)
+_LABELS = "Predicted labels, computed from transmitted light. They are not a measurement."
+
+
+def export_bioimage(
+    model: Path | str, out: Path, authors: Sequence[str] = (), cite: Sequence[tuple[str, str]] = ()
+) -> None:
+    """Write a package.
+
+    Parameters
+    ----------
+    model : path or str
+        As for `acq_isl.engines.load_engine`.
+    out : Path
+        The ``.zip`` to write.
+    authors : sequence of str
+        Names of the people who stand for the package.
+    cite : sequence of (str, str)
+        Text and DOI.
+
+    Raises
+    ------
+    ModelError
+        The model cannot be used, or with an image as input it would say something else.
+    StorageError
+        The zip cannot be written.
+    """
+    from bioimageio.spec import save_bioimageio_package
+
+    file = read_model(model)
+    network = image_model(onnx.load_from_string(file.content), file.info.manifest)
+    content = network.SerializeToString()
+    tensors = _test_tensors(file, content)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / _WEIGHTS).write_bytes(content)
+        for tensor, array in tensors.items():
+            np.save(folder / f"test_{tensor}.npy", array)
+        (folder / "README.md").write_text(_readme(file.info.manifest), encoding="utf-8")
+        try:
+            description = _describe(file, folder, authors, cite, _tolerances(tensors))
+        except ValidationError as error:
+            raise ModelError(
+                "the package would not follow the model description of bioimage.io",
+                got=str(error)[:2000],
+                fix="mend what it names in the manifest, the authors or the citations",
+            ) from error
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            save_bioimageio_package(description, output_path=out)
+        except OSError as error:
+            raise StorageError(
+                f"the package {out} cannot be written", got=str(error), fix="choose another place"
+            ) from error
+
+
+def _test_tensors(file: ModelFile, content: bytes) -> dict[str, NDArray[Any]]:
+    """A made-up stack and what the packaged network says to it, which must be what the model says."""
+    manifest = file.info.manifest
+    side = least_side_px(manifest)
+    grain = np.random.default_rng(0).standard_normal((manifest.planes, side, side))
+    blobs = ndimage.gaussian_filter(grain, (0.7, 2, 2))
+    pixels = (30000 + 3000 * blobs / blobs.std()).clip(0, 65535).astype(np.uint16)
+    packaged = _run(content, {INPUT: pixels[None]})
+    inv_sd = inverse_contrast(pixels, manifest.high_pass_um / manifest.pixel_size_um)
+    stack = pixels.astype("<u2").view(np.uint8).reshape(1, *pixels.shape, 2)
+    original = _run(file.content, {"stack": stack, "inv_sd": np.full(1, inv_sd, np.float32)})
+    worst = max(float(np.abs(a - b).max()) for a, b in zip(packaged, original, strict=True))
+    if not worst <= _AGREEMENT:
+        raise ModelError(
+            "with an image as its input the model would say something else",
+            wanted=f"a difference of at most {_AGREEMENT:g}",
+            got=f"{worst:.2g}",
+            fix="report this; the package was not written",
+        )
+    return {INPUT: pixels[None], **dict(zip(OUTPUTS, packaged, strict=True))}
+
+
+def _tolerances(tensors: dict[str, NDArray[Any]]) -> list[dict[str, Any]]:
+    """How closely other runtimes must agree, in the form that readers of 0.5.12 know as well."""
+    return [
+        {
+            "relative_tolerance": _TOLERANCE,
+            "absolute_tolerance": min(_TOLERANCE, 0.005 * float(tensors[name].max())),
+            "output_ids": [name],
+        }
+        for name in OUTPUTS
+    ]
+
+
+def _run(content: bytes, feeds: dict[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    found: list[NDArray[np.float32]] = session.run(list(OUTPUTS), feeds)
+    return found
+
+
+def _describe(
+    file: ModelFile,
+    folder: Path,
+    authors: Sequence[str],
+    cite: Sequence[tuple[str, str]],
+    tolerances: list[dict[str, Any]],
+) -> v0_5.ModelDescr:
+    from bioimageio.spec.model import v0_5
+
+    info, manifest = file.info, file.info.manifest
+    own = manifest.model_dump(mode="json") | {"model_sha256": info.sha256}
+    return v0_5.ModelDescr(
+        name=manifest.name,
+        version=v0_5.Version(manifest.version),
+        description=manifest.description,
+        authors=[v0_5.Author(name=name) for name in authors],
+        cite=[v0_5.CiteEntry(text=text, doi=v0_5.Doi(doi)) for text, doi in cite],
+        license=_licence(manifest),
+        tags=[
+            "in-silico-labeling",
+            "label-free",
+            "microscopy",
+            *sorted({manifest.modality.replace(" ", "-")}),
+        ],
+        documentation=v0_5.FileDescr(source=folder / "README.md"),
+        inputs=[_input(manifest, folder)],
+        outputs=[_output(manifest, folder, name) for name in OUTPUTS],
+        weights=v0_5.WeightsDescr(
+            onnx=v0_5.OnnxWeightsDescr(source=folder / _WEIGHTS, opset_version=info.opset)
+        ),
+        config=v0_5.Config.model_validate(
+            {"acq_isl": own, "bioimageio": {"reproducibility_tolerance": tolerances}}
+        ),
+    )
+
+
+def _licence(manifest: Manifest) -> Any:
+    """The licence if it is one that SPDX names; the manifest under ``config`` holds any other in words."""
+    from bioimageio.spec.model import v0_5
+
+    try:
+        return TypeAdapter(v0_5.LicenseId).validate_python(manifest.licence)
+    except ValidationError:
+        return None
+
+
+def _input(manifest: Manifest, folder: Path) -> v0_5.InputTensorDescr:
+    from bioimageio.spec.model import v0_5
+
+    size = v0_5.ParameterizedSize(min=least_side_px(manifest), step=manifest.size_step_px)
+    step_um = manifest.z_step_um or 1.0
+    flat = {"scale": manifest.pixel_size_um, "unit": "micrometer", "size": size}
+    return v0_5.InputTensorDescr(
+        id=v0_5.TensorId(INPUT),
+        description=f"{manifest.modality} z-stack, camera counts, z rising"[:_TEXT],
+        axes=[
+            v0_5.BatchAxis(),
+            v0_5.SpaceInputAxis(id=v0_5.AxisId("z"), size=manifest.planes, scale=step_um, unit="micrometer"),
+            v0_5.SpaceInputAxis(id=v0_5.AxisId("y"), concatenable=True, **flat),
+            v0_5.SpaceInputAxis(id=v0_5.AxisId("x"), concatenable=True, **flat),
+        ],
+        data=v0_5.IntervalOrRatioDataDescr(type="uint16", range=(0, 65535)),
+        test_tensor=v0_5.FileDescr(source=folder / f"test_{INPUT}.npy"),
+    )
+
+
+def _output(manifest: Manifest, folder: Path, name: str) -> v0_5.OutputTensorDescr:
+    from bioimageio.spec.model import v0_5
+
+    def axis(letter: str) -> v0_5.SpaceOutputAxis | v0_5.SpaceOutputAxisWithHalo:
+        reference = v0_5.SizeReference(tensor_id=v0_5.TensorId(INPUT), axis_id=v0_5.AxisId(letter))
+        common = {"id": v0_5.AxisId(letter), "size": reference, "scale": manifest.pixel_size_um}
+        if manifest.halo_px:
+            return v0_5.SpaceOutputAxisWithHalo(halo=manifest.halo_px, unit="micrometer", **common)
+        return v0_5.SpaceOutputAxis(unit="micrometer", **common)
+
+    what = manifest.statistic if name == "mean" else "stated standard deviation"
+    # Names of channels are identifiers in this description; the manifest has those for people.
+    channels = [
+        v0_5.Identifier("".join(c if c.isalnum() else "_" for c in label)) for label in manifest.label_names
+    ]
+    return v0_5.OutputTensorDescr(
+        id=v0_5.TensorId(name),
+        description=f"predicted intensity, {what}; 1 is the bright end of the training truth"[:_TEXT],
+        axes=[v0_5.BatchAxis(), v0_5.ChannelAxis(channel_names=channels), axis("y"), axis("x")],
+        data=v0_5.IntervalOrRatioDataDescr(type="float32"),
+        test_tensor=v0_5.FileDescr(source=folder / f"test_{name}.npy"),
+    )
+
+
+def _readme(manifest: Manifest) -> str:
+    labels = "\n".join(f"* {label.name} (predicted), after {label.marker}" for label in manifest.labels)
+    numbers = "\n".join(f"* {name}: {value:.3g}" for name, value in manifest.metrics.items())
+    numbers += "\n".join(
+        f"* {one.label} on {one.dataset or 'held-out data'}, n = {one.n} ({one.split_unit}): "
+        + ", ".join(f"{name} {value:.3g}" for name, value in one.metrics.items())
+        for one in manifest.evaluations
+    )
+    return f"""# {manifest.name} {manifest.version}
+
+{manifest.description} {_LABELS}
+
+{labels}
+
+Input: {manifest.planes} planes {manifest.z_step_um:g} um apart of {manifest.modality}, dense matter
+{manifest.polarity}, pixels of {manifest.pixel_size_um:g} um, uint16 counts of the camera, z rising. Nothing
+else needs to be done to them. {_NOTE}
+
+Trained on: {manifest.trained_on}. Licence: {manifest.licence}.
+
+## Validation
+
+{numbers or "No scores are stored with this model."}
+
+Hold it against real stains of your own with `acq-isl evaluate` before you believe it.
+"""
