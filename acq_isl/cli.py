@@ -20,11 +20,13 @@ from rich.table import Table
 
 from acq_isl.cli_build import add_build_commands
 from acq_isl.cli_engines import add_engine_commands
-from acq_isl.cli_faults import planted
+from acq_isl.cli_faults import Faults, planted
 from acq_isl.cli_live import Port, Web, Window, both, installed, make_web_command, open_window, page, view
 from acq_isl.cli_models import add_model_commands
 from acq_isl.cli_scorecard import show_scorecard
 from acq_isl.cli_serving import add_serving_commands
+from acq_isl.cli_sim import add_sim_command
+from acq_isl.cli_train import add_train_commands
 from acq_isl.errors import AcqIslError
 from acq_isl.experiment import Experiment, NoEngine, RecordedSpecimen, RemoteEngine, SimulatedMicroscope
 from acq_isl.news import News, Step, Tell
@@ -45,15 +47,12 @@ cli.command()(view)
 add_engine_commands(cli, out)
 add_build_commands(cli, out)
 add_model_commands(cli, out)
+add_train_commands(cli, out)
 
 Model = Annotated[str, typer.Option(help="Model file (.onnx), or 'demo', which ships with acq-isl.")]
 Output = Annotated[Path | None, typer.Option(help="Where run folders are made.", show_default="acq-isl-runs")]
 Engine = Annotated[
     str | None, typer.Option(help="'none' to predict nothing, or the address of a running 'acq-isl serve'.")
-]
-Faults = Annotated[
-    list[str] | None,
-    typer.Option("--fault", metavar="FAULT", help="Let something go wrong, such as focus-drift:2."),
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what happens inside.")]
 
@@ -61,7 +60,17 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what happen
 @cli.command()
 def demo(
     specimen: Annotated[
-        Path | None, typer.Option(help="Folder with your own recorded z-stack instead of simulated neurons.")
+        Path | None,
+        typer.Option(help="Your own recording instead of simulated neurons: TIFF, NDTiff or OME-Zarr."),
+    ] = None,
+    pixel_size: Annotated[
+        float | None, typer.Option(min=1e-3, help="Of the recording in um, if its files do not say.")
+    ] = None,
+    z_step: Annotated[
+        float | None, typer.Option(min=1e-3, help="Of the recording in um, if its files do not say.")
+    ] = None,
+    transmitted: Annotated[
+        str | None, typer.Option(help="Channel of transmitted light, if its name does not tell.")
     ] = None,
     output: Output = None,
     engine: Engine = None,
@@ -77,8 +86,13 @@ def demo(
     text = (resources.files("acq_isl") / "templates" / "demo.yaml").read_text(encoding="utf-8")
     experiment = Experiment.from_text(text, "the demo")
     if specimen is not None:
-        microscope = SimulatedMicroscope(specimen=RecordedSpecimen(folder=specimen))
-        experiment = experiment.model_copy(update={"microscope": microscope})
+        from acq_isl.cli_specimen import on_recording
+
+        recording = RecordedSpecimen(
+            folder=specimen, pixel_size_um=pixel_size, z_step_um=z_step, transmitted=transmitted
+        )
+        experiment, told = on_recording(experiment, recording)
+        out.print(f"{escape(str(specimen))}: {escape(told)}", soft_wrap=True)
     experiment = planted(experiment, fault)
     served = PageSettings() if (installed() if web is None else web) else None
     adjusted = _adjusted(experiment, output, engine)
@@ -238,6 +252,7 @@ def _notes(error: BaseException) -> None:
 
 
 add_serving_commands(cli, out, _configure_logging)
+add_sim_command(cli, out, _configure_logging)
 
 
 def main() -> None:

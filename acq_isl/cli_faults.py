@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
+
+import typer
 
 from acq_isl.errors import ExperimentError
 from acq_isl.experiment import Experiment, SimulatedMicroscope
 from acq_isl.fault_text import parse_fault
 from acq_isl.faults import of_engine
 from acq_isl.protocols import Engine
+
+Faults = Annotated[
+    list[str] | None,
+    typer.Option("--fault", metavar="FAULT", help="Let something go wrong, such as focus-drift:2."),
+]
 
 
 def planted(experiment: Experiment, faults: Sequence[str] | None, *, sim: bool = True) -> Experiment:

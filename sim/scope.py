@@ -94,6 +94,14 @@ class SimulatedScope:
             self._core, self._open = core, stack.pop_all()
         return self
 
+    def open(self) -> Self:
+        """Enter without ``with``, as cells of a notebook must; `close` it afterwards."""
+        return self.__enter__()
+
+    def close(self) -> None:
+        """Close what `open` opened. Does nothing the second time."""
+        self.__exit__()
+
     def __exit__(self, *error: object) -> None:
         stack, self._open, self._core = self._open, None, None
         if stack is not None:

@@ -91,6 +91,7 @@ NEIGHBOURS = {
     ("protocols", "manifest"),  # an engine shows its manifest
     ("instruments", "ledger"),  # a session writes its decisions there
     ("cli_serving", "cli_faults"),  # a served engine may be made faulty
+    ("cli_sim", "cli_faults"),  # so may a microscope at the prompt
     ("rules", "measure"),  # a rule names the measurement it looks at
 }
 DOORS = {
