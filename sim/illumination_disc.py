@@ -33,7 +33,7 @@ class Brightfield:
     medium_index: float = 1.33
     numerical_aperture: float = 0.49
     condenser_na: float = 0.3
-    points: int = 16
+    points: int = 14
     lamp: Lamp | None = None
     coarse_points: int = 60
     grid_um_na: float = LIVE_GRID_UM_NA
@@ -85,7 +85,7 @@ class DIC:
     direction_rad : float
         Direction of s.
     bias_rad : float
-        b at ``wavelength_um``; pi / 2 gives the steepest contrast, pi a bright field.
+        b at ``wavelength_um``. Contrast goes with cot(b / 2): small ones show more, and need more light.
     points : int
     lamp : Lamp, optional
         Default: ``wavelength_um`` only.
@@ -105,7 +105,7 @@ class DIC:
     condenser_na: float = 0.3
     shear_um: float = 0.35
     direction_rad: float = np.pi / 4
-    bias_rad: float = np.pi / 2
+    bias_rad: float = np.pi / 4
     points: int = 12
     lamp: Lamp | None = None
     coarse_points: int = 60

@@ -94,7 +94,7 @@ GOLDEN = {
     "live, white lamp": (replace(LIVE_PHASE_CONTRAST, lamp=Lamp.band(0.55, 0.06)), 0.99),
     "centred": (replace(LIVE_PHASE_CONTRAST, decentre_na=(0.0, 0.0)), 0.993),
     "oblique": (Oblique(points=12, coarse_points=60), 0.99),
-    "bright field": (Brightfield(), 0.99),
+    "bright field": (Brightfield(), 0.988),
     "DIC": (DIC(), 0.99),
     # What networks are trained on: few points and no correction.
     "training": (PhaseContrast(), 0.94),
