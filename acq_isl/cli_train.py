@@ -22,8 +22,9 @@ _NAMES = {"fields": "reading fields", "training": "training"}
 
 
 def add_train_commands(cli: typer.Typer, out: Console) -> None:
-    """Add ``train`` to the command line."""
+    """Add ``train`` and ``adapt`` to the command line."""
     cli.command("train")(_train(out))
+    cli.command("adapt")(_adapt(out))
 
 
 def _train(out: Console) -> Callable[..., None]:
@@ -45,6 +46,33 @@ def _train(out: Console) -> Callable[..., None]:
         with progress(out) as tell:
             model = run(loaded, folder, tell)
         show_scores(out, model)
+
+    return command
+
+
+def _adapt(out: Console) -> Callable[..., None]:
+    def command(
+        model: Annotated[Path, typer.Argument(help="weights.safetensors of a run, or a model file (.onnx).")],
+        pairs: Annotated[Path, typer.Option(help="File (.yaml) with data, split and recipe.")],
+        output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the new model.")],
+        label: Annotated[
+            str | None, typer.Option(help="New label that the pairs show; without it, a new microscope.")
+        ] = None,
+        k: Annotated[
+            list[int] | None,
+            typer.Option(min=1, help="Fields, wells or blocks to learn from; may be repeated.",
+                         show_default="1, 2, 4, 8 as far as there are"),
+        ] = None,
+        verbose: Verbose = False,
+    ) -> None:  # fmt: skip
+        """Teach a model a new label or a new microscope from a few pairs, and say what that bought."""
+        from acq_isl.training.adapt import adapt
+
+        _log(out, verbose)
+        with progress(out) as tell:
+            made = adapt(model, pairs, label, k or (1, 2, 4, 8), output, tell)
+        out.print((output / "transfer.csv").read_text(encoding="utf-8"), markup=False)
+        show_scores(out, made)
 
     return command
 

@@ -50,6 +50,8 @@ class Training:
     optimiser : torch.optim.AdamW
     step : int
         Steps done.
+    still : tuple of torch.nn.Module
+        Parts that are not trained, whose batch statistics stay as they are.
     """
 
     config: TrainConfig
@@ -59,6 +61,7 @@ class Training:
     model: nn.Module
     optimiser: torch.optim.AdamW
     step: int = 0
+    still: tuple[nn.Module, ...] = ()
 
     @classmethod
     def start(cls, config: TrainConfig, team: Team | None = None) -> Training:
@@ -105,10 +108,12 @@ class Training:
         """
         settings = self.config.optimisation
         for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(self.step, settings) * group.get("share", 1.0)
+            group["lr"] = learning_rate(self.step, settings)
         # A trailing 0 changes nothing: a single process draws what it drew before there were several.
         rng = np.random.default_rng([settings.seed, self.step, self.team.rank])
         self.model.train()
+        for part in self.still:
+            part.eval()
         loss = self._loss(self.patches.draw(fields, rng))
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

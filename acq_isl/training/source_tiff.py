@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import struct
 import zlib
@@ -138,7 +139,12 @@ def _read(
     """(z, y, x) pixels of one channel, pixel size and z step."""
     with _opened(path) as file:
         if series >= len(file.series):
-            raise PairRefused(f"{path} has fewer images than its stack", got=str(len(file.series)))
+            raise PairRefused(
+                f"{path} has fewer images than its stack",
+                wanted=f"image {series}",
+                got=f"{len(file.series)} images",
+                fix="save one field per file",
+            )
         one = file.series[series]
         pages = [page for page in one.pages if page is not None]
         if any(first + count > file.filehandle.size for page in pages for first, count in _chunks(page)):
@@ -151,21 +157,40 @@ def _chunks(page: Any) -> Iterator[tuple[int, int]]:
     return zip(page.dataoffsets, page.databytecounts, strict=True)
 
 
+class _Heard(logging.Handler):
+    """tifffile only logs that a file ends too early, and goes on with what there is."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
 class _Opened:
     """tifffile's reader, whose many errors become one."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._heard = _Heard()
 
     def __enter__(self) -> Any:
         import tifffile
 
+        logging.getLogger("tifffile").addHandler(self._heard)
         try:
             self._file = tifffile.TiffFile(self._path)
+            len(self._file.pages)  # finds all of them, or the place where the file ends
+            if self._heard.texts:
+                self._file.close()
+                raise ValueError(self._heard.texts[0])
         except FileNotFoundError as error:
             raise StorageError(f"there is no file {self._path}", fix="check the folder and name") from error
         except (OSError, ValueError, tifffile.TiffFileError) as error:
             raise self._unreadable(error) from error
+        finally:
+            logging.getLogger("tifffile").removeHandler(self._heard)
         return self._file
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:

@@ -126,9 +126,8 @@ def _channels(about: Any) -> list[str]:
 
 def _lengths(scales: Any) -> tuple[float | None, float | None]:
     """Pixel size and z step in micrometres; a scale of 1 without a unit is no length."""
-    scale = dict(
-        zip((axis.name for axis in scales.axes), scales.datasets[0].scale_transform.scale, strict=True)
-    )
+    first = scales.datasets[0].coordinateTransformations[0]  # the format puts the scale first
+    scale = dict(zip((axis.name for axis in scales.axes), first.scale, strict=True))
     units = {axis.name: getattr(axis, "unit", None) for axis in scales.axes}
 
     def um(axis: str) -> float | None:

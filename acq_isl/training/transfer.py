@@ -1,0 +1,95 @@
+"""What pre-training bought: a table and a picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from acq_isl.pictures import PALETTE
+from acq_isl.training.score import Score
+
+_WIDTH, _HEIGHT, _MARGIN = 420, 300, 46
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One network.
+
+    Parameters
+    ----------
+    k : int
+        Units it was trained on; 0: none.
+    start : str
+        ``adapted``, ``from scratch`` or ``as it is``.
+    seed : int
+    score : Score
+        On the held-out units.
+    """
+
+    k: int
+    start: str
+    seed: int
+    score: Score
+
+
+def write_table(rows: Sequence[Row], folder: Path, title: str, *, stopped: bool) -> None:
+    """Write ``transfer.csv`` and ``transfer.png``."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    how = "stopped by a held-out unit that is not scored" if stopped else "fixed number of steps"
+    text.write(f"# {title}; {how}\n")
+    table.writerow(["k", "start", "seed", "label", "pearson", "mae", "n"])
+    for row in rows:
+        one = row.score
+        table.writerow([row.k, row.start, row.seed, one.label, f"{one.pearson:.4f}", f"{one.mae:.4f}", one.n])
+    (folder / "transfer.csv").write_text(text.getvalue(), encoding="utf-8")
+    _draw(rows, title, folder / "transfer.png")
+
+
+def _draw(rows: Sequence[Row], title: str, path: Path) -> None:
+    labels = list(dict.fromkeys(row.score.label for row in rows))
+    sheet = Image.new("RGB", (_WIDTH * len(labels), _HEIGHT + 44), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((8, 4), f"Pearson on held-out units; {title}", "black", ImageFont.load_default(14))
+    for number, label in enumerate(labels):
+        _axes(draw, [row for row in rows if row.score.label == label], (number * _WIDTH, 28), label)
+    sheet.save(path, "PNG")
+
+
+def _axes(draw: ImageDraw.ImageDraw, rows: Sequence[Row], corner: tuple[int, int], label: str) -> None:
+    font = ImageFont.load_default(12)
+    left, top = corner[0] + _MARGIN, corner[1] + 20
+    right, bottom = corner[0] + _WIDTH - 16, corner[1] + _HEIGHT - 40
+    ks = sorted({row.k for row in rows})
+    values = [row.score.pearson for row in rows]
+    low, high = min(0.0, *values), max(0.05, *values) * 1.05
+
+    def place(k: int, value: float) -> tuple[float, float]:
+        across = ks.index(k) / max(len(ks) - 1, 1) if len(ks) > 1 else 0.5
+        return left + across * (right - left), bottom - (value - low) / (high - low) * (bottom - top)
+
+    draw.rectangle((left, top, right, bottom), outline="gray")
+    draw.text((left, corner[1] + 2), label, "black", font)
+    for k in ks:
+        draw.text((place(k, low)[0] - 4, bottom + 4), str(k), "black", font)
+    draw.text((left, bottom + 20), "k, units trained on", "gray", font)
+    for value in np.linspace(low, high, 4):
+        draw.text((corner[0] + 6, place(ks[0], float(value))[1] - 7), f"{value:.2f}", "black", font)
+    for number, start in enumerate(dict.fromkeys(row.start for row in rows)):
+        colour = PALETTE[number % len(PALETTE)]
+        own = [row for row in rows if row.start == start]
+        line = []
+        for k in sorted({row.k for row in own}):
+            found = [row.score.pearson for row in own if row.k == k]
+            line.append(place(k, float(np.mean(found))))
+            for value in found:
+                x, y = place(k, value)
+                draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
+        draw.line(line, fill=colour, width=2)
+        draw.text((left + 120 + 90 * number, bottom + 20), start, colour, font)

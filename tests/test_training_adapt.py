@@ -1,0 +1,236 @@
+"""A model read back from its file learns a new label or a new microscope."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import asdict
+
+import numpy as np
+import onnxruntime
+import pytest
+import tifffile
+import torch
+import yaml
+from scipy import ndimage
+
+from acq_isl.errors import ExperimentError, ModelError, PairRefused
+from acq_isl.manifest import MANIFEST_KEY, Label, Manifest
+from acq_isl.training import adapt as adapting
+from acq_isl.training.adapt import adapt, read_pairs
+from acq_isl.training.export import export_onnx
+from acq_isl.training.network import Deployed, LiveNetwork, NetworkConfig
+from acq_isl.training.package import write_weights
+from acq_isl.training.savepoints import Tensors, write_tensors
+from acq_isl.training.weights import read_pretrained, unfold
+
+LABELS = (Label(name="nuclei", marker="DAPI"), Label(name="axons", marker="NFH"))
+
+
+def manifest(labels=LABELS):
+    return Manifest(
+        name="old", version="1", licence="BSD-3-Clause", description="a test", modality="phase contrast",
+        polarity="dark", pixel_size_um=0.3, z_offsets_um=(-1.5, 0.0, 1.5), high_pass_um=2.4, labels=labels,
+        min_tile_px=32, halo_px=32, size_step_px=4, spread_scale=(1.0,) * len(labels), trained_on="nothing",
+    )  # fmt: skip
+
+
+def old_network(kind="unet"):
+    torch.manual_seed(3)
+    network = LiveNetwork(NetworkConfig(3, 2, 4, 2, 8.0, kind))
+    torch.nn.init.normal_(network.head.weight, 0, 0.2)
+    network.train()
+    for _ in range(20):
+        network(torch.randn(2, 3, 32, 32))
+    for name, parameter in network.named_parameters():
+        if name.endswith((".bias", ".scale")):  # equal ones would be stored once
+            torch.nn.init.normal_(parameter, 0.1, 0.05)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, 0, 0.2)
+    return network.eval()
+
+
+@pytest.fixture(scope="module", params=["unet", "convnext"])
+def exported(request, tmp_path_factory):
+    network = old_network(request.param)
+    path = tmp_path_factory.mktemp("old") / "model.onnx"
+    export_onnx(Deployed(network, (1.0, 1.0)), manifest(), path)
+    return network, path
+
+
+def test_weights_come_back_from_the_model_file(exported):
+    network, path = exported
+    found = read_pretrained(path)
+    assert found.manifest == manifest()
+    assert found.network.config == network.config
+    x = torch.randn(2, 3, 48, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for got, wanted in zip(found.network(x), network(x), strict=True):
+            torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_unfolding_changes_nothing_and_makes_training_mode_sane(exported):
+    network, path = exported
+    found = read_pretrained(path)
+    assert found.folded
+    x = torch.randn(8, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    again = unfold(found, [x])
+    with torch.no_grad():
+        torch.testing.assert_close(again(x)[0], network(x)[0], atol=1e-3, rtol=1e-3)
+        # The statistics are those of these patches, so batch statistics give the same.
+        torch.testing.assert_close(again.train()(x)[0], network(x)[0], atol=2e-2, rtol=2e-2)
+
+
+def test_weights_of_a_run_come_back(tmp_path):
+    network = old_network()
+    write_weights(network, manifest(), tmp_path / "weights.safetensors")
+    found = read_pretrained(tmp_path / "weights.safetensors")
+    assert found.folded == ()
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(found.network.state_dict()[name], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("harm", ["no file", "text", "no network", "foreign", "no manifest"])
+def test_what_cannot_be_adapted_is_explained(tmp_path, harm):
+    path = tmp_path / "model.onnx"
+    if harm == "text":
+        path.write_text("hello")
+    if harm == "no network":
+        import onnx
+
+        graph = onnx.helper.make_graph([], "g", [], [])
+        onnx.save(onnx.helper.make_model(graph), path)
+    if harm == "no manifest":
+        path = tmp_path / "weights.safetensors"
+        write_tensors(path, Tensors(old_network().state_dict(), {}))
+    if harm == "foreign":
+        import onnx
+
+        graph = onnx.helper.make_graph([], "g", [], [])
+        model = onnx.helper.make_model(graph)
+        config = json.dumps(asdict(old_network().config))
+        onnx.helper.set_model_props(
+            model, {MANIFEST_KEY: manifest().model_dump_json(), "acq_isl_network": config}
+        )
+        onnx.save(model, path)
+    with pytest.raises(ModelError):
+        read_pretrained(path)
+
+
+# --- from pairs -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def plate(tmp_path_factory):
+    """Fields whose new label is where planes differ most."""
+    folder = tmp_path_factory.mktemp("plate")
+    for number in range(5):
+        rng = np.random.default_rng(number)
+        cells = ndimage.gaussian_filter((rng.random((64, 64)) > 0.99).astype(float), 3)
+        cells /= cells.max()
+        stack = 20000 + 9000 * cells * np.array([-1, 0, 1])[:, None, None] + rng.normal(0, 300, (3, 64, 64))
+        tifffile.imwrite(folder / f"A{number}_x.tif", stack.astype(np.uint16), photometric="minisblack")
+        label = 500 + 9000 * cells + rng.normal(0, 50, cells.shape)
+        tifffile.imwrite(folder / f"A{number}_y.tif", label.astype(np.uint16))
+    return folder
+
+
+def write_pairs(tmp_path, plate, label="lipid", **more):
+    content = {
+        "data": [{"kind": "tiff", "folder": str(plate), "stack": "{well}_x.tif",
+                  "labels": {label: "{well}_y.tif"}, "pixel_size_um": 0.3, "z_step_um": 1.5}],
+        "split": {"by": "well", "held_out": ["A0", "A1"]},
+        "recipe": {"steps": 100, "patch_px": 32, "batch": 4, "look_every": 5, "precision": "fp32"},
+    } | more  # fmt: skip
+    path = tmp_path / "pairs.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture
+def model(tmp_path):
+    write_weights(old_network(), manifest(), tmp_path / "weights.safetensors")
+    return tmp_path / "weights.safetensors"
+
+
+def test_a_new_label_is_learned_and_reported(tmp_path, plate, model):
+    told = []
+    pairs = write_pairs(tmp_path, plate)
+    made = adapt(model, pairs, "lipid", (1, 2, 8), tmp_path / "out", told.append)
+    lines = (tmp_path / "out" / "transfer.csv").read_text().splitlines()
+    assert lines[0] == "# new label, held-out wells; stopped by a held-out unit that is not scored"
+    rows = list(csv.DictReader(lines[1:]))
+    assert [(row["k"], row["start"]) for row in rows] == [
+        ("1", "adapted"), ("1", "from scratch"), ("2", "adapted"), ("2", "from scratch")]  # fmt: skip
+    assert all(row["n"] == "1" for row in rows)
+    assert float(rows[2]["pearson"]) > 0.3
+    session = onnxruntime.InferenceSession(made, providers=["CPUExecutionProvider"])
+    about = Manifest.from_json(session.get_modelmeta().custom_metadata_map[MANIFEST_KEY])
+    assert about.label_names == ("lipid",)
+    # The well that decided when to stop was used too; only A1 was not.
+    assert about.training.wells == ("A0", "A2", "A3")
+    assert (tmp_path / "out" / "transfer.png").stat().st_size > 1000
+    assert [p.done for p in told if p.phase == "training"] == [0, 1, 2]
+
+
+def test_a_new_microscope_is_compared_with_the_model_as_it_is(tmp_path, plate, model, monkeypatch):
+    monkeypatch.setattr(adapting, "write_package", lambda *_: tmp_path)
+    pairs = write_pairs(tmp_path, plate, "nuclei", recipe={"steps": 10, "patch_px": 32, "seeds": 2})
+    adapt(model, pairs, None, (1,), tmp_path / "out")
+    rows = list(csv.DictReader((tmp_path / "out" / "transfer.csv").read_text().splitlines()[1:]))
+    assert [(row["k"], row["start"], row["seed"]) for row in rows] == [
+        ("0", "as it is", "0"), ("1", "adapted", "0"), ("1", "from scratch", "0"),
+        ("1", "adapted", "1"), ("1", "from scratch", "1")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("task", "part"), [("new label", "head."), ("new microscope", "down.0.")])
+def test_a_part_alone_learns_first(task, part, tmp_path, plate, model):
+    """The others stay as they are, their batch statistics too."""
+    label = "lipid" if task == "new label" else "nuclei"
+    config, recipe = read_pairs(write_pairs(tmp_path, plate, label), manifest(), label)
+    found = read_pretrained(model)
+    division = config.division()
+    material = adapting.gather(
+        config, division, tmp_path, adapting.Team(0, 1, torch.device("cpu")), lambda _: None
+    )
+    job = adapting._Job(config, recipe, task, material, ("A0", "A1"), found, lambda _: None)
+    network = adapting._selected(found, config.labels)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    alone = next(adapting._phases(job, network, 0))
+    for _ in range(3):
+        alone.advance(material.train)
+    changed = {
+        name for name, value in alone.network.state_dict().items() if not torch.equal(value, before[name])
+    }
+    assert changed
+    assert all(name.startswith(part) for name in changed), sorted(changed)[:5]
+
+
+def test_one_held_out_field_means_no_early_stop(tmp_path, plate, model, monkeypatch):
+    monkeypatch.setattr(adapting, "write_package", lambda *_: tmp_path)
+    pairs = write_pairs(
+        tmp_path, plate, split={"by": "well", "held_out": ["A0"]}, recipe={"steps": 10, "patch_px": 32}
+    )
+    adapt(model, pairs, "lipid", (1,), tmp_path / "out")
+    assert "fixed number of steps" in (tmp_path / "out" / "transfer.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("label", "more", "error", "says"),
+    [
+        ("walls", {}, ExperimentError, "do not show walls"),
+        ("lipid", {"data": "x"}, ExperimentError, "no list of sources"),
+        ("lipid", {"recipe": {"stepps": 3}}, ExperimentError, "stepps"),
+        ("lipid", {"colour": 1}, ExperimentError, "colour"),
+    ],
+)
+def test_pairs_that_cannot_be_used_are_explained(tmp_path, plate, label, more, error, says):
+    with pytest.raises(error, match=says):
+        read_pairs(write_pairs(tmp_path, plate, **more), manifest(), label)
+
+
+def test_more_units_than_there_are(tmp_path, plate, model):
+    with pytest.raises(PairRefused, match="too few pairs"):
+        adapt(model, write_pairs(tmp_path, plate), "lipid", (50,), tmp_path / "out")
