@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from acq_isl.grading import KnownField
+from acq_isl.grading import KnownCell, KnownField
 from acq_isl.scorecard import LightScore, Spread
 from acq_isl.stack import StackKey, StackRequest
 
@@ -26,10 +26,11 @@ class Lit:
 
 @dataclass(frozen=True, slots=True)
 class Imaged:
-    """A stack of the run with its exposures, in order."""
+    """A stack of the run with its exposures, in order, and the cells that were there then, if known."""
 
     request: StackRequest
     lit: tuple[Lit, ...]
+    cells: tuple[KnownCell, ...] = ()
 
 
 def score_light(imaged: Sequence[Imaged], overview: set[StackKey]) -> LightScore:
@@ -51,7 +52,11 @@ def score_light(imaged: Sequence[Imaged], overview: set[StackKey]) -> LightScore
 def score_targeting(
     label: str | None, fields: Sequence[KnownField], imaged: Sequence[Imaged]
 ) -> tuple[Spread, Spread]:
-    """How far fluorescence was taken beside the overview, and from the height of the wanted cells, in um."""
+    """How far from where the overview had them fluorescence found the wanted cells: aside, and in z; um.
+
+    Aside is the median over the cells of one image: what the stage missed and what the cells moved. Where no
+    wanted cell is known, it is how far the middle of the image lies beside that of the overview.
+    """
     stacks = {one.request.key: one for one in imaged if one.lit}
     aside: list[float] = []
     height: list[float] = []
@@ -59,13 +64,24 @@ def score_targeting(
         seen = stacks.get(field.key)
         if seen is None:
             continue
-        x_um, y_um = (float(np.mean([getattr(lit, axis) for lit in seen.lit])) for axis in ("x_um", "y_um"))
-        wanted = [cell.z_um for cell in field.cells or () if label and cell.marked(label)]
+        wanted = {cell.id: cell for cell in field.cells or () if label and cell.marked(label)}
         for one in _stained(field.key, imaged):
-            aside += [math.hypot(lit.x_um - x_um, lit.y_um - y_um) for lit in one.lit]
-            if wanted:
-                height.append(min(abs(lit.z_um - float(np.median(wanted))) for lit in one.lit))
+            there = [cell for cell in one.cells if cell.id in wanted]
+            off = _middle(one.lit) - _middle(seen.lit)
+            moved = [_place(cell) - _place(wanted[cell.id]) - off for cell in there] or [off]
+            aside.append(float(np.median([np.hypot(*by) for by in moved])))
+            if there:
+                middle = float(np.median([cell.z_um for cell in there]))
+                height.append(min(abs(lit.z_um - middle) for lit in one.lit))
     return Spread.of(aside), Spread.of(height)
+
+
+def _middle(lit: Sequence[Lit]) -> NDArray[np.float64]:
+    return np.mean([(one.x_um, one.y_um) for one in lit], axis=0)  # type: ignore[no-any-return]
+
+
+def _place(cell: KnownCell) -> NDArray[np.float64]:
+    return np.array([cell.x_um, cell.y_um])
 
 
 def score_action(fields: Sequence[KnownField], imaged: Sequence[Imaged]) -> Spread:

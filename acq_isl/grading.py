@@ -36,9 +36,11 @@ class LabelPair:
 
 @dataclass(frozen=True, slots=True)
 class KnownCell:
-    """A cell as it truly is: a name that is the same in overlapping fields, its height, and what marks it."""
+    """A cell as it truly is: its name, the same in all fields and at all times, place, and what marks it."""
 
     id: str
+    x_um: float
+    y_um: float
     z_um: float
     markers: Mapping[str, float]
 

@@ -24,6 +24,7 @@ from acq_isl.stack import Float32Image, Prediction, StackKey, StackRequest
 from acq_isl.summary import Kept, measurements
 
 _MOST_FIELDS = 64  # whose pictures are held against the truth: each costs up to a second
+_DRIFT_UM = 40.0
 _NO_CELLS = (
     "Choices, triggers and cells: the recording does not say which cells there are, and its stains have no "
     "absolute scale. Labels are held against the recorded stains, each from its 1st to its 99.8th percentile."
@@ -82,7 +83,7 @@ def match_light(
 def _scorecard(run: _Run, decisions: Sequence[Mapping[str, Any]]) -> Scorecard:
     experiment, session = run.experiment, run.session
     taken = match_light(session.acquired, run.scope.timeline.taken, decisions)
-    imaged = [Imaged(one, tuple(map(_lit, taken[one.key]))) for one in session.acquired if one.key in taken]
+    imaged = [_imaged(run, one, taken[one.key]) for one in session.acquired if taken.get(one.key)]
     seen = [field for field in session.fields.values() if taken.get(field.request.key)]
     fields = [_field(run, one, taken[one.request.key], number) for number, one in enumerate(seen)]
     overview, rules = {one.request.key for one in seen}, measurements(experiment)
@@ -106,6 +107,11 @@ def _scorecard(run: _Run, decisions: Sequence[Mapping[str, Any]]) -> Scorecard:
         action_s=aiming.score_action(fields, imaged),
         ungraded=tuple(note for applies, note in notes if applies),
     )
+
+
+def _imaged(run: _Run, request: StackRequest, taken: tuple[Taken, ...]) -> Imaged:
+    cells = _cells(run, taken[0], around_um=_DRIFT_UM) or () if request.key not in run.session.fields else ()
+    return Imaged(request, tuple(map(_lit, taken)), cells)
 
 
 def _lit(taken: Taken) -> Lit:
@@ -156,10 +162,11 @@ def _view(run: _Run, prediction: Prediction, last: Taken) -> View:
     )
 
 
-def _cells(run: _Run, last: Taken) -> tuple[KnownCell, ...] | None:
-    specimen, light = run.scope.specimen, last.light
+def _cells(run: _Run, at: Taken, around_um: float = 0.0) -> tuple[KnownCell, ...] | None:
+    """Cells in an exposure and around it; None where they are not known."""
+    specimen, light = run.scope.specimen, at.light
     if not isinstance(specimen, KnowsCells):
         return None
-    area = Rectangle.around(light.x_um, light.y_um, (light.height_um, light.width_um))
+    area = Rectangle.around(light.x_um, light.y_um, (light.height_um + around_um, light.width_um + around_um))
     cells = specimen.cells(area, light.time_s, run.scope.timeline.history)
-    return tuple(KnownCell(cell.id, cell.z_um, cell.markers) for cell in cells)
+    return tuple(KnownCell(cell.id, cell.x_um, cell.y_um, cell.z_um, cell.markers) for cell in cells)

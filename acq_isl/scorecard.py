@@ -154,7 +154,8 @@ class Scorecard:
     cells : CellScore or None
     light : LightScore
     aside_um : Spread
-        Fluorescence images: how far their middle truly was from that of the overview the choice was made on.
+        Fluorescence images: how far from where the overview had them the wanted cells truly were; the middle
+        of the image, where cells are not known.
     out_of_focus_um : Spread
         Distance in z of the nearest plane imaged from the middle height of the wanted cells.
     decision_s, action_s : Spread
@@ -247,11 +248,13 @@ def _light(card: Scorecard) -> str:
 
 
 def _targeting(card: Scorecard) -> str:
-    aside, height = card.aside_um, card.out_of_focus_um
-    text = f"Fluorescence was taken {aside.median:.1f} µm (at most {aside.worst:.1f} µm) beside the field"
-    if math.isfinite(height.median):
-        text += f", and {height.median:.1f} µm (at most {height.worst:.1f} µm) in z from the cells"
-    return text + "."
+    aside, height = (
+        f"{one.median:.1f} µm (at most {one.worst:.1f} µm)" for one in (card.aside_um, card.out_of_focus_um)
+    )
+    if not math.isfinite(card.out_of_focus_um.median):
+        return f"Fluorescence was taken {aside} beside the field."
+    text = f"In fluorescence the wanted cells lay {aside} from where the overview had them"
+    return f"{text}, and {height} in z from the focus."
 
 
 def _speed(card: Scorecard) -> str:

@@ -33,8 +33,8 @@ def key(name: str, channel: str = "Phase", time: int = 0) -> StackKey:
 
 
 def cells(*wanted: str, others: str = "", z_um: float = 1.0) -> tuple[KnownCell, ...]:
-    marked = [KnownCell(name, z_um, {"nuclei": 0.6}) for name in wanted]
-    return (*marked, *(KnownCell(name, z_um, {"nuclei": 0.1}) for name in others))
+    marked = [KnownCell(name, 0.0, 0.0, z_um, {"nuclei": 0.6}) for name in wanted]
+    return (*marked, *(KnownCell(name, 0.0, 0.0, z_um, {"nuclei": 0.1}) for name in others))
 
 
 def field(
@@ -168,7 +168,15 @@ def test_light_is_summed_by_channel_and_all_fields_are_extrapolated() -> None:
 def test_targeting_is_measured_from_where_the_choice_was_made() -> None:
     aside, height = aiming.score_targeting("nuclei", FIELDS, STACKS)
     assert (aside.median, aside.worst) == (2.5, 5.0)
-    assert (height.median, height.worst) == (1.0, 1.5)
+    assert math.isnan(height.median)
+    # The stage missed by 3 and 4 um; of the wanted cells, one went along with it and one lies 6 um higher up.
+    moved = (
+        KnownCell("x", 3.0, 4.0, 1.0, {}),
+        KnownCell("y", 3.0, 10.0, 2.0, {}),
+        KnownCell("z", 90.0, 0, 9, {}),
+    )
+    found, height = aiming.score_targeting("nuclei", FIELDS, [*STACKS[:2], replace(STACKS[2], cells=moved)])
+    assert found.median == pytest.approx(3.0) and height.median == pytest.approx(1.5)
     nowhere = aiming.score_targeting("nuclei", FIELDS, STACKS[:2])
     assert all(math.isnan(one.median) for one in nowhere)
 
@@ -261,8 +269,8 @@ def test_the_card_reads_like_a_report() -> None:
         "triggers": "'many' was right about 2 fields, acted without cause at a, should have acted at b.",
         "light": "0.04 s of transmitted light and 0.06 s of fluorescence light, where all fields would have "
         "taken 0.12 s: 17 wanted cells per second of fluorescence light, 15 per minute of the run.",
-        "targeting": "Fluorescence was taken 0.5 µm (at most 2.0 µm) beside the field, and 1.0 µm (at most "
-        "1.0 µm) in z from the cells.",
+        "targeting": "In fluorescence the wanted cells lay 0.5 µm (at most 2.0 µm) from where the overview "
+        "had them, and 1.0 µm (at most 1.0 µm) in z from the focus.",
         "speed": "0.1 s (at most 12 s) from the last slice of a field to the decision, 1.0 s (at most 30 s) "
         "to its first fluorescence light.",
         "labels": "Predicted against true labels: nuclei r = 0.70, objects F1 0.57 (4 found, 3 true).",
