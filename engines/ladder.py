@@ -10,11 +10,12 @@ from types import TracebackType
 from typing import Self
 
 from acq_isl.engines.backends import Backend
+from acq_isl.engines.content import Survey
 from acq_isl.engines.model_file import ModelInfo
 from acq_isl.engines.predictor import Predictor
 from acq_isl.errors import EngineError, ModelError
 from acq_isl.manifest import Manifest
-from acq_isl.stack import Prediction, ZStack
+from acq_isl.stack import Prediction, StackInfo, ZStack
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +64,11 @@ class Ladder:
         """Why this back end, and what happened to those before it; empty if there was no choice."""
         return "; ".join((*self._falls, *([self._why] if self._why and not self._falls else [])))
 
-    def predict(self, stack: ZStack) -> Prediction:
+    def survey(self, info: StackInfo) -> Survey:
+        """What may be shown the slices of a stack as they arrive; good for every rung."""
+        return self._engine.survey(info)
+
+    def predict(self, stack: ZStack, survey: Survey | None = None) -> Prediction:
         """Predict all labels of a stack; see `acq_isl.engines.predictor.Predictor.predict`.
 
         Raises
@@ -76,7 +81,7 @@ class Ladder:
         while True:
             engine = self._engine
             try:
-                prediction = engine.predict(stack)
+                prediction = engine.predict(stack, survey)
             except EngineError as error:
                 self._descend(engine, error)
                 continue

@@ -197,6 +197,14 @@ def test_the_first_rung_does_the_work():
     assert prediction.warnings == () and prediction.mean.max() == 1 and network.closed
 
 
+def test_what_was_seen_while_a_stack_arrived_is_good_for_every_rung():
+    first, network = flat("gpu", 1, fails=lambda: True)
+    with Ladder([first, flat("cpu", 2)[0]]) as ladder:
+        survey = ladder.survey(STACK.info)
+        survey.complete(STACK)
+        assert ladder.predict(STACK, survey).mean.max() == 2 and network.runs == 1
+
+
 def test_an_engine_that_cannot_be_loaded_is_passed_over(caplog):
     with Ladder([missing("gpu"), missing("other", ModelError), flat("cpu", 2)[0]], "because") as ladder:
         prediction = ladder.predict(STACK)
