@@ -62,13 +62,15 @@ def export_bioimage(
     StorageError
         The zip cannot be written.
     """
+    file = read_model(model)
+
     from bioimageio.spec import save_bioimageio_package
 
-    file = read_model(model)
     network = image_model(onnx.load_from_string(file.content), file.info.manifest)
     content = network.SerializeToString()
     tensors = _test_tensors(file, content)
-    with tempfile.TemporaryDirectory() as name:
+    # The library leaves files open, which Windows does not remove.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name)
         (folder / _WEIGHTS).write_bytes(content)
         for tensor, array in tensors.items():
@@ -182,15 +184,24 @@ def _input(manifest: Manifest, folder: Path) -> v0_5.InputTensorDescr:
 
     size = v0_5.ParameterizedSize(min=least_side_px(manifest), step=manifest.size_step_px)
     step_um = manifest.z_step_um or 1.0
-    flat = {"scale": manifest.pixel_size_um, "unit": "micrometer", "size": size}
+
+    def flat(letter: str) -> v0_5.SpaceInputAxis:
+        return v0_5.SpaceInputAxis(
+            id=v0_5.AxisId(letter),
+            size=size,
+            scale=manifest.pixel_size_um,
+            unit="micrometer",
+            concatenable=True,
+        )
+
     return v0_5.InputTensorDescr(
         id=v0_5.TensorId(INPUT),
         description=f"{manifest.modality} z-stack, camera counts, z rising"[:_TEXT],
         axes=[
             v0_5.BatchAxis(),
             v0_5.SpaceInputAxis(id=v0_5.AxisId("z"), size=manifest.planes, scale=step_um, unit="micrometer"),
-            v0_5.SpaceInputAxis(id=v0_5.AxisId("y"), concatenable=True, **flat),
-            v0_5.SpaceInputAxis(id=v0_5.AxisId("x"), concatenable=True, **flat),
+            flat("y"),
+            flat("x"),
         ],
         data=v0_5.IntervalOrRatioDataDescr(type="uint16", range=(0, 65535)),
         test_tensor=v0_5.FileDescr(source=folder / f"test_{INPUT}.npy"),
@@ -202,16 +213,16 @@ def _output(manifest: Manifest, folder: Path, name: str) -> v0_5.OutputTensorDes
 
     def axis(letter: str) -> v0_5.SpaceOutputAxis | v0_5.SpaceOutputAxisWithHalo:
         reference = v0_5.SizeReference(tensor_id=v0_5.TensorId(INPUT), axis_id=v0_5.AxisId(letter))
-        common = {"id": v0_5.AxisId(letter), "size": reference, "scale": manifest.pixel_size_um}
-        if manifest.halo_px:
-            return v0_5.SpaceOutputAxisWithHalo(halo=manifest.halo_px, unit="micrometer", **common)
-        return v0_5.SpaceOutputAxis(unit="micrometer", **common)
+        name, scale = v0_5.AxisId(letter), manifest.pixel_size_um
+        if not manifest.halo_px:
+            return v0_5.SpaceOutputAxis(id=name, size=reference, scale=scale, unit="micrometer")
+        return v0_5.SpaceOutputAxisWithHalo(
+            id=name, size=reference, scale=scale, unit="micrometer", halo=manifest.halo_px
+        )
 
     what = manifest.statistic if name == "mean" else "stated standard deviation"
     # Names of channels are identifiers in this description; the manifest has those for people.
-    channels = [
-        v0_5.Identifier("".join(c if c.isalnum() else "_" for c in label)) for label in manifest.label_names
-    ]
+    channels = ["".join(c if c.isalnum() else "_" for c in label) for label in manifest.label_names]
     return v0_5.OutputTensorDescr(
         id=v0_5.TensorId(name),
         description=f"predicted intensity, {what}; 1 is the bright end of the training truth"[:_TEXT],
