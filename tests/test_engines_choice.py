@@ -201,7 +201,7 @@ def test_what_was_seen_while_a_stack_arrived_is_good_for_every_rung():
     first, network = flat("gpu", 1, fails=lambda: True)
     with Ladder([first, flat("cpu", 2)[0]]) as ladder:
         survey = ladder.survey(STACK.info)
-        survey.complete(STACK)
+        survey.add(0, STACK.pixels[0])
         assert ladder.predict(STACK, survey).mean.max() == 2 and network.runs == 1
 
 
