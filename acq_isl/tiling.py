@@ -90,6 +90,12 @@ class TilePlan:
         return self.rows.side, self.columns.side
 
     @property
+    def is_field(self) -> bool:
+        """Whether the only tile is the field, no more and no less."""
+        same = self.tile_shape == self.field_shape and len(self.tiles) == 1
+        return same and self.rows.starts == self.columns.starts == (0,)
+
+    @property
     def tiles(self) -> tuple[Tile, ...]:
         return tuple(
             Tile(row, column)
@@ -207,8 +213,7 @@ def cut(
     (tile, z, h, w) uint16
         C-contiguous. A view of ``into``, or of ``pixels`` if one tile is the whole field.
     """
-    untouched = plan.tile_shape == plan.field_shape and len(plan.tiles) == 1 and plan.rows.starts == (0,)
-    if untouched and plan.columns.starts == (0,) and pixels.flags.c_contiguous:
+    if plan.is_field and pixels.flags.c_contiguous:
         return pixels[np.newaxis]
     shape = (len(tiles), len(pixels), *plan.tile_shape)
     out = np.empty(shape, pixels.dtype) if into is None else into[: len(tiles)]

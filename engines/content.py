@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from acq_isl.engines.around import Each
 from acq_isl.errors import EngineError, StackRefused
 from acq_isl.normalize import ContrastMeter
 from acq_isl.stack import Float32Image, StackInfo, Uint16Image, ZStack
@@ -45,15 +46,14 @@ class Survey:
             self._ranges[z] = _Range.of(plane)
             self._contrast.add(z, plane)
 
-    def complete(self, stack: ZStack) -> None:
+    def complete(self, stack: ZStack, each: Each) -> None:
         """Look at all planes it was not shown; EngineError if it is a survey of another stack."""
         if stack.info != self._info:
             raise EngineError(
                 f"what was measured for stack {self._info.key} was handed over with {stack.info.key}",
                 fix="report this to the maker of the engine process",
             )
-        for z, plane in enumerate(stack.pixels):
-            self.add(z, plane)
+        each(lambda z: self.add(z, stack.pixels[z]), range(len(stack.pixels)))
 
     @property
     def ranges(self) -> list[_Range]:

@@ -6,12 +6,21 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from acq_isl.stack import Float32Image
 
 MEAN, SPREAD, DISTANCE = "mean", "spread", "distance"
 """Names of what a network gives."""
+
+
+def default_threads() -> int:
+    """Physical cores this process may use, less one that the acquisition keeps; at least 1."""
+    physical = psutil.cpu_count(logical=False) or 1
+    process = psutil.Process()
+    allowed = len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else physical
+    return max(min(physical, allowed) - 1, 1)
 
 
 @dataclass(slots=True)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-import psutil
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
 from acq_isl.engines.gate import Policy
 from acq_isl.engines.model_file import ModelFile, answers, read_model
+from acq_isl.engines.network import default_threads
 from acq_isl.engines.predictor import TILE_PX, Predictor
 from acq_isl.errors import EngineError, ModelError
 from acq_isl.manifest import Manifest
@@ -34,13 +34,7 @@ _RUNTIME_ERRORS = (
     ValueError,
 )
 
-
-def default_threads() -> int:
-    """Physical cores this process may use, less one that the acquisition keeps; at least 1."""
-    physical = psutil.cpu_count(logical=False) or 1
-    process = psutil.Process()
-    allowed = len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else physical
-    return max(min(physical, allowed) - 1, 1)
+__all__ = ["OnnxEngine", "OnnxNetwork", "default_threads"]
 
 
 class OnnxNetwork:

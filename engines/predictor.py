@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
+from acq_isl.engines.around import Each, as_bytes, check_finite, cut_tiles, whole, worker_count, workers
 from acq_isl.engines.content import Survey, check_content
 from acq_isl.engines.gate import Policy, judge, measured
 from acq_isl.engines.model_file import ModelInfo
@@ -23,7 +21,7 @@ from acq_isl.fit import Refuse, Resample, Use, check
 from acq_isl.manifest import Manifest
 from acq_isl.normalize import inverse_contrast, map_back, resample
 from acq_isl.stack import Distance, Float32Image, Prediction, StackInfo, StageTimes, Uint16Image, ZStack
-from acq_isl.tiling import TilePlan, TileRule, blend, cut, plan_tiles
+from acq_isl.tiling import TilePlan, TileRule, blend, plan_tiles
 
 # Covers the usual 2048 and 2304 px cameras with 2x2 tiles.
 TILE_PX = 1280
@@ -95,6 +93,7 @@ class Predictor:
             self._tile_px = min(tile_px, rules.max_tile_px)
         self._rule = TileRule(rules.min_tile_px, rules.halo_px, rules.size_step_px)
         self._margin_px = rules.halo_px if rules.margin_px is None else rules.margin_px
+        self._workers = worker_count(network)
         least_px = max(rules.size_step_px, rules.blank_px)
         self._border_px = least_px if border_px is None else max(border_px, rules.blank_px)
 
@@ -137,20 +136,23 @@ class Predictor:
 
     def predict_timed(self, stack: ZStack, survey: Survey | None = None) -> tuple[Prediction, Shares]:
         """`predict`, and where its time went."""
+        with workers(self._workers) as each:
+            return self._predicted(stack, survey or self.survey(stack.info), each)
+
+    def _predicted(self, stack: ZStack, survey: Survey, each: Each) -> tuple[Prediction, Shares]:
         began_s = time.perf_counter()
         verdict = _checked(self.manifest, stack)
-        survey = survey or self.survey(stack.info)
-        survey.complete(stack)
+        survey.complete(stack, each)
         check_content(stack, survey)
         pixels, scale, inv_sd = self._normalised(stack, verdict, survey)
         shares = Shares(prepare_ms=_since_ms(began_s))
         began_s = time.perf_counter()
         field = pixels.shape[1], pixels.shape[2]
         plan = plan_tiles(field, self._rule, tile_px=self._tile_px, border_px=self._border_px)
-        answer = self._infer(pixels, inv_sd, plan, shares)
+        answer = self._infer(pixels, inv_sd, plan, shares, each)
         shares.tile_ms = _since_ms(began_s) - shares.network_ms
         began_s = time.perf_counter()
-        _check_finite((answer.mean, answer.spread, *answer.windows), stack)
+        check_finite((answer.mean, answer.spread, *answer.windows), stack)
         distances, warnings = self._judged(stack, answer)
         mean, spread = (map_back(values, stack.info.shape) for values in (answer.mean, answer.spread))
         shares.finish_ms = _since_ms(began_s)
@@ -187,17 +189,21 @@ class Predictor:
         distances = measured(self.manifest.gate, answer.windows)
         return distances, judge(stack.info.key, distances, self._gate)
 
-    def _infer(self, pixels: Uint16Image, inv_sd: np.float32, plan: TilePlan, shares: Shares) -> _Answer:
+    def _infer(
+        self, pixels: Uint16Image, inv_sd: np.float32, plan: TilePlan, shares: Shares, each: Each
+    ) -> _Answer:
         """What the network says of the whole field; adds its time to the shares."""
         if len(plan.tiles) == 1:
-            mean, spread, *windows = self._run(cut(pixels, plan, plan.tiles), inv_sd, shares)
-            return _Answer(_whole(mean, plan), _whole(spread, plan), windows)
+            mean, spread, *windows = self._run(
+                cut_tiles(pixels, plan, plan.tiles, None, each), inv_sd, shares
+            )
+            return _Answer(whole(mean, plan, each), whole(spread, plan, each), windows)
         shape = (len(self.manifest.labels), *plan.field_shape)
         answer = _Answer(np.zeros(shape, np.float32), np.zeros(shape, np.float32))
         batch = max(min(self._tiles_per_batch, len(plan.tiles)), 1)
         memory = np.empty((batch, len(pixels), *plan.tile_shape), np.uint16)
         for tiles in plan.batches(batch):
-            mean, spread, *windows = self._run(cut(pixels, plan, tiles, memory), inv_sd, shares)
+            mean, spread, *windows = self._run(cut_tiles(pixels, plan, tiles, memory, each), inv_sd, shares)
             answer.windows.extend(windows)
             for out, values in ((answer.mean, mean), (answer.spread, spread)):
                 for one, tile in zip(values, tiles, strict=True):
@@ -206,7 +212,7 @@ class Predictor:
 
     def _run(self, tiles: Uint16Image, inv_sd: np.float32, shares: Shares) -> tuple[Float32Image, ...]:
         """Mean, spread, and distance if the model has a gate."""
-        data = _as_bytes(tiles)
+        data = as_bytes(tiles)
         before = _copies_ms(self._network)
         began_s = time.perf_counter()
         outputs = self._network.run(data, np.full(len(tiles), inv_sd, np.float32))
@@ -267,31 +273,3 @@ def _checked(manifest: Manifest, stack: ZStack) -> Use | Resample:
     if isinstance(verdict, Refuse):
         raise StackRefused(f"stack {stack.info.key}: {verdict.reason}", fix=verdict.fix)
     return verdict
-
-
-def _as_bytes(tiles: Uint16Image) -> NDArray[np.uint8]:
-    """(..., h, w) uint16 as (..., h, w, 2) little-endian bytes; no copy on little-endian machines."""
-    little = tiles if sys.byteorder == "little" else tiles.astype("<u2")
-    return little.view(np.uint8).reshape(*tiles.shape, 2)
-
-
-def _whole(values: Float32Image, plan: TilePlan) -> Float32Image:
-    """The only tile, cut to the field."""
-    top, left = -plan.rows.starts[0], -plan.columns.starts[0]
-    rows, columns = plan.field_shape
-    return np.ascontiguousarray(values[0, :, top : top + rows, left : left + columns])
-
-
-def _check_finite(answers: Sequence[Float32Image], stack: ZStack) -> None:
-    if not all(_is_finite(values) for values in answers):
-        raise EngineError(
-            f"the network answered with NaN or infinity for stack {stack.info.key}; nothing is shown",
-            fix="try another engine or fp32 precision; if it stays, the model is damaged: export it again",
-        )
-
-
-def _is_finite(values: Float32Image) -> bool:
-    """Without an array of booleans: a sum of squares carries every NaN and infinity, but may overflow."""
-    with np.errstate(over="ignore"):
-        fine = np.isfinite(np.vdot(values, values))
-    return bool(fine or np.isfinite([values.min(), values.max()]).all())

@@ -1,0 +1,100 @@
+"""The work around a network, spread over the cores: tiles cut, the field put together, numbers checked."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+
+from acq_isl.engines.network import default_threads
+from acq_isl.errors import EngineError
+from acq_isl.stack import Float32Image, Uint16Image, ZStack
+from acq_isl.tiling import Tile, TilePlan, cut
+
+_MOST_WORKERS = 8  # more only wait for the memory
+
+Each = Callable[[Callable[[int], object], Iterable[int]], None]
+"""Does a piece of work for every number."""
+
+
+@contextmanager
+def workers(count: int) -> Iterator[Each]:
+    """Threads that share pieces of work; numpy lets them run side by side."""
+    if count < 2:
+
+        def one_by_one(work: Callable[[int], object], numbers: Iterable[int]) -> None:
+            for number in numbers:
+                work(number)
+
+        yield one_by_one
+        return
+    with ThreadPoolExecutor(count, "acq-isl around the network") as pool:
+
+        def side_by_side(work: Callable[[int], object], numbers: Iterable[int]) -> None:
+            for _ in pool.map(work, numbers):
+                pass
+
+        yield side_by_side
+
+
+def worker_count(network: object) -> int:
+    """One more than the network has cores: it rests meanwhile, and all is over within milliseconds."""
+    cores = getattr(network, "threads", None)
+    most = default_threads() + 1
+    return min(most if cores is None else int(cores) + 1, most, _MOST_WORKERS)
+
+
+def cut_tiles(
+    pixels: Uint16Image, plan: TilePlan, tiles: tuple[Tile, ...], into: Uint16Image | None, each: Each
+) -> Uint16Image:
+    """As `acq_isl.tiling.cut`."""
+    if plan.is_field:
+        return cut(pixels, plan, tiles)
+    out = (
+        np.empty((len(tiles), len(pixels), *plan.tile_shape), np.uint16)
+        if into is None
+        else into[: len(tiles)]
+    )
+    each(lambda z: cut(pixels[z : z + 1], plan, tiles, out[:, z : z + 1]), range(len(pixels)))
+    return out
+
+
+def whole(values: Float32Image, plan: TilePlan, each: Each) -> Float32Image:
+    """The only tile, cut to the field; (label, y, x)."""
+    top, left = -plan.rows.starts[0], -plan.columns.starts[0]
+    rows, columns = plan.field_shape
+    inner = values[0, :, top : top + rows, left : left + columns]
+    if inner.flags.c_contiguous:
+        return inner
+    out = np.empty(inner.shape, np.float32)
+
+    def copy(label: int) -> None:
+        out[label] = inner[label]
+
+    each(copy, range(len(out)))
+    return out
+
+
+def as_bytes(tiles: Uint16Image) -> NDArray[np.uint8]:
+    """(..., h, w) uint16 as (..., h, w, 2) little-endian bytes; no copy on little-endian machines."""
+    little = tiles if sys.byteorder == "little" else tiles.astype("<u2")
+    return little.view(np.uint8).reshape(*tiles.shape, 2)
+
+
+def check_finite(answers: Sequence[Float32Image], stack: ZStack) -> None:
+    if not all(_is_finite(values) for values in answers):
+        raise EngineError(
+            f"the network answered with NaN or infinity for stack {stack.info.key}; nothing is shown",
+            fix="try another engine or fp32 precision; if it stays, the model is damaged: export it again",
+        )
+
+
+def _is_finite(values: Float32Image) -> bool:
+    """Without an array of booleans: a sum of squares carries every NaN and infinity, but may overflow."""
+    with np.errstate(over="ignore"):
+        fine = np.isfinite(np.vdot(values, values))
+    return bool(fine or np.isfinite([values.min(), values.max()]).all())
