@@ -169,6 +169,7 @@ def score_choice(rule: Best, fields: Sequence[KnownField]) -> ChoiceScore | None
         ranked=len(values),
         wrong=tuple((_name(key), truly[key]) for key in wrong),
         missed=tuple(_name(key) for key in missed),
+        rounds=len(places),
     )
 
 

@@ -46,6 +46,8 @@ class ChoiceScore:
         Chosen fields that do not, with the rank each truly has.
     missed : tuple of str
         Truly best fields that were not chosen.
+    rounds : int
+        Time points, each with a choice and a best of its own.
     """
 
     what: str
@@ -54,6 +56,7 @@ class ChoiceScore:
     ranked: int
     wrong: tuple[tuple[str, int], ...]
     missed: tuple[str, ...]
+    rounds: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +203,8 @@ def _choice(score: ChoiceScore) -> str:
     if score.chosen == 1:
         text = f"The chosen field is {'' if score.right else 'not '}truly the best of {score.ranked}"
     else:
-        text = f"{score.right} of the {score.chosen} chosen fields are truly among the best of {score.ranked}"
+        best = f"{score.chosen} of {score.ranked}" if score.rounds == 1 else "of their time points"
+        text = f"{score.right} of the {score.chosen} chosen fields are truly among the best {best}"
     text += f" ({score.what})."
     if score.wrong:
         named = ", ".join(f"{name} (truly rank {rank})" for name, rank in score.wrong)

@@ -94,7 +94,7 @@ def test_the_lowest_can_be_wanted_and_time_points_are_ranked_apart() -> None:
         field("b", 99, chosen=True, time=1),
     ]
     both = grading.score_choice(Best(k=1, measurement=NUCLEI), later)
-    assert both is not None and (both.right, both.chosen) == (2, 2)
+    assert both is not None and (both.right, both.chosen, both.rounds) == (2, 2, 2)
 
 
 def test_a_run_without_choice_or_truth_has_no_score() -> None:
