@@ -27,7 +27,7 @@ from acq_isl.messages import (
     Withdraw,
     Withdrawn,
 )
-from acq_isl.stack import Refusal, Slice, StageTimes
+from acq_isl.stack import Slice, StageTimes
 from acq_isl.stream.held import Held
 from acq_isl.stream.link import Link
 from acq_isl.stream.outbox import Outbox
@@ -144,7 +144,6 @@ class Courier:
             with self._changed:
                 engine_lost(self._box.held.values())
         self._box.reserve_ahead()
-        self._cancel()
         backlog = self._send()
         self._keep()
         return backlog
@@ -154,7 +153,8 @@ class Courier:
             self._absent_since_s = None
             with self._changed:
                 self._box.count["reconnects"] += self._greeted
-                engine_lost(self._box.held.values(), server_has=frozenset(message.held))
+                server_has = frozenset(message.held)
+                self._box.unwanted = engine_lost(self._box.held.values(), server_has)
             self._greeted = True
         elif isinstance(message, Result | Refused | Failed | Expired):
             self._settle(message, buffers)
@@ -171,8 +171,7 @@ class Courier:
             if held is None:
                 return  # it has all its outcomes already
             if isinstance(message, Refused):
-                refusal = Refusal(held.stack.info, message.reason, message.fix, message.model)
-                self._box.settle(held, refusal)
+                self._box.settle(held, held.refusal(message))
             elif isinstance(message, Failed):
                 self._box.fail(held, message.model, "failed", f"the engine failed: {message.reason}")
             elif isinstance(message, Expired):
@@ -195,13 +194,6 @@ class Courier:
             transfer_ms=max(complete_s - last, 0.0) * 1e3,
         )
 
-    def _cancel(self) -> None:
-        with self._changed:
-            given_up = [held for held in self._box.held.values() if held.sent and not held.can_travel]
-        for held in given_up:
-            held.sent.clear()
-            self._link.send(encode(Cancel(stack=held.id)))
-
     def _send(self) -> bool:
         welcome = self._link.welcome
         if welcome is None:
@@ -212,8 +204,16 @@ class Courier:
             for held in self._box.grant(credit):
                 if not self._worker.submit(partial(self._read, held)):
                     self._box.not_read(held)
+            # What is free now was granted just above, so the server must hear of it first.
+            unwanted, self._box.unwanted = self._box.unwanted, []
             ready = [(held, held.unsent) for held in in_turn(self._box.held.values()) if held.unsent]
             give_way = to_withdraw(self._box.held.values(), credit) if credit else []
+        while unwanted:
+            if not self._link.send(encode(Cancel(stack=unwanted[0]))):
+                with self._changed:
+                    self._box.unwanted[:0] = unwanted
+                return True
+            unwanted.pop(0)
         for held in give_way:
             self._link.send(encode(Withdraw(stack=held.id)))
         for held, wanted in ready:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -9,12 +10,13 @@ from typing import Literal
 import numpy as np
 
 from acq_isl.assemble import OpenStack
-from acq_isl.messages import Wanted
-from acq_isl.stack import Slice, Unpredicted
+from acq_isl.messages import Refused, Wanted
+from acq_isl.stack import Refusal, Slice, StackKey, Unpredicted
 from acq_isl.stream.ring import Block
 from acq_isl.stream.schedule import turn
 from acq_isl.stream.spool import SpooledStack, SpoolReason
 
+_COUNTED_AS: dict[SpoolReason, str] = {"failed": "failed", "deadline": "expired", "cancelled": "cancelled"}
 Place = Literal["memory", "writing", "disk", "reading"]
 
 
@@ -47,6 +49,22 @@ class ClientCounts:
     reconnects: int = 0
     bytes_copied: int = 0
     spooled_for: tuple[tuple[SpoolReason, int], ...] = ()
+
+
+class RecentKeys:
+    """Keys of the latest stacks that take no slices any more."""
+
+    def __init__(self, limit: int = 4096) -> None:
+        self._limit = limit
+        self._keys: OrderedDict[StackKey, None] = OrderedDict()
+
+    def __contains__(self, key: StackKey) -> bool:
+        return key in self._keys
+
+    def add(self, key: StackKey) -> None:
+        self._keys[key] = None
+        while len(self._keys) > self._limit:
+            self._keys.popitem(last=False)
 
 
 @dataclass(slots=True, eq=False)
@@ -168,13 +186,18 @@ class Held:
         models = tuple(n for n in self.wanted.models if n in self.waits_for or n in self.failures)
         return SpooledStack(self.id, self.stack.info, present, self.stack.captured_s, pixels, reason, models)
 
-    def unpredicted(self, where: str) -> list[tuple[SpoolReason, Unpredicted]]:
-        """What to tell of the models that will not predict it, now that it lies ``where``."""
+    def refusal(self, told: Refused) -> Refusal:
+        """A model's refusal of it, in the client's words."""
+        return Refusal(self.stack.info, told.reason, told.fix, told.model)
+
+    def unpredicted(self, where: str) -> list[tuple[tuple[str, ...], Unpredicted]]:
+        """What to count and to tell of the models that will not predict it, now that it lies ``where``."""
         rest = dict.fromkeys(self.waits_for, self.ending or ("closed", ""))
-        told = self.failures | rest
-        return [
-            (reason, Unpredicted(self.stack.info, why, where, model)) for model, (reason, why) in told.items()
-        ]
+        told: list[tuple[tuple[str, ...], Unpredicted]] = []
+        for model, (reason, why) in (self.failures | rest).items():
+            counted_as = (_COUNTED_AS[reason],) if reason in _COUNTED_AS else ()
+            told.append((counted_as, Unpredicted(self.stack.info, why, where, model)))
+        return told
 
     def blame(self, why: str) -> None:
         """Add to the reasons, in words, why it is not even on disk."""

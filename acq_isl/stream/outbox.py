@@ -14,23 +14,21 @@ from each of its models. The client calls every method under its own lock.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 from acq_isl.assemble import OpenStack
 from acq_isl.messages import Wanted
 from acq_isl.stack import Outcome, Prediction, Refusal, Slice, StackInfo, StackKey, Unpredicted
-from acq_isl.stream.held import ClientCounts, Held
+from acq_isl.stream.held import ClientCounts, Held, RecentKeys
 from acq_isl.stream.ring import Ring
 from acq_isl.stream.spool import SpoolReason
 from acq_isl.stream.turns import in_flight, in_turn, take_back, to_leave, too_late
 
-_REMEMBERED_KEYS = 4096
 _SPARE_STACKS = 2
 _FIRST_RESERVE_BYTES = 64 << 20
 _CANCELLED = "it was cancelled"
-_COUNTED_AS: dict[SpoolReason, str] = {"failed": "failed", "deadline": "expired", "cancelled": "cancelled"}
 
 
 class Outbox:
@@ -49,12 +47,12 @@ class Outbox:
         self.held: dict[int, Held] = {}
         self.outcomes: list[Outcome] = []
         self.spare: list[Path] = []  # files of the spool that nobody needs any more
+        self.unwanted: list[int] = []  # stacks that the server shall forget before it gets others
         self.count: Counter[str] = Counter()
         self._spooled_for: Counter[SpoolReason] = Counter()
         self._filling: dict[StackKey, Held] = {}
-        self._finished_keys: OrderedDict[StackKey, None] = OrderedDict()
-        self._next_id = 0
-        self._latest_nbytes = 0
+        self._finished_keys = RecentKeys()
+        self._next_id = self._latest_nbytes = 0
 
     @property
     def counts(self) -> ClientCounts:
@@ -135,15 +133,14 @@ class Outbox:
     def spill(self, reason: SpoolReason) -> Held | None:
         """The last complete stack in turn that waits in memory, now to be written to disk."""
         for held in to_leave(self.held.values()):
-            if held.path is not None:  # it came from disk and is still there
-                self._leave_memory(held)
-                continue
-            held.place = "writing"
-            return held
+            if held.path is None:
+                held.place = "writing"
+                return held
+            self._leave_memory(held)  # it came from disk and is still there
         return None
 
     def to_end(self) -> list[Held]:
-        """Stacks that shall end and are in memory only, now to be written; those on disk are settled here."""
+        """Stacks that shall end and are in memory only, now to be written; those on disk end here."""
         to_write: list[Held] = []
         for held in list(self.held.values()):
             if held.ending is None or held.copying or held.with_disk:
@@ -191,7 +188,7 @@ class Outbox:
         """Give a stack up: it goes to disk and becomes `Unpredicted`."""
         if held.ending is None:
             held.ending = (reason, why)
-            held.credited = False
+            self._unwant(held)
             self._stop_filling(held)
 
     def cancel(self, key: StackKey) -> bool:
@@ -201,7 +198,8 @@ class Outbox:
             if held.stack.complete and not held.copying:
                 self.end(held, "cancelled", _CANCELLED)
             else:  # what is still captured is kept, too
-                held.cancelled, held.credited = True, False
+                held.cancelled = True
+                self._unwant(held)
         return bool(found)
 
     def expire(self, now_s: float, timeout_s: float) -> None:
@@ -255,9 +253,8 @@ class Outbox:
 
     def _end(self, held: Held, where: str) -> None:
         """Tell what is not predicted, and where it is."""
-        for reason, outcome in held.unpredicted(where):
-            if reason in _COUNTED_AS:
-                self.count[_COUNTED_AS[reason]] += 1
+        for counted_as, outcome in held.unpredicted(where):
+            self.count.update(counted_as)
             self._tell(outcome)
         self._stop_filling(held)
         self._leave_memory(held)
@@ -269,6 +266,11 @@ class Outbox:
         held.blame(why)
         self._end(held, where)
 
+    def _unwant(self, held: Held) -> None:
+        if held.sent:
+            self.unwanted.append(held.id)
+        take_back(held)
+
     def _tell(self, outcome: Outcome) -> None:
         names = {Prediction: "predicted", Refusal: "refused", Unpredicted: "unpredicted"}
         self.count[names[type(outcome)]] += 1
@@ -278,8 +280,8 @@ class Outbox:
         block = self._ring.allocate(info)
         if block is None:
             return None
-        open_ = OpenStack(info, block.pixels, now_s)
-        held = Held(self._next_id, open_, block, waits_since_s=now_s, wanted=self._wanted(info))
+        stack = OpenStack(info, block.pixels, now_s)
+        held = Held(self._next_id, stack, block, waits_since_s=now_s, wanted=self._wanted(info))
         self._next_id += 1
         self._latest_nbytes = block.nbytes
         self.count["stacks"] += 1
@@ -289,9 +291,7 @@ class Outbox:
     def _stop_filling(self, held: Held) -> None:
         if self._filling.get(held.stack.info.key) is held:
             del self._filling[held.stack.info.key]
-            self._finished_keys[held.stack.info.key] = None
-            while len(self._finished_keys) > _REMEMBERED_KEYS:
-                self._finished_keys.popitem(last=False)
+            self._finished_keys.add(held.stack.info.key)
 
     def _leave_memory(self, held: Held) -> None:
         held.place = "disk"

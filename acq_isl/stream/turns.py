@@ -43,13 +43,16 @@ def take_back(held: Held) -> None:
     held.sent.clear()
 
 
-def engine_lost(stacks: Iterable[Held], server_has: frozenset[int] = frozenset()) -> None:
-    """Take back all credit, but for complete stacks that the server says it has."""
+def engine_lost(stacks: Iterable[Held], server_has: frozenset[int] = frozenset()) -> list[int]:
+    """Take back all credit, but for complete stacks that the server has; which of those are unwanted."""
+    kept = set()
     for held in stacks:
         take_back(held)
         if held.id in server_has and held.stack.complete and held.can_travel:
+            kept.add(held.id)
             held.credited = True
             held.sent.update(held.stack.present)
+    return sorted(server_has - kept)
 
 
 def to_leave(stacks: Collection[Held]) -> list[Held]:
