@@ -16,6 +16,7 @@ from acq_isl.sim.core import simulated_core
 from acq_isl.sim.exposure import Exposure
 from acq_isl.sim.faults import PlantedFaults
 from acq_isl.sim.render import Renderer
+from acq_isl.sim.tags import BringsTags, add_tags
 from acq_isl.sim.timeline import Timeline
 from acq_isl.sim.view import Specimen, View
 from acq_isl.stack import Float32Image
@@ -89,6 +90,8 @@ class SimulatedScope:
             core = stack.enter_context(_headless(make_core, self.settings.buffer_size_mb))
             stack.callback(faults.close)
             configure(core, self.specimen.channels, self.settings)
+            if isinstance(self.specimen, BringsTags):
+                add_tags(core, self.specimen.tags)
             faults.arm()
             self.timeline.start()
             self._core, self._open = core, stack.pop_all()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from acq_isl.sim.specimen_aging import aged
 from acq_isl.sim.specimen_objects import LAYER_HEIGHTS_UM, REACH_UM, REGION_UM, Culture, Region
 from acq_isl.sim.specimen_raster import LATTICE_UM, Raster, Window, rasterise
 from acq_isl.sim.specimen_sensor import Sensor, on_sensor
+from acq_isl.sim.tags import OPTICS_TAG, optics_text
 from acq_isl.sim.transmitted import MARGIN_UM, Matter, TransmittedField, extents_um, prepare
 from acq_isl.sim.truth import CellTruth, Rectangle, cells_of
 from acq_isl.sim.view import UNTOUCHED, History, View
@@ -78,6 +79,11 @@ class SyntheticSpecimen:
     def channels(self) -> tuple[str, ...]:
         """Phase contrast first, then the stains."""
         return ("Phase", *self._stains)
+
+    @property
+    def tags(self) -> Mapping[str, str]:
+        """Optics (at 0.3 um per unbinned pixel) and seed, for the metadata of each image."""
+        return {OPTICS_TAG: optics_text(self.optics), "SimulatedSeed": str(self.seed)}
 
     def render(self, view: View) -> Float32Image:
         """Noise-free light, (y, x) float32; empty medium is 0.5 in transmitted light, 0.02 in a stain.
