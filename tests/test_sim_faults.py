@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+import acq_isl
 from acq_isl.engines.content import check_content
 from acq_isl.errors import AcquisitionFailed, EngineError, ExperimentError, ScopeError, StackRefused
 from acq_isl.experiment import Experiment, SimulatedMicroscope
@@ -43,6 +44,9 @@ from acq_isl.sim.faults import PlantedFaults
 from acq_isl.sim.faulty_engine import FaultyEngine
 from acq_isl.sim.play import Play
 from acq_isl.stack import Prediction, Slice, StackInfo, StackKey, StackRequest, ZStack
+from acq_isl.stream.job import Job
+from acq_isl.stream.roster import Roster, ServedModel
+from acq_isl.stream.worker import predict
 
 QUIET = ScopeSettings(shape=(96, 96), camera=CameraSettings.noiseless(), buffer_size_mb=16)
 SOON_S = 5.0
@@ -489,3 +493,49 @@ def test_the_focus_drifts_by_the_clock_of_the_specimen() -> None:
         scope.timeline.advance(600)
         assert scope.view().z_um == pytest.approx(10.0, abs=0.1)
         assert scope.core.get_position() == 0.0
+
+
+def test_what_is_not_a_number_never_counts_as_a_prediction() -> None:
+    """Found by planting it: such predictions were counted, kept, and chosen from."""
+    job = Job("session", 1, "calm", STACK, 0.0)
+    for fault, said in ((EngineWrong("nan"), b"not a number"), (EngineWrong("error"), b"as planted")):
+        roster = Roster([ServedModel(FaultyEngine(Calm(), [fault]), "calm")])
+        (header, *_) = predict(roster, job)
+        assert said in bytes(header)
+
+
+PRACTICE = """
+name: practice
+microscope: {{kind: simulated, camera_px: [192, 192], faults: ["{fault}"]}}
+optics: {{modality: phase contrast, polarity: dark}}
+overview:
+  grid_plan: {{rows: 1, columns: 3}}
+  z_plan: {{range: 18, step: 1.5}}
+  channels: [{{config: Phase, exposure: 5}}]
+engine: {{kind: local, threads: 1}}
+choose: {{k: 1, measurement: {{kind: mean_intensity, label: dendrites}}}}
+prediction_timeout_s: 20
+output: {output}
+"""
+# Of three stacks of 13 planes: how many slices are predicted, refused, and wait for an engine.
+RUNS = {
+    "engine-slow:200": (39, 0, 0),
+    "engine-dead:after=1": (13, 0, 26),
+    "engine-wrong:error,after=1": (13, 0, 26),
+    "engine-wrong:nan,after=1": (13, 0, 26),
+    "engine-wrong:noise": (39, 0, 0),
+    "stuck-shutter:after=13": (13, 26, 0),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault, counted", RUNS.items(), ids=RUNS)
+def test_a_run_goes_on_to_its_end_and_every_slice_is_accounted_for(
+    fault: str, counted: tuple[int, int, int], tmp_path: Path
+) -> None:
+    text = PRACTICE.format(fault=fault, output=tmp_path.as_posix())
+    result = acq_isl.run(Experiment.from_text(text))
+    counts = result.record.counts
+    assert (counts.captured, counts.lost) == (39, 0)
+    assert (counts.predicted, counts.refused, counts.spooled) == counted
+    assert f"faults planted: {parse_fault(fault)}" in result.report.read_text(encoding="utf-8")

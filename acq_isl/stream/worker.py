@@ -13,9 +13,11 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
-from acq_isl.errors import ModelError, StackRefused, WireError
+import numpy as np
+
+from acq_isl.errors import EngineError, ModelError, StackRefused, WireError
 from acq_isl.messages import Failed, Refused
-from acq_isl.stack import StageTimes
+from acq_isl.stack import Prediction, StageTimes
 from acq_isl.stream.job import Job, JobKey
 from acq_isl.stream.roster import Roster
 from acq_isl.stream.schedule import Schedule, ScheduleCounts, Ticket
@@ -126,6 +128,7 @@ def predict(roster: Roster, job: Job) -> list[Frame]:
         if not job.intact:
             raise WireError("the client gave the stack's memory to another one")
         prediction = engine.predict(job.zstack)
+        _require_numbers(prediction)
         spent_ms = (time.perf_counter() - begin_s) * 1e3
         if not job.intact:
             raise WireError("the client gave the stack's memory to another one")
@@ -150,3 +153,16 @@ def predict(roster: Roster, job: Job) -> list[Frame]:
         log.exception("the engine failed on stack %s", job.zstack.info.key)
         reason = f"{type(error).__name__}: {error}"[:8000]
         return encode(Failed(stack=job.stack, model=job.model, reason=reason))
+
+
+def _require_numbers(prediction: Prediction) -> None:
+    """Refuse what a broken engine gives: it would be counted as a prediction, and chosen from."""
+    # A sum is not a number if any of its terms is not; 1 ms for three labels of 1024 x 1024.
+    for what, values in (("mean", prediction.mean), ("spread", prediction.spread)):
+        if not np.isfinite(values.sum(dtype=np.float64)):
+            raise EngineError(
+                f"the engine {prediction.engine} gave a {what} that is not a number",
+                wanted="finite values",
+                got=f"{np.count_nonzero(~np.isfinite(values))} of {values.size} that are not",
+                fix="check the model with acq-isl info, or use another backend",
+            )
