@@ -135,7 +135,8 @@ def _compared(run: _Run, known: KnownField, last: Taken) -> KnownField:
     """With what the pictures say: labels, and what the rules measure on prediction and truth."""
     rules = measurements(run.experiment)
     full = run.kept.prediction(known.key)
-    truth = run.scope.truth(_view(run, full, last))
+    # Not through the scope: after a planted fault its core may not answer, and the truth needs none.
+    truth = run.scope.specimen.truth(_view(run, full, last))
     if not run.knows_cells:
         scaled: dict[str, Float32Image] = {name: grading.to_bright_end(one) for name, one in truth.items()}
         return replace(known, labels=grading.pair_labels(full, scaled, rules))
