@@ -2,21 +2,29 @@
 
     nice python benchmarks/dense.py [--side 256] [--base-depth 400] [--rounds 2]
     nice python benchmarks/dense.py --side 1024 --rounds 1        # memory and time of a whole field
+    nice python benchmarks/dense.py --side 96 --base-depth 48 --patches 16 --rounds 1      # quick, for tests
 
-All three run the same weights on the same field of 13 planes with ONNX Runtime, each in a process of its own
-so that peak memory is its own, in turn within each round, so that a busy machine is busy for all of them. The
-dense forms cut the field into tiles as an engine does. Patches lie 8 pixels apart, as published; as they all
-cost the same, only some of the field's are run, and the dense forms are held against these.
+All run the same weights on the same field of 13 planes, each in a process of its own so that peak memory is
+its own, in turn within each round, so that a busy machine is busy for all of them. Three run in ONNX Runtime;
+the dense forms run in OpenVINO too where that is installed, in bf16 where the processor has it. The dense
+forms cut the field into tiles as an engine does, and decode median, mean, spread and entropy. Patches lie 8
+pixels apart, as published; as they all cost the same, only some of the field's are run, and the dense forms
+are held against these.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
+import os
 import statistics
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -27,8 +35,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from acq_isl.engines.model_file import read_model
+from acq_isl.manifest import MANIFEST_KEY, Label, Manifest
 from acq_isl.stack import Float32Image
-from acq_isl.tiling import TileRule, blend, cut, plan_tiles
+from acq_isl.tiling import TilePlan, TileRule, blend, cut, plan_tiles
 from acq_isl.training.dense import DenseSpec, Form, build_dense
 from acq_isl.training.reference import BORDER_PX, PATCH_PX, STRIDE_PX, ReferenceConfig, ReferenceNetwork
 
@@ -36,20 +46,21 @@ PLANES = 13
 HEADS = ("MAXPROJECT/DAPI_CONFOCAL", "MAXPROJECT/MAP2_CONFOCAL", "MAXPROJECT/NFH_CONFOCAL")
 PATCHES_PER_BATCH = 4
 FORMS: dict[str, Form] = {"exact dense": "exact", "single phase": "single phase"}
-# The largest that stay well below 2 GB: the exact form holds four phases at a time.
-TILES_PX: dict[Form, int] = {"exact": 528, "single phase": 640}
+PATCHES = "patch by patch"
+Infer = Callable[[NDArray[np.uint16]], Float32Image]
+"""Predicted means, (tile, label, h, w), of (tile, z, h, w) counts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """One way to predict one field. ``patches`` is None for the dense forms."""
 
-    model: bytes
+    model: Path
     spec: DenseSpec
     side: int
-    tile_px: int
     threads: int
     patches: int | None = None
+    runtime: str = "onnxruntime"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,53 +83,67 @@ def field(side: int) -> NDArray[np.uint16]:
     return (65535 * np.clip(0.5 + 0.125 * smooth, 0, 1)).astype(np.uint16)
 
 
-def session(job: Job) -> onnxruntime.InferenceSession:
+def onnx_runtime(job: Job) -> Infer:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = job.threads
     # The default arena grows in powers of two and keeps what it has: twice the memory for the same work.
     provider = ("CPUExecutionProvider", {"arena_extend_strategy": "kSameAsRequested"})
-    return onnxruntime.InferenceSession(job.model, options, providers=[provider])
+    session = onnxruntime.InferenceSession(str(job.model), options, providers=[provider])
+
+    def infer(tiles: NDArray[np.uint16]) -> Float32Image:
+        (mean, *_) = session.run(None, {"stack": as_bytes(tiles), "inv_sd": np.ones(len(tiles), np.float32)})
+        return np.asarray(mean)
+
+    return infer
 
 
-def infer(running: onnxruntime.InferenceSession, tiles: NDArray[np.uint16]) -> Float32Image:
-    stack = tiles.astype("<u2", copy=False).view(np.uint8).reshape(*tiles.shape, 2)
-    (mean, *_) = running.run(None, {"stack": stack, "inv_sd": np.ones(len(tiles), np.float32)})
-    return np.asarray(mean)
+def openvino(job: Job) -> Infer:
+    from acq_isl.engines.openvino import OpenVinoNetwork
+
+    network = OpenVinoNetwork(read_model(job.model), threads=job.threads)
+    return lambda tiles: network.run(as_bytes(tiles), np.ones(len(tiles), np.float32))[0]
+
+
+def as_bytes(tiles: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    return tiles.astype("<u2", copy=False).view(np.uint8).reshape(*tiles.shape, 2)
 
 
 def work(job: Job) -> Result:
     """Predict the field; runs in a process of its own."""
-    pixels, running = field(job.side), session(job)
-    infer(running, np.zeros((1, PLANES, job.spec.min_tile_px, job.spec.min_tile_px), np.uint16))
+    pixels = field(job.side)
+    infer = {"onnxruntime": onnx_runtime, "openvino": openvino}[job.runtime](job)
+    # Compiling for a shape is no part of what a pixel costs.
+    shape = plan(job, pixels).tile_shape if job.patches is None else (job.spec.min_tile_px,) * 2
+    infer(np.zeros((1 if job.patches is None else PATCHES_PER_BATCH, PLANES, *shape), np.uint16))
     wall_s, cpu_s = time.perf_counter(), time.process_time()
     if job.patches is None:
-        mean, places, count = dense(job, running, pixels), (), job.side**2
+        mean, places, count = dense(job, infer, pixels), (), job.side**2
     else:
-        mean, places = patchwise(job, running, pixels)
+        mean, places = patchwise(job, infer, pixels)
         count = len(mean) * 64
     cpu_s, wall_s = time.process_time() - cpu_s, time.perf_counter() - wall_s
     return Result(cpu_s, wall_s, count, peak_bytes(), mean, places)
 
 
-def dense(job: Job, running: onnxruntime.InferenceSession, pixels: NDArray[np.uint16]) -> Float32Image:
+def plan(job: Job, pixels: NDArray[np.uint16]) -> TilePlan:
+    """Tiles whose patches' grid starts at the field's corner."""
+    spec = job.spec
+    border = spec.halo_px + (spec.crop_px + BORDER_PX - spec.halo_px) % STRIDE_PX
+    rule = TileRule(spec.min_tile_px, spec.halo_px, STRIDE_PX)
+    return plan_tiles(pixels.shape[1:], rule, tile_px=spec.max_tile_px, border_px=border)
+
+
+def dense(job: Job, infer: Infer, pixels: NDArray[np.uint16]) -> Float32Image:
     """Mean of every label, (label, y, x), tile by tile."""
-    halo = job.spec.halo_px
-    first = job.spec.crop_px + BORDER_PX
-    border = halo + (first - halo) % STRIDE_PX  # so that the patches' grid starts at the field's corner
-    plan = plan_tiles(
-        pixels.shape[1:],
-        TileRule(job.spec.min_tile_px, halo, STRIDE_PX),
-        tile_px=job.tile_px,
-        border_px=border,
-    )
+    tiles = plan(job, pixels)
     out = np.zeros((len(HEADS), *pixels.shape[1:]), np.float32)
-    for (tile,) in plan.batches(1):
-        blend(out, infer(running, cut(pixels, plan, (tile,)))[0], plan, tile)
+    for (tile,) in tiles.batches(1):
+        blend(out, infer(cut(pixels, tiles, (tile,)))[0], tiles, tile)
     return out
 
 
 def patchwise(
-    job: Job, running: onnxruntime.InferenceSession, pixels: NDArray[np.uint16]
+    job: Job, infer: Infer, pixels: NDArray[np.uint16]
 ) -> tuple[Float32Image, tuple[tuple[int, int], ...]]:
     """Mean of every label in some patches, (patch, label, 8, 8), and the corners of these."""
     margin = job.spec.crop_px + BORDER_PX
@@ -131,7 +156,7 @@ def patchwise(
     for first in range(0, len(places), PATCHES_PER_BATCH):
         some = places[first : first + PATCHES_PER_BATCH]
         batch = np.stack([padded[:, row : row + side, column : column + side] for row, column in some])
-        found.append(infer(running, batch)[..., margin : margin + 8, margin : margin + 8])
+        found.append(infer(batch)[..., margin : margin + 8, margin : margin + 8])
     return np.concatenate(found), places
 
 
@@ -144,19 +169,38 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def jobs(base_depth: int, side: int, threads: int, patches: int) -> dict[str, Job]:
+def jobs(folder: Path, base_depth: int, side: int, threads: int, patches: int) -> dict[str, Job]:
     torch.manual_seed(0)
     network = ReferenceNetwork(ReferenceConfig(base_depth, 26, HEADS))
     settle(network)
     variables = {name: value.numpy() for name, value in network.variables()}
-
-    def job(form: Form, count: int | None) -> Job:
-        spec = DenseSpec(HEADS, PLANES, form)
-        model = build_dense(variables, base_depth, spec).SerializeToString()
-        return Job(model, spec, side, TILES_PX[form], threads, count)
-
+    specs = {name: DenseSpec(HEADS, PLANES, form) for name, form in FORMS.items()}
+    paths = {name: folder / f"{spec.form}.onnx" for name, spec in specs.items()}
+    for name, spec in specs.items():
+        model = build_dense(variables, base_depth, spec, {MANIFEST_KEY: manifest(spec).model_dump_json()})
+        paths[name].write_bytes(model.SerializeToString())
     # On a single patch the single-phase graph is the published network and nothing else.
-    return {"patch by patch": job("single phase", patches)} | {n: job(f, None) for n, f in FORMS.items()}
+    found = {PATCHES: Job(paths["single phase"], specs["single phase"], side, threads, patches)}
+    found |= {name: Job(paths[name], spec, side, threads) for name, spec in specs.items()}
+    if importlib.util.find_spec("openvino") is not None:
+        from acq_isl.engines.openvino import has_bf16
+
+        precision = "bf16" if has_bf16() else "fp32"
+        for name, spec in specs.items():
+            found[f"{name}, openvino {precision}"] = Job(paths[name], spec, side, threads, runtime="openvino")
+    return found
+
+
+def manifest(spec: DenseSpec) -> Manifest:
+    """Enough for an engine to run the file."""
+    labels = tuple(Label(name=head.rpartition("/")[2], marker="none") for head in spec.heads)
+    return Manifest(
+        name="benchmark", version="1", licence="none", description="random weights",
+        modality="phase contrast", polarity="unknown", pixel_size_um=0.3,
+        z_offsets_um=tuple(float(plane - PLANES // 2) for plane in range(PLANES)), high_pass_um=0.0,
+        labels=labels, min_tile_px=spec.min_tile_px, halo_px=spec.halo_px, size_step_px=STRIDE_PX,
+        max_tile_px=spec.max_tile_px, blank_px=spec.halo_px, trained_on="nothing",
+    )  # fmt: skip
 
 
 def settle(network: ReferenceNetwork) -> None:
@@ -178,11 +222,17 @@ def main(
     rounds: int = 2,
 ) -> None:
     results: dict[str, list[Result]] = {}
-    for _ in range(rounds):
-        for name, job in jobs(base_depth, side, threads, patches).items():
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(1, mp_context=context) as process:
-                results.setdefault(name, []).append(process.submit(work, job).result())
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ["ACQ_ISL_CACHE"] = str(
+            folder / "cache"
+        )  # compiled networks of random weights serve nobody
+        made = jobs(folder, base_depth, side, threads, patches)
+        for _ in range(rounds):
+            for way, job in made.items():
+                context = multiprocessing.get_context("spawn")
+                with ProcessPoolExecutor(1, mp_context=context) as process:
+                    results.setdefault(way, []).append(process.submit(work, job).result())
     show(
         results,
         f"base_depth {base_depth}, {PLANES} x {side} x {side}, {len(HEADS)} labels, {threads} threads",
@@ -193,7 +243,7 @@ def show(results: dict[str, list[Result]], title: str) -> None:
     table = Table(title=title)
     for column in ("form", "CPU us/pixel", "fewer than patches", "CPU s/field", "peak MB", "differs by"):
         table.add_column(column, justify="left" if column == "form" else "right")
-    patches = results["patch by patch"]
+    patches = results[PATCHES]
     cost = [one.cpu_s / one.pixels for one in patches]
     side = results["single phase"][0].mean.shape[-1]
     for name, runs in results.items():
@@ -206,7 +256,7 @@ def show(results: dict[str, list[Result]], title: str) -> None:
             f"{fewer:.1f} x",
             f"{middle * side**2:.1f}",
             f"{max(one.peak_bytes for one in runs) / 1e6:.0f}",
-            f"{difference(patches[0], runs[0], 16 if name == 'single phase' else 8):.1e}",
+            f"{difference(patches[0], runs[0], 16 if 'single phase' in name else 8):.1e}",
         )
     Console(width=110).print(table)
 

@@ -31,7 +31,9 @@ _SHIFT_PX = 8  # between neighbouring patches, and between the phases
 _FULL_SCALE = 65535.0
 _BLOCK_PX = 4
 _TRUNCATE_SD = 3.0
-_PUBLISHED_MEAN, _PUBLISHED_SD = 0.5, 0.125  # of the transmitted planes, as delivered with the paper
+CENTRE = 0.5
+"""Mean of the published planes, and the middle of their range from 0 to 1."""
+_PUBLISHED_SD = 0.125  # of the transmitted planes, as delivered with the paper
 _SHARED_MODULES = 6  # of tower 4, down to a grid of 8 pixels, on which all four phases lie
 _BLOCK_MODULES = 4  # at the end, whose needs for one 8x8 block fit into 16x16
 _BYTES = 2  # per count
@@ -180,24 +182,30 @@ def _image(network: DenseNetwork, spec: DenseSpec, answer: Answer) -> str:
     """What ``answer`` makes of the embedding, as an image as large as the stack."""
     graph, planes = network.graph, _planes(network.graph, spec)
     if spec.form == "exact":
-        image = _exact(network, network.project(planes), answer)
+        image = _exact(network, network.project(planes, CENTRE), answer)
     else:
-        image = _single_phase(network, network.project(graph.inner(planes, 0, _SHIFT_PX)), answer)
+        image = _single_phase(network, network.project(graph.inner(planes, 0, _SHIFT_PX), CENTRE), answer)
     before, after = spec.crop_px + BORDER_PX, spec.halo_px
     return graph.op("Pad", image, graph.integers(0, 0, before, before, 0, 0, after, after))
 
 
 def _planes(graph: OnnxGraph, spec: DenseSpec) -> str:
-    """Camera bytes to the (N, planes, H, W) float32 values from 0 to 1 that the network was trained on."""
-    # The batch size is read off inv_sd because runtimes drop inputs that nothing reads and refuse them then.
-    sides = graph.side("inv_sd", 0), 0, 0, -1
+    """Camera bytes to (N, planes, H, W) float32 about 0; with `CENTRE` added, what the network takes.
+
+    About 0, because engines hand this value to the network in half precision, which has no digits to spare
+    for a constant that the first layer's biases can hold.
+    """
     low, high = (
-        graph.op("Cast", graph.reshape(graph.slice("stack", {4: (byte, byte + 1)}), *sides), to=FLOAT)
+        graph.op("Cast", graph.reshape(graph.slice("stack", {4: (byte, byte + 1)}), 0, 0, 0, -1), to=FLOAT)
         for byte in range(_BYTES)
     )
     counts = graph.op("Add", low, graph.op("Mul", high, graph.floats(256.0)))
+    inv_sd = graph.reshape("inv_sd", -1, 1, 1, 1)
     if isinstance(spec.intensity, Published):
-        return graph.inner(graph.op("Div", counts, graph.floats(_FULL_SCALE)), spec.crop_px)
+        x = graph.op("Sub", graph.op("Div", counts, graph.floats(_FULL_SCALE)), graph.floats(CENTRE))
+        # Times 1, whatever it is: runtimes drop inputs that nothing reads, and refuse them then.
+        one = graph.op("Max", graph.op("Min", inv_sd, graph.floats(1.0)), graph.floats(1.0))
+        return graph.inner(graph.op("Mul", x, one), spec.crop_px)
     weights = np.tile(gaussian(spec.intensity.high_pass_px), (spec.planes, 1, 1, 1))
     reach = _BLOCK_PX * (weights.shape[-1] // 2)
     block = [_BLOCK_PX, _BLOCK_PX]
@@ -207,9 +215,8 @@ def _planes(graph: OnnxGraph, spec: DenseSpec) -> str:
     scales = graph.floats([1, 1, *block])
     background = graph.op("Resize", background, "", scales, mode="linear")
     x = graph.op("Sub", graph.inner(counts, reach), background)
-    inv_sd = graph.op("Mul", graph.reshape("inv_sd", -1, 1, 1, 1), graph.floats(_PUBLISHED_SD))
-    x = graph.op("Add", graph.op("Mul", x, inv_sd), graph.floats(_PUBLISHED_MEAN))
-    x = graph.op("Clip", x, graph.floats(0.0), graph.floats(1.0))
+    x = graph.op("Mul", x, graph.op("Mul", inv_sd, graph.floats(_PUBLISHED_SD)))
+    x = graph.op("Clip", x, graph.floats(-CENTRE), graph.floats(CENTRE))
     return graph.inner(x, spec.crop_px - reach)
 
 

@@ -83,11 +83,12 @@ class DenseNetwork:
         self._upper = upper_plan(base_depth, joined)
         self.embedding_width = self.upper_width(-1)
 
-    def project(self, x: str) -> str:
-        """First layer: (N, planes, H, W) from 0 to 1 to (N, 16, H, W)."""
+    def project(self, x: str, centre: float) -> str:
+        """First layer: (N, planes, H, W), to which ``centre`` is yet to be added, to (N, 16, H, W)."""
         weights, biases = fold_projection(
             self._variables["Conv/weights"], self._variables["Conv/biases"], self._planes
         )
+        biases = (biases + centre * weights.sum(axis=1, dtype=np.float64)).astype(np.float32)
         return self.graph.op(
             "Conv", x, self.graph.floats(weights[..., None, None]), self.graph.floats(biases)
         )
