@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -122,7 +122,7 @@ def _swap(out: Console) -> Callable[..., None]:
 
 
 def _replay(out: Console) -> Callable[..., None]:
-    def command(
+    def command(  # noqa: PLR0913, PLR0917  one parameter an option
         folder: Annotated[Path, typer.Argument(help="Run folder, or a spool.")],
         model: Annotated[
             list[str] | None,
@@ -133,6 +133,7 @@ def _replay(out: Console) -> Callable[..., None]:
         ] = None,
         keys: Keys = None,
         threads: Threads = None,
+        backend: Backend = "auto",
         keep: Annotated[bool, typer.Option(help="Leave the stacks in the spool.")] = False,
     ) -> None:
         """Predict what waits in an earlier run's spool, and add it to that run's predictions."""
@@ -148,7 +149,10 @@ def _replay(out: Console) -> Callable[..., None]:
             for words in one.told:
                 out.print(f"{mark} {escape(one.path.name)}: {escape(words)}", soft_wrap=True)
 
-        with _predictors(folder, model, connect, keys, threads) as models:
+        def ours(one: str) -> ServedModel:
+            return load(one, threads=threads, backend=backend)
+
+        with _served(connect, keys) if connect else _loaded(model or [_model_of(folder)], ours) as models:
             results = replay(folder, models, keep=keep, tell=told)
         left = sum(not one.done for one in results)
         out.print(f"{len(results) - left} predicted into {escape(str(store))}, {left} left", soft_wrap=True)
@@ -159,24 +163,26 @@ def _replay(out: Console) -> Callable[..., None]:
 
 
 @contextmanager
-def _predictors(
-    folder: Path, models: list[str] | None, connect: str | None, keys: Path | None, threads: int | None
-) -> Iterator[Models]:
-    """Who predicts what waits: a server, or engines of our own."""
-    from acq_isl.replay import LocalModels, ServedModels
+def _served(address: str, keys: Path | None) -> Iterator[Models]:
+    """A running server as the one who predicts."""
+    from acq_isl.replay import ServedModels
     from acq_isl.stream.keys import client_keys
     from acq_isl.stream.link import LinkSettings
+
+    with ServedModels(address, LinkSettings(keys=None if keys is None else client_keys(keys))) as served:
+        yield served
+
+
+@contextmanager
+def _loaded(models: Sequence[str], ours: Callable[[str], ServedModel]) -> Iterator[Models]:
+    """Engines of our own as those who predict."""
+    from acq_isl.replay import LocalModels
     from acq_isl.stream.roster import Roster
 
-    if connect is not None:
-        pair = None if keys is None else client_keys(keys)
-        with ServedModels(connect, LinkSettings(keys=pair)) as served:
-            yield served
-        return
     with ExitStack() as cleanup:
         loaded = []
-        for one in models or [_model_of(folder)]:
-            loaded.append(load(one, threads=threads))
+        for model in models:
+            loaded.append(ours(model))
             cleanup.callback(loaded[-1].engine.close)
         yield LocalModels(Roster(loaded))
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
 from acq_isl.errors import AcqIslError
 from acq_isl.hooks import CaptureHook
+from acq_isl.messages import Wanted
 from acq_isl.plan import Optics
-from acq_isl.stack import Outcome
-from acq_isl.stream.client import EngineClient
+from acq_isl.stack import Outcome, StackInfo, StackKey
+from acq_isl.stream.client import ClientSettings, EngineClient
 from acq_isl.stream.held import ClientCounts
+from acq_isl.stream.keys import client_keys
+from acq_isl.stream.link import LinkSettings
 from acq_isl.stream.spool import Spool
 
 
@@ -39,7 +42,12 @@ class live:
     optics : Optics
         How the light is transmitted, checked against the model where stated.
     spool : path
-        Where stacks wait that no engine predicted.
+        Where stacks wait that no engine predicted; predict them later with ``acq-isl replay``.
+    wanted : Wanted or callable, optional
+        Models, class of work and deadline, of all stacks or given the `StackInfo` of each. By default the
+        engine's first model, latest stack first.
+    keys : path, optional
+        Folder of keys, for an engine on another computer.
 
     Raises
     ------
@@ -49,7 +57,7 @@ class live:
         On leaving: a captured slice is neither predicted nor in the spool.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  all but the address have defaults
         self,
         address: str,
         *,
@@ -58,8 +66,14 @@ class live:
         pixel_size_um: float | None = None,
         optics: Optics | None = None,
         spool: Path | str = "acq-isl-spool",
+        wanted: Wanted | Callable[[StackInfo], Wanted] | None = None,
+        keys: Path | str | None = None,
     ) -> None:
-        self._client = EngineClient(address, spool=Spool(Path(spool)))
+        settings = ClientSettings(
+            link=LinkSettings(keys=None if keys is None else client_keys(Path(keys))),
+            wanted=Wanted(work="live") if wanted is None else wanted,
+        )
+        self._client = EngineClient(address, spool=Spool(Path(spool)), settings=settings)
         optics = optics or Optics()
         self._hook = CaptureHook(
             self._client,
@@ -98,6 +112,10 @@ class live:
     def poll(self) -> list[Outcome]:
         """Outcomes that have arrived since the last call; returns at once."""
         return self._client.poll()
+
+    def cancel(self, key: StackKey) -> bool:
+        """No prediction of a stack is wanted any more; it is kept in the spool. False if it is not there."""
+        return self._client.cancel(key)
 
     def drain(self, timeout_s: float = 60.0) -> list[Outcome]:
         """Wait for the outcomes of all stacks; call it when the acquisition is closed.
