@@ -720,3 +720,18 @@ def test_a_real_gpu_says_what_the_reference_says(real):
             stack = tiny.stack(shape)
             np.testing.assert_allclose(engine.predict(stack).mean, reference.predict(stack).mean, atol=1e-3)
         assert engine.network.times.compute_ms > 0
+
+
+@pytest.mark.gpu
+def test_a_real_gpu_overlaps_batches_and_gives_the_gates_distance(real, tmp_path):
+    _, store, _, flavour = real
+    path = tiny.write(tmp_path, manifest=tiny.GATED, defect=tiny.gated)
+    feeds = as_inputs(sample_tiles(tiny.GATED, 4))
+    batches = [(feeds["stack"][i : i + 1], feeds["inv_sd"][i : i + 1]) for i in range(4)]
+    wanted = [OnnxNetwork(read_model(path)).run(*batch) for batch in batches]
+    with TensorRTEngine(path, HALF, store=store, device=Device(), flavour=flavour) as engine:
+        pending = [engine.network.submit(*batch) for batch in batches[:LANES]]
+        got = [one.result() for one in pending] + [engine.network.run(*batch) for batch in batches[LANES:]]
+    for (mean, _, distance), (true_mean, _, true_distance) in zip(got, wanted, strict=True):
+        assert np.corrcoef(mean.ravel(), true_mean.ravel())[0, 1] > 0.999
+        np.testing.assert_allclose(distance, true_distance, rtol=0.01)
