@@ -6,6 +6,7 @@ sees: `RecordedSpecimen` from TIFF files, `SyntheticSpecimen` from a seed.
 
 from acq_isl.sim.camera import CameraSettings
 from acq_isl.sim.config import ChannelLight, ScopeSettings
+from acq_isl.sim.faulty_engine import FaultyEngine
 from acq_isl.sim.recorded import RecordedSpecimen
 from acq_isl.sim.scope import SimulatedScope
 from acq_isl.sim.synthetic import SyntheticSpecimen
@@ -18,6 +19,7 @@ __all__ = [
     "CellTruth",
     "ChannelLight",
     "Drug",
+    "FaultyEngine",
     "History",
     "KnowsCells",
     "Light",
