@@ -117,3 +117,4 @@ def _log(out: Console, verbose: bool) -> None:
     handler = RichHandler(console=out, show_path=False, show_time=verbose)
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", handlers=[handler], force=True)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # says each time that torchvision is absent

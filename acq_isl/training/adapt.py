@@ -144,7 +144,9 @@ def adapt(model: Path, pairs: Path, label: str | None, ks: Sequence[int], folder
     write_table(rows, folder, f"{task}, {division.title}", stopped=bool(job.validation))
     used = set(available[: chosen[-1]])
     train = tuple(item for item in division.train if unit_of(item, division) in used)
-    kept = Trained(best, config.labels, material.ranges, job.scores(best))
+    both = zip(material.train, division.train, strict=True)
+    seen = tuple(field for field, item in both if unit_of(item, division) in used)
+    kept = Trained(best, config.labels, material.ranges, job.scores(best), seen)
     decided = tuple(
         i for i, u in zip(division.held_out, units, strict=True) if job.validation and u == units[0]
     )

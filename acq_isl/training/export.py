@@ -68,7 +68,8 @@ def export_onnx(network: Deployed, manifest: Manifest, path: Path) -> float:
 
 
 def _to_onnx(network: Deployed, step: int) -> onnx.ModelProto:
-    planes, side = network.network.config.planes, step * math.ceil(_LEAST_PX / step)
+    # Several windows of the gate each way: a size of 1 would be taken for a constant.
+    planes, side = network.network.config.planes, step * math.ceil(2 * _LEAST_PX / step)
     example = (torch.zeros(2, planes, side, side + step, 2, dtype=torch.uint8), torch.ones(2))
     with warnings.catch_warnings():
         # What torch and onnxscript tell each other inside of the exporter; the result is checked below.

@@ -113,7 +113,7 @@ class GateHead(nn.Module):
             mean, whitening = self.get_buffer(f"{name}_mean"), self.get_buffer(f"{name}_whitening")
             # Features last, then back: one matrix product for all windows.
             white = (rows.permute(0, 2, 3, 1) - mean) @ whitening  # (N, h, w, F)
-            distances.append(white.square().mean(dim=-1).sqrt())
+            distances.append((white.square().sum(dim=-1) / white.shape[-1]).sqrt())
         distances.append(-(odd.permute(0, 2, 3, 1) @ self.get_buffer("polarity")))
         return torch.stack(distances, dim=1)  # (N, 3, h, w)
 

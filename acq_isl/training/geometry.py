@@ -73,7 +73,8 @@ def _planes(z_um: NDArray[np.floating], nominal: Nominal, name: str) -> NDArray[
             got=f"{len(z_um)} planes {step:g} um apart",
             fix="change planes and z_step_um, or leave it out",
         )
-    return np.clip(wanted, z_um[0], z_um[-1])
+    planes: NDArray[np.floating] = np.clip(wanted, z_um[0], z_um[-1])
+    return planes
 
 
 def fitted(image: NDArray[Any], recording: Recording, geometry: Geometry) -> NDArray[Any]:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from acq_isl.manifest import Evaluation, Label, Manifest
+from acq_isl.errors import ExperimentError
+from acq_isl.manifest import Evaluation, Gate, Label, Manifest
 from acq_isl.manifest import Training as TrainedOn
 from acq_isl.stack import Uint16Image
 from acq_isl.training.assess import measure_halo, measure_margin
 from acq_isl.training.config import TrainConfig
-from acq_isl.training.dataset import Range
+from acq_isl.training.dataset import Field, Range
 from acq_isl.training.export import export_onnx
+from acq_isl.training.gate import WINDOW_PX, GateHead, fit_gate
 from acq_isl.training.geometry import Geometry, brought
 from acq_isl.training.network import Deployed, LiveNetwork
 from acq_isl.training.pairs import Item
@@ -27,6 +31,9 @@ from acq_isl.training.splits import Division
 WEIGHTS = "weights.safetensors"
 MODEL = "model.onnx"
 _BORDER_PX = 384
+_GATE_FIELDS, _GATE_PX = 32, 512
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,12 +48,15 @@ class Trained:
     ranges : tuple of (float, float)
         Per label, what in the training truth stood for 0 and 1.
     scores : tuple of Score
+    seen : tuple of Field
+        What it was trained on, from which the gate learns what is usual.
     """
 
     network: LiveNetwork
     labels: tuple[Label, ...]
     ranges: tuple[Range, ...]
     scores: tuple[Score, ...]
+    seen: tuple[Field, ...]
 
 
 def write_package(config: TrainConfig, division: Division, trained: Trained, folder: Path) -> Path:
@@ -57,9 +67,25 @@ def write_package(config: TrainConfig, division: Division, trained: Trained, fol
     halo_px, margin_px = measure_halo(trained.network, pair), measure_margin(trained.network, pair)
     manifest = manifest_of(config, division, trained, (halo_px, margin_px))
     write_weights(trained.network, manifest, folder / WEIGHTS)
+    head, gate = _gate(trained)
     scale = tuple(one.scale for one in trained.scores)
-    export_onnx(Deployed(trained.network, scale), manifest, folder / MODEL)
+    manifest = manifest.model_copy(update={"gate": gate})
+    export_onnx(Deployed(trained.network, scale, head), manifest, folder / MODEL)
     return folder / MODEL
+
+
+def _gate(trained: Trained) -> tuple[GateHead | None, Gate | None]:
+    """Fitted to some of the fields that were trained on; none if they are too few or too small."""
+    large = [field for field in trained.seen if min(field.y.shape[1:]) >= WINDOW_PX]
+    chosen = large[:: max(len(large) // _GATE_FIELDS, 1)][:_GATE_FIELDS]
+    step = trained.network.config.size_step_px
+    side = _GATE_PX // step * step
+    stacks = (torch.from_numpy(np.asarray(f.x[:, :side, :side]).astype(np.float32)) for f in chosen)
+    try:
+        return fit_gate(trained.network, stacks)
+    except ExperimentError as error:
+        logger.warning("the model has no gate: %s", error)
+        return None, None
 
 
 def write_weights(network: LiveNetwork, manifest: Manifest, path: Path) -> None:

@@ -196,7 +196,8 @@ def _finish(training: Training, material: Material, folder: Path) -> None:
     for one in scores:
         logger.info("%s, %s, n = %d: pearson %.3f", division.title, one.label, one.n, one.pearson)
     _draw(training, material, folder / "panel.png")
-    write_package(config, division, Trained(network, config.labels, material.ranges, scores), folder)
+    trained = Trained(network, config.labels, material.ranges, scores, material.train)
+    write_package(config, division, trained, folder)
 
 
 def _draw(training: Training, material: Material, path: Path) -> None:
