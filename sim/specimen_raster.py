@@ -9,7 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage, special
 
-from acq_isl.sim.specimen_objects import LAYER_HEIGHTS_UM, RADII_UM, STEP_UM, Beads, Cell, Culture, Region
+from acq_isl.sim.specimen_objects import (
+    LAYER_HEIGHTS_UM,
+    RADII_UM,
+    STEP_UM,
+    Beads,
+    Cell,
+    Culture,
+    Region,
+    Singles,
+    Strokes,
+)
 from acq_isl.stack import Float32Image
 
 LATTICE_UM = 0.3
@@ -190,6 +200,9 @@ def _draw_beads(
                 _brighten(image, target, light * special.expit((radius - np.sqrt(square)) / 0.3))
 
 
+_Places = NDArray[np.floating]
+
+
 class _Spectra:
     """Neurites as sums of discs, gathered in Fourier space.
 
@@ -200,14 +213,7 @@ class _Spectra:
     def __init__(self, window: Window) -> None:
         self._window = window
         self._shape = (fft.next_fast_len(window.rows, True), fft.next_fast_len(window.columns, True))
-        bins = (self._shape[0], self._shape[1] // 2 + 1)
-        self._path = np.zeros((_LAYERS, *bins), np.complex64)
-        self._labels = np.zeros((2, *bins), np.complex64)
-        fy = fft.fftfreq(self._shape[0], LATTICE_UM)[:, None]
-        fx = fft.rfftfreq(self._shape[1], LATTICE_UM)[None]
-        self._f = np.hypot(fy, fx).astype(np.float32)
-        # Half a pixel of blur keeps the discs of less than a pixel from ringing.
-        self._soft = np.exp(-2 * (np.pi * 0.5 * LATTICE_UM * self._f) ** 2).astype(np.float32)
+        self._points: list[tuple[Strokes, _Places, _Places, NDArray[np.bool_]]] = []
 
     def add(self, region: Region) -> None:
         strokes = region.strokes
@@ -215,20 +221,39 @@ class _Spectra:
         row = (strokes.y + region.y) / LATTICE_UM - 0.5 - self._window.row
         near = (column >= 0) & (column < self._window.columns - 1)
         near &= (row >= 0) & (row < self._window.rows - 1)
+        if near.any():
+            self._points.append((strokes, row, column, near))
+
+    def _gathered(self) -> tuple[NDArray[np.complex64], NDArray[np.complex64]]:
+        """Spectra of path by layer and of the two labels; all regions share the transforms."""
+        fy = fft.fftfreq(self._shape[0], LATTICE_UM)[:, None]
+        fx = fft.rfftfreq(self._shape[1], LATTICE_UM)[None]
+        f = np.hypot(fy, fx).astype(np.float32)
+        # Half a pixel of blur keeps the discs of less than a pixel from ringing.
+        soft = np.exp(-2 * (np.pi * 0.5 * LATTICE_UM * f) ** 2).astype(np.float32)
+        path = np.zeros((_LAYERS, *f.shape), np.complex64)
+        labels = np.zeros((2, *f.shape), np.complex64)
         for size, radius in enumerate(RADII_UM):
-            of_size = near & (strokes.radius == size)
-            if not of_size.any():
+            drawn = [(s, row, column, near & (s.radius == size)) for s, row, column, near in self._points]
+            if not any(pick.any() for *_, pick in drawn):
                 continue
-            disc = self._soft * _disc_spectrum(self._f, radius)
+            disc = soft * _disc_spectrum(f, radius)
             for layer in range(_LAYERS):
-                pick = of_size & (strokes.layer == layer)
-                self._path[layer] += disc * self._splat(row[pick], column[pick], strokes.index[pick])
-            self._labels[0] += disc * self._splat(row[of_size], column[of_size], strokes.dendrite[of_size])
-            self._labels[1] += disc * self._splat(row[of_size], column[of_size], strokes.axon[of_size])
+                there = [(row, column, s.index, pick & (s.layer == layer)) for s, row, column, pick in drawn]
+                path[layer] += disc * self._splat(there)
+            labels[0] += disc * self._splat(
+                [(row, column, s.dendrite, pick) for s, row, column, pick in drawn]
+            )
+            labels[1] += disc * self._splat([(row, column, s.axon, pick) for s, row, column, pick in drawn])
+        return path, labels
 
     def _splat(
-        self, row: NDArray[np.float64], column: NDArray[np.float64], weight: NDArray[np.float64]
+        self, drawn: list[tuple[_Places, _Places, Singles, NDArray[np.bool_]]]
     ) -> NDArray[np.complex64]:
+        """Spectrum of points given as rows, columns, weights and which of them."""
+        row, column, weight = (
+            np.concatenate([part[at][part[3]] for part in drawn]).astype(np.float64) for at in range(3)
+        )
         r, c = row.astype(np.intp), column.astype(np.intp)
         v, u = row - r, column - c
         base = r * self._shape[1] + c
@@ -242,9 +267,10 @@ class _Spectra:
         """Path in um per layer, and the dendrite and axon labels, saturating with thickness."""
         scale = STEP_UM / LATTICE_UM**2
         rows, columns = self._window.rows, self._window.columns
-        path = fft.irfft2(self._path, self._shape)[:, :rows, :columns] * scale
-        thick = fft.irfft2(self._labels, self._shape)[:, :rows, :columns] * scale
-        dendrites, axons = 1 - np.exp(-np.clip(thick, 0, None) / np.array([1.6, 0.9])[:, None, None])
+        lines, labels = self._gathered()
+        path = fft.irfft2(lines, self._shape)[:, :rows, :columns] * scale
+        thick = fft.irfft2(labels, self._shape)[:, :rows, :columns] * scale
+        dendrites, axons = 1 - np.exp(-np.clip(thick, 0, None) / np.array([1.6, 0.9], np.float32)[:, None, None])
         return path.astype(np.float32), dendrites.astype(np.float32), axons.astype(np.float32)
 
 
