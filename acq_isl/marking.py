@@ -29,6 +29,7 @@ _NO_CELLS = (
     "Choices, triggers and cells: the recording does not say which cells there are, and its stains have no "
     "absolute scale. Labels are held against the recorded stains, each from its 1st to its 99.8th percentile."
 )
+_DARK = "Everything else: no light reached the specimen in the overview."
 _TOO_MANY = f"Labels and choices beyond the first {_MOST_FIELDS} fields."
 
 
@@ -94,7 +95,7 @@ def _scorecard(run: _Run, decisions: Sequence[Mapping[str, Any]]) -> Scorecard:
     revisited = {key for key in overview if (key.time, key.position) in stained}
     aside, height = aiming.score_targeting(label, fields, imaged)
     triggers = (grading.score_trigger(one, fields) for one in experiment.triggers)
-    notes = ((not run.knows_cells, _NO_CELLS), (len(seen) > _MOST_FIELDS, _TOO_MANY))
+    notes = ((not seen, _DARK), (not run.knows_cells, _NO_CELLS), (len(seen) > _MOST_FIELDS, _TOO_MANY))
     return Scorecard(
         labels=grading.score_labels(fields),
         choice=grading.score_choice(experiment.choose, fields) if experiment.choose else None,

@@ -36,8 +36,9 @@ truth: {nuclei: DAPI}
 """
 
 
-def graded(folder: Path, specimen: str, engine: str) -> acq_isl.RunResult:
-    text = RUN.replace("SPECIMEN", specimen).replace("ENGINE", engine) + f"output: {folder.as_posix()}\n"
+def graded(folder: Path, specimen: str, engine: str, fault: str = "stage-backlash:4") -> acq_isl.RunResult:
+    text = RUN.replace("SPECIMEN", specimen).replace("ENGINE", engine).replace("stage-backlash:4", fault)
+    text += f"output: {folder.as_posix()}\n"
     return acq_isl.run(acq_isl.Experiment.from_text(text))
 
 
@@ -118,3 +119,11 @@ def test_of_a_recording_the_labels_are_graded_and_the_rest_is_named(tmp_path: Pa
     assert all(abs(one.pearson) < 0.3 for one in graded_run.labels)
     assert graded_run.choice is None and graded_run.cells is None and graded_run.triggers == ()
     assert any("does not say which cells" in note for note in graded_run.ungraded)
+
+
+def test_a_run_in_the_dark_says_so(tmp_path: Path) -> None:
+    dark = card(graded(tmp_path, "{kind: synthetic, seed: 1}", "none", "stuck-shutter:closed"))
+    assert dict(sentences(dark)) == {
+        "light": "0.00 s of transmitted light and 0.00 s of fluorescence light.",
+        "not graded": "Everything else: no light reached the specimen in the overview.",
+    }
