@@ -17,8 +17,10 @@ from scipy import ndimage
 from acq_isl.errors import ExperimentError, ModelError, PairRefused
 from acq_isl.manifest import MANIFEST_KEY, Label, Manifest
 from acq_isl.training import adapt as adapting
+from acq_isl.training import package
 from acq_isl.training.adapt import adapt, read_pairs
 from acq_isl.training.export import export_onnx
+from acq_isl.training.gate import fit_gate
 from acq_isl.training.network import Deployed, LiveNetwork, NetworkConfig
 from acq_isl.training.package import write_weights
 from acq_isl.training.savepoints import Tensors, write_tensors
@@ -55,15 +57,22 @@ def old_network(kind="unet"):
 @pytest.fixture(scope="module", params=["unet", "convnext"])
 def exported(request, tmp_path_factory):
     network = old_network(request.param)
-    path = tmp_path_factory.mktemp("old") / "model.onnx"
-    export_onnx(Deployed(network, (1.0, 1.0)), manifest(), path)
+    path = tmp_path_factory.mktemp(request.param) / "model.onnx"
+    about, head = manifest(), None
+    if request.param == "unet":
+        rng = np.random.default_rng(0)
+        soft = ndimage.gaussian_filter(rng.standard_normal((5, 3, 256, 256)), (0, 0, 2, 2))
+        stacks = [torch.from_numpy((stack / stack.std()).astype(np.float32)) for stack in soft]
+        head, gate = fit_gate(network, stacks)
+        about = about.model_copy(update={"gate": gate})
+    export_onnx(Deployed(network, (1.0, 1.0), head), about, path)
     return network, path
 
 
 def test_weights_come_back_from_the_model_file(exported):
     network, path = exported
     found = read_pretrained(path)
-    assert found.manifest == manifest()
+    assert found.manifest.labels == LABELS
     assert found.network.config == network.config
     x = torch.randn(2, 3, 48, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -81,6 +90,19 @@ def test_unfolding_changes_nothing_and_makes_training_mode_sane(exported):
         torch.testing.assert_close(again(x)[0], network(x)[0], atol=1e-3, rtol=1e-3)
         # The statistics are those of these patches, so batch statistics give the same.
         torch.testing.assert_close(again.train()(x)[0], network(x)[0], atol=2e-2, rtol=2e-2)
+
+
+def test_the_gate_of_a_graph_takes_fields_of_any_size(exported):
+    _, path = exported
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    if "convnext" in str(path):
+        assert len(session.get_outputs()) == 2
+        return
+    rng = np.random.default_rng(0)
+    for side, windows in ((128, 1), (256, 3), (388, 5)):
+        stack = rng.integers(0, 255, (1, 3, side, side, 2)).astype(np.uint8)
+        (found,) = session.run(["distance"], {"stack": stack, "inv_sd": np.full(1, 1e-4, np.float32)})
+        assert found.shape == (1, 3, windows, windows)
 
 
 def test_weights_of_a_run_come_back(tmp_path):
@@ -155,8 +177,9 @@ def model(tmp_path):
     return tmp_path / "weights.safetensors"
 
 
-def test_a_new_label_is_learned_and_reported(tmp_path, plate, model):
-    told = []
+def test_a_new_label_is_learned_and_reported(tmp_path, plate, model, monkeypatch):
+    told, written = [], []
+    monkeypatch.setattr(package, "export_onnx", lambda *parts: written.append(parts))
     pairs = write_pairs(tmp_path, plate)
     made = adapt(model, pairs, "lipid", (1, 2, 8), tmp_path / "out", told.append)
     lines = (tmp_path / "out" / "transfer.csv").read_text().splitlines()
@@ -166,8 +189,8 @@ def test_a_new_label_is_learned_and_reported(tmp_path, plate, model):
         ("1", "adapted"), ("1", "from scratch"), ("2", "adapted"), ("2", "from scratch")]  # fmt: skip
     assert all(row["n"] == "1" for row in rows)
     assert float(rows[2]["pearson"]) > 0.3
-    session = onnxruntime.InferenceSession(made, providers=["CPUExecutionProvider"])
-    about = Manifest.from_json(session.get_modelmeta().custom_metadata_map[MANIFEST_KEY])
+    ((_, about, path),) = written
+    assert path == made
     assert about.label_names == ("lipid",)
     # The well that decided when to stop was used too; only A1 was not.
     assert about.training.wells == ("A0", "A2", "A3")

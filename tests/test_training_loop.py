@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
 import sys
 import time
+from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import typer
 import yaml
+from rich.console import Console
 from scipy import ndimage
+from typer.testing import CliRunner
 
+from acq_isl.cli_train import add_train_commands
 from acq_isl.errors import ExperimentError, ModelError, TrainingFailed
 from acq_isl.manifest import MANIFEST_KEY, Manifest
 from acq_isl.training import train
@@ -388,3 +395,33 @@ def test_the_short_form_for_simulated_fields_still_reads(tmp_path):
     config = load_config(path)
     assert (config.network.base, config.network.levels, config.network.planes) == (8, 3, 7)
     assert config.simulation.fields == 5
+
+
+@pytest.mark.parametrize("name", ["train", "train_condition_b"])
+def test_the_examples_are_valid(name):
+    config = load_config(Path(__file__).resolve().parents[1] / "examples" / f"{name}.yaml")
+    assert config.split is not None
+    assert all(source.kind == "simulated" or "examples" in str(source) for source in config.data)
+
+
+def test_the_command_shows_progress_and_what_came_out(tmp_path, monkeypatch):
+    model = tmp_path / "model.onnx"
+    model.write_bytes((resources.files("acq_isl.models") / "demo.onnx").read_bytes())
+
+    def run(config, folder, tell):
+        for done in range(1, 7):
+            tell(train.Progress("training", done, config.optimisation.steps, loss=-0.5))
+        assert folder == tmp_path / "out"
+        return model
+
+    monkeypatch.setattr(train, "run", run)
+    shown = Console(file=io.StringIO(), width=200)
+    cli = typer.Typer()
+    add_train_commands(cli, shown)
+    config, *_ = arguments(tmp_path, "out")
+    result = CliRunner().invoke(cli, ["train", config, "-o", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    text = shown.file.getvalue()
+    assert "6/6" in text
+    assert "loss -0.500" in text
+    assert str(model) in text
