@@ -23,6 +23,7 @@ from acq_isl.errors import EngineError
 
 _log = logging.getLogger(__name__)
 _OLDEST_DRIVER = 12_000  # what the wheels of TensorRT for CUDA 12 need, as the driver counts versions
+_READ_ONLY = 8  # CU_MEMHOSTREGISTER_READ_ONLY, a macro of the driver's header
 _SPIN_S = 0.002  # polls this long before it sleeps between polls: live predictions take milliseconds
 _PAUSE_S = 0.0002
 
@@ -178,11 +179,9 @@ class Device:
         self._do("free host memory", self._cu.cuMemFreeHost, memory.ctypes.data)
 
     def register(self, memory: NDArray[np.uint8]) -> None:
-        """Page-lock memory that is there already, such as the ring stacks arrive in.
-
-        Copies from it go up without a copy on the host. The caller keeps it alive until `unregister`.
-        """
-        self._do("page-lock the ring", self._cu.cuMemHostRegister, memory.ctypes.data, memory.nbytes, 0)
+        """Page-lock memory, such as a ring; not every GPU can if it is mapped for reading only."""
+        flags = 0 if memory.flags.writeable else _READ_ONLY
+        self._do("page-lock the ring", self._cu.cuMemHostRegister, memory.ctypes.data, memory.nbytes, flags)
         self._registered[memory.ctypes.data] = memory.nbytes
 
     def unregister(self, memory: NDArray[np.uint8]) -> None:

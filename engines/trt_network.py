@@ -168,13 +168,23 @@ class TensorRTNetwork:
         self._give_back(self._take(shape))
         self._program.keep_kernels()
 
-    def register_host(self, memory: NDArray[np.uint8]) -> None:
-        """Page-lock memory stacks arrive in, such as a shared ring: no copy on the host then.
+    def register_host(self, memory: NDArray[np.uint8]) -> bool:
+        """Page-lock memory that batches are submitted from, such as a shared ring: no copy on the host then.
 
         The caller keeps it alive until `unregister_host` or `close`.
+
+        Returns
+        -------
+        bool
+            False, with a warning, if the driver does not do so; batches are then copied as ever.
         """
         self._device.make_current()
-        self._device.register(memory)
+        try:
+            self._device.register(memory)
+        except EngineError as error:
+            _log.warning("memory is not page-locked, stacks are copied once more: %s", error)
+            return False
+        return True
 
     def unregister_host(self, memory: NDArray[np.uint8]) -> None:
         self._device.make_current()

@@ -208,6 +208,16 @@ def test_pageable_memory_is_refused_and_registered_memory_is_not(device):
     device.free(address)
 
 
+def test_a_ring_mapped_for_reading_is_registered_as_such(device, driver):
+    real = pytest.importorskip("cuda.bindings.driver", exc_type=ImportError)
+    ring = np.zeros(64, np.uint8)
+    device.register(ring)
+    device.unregister(ring)
+    ring.flags.writeable = False
+    device.register(ring)
+    assert driver.register_flags == [0, real.CU_MEMHOSTREGISTER_READ_ONLY]
+
+
 def test_memory_that_runs_out_is_an_error_of_its_own(driver):
     driver.memory_bytes = 1000
     with Device(driver=driver) as device, pytest.raises(OutOfDeviceMemory, match="smaller tiles"):

@@ -216,6 +216,17 @@ def test_stacks_in_a_registered_ring_are_not_copied_on_the_host(bench, model, mo
     network.unregister_host(ring)
 
 
+def test_a_ring_that_cannot_be_registered_is_copied_from(bench, model, caplog):
+    engine, trt = bench.open(model)
+    feeds = as_inputs(sample_tiles(tiny.MANIFEST, 1))
+    wanted = engine.network.run(feeds["stack"], feeds["inv_sd"])
+    trt.driver.registers_read_only = False
+    feeds["stack"].flags.writeable = False
+    assert not engine.network.register_host(feeds["stack"].reshape(-1))
+    assert "stacks are copied once more" in caplog.text
+    np.testing.assert_array_equal(engine.network.run(feeds["stack"], feeds["inv_sd"])[0], wanted[0])
+
+
 def test_many_field_sizes_do_not_pile_up(bench, model):
     engine, trt = bench.open(model)
     for side in range(40, 120, 8):

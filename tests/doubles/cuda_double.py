@@ -25,6 +25,7 @@ class CUresult(enum.IntEnum):
     CUDA_ERROR_INVALID_HANDLE = 400
     CUDA_ERROR_NOT_READY = 600
     CUDA_ERROR_ILLEGAL_ADDRESS = 700
+    CUDA_ERROR_NOT_SUPPORTED = 801
     CUDA_ERROR_STREAM_CAPTURE_INVALIDATED = 901
 
 
@@ -66,6 +67,8 @@ class Driver:
         self.events: dict[int, SimpleNamespace] = {}
         self.graphs: dict[int, list] = {}
         self.contexts = 0
+        self.register_flags: list[int] = []
+        self.registers_read_only = True
         self.broken: CUresult | None = None
         self.stuck = False
         self.copied_up = self.launched = 0
@@ -206,6 +209,9 @@ class Driver:
         return (OK if self.host.pop(int(p), None) else BAD,)
 
     def cuMemHostRegister(self, p, bytesize, Flags):
+        self.register_flags.append(Flags)
+        if Flags == 8 and not self.registers_read_only:
+            return (CUresult.CUDA_ERROR_NOT_SUPPORTED,)
         self.registered[int(p)] = bytesize
         return (self._guarded(),)
 
