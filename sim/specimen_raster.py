@@ -270,7 +270,8 @@ class _Spectra:
         lines, labels = self._gathered()
         path = fft.irfft2(lines, self._shape)[:, :rows, :columns] * scale
         thick = fft.irfft2(labels, self._shape)[:, :rows, :columns] * scale
-        dendrites, axons = 1 - np.exp(-np.clip(thick, 0, None) / np.array([1.6, 0.9], np.float32)[:, None, None])
+        saturation = np.array([1.6, 0.9], np.float32)[:, None, None]
+        dendrites, axons = 1 - np.exp(-np.clip(thick, 0, None) / saturation)
         return path.astype(np.float32), dendrites.astype(np.float32), axons.astype(np.float32)
 
 
