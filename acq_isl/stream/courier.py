@@ -206,7 +206,7 @@ class Courier:
                     self._box.not_read(held)
             # What is free now was granted just above, so the server must hear of it first.
             unwanted, self._box.unwanted = self._box.unwanted, []
-            ready = [(held, held.unsent) for held in in_turn(self._box.held.values()) if held.unsent]
+            ready = [(held, held.unsent) for held in in_turn(self._box.held.values())]
             give_way = to_withdraw(self._box.held.values(), credit) if credit else []
         while unwanted:
             if not self._link.send(encode(Cancel(stack=unwanted[0]))):

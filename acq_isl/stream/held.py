@@ -100,6 +100,8 @@ class Held:
         Ends as soon as all its slices are here.
     withdrawing : bool
         The server was asked to give it back.
+    turn : (int, int)
+        What to sort stacks by, first come first.
     """
 
     id: int
@@ -117,14 +119,11 @@ class Held:
     failures: dict[str, tuple[SpoolReason, str]] = field(default_factory=dict)
     cancelled: bool = False
     withdrawing: bool = False
+    turn: tuple[int, int] = field(init=False)
 
     def __post_init__(self) -> None:
         self.waits_for = list(self.wanted.names)
-
-    @property
-    def turn(self) -> tuple[int, int]:
-        """What to sort stacks by, first come first."""
-        return turn(self.wanted.work, self.id)
+        self.turn = turn(self.wanted.work, self.id)
 
     @property
     def settled(self) -> bool:
@@ -165,6 +164,16 @@ class Held:
     def incomplete(self) -> str:
         """What is missing, in words."""
         return f"only {len(self.stack.present)} of {self.stack.info.planes} slices were captured"
+
+    def overdue(self, now_s: float) -> bool:
+        """Whether it waits on our side beyond its deadline.
+
+        What the server has is its own business: only it knows whether a prediction was begun.
+        """
+        deadline_ms = self.wanted.deadline_ms
+        if deadline_ms is None or now_s - self.waits_since_s < deadline_ms / 1e3:
+            return False
+        return not self.credited and self.stack.complete and self.can_travel
 
     @property
     def too_late(self) -> str:

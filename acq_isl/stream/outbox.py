@@ -24,7 +24,7 @@ from acq_isl.stack import Outcome, Prediction, Refusal, Slice, StackInfo, StackK
 from acq_isl.stream.held import ClientCounts, Held, RecentKeys
 from acq_isl.stream.ring import Ring
 from acq_isl.stream.spool import SpoolReason
-from acq_isl.stream.turns import in_flight, in_turn, take_back, to_leave, too_late
+from acq_isl.stream.turns import in_flight, take_back, to_grant, to_leave
 
 _SPARE_STACKS = 2
 _FIRST_RESERVE_BYTES = 64 << 20
@@ -99,10 +99,8 @@ class Outbox:
         """Give free credit to the stacks whose turn it is; those returned must be read from disk."""
         to_read: list[Held] = []
         free = credit - in_flight(self.held.values())
-        for held in in_turn(self.held.values()):
-            if held.credited or not held.can_travel:
-                continue
-            if free <= 0 or held.place == "writing":
+        for held in to_grant(self.held.values(), free):
+            if held.place == "writing":
                 break
             if held.place == "disk":
                 held.block = self._ring.allocate(held.stack.info)
@@ -112,7 +110,6 @@ class Outbox:
                 held.place = "reading"
                 to_read.append(held)
             held.credited = True
-            free -= 1
         return to_read
 
     def withdrawn(self, stack: int) -> None:
@@ -207,8 +204,9 @@ class Outbox:
         for held in list(self._filling.values()):
             if now_s - held.waits_since_s > timeout_s:
                 self.end(held, "incomplete", held.incomplete)
-        for held in too_late(self.held.values(), now_s):
-            self.end(held, "deadline", held.too_late)
+        for held in self.held.values():
+            if held.overdue(now_s):
+                self.end(held, "deadline", held.too_late)
 
     def end_all(self, reason: SpoolReason, why: str, *, incomplete_only: bool) -> None:
         """End what has no outcome yet; whatever is incomplete ends for that reason."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Collection, Iterable
 
 from acq_isl.stream.held import Held
 
 
 def in_turn(stacks: Iterable[Held]) -> list[Held]:
-    """Those first that shall be predicted first."""
-    return sorted(stacks, key=lambda held: held.turn)
+    """Those with slices to send now, those first that shall be predicted first."""
+    return sorted((held for held in stacks if held.credited and held.unsent), key=_turn)
 
 
 def in_flight(stacks: Iterable[Held]) -> int:
@@ -17,20 +18,30 @@ def in_flight(stacks: Iterable[Held]) -> int:
     return sum(held.credited for held in stacks)
 
 
+def to_grant(stacks: Iterable[Held], free: int) -> list[Held]:
+    """The stacks that have their turn while ``free`` credit lasts."""
+    if free <= 0:
+        return []  # thousands may wait, and this is asked for every slice
+    waiting = (held for held in stacks if not held.credited and held.can_travel)
+    return heapq.nsmallest(free, waiting, key=_turn)
+
+
 def to_withdraw(stacks: Collection[Held], credit: int) -> list[Held]:
     """Stacks at the server that shall give way to a live one that is complete and newer.
 
     The server gives back those that it has not begun; each is asked for once.
     """
-    idle = [held for held in stacks if held.can_travel and not held.credited and held.place == "memory"]
-    newest = min((held for held in idle if held.stack.complete), key=lambda held: held.turn, default=None)
-    if newest is None or newest.wanted.work != "live" or in_flight(stacks) < credit:
+    there = [held for held in stacks if held.credited]
+    if len(there) < credit:
+        return []
+    idle = (held for held in stacks if held.place == "memory" and not held.credited and held.can_travel)
+    newest = min((held for held in idle if held.stack.complete), key=_turn, default=None)
+    if newest is None or newest.wanted.work != "live":
         return []
     asked = [
         held
-        for held in stacks
-        if held.credited and held.turn > newest.turn and held.stack.complete
-        if not (held.withdrawing or held.unsent)
+        for held in there
+        if held.turn > newest.turn and held.stack.complete and not (held.withdrawing or held.unsent)
     ]
     for held in asked:
         held.withdrawing = True
@@ -59,14 +70,10 @@ def to_leave(stacks: Collection[Held]) -> list[Held]:
     """Complete stacks that wait in memory, those first that can leave it best; none while one does."""
     if any(held.place == "writing" for held in stacks):
         return []
-    idle = [held for held in stacks if held.place == "memory" and not held.credited and held.ending is None]
-    return [held for held in reversed(in_turn(idle)) if held.stack.complete and not held.copying]
+    here = (held for held in stacks if held.place == "memory" and not held.credited and held.ending is None)
+    idle = [held for held in here if held.stack.complete and not held.copying]
+    return sorted(idle, key=_turn, reverse=True)
 
 
-def too_late(stacks: Iterable[Held], now_s: float) -> list[Held]:
-    """Stacks that wait on our side beyond their deadline.
-
-    What the server has is its own business: only it knows whether a prediction was begun.
-    """
-    waiting = (held for held in stacks if held.stack.complete and not held.credited and held.can_travel)
-    return [held for held in waiting if held.left_ms(now_s) == 0]
+def _turn(held: Held) -> tuple[int, int]:
+    return held.turn
