@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -302,10 +303,13 @@ train.main()
 
 def test_two_processes_train_one_network(tmp_path):
     """gloo on the processor: what torchrun does on two GPUs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     script = tmp_path / "both.py"
     script.write_text(BOTH)
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29641",
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port),
         str(script), *arguments(tmp_path, "team"),
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "SEEN": str(tmp_path / "seen")}
