@@ -33,7 +33,7 @@ prediction_timeout_s: 20
 """
 FAULTS = (
     "",
-    "focus-drift:20",
+    "focus-drift:60",
     "stage-backlash:4",
     "settle-time:300",
     "lamp-flicker:0.05",
@@ -80,6 +80,9 @@ def _counts(record: RunRecord) -> str:
         f"{n} {what}" for n, what in ((c.refused, "refused"), (c.spooled, "waiting"), (c.lost, "LOST")) if n
     ]
     words += [f"{one.label} r {one.pearson:.2f}" for one in record.comparisons]
+    if record.scorecard is not None:
+        card = record.scorecard
+        words.append(f"{card.aside_um.median:.1f} um aside, {card.out_of_focus_um.median:.1f} um in z")
     return "; ".join([*words, *map(_short, record.warnings)])
 
 

@@ -66,7 +66,7 @@ def read_tiff(path: Path) -> TiffImage:
                     f"{path} ends too early", wanted=f"{needed} bytes", got=f"{file.filehandle.size} bytes"
                 )
             pixels, metadata, axes = file.series[0].asarray(), file.ome_metadata, file.series[0].axes
-            imagej, resolution = file.imagej_metadata, file.pages[0].tags.get("XResolution")
+            imagej, resolution = file.imagej_metadata, file.pages.first.tags.get("XResolution")
     except FileNotFoundError as error:
         raise StorageError(f"there is no file {path}", fix="check the folder and the name") from error
     except (OSError, ValueError, LookupError, struct.error, zlib.error, tifffile.TiffFileError) as error:

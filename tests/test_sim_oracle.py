@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from acq_isl.hooks import CaptureHook, GuardedAcquisition, UserHooks
+from acq_isl.hooks import CaptureHook, GuardedAcquisition, UserHooks, open_measured
 from acq_isl.rules import Limits
 from acq_isl.sim import CameraSettings, ScopeSettings, SimulatedScope, View
 from acq_isl.stack import Slice, StackKey, StackRequest
@@ -308,16 +308,16 @@ def test_a_users_hook_that_changes_z_moves_the_stage_there(core: Any) -> None:
     assert [witness.place[2] for witness in witnesses] == pytest.approx([0.5, 2.0, 3.5, 5.0])
 
 
-def test_users_own_events_with_properties_reach_the_device(core: Any) -> None:
+def test_users_own_events_with_properties_reach_the_device(core: Any, tmp_path: Path) -> None:
     """Properties of events that the engine would merge into a sequence are lost without the guard."""
     with_triggers(core)
     events = [
         {"axes": {"z": index}, "z": float(index), "properties": [["TSwitcher", "State", str(index)]]}
         for index in range(3)
     ]
-    with GuardedAcquisition(None, "m", limits=Limits()) as acquisition:
+    with GuardedAcquisition(tmp_path, "m", limits=Limits()) as acquisition:
         acquisition.run_events(events)
-        dataset = acquisition._open.run.dataset
+    with open_measured(tmp_path / "m_1") as dataset:
         witnesses = [Witness.of(dataset.read_image(z=index)) for index in range(3)]
     assert [(w.place[2], w.channel) for w in witnesses] == list(zip((0.0, 1.0, 2.0), PLACES, strict=True))
 
