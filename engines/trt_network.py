@@ -8,6 +8,7 @@ import time
 from collections import OrderedDict
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,6 +77,8 @@ class TensorRTNetwork:
         self._groups: OrderedDict[Shape, _Group] = OrderedDict()
         self._changed = threading.Condition()  # guards the groups and the queues of the GPU
         self._times = GpuTimes()
+        # Every fp16 number as fp32: looking them up takes half of the time that numpy's conversion takes.
+        self._every_half = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
         self._ended: EngineError | None = None  # why nothing more can be run
 
     @property
@@ -143,7 +146,7 @@ class TensorRTNetwork:
         except EngineError as error:
             self._fail(error)
             raise
-        answers = tuple(lane.host[name].astype(np.float32) for name in self.outputs)
+        answers = tuple(self._full(lane.host[name]) for name in self.outputs)
         self._give_back(lane)
         with self._changed:
             past = self._times
@@ -154,6 +157,13 @@ class TensorRTNetwork:
                 past.download_ms + download_ms,
             )
         return answers
+
+    def _full(self, values: NDArray[Any]) -> Float32Image:
+        """A copy in float32."""
+        if values.dtype == np.float16:
+            found: Float32Image = np.take(self._every_half, values.view(np.uint16), mode="clip")
+            return found
+        return values.astype(np.float32)
 
     def _fail(self, error: EngineError) -> None:
         """Run nothing more: after most errors of a GPU, every later call fails as well."""

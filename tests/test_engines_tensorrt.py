@@ -124,6 +124,14 @@ def test_fp16_comes_down_as_two_bytes_and_goes_out_as_float32(bench, model):
     assert "tensorrt_rtx 1.7.1.116 Readable GPU" in got.engine
 
 
+def test_every_fp16_number_comes_out_as_it_is(bench, model):
+    network = bench.open(model, HALF)[0].network
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    np.testing.assert_array_equal(network._full(every), every.astype(np.float32))  # NaN and infinity too
+    full = np.ones(3, np.float32)
+    assert network._full(full) is not full  # the lane is given to the next batch
+
+
 def test_two_bytes_for_each_pixel_go_up(bench, model):
     engine, trt = bench.open(model)
     stack = tiny.stack((96, 96))
