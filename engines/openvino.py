@@ -27,6 +27,7 @@ from acq_isl.engines.openvino_form import (
     processor,
     read_form,
 )
+from acq_isl.engines.openvino_gate import NORMALISED
 from acq_isl.engines.predictor import TILE_PX, Predictor
 from acq_isl.errors import EngineError
 from acq_isl.stack import Float32Image
@@ -46,6 +47,7 @@ class _Ready:
     requests: tuple[Any, ...]
     keep: tuple[Any, ...] = ()  # tensors the requests point to
     planes: tuple[tuple[Any, ...], ...] = ()
+    gate: Any = None  # request for the distances, unless they are among what the last one gives
 
 
 class OpenVinoNetwork:
@@ -134,7 +136,7 @@ class OpenVinoNetwork:
         data: NDArray[Any] = tiles.view("<u2")[..., 0] if self._form.parts.takes_counts else tiles
         data = np.ascontiguousarray(data)
         out = []
-        for name in self._outputs:
+        for name in self._outputs[: None if ready.gate is None else -1]:  # the distance is the last of them
             values = np.empty(tuple(last.get_tensor(name).shape), np.float32)
             last.set_tensor(name, openvino.Tensor(values, shared_memory=True))
             out.append(values)
@@ -146,6 +148,9 @@ class OpenVinoNetwork:
             first.infer()
         if last is not first:
             last.infer()
+        if ready.gate is not None:
+            ready.gate.infer()
+            out.append(np.array(ready.gate.get_tensor(self._outputs[-1]).data))
         return tuple(out)
 
     def _normalise(self, ready: _Ready, counts: NDArray[Any], inv_sd: Float32Image) -> None:
@@ -177,7 +182,20 @@ class OpenVinoNetwork:
         normalised = front.get_output_tensor(0)
         trunk = self._compiled(self._form.parts.trunk, "trunk", shape, list(normalised.shape))
         trunk.set_input_tensor(normalised)
-        return _Ready((front, trunk), (normalised,))
+        return _Ready((front, trunk), (normalised,), gate=self._compile_gate(shape, trunk, normalised))
+
+    def _compile_gate(self, shape: tuple[int, ...], trunk: Any, normalised: Any) -> Any:
+        """A request that takes what the trunk is given and hands over; None without a gate of its own."""
+        graph = self._form.gate
+        if graph is None:
+            return None
+        names = [port.get_any_name() for port in graph.inputs]
+        tensors = {n: normalised if n == NORMALISED else trunk.get_tensor(n) for n in names}
+        ports = {name: list(tensor.shape) for name, tensor in tensors.items()}
+        gate = self._compiled(graph, "gate", shape, ports)
+        for name, tensor in tensors.items():
+            gate.set_tensor(name, tensor)
+        return gate
 
     def _compile_by_planes(self, background: Background, shape: tuple[int, ...]) -> _Ready:
         """Normalisation plane by plane, and what follows on all of them."""
@@ -191,8 +209,9 @@ class OpenVinoNetwork:
             tuple(openvino.Tensor(plane.reshape(one), one, kind) for plane in tile) for tile in memory
         )
         trunk = self._compiled(self._form.parts.trunk, "trunk", shape, [tiles, planes, height, width])
-        trunk.set_input_tensor(openvino.Tensor(memory, openvino.Shape(shape[:4]), kind))
-        return _Ready((front, trunk), (memory,), targets)
+        normalised = openvino.Tensor(memory, openvino.Shape(shape[:4]), kind)
+        trunk.set_input_tensor(normalised)
+        return _Ready((front, trunk), (memory,), targets, self._compile_gate(shape, trunk, normalised))
 
     def _compiled(self, graph: Any, part: str, shape: tuple[int, ...], ports: Any) -> Any:
         """A request for a part of the network, from the cache or compiled and kept there."""

@@ -15,7 +15,7 @@ from acq_isl.engines.plans import default_folder, write_whole
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 4  # of the files, and of how graphs are rewritten before they are compiled
+_FORMAT = 5  # of the files, and of how graphs are rewritten before they are compiled
 _MOST_FILES = 32
 _HASH_DIGITS = 24
 

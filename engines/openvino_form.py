@@ -10,6 +10,7 @@ from openvino import properties
 
 from acq_isl.engines.model_file import ModelFile
 from acq_isl.engines.openvino_background import Background, find_background
+from acq_isl.engines.openvino_gate import split_gate, taking_bf16
 from acq_isl.engines.openvino_graph import Parts, handed_over_in_bf16, read_graph
 from acq_isl.errors import ModelError
 
@@ -28,10 +29,14 @@ class Form:
     parts : Parts
     background : Background or None
         Takes the place of ``parts.front``, plane by plane.
+    gate : openvino.Model or None
+        Distances to the training set; in fp32, of what the trunk is given and hands over. None if the model
+        has no gate, or the trunk is the whole model.
     """
 
     parts: Parts
     background: Background | None
+    gate: Any = None
 
 
 def has_bf16() -> bool:
@@ -66,11 +71,12 @@ def read_form(
     """
     try:
         form = _read(core, model.content, precision)
-        parts = form.parts
+        parts, gate = form.parts, form.gate
         if precision == "int8" and trunk is not None and parts.front is not None:
             parts = Parts(parts.front, core.read_model(*trunk), parts.takes_counts)
         if low:
             parts = handed_over_in_bf16(parts)
+            gate = None if gate is None else taking_bf16(gate)
     except RUNTIME_ERRORS as error:
         raise ModelError(
             f"OpenVINO cannot read model {model.info.where}: {first_line(error)}",
@@ -88,7 +94,7 @@ def read_form(
         raise ModelError(
             f"model {model.info.where} has no int8 form", fix="run `acq-isl accept-int8` on stacks of yours"
         )
-    return Form(parts, form.background)
+    return Form(parts, form.background, gate)
 
 
 def _read(core: Any, content: bytes, precision: Precision) -> Form:
@@ -98,7 +104,16 @@ def _read(core: Any, content: bytes, precision: Precision) -> Form:
         background = find_background(core, parts.front)
     if precision == "fp32" and background is None:  # then two graphs have no advantage over one
         parts = read_graph(core, content, split=False)
-    return Form(parts, background)
+        return Form(parts, None)
+    return divided(parts, background)
+
+
+def divided(parts: Parts, background: Background | None = None) -> Form:
+    """The form whose gate is apart from its trunk."""
+    halves = split_gate(parts.trunk) if parts.front is not None else None
+    if halves is None:
+        return Form(parts, background)
+    return Form(Parts(parts.front, halves[0], parts.takes_counts), background, halves[1])
 
 
 def first_line(error: BaseException) -> str:

@@ -26,7 +26,6 @@ _BYTES_TO_COUNTS = frozenset(
 )
 _REARRANGED = frozenset({"Reshape", "Transpose", "SpaceToDepth", "Squeeze", "Unsqueeze"})
 _CLIPS = frozenset({"Clamp", "Maximum", "Minimum"})
-_HEAVY = frozenset({"Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul"})
 _ALL_COUNTS = 1 << 16
 _TEST_PX = 32
 
@@ -69,7 +68,7 @@ def read_graph(core: Any, content: bytes, *, split: bool) -> Parts:
     RuntimeError
         OpenVINO cannot read it.
     """
-    model = core.read_model(content, b"")
+    model = _with_vectors_as_columns(core.read_model(content, b""))
     counts = _take_counts(core, model)
     model = counts or model
     halves = _split(model) if split else None
@@ -89,24 +88,26 @@ def handed_over_in_bf16(parts: Parts) -> Parts:
     (old,) = parts.trunk.get_parameters()
     port = ops.parameter(old.get_output_partial_shape(0), openvino.Type.bf16, name="rounded")
     widened = ops.convert(port, openvino.Type.f32)
-    for user in _users(old.output(0)):
+    for user in users(old.output(0)):
         user.replace_source_output(widened.output(0))
     return Parts(parts.front, openvino.Model(parts.trunk.get_results(), [port], "trunk"), parts.takes_counts)
 
 
-def decoding(trunk: Model) -> list[str]:
-    """Names of the last convolutions and all that follows: what int8 would damage most and speed up least."""
-    before_heavy: set[str] = set()
-    last: list[str] = []
-    for node in reversed(trunk.get_ordered_ops()):
-        name = node.get_friendly_name()
-        if node.get_type_name() in _HEAVY or name in before_heavy:
-            if name not in before_heavy:
-                last.append(name)  # a convolution that no other one follows
-            before_heavy.update(source.get_friendly_name() for source in sources(node))
-        elif node.get_type_name() not in ("Constant", "Result", "Parameter"):
-            last.append(name)
-    return last
+def _with_vectors_as_columns(model: Model) -> Model:
+    """The model, products with a vector written as products with a column: OpenVINO 2026.4 takes it for a
+    row."""
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "MatMul":
+            continue
+        rank = node.input(1).get_source_output().get_partial_shape().rank
+        if rank.is_static and rank.get_length() == 1:
+            column = ops.unsqueeze(node.input(1).get_source_output(), ops.constant([1]))
+            product = ops.matmul(node.input(0).get_source_output(), column, False, False)
+            flat = ops.squeeze(product, ops.constant([-1]))
+            for user in users(node.output(0)):
+                user.replace_source_output(flat.output(0))
+    model.validate_nodes_and_infer_types()
+    return model
 
 
 def sources(node: Node) -> Iterator[Node]:
@@ -115,7 +116,8 @@ def sources(node: Node) -> Iterator[Node]:
         yield port.get_source_output().get_node()
 
 
-def _users(output: Any) -> list[Any]:
+def users(output: Any) -> list[Any]:
+    """The ports that take a value."""
     return list(output.get_target_inputs())
 
 
@@ -166,7 +168,7 @@ def _take_counts(core: Any, model: Model) -> Model | None:
     port = ops.parameter(openvino.PartialShape(list(shape)[:4]), openvino.Type.u16, name="counts")
     port.output(0).set_names({"stack"})
     converted = ops.convert(port, openvino.Type.f32)
-    for user in _users(found.output(0)):
+    for user in users(found.output(0)):
         user.replace_source_output(converted.output(0))
     others = [p for p in model.get_parameters() if p.get_friendly_name() != stack.get_friendly_name()]
     return openvino.Model(model.get_results(), [port, *others], model.get_friendly_name())
@@ -196,22 +198,22 @@ def _split(model: Model) -> tuple[Model, Model] | None:
     if first is None or not _is(first, openvino.Type.f32, 4):
         return None
     # A clip that follows belongs to it: a speck of dust may be 100 000 contrasts bright.
-    users = _users(first.output(0))
-    while len(users) == 1 and users[0].get_node().get_type_name() in _CLIPS:
-        first = users[0].get_node()
-        users = _users(first.output(0))
+    takers = users(first.output(0))
+    while len(takers) == 1 and takers[0].get_node().get_type_name() in _CLIPS:
+        first = takers[0].get_node()
+        takers = users(first.output(0))
     port = ops.parameter(first.get_output_partial_shape(0), openvino.Type.f32, name="normalised")
-    for user in _users(first.output(0)):
+    for user in users(first.output(0)):
         user.replace_source_output(port.output(0))
-    if _reach(model.get_results()) & {stack, contrast}:
-        for user in _users(port.output(0)):
+    if reach(model.get_results()) & {stack, contrast}:
+        for user in users(port.output(0)):
             user.replace_source_output(first.output(0))
         return None
     front = openvino.Model([ops.result(first.output(0))], model.get_parameters(), "front")
     return front, openvino.Model(model.get_results(), [port], "trunk")
 
 
-def _reach(ends: list[Node]) -> set[str]:
+def reach(ends: list[Node]) -> set[str]:
     """Names of all that these nodes depend on."""
     found: set[str] = set()
     waiting = list(ends)
@@ -265,7 +267,7 @@ def _unshuffles(core: Any, model: Model, convolution: Node, source: Any) -> bool
     start = _named(copy, source.get_node().get_friendly_name()).output(source.get_index())
     end = _named(copy, convolution.get_friendly_name()).input(0).get_source_output()
     port = ops.parameter(start.get_partial_shape(), openvino.Type.f32)
-    for user in _users(start):
+    for user in users(start):
         user.replace_source_output(port.output(0))
     planes = source.get_partial_shape()[1].get_length()
     image = np.arange(planes * _TEST_PX**2, dtype=np.float32).reshape(1, planes, _TEST_PX, _TEST_PX)
@@ -283,5 +285,5 @@ def _replace(convolution: Node, source: Any, kernel: NDArray[np.float32]) -> Non
     pads = [2 * (height // 2), 2 * (width // 2)]
     new = ops.convolution(source, ops.constant(larger), [2, 2], pads, pads, [1, 1])
     new.set_friendly_name(convolution.get_friendly_name())
-    for user in _users(convolution.output(0)):
+    for user in users(convolution.output(0)):
         user.replace_source_output(new.output(0))

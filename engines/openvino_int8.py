@@ -21,6 +21,7 @@ from acq_isl.tiling import TileRule, cut, plan_tiles
 
 _CALIBRATION_TILE_PX = 256
 _CALIBRATION_TILES = 48
+_HEAVY = frozenset({"Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul"})
 
 
 def calibration(stacks: Sequence[ZStack], manifest: Manifest) -> list[tuple[Uint16Image, Float32Image]]:
@@ -58,10 +59,11 @@ def quantised_trunk(model: ModelFile, tiles: list[tuple[Uint16Image, Float32Imag
         The model has no int8 form.
     """
     nncf, openvino = _libraries()
-    from acq_isl.engines.openvino_graph import decoding, read_graph
+    from acq_isl.engines.openvino_form import divided
+    from acq_isl.engines.openvino_graph import read_graph
 
     core = openvino.Core()
-    parts = read_graph(core, model.content, split=True)
+    parts = divided(read_graph(core, model.content, split=True)).parts
     if parts.front is None or not parts.takes_counts:
         raise ModelError(
             f"model {model.info.where} has no int8 form",
@@ -84,6 +86,26 @@ def quantised_trunk(model: ModelFile, tiles: list[tuple[Uint16Image, Float32Imag
         path = Path(folder) / "network.xml"
         openvino.save_model(network, path, compress_to_fp16=False)
         return path.read_bytes(), path.with_suffix(".bin").read_bytes()
+
+
+def decoding(trunk: Any) -> list[str]:
+    """Names of the last convolutions and all that follows: what int8 would damage most and speed up least."""
+    before_heavy: set[str] = set()
+    last: list[str] = []
+    for node in reversed(trunk.get_ordered_ops()):
+        name = node.get_friendly_name()
+        if node.get_type_name() in _HEAVY or name in before_heavy:
+            if name not in before_heavy:
+                last.append(name)  # a convolution that no other one follows
+            before_heavy.update(source.get_friendly_name() for source in _sources(node))
+        elif node.get_type_name() not in ("Constant", "Result", "Parameter"):
+            last.append(name)
+    return last
+
+
+def _sources(node: Any) -> Iterator[Any]:
+    for port in node.inputs():
+        yield port.get_source_output().get_node()
 
 
 def _libraries() -> tuple[Any, Any]:

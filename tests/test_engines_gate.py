@@ -1,11 +1,12 @@
 """A stack that looks unlike the training set is refused, with how far off it is, unless an expert insists."""
 
 import importlib.util
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from acq_isl.engines.gate import judge, measured
 from acq_isl.engines.model_file import read_model
@@ -30,17 +31,29 @@ tiny = load(HERE / "doubles" / "tiny_model.py")
 
 
 def with_distance(model):
-    """Two distances in windows of 32 px: how bright structures of the first and the last plane are."""
+    """Two distances in windows of 32 px: how bright structures of the first and the last plane are.
+
+    As products with vectors, which is how a discriminant is exported.
+    """
     graph, node = model.graph, helper.make_node
-    graph.initializer.append(
-        helper.make_tensor("first_and_last", TensorProto.INT64, [2], [0, tiny.PLANES - 1])
+    chosen = np.eye(tiny.PLANES, dtype=np.float32)[[0, -1]]
+    graph.initializer.extend(
+        [
+            *(numpy_helper.from_array(vector, f"vector_{i}") for i, vector in enumerate(chosen)),
+            numpy_helper.from_array(np.array([1], np.int64), "distances"),
+        ]
     )
     window = [WINDOW_PX, WINDOW_PX]
+    products = [node("MatMul", ["turned", f"vector_{i}"], [f"product_{i}"]) for i in range(2)]
+    deeper = [node("Unsqueeze", [f"product_{i}", "distances"], [f"deep_{i}"]) for i in range(2)]
     graph.node.extend(
         [
             node("Abs", ["clipped"], ["structure"]),
             node("AveragePool", ["structure"], ["windows"], kernel_shape=window, strides=window),
-            node("Gather", ["windows", "first_and_last"], ["distance"], axis=1),
+            node("Transpose", ["windows"], ["turned"], perm=[0, 2, 3, 1]),
+            *products,
+            *deeper,
+            node("Concat", ["deep_0", "deep_1"], ["distance"], axis=1),
         ]
     )
     axes = ["n", 2, "rows", "columns"]
@@ -56,14 +69,16 @@ def open_onnx(path, **how):
     return OnnxEngine(path, **how)
 
 
-def open_openvino(path, **how):
+def open_openvino(path, precision="fp32", **how):
     pytest.importorskip("openvino")
     from acq_isl.engines.openvino import OpenVinoEngine
 
-    return OpenVinoEngine(path, precision="fp32", threads=1, **how)
+    return OpenVinoEngine(path, precision=precision, threads=1, **how)
 
 
-RUNTIMES = pytest.mark.parametrize("open_", [open_onnx, open_openvino])
+RUNTIMES = pytest.mark.parametrize(
+    "open_", [open_onnx, open_openvino, partial(open_openvino, precision="bf16")]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +97,15 @@ def test_distances_come_with_the_prediction(tmp_path, open_):
         assert 0 < one.value * contrast / np.abs(stack.pixels - stack.pixels.mean()).mean() < 1.5
         assert same.value == pytest.approx(one.value, rel=0.1)  # other windows of the same field
     assert whole.warnings == parts.warnings == ()
+
+
+@RUNTIMES
+def test_distances_are_those_of_the_reference_in_any_precision(tmp_path, open_):
+    path, stack = gated(tmp_path, 5.0, 6.0), tiny.stack((200, 264))
+    with open_(path) as engine, OnnxEngine(path) as reference:
+        got, wanted = engine.predict(stack).distances, reference.predict(stack).distances
+    for one, other in zip(got, wanted, strict=True):
+        assert one.value == pytest.approx(other.value, rel=1e-3)
 
 
 @RUNTIMES

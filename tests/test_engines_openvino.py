@@ -19,7 +19,8 @@ from acq_isl.engines.model_file import ModelFile, read_model
 from acq_isl.engines.onnx import OnnxEngine, default_threads
 from acq_isl.engines.openvino import OpenVinoEngine, OpenVinoNetwork, has_bf16
 from acq_isl.engines.openvino_cache import CompiledCache
-from acq_isl.engines.openvino_graph import decoding, read_graph
+from acq_isl.engines.openvino_graph import read_graph
+from acq_isl.engines.openvino_int8 import decoding
 from acq_isl.errors import EngineError, ModelError, StackRefused
 from acq_isl.manifest import MANIFEST_KEY, Label, Manifest
 from acq_isl.stack import StackInfo, StackKey, ZStack
