@@ -25,11 +25,11 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime
 import psutil
-import torch
 import typer
 from numpy.typing import NDArray
 from rich.console import Console
@@ -39,9 +39,12 @@ from acq_isl.engines.model_file import read_model
 from acq_isl.manifest import MANIFEST_KEY, Label, Manifest
 from acq_isl.stack import Float32Image
 from acq_isl.tiling import TilePlan, TileRule, blend, cut, plan_tiles
-from acq_isl.training.dense import DenseSpec, Form, build_dense
-from acq_isl.training.reference import BORDER_PX, PATCH_PX, STRIDE_PX, ReferenceConfig, ReferenceNetwork
 
+if TYPE_CHECKING:
+    from acq_isl.training.dense import DenseSpec, Form
+    from acq_isl.training.reference import ReferenceNetwork
+
+STRIDE_PX = 16  # of the network's coarsest tower
 PLANES = 13
 HEADS = ("MAXPROJECT/DAPI_CONFOCAL", "MAXPROJECT/MAP2_CONFOCAL", "MAXPROJECT/NFH_CONFOCAL")
 PATCHES_PER_BATCH = 4
@@ -53,14 +56,18 @@ Infer = Callable[[NDArray[np.uint16]], Float32Image]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One way to predict one field. ``patches`` is None for the dense forms."""
+    """One way to predict a field: a tile answers from ``first_px`` inside its corner; all patches or some."""
 
     model: Path
-    spec: DenseSpec
+    first_px: int
     side: int
     threads: int
     patches: int | None = None
     runtime: str = "onnxruntime"
+
+    @property
+    def rules(self) -> Manifest:
+        return read_model(self.model).info.manifest
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,7 +93,9 @@ def field(side: int) -> NDArray[np.uint16]:
 def onnx_runtime(job: Job) -> Infer:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = job.threads
-    # The default arena grows in powers of two and keeps what it has: twice the memory for the same work.
+    # The default arena grows in powers of two, and planning ahead allocates all once more beside what the
+    # first run left there: twice the memory for the same work.
+    options.enable_mem_pattern = False
     provider = ("CPUExecutionProvider", {"arena_extend_strategy": "kSameAsRequested"})
     session = onnxruntime.InferenceSession(str(job.model), options, providers=[provider])
 
@@ -113,7 +122,7 @@ def work(job: Job) -> Result:
     pixels = field(job.side)
     infer = {"onnxruntime": onnx_runtime, "openvino": openvino}[job.runtime](job)
     # Compiling for a shape is no part of what a pixel costs.
-    shape = plan(job, pixels).tile_shape if job.patches is None else (job.spec.min_tile_px,) * 2
+    shape = plan(job, pixels).tile_shape if job.patches is None else (job.rules.min_tile_px,) * 2
     infer(np.zeros((1 if job.patches is None else PATCHES_PER_BATCH, PLANES, *shape), np.uint16))
     wall_s, cpu_s = time.perf_counter(), time.process_time()
     if job.patches is None:
@@ -127,10 +136,10 @@ def work(job: Job) -> Result:
 
 def plan(job: Job, pixels: NDArray[np.uint16]) -> TilePlan:
     """Tiles whose patches' grid starts at the field's corner."""
-    spec = job.spec
-    border = spec.halo_px + (spec.crop_px + BORDER_PX - spec.halo_px) % STRIDE_PX
-    rule = TileRule(spec.min_tile_px, spec.halo_px, STRIDE_PX)
-    return plan_tiles(pixels.shape[1:], rule, tile_px=spec.max_tile_px, border_px=border)
+    rules = job.rules
+    border = rules.halo_px + (job.first_px - rules.halo_px) % rules.size_step_px
+    rule = TileRule(rules.min_tile_px, rules.halo_px, rules.size_step_px)
+    return plan_tiles(pixels.shape[1:], rule, tile_px=rules.max_tile_px, border_px=border)
 
 
 def dense(job: Job, infer: Infer, pixels: NDArray[np.uint16]) -> Float32Image:
@@ -146,13 +155,13 @@ def patchwise(
     job: Job, infer: Infer, pixels: NDArray[np.uint16]
 ) -> tuple[Float32Image, tuple[tuple[int, int], ...]]:
     """Mean of every label in some patches, (patch, label, 8, 8), and the corners of these."""
-    margin = job.spec.crop_px + BORDER_PX
+    margin = job.first_px
     corners = range(0, job.side - 7, 8)
     places = tuple((row, column) for row in corners for column in corners)
     chosen = np.random.default_rng(1).choice(len(places), min(job.patches or 0, len(places)), replace=False)
     places = tuple(places[index] for index in sorted(chosen))
     padded = np.pad(pixels, ((0, 0), (margin, 2 * margin), (margin, 2 * margin)), mode="reflect")
-    side, found = job.spec.min_tile_px, []
+    side, found = job.rules.min_tile_px, []
     for first in range(0, len(places), PATCHES_PER_BATCH):
         some = places[first : first + PATCHES_PER_BATCH]
         batch = np.stack([padded[:, row : row + side, column : column + side] for row, column in some])
@@ -170,6 +179,12 @@ def peak_bytes() -> int:
 
 
 def jobs(folder: Path, base_depth: int, side: int, threads: int, patches: int) -> dict[str, Job]:
+    # Here and not above: the processes that are measured have no need of torch.
+    import torch
+
+    from acq_isl.training.dense import DenseSpec, build_dense
+    from acq_isl.training.reference import BORDER_PX, ReferenceConfig, ReferenceNetwork
+
     torch.manual_seed(0)
     network = ReferenceNetwork(ReferenceConfig(base_depth, 26, HEADS))
     settle(network)
@@ -180,14 +195,16 @@ def jobs(folder: Path, base_depth: int, side: int, threads: int, patches: int) -
         model = build_dense(variables, base_depth, spec, {MANIFEST_KEY: manifest(spec).model_dump_json()})
         paths[name].write_bytes(model.SerializeToString())
     # On a single patch the single-phase graph is the published network and nothing else.
-    found = {PATCHES: Job(paths["single phase"], specs["single phase"], side, threads, patches)}
-    found |= {name: Job(paths[name], spec, side, threads) for name, spec in specs.items()}
+    first = {name: spec.crop_px + BORDER_PX for name, spec in specs.items()}
+    found = {PATCHES: Job(paths["single phase"], first["single phase"], side, threads, patches)}
+    found |= {name: Job(paths[name], first[name], side, threads) for name in specs}
     if importlib.util.find_spec("openvino") is not None:
         from acq_isl.engines.openvino import has_bf16
 
         precision = "bf16" if has_bf16() else "fp32"
-        for name, spec in specs.items():
-            found[f"{name}, openvino {precision}"] = Job(paths[name], spec, side, threads, runtime="openvino")
+        for name in specs:
+            way = f"{name}, openvino {precision}"
+            found[way] = Job(paths[name], first[name], side, threads, runtime="openvino")
     return found
 
 
@@ -205,6 +222,10 @@ def manifest(spec: DenseSpec) -> Manifest:
 
 def settle(network: ReferenceNetwork) -> None:
     """Give batch normalisation the statistics of a patch, so that random weights keep signals in range."""
+    import torch
+
+    from acq_isl.training.reference import PATCH_PX
+
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0
