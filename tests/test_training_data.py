@@ -145,19 +145,26 @@ def test_nothing_found_is_explained(tmp_path):
 # --- NDTiff ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def ndtiff(tmp_path_factory):
+@pytest.fixture(
+    scope="module",
+    params=[("PixelSize_um", "ZPosition_um_Intended"), ("PixelSizeUm", "ZPosition_um_Intended"),
+            ("PixelSize_um", "ZPosition_um"), ("PixelSizeUm", "ZPositionUm")],
+    ids="-".join,
+)  # fmt: skip
+def ndtiff(request, tmp_path_factory):
+    """As the Python and the Java backend of Pycro-Manager, and their older versions, name lengths."""
     from ndstorage.ndtiff_dataset import NDTiffDataset
 
+    size, place = request.param
     folder = tmp_path_factory.mktemp("ndtiff")
     data = NDTiffDataset(str(folder), name="run", summary_metadata={}, writable=True)
     data.initialize({})
     for position in ("A1_0", "A1_1", "B2_0"):
         for z in (2, 0, 1):
-            about = {"PixelSizeUm": 0.3, "ZPosition_um_Intended": 10 + 1.5 * z}
+            about = {size: 0.3, place: 10 + 1.5 * z}
             data.put_image({"position": position, "channel": "Phase", "z": z}, STACK[z], about)
         if position != "B2_0":
-            data.put_image({"position": position, "channel": "DAPI", "z": 0}, LABEL, {"PixelSizeUm": 0.3})
+            data.put_image({"position": position, "channel": "DAPI", "z": 0}, LABEL, {size: 0.3})
     data.finish()
     data.close()
     return folder

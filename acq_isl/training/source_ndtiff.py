@@ -18,7 +18,9 @@ from acq_isl.training.pairs import Item, Recording, as_counts
 from acq_isl.training.source import Nominal, RecordedSource, projected, stamp
 
 _INDEX = "NDTiff.index"
-_Z_KEYS = ("ZPosition_um_Intended", "ZPositionUm")
+# The Python backend of Pycro-Manager's names, then the Java backend's.
+_PIXEL_KEYS = ("PixelSize_um", "PixelSizeUm")
+_Z_KEYS = ("ZPosition_um_Intended", "ZPosition_um", "ZPositionUm")
 
 
 class NdtiffSource(RecordedSource):
@@ -95,7 +97,8 @@ class _Load:
         for one in axes:
             pixels.append(data.read_image(**one))
             about = data.read_metadata(**one)
-            pixel_um = about.get("PixelSizeUm") or pixel_um
+            # 0 stands for a microscope whose pixels were never calibrated.
+            pixel_um = next((about[key] for key in _PIXEL_KEYS if about.get(key)), pixel_um)
             places_um.append(next((float(about[key]) for key in _Z_KEYS if key in about), float("nan")))
         if any(image.shape != pixels[0].shape for image in pixels):
             raise PairRefused(f"{self.folder} {self.place[0]}: planes of {channel} differ in size")
