@@ -21,6 +21,7 @@ from acq_isl.errors import ExperimentError
 from acq_isl.fault_text import FaultText
 from acq_isl.life import Life
 from acq_isl.rules import Best, Limits, Trigger
+from acq_isl.simulated_optics import PhaseContrastOptics, SimulatedOptics
 from acq_isl.stack import Modality, Polarity
 
 
@@ -105,6 +106,8 @@ class SyntheticSpecimen(_Strict):
     seed: int = 1
     life: Life = Life()
     """What changes with time; by default nothing does."""
+    optics: SimulatedOptics = PhaseContrastOptics()
+    """The light it is seen in. `Experiment.optics` says what the model is told of it."""
 
 
 class RecordedSpecimen(_Strict):
@@ -133,6 +136,8 @@ class SimulatedMicroscope(_Strict):
     """Rows and columns of the camera."""
     time_scale: float = Field(default=1.0, ge=0)
     """How many seconds pass for the specimen in one second."""
+    prepare_ahead: int = Field(default=0, ge=0, le=4)
+    """Fields of a scan that a second thread draws in advance; the images are the same."""
     faults: tuple[FaultText, ...] = ()
     """What goes wrong on purpose, such as ``focus-drift:2``; see docs/simulator.md."""
 

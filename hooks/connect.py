@@ -6,7 +6,7 @@ import logging
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from acq_isl.actions import Limits
@@ -20,9 +20,17 @@ from acq_isl.experiment import (
     SyntheticSpecimen,
 )
 from acq_isl.faults import of_scope
+from acq_isl.simulated_optics import (
+    BrightfieldOptics,
+    DICOptics,
+    ObliqueOptics,
+    PhaseContrastOptics,
+    SimulatedOptics,
+)
 
 if TYPE_CHECKING:
     from acq_isl import sim
+    from acq_isl.sim.illumination import Transmitted
 
 log = logging.getLogger(__name__)
 
@@ -83,19 +91,46 @@ def _simulated(settings: SimulatedMicroscope) -> Iterator[OpenMicroscope]:
     specimen: sim.Specimen
     own: dict[str, Any] = {}
     match settings.specimen:
-        case SyntheticSpecimen(seed=seed, life=life):
-            specimen, what = sim.SyntheticSpecimen(seed=seed, life=life), f"synthetic neurons (seed {seed})"
+        case SyntheticSpecimen(seed=seed, life=life, optics=optics):
+            specimen = sim.SyntheticSpecimen(seed=seed, life=life, optics=transmitted_light(optics))
+            what = f"synthetic neurons (seed {seed})"
         case RecordedSpecimen():
             specimen = recorded_specimen(settings.specimen)
             # One pixel of the camera is one of the recording, so that its counts come back unchanged.
             own["pixel_size_um"] = specimen.pixel_size_um
             what = f"specimen recorded in {settings.specimen.folder}"
-    chosen = sim.ScopeSettings(shape=settings.camera_px, time_scale=settings.time_scale, **own)
+    chosen = sim.ScopeSettings(
+        shape=settings.camera_px,
+        time_scale=settings.time_scale,
+        prepare_ahead=settings.prepare_ahead,
+        **own,
+    )
     reach = Limits(x_um=chosen.x_limits_um, y_um=chosen.y_limits_um, z_um=chosen.z_limits_um)
     if settings.faults:
         what += f", faults planted: {', '.join(map(str, settings.faults))}"
     with sim.SimulatedScope(specimen, settings=chosen, faults=of_scope(settings.faults)) as scope:
         yield OpenMicroscope(scope.core, f"simulated microscope, {what}", simulated=scope, reach=reach)
+
+
+def transmitted_light(settings: SimulatedOptics) -> Transmitted:
+    """The optics that an experiment asks for, computed as finely as live images are."""
+    from acq_isl.sim.illumination import DIC, LIVE_PHASE_CONTRAST, Brightfield, Oblique
+    from acq_isl.sim.lamp import LIVE_GRID_UM_NA, Lamp
+
+    live: Transmitted
+    match settings:
+        case PhaseContrastOptics():
+            live = LIVE_PHASE_CONTRAST
+        case ObliqueOptics():
+            live = Oblique(coarse_points=LIVE_PHASE_CONTRAST.coarse_points, grid_um_na=LIVE_GRID_UM_NA)
+        case BrightfieldOptics():
+            live = Brightfield()
+        case DICOptics():
+            live = DIC()
+    given = settings.model_dump(exclude={"kind", "lamp_width_um"})
+    width_um = settings.lamp_width_um
+    lamp = Lamp.band(settings.wavelength_um, width_um) if width_um > 0 else None
+    return replace(live, lamp=lamp, **given)
 
 
 def recorded_specimen(settings: RecordedSpecimen) -> sim.RecordedSpecimen:

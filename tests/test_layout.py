@@ -30,6 +30,7 @@ RANKS = {
     "life": 1,
     "objects": 1,
     "pictures": 1,
+    "simulated_optics": 1,
     "assemble": 2,
     "fault_text": 2,
     "measure": 2,

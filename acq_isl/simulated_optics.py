@@ -1,0 +1,105 @@
+"""Light in which a simulated specimen is seen: part of an experiment file, made by `acq_isl.sim`."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+_Positive = Annotated[float, Field(gt=0)]
+
+
+class _Optics(BaseModel):
+    """What all kinds of light have; apertures hold at 0.3 um per unbinned pixel (20x)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    numerical_aperture: _Positive = 0.49
+    wavelength_um: float = Field(default=0.55, ge=0.3, le=1.2)
+    """Middle of the lamp's spectrum, in vacuum."""
+    lamp_width_um: float = Field(default=0.0, ge=0, le=0.3)
+    """Full width of the spectrum at half height; 0 for one wavelength."""
+    medium_index: float = Field(default=1.33, ge=1)
+
+    @model_validator(mode="after")
+    def _lens_exists(self) -> Self:
+        if self.numerical_aperture >= self.medium_index:
+            raise ValueError(
+                f"numerical_aperture must be below medium_index ({self.medium_index:g}), "
+                f"not {self.numerical_aperture:g}"
+            )
+        return self
+
+
+class PhaseContrastOptics(_Optics):
+    """An annulus in the condenser and a ring in the objective."""
+
+    kind: Literal["phase_contrast"] = "phase_contrast"
+    annulus_na: tuple[_Positive, _Positive] = (0.2, 0.235)
+    """Inner and outer radius of annulus and ring."""
+    decentre_na: tuple[float, float] = (0.015, 0.065)
+    """Shift of the annulus against the ring in x and y; gives relief."""
+    ring_transmission: float = Field(default=0.2, gt=0, le=1)
+    dense_is_dark: bool = True
+    """Positive phase contrast."""
+
+    @model_validator(mode="after")
+    def _annulus_fits(self) -> Self:
+        inner, outer = self.annulus_na
+        if not inner < outer < self.numerical_aperture:
+            raise ValueError(
+                f"annulus_na must grow and stay below numerical_aperture ({self.numerical_aperture:g}), "
+                f"not {inner:g} to {outer:g}"
+            )
+        return self
+
+
+class ObliqueOptics(_Optics):
+    """An arc of light from one side."""
+
+    kind: Literal["oblique"] = "oblique"
+    direction_rad: float = math.pi / 2
+    reach: tuple[_Positive, _Positive] = (0.6, 0.95)
+    """Inner and outer radius of the arc as fractions of the aperture."""
+
+    @model_validator(mode="after")
+    def _arc_fits(self) -> Self:
+        if not self.reach[0] < self.reach[1] <= 1:
+            raise ValueError(
+                f"reach must grow and end at 1 at most, not {self.reach[0]:g} to {self.reach[1]:g}"
+            )
+        return self
+
+
+class _Disc(_Optics):
+    condenser_na: _Positive = 0.3
+
+    @model_validator(mode="after")
+    def _disc_fits(self) -> Self:
+        if self.condenser_na > self.numerical_aperture:
+            raise ValueError(
+                f"condenser_na must not exceed numerical_aperture ({self.numerical_aperture:g}), "
+                f"not {self.condenser_na:g}"
+            )
+        return self
+
+
+class BrightfieldOptics(_Disc):
+    """A disc of light in the condenser."""
+
+    kind: Literal["brightfield"] = "brightfield"
+
+
+class DICOptics(_Disc):
+    """Differential interference contrast."""
+
+    kind: Literal["dic"] = "dic"
+    shear_um: _Positive = 0.35
+    direction_rad: float = math.pi / 4
+    bias_rad: float = Field(default=math.pi / 4, ge=0.1, le=math.pi)
+
+
+SimulatedOptics = Annotated[
+    PhaseContrastOptics | ObliqueOptics | BrightfieldOptics | DICOptics, Field(discriminator="kind")
+]
