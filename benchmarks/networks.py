@@ -18,7 +18,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from acq_isl.normalize import contrast_sd
 from acq_isl.objects import object_score, segment
 from acq_isl.training.augment import Augmentation, augmented
 from acq_isl.training.config import load_config
-from acq_isl.training.network import Deployed, LiveNetwork, NetworkConfig, Normalise, beta_nll
+from acq_isl.training.network import Deployed, LiveNetwork, NetworkConfig, Normalise, beta_nll, together
 from acq_isl.training.simulate import cached
 
 DEMO = Path(__file__).resolve().parents[1] / "acq_isl" / "models" / "demo.yaml"
@@ -41,7 +41,7 @@ LABELS = ("dapi", "map2", "nfh")
 FOLDS, GAP_PX, PATCH_PX, BATCH = 3, 32, 128, 8
 NUCLEUS, LEAST_UM2, PIXEL_UM = 0.25, 20.0, 0.3
 PLAIN = Augmentation(gamma=(1, 1), gain=(0.9, 1.1), offset=(-0.1, 0.1), noise=(0, 0.15), blur=0)
-RICH = Augmentation(xy_scale=(0.75, 1.35), z_shift=(-1, 1), z_scale=(0.85, 1.15))
+RICH = Augmentation(xy_scale=(0.75, 1.35), z_shift=(-0.5, 0.5), z_scale=(0.92, 1.08))
 
 Singles = NDArray[np.float32]
 Field = tuple[Singles, Singles]  # normalised stack and labels
@@ -53,30 +53,37 @@ class Recipe:
 
     name: str
     network: NetworkConfig = field(default_factory=lambda: NetworkConfig(high_pass_px=60.0))
-    steps: int = 1200
-    rate: float = 3e-3
+    steps: int = 600
+    rate: float = 1e-3
     pretrained: int = 800  # steps on simulated fields; 0: none
-    simulated: float = 0.25  # share of simulated patches while fine-tuning
+    simulated: float = 0.5  # share of simulated patches while fine-tuning
+    second: bool = False  # a second member, from scratch on the recorded field only
     augmentation: Augmentation = RICH
     average: float = 0.99
     squared: bool = False  # plain regression
+    raw: bool = False  # one mean and SD for the whole stack, no high-pass
     planes: tuple[int, ...] = tuple(range(13))
     peer: bool = False
 
 
+def _sized(**size: Any) -> NetworkConfig:
+    return NetworkConfig(high_pass_px=60.0, **size)
+
+
+SECOND = {"steps": 1200, "rate": 3e-3, "pretrained": 0, "simulated": 0.0, "augmentation": PLAIN}
 RECIPES = (
+    Recipe("plain recipe", _sized(), 1500, 3e-3, 0, 0, augmentation=PLAIN, average=0, squared=True, raw=True),
+    Recipe("unet 24", _sized()),
+    Recipe("two unets 16", _sized(base=16), second=True),
+    Recipe("separable 32", _sized(base=32, kind="separable")),
+    Recipe("convnext 24", _sized(kind="convnext")),
     Recipe(
-        "plain recipe", steps=1500, pretrained=0, simulated=0, augmentation=PLAIN, average=0, squared=True
-    ),
-    Recipe("unet 24"),
-    Recipe("separable 32", NetworkConfig(base=32, kind="separable", high_pass_px=60.0)),
-    Recipe("convnext 24", NetworkConfig(kind="convnext", high_pass_px=60.0)),
-    Recipe(
-        "fast: unet 24, 1/4, 5 planes",
-        NetworkConfig(planes=5, fold=4, levels=3, high_pass_px=60.0),
+        "fast: two unets 16 at 1/4, 5 planes",
+        _sized(base=16, planes=5, fold=4, levels=3),
+        second=True,
         planes=(2, 4, 6, 8, 10),
     ),
-    Recipe("VisCy 2.5D U-Net", steps=10**6, pretrained=0, simulated=0, peer=True),
+    Recipe("VisCy 2.5D U-Net", _sized(), 10**6, 3e-3, 0, 0, augmentation=PLAIN, raw=True, peer=True),
 )
 
 
@@ -117,7 +124,7 @@ class Recorded:
         return np.clip((self.labels - low) / (high - low), 0, 1).astype(np.float32)
 
     def input(self, recipe: Recipe) -> Singles:
-        if recipe.pretrained == 0:  # the plain recipe: one mean and one SD for the whole stack
+        if recipe.raw:
             plain = self.stack.astype(np.float32)
             return (plain - plain.mean()) / plain.std()
         return normalised(self.stack, recipe.network.high_pass_px)[list(recipe.planes)]
@@ -233,7 +240,7 @@ def cross_validate(
     path = out / f"{recipe.name.replace('/', '-')} seed {seed}.npz"
     if path.exists():
         return float(np.load(path)["seconds"])
-    x = recorded.input(recipe)
+    x, alone = recorded.input(recipe), replace(recipe, **SECOND)
     simulated = simulated_fields(fields, recipe) if recipe.pretrained else []
     start = pretrained(recipe, simulated, out) if recipe.pretrained else None
     whole = np.zeros(recorded.labels.shape, np.float32)
@@ -253,6 +260,12 @@ def cross_validate(
             network, recipe, lambda rng, s=sources: batch(s, recipe.augmentation, rng), recipe.steps, seed,
             budget_s if recipe.peer else math.inf,
         )  # fmt: skip
+        if recipe.second:
+            other, more = train(
+                LiveNetwork(recipe.network), alone,
+                lambda rng, s=sources[:1]: batch(s, alone.augmentation, rng), alone.steps, seed,
+            )  # fmt: skip
+            network, spent = together(network, other), spent + more
         whole[:, :, slice(*columns)] = predicted(network, x, columns)
         seconds.append(spent)
         say(f"{recipe.name}, seed {seed}, fold {fold}: {spent:.0f} CPU-s")
@@ -297,7 +310,7 @@ def latency_ms(recipe: Recipe) -> tuple[float, int]:
 
     from acq_isl.training import export
 
-    network = LiveNetwork(recipe.network).eval()
+    network = LiveNetwork(replace(recipe.network, members=2 if recipe.second else 1)).eval()
     model = export._to_onnx(Deployed(network, (1.0,) * 3).eval(), recipe.network.size_step_px)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -360,9 +373,10 @@ def table(rows: list[dict[str, Any]]) -> None:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
     for row in rows:
         if "ms" in row:
             y = [one["r"] for one in row["seeds"]]

@@ -68,6 +68,8 @@ class Architecture(Strict):
     base: int = Field(default=24, gt=0)
     levels: int = Field(default=4, gt=1)
     fold: Literal[1, 2, 4] = 2
+    members: int = Field(default=1, ge=1, le=4)
+    """Networks side by side, averaged; each sees its share of a batch."""
 
 
 def _names_differ(labels: tuple[Label, ...]) -> tuple[Label, ...]:
@@ -153,7 +155,14 @@ class TrainConfig(Strict):
         chosen = self.architecture
         sigma = self.high_pass_um / self.pixel_size_um
         return NetworkConfig(
-            self.planes, len(self.labels), chosen.base, chosen.levels, sigma, chosen.kind, chosen.fold
+            self.planes,
+            len(self.labels),
+            chosen.base,
+            chosen.levels,
+            sigma,
+            chosen.kind,
+            chosen.fold,
+            chosen.members,
         )
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -38,6 +38,9 @@ class NetworkConfig:
         after Liu et al., "A ConvNet for the 2020s", CVPR 2022 (batch instead of layer normalisation).
     fold : int
         The first convolution lowers the resolution by this factor; the last one brings it back.
+    members : int
+        Networks side by side that look at the same normalised stack and whose predictions are averaged.
+        Two narrow ones are better than a wide one of the same cost where training images are few.
     """
 
     planes: int = 13
@@ -47,6 +50,7 @@ class NetworkConfig:
     high_pass_px: float = 20.0
     kind: Kind = "unet"
     fold: int = 2
+    members: int = 1
 
     @property
     def size_step_px(self) -> int:
@@ -146,18 +150,13 @@ def _first(config: NetworkConfig) -> nn.Sequential:
     return nn.Sequential(*_dense(config.planes, base, fold, fold), *_LEVELS[config.kind](base, base))
 
 
-class LiveNetwork(nn.Module):
-    """U-Net at a lowered resolution, planes as channels.
-
-    Lowering the resolution by the first convolution is what makes it fast enough for live use:
-    1.03 million parameters and about 65 kMAC per pixel at base 24 of kind ``unet``.
-    """
+class _Trunk(nn.Module):
+    """One U-Net from normalised stack to means and log variances."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
         widths = [config.base * 2**level for level in range(config.levels)]
-        self.normalise = Normalise(config.planes, config.high_pass_px)
         level = _LEVELS[config.kind]
         pairs = itertools.pairwise(widths)
         self.down = nn.ModuleList([_first(config), *(level(i, o) for i, o in pairs)])
@@ -167,8 +166,38 @@ class LiveNetwork(nn.Module):
         for parameter in self.head.parameters():
             nn.init.zeros_(parameter)
 
+    def through(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, log variance and the coarsest activations of a normalised stack."""
+        skips = []
+        for level, block in enumerate(self.down):
+            x = block(x if level == 0 else F.max_pool2d(x, 2))  # (N, base 2^l, H/(fold 2^l), W/(fold 2^l))
+            skips.append(x)
+        for level in reversed(range(len(self.up))):
+            x = F.interpolate(self.shrink[level](x), scale_factor=2, mode="bilinear", align_corners=False)
+            x = self.up[level](torch.cat([skips[level], x], dim=1))
+        x = F.pixel_shuffle(self.head(x), self.config.fold)  # (N, 2L, H, W)
+        mean, log_variance = x.chunk(2, dim=1)
+        return mean, log_variance.clamp(*_LOG_VARIANCE), skips[-1]
+
+
+class LiveNetwork(_Trunk):
+    """U-Net at a lowered resolution, planes as channels; or several, averaged.
+
+    Lowering the resolution by the first convolution is what makes it fast enough for live use:
+    1.03 million parameters and about 65 kMAC per pixel at base 24 of kind ``unet``. Several members are a
+    deep ensemble (Lakshminarayanan et al., NeurIPS 2017): the mixture's variance is the mean variance
+    plus the variance of the means, so that disagreement shows as doubt.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__(config)
+        self.normalise = Normalise(config.planes, config.high_pass_px)
+        self.others = nn.ModuleList(_Trunk(config) for _ in range(config.members - 1))
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Predict from a normalised stack.
+
+        While training, each member sees its own part of the batch, which must hold as many stacks.
 
         Parameters
         ----------
@@ -182,17 +211,30 @@ class LiveNetwork(nn.Module):
         return self.with_bottom(x)[:2]
 
     def with_bottom(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`forward`, and the coarsest level's activations, (N, base * 2^(levels - 1), H/step, W/step)."""
-        skips = []
-        for level, block in enumerate(self.down):
-            x = block(x if level == 0 else F.max_pool2d(x, 2))  # (N, base 2^l, H/(fold 2^l), W/(fold 2^l))
-            skips.append(x)
-        for level in reversed(range(len(self.up))):
-            x = F.interpolate(self.shrink[level](x), scale_factor=2, mode="bilinear", align_corners=False)
-            x = self.up[level](torch.cat([skips[level], x], dim=1))
-        x = F.pixel_shuffle(self.head(x), self.config.fold)  # (N, 2L, H, W)
-        mean, log_variance = x.chunk(2, dim=1)
-        return mean, log_variance.clamp(*_LOG_VARIANCE), skips[-1]
+        """`forward`, and the first member's coarsest activations, (N, base 2^(levels - 1), H/s, W/s)."""
+        if not len(self.others):
+            return self.through(x)
+        members: tuple[_Trunk, ...] = (self, *self.others)  # type: ignore[arg-type]
+        if self.training:
+            parts = [m.through(part) for m, part in zip(members, x.chunk(len(members)), strict=True)]
+            return tuple(torch.cat(values) for values in zip(*parts, strict=True))  # type: ignore[return-value]
+        means, logs, bottoms = zip(*(member.through(x) for member in members), strict=True)
+        mean = sum(means[1:], means[0]) / len(members)
+        variance = sum(log.exp() + (one - mean).square() for one, log in zip(means, logs, strict=True))
+        return mean, (variance / len(members)).log().clamp(*_LOG_VARIANCE), bottoms[0]
+
+
+def together(first: LiveNetwork, *others: LiveNetwork) -> LiveNetwork:
+    """One network of networks that were trained apart on the same normalisation, in evaluation mode."""
+    config = replace(first.config, members=1 + len(others))
+    whole = LiveNetwork(config)
+    state = dict(first.state_dict())
+    for at, other in enumerate(others):
+        if replace(other.config, members=1) != replace(first.config, members=1):
+            raise ValueError(f"members differ: {first.config} and {other.config}")
+        state |= {f"others.{at}.{name}": value for name, value in other.state_dict().items()}
+    whole.load_state_dict(state)
+    return whole.eval()
 
 
 class Deployed(nn.Module):
