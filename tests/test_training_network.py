@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from torch import nn
 
 from acq_isl.normalize import contrast_sd
 from acq_isl.training.assess import calibrate, count, measure_halo
 from acq_isl.training.config import Optimisation, TrainConfig
 from acq_isl.training.dataset import Field, normalised
-from acq_isl.training.network import LiveNetwork, NetworkConfig, Normalise, beta_nll
+from acq_isl.training.network import LiveNetwork, NetworkConfig, Normalise, beta_nll, together
 from acq_isl.training.simulate import Pair, SimulationConfig, cached, simulate
 
 SMALL = NetworkConfig(planes=3, labels=3, base=4, levels=3, high_pass_px=8.0)
@@ -132,3 +135,38 @@ def test_objects_are_counted_above_a_size():
     image[5:15, 5:15] = image[30:40, 30:50] = 1.0
     image[60, 60] = 1.0
     assert count(image) == 2
+
+
+def test_several_members_are_averaged_and_their_disagreement_is_doubt():
+    torch.manual_seed(0)
+    config = NetworkConfig(planes=3, labels=2, base=4, levels=2, high_pass_px=8.0)
+    first, second = (LiveNetwork(config).eval() for _ in range(2))
+    for network in (first, second):
+        nn.init.normal_(network.head.weight, std=0.3)
+    whole = together(first, second)
+    x = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        (a, log_a), (b, log_b), (mean, log_variance) = first(x), second(x), whole(x)
+    torch.testing.assert_close(mean, (a + b) / 2)
+    mixture = (log_a.exp() + log_b.exp()) / 2 + ((a - b) / 2) ** 2
+    torch.testing.assert_close(log_variance.exp(), mixture)
+    assert (log_variance > torch.minimum(log_a, log_b)).all()
+
+
+def test_while_training_each_member_sees_its_own_part_of_a_batch():
+    config = NetworkConfig(planes=3, labels=2, base=4, levels=2, high_pass_px=8.0, members=2)
+    network = LiveNetwork(config).train()
+    nn.init.normal_(network.head.weight, std=0.3)
+    x = torch.randn(4, 3, 16, 16)
+    mean, _ = network(x)
+    assert mean.shape == (4, 2, 16, 16)
+    mean[:2].sum().backward()
+    of_first = [p.grad for name, p in network.named_parameters() if not name.startswith("others")]
+    assert any(g is not None and g.abs().sum() > 0 for g in of_first)
+    assert all(p.grad is None for p in network.others.parameters())
+
+
+def test_members_of_another_shape_do_not_go_together():
+    small = NetworkConfig(planes=3, labels=2, base=4, levels=2, high_pass_px=8.0)
+    with pytest.raises(ValueError, match="members differ"):
+        together(LiveNetwork(small), LiveNetwork(replace(small, base=8)))
