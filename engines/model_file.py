@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 
+from acq_isl.engines.provenance import provenance
 from acq_isl.errors import ModelError
 from acq_isl.manifest import MANIFEST_KEY, Manifest
 
@@ -72,8 +73,10 @@ class ModelInfo:
             ("pixel size", f"{m.pixel_size_um:g} um"),
             ("planes", f"{m.planes}, {m.z_step_um:.3g} um apart, {span}"),
             ("background removed", f"Gaussian, sigma {m.high_pass_um:g} um"),
-            ("tiles", f"from {m.min_tile_px} px in steps of {m.size_step_px} px, halo {m.halo_px} px"),
+            ("tiles", _tiles(m)),
+            ("statistic", f"{m.statistic} of each pixel's intensity, and its spread"),
             ("trained on", m.trained_on),
+            *provenance(m),
             *((f"metric {name}", f"{value:.3g}") for name, value in m.metrics.items()),
             ("licence", m.licence),
             ("file", f"{self.where}, {self.size_bytes / 2**20:.1f} MiB, ONNX opset {self.opset}"),
@@ -81,6 +84,14 @@ class ModelInfo:
             ("inputs", "; ".join(self.inputs)),
             ("outputs", "; ".join(self.outputs)),
         )
+
+
+def _tiles(manifest: Manifest) -> str:
+    most = "" if manifest.max_tile_px is None else f" to {manifest.max_tile_px} px"
+    return (
+        f"from {manifest.min_tile_px} px{most} in steps of {manifest.size_step_px} px, "
+        f"halo {manifest.halo_px} px"
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
