@@ -61,9 +61,15 @@ class OnnxNetwork:
         options.log_severity_level = _FATAL_ONLY
         # Threads that spin between stacks would take the cores from the camera.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        provider: dict[str, str] = {}
+        if model.info.manifest.max_tile_px is not None:
+            # A model that bounds its tiles is short of memory. Planning ahead allocates all of a run once
+            # more beside what the first run left there, and the default arena grows in powers of two.
+            options.enable_mem_pattern = False
+            provider["arena_extend_strategy"] = "kSameAsRequested"
         try:
             self._session: onnxruntime.InferenceSession | None = onnxruntime.InferenceSession(
-                model.content, options, providers=["CPUExecutionProvider"]
+                model.content, options, providers=[("CPUExecutionProvider", provider)]
             )
         except _RUNTIME_ERRORS as error:
             raise ModelError(

@@ -1,8 +1,10 @@
 """The published network in the engines: every pixel of a field answered, in tiles that fit the memory."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from scipy import ndimage
 
@@ -67,3 +69,20 @@ def test_tiles_leave_no_trace(model):
         got, wanted = tiled.predict(stack), whole.predict(stack)
     for name in ("mean", "spread"):
         np.testing.assert_allclose(getattr(got, name), getattr(wanted, name), atol=1e-5)
+
+
+def test_no_run_takes_memory_beside_what_the_one_before_left(model, monkeypatch):
+    """The published width took 2.1 GB from its second run on; here the settings that keep it from that."""
+    made, build = [], onnxruntime.InferenceSession
+
+    def noted(content, options, providers):
+        made.append((options.enable_mem_pattern, providers))
+        return build(content, options, providers=providers)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", noted)
+    file = read_model(model)
+    OnnxNetwork(file, threads=1).close()
+    unbounded = file.info.manifest.model_copy(update={"max_tile_px": None})
+    OnnxNetwork(replace(file, info=replace(file.info, manifest=unbounded)), threads=1).close()
+    same = {"arena_extend_strategy": "kSameAsRequested"}
+    assert made == [(False, [("CPUExecutionProvider", same)]), (True, [("CPUExecutionProvider", {})])]
