@@ -91,7 +91,8 @@ class Ledger:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self.write("closed", ended="in order" if kind is None else f"by {kind.__name__}")
+            why = {} if error is None else {"why": str(error)}
+            self.write("closed", ended="in order" if kind is None else f"by {kind.__name__}", **why)
         except StorageError as failure:
             if kind is None:
                 raise

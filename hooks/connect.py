@@ -114,7 +114,8 @@ def _simulated(settings: SimulatedMicroscope) -> Iterator[OpenMicroscope]:
 
 def transmitted_light(settings: SimulatedOptics) -> Transmitted:
     """The optics that an experiment asks for, computed as finely as live images are."""
-    from acq_isl.sim.illumination import DIC, LIVE_PHASE_CONTRAST, Brightfield, Oblique
+    from acq_isl.sim.illumination import LIVE_PHASE_CONTRAST, Oblique
+    from acq_isl.sim.illumination_disc import DIC, Brightfield
     from acq_isl.sim.lamp import LIVE_GRID_UM_NA, Lamp
 
     live: Transmitted

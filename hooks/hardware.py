@@ -122,10 +122,27 @@ class Hardware:
         """How long the core itself waits for a busy device."""
         return float(self._core.get_timeout_ms()) / 1000
 
-    def moving(self) -> bool:
-        """Whether a stage is on its way; asks the devices, so only for when time has run out anyway."""
-        stages = (self.focus_device, str(self._core.get_xy_stage_device()))
-        return any(self._core.device_busy(stage) for stage in stages if stage)
+    def busy_stages(self) -> dict[str, tuple[float, ...]]:
+        """Where the stages are that say they move; asks the devices, so only for when time runs out."""
+        core = self._core
+        places: dict[str, tuple[float, ...]] = {}
+        focus, table = self.focus_device, str(core.get_xy_stage_device())
+        if focus and core.device_busy(focus):
+            places[focus] = (float(core.get_position(focus)),)
+        if table and core.device_busy(table):
+            places[table] = (float(core.get_x_position(table)), float(core.get_y_position(table)))
+        return places
+
+    def devices(self) -> tuple[str, ...]:
+        """Labels of all devices, those first that an acquisition most often waits for."""
+        core = self._core
+        first = (core.get_camera_device(), core.get_xy_stage_device(), core.get_focus_device())
+        labels = (*map(str, first), str(core.get_shutter_device()), *_names(core.get_loaded_devices()))
+        return tuple(dict.fromkeys(label for label in labels if label not in ("", "Core")))
+
+    def busy(self, device: str) -> bool:
+        """Whether a device says that it is busy."""
+        return bool(self._core.device_busy(device))
 
     def set_exposure(self, exposure_ms: float) -> None:
         """Send the exposure; the engine does not when the last event had the same one."""

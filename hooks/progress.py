@@ -52,6 +52,7 @@ class Progress:
         self._changed = threading.Condition()
         self._awaited: set[AxesKey] = set()
         self._unsaved: set[AxesKey] = set()
+        self._triggered: set[AxesKey] = set()
         self._failure: AcqIslError | None = None
         self.images = 0
         self.saved = 0
@@ -61,6 +62,12 @@ class Progress:
         """Await these slices."""
         with self._changed:
             self._awaited.update(keys)
+            self._triggered.clear()
+
+    def in_sequence(self, keys: Iterable[AxesKey]) -> None:
+        """These slices are taken as one hardware-triggered sequence."""
+        with self._changed:
+            self._triggered.update(keys)
 
     def captured(self, key: AxesKey, stored_as: Iterable[AxesKey] | None = None) -> None:
         """The hook has had this slice; from now on it must reach storage.
@@ -118,6 +125,12 @@ class Progress:
     def awaited(self) -> frozenset[AxesKey]:
         with self._changed:
             return frozenset(self._awaited)
+
+    @property
+    def triggered(self) -> frozenset[AxesKey]:
+        """Slices that hardware triggers, of those awaited last."""
+        with self._changed:
+            return frozenset(self._triggered)
 
     @property
     def unsaved(self) -> frozenset[AxesKey]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -16,6 +17,8 @@ from acq_isl.hooks.progress import Progress
 from acq_isl.hooks.storage import GuardedStorage
 
 logger = logging.getLogger(__name__)
+
+_IN_VAIN = " unsuccessful"  # how the engine ends the text of a command that failed six times
 
 
 def find_hardware() -> Hardware:
@@ -181,6 +184,8 @@ class PythonRun(Run):
     """
 
     def __init__(self, acquisition: Any, progress: Progress) -> None:
+        from pycromanager.acquisition.acq_eng_py.internal.engine import Engine
+
         super().__init__(acquisition)
         self._engine = acquisition._acq
         self._engine.data_sink_ = GuardedStorage(acquisition._dataset, progress.fail)
@@ -188,6 +193,7 @@ class PythonRun(Run):
         self._submitted = 0
         self._running: list[Future[Any]] = []
         self._done = 0
+        self._log = _OverheardLog(Engine.get_core())
         submit: Callable[[Any], Future[Any]] = self._engine.submit_event_iterator
 
         def submit_and_keep(events: Any) -> Future[Any]:
@@ -207,7 +213,7 @@ class PythonRun(Run):
             self._done += 1
             error = future.exception()
             if error is not None:
-                return engine_failed(error, at)
+                return engine_failed(error, at, self._log.cause)
         return super().trouble(at)
 
     def settled(self, images: int) -> bool:
@@ -228,11 +234,48 @@ class PythonRun(Run):
             logger.warning("the engine does not answer; ending the acquisition without it")
             self._engine.add_to_output(self._engine.core_.TaggedImage(None, None))
             self._engine.post_notification(AcqNotification.create_acq_events_finished_notification())
+        self._log.close()
         return True
 
+    def _await(self) -> None:
+        try:
+            super()._await()
+        finally:
+            self._log.close()
 
-def engine_failed(error: BaseException, at: str) -> AcqIslError:
-    """The typed form of an exception out of Pycro-Manager, with the whole chain in its message."""
+
+class _OverheardLog:
+    """What Pycro-Manager writes into the core's log: the only place where it says why a command failed.
+
+    Parameters
+    ----------
+    core : CMMCore of this process
+    """
+
+    def __init__(self, core: Any) -> None:
+        self._core, self._write = core, core.log_message
+        self.cause = ""
+        core.log_message = self._hear
+
+    def close(self) -> None:
+        """Let the core log by itself again."""
+        if self._core.__dict__.get("log_message") == self._hear:
+            del self._core.log_message
+
+    def _hear(self, *message: Any) -> None:
+        error = sys.exc_info()[1]
+        while error is not None and (error.__cause__ or error.__context__) is not None:
+            error = error.__cause__ or error.__context__
+        if error is not None:
+            self.cause = str(error) or type(error).__name__
+        self._write(*message)
+
+
+def engine_failed(error: BaseException, at: str, logged: str = "") -> AcqIslError:
+    """The typed form of an exception out of Pycro-Manager, with the whole chain in its message.
+
+    ``logged`` is the last cause in the core's log; the engine gives none when it has tried a command in vain.
+    """
     if isinstance(error, AcqIslError):
         return error
     texts: list[str] = []
@@ -242,6 +285,8 @@ def engine_failed(error: BaseException, at: str) -> AcqIslError:
         if text not in texts:
             texts.append(text)
         cause = cause.__cause__ or cause.__context__
+    if logged and texts[-1].endswith(_IN_VAIN):
+        texts.append(logged)
     failed = AcquisitionFailed(
         f"the microscope stopped the acquisition at {at}",
         got=" <- ".join(texts),

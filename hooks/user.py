@@ -128,6 +128,8 @@ class EventHooks:
             first = _listed(kept)[0]
             first.update({key: value for key, value in self._carry.items() if key not in first})
             self._carry.clear()
+        if isinstance(kept, list):
+            self._progress.in_sequence(_keys(kept))
         return kept
 
     def _after(self, event: EventOrList) -> EventOrList | None:

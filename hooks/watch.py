@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,40 @@ logger = logging.getLogger(__name__)
 
 _POLL_S = 0.02
 _SHORT_S = 0.5
+_LOOK_S = 0.2  # between two looks at a stage
+_STILL_S = 1.0  # a stage that reports the same place for so long does not move
+_USUAL_TIMEOUT_S = 5.0  # of Micro-Manager; who raised it has a device that takes longer
+
+
+class _Travel:
+    """Whether stages that say they are busy get anywhere, from looks at the places they report."""
+
+    def __init__(self, ask: Callable[[], Mapping[str, object]]) -> None:
+        self._ask = ask
+        self._places: Mapping[str, object] | None = None
+        self._looked_s = self._changed_s = -_STILL_S
+
+    def goes_on(self) -> bool:
+        """Whether a stage has moved within the last second; looks now and then."""
+        now = time.monotonic()
+        if now - self._looked_s >= _LOOK_S:
+            self._looked_s, before = now, self._places
+            self._places = self._answer()
+            if before is not None and any(before.get(one, at) != at for one, at in self._places.items()):
+                self._changed_s = now
+        return now - self._changed_s < _STILL_S
+
+    @property
+    def busy(self) -> bool:
+        """Whether any stage said so at the last look."""
+        return bool(self._places)
+
+    def _answer(self) -> Mapping[str, object]:
+        try:
+            return within(_SHORT_S, "asking the stages", self._ask)
+        except (AcqIslError, RuntimeError):
+            logger.warning("the stages did not say whether they move", exc_info=True)
+            return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +113,20 @@ class Watch:
         StorageError
             Images could not be stored.
         """
+        expected = self._progress.awaited
+        try:
+            self._until_captured()
+        except (AcquisitionFailed, SliceLost) as error:
+            doubt = None if error is self._progress.failure else self._doubt(expected)
+            if doubt is None:
+                raise
+            raise type(error)(
+                f"{error.what}; {doubt}", wanted=error.wanted, got=error.got, fix=error.fix
+            ) from error
+
+    def _until_captured(self) -> None:
         images, last = self._progress.images, time.monotonic()
+        travel = _Travel(self._hardware.busy_stages)
         while True:
             self._progress.wait(images, _POLL_S)
             self._raise_failure(axes_first(self._progress.awaited))
@@ -95,12 +142,14 @@ class Watch:
             silent_s = time.monotonic() - last
             if self._progress.images > images:
                 images, last = self._progress.images, time.monotonic()
-            elif silent_s > self._silence_s and not self._moving(silent_s - self._silence_s):
+                travel = _Travel(self._hardware.busy_stages)
+            elif not self._bearable(silent_s - self._silence_s, travel):
                 self._silent = True
                 raise AcquisitionFailed(
                     f"nothing has come from the microscope for {silent_s:.1f} s",
                     wanted=axes_list(awaited),
-                    fix="check camera, stage and hooks: one of them does not return",
+                    got=self._suspects(),
+                    fix="check that device, camera, stage and hooks: one of them does not return",
                 )
 
     def stored(self, keys: Iterable[AxesKey]) -> None:
@@ -139,12 +188,52 @@ class Watch:
         if failure is not None:
             raise failure
 
-    def _moving(self, overdue_s: float) -> bool:
-        """Whether a stage is on a long way; the core itself gives up after its device time-out."""
-        if overdue_s > self._hardware.device_timeout_s():
+    def _bearable(self, overdue_s: float, travel: _Travel) -> bool:
+        """Whether to go on waiting: within the watchdog's time, and while a stage is on a long way.
+
+        The core itself gives up after its device time-out, and so does the watch. A stage that is busy
+        and stays where it is counts as stuck, unless the time-out was raised.
+        """
+        timeout_s = self._hardware.device_timeout_s()
+        if overdue_s < -min(_STILL_S, self._watchdog_s / 2):
+            return True
+        if overdue_s > timeout_s:
             return False
+        goes_on = travel.goes_on()
+        return overdue_s <= 0 or goes_on or (travel.busy and overdue_s <= timeout_s - _USUAL_TIMEOUT_S)
+
+    def _suspects(self) -> str:
+        """Devices that say they are busy, or that do not even answer when asked."""
+        asked: list[str] = []
+        busy: list[str] = []
+
+        def ask() -> None:
+            for label in self._hardware.devices():
+                asked.append(label)
+                if self._hardware.busy(label):
+                    busy.append(label)
+                asked.remove(label)
+
         try:
-            return within(_SHORT_S, "asking the stages", self._hardware.moving)
-        except (AcqIslError, RuntimeError):
-            logger.warning("the stages did not say whether they move", exc_info=True)
-            return False
+            within(_SHORT_S, "asking the devices", ask)
+        except (AcqIslError, RuntimeError) as error:
+            logger.info("not all devices said whether they are busy: %s", error)
+        said = [f"{label} is busy" for label in busy] + [f"{label} does not answer" for label in asked]
+        return ", ".join(said) or "no device says that it is busy"
+
+    def _doubt(self, expected: frozenset[AxesKey]) -> str | None:
+        """Which slices of a hardware-triggered sequence that came short may carry a neighbour's z.
+
+        Core and engine number the frames as they come: behind a gap that nobody can see, each is stored as
+        the one before it.
+        """
+        triggered = self._progress.triggered & expected
+        missing = triggered & self._progress.awaited
+        arrived = triggered - missing
+        if not missing or not arrived:
+            return None
+        where = getattr(self._run.dataset, "path", None) or "memory"
+        return (
+            f"the z of the {len(arrived)} slices that came of this hardware-triggered sequence is not to be "
+            f"trusted, behind a gap they carry that of a neighbour: {axes_list(arrived)} in {where}"
+        )

@@ -455,6 +455,29 @@ class NoStages:
     def device_timeout_s(self) -> float:
         return 0.0
 
+    def busy_stages(self) -> dict[str, tuple[float, ...]]:
+        return {}
+
+    def devices(self) -> tuple[str, ...]:
+        return ("Camera", "Wheel", "Shutter")
+
+    def busy(self, device: str) -> bool:
+        return device == "Wheel"
+
+
+class Stage(NoStages):
+    """Busy from the start; goes on for some steps, then reports the same place for ever."""
+
+    def __init__(self, steps: int, timeout_s: float) -> None:
+        self._steps, self._timeout_s, self.looks = steps, timeout_s, 0
+
+    def device_timeout_s(self) -> float:
+        return self._timeout_s
+
+    def busy_stages(self) -> dict[str, tuple[float, ...]]:
+        self.looks += 1
+        return {"XY": (float(min(self.looks, self._steps)), 0.0)}
+
 
 @pytest.fixture
 def java() -> tuple[FakeJava, Run, Progress, Watch]:
@@ -494,9 +517,25 @@ def test_java_keeps_silent(java: tuple[FakeJava, Run, Progress, Watch]) -> None:
     fake.silent = True
     _submit(run, progress)
     with pytest.raises(
-        AcquisitionFailed, match=r"nothing has come from the microscope for 0\.\d s; wanted: z=0, z=1, z=2"
+        AcquisitionFailed,
+        match=r"nothing has come from the microscope for 0\.\d s; wanted: z=0, z=1, z=2; got: Wheel is busy",
     ):
         watch.captured()
+
+
+@pytest.mark.parametrize("steps, timeout_s, at_least_s", [(1, 5.0, 1.0), (9, 5.0, 1.8), (1, 6.0, 2.0)])
+def test_a_stage_is_waited_for_while_it_moves(steps: int, timeout_s: float, at_least_s: float) -> None:
+    """One that stays where it is is stuck, unless somebody raised the core's time-out of 5 s by a second."""
+    progress = Progress()
+    fake, stage = FakeJava(progress), Stage(steps, timeout_s)
+    hardware: Any = stage
+    fake.silent, run = True, Run(fake)
+    _submit(run, progress)
+    with pytest.raises(AcquisitionFailed) as caught:
+        Watch(run, progress, hardware, 1.0).captured()
+    silent_s = float(str(caught.value).split(" s;")[0].rsplit(" ", 1)[1])
+    assert silent_s >= at_least_s
+    assert stage.looks >= steps
 
 
 def test_java_event_thread_has_ended(java: tuple[FakeJava, Run, Progress, Watch]) -> None:

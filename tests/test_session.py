@@ -237,6 +237,7 @@ def test_a_failing_microscope_stops_the_run_and_keeps_what_there_is(tmp_path: Pa
     assert [request.key.position for request in session.acquired] == ["p00_000", "p00_001"]
     assert [request.key.position for request in session.asked] == ["p00_000", "p00_001", "p00_002"]
     assert bench.lines("closed")[0]["ended"] == "by AcquisitionFailed"
+    assert "stuck" in bench.lines("closed")[0]["why"]
 
 
 def test_lost_slices_fail_the_run_after_it_is_finished(tmp_path: Path) -> None:

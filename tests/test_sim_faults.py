@@ -320,12 +320,14 @@ ROWS = {
     "lamp flicker": Row((LampFlicker(0.1),)),
     "stuck shutter": Row((StuckShutter(),)),
     "a frame dropped": Row((DroppedFrames(at=(2,)),), "no image arrived"),
-    "a frame of a sequence dropped": Row((DroppedFrames(at=(2,)),), "did not arrive", sequenced=True),
+    "a frame of a sequence dropped": Row(
+        (DroppedFrames(at=(2,)),), "z of the 4 slices .* is not to be trusted", sequenced=True
+    ),
     "the last frame dropped": Row((DroppedFrames(at=(4,)),), "did not arrive", sequenced=True),
     "preset fails for a while": Row((PresetFails("DAPI", times=3),)),
-    "preset fails": Row((PresetFails("DAPI", times=6),), "Changing channels"),
+    "preset fails": Row((PresetFails("DAPI", times=6),), 'Cannot set group "Channel" to preset "DAPI"'),
     "stage late once": Row((HardwareTimeout("XY", times=1, wait_s=0.3),)),
-    "stage stuck": Row((HardwareTimeout("XY", times=6, wait_s=0.1),), "Moving XY stage"),
+    "stage stuck": Row((HardwareTimeout("XY", times=6, wait_s=0.1),), 'Wait for device "XY" timed out'),
     "focus drive stuck": Row((HardwareTimeout("Z", times=6, wait_s=0.1, after=1),), "Z"),
     "camera gives up": Row((HardwareTimeout("Camera", times=1, wait_s=0.2, after=1),), "Camera"),
     "buffer overflow": Row((BufferOverflow(times=1, after=1),), "overflow", sequenced=True),
@@ -363,12 +365,24 @@ def test_a_camera_that_hangs_is_given_up_soon(tmp_path: Path) -> None:
         assert time.monotonic() - began < 2 * SOON_S
 
 
+def test_a_stuck_stage_is_named_as_soon_as_a_camera_that_hangs(tmp_path: Path) -> None:
+    with SimulatedScope(Ramp(), settings=QUIET, faults=[HardwareTimeout("XY", after=2)]) as scope:
+        scope.core.set_property("Z", "UseSequences", "No")
+        named = pytest.raises(
+            AcquisitionFailed, match=r"nothing has come .* for [4-7]\.\d s.*got: XY is busy"
+        )
+        with named, guarded(tmp_path) as acquisition:
+            acquisition.acquire(request())
+            acquisition.acquire(request("B", x_um=50.0))
+
+
 def test_no_wrong_stack_reaches_the_engine_when_a_frame_is_missing(tmp_path: Path) -> None:
     """The slices behind the gap carry the wrong z; so the stack must stay incomplete."""
     sink = Kept()
     with SimulatedScope(Ramp(), settings=QUIET, faults=[DroppedFrames(at=(2,))]) as scope:
         scope.core.set_property("Z", "UseSequences", "Yes")
-        with pytest.raises(AcquisitionFailed), guarded(tmp_path, sink=sink) as acquisition:
+        doubt = r"the z of the 4 slices .* not to be trusted.*position=A.* in .*m_1"
+        with pytest.raises(AcquisitionFailed, match=doubt), guarded(tmp_path, sink=sink) as acquisition:
             acquisition.acquire(request())
     assert len(sink.slices) < 5
 

@@ -9,7 +9,8 @@ from acq_isl.errors import ExperimentError
 from acq_isl.experiment import Experiment, SimulatedMicroscope
 from acq_isl.hooks import open_microscope
 from acq_isl.hooks.connect import transmitted_light
-from acq_isl.sim.illumination import DIC, LIVE_PHASE_CONTRAST, Brightfield, Oblique, Transmitted
+from acq_isl.sim.illumination import LIVE_PHASE_CONTRAST, Oblique, Transmitted
+from acq_isl.sim.illumination_disc import DIC, Brightfield
 from acq_isl.sim.lamp import LIVE_GRID_UM_NA, Lamp
 from acq_isl.simulated_optics import SimulatedOptics
 
