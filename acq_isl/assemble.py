@@ -171,6 +171,10 @@ class Assembler:
         self._counts["complete"] += 1
         return open_.zstack()
 
+    def unfinished(self, stack: Hashable) -> OpenStack | None:
+        """A stack that is not complete yet; None if it is, or was never begun."""
+        return self._open.get(stack)
+
     def expire(self, now_s: float) -> tuple[Incomplete, ...]:
         """Give up and return the stacks that got no slice for ``timeout_s``."""
         old = [

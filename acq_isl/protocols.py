@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from acq_isl.manifest import Manifest
-from acq_isl.stack import Outcome, Prediction, Slice, StackRequest, Uint16Image, ZStack
+from acq_isl.stack import Outcome, Prediction, Slice, StackInfo, StackRequest, Uint16Image, ZStack
 
 
 class SliceSink(Protocol):
@@ -35,6 +35,24 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free what the engine holds."""
+
+
+class Survey(Protocol):
+    """What an engine gathers of a stack while it arrives; what kind of thing that is, the engine knows."""
+
+    def add(self, z: int, plane: Uint16Image) -> None:
+        """Look at plane number ``z``, (y, x) uint16, once its pixels will not change any more."""
+
+
+@runtime_checkable
+class Surveying(Protocol):
+    """An `Engine` that may be shown slices as they arrive, so that it has less to do after the last one."""
+
+    def survey(self, info: StackInfo) -> Survey:
+        """What to show the slices of a stack; other threads may predict meanwhile."""
+
+    def predict(self, stack: ZStack, survey: Any = None) -> Prediction:
+        """As `Engine.predict`, and with the same result whatever of the stack the survey was shown."""
 
 
 class PredictionSource(Protocol):
@@ -68,4 +86,4 @@ class Microscope(Protocol):
         """The measured slices of an acquired request, (z, y, x) uint16; SliceLost if any is not there."""
 
 
-__all__ = ["Engine", "Microscope", "PredictionSource", "SliceSink"]
+__all__ = ["Engine", "Microscope", "PredictionSource", "SliceSink", "Survey", "Surveying"]

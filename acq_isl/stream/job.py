@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from acq_isl.messages import RingRef, Work
 from acq_isl.stack import ZStack
 from acq_isl.stream.ring import RingView
+from acq_isl.stream.watch import Watch
 
 JobKey = tuple[str, int, str]
 """Session, stack and model."""
@@ -31,6 +32,8 @@ class Job:
         Deadline on the server's monotonic clock.
     ring, ref : RingView and RingRef, optional
         Where its pixels lie, if in shared memory.
+    watch : Watch, optional
+        What the model's engine was shown of it.
     """
 
     session: str
@@ -42,6 +45,7 @@ class Job:
     due_s: float = math.inf
     ring: RingView | None = None
     ref: RingRef | None = None
+    watch: Watch | None = None
 
     @property
     def key(self) -> JobKey:

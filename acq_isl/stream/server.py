@@ -126,7 +126,7 @@ class EngineServer:
             credit=self._settings.limits.credit,
             models=self._roster.offers,
         )
-        self._sessions = Sessions(self._settings.limits, welcome)
+        self._sessions = Sessions(self._settings.limits, welcome, self._worker.watchman)
         self._context = zmq.Context()
         self._auth = let_in(self._context, self._settings.keys)
         try:

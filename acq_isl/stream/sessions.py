@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from acq_isl.assemble import Assembler
@@ -28,6 +28,7 @@ from acq_isl.messages import (
 from acq_isl.stack import Slice, ZStack
 from acq_isl.stream.job import Job
 from acq_isl.stream.ring import RingView
+from acq_isl.stream.watch import Watch, Watchman
 from acq_isl.wire import Frame, encode, slice_of
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class _Session:
     offer: RingOffer | None = None
     ring: RingView | None = None
     any_model: bool = False
-    models: dict[int, tuple[str, ...]] = field(default_factory=dict)  # asked for, by open stack
+    models: dict[int, dict[str, Watch | None]] = field(default_factory=dict)  # asked for, by open stack
     jobs: dict[tuple[int, str], Job] = field(default_factory=dict)
     answers: dict[tuple[int, str], list[Frame]] = field(default_factory=dict)
 
@@ -83,10 +84,12 @@ class Sessions:
     limits : SessionLimits
     welcome : Welcome
         The greeting; attempt, ring nonce and held stacks are filled in for each client.
+    watchman : Watchman, optional
+        Shown every slice as soon as it is in its place.
     """
 
-    def __init__(self, limits: SessionLimits, welcome: Welcome) -> None:
-        self._limits, self._welcome = limits, welcome
+    def __init__(self, limits: SessionLimits, welcome: Welcome, watchman: Watchman | None = None) -> None:
+        self._limits, self._welcome, self._watchman = limits, welcome, watchman
         self._sessions: dict[str, _Session] = {}
         self._of_identity: dict[bytes, str] = {}
 
@@ -146,22 +149,26 @@ class Sessions:
                 "the stack is larger than this server takes", wanted=f"<= {self._limits.stack_bytes} B"
             )
         zstack = self._add(session, sent, buffers, now_s)
-        if zstack is None:
-            if sent.stack in session.assembler.open:
-                session.models[sent.stack] = sent.wanted.names
+        before, of = session.models.pop(sent.stack, {}), zstack or session.assembler.unfinished(sent.stack)
+        if of is None:
             return []
-        session.models.pop(sent.stack, None)
+        models = {name: before.get(name) for name in sent.wanted.names}
+        if self._watchman is not None:
+            self._watchman.show(models, of.info, sent.z_index, of.pixels[sent.z_index])
+        if zstack is None:
+            session.models[sent.stack] = models
+            return []
         ring = session.ring if sent.ring is not None else None
         due_s = math.inf if sent.left_ms is None else now_s + sent.left_ms / 1e3
         name, work = self._of_identity[identity], sent.wanted.work
         jobs = [
-            Job(name, sent.stack, model, zstack, unix_s, work, due_s, ring, sent.ring)
-            for model in sent.wanted.names
+            Job(name, sent.stack, model, zstack, unix_s, work, due_s, ring, sent.ring, watch)
+            for model, watch in models.items()
         ]
         session.jobs |= {(job.stack, job.model): job for job in jobs}
         return jobs
 
-    def fail(self, identity: bytes, stack: int, models: Sequence[str], reason: str) -> list[list[Frame]]:
+    def fail(self, identity: bytes, stack: int, models: Iterable[str], reason: str) -> list[list[Frame]]:
         """Give a stack up; the messages that say so, one for each model."""
         session = self._session(identity)
         if session is None or stack in session.stacks:

@@ -17,10 +17,12 @@ import numpy as np
 
 from acq_isl.errors import EngineError, ModelError, StackRefused, WireError
 from acq_isl.messages import Failed, Refused
+from acq_isl.protocols import Engine, Surveying
 from acq_isl.stack import Prediction, StageTimes
 from acq_isl.stream.job import Job, JobKey
 from acq_isl.stream.roster import Roster
 from acq_isl.stream.schedule import Schedule, ScheduleCounts, Ticket
+from acq_isl.stream.watch import Watchman
 from acq_isl.wire import Frame, encode, result_of
 
 log = logging.getLogger(__name__)
@@ -43,6 +45,8 @@ class EngineWorker:
 
     def __init__(self, roster: Roster, limit: int, answer: Callable[[Job, list[Frame]], None]) -> None:
         self._roster, self._answer = roster, answer
+        self.watchman = Watchman(roster)
+        """To be shown slices as they arrive; starts and stops with the worker."""
         self._schedule: Schedule[JobKey] = Schedule(limit)
         self._jobs: dict[JobKey, Job] = {}
         self._changes: deque[Callable[[], None]] = deque()
@@ -51,6 +55,7 @@ class EngineWorker:
         self._thread = threading.Thread(target=self._run, name="acq-isl engine", daemon=True)
 
     def start(self) -> None:
+        self.watchman.start()
         self._thread.start()
 
     def stop(self, timeout_s: float = 60.0) -> bool:
@@ -58,6 +63,7 @@ class EngineWorker:
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
+        self.watchman.stop()
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
@@ -127,7 +133,7 @@ def predict(roster: Roster, job: Job) -> list[Frame]:
         engine = roster[job.model].engine
         if not job.intact:
             raise WireError("the client gave the stack's memory to another one")
-        prediction = engine.predict(job.zstack)
+        prediction = _prediction(engine, job)
         _require_numbers(prediction)
         spent_ms = (time.perf_counter() - begin_s) * 1e3
         if not job.intact:
@@ -153,6 +159,14 @@ def predict(roster: Roster, job: Job) -> list[Frame]:
         log.exception("the engine failed on stack %s", job.zstack.info.key)
         reason = f"{type(error).__name__}: {error}"[:8000]
         return encode(Failed(stack=job.stack, model=job.model, reason=reason))
+
+
+def _prediction(engine: Engine, job: Job) -> Prediction:
+    """The engine's, which gets what it saw of the stack while it arrived."""
+    seen = None if job.watch is None else job.watch.end(engine, job.zstack.info)
+    if seen is not None and isinstance(engine, Surveying):
+        return engine.predict(job.zstack, seen)
+    return engine.predict(job.zstack)
 
 
 def _require_numbers(prediction: Prediction) -> None:
