@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from acq_isl.engines.judgement import ABOVE, halves, judge
 from acq_isl.engines.model_file import DEMO, ModelFile
-from acq_isl.engines.openvino_int8 import calibration, quantised_trunk
+from acq_isl.engines.openvino_int8 import FORM, calibration, quantised_trunk
 from acq_isl.engines.plans import default_folder, write_whole
 from acq_isl.errors import EngineError, StackRefused
 from acq_isl.stack import ZStack
@@ -34,6 +34,8 @@ class Int8Note(BaseModel):
 
     format: str = Field(default="acq-isl-int8/1", pattern=r"^acq-isl-int8/1$")
     model_sha256: str
+    form: int = 0
+    """`FORM` as it was judged; another one is judged again. Notes from before it was counted have 0."""
     openvino: str
     """Exact version that was judged; another one is judged again."""
     xml_sha256: str
@@ -74,10 +76,13 @@ def stored_int8(model: ModelFile) -> tuple[Int8Note, tuple[bytes, bytes]] | None
     except (OSError, ValidationError) as error:
         _log.warning("int8 is not used, its note in %s cannot be read: %s", folder, error)
         return None
-    found = (model.info.sha256, _openvino_version(), _sha256(xml), _sha256(weights))
-    if found != (note.model_sha256, note.openvino, note.xml_sha256, note.weights_sha256):
-        when = note.judged_at
-        _log.warning("int8 is not used: model, openvino or network changed since it was judged at %s", when)
+    found = (model.info.sha256, FORM, _openvino_version(), _sha256(xml), _sha256(weights))
+    if found != (note.model_sha256, note.form, note.openvino, note.xml_sha256, note.weights_sha256):
+        _log.warning(
+            "int8 is not used: model, openvino, acq-isl's form of int8 or network changed since it was "
+            "judged at %s; run acq-isl accept-int8 again",
+            note.judged_at,
+        )
         return None
     return note, (xml, weights)
 
@@ -128,6 +133,7 @@ def accept_int8(
         found = judge((full, low), lower, above)
     note = Int8Note(
         model_sha256=model.info.sha256,
+        form=FORM,
         openvino=_openvino_version(),
         xml_sha256=_sha256(xml),
         weights_sha256=_sha256(weights),

@@ -19,6 +19,9 @@ from acq_isl.normalize import inverse_contrast
 from acq_isl.stack import Float32Image, Uint16Image, ZStack
 from acq_isl.tiling import TileRule, cut, plan_tiles
 
+# Stands for all that decides what int8 computes beside model and OpenVINO: what is quantised and how, and
+# since 2 that the stack is handed over in bf16. Raise it with every change, so that int8 is judged again.
+FORM = 2
 _CALIBRATION_TILE_PX = 256
 _CALIBRATION_TILES = 48
 _HEAVY = frozenset({"Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul"})

@@ -356,7 +356,8 @@ def note_of(file, **changes):
         (folder / name).write_bytes(b"x")
     digest = acceptance._sha256(b"x")
     fields = {
-        "model_sha256": file.info.sha256, "openvino": openvino.get_version(), "xml_sha256": digest,
+        "model_sha256": file.info.sha256, "form": acceptance.FORM,
+        "openvino": openvino.get_version(), "xml_sha256": digest,
         "weights_sha256": digest, "accepted": True, "pearson": {"nuclei": 1.0}, "f1": 1.0, "nuclei": 30,
         "above": 0.2, "stacks": [], "judged_at": "2026-11-22T12:00:00+00:00",
     }  # fmt: skip
@@ -369,6 +370,7 @@ def note_of(file, **changes):
         ({}, True),
         ({"model_sha256": "00"}, False),
         ({"openvino": "2020.1"}, False),
+        ({"form": 1}, False),
         ({"xml_sha256": "00"}, False),
         ({"weights_sha256": "00"}, False),
         ({"format": "another/1"}, False),
@@ -380,6 +382,17 @@ def test_a_judgement_holds_for_what_was_judged_only(path, caplog, changes, found
     note_of(file, **changes)
     assert (acceptance.stored_int8(file) is not None) == found
     assert bool(caplog.records) == (not found)
+
+
+def test_what_was_judged_before_forms_were_counted_is_judged_again(path, caplog):
+    file = read_model(path)
+    note_of(file)
+    written = acceptance.int8_folder(file) / "accepted.json"
+    fields = json.loads(written.read_text())
+    del fields["form"]
+    written.write_text(json.dumps(fields))
+    assert acceptance.stored_int8(file) is None
+    assert "accept-int8 again" in caplog.text
 
 
 def test_what_was_not_accepted_is_not_to_be_had_by_name(path):
