@@ -10,10 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from acq_isl.broadcast import Broadcast, bounds, choice, expected_slices
-from acq_isl.engines import describe
-from acq_isl.errors import EngineError, StorageError
-from acq_isl.experiment import Experiment, LocalEngine, NoEngine, RemoteEngine, SimulatedMicroscope
-from acq_isl.faults import of_engine
+from acq_isl.errors import StorageError
+from acq_isl.experiment import Experiment, SimulatedMicroscope
 from acq_isl.figures import Gauge
 from acq_isl.hooks import GuardedAcquisition, OpenMicroscope, Safety, call_user_function, open_microscope
 from acq_isl.instruments import Instruments
@@ -23,22 +21,17 @@ from acq_isl.manifest import Manifest
 from acq_isl.marking import marked
 from acq_isl.news import LabelStyle, RunEnded, RunStarted, Tell, untold
 from acq_isl.plan import Cycle
-from acq_isl.preflight import check_labels, new_folder, prepare, simulated
+from acq_isl.preflight import new_folder, prepare, simulated
 from acq_isl.record import RunRecord
 from acq_isl.report import write_report
+from acq_isl.run_engine import WithoutEngine, lost, open_engine, state
 from acq_isl.session import Session
-from acq_isl.stack import Outcome, Slice, StackInfo, StackKey, Unpredicted
 from acq_isl.store import PredictionStore, field_name, load
-from acq_isl.stream.client import ClientSettings, EngineClient
-from acq_isl.stream.keys import client_keys
-from acq_isl.stream.link import LinkSettings
-from acq_isl.stream.process import SERVE, EngineProcess
-from acq_isl.stream.spool import Spool
+from acq_isl.stream.client import EngineClient
 from acq_isl.summary import Kept, Origin, summarise, versions
 from acq_isl.view.notebook import run_html
 from acq_isl.view.previews import WatchedSink
 
-_REMOTE_WAIT_S = 5.0
 _COMPUTING_S, _FAULTY_S = 60.0, 10.0
 _DISK_S = 10.0
 _STORE = "predictions.ome.zarr"
@@ -76,25 +69,6 @@ class RunResult:
         """Names of the chosen fields, best first."""
         chosen = sorted((f.rank or 0, f.info.key.position) for f in self.record.fields if f.chosen)
         return tuple(name for _, name in chosen)
-
-
-class WithoutEngine:
-    """Stands in for a client when no engine is wanted: every stack is measured data only."""
-
-    copies = True  # it looks at the announcement only, so nobody needs to copy pixels for it
-
-    def __init__(self) -> None:
-        self._infos: dict[StackKey, StackInfo] = {}
-
-    def put(self, slice_: Slice) -> None:
-        self._infos[slice_.info.key] = slice_.info
-
-    def poll(self) -> list[Outcome]:
-        return []
-
-    def drain(self, timeout_s: float) -> list[Outcome]:
-        infos, self._infos = self._infos, {}
-        return [Unpredicted(info, "this run has no engine", "the measured data") for info in infos.values()]
 
 
 def run(experiment: Experiment, *, sim: bool = False, watch: Tell = untold) -> RunResult:
@@ -141,7 +115,7 @@ def _carry_out(
     with Broadcast(folder, watch) as cast:
         session: Session | None = None
         try:
-            with _opened(experiment, folder, plan, cast) as parts:
+            with _opened(experiment, scope, folder, plan, cast) as parts:
                 cast.tell(parts.news(started, folder, scope, plan))
                 session = Session(experiment, plan, parts.instruments)
                 session.run()
@@ -211,26 +185,27 @@ class _Parts:
             files=dict(_FILES),
             warnings=self.warnings,
             captured=self.microscope.captured,
-            lost=_lost(self.source),
+            lost=lost(self.source),
         )
 
 
 @contextmanager
 def _opened(
-    experiment: Experiment, folder: Path, plan: tuple[Cycle, ...], cast: Broadcast
+    experiment: Experiment, scope: OpenMicroscope, folder: Path, plan: tuple[Cycle, ...], cast: Broadcast
 ) -> Iterator[_Parts]:
     """Open everything a run needs, innermost what must be closed first: the acquisition."""
+    field_px = scope.core.get_image_height(), scope.core.get_image_width()
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger(folder / "decisions.jsonl"))
-        source, manifest, model, warnings = _engine(experiment, folder, stack)
+        source, manifest, model, warnings = open_engine(experiment, folder, field_px, stack)
         colors = {label.name: label.color for label in manifest.labels} if manifest else {}
         store = stack.enter_context(PredictionStore(folder / _STORE, colors, timeout_s=_DISK_S))
         sink, safety = WatchedSink(source, cast.tell), _safety(experiment)
         microscope = stack.enter_context(
             GuardedAcquisition(folder, "measured", sink=sink, limits=experiment.limits, safety=safety)
         )
-        counters = (lambda: microscope.captured, lambda: _lost(source))
-        gauge = Gauge(cast.tell, counters, lambda: _state(source), expected_slices(experiment, plan))
+        counters = (lambda: microscope.captured, lambda: lost(source))
+        gauge = Gauge(cast.tell, counters, lambda: state(source), expected_slices(experiment, plan))
         instruments = Instruments(
             microscope, source, store, ledger, call_user_function, gauge.tell, cast.orders
         )
@@ -245,55 +220,3 @@ def _safety(experiment: Experiment) -> Safety:
             return Safety(watchdog_s=_FAULTY_S if faults else _COMPUTING_S)
         case _:
             return Safety()
-
-
-def _lost(source: EngineClient | WithoutEngine) -> int:
-    return source.counts.lost if isinstance(source, EngineClient) else 0
-
-
-def _state(source: EngineClient | WithoutEngine) -> str:
-    """State of the engine, for people."""
-    if isinstance(source, WithoutEngine):
-        return "no engine in this run"
-    welcome = source.engine
-    return "does not answer; stacks wait on disk" if welcome is None else f"ready, {welcome.engine}"
-
-
-def _serve_command(experiment: Experiment) -> tuple[str, ...]:
-    """How the engine's process is started: with its planted faults, where there are some."""
-    microscope = experiment.microscope
-    planted = of_engine(microscope.faults) if isinstance(microscope, SimulatedMicroscope) else ()
-    return (*SERVE, *(word for fault in planted for word in ("--fault", str(fault))))
-
-
-def _engine(
-    experiment: Experiment, folder: Path, stack: ExitStack
-) -> tuple[EngineClient | WithoutEngine, Manifest | None, str, tuple[str, ...]]:
-    """The way to the engine; a run without one goes on, acquires everything and says so."""
-    match experiment.engine:
-        case NoEngine():
-            return WithoutEngine(), None, "", ("this run has no engine: nothing was predicted",)
-        case LocalEngine(threads=threads):
-            info = describe(experiment.model)
-            try:
-                command = _serve_command(experiment)
-                process = EngineProcess(experiment.model, threads=threads, command=command)
-                address = stack.enter_context(process).endpoint
-            except EngineError as error:
-                return WithoutEngine(), None, "", (f"the engine did not start: {error}",)
-            manifest, sha256 = info.manifest, info.sha256
-            client = stack.enter_context(EngineClient(address, spool=Spool(folder / "spool")))
-        case RemoteEngine(address=address, keys=keys):
-            link = LinkSettings(keys=client_keys(keys) if keys is not None else None)
-            settings = ClientSettings(link=link)
-            client = EngineClient(address, spool=Spool(folder / "spool"), settings=settings)
-            stack.enter_context(client)
-            deadline_s = time.monotonic() + _REMOTE_WAIT_S
-            while (welcome := client.engine) is None and time.monotonic() < deadline_s:
-                time.sleep(0.02)
-            if welcome is None:
-                waiting = f"no engine answered at {address} at the start; stacks wait in the spool for it"
-                return client, None, "", (waiting,)
-            manifest, sha256 = Manifest.from_json(welcome.manifest), welcome.model_sha256
-            check_labels(experiment, manifest.label_names)
-    return client, manifest, f"{manifest.name} {manifest.version} ({sha256[:12]})", ()

@@ -34,7 +34,7 @@ def add_build_commands(cli: typer.Typer, out: Console) -> None:
     cli.add_typer(_plans(out), name="plans")
 
 
-def _size(text: str) -> tuple[int, int]:
+def field_size(text: str) -> tuple[int, int]:
     """``1024`` or ``2160x2560``, rows first."""
     match = _SIZE.fullmatch(text.strip())
     rows, columns = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
@@ -69,7 +69,7 @@ def _build(out: Console) -> Callable[..., None]:
         from acq_isl.engines.trt_options import BuildOptions
 
         file = read_model(model)
-        options = BuildOptions(flavour, precision, profile, tuple(target or ()), _size(field))
+        options = BuildOptions(flavour, precision, profile, tuple(target or ()), field_size(field))
         if precision == "int8":
             _judge(out, file, stack or [], above)
         gpu = _gpu()

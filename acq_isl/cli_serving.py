@@ -6,17 +6,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+from acq_isl.cli_build import field_size
 from acq_isl.cli_faults import faulty
 from acq_isl.errors import ExperimentError
 from acq_isl.stream.endpoint import is_local
 
 if TYPE_CHECKING:
+    from acq_isl.engines.gate import Policy
     from acq_isl.replay import Models
     from acq_isl.stream.roster import ServedModel
 
@@ -25,6 +27,20 @@ Backend = Annotated[
     str, typer.Option(help="'auto' (measured once), 'onnxruntime', 'openvino', 'tensorrt', ...")
 ]
 Keys = Annotated[Path | None, typer.Option(help="Folder of keys, to go to or from other computers.")]
+_Served = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Model file (.onnx) or 'demo', as FILE or NAME=FILE; repeat it for several models.",
+        show_default="demo",
+    ),
+]
+_Field = Annotated[
+    str | None, typer.Option(metavar="PX|ROWSxCOLUMNS", help="The camera's field, where it is known.")
+]
+_Gate = Annotated[
+    Literal["refuse", "warn"],
+    typer.Option(help="What becomes of stacks that look unlike the model's training set."),
+]
 _DEFAULT = "tcp://127.0.0.1:5599"
 
 
@@ -35,13 +51,23 @@ def add_serving_commands(cli: typer.Typer, out: Console, configure_logging: Call
     cli.command("replay")(_replay(out))
 
 
-def load(model: str, *, threads: int | None = None, backend: str = "auto") -> ServedModel:
-    """Make a model ready to be served, given as ``FILE`` or ``NAME=FILE``; ModelError or EngineError."""
+def load(
+    model: str,
+    *,
+    threads: int | None = None,
+    backend: str = "auto",
+    field_px: tuple[int, int] | None = None,
+    gate: Policy = "refuse",
+) -> ServedModel:
+    """Make a model ready to be served, given as ``FILE`` or ``NAME=FILE``; ModelError or EngineError.
+
+    The rest as for `acq_isl.engines.load_engine`.
+    """
     from acq_isl.engines import load_engine
     from acq_isl.stream.roster import ServedModel
 
     name, file = named(model)
-    engine = load_engine(file, threads=threads, backend=backend)
+    engine = load_engine(file, threads=threads, backend=backend, field_px=field_px, gate=gate)
     return ServedModel(engine, name or engine.manifest.name, engine.model.sha256, engine.name)
 
 
@@ -53,16 +79,12 @@ def named(model: str) -> tuple[str, str]:
 
 def _serve(out: Console, configure_logging: Callable[[bool], None]) -> Callable[..., None]:
     def command(  # noqa: PLR0913, PLR0917  one parameter an option
-        model: Annotated[
-            list[str] | None,
-            typer.Option(
-                help="Model file (.onnx) or 'demo', as FILE or NAME=FILE; repeat it for several models.",
-                show_default="demo",
-            ),
-        ] = None,
+        model: _Served = None,
         bind: Annotated[str, typer.Option(help="Address to answer at.")] = _DEFAULT,
         threads: Threads = None,
         backend: Backend = "auto",
+        field: _Field = None,
+        gate: _Gate = "refuse",
         keys: Keys = None,
         announce: Annotated[Path | None, typer.Option(hidden=True)] = None,
         stop_with_stdin: Annotated[bool, typer.Option(hidden=True)] = False,
@@ -77,9 +99,10 @@ def _serve(out: Console, configure_logging: Callable[[bool], None]) -> Callable[
         configure_logging(verbose)
         lower_priority()  # before the engines make their threads, which inherit it
         allowed = None if keys is None else server_keys(keys)
+        field_px = field_size(field) if field else None
 
         def loaded(one: str) -> ServedModel:
-            model = load(one, threads=threads, backend=backend)
+            model = load(one, threads=threads, backend=backend, field_px=field_px, gate=gate)
             return replace(model, engine=faulty(model.engine, fault))
 
         models = [loaded(one) for one in model or ["demo"]]

@@ -66,6 +66,7 @@ RANKS = {
     "doctor": 6,
     "figures": 6,
     "preflight": 6,
+    "run_engine": 6,
     "app": 7,
     "cli_build": 7,
     "cli_engines": 7,
@@ -91,6 +92,8 @@ NEIGHBOURS = {
     ("fit", "manifest"),  # a stack is held against a manifest
     ("protocols", "manifest"),  # an engine shows its manifest
     ("instruments", "ledger"),  # a session writes its decisions there
+    ("run_engine", "preflight"),  # labels are checked once a remote engine has named them
+    ("cli_serving", "cli_build"),  # a field is spelt the same way to build for and to serve
     ("cli_serving", "cli_faults"),  # a served engine may be made faulty
     ("cli_sim", "cli_faults"),  # so may a microscope at the prompt
     ("rules", "measure"),  # a rule names the measurement it looks at
