@@ -154,7 +154,7 @@ def _take_turns(engines: dict[str, Predictor], stack: ZStack, rounds: int) -> di
             if run.error:
                 continue
             try:
-                run.last, shares = engine.predict_timed(stack)
+                run.last, shares = engine.rehearse(stack)
             except EngineError as error:
                 run.error = str(error)
                 continue
@@ -224,7 +224,7 @@ def predict_alone(model: Path | str, name: str, side: int, threads: int | None) 
     backend = next(found for found in backends(file, threads=threads) if found.name == name)
     stack = sample_stack(file, side)
     with backend.open() as engine:
-        engine.predict(stack)
+        engine.rehearse(stack)
     return _own_peak_bytes() / _MIB
 
 

@@ -124,7 +124,7 @@ def _disk(folder: Path) -> Finding:
 def _engine(model: str) -> Iterator[Finding]:
     info = describe(model)
     began = time.perf_counter()
-    engine = load_engine(model)
+    engine = load_engine(model, gate="warn")  # its test stack is made up
     try:
         stack = _test_stack(info.manifest.z_offsets_um, info.manifest.pixel_size_um)
         prediction = engine.predict(stack)

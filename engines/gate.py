@@ -14,6 +14,9 @@ from acq_isl.stack import Distance, Float32Image, StackKey
 Policy = Literal["refuse", "warn"]
 """What becomes of a stack beyond a limit: ``warn`` predicts it all the same, for experts who look at it."""
 
+RESAMPLED = frozenset({"focus"})
+"""Distances that resampling itself changes, since it softens: beyond their limit they only warn then."""
+
 
 def measured(gate: Gate, windows: Sequence[Float32Image]) -> tuple[Distance, ...]:
     """Distances of a whole stack: the median over the windows of all its tiles, so that dust counts little.
@@ -36,8 +39,12 @@ def measured(gate: Gate, windows: Sequence[Float32Image]) -> tuple[Distance, ...
     return tuple(Distance(*one) for one in zip(gate.names, medians, gate.limits, strict=True))
 
 
-def judge(key: StackKey, distances: Sequence[Distance], policy: Policy) -> tuple[str, ...]:
+def judge(
+    key: StackKey, distances: Sequence[Distance], policy: Policy, excused: frozenset[str] = frozenset()
+) -> tuple[str, ...]:
     """Warnings for a stack whose distances lie beyond their limits; none for one that looks as it should.
+
+    Those that are ``excused`` warn whatever the policy.
 
     Raises
     ------
@@ -48,7 +55,7 @@ def judge(key: StackKey, distances: Sequence[Distance], policy: Policy) -> tuple
     if not far:
         return ()
     got = ", ".join(f"{one.name} {one.value:.3g}, limit {one.limit:.3g}" for one in far)
-    if policy == "refuse":
+    if policy == "refuse" and any(one.name not in excused for one in far):
         raise StackRefused(
             f"stack {key} does not look like those the model was trained on",
             wanted="distances to the training set within their limits",

@@ -146,9 +146,7 @@ def half_nodes(graph: Graph) -> set[int]:
     return {
         index
         for index, node in enumerate(nodes)
-        if index in images - decoding
-        and normalised.intersection(node.output)
-        and list(graph.floats(node))
+        if index in images - decoding and normalised.intersection(node.output) and list(graph.floats(node))
     }
 
 

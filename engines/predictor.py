@@ -13,7 +13,7 @@ import numpy as np
 
 from acq_isl.engines.around import Each, as_bytes, check_finite, cut_tiles, whole, worker_count, workers
 from acq_isl.engines.content import Survey, check_content
-from acq_isl.engines.gate import Policy, judge, measured
+from acq_isl.engines.gate import RESAMPLED, Policy, judge, measured
 from acq_isl.engines.model_file import ModelInfo
 from acq_isl.engines.network import DISTANCE, MEAN, SPREAD, Network, Shares
 from acq_isl.errors import EngineError, ModelError, StackRefused
@@ -134,12 +134,20 @@ class Predictor:
         """
         return self.predict_timed(stack, survey)[0]
 
-    def predict_timed(self, stack: ZStack, survey: Survey | None = None) -> tuple[Prediction, Shares]:
-        """`predict`, and where its time went."""
-        with workers(self._workers) as each:
-            return self._predicted(stack, survey or self.survey(stack.info), each)
+    def rehearse(self, stack: ZStack) -> tuple[Prediction, Shares]:
+        """`predict_timed` of a made-up stack: its looks are measured, but not held against it."""
+        return self.predict_timed(stack, gate="warn")
 
-    def _predicted(self, stack: ZStack, survey: Survey, each: Each) -> tuple[Prediction, Shares]:
+    def predict_timed(
+        self, stack: ZStack, survey: Survey | None = None, gate: Policy | None = None
+    ) -> tuple[Prediction, Shares]:
+        """`predict`, and where its time went; ``gate`` instead of the engine's own."""
+        with workers(self._workers) as each:
+            return self._predicted(stack, survey or self.survey(stack.info), each, gate or self._gate)
+
+    def _predicted(
+        self, stack: ZStack, survey: Survey, each: Each, gate: Policy
+    ) -> tuple[Prediction, Shares]:
         began_s = time.perf_counter()
         verdict = _checked(self.manifest, stack)
         survey.complete(stack, each)
@@ -153,7 +161,7 @@ class Predictor:
         shares.tile_ms = _since_ms(began_s) - shares.network_ms
         began_s = time.perf_counter()
         check_finite((answer.mean, answer.spread, *answer.windows), stack)
-        distances, warnings = self._judged(stack, answer)
+        distances, warnings = self._judged(stack, answer, verdict, gate)
         mean, spread = (map_back(values, stack.info.shape) for values in (answer.mean, answer.spread))
         shares.finish_ms = _since_ms(began_s)
         _log.debug("%s: %d tiles, %.0f ms", stack.info.key, len(plan.tiles), shares.total_ms)
@@ -182,12 +190,15 @@ class Predictor:
         high_pass_px = self.manifest.high_pass_um / self.manifest.pixel_size_um
         return pixels, verdict.xy_scale, inverse_contrast(pixels, high_pass_px)
 
-    def _judged(self, stack: ZStack, answer: _Answer) -> tuple[tuple[Distance, ...], tuple[str, ...]]:
+    def _judged(
+        self, stack: ZStack, answer: _Answer, verdict: Use | Resample, policy: Policy
+    ) -> tuple[tuple[Distance, ...], tuple[str, ...]]:
         """Distances to the training set, and warnings; StackRefused where that is the policy."""
         if self.manifest.gate is None:
             return (), ()
         distances = measured(self.manifest.gate, answer.windows)
-        return distances, judge(stack.info.key, distances, self._gate)
+        excused = RESAMPLED if isinstance(verdict, Resample) else frozenset[str]()
+        return distances, judge(stack.info.key, distances, policy, excused)
 
     def _infer(
         self, pixels: Uint16Image, inv_sd: np.float32, plan: TilePlan, shares: Shares, each: Each

@@ -88,11 +88,13 @@ class TensorRTEngine(Predictor):
         """The plan on the GPU, for its times and for registering a ring."""
         return self._gpu
 
-    def predict_timed(self, stack: ZStack, survey: Survey | None = None) -> tuple[Prediction, Shares]:
+    def predict_timed(
+        self, stack: ZStack, survey: Survey | None = None, gate: Policy | None = None
+    ) -> tuple[Prediction, Shares]:
         """Predict all labels of a stack; see `Predictor.predict_timed`."""
         while True:
             try:
-                prediction, shares = super().predict_timed(stack, survey)
+                prediction, shares = super().predict_timed(stack, survey, gate)
             except OutOfDeviceMemory as error:
                 self._use_smaller_tiles(error)
                 continue

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from acq_isl.engines.gate import judge, measured
+from acq_isl.engines.gate import RESAMPLED, judge, measured
 from acq_isl.engines.model_file import read_model
 from acq_isl.engines.onnx import OnnxEngine
 from acq_isl.engines.predictor import Predictor
@@ -195,3 +195,22 @@ def test_a_limit_may_be_reached_but_not_passed(values, beyond):
     if beyond:
         with pytest.raises(StackRefused):
             judge(key, distances, "refuse")
+
+
+@RUNTIMES
+def test_a_made_up_stack_is_measured_but_not_refused(tmp_path, open_):
+    with open_(gated(tmp_path, 0.01, 6.0)) as engine:
+        prediction, shares = engine.rehearse(tiny.stack((200, 264)))
+        with pytest.raises(StackRefused):
+            engine.predict(tiny.stack((200, 264)))
+    assert prediction.distances[0].beyond and shares.network_ms > 0
+
+
+def test_what_resampling_itself_changes_only_warns():
+    far = Distance("focus", 3.0, 1.0)
+    key = tiny.stack((128, 128)).info.key
+    with pytest.raises(StackRefused):
+        judge(key, [far], "refuse")
+    assert judge(key, [far], "refuse", RESAMPLED)
+    with pytest.raises(StackRefused, match="polarity"):
+        judge(key, [far, Distance("polarity", 2.0, 0.0)], "refuse", RESAMPLED)
