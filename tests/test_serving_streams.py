@@ -209,7 +209,8 @@ def test_live_stacks_that_pile_up_are_predicted_latest_first(
             put(client, newest)
             given_back = there * max(newest - there, 0)
             fake.wait_until(lambda n=given_back: client.counts.withdrawn == n)
-            fake.wait_until(lambda n=min(newest, there): waiting(server) == n)
+            left = min(newest, there)
+            fake.wait_until(lambda n=left: waiting(server) == n)
         engine.open()
         outcomes = client.drain(20)
         counts = client.counts
