@@ -188,7 +188,8 @@ def fit_gate(
         )
     fits: list[Normal | Polarity] = []
     limits, alarms = [], np.zeros(0, bool)
-    for kind, fit in enumerate((Normal.fit, Normal.fit, Polarity.fit)):
+    ways: tuple[Callable[[Rows], Normal | Polarity], ...] = (Normal.fit, Normal.fit, Polarity.fit)
+    for kind, fit in enumerate(ways):
         grids = [[seen[kind] for seen in one] for one in described]
         held = _held_out(grids, fit)
         fits.append(fit(np.concatenate([_rows(grid) for one in grids for grid in one])))

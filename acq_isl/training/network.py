@@ -126,7 +126,8 @@ class _Residual(nn.Module):
         self.scale = nn.Parameter(torch.full((channels, 1, 1), 0.1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.scale * self.body(x)  # (N, C, H, W)
+        out: Tensor = x + self.scale * self.body(x)  # (N, C, H, W)
+        return out
 
 
 def _convnext(inputs: int, outputs: int) -> nn.Sequential:
@@ -214,7 +215,7 @@ class LiveNetwork(_Trunk):
         """`forward`, and the first member's coarsest activations, (N, base 2^(levels - 1), H/s, W/s)."""
         if not len(self.others):
             return self.through(x)
-        members: tuple[_Trunk, ...] = (self, *self.others)  # type: ignore[arg-type]
+        members: tuple[_Trunk, ...] = (self, *self.others)
         if self.training:
             parts = [m.through(part) for m, part in zip(members, x.chunk(len(members)), strict=True)]
             return tuple(torch.cat(values) for values in zip(*parts, strict=True))  # type: ignore[return-value]
