@@ -38,6 +38,8 @@ class Background:
     least, most : float
         What the result is clipped to.
     planes : int
+    taken : int or None
+        Side of the part of each block, at its first corner, whose mean stands for it; None: all of it.
     """
 
     block: int
@@ -46,6 +48,7 @@ class Background:
     least: float
     most: float
     planes: int
+    taken: int | None = None
 
 
 def find_background(core: Any, front: Model) -> Background | None:
@@ -65,8 +68,9 @@ def find_background(core: Any, front: Model) -> Background | None:
     planes = front.input("stack").get_partial_shape()[1]
     if len(pools) != 1 or len(rows) != 1 or len(columns) != 1 or not planes.is_static:
         return None
-    block = int(pools[0].get_attributes()["kernel"][0])
-    found = Background(block, rows[0], columns[0], *_clips(nodes), planes.get_length())
+    how = pools[0].get_attributes()
+    block, taken = int(how["strides"][0]), int(how["kernel"][0])
+    found = Background(block, rows[0], columns[0], *_clips(nodes), planes.get_length(), taken)
     return found if _same(core, front, found) else None
 
 
@@ -94,8 +98,11 @@ def plane_graph(background: Background, height: int, width: int, *, low: bool) -
     for port in (plane, inv_sd):
         port.output(0).set_names({port.get_friendly_name()})
     counts = ops.convert(plane, openvino.Type.f32)
-    x = _reshaped(ops.reduce_sum(counts, _ints(2), False), high * wide, block)
-    x = ops.matmul(x, _floats(np.full((block, 1), block**-2)), False, False)
+    taken = background.taken or block
+    corner = counts if taken == block else ops.slice(counts, _ints(0), _ints(taken), _ints(1), _ints(2))
+    x = _reshaped(ops.reduce_sum(corner, _ints(2), False), high * wide, block)
+    mean = (np.arange(block) < taken) / taken**2
+    x = ops.matmul(x, _floats(mean.reshape(block, 1)), False, False)
     x = _reshaped(x, high, wide)
     x = ops.matmul(_floats(smoothing(background.rows, high)), x, False, False)
     x = ops.matmul(x, _floats(smoothing(background.columns, wide).T), False, False)
