@@ -5,7 +5,7 @@ Laws, which ``tests/test_serving_schedule.py`` checks:
 * a ticket leaves once: taken, removed or expired; none is taken after its deadline;
 * of one client's live tickets the newest is taken, of its bulk tickets the oldest;
 * live comes before bulk, but after `LIVE_IN_A_ROW` live ones a bulk ticket that waits has its turn;
-* within a class the client that was served least recently comes first.
+* within a class the client whose turn in it is longest ago comes first.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Schedule(Generic[Id]):
         self._limit = limit
         self._tickets: dict[Id, Ticket[Id]] = {}
         self._count: Counter[str] = Counter()
-        self._served: dict[str, int] = {}  # by client: when it last had a turn
+        self._served: dict[tuple[str, Work], int] = {}  # by client and class: when it last had a turn
         self._live_in_a_row = 0
 
     def __len__(self) -> int:
@@ -122,17 +122,17 @@ class Schedule(Generic[Id]):
         self._count["taken"] += 1
         # How long live has kept bulk waiting; without bulk nobody waits.
         self._live_in_a_row = self._live_in_a_row + 1 if first.work == "live" and bulk else 0
-        self._served[first.client] = self._count["taken"]
+        self._served[first.client, first.work] = self._count["taken"]
         self._forget_absent()
         return first.id
 
     def _order(self, ticket: Ticket[Id]) -> tuple[int, int, str, int]:
         class_, number = turn(ticket.work, ticket.number)
-        return class_, self._served.get(ticket.client, 0), ticket.client, number
+        return class_, self._served.get((ticket.client, ticket.work), 0), ticket.client, number
 
     def _forget_absent(self) -> None:
         """Clients come and go: of those without tickets only the latest are remembered."""
         if len(self._served) > 2 * self._limit:
-            waiting = {ticket.client for ticket in self._tickets.values()}
-            latest = set(sorted(self._served, key=lambda client: self._served[client])[-self._limit :])
-            self._served = {c: when for c, when in self._served.items() if c in waiting | latest}
+            waiting = {(ticket.client, ticket.work) for ticket in self._tickets.values()}
+            latest = set(sorted(self._served, key=lambda turns: self._served[turns])[-self._limit :])
+            self._served = {key: when for key, when in self._served.items() if key in waiting | latest}
