@@ -110,7 +110,9 @@ def manifest_of(
     for one in (one for one in trained.scores if one.n):
         metrics[f"{division.title} pearson {one.label}"] = one.pearson
         metrics[f"{division.title} coverage of 1 SD {one.label}"] = one.coverage
-    labels = zip(trained.labels, trained.ranges, strict=True)
+    # What a simulation calls bright is no count of any camera.
+    recorded = any(not item.simulated for item in division.train)
+    labels = zip(trained.labels, trained.ranges if recorded else [None] * len(trained.labels), strict=True)
     return Manifest(
         name=config.name, version=config.version, licence=config.licence, description=config.description,
         modality=config.modality, polarity=config.polarity, pixel_size_um=config.pixel_size_um,
