@@ -385,7 +385,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
                 row["name"], (row["ms"], np.mean(y)), xytext=(6, 0), textcoords="offset points", fontsize=8
             )
     axes.set(xlabel="ms per 13x1024x1024 field, ONNX Runtime, one thread", ylabel="mean Pearson, three folds")
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.4 * axes.get_xlim()[1])
     figure.savefig(path, dpi=120)
 
 
