@@ -109,7 +109,7 @@ def test_of_a_recording_the_labels_are_graded_and_the_rest_is_named(tmp_path: Pa
     folder = tmp_path / "recorded"
     folder.mkdir()
     metadata = {"axes": "ZYX", "PhysicalSizeX": 0.3, "PhysicalSizeXUnit": "µm", "PhysicalSizeZ": 1.5}
-    # Neurons, since the model refuses what looks like nothing it knows; the stains have nothing to do with them.
+    # Neurons, since the model refuses what it does not know; the stains have nothing to do with them.
     views = [View(160.0, 0.0, 1.5 * (z - 6), "Phase", 0.3, (320, 320)) for z in range(13)]
     specimen = SyntheticSpecimen(5, sensor=Sensor(5))
     light = np.stack([specimen.render(view) for view in views])

@@ -337,9 +337,8 @@ def test_a_whole_run_leaves_a_model_that_says_what_it_is(tmp_path):
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     manifest = Manifest.from_json(session.get_modelmeta().custom_metadata_map[MANIFEST_KEY])
     assert manifest.trained_on == "2 simulated fields, no recorded image"
-    assert [label.truth_range for label in manifest.labels] == [
-        None
-    ] * 3  # no camera counted a simulated truth
+    # No camera counted a simulated truth.
+    assert [label.truth_range for label in manifest.labels] == [None] * 3
     assert {one.dataset for one in manifest.evaluations} == {"simulated"}
     assert (tmp_path / "panel.png").stat().st_size > 1000
     kept = read_tensors(tmp_path / "weights.safetensors")
