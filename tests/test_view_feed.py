@@ -329,3 +329,26 @@ def test_the_newest_run_that_goes_on_is_found(tmp_path: Path) -> None:
             os.utime(tmp_path / name / "live.json", (number, number))
     assert running_folder(tmp_path) == tmp_path / "b"
     assert running_folder(tmp_path / "a") == tmp_path / "a"
+
+
+def test_what_went_out_before_the_subscription_is_asked_for(tmp_path: Path) -> None:
+    """The desk answers at once, the subscription comes later: nothing between the two may be missed."""
+    with Feed(tmp_path) as feed:
+        feed.tell(started())
+        got: dict[object, Parcel] = {}
+        with FeedReader(feed.address) as reader:
+            follow(reader, got, lambda: ("STATUS",) in got, "a status")
+    status = got[("STATUS",)]
+
+    def sent(number: int) -> Parcel:
+        return replace(status, message=status.message.model_copy(update={"sent": number}))
+
+    late = FeedReader(feed.address)
+    late._arrived(sent(1), live=False)
+    assert late._wanted_since is None, "answered"
+    late._arrived(sent(4), live=True)
+    assert late._wanted_since == 1 and late.missed == 0
+    late._arrived(sent(2), live=False)
+    assert late._wanted_since == 1, "an answer from before what is missing"
+    late._arrived(sent(4), live=False)
+    assert late._wanted_since is None

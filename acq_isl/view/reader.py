@@ -54,6 +54,7 @@ class FeedReader:
         self._sent: int | None = None
         self._asked_s = -_ASK_AGAIN_S
         self._wanted_since: int | None = -1
+        self._needed = self._answered = -1  # newest message that is missing; newest the desk has sent
         self._heard_s: float | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="acq-isl-viewer", daemon=True)
@@ -176,12 +177,17 @@ class FeedReader:
     def _arrived(self, parcel: Parcel, *, live: bool) -> None:
         sent = parcel.message.sent
         if live:
-            if self._sent is not None and sent > self._sent + 1:
-                self.missed += sent - self._sent - 1
-                self._wanted_since = self._sent if self._wanted_since is None else self._wanted_since
+            # The first one shows too what went out between the desk's answer and the subscription.
+            before = self._answered if self._sent is None else self._sent
+            if sent > before + 1:
+                self.missed += 0 if self._sent is None else sent - before - 1
+                self._wanted_since = before if self._wanted_since is None else self._wanted_since
+                self._needed = sent - 1
             self._sent = sent
         else:
-            self._wanted_since = None  # the desk has heard the question
+            self._answered = max(self._answered, sent)
+            if sent >= self._needed:  # the desk has heard the question after what is missing was sent
+                self._wanted_since = None
         if isinstance(parcel.message, Status):
             self._heard_s = time.monotonic()
         self._keep(parcel)
