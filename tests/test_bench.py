@@ -121,10 +121,10 @@ def test_only_fp16_on_a_gpu_is_held_against_the_estimate(changes):
 
 def test_estimates_grow_with_the_field_and_shrink_with_the_gpu():
     model = read_model("demo")
-    small, large = (work(model, side) for side in (256, 512))
+    # Large, since weights and the gate's windows do not grow with the field.
+    small, large = (work(model, side) for side in (1024, 2048))
     assert large.macs == pytest.approx(4 * small.macs, rel=0.01)
-    # Weights, and the gate's windows, do not grow with the field.
-    assert large.traffic_bytes == pytest.approx(4 * small.traffic_bytes, rel=0.03)
+    assert large.traffic_bytes == pytest.approx(4 * small.traffic_bytes, rel=0.01)
     by_name = {gpu.name: estimate_ms(large, gpu) for gpu in GPUS}
     assert by_name["H100 SXM"] < by_name["RTX 4090"] < by_name["RTX 3090"]
     assert all(low < high for low, high, _ in by_name.values())

@@ -37,9 +37,9 @@ class EngineProcess:
     threads : int, optional
         Processor threads for inference.
     startup_timeout_s : float
-        Longest time until it must serve. Its first start with a model may take minutes: it tries every back
-        end on this machine and compiles the network (up to 230 s were seen with the published width on two
-        busy cores). One that ends early is noticed at once.
+        Longest time until it must serve, as a run waits for it with everything else. The very first start with
+        a wide model may take longer: it tries every back end on this machine and compiles the network. Then
+        let ``acq-isl serve`` do that once, before a microscope waits. One that ends early is noticed at once.
     command : sequence of str
         What understands ``--model --bind --threads --announce --stop-with-stdin``.
 
@@ -55,7 +55,7 @@ class EngineProcess:
         *,
         bind: str = "tcp://127.0.0.1:*",
         threads: int | None = None,
-        startup_timeout_s: float = 900.0,
+        startup_timeout_s: float = 60.0,
         command: Sequence[str] = SERVE,
     ) -> None:
         self._model = Path(model)
@@ -144,7 +144,8 @@ class EngineProcess:
                 raise EngineError(
                     f"the engine for {self._model} did not serve within {self._startup_timeout_s:g} s",
                     got=self._last_words(),
-                    fix=f"see what takes so long: acq-isl serve --verbose --model {self._model}",
+                    fix="the first start with a model compiles it; let it do so before the run, and see what "
+                    f"takes so long: acq-isl serve --verbose --model {self._model}",
                 )
             time.sleep(_LOOK_S)
         endpoint = json.loads(self._announce.read_text(encoding="utf-8"))["endpoint"]
