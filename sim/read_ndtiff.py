@@ -41,7 +41,7 @@ def read_ndtiff(folder: Path, position: str | None, time: int | None) -> Recorde
     StorageError
         It cannot be read, has no such position or time, or axes that are not known.
     """
-    with _opened(folder) as data:
+    with open_ndtiff(folder) as data:
         axes = [_named(one, data) for one in data.get_image_coordinates_list()]
         strange = {name for named, _ in axes for name in named} - _AXES
         if strange or not axes:
@@ -134,7 +134,8 @@ def _named(axes: dict[str, Any], data: Any) -> tuple[dict[str, Any], dict[str, A
 
 
 @contextmanager
-def _opened(folder: Path) -> Iterator[Any]:
+def open_ndtiff(folder: Path) -> Iterator[Any]:
+    """An NDTiff data set, closed again afterwards; `StorageError` if it cannot be read."""
     from ndstorage import Dataset
 
     try:

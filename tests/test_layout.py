@@ -104,7 +104,7 @@ DOORS = {
     "mmpycorex": {"hooks", "sim"},
     "pymmcore": {"sim"},
     "mm_test_adapters": {"sim"},
-    "ndstorage": {"hooks", "sim", "training"},
+    "ndstorage": {"hooks", "sim"},
     "tensorrt": {"engines"},
     "tensorrt_rtx": {"engines"},
     "cuda": {"engines"},

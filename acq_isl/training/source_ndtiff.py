@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from acq_isl.errors import PairRefused, StorageError
+from acq_isl.sim.read_ndtiff import open_ndtiff
 from acq_isl.training.pairs import Item, Recording, as_counts
 from acq_isl.training.source import Nominal, RecordedSource, projected, stamp
 
@@ -46,7 +45,7 @@ class NdtiffSource(RecordedSource):
                 f"{self.folder} is not an NDTiff data set", wanted=f"a file {_INDEX}", fix="check the folder"
             )
         for folder in sets:
-            with _opened(folder) as data:
+            with open_ndtiff(folder) as data:
                 axes = [_named(one, data) for one in data.get_image_coordinates_list()]
             yield from self._fields(folder, axes, many=len(sets) > 1)
 
@@ -83,7 +82,7 @@ class _Load:
 
     def __call__(self) -> Recording:
         what = f"{self.folder} {self.place[0]}"
-        with _opened(self.folder) as data:
+        with open_ndtiff(self.folder) as data:
             stack, lengths = self._planes(data, self.source.stack)
             images = {n: projected(self._planes(data, self.source.labels[n])[0]) for n in self.labels}
         counts = as_counts(stack, f"the stack {what}")
@@ -125,22 +124,3 @@ def _named(axes: dict[str, Any], data: Any) -> dict[str, Any]:
 def _well(position: object) -> str | None:
     head = str(position).replace("-", "_").partition("_")[0]
     return head if head[:1].isalpha() and head[1:].isdecimal() else None
-
-
-@contextmanager
-def _opened(folder: Path) -> Iterator[Any]:
-    from ndstorage import Dataset
-
-    try:
-        with redirect_stdout(StringIO()):  # it shows its progress with print
-            data = Dataset(str(folder))
-    except (OSError, ValueError, KeyError, IndexError, RuntimeError, UnicodeDecodeError) as error:
-        raise StorageError(
-            f"{folder} cannot be read as NDTiff",
-            got=f"{type(error).__name__}: {error}",
-            fix="copy it anew from where it was recorded",
-        ) from error
-    try:
-        yield data
-    finally:
-        data.close()
