@@ -10,8 +10,32 @@ from numpy.typing import NDArray
 from acq_isl.sim.lamp import LIVE_GRID_UM_NA, Lamp, Points, Source, dealt, disc, lamp_of
 
 
+class _FromDisc:
+    """What light from a disc in the condenser, with nothing in the back focal plane, has in common."""
+
+    __slots__ = ()
+    wavelength_um: float
+    condenser_na: float
+    points: int
+    lamp: Lamp | None
+
+    def spread(self, count: int) -> Source:
+        """That many points, evenly over the disc."""
+        return dealt(*disc(self.condenser_na, count), lamp_of(self.lamp, self.wavelength_um))
+
+    def source(self) -> tuple[Points, NDArray[np.float64]]:
+        """Source points (s, 2) in NA and weights (s,)."""
+        return disc(self.condenser_na, self.points)
+
+    def ring(
+        self, radius_na: NDArray[np.floating], wavelength_um: float | None = None
+    ) -> NDArray[np.complex128]:
+        """Nothing in the back focal plane."""
+        return np.ones(radius_na.shape, np.complex128)
+
+
 @dataclass(frozen=True, slots=True)
-class Brightfield:
+class Brightfield(_FromDisc):
     """Bright field after Koehler: a disc in the condenser, nothing in the objective.
 
     Thin transparent matter vanishes in focus and reverses its contrast there (Born & Wolf ch. 10.6).
@@ -53,23 +77,9 @@ class Brightfield:
             condenser_na=self.condenser_na * factor,
         )
 
-    def spread(self, count: int) -> Source:
-        """That many points, evenly over the disc."""
-        return dealt(*disc(self.condenser_na, count), lamp_of(self.lamp, self.wavelength_um))
-
-    def source(self) -> tuple[Points, NDArray[np.float64]]:
-        """Source points (s, 2) in NA and weights (s,)."""
-        return disc(self.condenser_na, self.points)
-
-    def ring(
-        self, radius_na: NDArray[np.floating], wavelength_um: float | None = None
-    ) -> NDArray[np.complex128]:
-        """Nothing in the back focal plane."""
-        return np.ones(radius_na.shape, np.complex128)
-
 
 @dataclass(frozen=True, slots=True)
-class DIC:
+class DIC(_FromDisc):
     """Differential interference contrast: the image interferes with itself, shifted by less than it resolves.
 
     Amplitude u(x + s/2) exp(i b/2) - u(x - s/2) exp(-i b/2), which is a factor 2i sin(pi s.f + b/2) on the
@@ -134,20 +144,6 @@ class DIC:
             condenser_na=self.condenser_na * factor,
             shear_um=self.shear_um / factor,
         )
-
-    def spread(self, count: int) -> Source:
-        """That many points, evenly over the disc."""
-        return dealt(*disc(self.condenser_na, count), lamp_of(self.lamp, self.wavelength_um))
-
-    def source(self) -> tuple[Points, NDArray[np.float64]]:
-        """Source points (s, 2) in NA and weights (s,)."""
-        return disc(self.condenser_na, self.points)
-
-    def ring(
-        self, radius_na: NDArray[np.floating], wavelength_um: float | None = None
-    ) -> NDArray[np.complex128]:
-        """Nothing in the back focal plane."""
-        return np.ones(radius_na.shape, np.complex128)
 
     def shear(
         self, fy: NDArray[np.floating], fx: NDArray[np.floating], wavelength_um: float
