@@ -16,5 +16,5 @@ def show_scorecard(out: Console, card: Scorecard) -> None:
     table.add_column(overflow="fold")
     for what, text in sentences(card):
         table.add_row(what, escape(text))
-    out.print("\n[bold]scorecard[/], held against the truth of the simulated specimen")
+    out.print("\n[bold]scorecard[/], held against what is known of the specimen")
     out.print(table)
