@@ -14,7 +14,7 @@ from acq_isl.fit import Resample
 from acq_isl.stack import Float32Image, Uint16Image, ZStack
 
 _BLOCK_PX = 4
-_ROWS_IN_CACHE = 32
+_PIXELS_IN_CACHE = 1 << 17  # a megabyte of doubles
 _TRUNCATE_SD = 4.0
 _PLANES_SAMPLED = 4
 _FULL_SCALE = 65535
@@ -106,26 +106,29 @@ def _variance_around_background(plane: Uint16Image, lost: Float32Image) -> float
     """
     rows, columns = (side * _BLOCK_PX for side in lost.shape)
     sums, squares = _sums(plane[:rows, :columns])
-    within = squares * _BLOCK_PX**2 - int(np.square(sums, dtype=np.uint64).sum())
+    within = squares * _BLOCK_PX**2 - int(np.vecdot(sums, sums).astype(np.uint64).sum())
     means = sums / float(_BLOCK_PX**2)
     means -= means.mean()  # keeps a constant plane exactly constant
     waves = fft.dctn(means.astype(np.float32), norm="ortho", overwrite_x=True)
     waves *= lost
-    return float(within / (_BLOCK_PX**2 * rows * columns) + np.vdot(waves, waves) / waves.size)
+    around = np.vecdot(waves, waves).sum(dtype=np.float64) / waves.size
+    return float(within / (_BLOCK_PX**2 * rows * columns) + around)
 
 
-def _sums(plane: Uint16Image) -> tuple[NDArray[np.uint32], int]:
+def _sums(plane: Uint16Image) -> tuple[NDArray[np.float64], int]:
     """Sum of each block, and the sum of all squares; sides are multiples of the block."""
-    sums = np.empty((plane.shape[0] // _BLOCK_PX, plane.shape[1] // _BLOCK_PX), np.uint32)
+    height, width = plane.shape
+    sums = np.empty((height // _BLOCK_PX, width // _BLOCK_PX))
     squares = 0
-    for first in range(0, len(plane), _ROWS_IN_CACHE):
-        part = plane[first : first + _ROWS_IN_CACHE].astype(np.float64)  # in which these integers are exact
-        squares += int(np.vdot(part, part))
-        lines = np.add.reduce(part.reshape(-1, _BLOCK_PX, part.shape[1]), axis=1)
+    step = max(_PIXELS_IN_CACHE // width // _BLOCK_PX, 1) * _BLOCK_PX
+    for first in range(0, height, step):
+        part = plane[first : first + step].astype(np.float64)  # in which these integers are exact
+        # Row by row: longer products are shared among threads by BLAS, which spin on the camera's cores.
+        squares += int(np.vecdot(part, part).sum())
+        lines = np.add.reduce(part.reshape(-1, _BLOCK_PX, width), axis=1)
         blocks = lines.reshape(len(lines), -1, _BLOCK_PX)
-        sums[first // _BLOCK_PX : first // _BLOCK_PX + len(lines)] = (
-            blocks[..., 0] + blocks[..., 1] + blocks[..., 2] + blocks[..., 3]
-        )
+        out = sums[first // _BLOCK_PX : first // _BLOCK_PX + len(lines)]
+        np.add(blocks[..., 0] + blocks[..., 1], blocks[..., 2] + blocks[..., 3], out=out)
     return sums, squares
 
 
@@ -134,9 +137,9 @@ def _gaussian_response(sigma: float, size: int) -> NDArray[np.float64]:
     radius = int(_TRUNCATE_SD * sigma + 0.5)
     offsets = np.arange(-radius, radius + 1)
     weights = np.exp(-0.5 * np.square(offsets / sigma))
-    angles = np.outer(np.arange(size) * np.pi / size, offsets[radius:])
-    factors = np.where(offsets[radius:] > 0, 2, 1) * weights[radius:] / weights.sum()
-    return np.asarray(np.cos(angles) @ factors)
+    # A line and its reflection repeat after twice its length.
+    around = np.bincount(offsets % (2 * size), weights / weights.sum(), 2 * size)
+    return np.asarray(fft.rfft(around).real[:size])
 
 
 def inverse_contrast(pixels: Uint16Image, high_pass_px: float) -> np.float32:
