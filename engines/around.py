@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from acq_isl.engines.network import default_threads
 from acq_isl.errors import EngineError
+from acq_isl.normalize import all_finite
 from acq_isl.stack import Float32Image, Uint16Image, ZStack
 from acq_isl.tiling import Tile, TilePlan, cut
 
@@ -85,17 +86,17 @@ def as_bytes(tiles: Uint16Image) -> NDArray[np.uint8]:
     return little.view(np.uint8).reshape(*tiles.shape, 2)
 
 
-def check_finite(answers: Sequence[Float32Image], stack: ZStack) -> None:
-    if not all(_is_finite(values) for values in answers):
+def check_finite(answers: Sequence[Float32Image], stack: ZStack, each: Each) -> None:
+    """EngineError unless all answers, each (..., y, x), are numbers."""
+    parts = [part for values in answers for part in values]
+    fine = [False] * len(parts)
+
+    def look(index: int) -> None:
+        fine[index] = all_finite(parts[index])
+
+    each(look, range(len(parts)))
+    if not all(fine):
         raise EngineError(
             f"the network answered with NaN or infinity for stack {stack.info.key}; nothing is shown",
             fix="try another engine or fp32 precision; if it stays, the model is damaged: export it again",
         )
-
-
-def _is_finite(values: Float32Image) -> bool:
-    """Without an array of booleans: a sum of squares carries every NaN and infinity, but may overflow."""
-    with np.errstate(over="ignore"):
-        # Row by row: longer products are shared among threads by BLAS, which spin on the camera's cores.
-        fine = np.isfinite(np.vecdot(values, values)).all()
-    return bool(fine or np.isfinite([values.min(), values.max()]).all())

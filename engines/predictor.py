@@ -160,7 +160,7 @@ class Predictor:
         answer = self._infer(pixels, inv_sd, plan, shares, each)
         shares.tile_ms = _since_ms(began_s) - shares.network_ms
         began_s = time.perf_counter()
-        check_finite((answer.mean, answer.spread, *answer.windows), stack)
+        check_finite((answer.mean, answer.spread, *answer.windows), stack, each)
         distances, warnings = self._judged(stack, answer, verdict, gate)
         mean, spread = (map_back(values, stack.info.shape) for values in (answer.mean, answer.spread))
         shares.finish_ms = _since_ms(began_s)

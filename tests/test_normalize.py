@@ -8,7 +8,15 @@ from scipy import ndimage
 
 from acq_isl.errors import StackRefused
 from acq_isl.fit import Resample
-from acq_isl.normalize import ContrastMeter, contrast_sd, inverse_contrast, map_back, resample, resize
+from acq_isl.normalize import (
+    ContrastMeter,
+    all_finite,
+    contrast_sd,
+    inverse_contrast,
+    map_back,
+    resample,
+    resize,
+)
 from acq_isl.stack import StackInfo, StackKey, ZStack
 
 
@@ -195,3 +203,30 @@ def test_nothing_is_done_when_nothing_needs_doing():
     values = np.zeros((2, 8, 9), np.float32)
     assert map_back(values, (8, 9)) is values
     assert resize(values[0], (8, 9)).shape == (8, 9)
+
+
+FINITE = [
+    ("numbers", np.ones((2, 3, 5)), True),
+    ("numbers too large to square", np.full((2, 3, 5), 1e30), True),
+    ("nothing", np.ones((0, 3, 5)), True),
+    ("NaN", np.where(np.arange(30).reshape(2, 3, 5) == 17, np.nan, 1), False),
+    ("infinity", np.where(np.arange(30).reshape(2, 3, 5) == 29, np.inf, 1), False),
+    ("minus infinity among the largest", np.where(np.arange(30).reshape(2, 3, 5) == 0, -np.inf, 1e38), False),
+]
+
+
+@pytest.mark.parametrize(("values", "wanted"), [c[1:] for c in FINITE], ids=[c[0] for c in FINITE])
+def test_numbers_are_told_from_what_is_none(values, wanted):
+    assert all_finite(values.astype(np.float32)) is wanted
+
+
+def test_statistics_leave_the_cores_alone(monkeypatch):
+    """BLAS shares dot products above ten thousand numbers among threads, which spin while they wait."""
+    lengths = []
+    vecdot = np.vecdot
+    monkeypatch.setattr(np, "vecdot", lambda a, b: lengths.append(a.shape[-1]) or vecdot(a, b))
+    for name in ("vdot", "dot", "matmul", "inner"):
+        monkeypatch.setattr(np, name, lambda *_, **__: pytest.fail("a product of whole images"))
+    contrast_sd(picture((2, 300, 400)), 20)
+    all_finite(np.ones((2, 300, 400), np.float32))
+    assert lengths and max(lengths) <= 10_000

@@ -17,6 +17,7 @@ import numpy as np
 
 from acq_isl.errors import EngineError, ModelError, StackRefused, WireError
 from acq_isl.messages import Failed, Refused
+from acq_isl.normalize import all_finite
 from acq_isl.protocols import Engine, Surveying
 from acq_isl.stack import Prediction, StageTimes
 from acq_isl.stream.job import Job, JobKey
@@ -171,9 +172,8 @@ def _prediction(engine: Engine, job: Job) -> Prediction:
 
 def _require_numbers(prediction: Prediction) -> None:
     """Refuse what a broken engine gives: it would be counted as a prediction, and chosen from."""
-    # A sum is not a number if any of its terms is not; 1 ms for three labels of 1024 x 1024.
     for what, values in (("mean", prediction.mean), ("spread", prediction.spread)):
-        if not np.isfinite(values.sum(dtype=np.float64)):
+        if not all_finite(values):
             raise EngineError(
                 f"the engine {prediction.engine} gave a {what} that is not a number",
                 wanted="finite values",
