@@ -31,7 +31,7 @@ class Judgement:
     Parameters
     ----------
     pearson : dict of str to float
-        Correlation of the mean of each label, the lowest of all stacks.
+        Correlation of the mean of each label, the lowest of all stacks; empty if int8 refused the first one.
     f1 : float or None
         Nuclei found in int8 matched with those found in fp32, all stacks together; None without nuclei.
     nuclei : int
@@ -74,19 +74,33 @@ def judge(engines: tuple[Predictor, Predictor], stacks: Sequence[ZStack], above:
         None of whose pixels set int8's ranges.
     above : float
         Predicted intensity that makes a nucleus.
+
+    Raises
+    ------
+    StackRefused
+        fp32 refuses a stack. That int8 refuses one which fp32 takes is an objection to int8.
     """
-    manifest = engines[0].manifest
-    pearson = dict.fromkeys(manifest.label_names, 1.0)
+    full, low = engines
+    manifest = full.manifest
+    pearson: dict[str, float] = {}
     found, true, matched = 0, 0, 0
+    refused = ""
     for stack in stacks:
-        wanted, got = (engine.predict(stack) for engine in engines)
+        wanted = full.predict(stack)
+        try:
+            got = low.predict(stack)
+        except StackRefused as refusal:
+            detail = f"; {refusal.got}" if refusal.got else ""
+            refused = f"int8 refuses a stack that fp32 takes: {refusal.what}{detail}"
+            break
         for index, name in enumerate(manifest.label_names):
-            pearson[name] = min(pearson[name], _pearson(wanted.mean[index], got.mean[index]))
+            correlation = _pearson(wanted.mean[index], got.mean[index])
+            pearson[name] = min(pearson.get(name, 1.0), correlation)
         if COUNTED in manifest.label_names:
             score = object_score(_objects(got, above), _objects(wanted, above))
             found, true, matched = found + score.found, true + score.true, matched + score.matched
     f1 = 2 * matched / (found + true) if true else None
-    return Judgement(pearson, f1, true, objection(pearson, f1, true, manifest))
+    return Judgement(pearson, f1, true, refused or objection(pearson, f1, true, manifest))
 
 
 def objection(pearson: dict[str, float], f1: float | None, counted: int, manifest: Manifest) -> str:

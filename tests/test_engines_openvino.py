@@ -403,6 +403,36 @@ def test_what_was_not_accepted_is_not_to_be_had_by_name(path):
     assert named(backends(file), "openvino")[0].name != "openvino int8"
 
 
+class Picky(OpenVinoEngine):
+    """fp32 throughout, but refuses in one precision what it takes in the other."""
+
+    refusing = "int8"
+
+    def __init__(self, model, *, precision, threads, trunk=None):
+        super().__init__(model, precision="fp32", threads=threads)
+        self._refuses = precision == self.refusing
+
+    def predict(self, stack, survey=None):
+        if self._refuses:
+            raise StackRefused("it looks unlike the others", got="features 5, limit 4", fix="focus")
+        return super().predict(stack, survey)
+
+
+def test_int8_that_refuses_what_fp32_takes_is_not_accepted(path, monkeypatch):
+    monkeypatch.setattr("acq_isl.engines.openvino.OpenVinoEngine", Picky)
+    monkeypatch.setattr(acceptance, "quantised_trunk", lambda *_: (b"network", b"weights"))
+    file = read_model(path)
+    note = acceptance.accept_int8(file, [cells()], above=0.05, threads=1)
+    assert not note.accepted and note.pearson == {}
+    assert note.reason == (
+        "int8 refuses a stack that fp32 takes: it looks unlike the others; features 5, limit 4"
+    )
+    assert acceptance.stored_int8(file)[0] == note  # kept, so that it is not asked again
+    monkeypatch.setattr(Picky, "refusing", "fp32")
+    with pytest.raises(StackRefused, match="unlike the others"):  # the stack's fault, not that of int8
+        acceptance.accept_int8(file, [cells()], above=0.05, threads=1)
+
+
 def test_int8_cannot_be_judged_on_nothing(path):
     with pytest.raises(StackRefused, match="without stacks"):
         acceptance.accept_int8(read_model(path), [])
