@@ -462,6 +462,26 @@ def test_a_shifted_pair_is_warned_of_or_refused():
         examine(blobs(side=400, shift=(33, 10)), "A1", Checks())
 
 
+def test_a_label_of_few_cells_is_not_taken_for_a_shifted_one():
+    """One cell of many is stained; its shape fits best to a stronger neighbour."""
+    rows, columns = np.mgrid[:400, :400]
+    rng = np.random.default_rng(0)
+
+    def cell(row, column):
+        return np.exp(-((rows - row) ** 2 + (columns - column) ** 2) / 50)
+
+    others = sum(0.3 * cell(*place) for place in rng.uniform(20, 380, (12, 2)))
+    seen = 0.15 * cell(200, 200) + cell(240, 170) + others
+    stack = 20000 + 9000 * seen * np.array([-1, 0, 1])[:, None, None] + rng.normal(0, 300, (3, 400, 400))
+    label = 1000 + 20000 * cell(200, 200) + rng.normal(0, 100, (400, 400))
+    found = registration(structure(stack.astype(np.uint16)), label)
+    assert found.peak > 6
+    assert found.length_px > 40
+    assert not found.widespread
+    pair = Recording(stack.astype(np.uint16), {"dead": label.astype(np.uint16)}, 0.3, 1.5)
+    assert examine(pair, "A1", Checks()) == []
+
+
 def test_a_label_of_another_field_is_warned_of():
     other = blobs(side=420, seed=5).labels["nuclei"][:400, :400]
     texts = examine(changed(blobs(side=400), labels={"nuclei": other}), "A1", Checks())

@@ -220,7 +220,7 @@ def _registered(recording: Recording, name: str, checks: Checks) -> list[str]:
     warnings = []
     for label, one in found.items():
         shift_um = one.length_px * recording.pixel_size_um
-        if one.peak < _PEAK or one.gain < 1.0 or shift_um <= checks.shift_warn_um:
+        if one.peak < _PEAK or not one.widespread or one.gain < 1.0 or shift_um <= checks.shift_warn_um:
             continue
         text = _shift_text(one, shift_um)
         if shift_um > checks.shift_refuse_um:
