@@ -18,11 +18,12 @@ from acq_isl.errors import ExperimentError, ModelError, PairRefused
 from acq_isl.manifest import MANIFEST_KEY, Label, Manifest
 from acq_isl.training import adapt as adapting
 from acq_isl.training import package
-from acq_isl.training.adapt import adapt, read_pairs
+from acq_isl.training.adapt import adapt
 from acq_isl.training.export import export_onnx
 from acq_isl.training.gate import fit_gate
-from acq_isl.training.network import Deployed, LiveNetwork, NetworkConfig
+from acq_isl.training.network import Deployed, LiveNetwork, NetworkConfig, together
 from acq_isl.training.package import write_weights
+from acq_isl.training.recipe import read_pairs
 from acq_isl.training.savepoints import Tensors, write_tensors
 from acq_isl.training.weights import read_pretrained, unfold
 
@@ -37,8 +38,8 @@ def manifest(labels=LABELS):
     )  # fmt: skip
 
 
-def old_network(kind="unet"):
-    torch.manual_seed(3)
+def old_network(kind="unet", seed=3):
+    torch.manual_seed(seed)
     network = LiveNetwork(NetworkConfig(3, 2, 4, 2, 8.0, kind))
     torch.nn.init.normal_(network.head.weight, 0, 0.2)
     network.train()
@@ -171,9 +172,12 @@ def write_pairs(tmp_path, plate, label="lipid", **more):
     return path
 
 
-@pytest.fixture
-def model(tmp_path):
-    write_weights(old_network(), manifest(), tmp_path / "weights.safetensors")
+@pytest.fixture(params=[1, 2], ids=["one network", "two side by side"])
+def model(request, tmp_path):
+    network = old_network()
+    if request.param == 2:
+        network = together(network, old_network(seed=4))
+    write_weights(network, manifest(), tmp_path / "weights.safetensors")
     return tmp_path / "weights.safetensors"
 
 
@@ -188,6 +192,9 @@ def test_a_new_label_is_learned_and_reported(tmp_path, plate, model, monkeypatch
     assert [(row["k"], row["start"]) for row in rows] == [
         ("1", "adapted"), ("1", "from scratch"), ("2", "adapted"), ("2", "from scratch")]  # fmt: skip
     assert all(row["n"] == "1" for row in rows)
+    units = list(csv.DictReader((tmp_path / "out" / "transfer_units.csv").read_text().splitlines()))
+    assert [row | {"unit": "A1"} for row in units] == units
+    assert [row["pearson"] for row in units] == [row["pearson"] for row in rows]
     assert float(rows[2]["pearson"]) > 0.3
     ((_, about, path),) = written
     assert path == made
@@ -228,7 +235,10 @@ def test_a_part_alone_learns_first(task, part, tmp_path, plate, model):
         name for name, value in alone.network.state_dict().items() if not torch.equal(value, before[name])
     }
     assert changed
-    assert all(name.startswith(part) for name in changed), sorted(changed)[:5]
+    assert all(name.removeprefix("others.0.").startswith(part) for name in changed), sorted(changed)[:5]
+    # Of all networks side by side.
+    members = found.network.config.members
+    assert len({name.startswith("others.0.") for name in changed}) == members
 
 
 def test_one_held_out_field_means_no_early_stop(tmp_path, plate, model, monkeypatch):

@@ -8,23 +8,22 @@ one held-out field are kept; scores are of the other held-out fields.
 from __future__ import annotations
 
 import copy
+import csv
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-import yaml
-from pydantic import Field as Setting
-from pydantic import ValidationError
 from torch import nn
 
 from acq_isl.errors import ExperimentError, PairRefused
-from acq_isl.manifest import Label, Manifest
+from acq_isl.manifest import Label
 from acq_isl.training.augment import Augmentation
-from acq_isl.training.config import TrainConfig, validated
+from acq_isl.training.config import Architecture, TrainConfig
 from acq_isl.training.dataset import Field
 from acq_isl.training.heads import chosen_labels
 from acq_isl.training.loop import Training
@@ -33,8 +32,8 @@ from acq_isl.training.package import Trained, unit_of, write_package
 from acq_isl.training.panels import draw_panel
 from acq_isl.training.parallel import Team
 from acq_isl.training.patches import Patches
+from acq_isl.training.recipe import Recipe, read_pairs
 from acq_isl.training.score import Score, score
-from acq_isl.training.source import Strict
 from acq_isl.training.train import Material, Progress, Tell, gather
 from acq_isl.training.transfer import Row, write_table
 from acq_isl.training.weights import Pretrained, read_pretrained, unfold
@@ -42,32 +41,16 @@ from acq_isl.training.weights import Pretrained, read_pretrained, unfold
 logger = logging.getLogger(__name__)
 
 Task = Literal["new label", "new microscope"]
+UNITS = "transfer_units.csv"
+_OF_A_MEMBER = r"(others\.\d+\.)?"
 
 
-class Recipe(Strict):
-    """How a model is adapted."""
+@dataclass(frozen=True, slots=True)
+class _UnitRow:
+    """One network on one held-out unit."""
 
-    steps: int = Setting(default=400, ge=10)
-    """At most; the same number trains from scratch."""
-    first: float = Setting(default=0.4, gt=0, lt=1)
-    """Share of them for the head, or the first block, alone."""
-    learning_rate: float = Setting(default=1e-3, gt=0)
-    share: float = Setting(default=0.1, gt=0, le=1)
-    """Of this rate, for everything."""
-    from_scratch: float = Setting(default=3e-3, gt=0)
-    """Rate of the comparison."""
-    batch: int = Setting(default=8, gt=0)
-    patch_px: int = Setting(default=128, gt=0, multiple_of=16)
-    average: float = Setting(default=0.98, ge=0, lt=1)
-    look_every: int = Setting(default=25, gt=0)
-    """Steps between two looks at the validation field."""
-    patience: int = Setting(default=6, gt=0)
-    """Looks without a better score until it stops."""
-    seed: int = 0
-    seeds: int = Setting(default=1, gt=0)
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    threads: int = Setting(default=1, gt=0)
-    augmentation: Augmentation = Augmentation()
+    unit: str
+    row: Row
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,10 +73,32 @@ class _Job:
 
     def scores(self, network: LiveNetwork) -> tuple[Score, ...]:
         """On the held-out units that decided nothing."""
+        kept = [(f, u) for u, fields in self.scored.items() for f in fields]
+        return score(network, [f for f, _ in kept], [u for _, u in kept], self.names)
+
+    def rows(self, k: int, start: str, seed: int, network: LiveNetwork) -> list[_UnitRow]:
+        """The same, unit by unit."""
+        return [
+            _UnitRow(unit, Row(k, start, seed, one))
+            for unit, fields in self.scored.items()
+            for one in score(network, fields, [unit] * len(fields), self.names)
+            if one.n
+        ]
+
+    @property
+    def names(self) -> list[str]:
+        """Of the labels."""
+        return [label.name for label in self.config.labels]
+
+    @property
+    def scored(self) -> dict[str, list[Field]]:
+        """Held-out fields that decided nothing, by unit."""
         first = self.units[0] if self.validation else None
-        kept = [(f, u) for f, u in zip(self.material.held_out, self.units, strict=True) if u != first]
-        names = [label.name for label in self.config.labels]
-        return score(network, [f for f, _ in kept], [u for _, u in kept], names)
+        found: dict[str, list[Field]] = {}
+        for field, unit in zip(self.material.held_out, self.units, strict=True):
+            if unit != first:
+                found.setdefault(unit, []).append(field)
+        return found
 
 
 def adapt(model: Path, pairs: Path, label: str | None, ks: Sequence[int], folder: Path,
@@ -116,7 +121,8 @@ def adapt(model: Path, pairs: Path, label: str | None, ks: Sequence[int], folder
     Returns
     -------
     Path
-        Of the new model file; ``transfer.csv`` and ``transfer.png`` lie beside it.
+        Of the new model file; ``transfer.csv``, ``transfer_units.csv`` (the same for each held-out unit) and
+        ``transfer.png`` lie beside it.
 
     Raises
     ------
@@ -141,7 +147,8 @@ def adapt(model: Path, pairs: Path, label: str | None, ks: Sequence[int], folder
     for k in sorted(set(ks) - set(chosen)):
         logger.info("there are %d units to train on, so k = %d is left out", len(available), k)
     rows, best = _try_all(job, available, chosen)
-    write_table(rows, folder, f"{task}, {division.title}", stopped=bool(job.validation))
+    write_table(_means(rows), folder, f"{task}, {division.title}", stopped=bool(job.validation))
+    _write_units(rows, folder / UNITS)
     used = set(available[: chosen[-1]])
     train = tuple(item for item in division.train if unit_of(item, division) in used)
     both = zip(material.train, division.train, strict=True)
@@ -154,63 +161,47 @@ def adapt(model: Path, pairs: Path, label: str | None, ks: Sequence[int], folder
     return write_package(config, replace(division, train=(*train, *decided)), kept, folder)
 
 
-def read_pairs(path: Path, manifest: Manifest, label: str | None) -> tuple[TrainConfig, Recipe]:
-    """What the file says, completed by what the model says; the labels are those that the pairs show."""
-    try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or not isinstance(content.get("data"), list):
-            raise ValueError("no list of sources at data")
-        recipe = Recipe.model_validate(content.pop("recipe", {}))
-        new = {one["name"]: Label.model_validate(one) for one in content.pop("labels", [])}
-    except (OSError, yaml.YAMLError, ValueError, ValidationError, TypeError, KeyError) as error:
-        raise ExperimentError(
-            f"{path} cannot be used", got=str(error)[:300], fix="give data, split and recipe"
-        ) from error
-    shown = {name for one in content["data"] if isinstance(one, dict) for name in one.get("labels", {})}
-    if label is not None:
-        new.setdefault(label, Label(name=label, marker=label))
-    known = {one.name: one.model_copy(update={"truth_range": None}) for one in manifest.labels}
-    labels = tuple(one for name, one in (new | known).items() if name in shown)
-    if not labels or (label is not None and label not in shown):
-        raise ExperimentError(
-            f"the pairs do not show {label or 'any label of the model'}",
-            wanted=", ".join(new | known), got=", ".join(sorted(shown)), fix="name it in the sources' labels",
-        )  # fmt: skip
-    settings = {
-        "seed": recipe.seed, "steps": recipe.steps, "batch": recipe.batch, "patch_px": recipe.patch_px,
-        "average": recipe.average, "precision": recipe.precision, "threads": recipe.threads, "device": "cpu",
-    }  # fmt: skip
-    basis = {
-        "name": f"{manifest.name}-adapted", "version": manifest.version, "licence": manifest.licence,
-        "description": f"{manifest.name} {manifest.version}, adapted.", "modality": manifest.modality,
-        "polarity": manifest.polarity, "planes": manifest.planes, "pixel_size_um": manifest.pixel_size_um,
-        "z_step_um": manifest.z_step_um or 1.0, "high_pass_um": manifest.high_pass_um,
-        "labels": labels, "optimisation": settings, "augmentation": recipe.augmentation,
-    }  # fmt: skip
-    return validated(basis | content, path), recipe
-
-
-def _try_all(job: _Job, available: Sequence[str], ks: Sequence[int]) -> tuple[list[Row], LiveNetwork]:
+def _try_all(job: _Job, available: Sequence[str], ks: Sequence[int]) -> tuple[list[_UnitRow], LiveNetwork]:
     """Adapt and train from scratch for every k and seed; the network adapted with the largest k is kept."""
-    rows: list[Row] = []
-    known = [label.name for label in job.config.labels]
+    rows: list[_UnitRow] = []
     if job.task == "new microscope":
         as_is = _selected(job.pretrained, job.config.labels)
-        rows += [Row(0, "as it is", job.recipe.seed, one) for one in job.scores(as_is)]
+        rows += job.rows(0, "as it is", job.recipe.seed, as_is)
     best = job.pretrained.network
     units = [unit_of(item, job.material.division) for item in job.material.division.train]
     runs = [(k, seed) for k in ks for seed in range(job.recipe.seed, job.recipe.seed + job.recipe.seeds)]
     for done, (k, seed) in enumerate(runs):
         chosen = set(available[:k])
         fields = [f for f, unit in zip(job.material.train, units, strict=True) if unit in chosen]
-        job.tell(Progress("training", done, len(runs), text=f"k = {k}, {', '.join(known)}"))
+        job.tell(Progress("training", done, len(runs), text=f"k = {k}, {', '.join(job.names)}"))
         adapted = _adapted(job, fields, seed)
         scratch = _best(job, [_scratch(job, seed)], fields)
-        rows += [Row(k, "adapted", seed, one) for one in job.scores(adapted)]
-        rows += [Row(k, "from scratch", seed, one) for one in job.scores(scratch)]
+        rows += [*job.rows(k, "adapted", seed, adapted), *job.rows(k, "from scratch", seed, scratch)]
         best = adapted if seed == job.recipe.seed else best
     job.tell(Progress("training", len(runs), len(runs)))
     return rows, best
+
+
+def _means(rows: Sequence[_UnitRow]) -> list[Row]:
+    """Over the units; coverage and scale, which the table has not, are those of the first."""
+    found: dict[tuple[int, str, int, str], list[Row]] = {}
+    for row in (one.row for one in rows):
+        found.setdefault((row.k, row.start, row.seed, row.score.label), []).append(row)
+    return [replace(own[0], score=_mean([row.score for row in own])) for own in found.values()]
+
+
+def _mean(scores: Sequence[Score]) -> Score:
+    pearson, mae = (float(np.mean([getattr(one, what) for one in scores])) for what in ("pearson", "mae"))
+    return replace(scores[0], n=len(scores), pearson=pearson, mae=mae)
+
+
+def _write_units(rows: Sequence[_UnitRow], path: Path) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["k", "start", "seed", "label", "unit", "pearson", "mae"])
+        for unit, row in ((one.unit, one.row) for one in rows):
+            values = (f"{row.score.pearson:.4f}", f"{row.score.mae:.4f}")
+            table.writerow([row.k, row.start, row.seed, row.score.label, unit, *values])
 
 
 def _selected(pretrained: Pretrained, labels: Sequence[Label]) -> LiveNetwork:
@@ -233,12 +224,12 @@ def _phases(job: _Job, network: LiveNetwork, seed: int) -> Iterator[Training]:
     """First a part alone, then everything at a lower rate, going on from the best so far."""
     recipe = job.recipe
     first = max(round(recipe.first * recipe.steps), 1)
-    part = "head." if job.task == "new label" else "down.0."
+    part = re.compile(_OF_A_MEMBER + ("head" if job.task == "new label" else "down.0") + r"\.")
     alone = _training(job, seed, first, recipe.learning_rate, network)
     still = [module for name, module in alone.network.named_modules()
-             if isinstance(module, nn.BatchNorm2d) and not name.startswith(part)]  # fmt: skip
+             if isinstance(module, nn.BatchNorm2d) and not part.match(name)]  # fmt: skip
     for name, parameter in alone.network.named_parameters():
-        parameter.requires_grad_(name.startswith(part))
+        parameter.requires_grad_(part.match(name) is not None)
     alone.still = tuple(still)
     yield alone
     rate = recipe.learning_rate * recipe.share
@@ -255,7 +246,7 @@ def _training(job: _Job, seed: int, steps: int, rate: float, network: LiveNetwor
     )
     chosen = job.pretrained.network.config
     built = job.config.architecture.model_copy(
-        update={"kind": chosen.kind, "base": chosen.base, "levels": chosen.levels, "fold": chosen.fold}
+        update={name: getattr(chosen, name) for name in Architecture.model_fields}
     )
     training = Training.start(job.config.model_copy(update={"optimisation": settings, "architecture": built}))
     if network is not None:
@@ -289,6 +280,5 @@ def _best(job: _Job, phases: Sequence[Training] | Iterator[Training], fields: Se
 
 
 def _mean_pearson(job: _Job, network: LiveNetwork) -> float:
-    names = [label.name for label in job.config.labels]
-    found = score(network, job.validation, [""] * len(job.validation), names)
+    found = score(network, job.validation, [""] * len(job.validation), job.names)
     return float(np.mean([one.pearson for one in found if one.n] or [0.0]))

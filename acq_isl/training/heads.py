@@ -36,7 +36,7 @@ def chosen_labels(network: LiveNetwork, labels: Sequence[int | None]) -> LiveNet
     for name, old in network.state_dict().items():
         if old.shape == state[name].shape and list(labels) == list(range(network.config.labels)):
             state[name] = old.clone()
-        elif name.startswith("head."):
+        elif "head" in name.split("."):  # of every member
             state[name] = _head(old.cpu(), state[name], network.config, labels)
         elif old.shape == state[name].shape:
             state[name] = old.clone()

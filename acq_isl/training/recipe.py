@@ -1,0 +1,78 @@
+"""How a model is adapted, and to which pairs: the file that ``acq-isl adapt`` is given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field as Setting
+from pydantic import ValidationError
+
+from acq_isl.errors import ExperimentError
+from acq_isl.manifest import Label, Manifest
+from acq_isl.training.augment import Augmentation
+from acq_isl.training.config import TrainConfig, validated
+from acq_isl.training.source import Strict
+
+
+class Recipe(Strict):
+    """How a model is adapted."""
+
+    steps: int = Setting(default=400, ge=10)
+    """At most; the same number trains from scratch."""
+    first: float = Setting(default=0.4, gt=0, lt=1)
+    """Share of them for the head, or the first block, alone."""
+    learning_rate: float = Setting(default=1e-3, gt=0)
+    share: float = Setting(default=0.1, gt=0, le=1)
+    """Of this rate, for everything."""
+    from_scratch: float = Setting(default=3e-3, gt=0)
+    """Rate of the comparison."""
+    batch: int = Setting(default=8, gt=0)
+    patch_px: int = Setting(default=128, gt=0, multiple_of=16)
+    average: float = Setting(default=0.98, ge=0, lt=1)
+    look_every: int = Setting(default=25, gt=0)
+    """Steps between two looks at the validation field."""
+    patience: int = Setting(default=6, gt=0)
+    """Looks without a better score until it stops."""
+    seed: int = 0
+    seeds: int = Setting(default=1, gt=0)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    threads: int = Setting(default=1, gt=0)
+    augmentation: Augmentation = Augmentation()
+
+
+def read_pairs(path: Path, manifest: Manifest, label: str | None) -> tuple[TrainConfig, Recipe]:
+    """What the file says, completed by what the model says; the labels are those that the pairs show."""
+    try:
+        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or not isinstance(content.get("data"), list):
+            raise ValueError("no list of sources at data")
+        recipe = Recipe.model_validate(content.pop("recipe", {}))
+        new = {one["name"]: Label.model_validate(one) for one in content.pop("labels", [])}
+    except (OSError, yaml.YAMLError, ValueError, ValidationError, TypeError, KeyError) as error:
+        raise ExperimentError(
+            f"{path} cannot be used", got=str(error)[:300], fix="give data, split and recipe"
+        ) from error
+    shown = {name for one in content["data"] if isinstance(one, dict) for name in one.get("labels", {})}
+    if label is not None:
+        new.setdefault(label, Label(name=label, marker=label))
+    known = {one.name: one.model_copy(update={"truth_range": None}) for one in manifest.labels}
+    labels = tuple(one for name, one in (new | known).items() if name in shown)
+    if not labels or (label is not None and label not in shown):
+        raise ExperimentError(
+            f"the pairs do not show {label or 'any label of the model'}",
+            wanted=", ".join(new | known), got=", ".join(sorted(shown)), fix="name it in the sources' labels",
+        )  # fmt: skip
+    settings = {
+        "seed": recipe.seed, "steps": recipe.steps, "batch": recipe.batch, "patch_px": recipe.patch_px,
+        "average": recipe.average, "precision": recipe.precision, "threads": recipe.threads, "device": "cpu",
+    }  # fmt: skip
+    basis = {
+        "name": f"{manifest.name}-adapted", "version": manifest.version, "licence": manifest.licence,
+        "description": f"{manifest.name} {manifest.version}, adapted.", "modality": manifest.modality,
+        "polarity": manifest.polarity, "planes": manifest.planes, "pixel_size_um": manifest.pixel_size_um,
+        "z_step_um": manifest.z_step_um or 1.0, "high_pass_um": manifest.high_pass_um,
+        "labels": labels, "optimisation": settings, "augmentation": recipe.augmentation,
+    }  # fmt: skip
+    return validated(basis | content, path), recipe
