@@ -52,15 +52,19 @@ def worker_count(network: object) -> int:
 def cut_tiles(
     pixels: Uint16Image, plan: TilePlan, tiles: tuple[Tile, ...], into: Uint16Image | None, each: Each
 ) -> Uint16Image:
-    """As `acq_isl.tiling.cut`."""
-    if plan.is_field:
+    """As `acq_isl.tiling.cut`, but what is to be in memory that is given gets there."""
+    if plan.is_field and into is None:
         return cut(pixels, plan, tiles)
-    out = (
-        np.empty((len(tiles), len(pixels), *plan.tile_shape), np.uint16)
-        if into is None
-        else into[: len(tiles)]
-    )
-    each(lambda z: cut(pixels[z : z + 1], plan, tiles, out[:, z : z + 1]), range(len(pixels)))
+    shape = len(tiles), len(pixels), *plan.tile_shape
+    out = np.empty(shape, np.uint16) if into is None else into[: len(tiles)]
+
+    def one(z: int) -> None:
+        if plan.is_field:
+            out[0, z] = pixels[z]
+        else:
+            cut(pixels[z : z + 1], plan, tiles, out[:, z : z + 1])
+
+    each(one, range(len(pixels)))
     return out
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 
-from acq_isl.engines.around import Each, as_bytes, check_finite, cut_tiles, whole, worker_count, workers
+from acq_isl.engines.around import Each, check_finite, whole, worker_count, workers
 from acq_isl.engines.content import Survey, check_content
+from acq_isl.engines.flight import Answered, Field, through
 from acq_isl.engines.gate import RESAMPLED, Policy, judge, measured
 from acq_isl.engines.model_file import ModelInfo
 from acq_isl.engines.network import DISTANCE, MEAN, SPREAD, Network, Shares
@@ -31,13 +34,14 @@ __all__ = ["TILE_PX", "Network", "Predictor", "Shares"]
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Answer:
     """What the network says of a field: mean and spread, (label, y, x), and the distances of each batch."""
 
     mean: Float32Image
     spread: Float32Image
     windows: list[Float32Image] = field(default_factory=list)
+    busy_ms: float = 0.0
 
 
 class Predictor:
@@ -50,7 +54,7 @@ class Predictor:
     network : Network
         Owned from now on: closed with the predictor.
     tile_px : int or None
-        Longest tile side. It bounds memory: never more than a batch of tiles is in work. None infers
+        Longest tile side. It bounds memory: never more than two batches of tiles are in work. None infers
         any field in one piece.
     tiles_per_batch : int
     border_px : int, optional
@@ -158,7 +162,7 @@ class Predictor:
         field = pixels.shape[1], pixels.shape[2]
         plan = plan_tiles(field, self._rule, tile_px=self._tile_px, border_px=self._border_px)
         answer = self._infer(pixels, inv_sd, plan, shares, each)
-        shares.tile_ms = _since_ms(began_s) - shares.network_ms
+        shares.tile_ms = max(_since_ms(began_s) - shares.network_ms, 0.0)
         began_s = time.perf_counter()
         check_finite((answer.mean, answer.spread, *answer.windows), stack, each)
         distances, warnings = self._judged(stack, answer, verdict, gate)
@@ -204,41 +208,40 @@ class Predictor:
         self, pixels: Uint16Image, inv_sd: np.float32, plan: TilePlan, shares: Shares, each: Each
     ) -> _Answer:
         """What the network says of the whole field; adds its time to the shares."""
-        if len(plan.tiles) == 1:
-            mean, spread, *windows = self._run(
-                cut_tiles(pixels, plan, plan.tiles, None, each), inv_sd, shares
-            )
-            return _Answer(whole(mean, plan, each), whole(spread, plan, each), windows)
+        before = _copies_ms(self._network)
+        with closing(
+            through(self._network, Field(pixels, plan, inv_sd), self._tiles_per_batch, each)
+        ) as found:
+            answer = self._whole(found, plan, each) if len(plan.tiles) == 1 else self._blended(found, plan)
+        after = _copies_ms(self._network)
+        shares.network_ms = answer.busy_ms
+        shares.upload_ms, shares.download_ms = after[0] - before[0], after[1] - before[1]
+        return answer
+
+    def _whole(self, found: Iterable[Answered], plan: TilePlan, each: Each) -> _Answer:
+        ((tiles, outputs, busy_ms),) = found
+        mean, spread, *windows = self._checked_shapes(outputs, (len(tiles), *plan.tile_shape))
+        return _Answer(whole(mean, plan, each), whole(spread, plan, each), windows, busy_ms)
+
+    def _blended(self, found: Iterable[Answered], plan: TilePlan) -> _Answer:
         shape = (len(self.manifest.labels), *plan.field_shape)
         answer = _Answer(np.zeros(shape, np.float32), np.zeros(shape, np.float32))
-        batch = max(min(self._tiles_per_batch, len(plan.tiles)), 1)
-        memory = np.empty((batch, len(pixels), *plan.tile_shape), np.uint16)
-        for tiles in plan.batches(batch):
-            mean, spread, *windows = self._run(cut_tiles(pixels, plan, tiles, memory, each), inv_sd, shares)
+        for tiles, outputs, busy_ms in found:
+            mean, spread, *windows = self._checked_shapes(outputs, (len(tiles), *plan.tile_shape))
+            answer.busy_ms += busy_ms
             answer.windows.extend(windows)
             for out, values in ((answer.mean, mean), (answer.spread, spread)):
                 for one, tile in zip(values, tiles, strict=True):
                     blend(out, one, plan, tile)
         return answer
 
-    def _run(self, tiles: Uint16Image, inv_sd: np.float32, shares: Shares) -> tuple[Float32Image, ...]:
-        """Mean, spread, and distance if the model has a gate."""
-        data = as_bytes(tiles)
-        before = _copies_ms(self._network)
-        began_s = time.perf_counter()
-        outputs = self._network.run(data, np.full(len(tiles), inv_sd, np.float32))
-        shares.network_ms += _since_ms(began_s)
-        after = _copies_ms(self._network)
-        shares.upload_ms += after[0] - before[0]
-        shares.download_ms += after[1] - before[1]
-        return self._checked_shapes(outputs, tiles.shape)
-
     def _checked_shapes(
-        self, outputs: tuple[Float32Image, ...], tiles: tuple[int, ...]
+        self, outputs: tuple[Float32Image, ...], tiles: tuple[int, int, int]
     ) -> tuple[Float32Image, ...]:
+        """Mean, spread, and distance if the model has a gate, for that many tiles of (h, w)."""
         rules = self.manifest
         named = dict(zip(self._outputs, outputs, strict=False))
-        image = tiles[0], len(rules.labels), *tiles[2:]
+        image = tiles[0], len(rules.labels), *tiles[1:]
         wanted: dict[str, tuple[int, ...]] = {MEAN: image, SPREAD: image}
         if rules.gate is not None:  # on a grid of its own, which only has to be there
             grid = named[DISTANCE].shape[2:] if DISTANCE in named else ()

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from acq_isl.engines.cuda import Device, OutOfDeviceMemory
 from acq_isl.engines.trt_lane import Lane, Streams
 from acq_isl.engines.trt_program import Program, Shape
+from acq_isl.engines.trt_slot import GpuPending, GpuSlot
 from acq_isl.errors import EngineError
 from acq_isl.stack import Float32Image
 
@@ -43,17 +44,6 @@ class GpuTimes:
     upload_ms: float = 0.0
     compute_ms: float = 0.0
     download_ms: float = 0.0
-
-
-class Pending:
-    """A batch in flight. Call `result` once; until then the tiles must stay as they are."""
-
-    def __init__(self, network: TensorRTNetwork, lane: Lane, tiles: NDArray[np.uint8]) -> None:
-        self._network, self._lane, self._tiles = network, lane, tiles
-
-    def result(self) -> tuple[Float32Image, ...]:
-        """The network's `TensorRTNetwork.outputs`, float32 each; raises `EngineError`."""
-        return self._network.finish(self._lane)
 
 
 class TensorRTNetwork:
@@ -99,7 +89,7 @@ class TensorRTNetwork:
         """Infer a batch of tiles; see `acq_isl.engines.predictor.Network`."""
         return self.submit(tiles, inv_sd).result()
 
-    def submit(self, tiles: NDArray[np.uint8], inv_sd: Float32Image) -> Pending:
+    def submit(self, tiles: NDArray[np.uint8], inv_sd: Float32Image) -> GpuPending:
         """Start a batch without waiting for it; waits only if `LANES` batches are in flight already.
 
         While one batch is computed, the next is on its way up and the last on its way down, so cutting and
@@ -112,7 +102,7 @@ class TensorRTNetwork:
 
         Returns
         -------
-        Pending
+        GpuPending
 
         Raises
         ------
@@ -121,33 +111,44 @@ class TensorRTNetwork:
         OutOfDeviceMemory
             This shape does not fit even alone.
         """
-        lane = self._take(tiles.shape)
+        slot = GpuSlot(self, self._waited_for(tiles.shape))
+        if tiles.flags.c_contiguous and self._device.is_registered(tiles):
+            return slot.start(inv_sd, tiles)
+        np.copyto(slot.tiles, tiles)
+        return slot.start(inv_sd)
+
+    def slot(self, shape: Shape, *, wait: bool = True) -> GpuSlot | None:
+        """A place for a batch of (tile, z, h, w, 2), to write it to; see `acq_isl.engines.flight.Slotted`.
+
+        Raises as `submit`.
+        """
+        lane = self._waited_for(shape) if wait else self._idle(shape)
+        return None if lane is None else GpuSlot(self, lane)
+
+    def start(self, lane: Lane, tiles: NDArray[np.uint8], inv_sd: Float32Image) -> None:
+        """Queue a lane; ``tiles`` are page-locked. If that fails, the lane is not the caller's any more."""
         try:
             lane.host["inv_sd"][:] = inv_sd
-            source = tiles
-            if not (tiles.flags.c_contiguous and self._device.is_registered(tiles)):
-                source = lane.host["stack"]
-                np.copyto(source, tiles)
             with self._changed:
-                lane.start(source)
-        except EngineError as error:
-            self._fail(error)
+                self._device.make_current()
+                lane.start(tiles)
+        except BaseException as error:
+            if isinstance(error, EngineError):
+                self._fail(error)
+            self.give_back(lane)
             raise
-        except BaseException:
-            self._give_back(lane)
-            raise
-        return Pending(self, lane, tiles)
 
     def finish(self, lane: Lane) -> tuple[Float32Image, ...]:
         """Wait for a lane, copy its results and free it for the next batch."""
-        self._device.make_current()
         try:
+            self._device.make_current()
             upload_ms, compute_ms, download_ms = lane.finish(self._timeout_s)
+            answers = tuple(self._full(lane.host[name]) for name in self.outputs)
         except EngineError as error:
             self._fail(error)
             raise
-        answers = tuple(self._full(lane.host[name]) for name in self.outputs)
-        self._give_back(lane)
+        finally:
+            self.give_back(lane)
         with self._changed:
             past = self._times
             self._times = GpuTimes(
@@ -175,7 +176,7 @@ class TensorRTNetwork:
 
     def warm_up(self, shape: Shape) -> None:
         """Make ready for a shape of tiles, (tile, z, h, w, 2), and keep the kernels compiled for it."""
-        self._give_back(self._take(shape))
+        self.give_back(self._waited_for(shape))
         self._program.keep_kernels()
 
     def register_host(self, memory: NDArray[np.uint8]) -> bool:
@@ -200,7 +201,15 @@ class TensorRTNetwork:
         self._device.make_current()
         self._device.unregister(memory)
 
-    def _take(self, shape: Shape) -> Lane:
+    def _idle(self, shape: Shape) -> Lane | None:
+        """A lane that is ready and free, if there is one: nothing is made, and nobody waited for."""
+        with self._changed:
+            if self._ended is not None:
+                raise self._ended
+            group = self._groups.get(shape)
+            return group.idle.pop() if group is not None and group.idle else None
+
+    def _waited_for(self, shape: Shape) -> Lane:
         deadline_s = time.monotonic() + self._timeout_s
         with self._changed:
             while True:
@@ -219,7 +228,8 @@ class TensorRTNetwork:
                         fix="send stacks more slowly; if the GPU is idle, restart the engine",
                     )
 
-    def _give_back(self, lane: Lane) -> None:
+    def give_back(self, lane: Lane) -> None:
+        """Take back a lane nothing of which is in flight."""
         with self._changed:
             for group in self._groups.values():
                 if lane in group.lanes:
@@ -268,10 +278,10 @@ class TensorRTNetwork:
         with self._changed:
             if self._device.closed:
                 return
-            failed = self._ended is not None
             self._ended = self._ended or EngineError("the engine is closed", fix="load the engine again")
             self._changed.notify_all()
-            while not failed and any(len(g.idle) < len(g.lanes) for g in self._groups.values()):
+            # Even after a failure: memory must not be freed under a thread that writes to it or reads it.
+            while any(len(g.idle) < len(g.lanes) for g in self._groups.values()):
                 if not self._changed.wait(deadline_s - time.monotonic()):
                     _log.warning("closing the engine with a batch still in flight")
                     break
