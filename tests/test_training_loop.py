@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import typer
@@ -37,6 +38,7 @@ from acq_isl.training.parallel import Team, computes_in_bf16
 from acq_isl.training.patches import Patches
 from acq_isl.training.savepoints import Savepoints, Tensors, read_tensors, write_tensors
 
+IDLE_S = 120  # half a second of processor time, or a word, within it is progress
 NO_CHANGE = Augmentation(gamma=(1, 1), gain=(1, 1), noise=(0, 0), blur=0, flips=False)
 
 
@@ -257,20 +259,75 @@ def arguments(tmp_path, name, **more):
     return [str(path), "--out", str(tmp_path / name)]
 
 
+def cpu_s(process):
+    """Of a process and all that it started, as far as they still run."""
+    total = 0.0
+    with contextlib.suppress(psutil.Error):
+        for one in (process, *process.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                used = one.cpu_times()
+                total += used.user + used.system
+    return total
+
+
+def said(log):
+    return log.read_text(errors="replace")[-3000:]
+
+
+@contextlib.contextmanager
+def started(command, log, **more):
+    """A process whose output goes to a file; neither it nor what it started outlives the block."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | more
+    with (
+        log.open("ab") as output,
+        subprocess.Popen(command, stdout=output, stderr=output, env=environment) as popen,
+    ):
+        process = psutil.Process(popen.pid)
+        try:
+            yield popen, process
+        finally:
+            family = [process]
+            with contextlib.suppress(psutil.Error):
+                family += process.children(recursive=True)
+            for one in family:
+                with contextlib.suppress(psutil.Error):
+                    one.kill()
+
+
+def wait_while_it_works(process, log, reached):
+    """Until ``reached()``. However slow the machine, a process at work is waited for; an idle one is not."""
+    last, since = (0.0, 0), time.monotonic()
+    while not reached():
+        now = (cpu_s(process), log.stat().st_size)
+        if now[0] > last[0] + 0.5 or now[0] < last[0] or now[1] != last[1]:
+            last, since = now, time.monotonic()
+        idle = time.monotonic() - since > IDLE_S
+        assert not idle, f"nothing happened for {IDLE_S} s; so far:\n{said(log)}"
+        time.sleep(0.02)
+
+
+def run_to_end(command, log, **more):
+    with started(command, log, **more) as (popen, process):
+        wait_while_it_works(process, log, lambda: popen.poll() is not None)
+    assert popen.returncode == 0, said(log)
+
+
+@pytest.mark.timeout(900)
 def test_a_killed_process_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     more = {"steps": 150, "checkpoint_every": 7}
     command = [sys.executable, "-c", KILLED, *arguments(tmp_path, "killed", **more)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, env=environment) as process:
-        deadline = time.monotonic() + 60
-        while not list((tmp_path / "killed").glob("checkpoint-*.safetensors")):
-            assert time.monotonic() < deadline, "no checkpoint within a minute"
-            assert process.poll() is None, "training ended early"
-            time.sleep(0.01)
-        process.send_signal(getattr(signal, "SIGKILL", signal.SIGTERM))
+    log = tmp_path / "log"
+
+    def kept():
+        return list((tmp_path / "killed").glob("checkpoint-*.safetensors"))
+
+    with started(command, log) as (popen, process):
+        wait_while_it_works(process, log, lambda: kept() or popen.poll() is not None)
+        assert popen.poll() is None, f"training ended early:\n{said(log)}"
+        popen.send_signal(getattr(signal, "SIGKILL", signal.SIGTERM))
     reached, _ = Savepoints(tmp_path / "killed").newest()
     assert 0 < reached < 150
-    subprocess.run(command, env=environment, check=True, timeout=100)
+    run_to_end(command, log)
     monkeypatch.setattr(train, "_finish", lambda *_: None)
     train.run(tiny(**more), tmp_path / "straight")
     step, straight = Savepoints(tmp_path / "straight").newest()
@@ -301,19 +358,17 @@ train.main()
 """
 
 
+@pytest.mark.timeout(900)
 def test_two_processes_train_one_network(tmp_path):
     """gloo on the processor: what torchrun does on two GPUs."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    script = tmp_path / "both.py"
+    script, log = tmp_path / "both.py", tmp_path / "log"
     script.write_text(BOTH)
+    # Standalone: it listens on a port of its own choice; one that was free a moment ago may be taken.
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port),
-        str(script), *arguments(tmp_path, "team"),
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1",
+        "--nproc-per-node", "2", str(script), *arguments(tmp_path, "team"),
     ]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "SEEN": str(tmp_path / "seen")}
-    subprocess.run(command, env=environment, check=True, timeout=110, capture_output=True)
+    run_to_end(command, log, SEEN=str(tmp_path / "seen"))
     first, second = (torch.load(tmp_path / f"seen{rank}", weights_only=True) for rank in (0, 1))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     assert float(first.abs().max()) > 0
