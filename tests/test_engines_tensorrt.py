@@ -16,6 +16,7 @@ import pytest
 from acq_isl.engines import precision, trt_api
 from acq_isl.engines.agreement import as_inputs, sample_tiles
 from acq_isl.engines.cuda import Device, OutOfDeviceMemory
+from acq_isl.engines.half import widened
 from acq_isl.engines.model_file import read_model
 from acq_isl.engines.onnx import OnnxEngine, OnnxNetwork
 from acq_isl.engines.plans import PlanStore
@@ -124,12 +125,23 @@ def test_fp16_comes_down_as_two_bytes_and_goes_out_as_float32(bench, model):
     assert "tensorrt_rtx 1.7.1.116 Readable GPU" in got.engine
 
 
-def test_every_fp16_number_comes_out_as_it_is(bench, model):
-    network = bench.open(model, HALF)[0].network
+def test_every_fp16_number_comes_out_as_it_is():
     every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
-    np.testing.assert_array_equal(network._full(every), every.astype(np.float32))  # NaN and infinity too
-    full = np.ones(3, np.float32)
-    assert network._full(full) is not full  # the lane is given to the next batch
+    np.testing.assert_array_equal(widened(every), every.astype(np.float32))  # NaN and infinity too
+    finite = every[np.isfinite(every)].reshape(2, -1)
+    np.testing.assert_array_equal(widened(finite), finite.astype(np.float32))
+    assert np.signbit(widened(np.array([-0.0], np.float16)))[0] and widened(every[:0]).shape == (0,)
+
+
+def test_results_stay_when_the_next_batch_comes(bench, model):
+    network = bench.open(model)[0].network
+    feeds = as_inputs(sample_tiles(tiny.MANIFEST, 3))
+    batches = [(feeds["stack"][i : i + 1], feeds["inv_sd"][i : i + 1]) for i in range(3)]
+    first, _ = network.run(*batches[0])
+    kept = first.copy()
+    for batch in batches[1:] * LANES:
+        network.run(*batch)
+    np.testing.assert_array_equal(first, kept)
 
 
 def test_two_bytes_for_each_pixel_go_up(bench, model):
