@@ -1,8 +1,8 @@
 """A trained model learns a new label, or a new microscope, from as little as one image.
 
-New label: its head alone first, then everything at a tenth of the rate. New microscope: the first block,
-which sees the optics, first, then everything at a tenth of the rate. The averaged weights that did best on
-one held-out field are kept; scores are of the other held-out fields.
+New label: its head alone first, then everything. New microscope: the first block, which sees the optics,
+first, then everything. The averaged weights that did best on one held-out field are kept; scores are of the
+other held-out fields.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from acq_isl.training.weights import Pretrained, read_pretrained, unfold
 logger = logging.getLogger(__name__)
 
 Task = Literal["new label", "new microscope"]
+_RATES: dict[Task, float] = {"new label": 3e-3, "new microscope": 1e-3}
 UNITS = "transfer_units.csv"
 _OF_A_MEMBER = r"(others\.\d+\.)?"
 
@@ -146,9 +147,7 @@ def adapt(model: Path, pairs: Path, label: str | None, ks: Sequence[int], folder
         )
     for k in sorted(set(ks) - set(chosen)):
         logger.info("there are %d units to train on, so k = %d is left out", len(available), k)
-    rows, best = _try_all(job, available, chosen)
-    write_table(_means(rows), folder, f"{task}, {division.title}", stopped=bool(job.validation))
-    _write_units(rows, folder / UNITS)
+    best = _try_all(job, available, chosen, folder)
     used = set(available[: chosen[-1]])
     train = tuple(item for item in division.train if unit_of(item, division) in used)
     both = zip(material.train, division.train, strict=True)
@@ -161,8 +160,11 @@ def adapt(model: Path, pairs: Path, label: str | None, ks: Sequence[int], folder
     return write_package(config, replace(division, train=(*train, *decided)), kept, folder)
 
 
-def _try_all(job: _Job, available: Sequence[str], ks: Sequence[int]) -> tuple[list[_UnitRow], LiveNetwork]:
-    """Adapt and train from scratch for every k and seed; the network adapted with the largest k is kept."""
+def _try_all(job: _Job, available: Sequence[str], ks: Sequence[int], folder: Path) -> LiveNetwork:
+    """Adapt and train from scratch for every k and seed, and write the tables after each.
+
+    Returns the network adapted with the largest k.
+    """
     rows: list[_UnitRow] = []
     if job.task == "new microscope":
         as_is = _selected(job.pretrained, job.config.labels)
@@ -178,8 +180,11 @@ def _try_all(job: _Job, available: Sequence[str], ks: Sequence[int]) -> tuple[li
         scratch = _best(job, [_scratch(job, seed)], fields)
         rows += [*job.rows(k, "adapted", seed, adapted), *job.rows(k, "from scratch", seed, scratch)]
         best = adapted if seed == job.recipe.seed else best
+        title = f"{job.task}, {job.material.division.title}"
+        write_table(_means(rows), folder, title, stopped=bool(job.validation))
+        _write_units(rows, folder / UNITS)
     job.tell(Progress("training", len(runs), len(runs)))
-    return rows, best
+    return best
 
 
 def _means(rows: Sequence[_UnitRow]) -> list[Row]:
@@ -221,19 +226,19 @@ def _adapted(job: _Job, fields: Sequence[Field], seed: int) -> LiveNetwork:
 
 
 def _phases(job: _Job, network: LiveNetwork, seed: int) -> Iterator[Training]:
-    """First a part alone, then everything at a lower rate, going on from the best so far."""
+    """First a part alone, then everything, going on from the best so far."""
     recipe = job.recipe
     first = max(round(recipe.first * recipe.steps), 1)
     part = re.compile(_OF_A_MEMBER + ("head" if job.task == "new label" else "down.0") + r"\.")
-    alone = _training(job, seed, first, recipe.learning_rate, network)
+    rate = recipe.learning_rate or _RATES[job.task]
+    alone = _training(job, seed, first, rate, network)
     still = [module for name, module in alone.network.named_modules()
              if isinstance(module, nn.BatchNorm2d) and not part.match(name)]  # fmt: skip
     for name, parameter in alone.network.named_parameters():
         parameter.requires_grad_(part.match(name) is not None)
     alone.still = tuple(still)
     yield alone
-    rate = recipe.learning_rate * recipe.share
-    yield _training(job, seed + 1000, recipe.steps - first, rate, alone.average)
+    yield _training(job, seed + 1000, recipe.steps - first, rate * recipe.share, alone.average)
 
 
 def _scratch(job: _Job, seed: int) -> Training:
