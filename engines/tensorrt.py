@@ -23,6 +23,8 @@ from acq_isl.tiling import BLEND_PX, plan_tiles
 
 _log = logging.getLogger(__name__)
 
+_NO_MEMORY = ("out of memory", "outofmemory", "could not be allocated")  # in TensorRT's words
+
 
 class TensorRTEngine(Predictor):
     """A model file, ready to predict on an NVIDIA GPU.
@@ -145,8 +147,8 @@ class _Loader:
         try:
             return built, self._program(built)
         except PlanRefused as refusal:
-            if built.fresh:
-                raise
+            if built.fresh or any(words in str(refusal.got).lower() for words in _NO_MEMORY):
+                raise  # a plan that does not fit now is as good as ever when other programs have ended
             _log.warning("%s; it is built again", refusal.what)
             self.store.discard(built.note.key)
         built = self._build()

@@ -18,7 +18,7 @@ from acq_isl.engines.trt_api import Flavour, Progress, load_flavour
 from acq_isl.engines.trt_compile import compile_plan
 from acq_isl.engines.trt_int8 import MOST_DISTANCE, Int8Form, stored_form
 from acq_isl.engines.trt_kept import KeptFile
-from acq_isl.engines.trt_options import BuildOptions, Precision, profile_shapes
+from acq_isl.engines.trt_options import BuildOptions, Precision, gpu_key, profile_shapes
 from acq_isl.errors import EngineError, ModelError
 
 _log = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ def plan_key(file: ModelFile, options: BuildOptions, flavour: Flavour, gpu: GpuI
         profile=options.profile,
         shapes=profile_shapes(file.info.manifest, options),
         targets=tuple(sorted(options.targets)) if flavour.portable else (),
-        gpu="" if flavour.portable or gpu is None else f"{gpu.name} {gpu.capability}",
+        gpu="" if flavour.portable or gpu is None else gpu_key(gpu),
         flags=_flags(file, options),
     )
 

@@ -76,7 +76,7 @@ def _lend_timings(config: Any, timings: KeptFile) -> None:
     """Kernels that were timed for another plan on this GPU need not be timed again."""
     kept = timings.load()
     cache = config.create_timing_cache(kept or b"")
-    if not config.set_timing_cache(cache, False):
+    if cache is None or not config.set_timing_cache(cache, False):
         _log.warning("kept timings in %s do not fit any more, kernels are timed again", timings.path)
         config.set_timing_cache(config.create_timing_cache(b""), False)
 

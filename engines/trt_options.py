@@ -96,6 +96,11 @@ def profile_shapes(manifest: Manifest, options: BuildOptions) -> Shapes:
     return {"stack": (stacks[0], stacks[1], stacks[2]), "inv_sd": ((tiles[0],), (tiles[1],), (tiles[2],))}
 
 
+def gpu_key(gpu: GpuInfo) -> str:
+    """A GPU as plans that run on no other are keyed by it."""
+    return f"{gpu.name} {gpu.capability}"
+
+
 def _up(value: int, step: int) -> int:
     return -(-value // step) * step
 
@@ -153,5 +158,5 @@ def _fits(note: PlanNote, wish: LastBuilt, file: ModelFile, gpu: GpuInfo, flavou
         and key.precision == wish.precision
         and key.profile in _PROFILES
         and (not key.targets or gpu.capability in key.targets)
-        and (not key.gpu or gpu.name in key.gpu)
+        and (not key.gpu or key.gpu == gpu_key(gpu))
     )

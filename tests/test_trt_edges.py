@@ -1,0 +1,83 @@
+"""What plain TensorRT does now and then: a card of a like name, no memory for a plan, spoilt timings."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from acq_isl.engines.cuda import Device, GpuInfo
+from acq_isl.engines.model_file import read_model
+from acq_isl.engines.plans import PlanStore
+from acq_isl.engines.tensorrt import TensorRTEngine
+from acq_isl.engines.trt_api import Flavour
+from acq_isl.engines.trt_build import build
+from acq_isl.engines.trt_compile import _lend_timings
+from acq_isl.engines.trt_kept import KeptFile
+from acq_isl.engines.trt_options import BuildOptions, LastBuilt, resolved
+from acq_isl.errors import EngineError
+
+HERE = Path(__file__).resolve().parent
+FULL = BuildOptions(precision="fp32", field_px=(96, 96))
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+tiny, cuda_double, trt_double = (
+    load(HERE / "doubles" / f"{n}.py") for n in ("tiny_model", "cuda_double", "tensorrt_double")
+)
+
+
+def test_a_card_whose_name_begins_alike_is_another_card(tmp_path):
+    model, store = tiny.write(tmp_path), PlanStore(tmp_path / "plans")
+    flavour = Flavour(trt_double.tensorrt(cuda_double.Driver(), rtx=False))
+    large = GpuInfo("NVIDIA A100", "sm80", 80 << 30, 13_000)
+    options = BuildOptions(precision="fp32", profile="bulk", field_px=(200, 200))
+    build(model, options, store=store, gpu=large, flavour=flavour)
+    small = GpuInfo("NVIDIA A10", "sm86", 24 << 30, 13_000)
+    wish, file = LastBuilt("fp32", (96, 96)), read_model(model)
+    assert resolved(wish, file, store, large, flavour).profile == "bulk"
+    assert resolved(wish, file, store, small, flavour) == FULL
+
+
+@pytest.mark.parametrize("rtx", [True, False], ids=["rtx", "tensorrt"])
+def test_a_plan_that_does_not_fit_into_memory_now_is_not_thrown_away(tmp_path, monkeypatch, rtx):
+    model, store = tiny.write(tmp_path), PlanStore(tmp_path / "plans")
+    trt = trt_double.tensorrt(cuda_double.Driver(), rtx=rtx)
+    flavour = Flavour(trt)
+    TensorRTEngine(model, FULL, store=store, device=Device(driver=trt.driver), flavour=flavour).close()
+
+    def no_room(runtime, serialized_engine):
+        words = "[defaultAllocator.cpp::allocate::57] Error Code 1: Cuda Runtime (out of memory)"
+        runtime._logger.log(trt_double.ILogger.ERROR, words)
+
+    monkeypatch.setattr(trt_double.Runtime, "deserialize_cuda_engine", no_room)
+    with pytest.raises(EngineError, match="out of memory"):
+        TensorRTEngine(model, FULL, store=store, device=Device(driver=trt.driver), flavour=flavour)
+    assert trt.built == 1 and len(store.list()) == 1
+    assert trt.driver.leaks() == {}
+
+
+def test_timings_that_tensorrt_cannot_read_are_taken_anew(tmp_path, caplog):
+    class Config:
+        def __init__(self):
+            self.cache = None
+
+        def create_timing_cache(self, serialized_timing_cache):
+            return None if serialized_timing_cache else "empty"
+
+        def set_timing_cache(self, cache, ignore_mismatch):
+            assert cache is not None, "pybind11 raises TypeError here"
+            self.cache = cache
+            return True
+
+    kept, config = KeptFile(tmp_path / "some.timings"), Config()
+    kept.save(b"of another driver")
+    _lend_timings(config, kept)
+    assert config.cache == "empty" and "do not fit any more" in caplog.text
