@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from importlib import resources
 from pathlib import Path
@@ -28,14 +30,16 @@ from acq_isl.manifest import MANIFEST_KEY, Manifest
 from acq_isl.training import train
 from acq_isl.training.augment import Augmentation
 from acq_isl.training.board import Board
-from acq_isl.training.config import Optimisation, TrainConfig, load_config
+from acq_isl.training.config import Architecture, Optimisation, TrainConfig, Watching, load_config
 from acq_isl.training.dataset import Field
 from acq_isl.training.heads import chosen_labels
 from acq_isl.training.loop import Training, learning_rate
 from acq_isl.training.losses import over_labels, pixel_nll
 from acq_isl.training.network import LiveNetwork, NetworkConfig, beta_nll
+from acq_isl.training.pairs import Checks
 from acq_isl.training.parallel import Team, computes_in_bf16
 from acq_isl.training.patches import Patches
+from acq_isl.training.recipe import Recipe
 from acq_isl.training.savepoints import Savepoints, Tensors, read_tensors, write_tensors
 
 IDLE_S = 120  # half a second of processor time, or a word, within it is progress
@@ -462,6 +466,31 @@ def test_the_examples_are_valid(name):
     config = load_config(Path(__file__).resolve().parents[1] / "examples" / f"{name}.yaml")
     assert config.split is not None
     assert all(source.kind == "simulated" or "examples" in str(source) for source in config.data)
+
+
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "training.md"
+
+
+@pytest.mark.parametrize(
+    "part",
+    [TrainConfig, Optimisation, Watching, Architecture, Augmentation, Checks, Recipe],
+    ids=lambda part: part.__name__,
+)
+def test_every_key_is_described(part):
+    text = DOCUMENT.read_text(encoding="utf-8")
+    described = set(re.findall(r"`(\w+)[:`]", text.partition("## Every key")[2]))
+    keys = {field.alias or name for name, field in part.model_fields.items()}
+    assert keys - described == set()
+
+
+def test_the_smallest_file_of_the_document_is_one(tmp_path):
+    text = DOCUMENT.read_text(encoding="utf-8")
+    block = re.search(r"smallest file that trains:\n\n((?:    .*\n)+)", text).group(1)
+    path = tmp_path / "train.yaml"
+    path.write_text(textwrap.dedent(block))
+    config = load_config(path)
+    assert [label.name for label in config.labels] == ["nuclei"]
+    assert config.data[0].folder == tmp_path / "plate1"
 
 
 def test_the_command_shows_progress_and_what_came_out(tmp_path, monkeypatch):

@@ -27,8 +27,8 @@ _OFF = (1.0, 1.0)
 class Augmentation(Strict):
     """How much; pairs are (low, high) of a uniform distribution.
 
-    The defaults are what the demo model was trained with. Wider ranges, for data of several microscopes,
-    are in ``examples/train.yaml``.
+    The defaults are for data of one microscope. Wider ranges, for data of several, are in
+    ``examples/train.yaml``; those of the demo model in its own file, ``acq_isl/models/demo.yaml``.
     """
 
     flips: bool = True
