@@ -218,6 +218,13 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(fields):
     assert_same(weights, before)
 
 
+def test_members_need_a_patch_each():
+    content = settings(batch=1)
+    content["network"]["members"] = 2
+    with pytest.raises(ExperimentError, match="a batch of at least 2"):
+        Training.start(TrainConfig.model_validate(content))
+
+
 @pytest.mark.parametrize("harm", ["cut", "flip", "empty"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, caplog, harm):
     points = Savepoints(tmp_path)

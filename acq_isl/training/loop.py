@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from acq_isl.errors import ModelError, TrainingFailed
+from acq_isl.errors import ExperimentError, ModelError, TrainingFailed
 from acq_isl.training.config import Optimisation, TrainConfig
 from acq_isl.training.dataset import Field
 from acq_isl.training.heads import chosen_labels
@@ -65,7 +65,20 @@ class Training:
 
     @classmethod
     def start(cls, config: TrainConfig, team: Team | None = None) -> Training:
-        """New weights from the configuration's seed."""
+        """New weights from the configuration's seed.
+
+        Raises
+        ------
+        ExperimentError
+            A batch is smaller than the number of networks that share it.
+        """
+        if config.optimisation.batch < config.network.members:
+            raise ExperimentError(
+                "networks side by side share each batch, and there are more of them than patches in it",
+                wanted=f"a batch of at least {config.network.members}",
+                got=str(config.optimisation.batch),
+                fix="raise optimisation.batch, or recipe.batch where a model is adapted",
+            )
         team = team or Team(0, 1, torch.device("cpu"))
         settings = config.optimisation
         torch.manual_seed(settings.seed)
