@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,17 +15,18 @@ from acq_isl.experiment import Experiment, SimulatedMicroscope
 from acq_isl.figures import Gauge
 from acq_isl.hooks import GuardedAcquisition, OpenMicroscope, Safety, call_user_function, open_microscope
 from acq_isl.instruments import Instruments
+from acq_isl.labels import Labels
 from acq_isl.ledger import Ledger
 from acq_isl.ledger import read as read_ledger
-from acq_isl.manifest import Manifest
 from acq_isl.marking import marked
-from acq_isl.news import LabelStyle, RunEnded, RunStarted, Tell, untold
+from acq_isl.news import RunEnded, RunStarted, Tell, untold
 from acq_isl.plan import Cycle
 from acq_isl.preflight import new_folder, prepare, simulated
 from acq_isl.record import RunRecord
 from acq_isl.report import write_report
 from acq_isl.run_engine import WithoutEngine, lost, open_engine, state
 from acq_isl.session import Session
+from acq_isl.stack import Prediction, StackKey
 from acq_isl.store import PredictionStore, field_name, load
 from acq_isl.stream.client import EngineClient
 from acq_isl.summary import Kept, Origin, summarise, versions
@@ -126,7 +127,7 @@ def _carry_out(
             if session is not None:
                 # Only now is everything on disk that the pictures are read from.
                 origin = parts.origin(started, time.monotonic() - began, scope.description)
-                kept = Kept(parts.microscope.images, lambda key: load(folder / _STORE, field_name(key)))
+                kept = Kept(parts.microscope.images, parts.stored(folder / _STORE))
                 record = _with_ending(summarise(experiment, session, kept, origin), folder, failure)
                 record = marked(record, experiment, session, kept, scope.simulated)
                 write_report(report, record)
@@ -151,9 +152,12 @@ class _Parts:
     instruments: Instruments
     microscope: GuardedAcquisition
     source: EngineClient | WithoutEngine
-    manifest: Manifest | None
-    model: str
+    labels: Labels
     warnings: tuple[str, ...]
+
+    def stored(self, path: Path) -> Callable[[StackKey, str], Prediction]:
+        """How to read a model's prediction of a stack back, with labels called as in this run."""
+        return lambda key, model: self.labels.shown(load(path, field_name(key, model)))
 
     def news(self, started: str, folder: Path, scope: OpenMicroscope, plan: tuple[Cycle, ...]) -> RunStarted:
         core = scope.core
@@ -163,24 +167,23 @@ class _Parts:
             started=started,
             folder=str(folder),
             scope=scope.description,
-            model=self.model,
-            labels=tuple(LabelStyle(one.name, one.color) for one in self.manifest.labels)
-            if self.manifest
-            else (),
+            model=self.labels.titles,
+            labels=self.labels.styles,
             fields=tuple(request for cycle in plan for request in cycle.requests),
             fov_um=(core.get_image_width() * pixel_um, core.get_image_height() * pixel_um),
             limits=bounds(self.experiment.limits),
             choice=choice(self.experiment),
+            models=len(self.labels.models),
         )
 
     def origin(self, started: str, duration_s: float, scope: str) -> Origin:
-        colors = {label.name: label.color for label in self.manifest.labels} if self.manifest else {}
         return Origin(
             started=started,
             duration_s=duration_s,
             scope=scope,
-            model=self.model,
-            model_colors=colors,
+            model=self.labels.titles,
+            model_colors=self.labels.colors,
+            label_models=self.labels.by_model,
             versions=versions(),
             files=dict(_FILES),
             warnings=self.warnings,
@@ -197,20 +200,20 @@ def _opened(
     field_px = scope.core.get_image_height(), scope.core.get_image_width()
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger(folder / "decisions.jsonl"))
-        source, manifest, model, warnings = open_engine(experiment, folder, field_px, stack)
-        colors = {label.name: label.color for label in manifest.labels} if manifest else {}
-        store = stack.enter_context(PredictionStore(folder / _STORE, colors, timeout_s=_DISK_S))
+        source, labels, warnings = open_engine(experiment, folder, field_px, stack)
+        store = stack.enter_context(PredictionStore(folder / _STORE, labels.store_colors, timeout_s=_DISK_S))
         sink, safety = WatchedSink(source, cast.tell), _safety(experiment)
         microscope = stack.enter_context(
             GuardedAcquisition(folder, "measured", sink=sink, limits=experiment.limits, safety=safety)
         )
         counters = (lambda: microscope.captured, lambda: lost(source))
-        gauge = Gauge(cast.tell, counters, lambda: state(source), expected_slices(experiment, plan))
+        slices = expected_slices(experiment, plan)
+        gauge = Gauge(cast.tell, counters, lambda: state(source), slices, models=len(labels.models))
         instruments = Instruments(
-            microscope, source, store, ledger, call_user_function, gauge.tell, cast.orders
+            microscope, source, store, ledger, call_user_function, gauge.tell, cast.orders, labels=labels
         )
         warnings = (*warnings, *cast.warnings)
-        yield _Parts(experiment, instruments, microscope, source, manifest, model, warnings)
+        yield _Parts(experiment, instruments, microscope, source, labels, warnings)
 
 
 def _safety(experiment: Experiment) -> Safety:

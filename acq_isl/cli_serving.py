@@ -64,17 +64,11 @@ def load(
     The rest as for `acq_isl.engines.load_engine`.
     """
     from acq_isl.engines import load_engine
-    from acq_isl.stream.roster import ServedModel
+    from acq_isl.stream.roster import ServedModel, named
 
     name, file = named(model)
     engine = load_engine(file, threads=threads, backend=backend, field_px=field_px, gate=gate)
     return ServedModel(engine, name or engine.manifest.name, engine.model.sha256, engine.name)
-
-
-def named(model: str) -> tuple[str, str]:
-    """Name and file of ``NAME=FILE``; without a name, or if that is the name of a file, only the file."""
-    name, equals, file = model.partition("=")
-    return (name, file) if equals and name and file and not Path(model).exists() else ("", model)
 
 
 def _serve(out: Console, configure_logging: Callable[[bool], None]) -> Callable[..., None]:
@@ -175,7 +169,7 @@ def _replay(out: Console) -> Callable[..., None]:
         def ours(one: str) -> ServedModel:
             return load(one, threads=threads, backend=backend)
 
-        with _served(connect, keys) if connect else _loaded(model or [_model_of(folder)], ours) as models:
+        with _served(connect, keys) if connect else _loaded(model or _models_of(folder), ours) as models:
             results = replay(folder, models, keep=keep, tell=told)
         left = sum(not one.done for one in results)
         out.print(f"{len(results) - left} predicted into {escape(str(store))}, {left} left", soft_wrap=True)
@@ -210,13 +204,13 @@ def _loaded(models: Sequence[str], ours: Callable[[str], ServedModel]) -> Iterat
         yield LocalModels(Roster(loaded))
 
 
-def _model_of(folder: Path) -> str:
-    """The model of a run's experiment; ExperimentError if that cannot be told."""
+def _models_of(folder: Path) -> tuple[str, ...]:
+    """The models of a run's experiment; ExperimentError if that cannot be told."""
     from acq_isl.experiment import Experiment
 
     for place in (folder, folder.resolve().parent):
         if (place / "experiment.yaml").exists():
-            return str(Experiment.from_yaml(place / "experiment.yaml").model)
+            return Experiment.from_yaml(place / "experiment.yaml").model_files
     raise ExperimentError(
         f"{folder} does not say which model it was for", fix="name it: acq-isl replay FOLDER --model FILE"
     )

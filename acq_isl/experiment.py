@@ -14,12 +14,22 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import useq
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WrapValidator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from acq_isl.errors import ExperimentError
 from acq_isl.fault_text import FaultText
 from acq_isl.life import Life
+from acq_isl.measure import Measurement
+from acq_isl.messages import MAX_DEADLINE_MS, MAX_MODELS
 from acq_isl.rules import Best, Limits, Trigger
 from acq_isl.simulated_optics import PhaseContrastOptics, SimulatedOptics
 from acq_isl.stack import Modality, Polarity
@@ -174,6 +184,10 @@ class Experiment(_Strict):
     """Transmitted-light z-stacks; a grid without field size takes the camera's."""
     model: str = "demo"
     """Path of a model file, or ``demo`` for the one that ships with acq-isl."""
+    models: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=(), max_length=MAX_MODELS)
+    """Instead of ``model``: several, as FILE or NAME=FILE; with a remote engine, names of its models."""
+    deadline_ms: float | None = Field(default=None, gt=0, le=MAX_DEADLINE_MS)
+    """A prediction not begun so long after the last slice of its field is left for later, on disk."""
     engine: Annotated[LocalEngine | RemoteEngine | NoEngine, Field(discriminator="kind")] = LocalEngine()
     choose: Best | None = None
     """Which fields to go back to."""
@@ -186,6 +200,17 @@ class Experiment(_Strict):
     output: Folder = Path("acq-isl-runs")
     prediction_timeout_s: float = Field(default=120.0, gt=0)
     """How long to wait for predictions after the last overview slice before going on without them."""
+
+    @model_validator(mode="after")
+    def _model_or_models(self) -> Experiment:
+        if self.models and "model" in self.model_fields_set:
+            raise ValueError("give either 'model' or 'models', not both")
+        return self
+
+    @property
+    def model_files(self) -> tuple[str, ...]:
+        """The models as they are written in the file."""
+        return self.models or (self.model,)
 
     @classmethod
     def from_yaml(cls, path: Path | str) -> Experiment:
@@ -216,11 +241,8 @@ class Experiment(_Strict):
                 f"{name} is not valid YAML", got=str(error), fix="correct the line"
             ) from error
         if not isinstance(raw, dict):
-            raise ExperimentError(
-                f"{name} is not an experiment",
-                wanted="keys such as name and overview",
-                got=type(raw).__name__,
-            )
+            got, wanted = type(raw).__name__, "keys such as name and overview"
+            raise ExperimentError(f"{name} is not an experiment", wanted=wanted, got=got)
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
@@ -229,11 +251,18 @@ class Experiment(_Strict):
 
     def to_yaml(self) -> str:
         """The experiment as it will run, all defaults spelled out; reads back as the same experiment."""
-        data = self.model_dump(mode="json", exclude={"overview", "revisit"})
+        other = "model" if self.models else "models"
+        data = self.model_dump(mode="json", exclude={"overview", "revisit", other})
         data["overview"] = _sequence_data(self.overview)
         if self.revisit is not None:
             data["revisit"] = _sequence_data(self.revisit)
         return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+
+
+def measurements(experiment: Experiment) -> tuple[Measurement, ...]:
+    """What the rules of an experiment look at, that of the choice first, each once."""
+    chosen = [experiment.choose.measurement] if experiment.choose else []
+    return tuple(dict.fromkeys([*chosen, *(one.when.measurement for one in experiment.triggers)]))
 
 
 def _sequence_data(sequence: useq.MDASequence) -> Any:

@@ -59,7 +59,7 @@ def write_field(folder: Path, prediction: Prediction, colors: Mapping[str, str])
     ----------
     folder : Path
     prediction : Prediction
-    colors : mapping of label to ``#rrggbb``
+    colors : mapping of label, or ``model/label``, to ``#rrggbb``
     """
     from yaozarrs.write.v05 import write_image
 
@@ -87,6 +87,10 @@ def _image(prediction: Prediction, colors: Mapping[str, str]) -> Any:
     for axis, side, middle in zip("yx", info.shape, (info.y_um, info.x_um), strict=True):
         first = middle - (side - 1) / 2 * pixel  # where the first pixel's middle lies
         axes.append(DimSpec(name=axis, size=side, translation=first, **space))
+
+    def hue(label: str) -> str:  # of one of several models, where they have the same label
+        return colors.get(f"{prediction.model}/{label}", colors.get(label, "#ffffff"))
+
     channels = [
         v05.OmeroChannel(
             window=v05.OmeroWindow(start=0.0, min=0.0, end=bright, max=2 * bright),
@@ -95,7 +99,7 @@ def _image(prediction: Prediction, colors: Mapping[str, str]) -> Any:
             active=not what,
         )
         for label in prediction.labels
-        for what, bright, color in (("", 1.0, colors.get(label, "#ffffff")), (", doubt", 0.5, "#ffffff"))
+        for what, bright, color in (("", 1.0, hue(label)), (", doubt", 0.5, "#ffffff"))
     ]
     return v05.Image(
         multiscales=[v05.Multiscale.from_dims(axes, name=f"{info.key} (predicted)")],

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
+from acq_isl.labels import Standing, standing, together
 from acq_isl.news import (
     FieldImaged,
     Figures,
@@ -19,7 +20,7 @@ from acq_isl.news import (
     Tell,
 )
 from acq_isl.record import Counts
-from acq_isl.stack import Refusal, StackKey, StageTimes
+from acq_isl.stack import Outcome, StackKey, StageTimes
 from acq_isl.summary import latencies
 
 _RECENT = 256
@@ -41,6 +42,8 @@ class Gauge:
         Slices for prediction, and slices measured only, that the whole run is expected to take.
     monotonic : callable
         Seconds.
+    models : int
+        How many predict each stack.
     """
 
     def __init__(
@@ -50,6 +53,8 @@ class Gauge:
         engine: Callable[[], str],
         slices: tuple[int, int],
         monotonic: Callable[[], float] = time.monotonic,
+        *,
+        models: int = 1,
     ) -> None:
         self._tell = tell
         self._captured, self._lost = counters
@@ -57,7 +62,9 @@ class Gauge:
         self._counts = Counts()
         self._recent: deque[StageTimes] = deque(maxlen=_RECENT)
         self._decide_ms: deque[float] = deque(maxlen=_RECENT)
+        self._models = models
         self._waiting: dict[StackKey, int] = {}
+        self._answers: dict[StackKey, dict[str, Standing]] = {}
         self._began_s = self._told_s = monotonic()
         self._rested_s = 0.0
         self._paused_s: float | None = None
@@ -74,11 +81,9 @@ class Gauge:
             case Predicted(prediction=prediction):
                 self._recent.append(prediction.times)
                 self._decide_ms.append(news.decide_ms)
-                self._count(predicted=self._outcome(prediction.info.key, prediction.info.planes))
+                self._outcome(prediction)
             case NotPredicted(outcome=outcome):
-                planes = self._outcome(outcome.info.key, outcome.info.planes)
-                refused = isinstance(outcome, Refusal)
-                self._count(**{"refused" if refused else "spooled": planes})
+                self._outcome(outcome)
             case StateChanged(state=state):
                 self._clock_pauses(paused=state == "paused")
             case Step() | RunEnded():
@@ -96,9 +101,19 @@ class Gauge:
         stages = latencies(list(self._recent), list(self._decide_ms))
         return Figures(counts, sum(self._waiting.values()), stages, self._engine(), self._remaining_s())
 
-    def _outcome(self, key: StackKey, planes: int) -> int:
+    def _outcome(self, outcome: Outcome) -> None:
+        """Count a stack once all models have answered, and otherwise once more has become known of it."""
+        key = outcome.info.key
+        answers = self._answers.setdefault(key, {})
+        before = together(answers.values(), self._models)
+        answers[outcome.model] = standing(outcome)
+        after = together(answers.values(), self._models)
+        if after is None or after == before:
+            return
         self._waiting.pop(key, None)
-        return planes
+        if before is not None:
+            self._count(**{before: -outcome.info.planes})
+        self._count(**{after: outcome.info.planes})
 
     def _count(self, **more: int) -> None:
         changes = {name: getattr(self._counts, name) + number for name, number in more.items()}

@@ -38,6 +38,7 @@ class Row:
     """Pictures of one label of one field, beside each other, with what the score means."""
 
     label: str
+    by: str
     channel: str
     pictures: tuple[Picture, ...]
     score: str
@@ -102,7 +103,7 @@ def mosaic(fields: Sequence[FieldRecord], colors: dict[str, str]) -> dict[str, A
 
 def state(field: FieldRecord) -> str:
     if isinstance(field.outcome, Prediction):
-        return "predicted"
+        return "predicted in part" if field.without else "predicted"
     return "refused" if isinstance(field.outcome, Refusal) else "not predicted"
 
 
@@ -128,7 +129,7 @@ def chosen(record: RunRecord, colors: dict[str, str]) -> dict[str, Any]:
                 "field": field,
                 "place": place(field.info),
                 "bar": pictures.scale_bar(field.info.shape[1] * field.info.pixel_size_um),
-                "rows": _rows(compared.get(field.info.key, []), colors, edge),
+                "rows": _rows(compared.get(field.info.key, []), colors, record.label_models, edge),
                 "layers": _layers(field.outcome, colors, edge)
                 if isinstance(field.outcome, Prediction)
                 else [],
@@ -139,7 +140,9 @@ def chosen(record: RunRecord, colors: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _rows(comparisons: Sequence[Comparison], colors: dict[str, str], edge: int) -> list[Row]:
+def _rows(
+    comparisons: Sequence[Comparison], colors: dict[str, str], models: dict[str, str], edge: int
+) -> list[Row]:
     rows = []
     for comparison in comparisons:
         color = colors.get(comparison.label, pictures.PALETTE[0])
@@ -155,7 +158,8 @@ def _rows(comparisons: Sequence[Comparison], colors: dict[str, str], edge: int) 
         )
         score = f"r = {comparison.pearson:.2f}" if math.isfinite(comparison.pearson) else "no r"
         words = meaning(comparison.pearson), objects(comparison)
-        rows.append(Row(comparison.label, comparison.channel, found, score, *words))
+        by = models.get(comparison.label, "")
+        rows.append(Row(comparison.label, by, comparison.channel, found, score, *words))
     return rows
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from acq_isl import aiming, grading
 from acq_isl.aiming import Imaged, Lit
 from acq_isl.errors import AcqIslError
-from acq_isl.experiment import Experiment
+from acq_isl.experiment import Experiment, measurements
 from acq_isl.grading import KnownCell, KnownField
 from acq_isl.instruments import Field
 from acq_isl.measure import Measurement, measure
@@ -21,7 +21,7 @@ from acq_isl.scorecard import Scorecard, Spread
 from acq_isl.session import Session
 from acq_isl.sim import KnowsCells, Rectangle, SimulatedScope, Taken, View
 from acq_isl.stack import Float32Image, Prediction, StackKey, StackRequest
-from acq_isl.summary import Kept, measurements
+from acq_isl.summary import Kept
 
 _MOST_FIELDS = 64  # whose pictures are held against the truth: each costs up to a second
 _DRIFT_UM = 40.0
@@ -88,7 +88,7 @@ def _scorecard(run: _Run, decisions: Sequence[Mapping[str, Any]]) -> Scorecard:
     seen = [field for field in session.fields.values() if taken.get(field.request.key)]
     fields = [_field(run, one, taken[one.request.key], number) for number, one in enumerate(seen)]
     overview, rules = {one.request.key for one in seen}, measurements(experiment)
-    label = rules[0].label if rules else None
+    label = session.labels.bare(rules[0].label) if rules else None  # as the specimen names it
     stained = {
         (one.request.key.time, one.request.key.position) for one in imaged if one.request.key not in overview
     }
@@ -97,7 +97,10 @@ def _scorecard(run: _Run, decisions: Sequence[Mapping[str, Any]]) -> Scorecard:
     triggers = (grading.score_trigger(one, fields) for one in experiment.triggers)
     notes = ((not seen, _DARK), (not run.knows_cells, _NO_CELLS), (len(seen) > _MOST_FIELDS, _TOO_MANY))
     return Scorecard(
-        labels=grading.score_labels(fields),
+        labels=tuple(
+            replace(one, model=session.labels.by_model.get(one.label, ""))
+            for one in grading.score_labels(fields)
+        ),
         choice=grading.score_choice(experiment.choose, fields) if experiment.choose else None,
         triggers=tuple(one for one in triggers if one is not None),
         cells=grading.score_cells(label, fields, revisited) if label and revisited else None,
@@ -123,30 +126,34 @@ def _lit(taken: Taken) -> Lit:
 def _field(run: _Run, field: Field, taken: tuple[Taken, ...], number: int) -> KnownField:
     chosen = field.choice is not None and field.choice.chosen
     known = KnownField(field.request.key, chosen, math.nan, (), {}, {}, _cells(run, taken[-1]))
-    outcome = field.outcome
-    if not isinstance(outcome, Prediction):
+    if not field.predictions:
         return known
-    times, decide_ms = outcome.times, statistics.median(run.session.decide_ms or [0.0])
-    spent_ms = times.transfer_ms + times.wait_ms + times.infer_ms + times.decode_ms + decide_ms
-    known = replace(known, decided_s=spent_ms / 1000)
-    return _compared(run, known, taken[-1]) if number < _MOST_FIELDS else known
+    times = [one.times for one in field.predictions]
+    engine_ms = max(one.transfer_ms + one.wait_ms + one.infer_ms + one.decode_ms for one in times)
+    decide_ms = statistics.median(run.session.decide_ms or [0.0])
+    known = replace(known, decided_s=(engine_ms + decide_ms) / 1000)
+    if number < _MOST_FIELDS:
+        # Not through the scope: after a planted fault its core may not answer, and the truth needs none.
+        true = run.scope.specimen.truth(_view(run, field.predictions[0], taken[-1]))
+        for one in field.predictions:
+            known = _compared(run, known, run.kept.prediction(known.key, one.model), true)
+    return known
 
 
-def _compared(run: _Run, known: KnownField, last: Taken) -> KnownField:
-    """With what the pictures say: labels, and what the rules measure on prediction and truth."""
-    rules = measurements(run.experiment)
-    full = run.kept.prediction(known.key)
-    # Not through the scope: after a planted fault its core may not answer, and the truth needs none.
-    truth = run.scope.specimen.truth(_view(run, full, last))
+def _compared(run: _Run, known: KnownField, full: Prediction, true: Mapping[str, Float32Image]) -> KnownField:
+    """With what a model's pictures say: labels, and what the rules measure on prediction and truth."""
+    rules = [one for one in measurements(run.experiment) if one.label in full.labels]
+    bare = {label: run.session.labels.bare(label) for label in full.labels}
+    truth = {label: true[name] for label, name in bare.items() if name in true}
     if not run.knows_cells:
         scaled: dict[str, Float32Image] = {name: grading.to_bright_end(one) for name, one in truth.items()}
-        return replace(known, labels=grading.pair_labels(full, scaled, rules))
+        return replace(known, labels=known.labels + grading.pair_labels(full, scaled, rules))
     predicted: dict[Measurement, float] = {one: measure(full, one).value for one in rules}
     return replace(
         known,
-        labels=grading.pair_labels(full, truth, rules),
-        predicted=predicted,
-        true=grading.measure_truth(full, truth, rules),
+        labels=known.labels + grading.pair_labels(full, truth, rules),
+        predicted={**known.predicted, **predicted},
+        true={**known.true, **grading.measure_truth(full, truth, rules)},
     )
 
 

@@ -19,10 +19,11 @@ RunState = Literal["running", "paused", "stopping", "ended", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class LabelStyle:
-    """A label the model predicts, and its colour as ``#rrggbb``."""
+    """A label that is predicted, its colour as ``#rrggbb``, and by which model if there are several."""
 
     name: str
     color: str
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,8 @@ class RunStarted:
     limits : tuple of Bound
     choice : str
         What fields are chosen by, for people; empty if none are.
+    models : int
+        How many models predict each field.
     """
 
     name: str
@@ -68,6 +71,7 @@ class RunStarted:
     fov_um: tuple[float, float]
     limits: tuple[Bound, ...] = ()
     choice: str = ""
+    models: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +127,7 @@ class FieldImaged:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Predicted:
-    """A prediction arrived.
+    """A model's prediction arrived; if there are several, the others' have news of their own.
 
     Parameters
     ----------
@@ -142,7 +146,7 @@ class Predicted:
 
 @dataclass(frozen=True, slots=True)
 class NotPredicted:
-    """A stack was refused by the model, or waits for an engine."""
+    """A stack was refused by a model, or waits for an engine."""
 
     outcome: Refusal | Unpredicted
 

@@ -10,11 +10,13 @@ from pathlib import Path
 
 from acq_isl.actions import Limits, check_request
 from acq_isl.engines import describe
-from acq_isl.errors import ExperimentError, StorageError
+from acq_isl.errors import ExperimentError, ModelError, StorageError
 from acq_isl.experiment import Experiment, LocalEngine, SimulatedMicroscope
 from acq_isl.hooks import Hardware, OpenMicroscope
+from acq_isl.labels import Labels, RunModel
 from acq_isl.plan import Cycle, Optics, Place, cycles, visits
 from acq_isl.stack import StackRequest
+from acq_isl.stream.roster import named
 
 
 def simulated(experiment: Experiment) -> Experiment:
@@ -50,8 +52,34 @@ def prepare(experiment: Experiment, scope: OpenMicroscope) -> tuple[Cycle, ...]:
         _check_reach(request, scope.reach)
         hardware.require_preset(request.group, request.preset, experiment.limits)
     if isinstance(experiment.engine, LocalEngine):
-        check_labels(experiment, describe(experiment.model).manifest.label_names)
+        check_labels(experiment, local_labels(experiment))
     return plan
+
+
+def local_labels(experiment: Experiment) -> Labels:
+    """What the models of an experiment predict that an engine of its own is to serve.
+
+    Raises
+    ------
+    ModelError
+        A model cannot be had, or two have one name.
+    """
+    if not experiment.models:
+        info = describe(experiment.model)
+        return Labels([RunModel("", info.manifest, info.sha256)])
+    models = []
+    for entry in experiment.models:
+        name, file = named(entry)
+        info = describe(file)
+        models.append(RunModel(name or info.manifest.name, info.manifest, info.sha256))
+    names = [one.asked_as for one in models]
+    if len(set(names)) < len(names):
+        raise ModelError(
+            "the models of an experiment must have different names",
+            got=", ".join(names),
+            fix="give names: models: [mine=FILE, theirs=FILE]",
+        )
+    return Labels(models)
 
 
 def _check_reach(request: StackRequest, reach: Limits) -> None:
@@ -81,17 +109,24 @@ def _all_requests(experiment: Experiment, plan: tuple[Cycle, ...]) -> Iterator[S
                     yield visit
 
 
-def check_labels(experiment: Experiment, labels: tuple[str, ...]) -> None:
-    """ExperimentError for a label that the model does not predict; names the nearest that it does."""
+def check_labels(experiment: Experiment, known: Labels) -> None:
+    """ExperimentError for a label that no model predicts; names the nearest that one does."""
+    labels = known.names
     wanted = {trigger.when.measurement.label for trigger in experiment.triggers} | set(experiment.truth)
     if experiment.choose is not None:
         wanted.add(experiment.choose.measurement.label)
     for label in sorted(wanted - set(labels)):
-        near = difflib.get_close_matches(label, labels, n=1)
+        same = [one for one in labels if known.bare(one) == label]
+        near = same or difflib.get_close_matches(label, labels, n=1)
+        models = " and ".join(experiment.model_files)
         raise ExperimentError(
-            f"the model {experiment.model} does not predict {label!r}",
+            f"{models} predict no label {label!r}" + (", but one each of that name" if same else "")
+            if known.several
+            else f"the model {models} does not predict {label!r}",
             wanted=f"one of {', '.join(labels)}",
-            fix=f"did you mean {near[0]!r}?" if near else "correct the label, or use another model",
+            fix=f"did you mean {' or '.join(map(repr, near))}?"
+            if near
+            else "correct the label, or use another model",
         )
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from acq_isl.scorecard import Scorecard
-from acq_isl.stack import Float32Image, Outcome, StackInfo, Uint16Image
+from acq_isl.stack import Float32Image, Outcome, Refusal, StackInfo, Uint16Image, Unpredicted
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,8 @@ class FieldRecord:
     chosen : bool
     reason : str
         Why it was chosen or not, for people.
+    without : tuple of Refusal or Unpredicted
+        Of several models those that did not predict it, each with its reason.
     """
 
     info: StackInfo
@@ -60,6 +62,7 @@ class FieldRecord:
     rank: int | None = None
     chosen: bool = False
     reason: str = ""
+    without: tuple[Refusal | Unpredicted, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,7 +99,11 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Slices, by what became of them. ``captured == predicted + refused + spooled + not_for_prediction``."""
+    """Slices, by what became of them. ``captured == predicted + refused + spooled + not_for_prediction``.
+
+    Of several models all must predict a stack for its slices to count as predicted; if one of them is late,
+    the stack is on disk for it and counts as spooled, whatever the others did.
+    """
 
     requested: int = 0
     captured: int = 0
@@ -130,7 +137,7 @@ class RunRecord:
     scope : str
         Such as ``"simulated microscope, recorded specimen"``.
     model : str
-        Name, version and first digits of the hash; empty without an engine.
+        Name, version and first digits of the hash, of each; empty without an engine.
     model_colors : mapping of label name to ``#rrggbb``
     engine : str
     fields : tuple of FieldRecord
@@ -146,6 +153,8 @@ class RunRecord:
     experiment_yaml : str
     scorecard : Scorecard or None
         None unless the microscope was a simulated one, which knows the truth.
+    label_models : mapping of label name to model
+        Empty if there is one model only.
     """
 
     name: str
@@ -165,3 +174,4 @@ class RunRecord:
     warnings: tuple[str, ...]
     experiment_yaml: str
     scorecard: Scorecard | None = None
+    label_models: dict[str, str] = field(default_factory=dict)

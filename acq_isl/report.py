@@ -74,7 +74,7 @@ def render(record: RunRecord) -> str:
         record=record,
         headline=headline(record),
         duration=_run_time(record.duration_s),
-        labels=list(colors.items()),
+        labels=[(name, color, record.label_models.get(name, "")) for name, color in colors.items()],
         mosaic=gallery.mosaic(record.fields, colors),
         chosen=gallery.chosen(record, colors),
         scorecard=_scorecard(record.scorecard),
@@ -111,7 +111,9 @@ def headline(record: RunRecord) -> str:
     if predicted == 0:
         return f"{text} No labels were predicted: {_refused(record.fields)[0]['reason'].rstrip('.')}."
     where = ("it" if fields == 1 else "all of them") if predicted == fields else f"{predicted} of them"
-    text += f" A model predicted {_and(list(gallery.hues(record)))} in {where}."
+    models = len(set(record.label_models.values()))
+    who = f"{models} models" if models > 1 else "A model"
+    text += f" {who} predicted {_and(list(gallery.hues(record)))} in {where}."
     if chosen:
         text += f" {_many(chosen, 'field')} chosen by what it predicted."
     visited = {comparison.info.key for comparison in record.comparisons}
@@ -153,17 +155,20 @@ def _ranked(field: FieldRecord) -> dict[str, Any]:
 
 
 def _refused(fields: Sequence[FieldRecord]) -> list[dict[str, Any]]:
-    """Fields without a prediction by their reason, the most frequent first."""
+    """Fields that a model did not predict by its reason, the most frequent first."""
     groups: dict[tuple[str, str, str], list[str]] = {}
     for field in fields:
-        match field.outcome:
-            case Refusal(reason=reason, fix=fix):
-                key = (gallery.state(field), reason, fix)
-            case Unpredicted(reason=reason):
-                key = (gallery.state(field), reason, "the stacks are kept and can be predicted later")
-            case _:
-                continue
-        groups.setdefault(key, []).append(str(field.info.key))
+        for outcome in field.without or (field.outcome,):
+            by = f"{outcome.model}: " if field.without else ""
+            match outcome:
+                case Refusal(reason=reason, fix=fix):
+                    key = ("refused", by + reason, fix)
+                case Unpredicted(reason=reason):
+                    fix = "the stacks are kept and can be predicted later"
+                    key = ("not predicted", by + reason, fix)
+                case _:
+                    continue
+            groups.setdefault(key, []).append(str(field.info.key))
     ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
     return [{"state": key[0], "reason": key[1], "fix": key[2], "places": places} for key, places in ordered]
 

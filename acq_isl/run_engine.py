@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from acq_isl.engines import describe
-from acq_isl.errors import EngineError
+from acq_isl.errors import EngineError, ModelError
 from acq_isl.experiment import Experiment, LocalEngine, NoEngine, RemoteEngine, SimulatedMicroscope
 from acq_isl.faults import of_engine
+from acq_isl.labels import Labels, RunModel
 from acq_isl.manifest import Manifest
-from acq_isl.preflight import check_labels
+from acq_isl.messages import Wanted, Welcome
+from acq_isl.preflight import check_labels, local_labels
 from acq_isl.stack import Outcome, Slice, StackInfo, StackKey, Unpredicted
 from acq_isl.stream.client import ClientSettings, EngineClient
 from acq_isl.stream.keys import client_keys
@@ -65,7 +65,7 @@ def _serve_command(experiment: Experiment, field_px: tuple[int, int]) -> tuple[s
 
 def open_engine(
     experiment: Experiment, folder: Path, field_px: tuple[int, int], stack: ExitStack
-) -> tuple[EngineClient | WithoutEngine, Manifest | None, str, tuple[str, ...]]:
+) -> tuple[EngineClient | WithoutEngine, Labels, tuple[str, ...]]:
     """The way to the engine; a run without one goes on, acquires everything and says so.
 
     Parameters
@@ -80,33 +80,59 @@ def open_engine(
 
     Returns
     -------
-    source, manifest, model, warnings
-        The manifest is None where no engine is known yet; ``model`` is for people.
+    source, labels, warnings
+        The labels are not known where no engine is known yet.
     """
+    spool = Spool(folder / "spool")
     match experiment.engine:
         case NoEngine():
-            return WithoutEngine(), None, "", ("this run has no engine: nothing was predicted",)
+            return WithoutEngine(), Labels(), ("this run has no engine: nothing was predicted",)
         case LocalEngine(threads=threads):
-            info = describe(experiment.model)
+            labels = local_labels(experiment)
             try:
                 command = _serve_command(experiment, field_px)
-                process = EngineProcess(experiment.model, threads=threads, command=command)
+                process = EngineProcess(experiment.model_files, threads=threads, command=command)
                 address = stack.enter_context(process).endpoint
             except EngineError as error:
-                return WithoutEngine(), None, "", (f"the engine did not start: {error}",)
-            manifest, sha256 = info.manifest, info.sha256
-            client = stack.enter_context(EngineClient(address, spool=Spool(folder / "spool")))
+                return WithoutEngine(), Labels(), (f"the engine did not start: {error}",)
+            settings = ClientSettings(wanted=wanted(experiment, labels))
+            return stack.enter_context(EngineClient(address, spool=spool, settings=settings)), labels, ()
         case RemoteEngine(address=address, keys=keys):
+            asked = Labels([RunModel(name) for name in experiment.models or ("",)])
             link = LinkSettings(keys=client_keys(keys) if keys is not None else None)
-            settings = ClientSettings(link=link)
-            client = EngineClient(address, spool=Spool(folder / "spool"), settings=settings)
-            stack.enter_context(client)
-            deadline_s = time.monotonic() + _REMOTE_WAIT_S
-            while (welcome := client.engine) is None and time.monotonic() < deadline_s:
-                time.sleep(0.02)
-            if welcome is None:
-                waiting = f"no engine answered at {address} at the start; stacks wait in the spool for it"
-                return client, None, "", (waiting,)
-            manifest, sha256 = Manifest.from_json(welcome.manifest), welcome.model_sha256
-            check_labels(experiment, manifest.label_names)
-    return client, manifest, f"{manifest.name} {manifest.version} ({sha256[:12]})", ()
+            settings = ClientSettings(link=link, wanted=wanted(experiment, asked))
+            client = stack.enter_context(EngineClient(address, spool=spool, settings=settings))
+            if not client.wait_connected(_REMOTE_WAIT_S) or (welcome := client.engine) is None:
+                return client, asked, (_nobody(address, asked),)
+            labels = remote_labels(experiment, welcome)
+            check_labels(experiment, labels)
+            return client, labels, ()
+
+
+def wanted(experiment: Experiment, labels: Labels) -> Wanted:
+    """What the engine is asked for with every stack."""
+    models = labels.models if experiment.models else ()
+    return Wanted(models=models, deadline_ms=experiment.deadline_ms)
+
+
+def remote_labels(experiment: Experiment, welcome: Welcome) -> Labels:
+    """What the models of a running server predict that an experiment names; ModelError if it has one not."""
+    offers = {offer.name: offer for offer in welcome.models}
+    models = []
+    for name in experiment.models or ("",):
+        offer = offers.get(name) if name else welcome.models[0]
+        if offer is None:
+            raise ModelError(
+                f"the engine at this address has no model {name!r}",
+                wanted=f"of {', '.join(offers)}",
+                fix="correct 'models' in the experiment, or serve it: acq-isl serve --model NAME=FILE ...",
+            )
+        models.append(RunModel(name, Manifest.from_json(offer.manifest), offer.model_sha256))
+    return Labels(models)
+
+
+def _nobody(address: str, asked: Labels) -> str:
+    words = f"no engine answered at {address} at the start; stacks wait in the spool for it"
+    if asked.several:
+        words += "; until it is known what the models predict, rules find a label only as MODEL/LABEL"
+    return words

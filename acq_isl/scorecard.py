@@ -22,6 +22,8 @@ class LabelScore:
     found, true : int
         Objects predicted and really there.
     fields : int
+    model : str
+        Which predicts it, if there are several.
     """
 
     label: str
@@ -30,6 +32,7 @@ class LabelScore:
     found: int
     true: int
     fields: int
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,8 +280,10 @@ def _short(seconds: float) -> str:
 
 
 def _labels(scores: Sequence[LabelScore]) -> str:
-    shown = [
-        f"{one.label} r = {one.pearson:.2f}, objects F1 {one.f1:.2f} ({one.found} found, {one.true} true)"
-        for one in scores
-    ]
-    return f"Predicted against true labels: {'; '.join(shown)}."
+    return f"Predicted against true labels: {'; '.join(map(_label, scores))}."
+
+
+def _label(one: LabelScore) -> str:
+    by = f" ({one.model})" if one.model else ""
+    scores = f"r = {one.pearson:.2f}, objects F1 {one.f1:.2f} ({one.found} found, {one.true} true)"
+    return f"{one.label}{by} {scores}"

@@ -14,9 +14,9 @@ from dataclasses import asdict, replace
 from acq_isl.actions import Call, ImageField, SetPreset, check_action, check_request
 from acq_isl.control import Control, Stopped
 from acq_isl.errors import AcqIslError, ActionRefused, SliceLost, StorageError
-from acq_isl.experiment import Experiment
+from acq_isl.experiment import Experiment, measurements
 from acq_isl.instruments import Field, Instruments
-from acq_isl.measure import Measurement, measure
+from acq_isl.measure import Measurement
 from acq_isl.news import (
     Decided,
     FieldImaged,
@@ -30,7 +30,7 @@ from acq_isl.news import (
 from acq_isl.orders import GoTo
 from acq_isl.pictures import preview
 from acq_isl.plan import Cycle, visits
-from acq_isl.record import Measured
+from acq_isl.readings import Readings
 from acq_isl.rules import Decision, decide, rank
 from acq_isl.stack import Outcome, Prediction, StackKey, StackRequest, Unpredicted
 from acq_isl.view.notebook import session_html
@@ -51,6 +51,7 @@ class Session:
         self._experiment = experiment
         self._plan = plan
         self._tools = instruments
+        self.labels = instruments.labels
         self._fired: Counter[int] = Counter()
         self.fields: dict[StackKey, Field] = {}
         self.asked: list[StackRequest] = []
@@ -58,7 +59,7 @@ class Session:
         self.decide_ms: list[float] = []
         self.warnings: list[str] = []
         self._lost: SliceLost | None = None
-        self._numbers: dict[tuple[StackKey, Measurement], Measured] = {}
+        self._readings = Readings()
         self._undecided: list[Prediction] = []
         self._visits = 0
         self._control = Control(instruments.orders, self._visit, self._ordered, instruments.tell)
@@ -66,11 +67,10 @@ class Session:
     def _repr_html_(self) -> str:
         rows = []
         for field in self.fields.values():
-            words = field.choice.reason if field.choice else type(field.outcome).__name__.lower()
+            words = field.choice.reason if field.choice else field.standing or "waiting"
             chosen = field.choice is not None and field.choice.chosen
-            info = None if field.outcome is None else field.outcome.info
-            name = str(field.request.key)
-            rows.append((info, name, chosen, words if field.outcome is not None else "waiting"))
+            info = next((one.info for one in field.outcomes), None)
+            rows.append((info, str(field.request.key), chosen, words if info else "waiting"))
         return session_html(self._experiment.name, rows)
 
     def run(self) -> None:
@@ -92,12 +92,14 @@ class Session:
             self.warnings.append(f"stopped by the operator after {len(self.acquired)} stacks")
             for outcome in self._drained():
                 self._take(outcome)
+        finally:
+            self.warnings += self._readings.warnings
         if self._lost is not None:
             raise self._lost
 
     def _overview(self, cycle: Cycle) -> None:
         for request in cycle.requests:
-            self.fields[request.key] = Field(request)
+            self.fields[request.key] = Field(request, self.labels.models)
         for done, request in enumerate(cycle.requests, start=1):
             self._acquire(request)
             self._step("overview", done, len(cycle.requests), f"imaged {request.key.position}")
@@ -121,25 +123,28 @@ class Session:
         began = time.perf_counter()
         field = self.fields[outcome.info.key]
         # A stack that waited in the spool is reported again once an engine has predicted it.
-        if isinstance(field.outcome, Prediction):
+        if isinstance(field.answers.get(outcome.model), Prediction):
             return
         if not isinstance(outcome, Prediction):
-            field.outcome = outcome
+            field.answers[outcome.model] = outcome
             if not isinstance(outcome, Unpredicted):
                 self._decisions(outcome)
             self._tools.tell(NotPredicted(outcome))
             return
-        self._keep(outcome)
-        # In full it is in the store: a run of a thousand fields must fit into memory.
-        field.outcome = preview(outcome)
-        rules = [trigger.when.measurement for trigger in self._experiment.triggers]
-        rules += [self._experiment.choose.measurement] if self._experiment.choose else []
-        numbers = tuple(self._measure(outcome, one) for one in dict.fromkeys(rules))
+        self._keep(outcome)  # with the labels as its model names them
+        shown = self.labels.shown(outcome)
+        field.answers[outcome.model] = preview(shown)
+        numbers = self._readings.all_of(shown, self._looked_at(outcome.model))
         spent_ms = (time.perf_counter() - began) * 1e3
-        self._tools.tell(Predicted(outcome, numbers, spent_ms))
+        self._tools.tell(Predicted(shown, numbers, spent_ms))
         self.decide_ms.append(spent_ms)
-        self._undecided.append(outcome)
+        self._undecided.append(shown)
         self._decide()
+
+    def _looked_at(self, model: str) -> list[Measurement]:
+        """What rules measure on the labels of a model."""
+        owner = self.labels.owner
+        return [one for one in measurements(self._experiment) if owner(one.label) == model]
 
     def _decide(self) -> None:
         """Act on what was predicted, but never while the operator has the microscope."""
@@ -158,9 +163,10 @@ class Session:
     def _decisions(self, outcome: Outcome) -> list[Decision]:
         found = []
         for index, trigger in enumerate(self._experiment.triggers):
-            decision = decide(
-                trigger, outcome, self._measured(outcome, trigger.when.measurement), self._fired[index]
-            )
+            looked_at = trigger.when.measurement
+            if self.labels.owner(looked_at.label) != outcome.model:
+                continue
+            decision = decide(trigger, outcome, self._readings.of(outcome, looked_at), self._fired[index])
             if decision.action is not None:
                 self._fired[index] += 1
                 found.append(decision)
@@ -214,9 +220,10 @@ class Session:
         if rule is None:
             return []
         began = time.perf_counter()
+        model = self.labels.owner(rule.measurement.label)
         fields = [self.fields[request.key] for request in cycle.requests]
-        outcomes = [field.outcome for field in fields if field.outcome is not None]
-        choices = rank(rule, [(one, self._measured(one, rule.measurement)) for one in outcomes])
+        outcomes = [one for field in fields if (one := field.answers.get(model or "")) is not None]
+        choices = rank(rule, [(one, self._readings.of(one, rule.measurement)) for one in outcomes])
         self.decide_ms.append((time.perf_counter() - began) * 1e3)
         for choice in choices:
             self.fields[choice.key].choice = choice
@@ -277,17 +284,8 @@ class Session:
         self._tools.ledger.write("decision", **asdict(replace(decision, action=None)), done=done)
         self._tools.tell(Decided(decision.key, decision.rule, decision.what, decision.why, done))
 
-    def _measured(self, outcome: Outcome, measurement: Measurement) -> Measured | None:
-        return self._measure(outcome, measurement) if isinstance(outcome, Prediction) else None
-
-    def _measure(self, prediction: Prediction, measurement: Measurement) -> Measured:
-        place = (prediction.info.key, measurement)
-        if place not in self._numbers:
-            self._numbers[place] = measure(prediction, measurement)
-        return self._numbers[place]
-
     def _predicted(self, cycle: Cycle) -> int:
-        return sum(isinstance(self.fields[r.key].outcome, Prediction) for r in cycle.requests)
+        return sum(self.fields[request.key].standing == "predicted" for request in cycle.requests)
 
     def _wait_until(self, moment_s: float) -> None:
         while (left_s := moment_s - self._tools.now()) > 0:

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from skimage.transform import resize
 
 from acq_isl.errors import AcqIslError
-from acq_isl.experiment import Experiment
+from acq_isl.experiment import Experiment, measurements
 from acq_isl.grading import object_f1, pair_labels, to_bright_end
 from acq_isl.instruments import Field
+from acq_isl.labels import Standing
 from acq_isl.measure import Measurement, compare
 from acq_isl.record import Comparison, Counts, FieldRecord, Measured, RunRecord, StageLatency
 from acq_isl.session import Session
-from acq_isl.stack import Prediction, Refusal, StackKey, StackRequest, StageTimes, Uint16Image, Unpredicted
+from acq_isl.stack import Prediction, StackKey, StackRequest, StageTimes, Uint16Image
 
 _THUMBNAIL_PX = 384
 PACKAGES = ("acq-isl", "pycromanager", "pymmcore", "numpy", "pyzmq", "onnxruntime", "zarr", "useq-schema")
@@ -34,6 +35,7 @@ class Origin:
     scope: str
     model: str
     model_colors: Mapping[str, str]
+    label_models: Mapping[str, str]
     versions: Mapping[str, str]
     files: Mapping[str, str]
     warnings: tuple[str, ...]
@@ -50,11 +52,12 @@ class Kept:
     images : callable
         Measured slices of a request, (z, y, x) uint16; raises AcqIslError.
     prediction : callable
-        Prediction of a stack by its key, in full; raises AcqIslError.
+        Prediction of a stack by its key and by a model's name, in full, with labels called as in the run;
+        raises AcqIslError.
     """
 
     images: Callable[[StackRequest], Uint16Image]
-    prediction: Callable[[StackKey], Prediction]
+    prediction: Callable[[StackKey, str], Prediction]
 
 
 def summarise(experiment: Experiment, session: Session, kept: Kept, origin: Origin) -> RunRecord:
@@ -67,8 +70,8 @@ def summarise(experiment: Experiment, session: Session, kept: Kept, origin: Orig
     kept : Kept
     origin : Origin
     """
-    fields = [field for field in session.fields.values() if field.outcome is not None]
-    predictions = [field.outcome for field in fields if isinstance(field.outcome, Prediction)]
+    fields = [field for field in session.fields.values() if field.answers]
+    predictions = [prediction for field in fields for prediction in field.predictions]
     records, warnings = _fields(fields, kept)
     comparisons, more = _comparisons(experiment, session, kept)
     engines = {prediction.engine for prediction in predictions}
@@ -89,22 +92,22 @@ def summarise(experiment: Experiment, session: Session, kept: Kept, origin: Orig
         files=dict(origin.files),
         warnings=tuple(dict.fromkeys((*origin.warnings, *session.warnings, *warnings, *more))),
         experiment_yaml=experiment.to_yaml(),
+        label_models=dict(origin.label_models),
     )
 
 
 def count(session: Session, captured: int, lost: int) -> Counts:
-    """Slices by what became of them."""
-    outcomes = [field.outcome for field in session.fields.values() if field.outcome is not None]
-    by_kind = {
-        kind: sum(one.info.planes for one in outcomes if isinstance(one, kind))
-        for kind in (Prediction, Refusal, Unpredicted)
-    }
+    """Slices by what became of them; predicted are those that all models predicted."""
+    by_kind: dict[Standing, int] = {"predicted": 0, "refused": 0, "spooled": 0}
+    for field in session.fields.values():
+        if (state := field.standing) is not None:
+            by_kind[state] += len(field.request.z_um)
     return Counts(
         requested=sum(len(request.z_um) for request in session.asked),
         captured=captured,
-        predicted=by_kind[Prediction],
-        refused=by_kind[Refusal],
-        spooled=by_kind[Unpredicted],
+        predicted=by_kind["predicted"],
+        refused=by_kind["refused"],
+        spooled=by_kind["spooled"],
         not_for_prediction=sum(len(request.z_um) for request in session.acquired if not request.predict),
         lost=lost,
     )
@@ -136,7 +139,8 @@ def versions() -> dict[str, str]:
 def _fields(fields: Sequence[Field], kept: Kept) -> tuple[tuple[FieldRecord, ...], list[str]]:
     records, warnings = [], []
     for field in fields:
-        if field.outcome is None:
+        outcome = field.outcome
+        if outcome is None:
             continue
         choice, measured = field.choice, None
         if choice is not None and isinstance(choice.measured, Measured):
@@ -148,13 +152,14 @@ def _fields(fields: Sequence[Field], kept: Kept) -> tuple[tuple[FieldRecord, ...
             warnings.append(f"no picture of {field.request.key}: {error.what}")
         records.append(
             FieldRecord(
-                field.outcome.info,
+                outcome.info,
                 picture,
-                field.outcome,
+                outcome,
                 measured,
                 choice.rank if choice else None,
                 choice.chosen if choice else False,
                 choice.reason if choice else "",
+                field.without if len(field.models) > 1 else (),
             )
         )
     return tuple(records), warnings
@@ -186,13 +191,13 @@ def _comparisons(
     found: list[Comparison] = []
     warnings: list[str] = []
     for field in session.fields.values():
-        if not isinstance(field.outcome, Prediction):
-            continue
+        by_label = {label: one.model for one in field.predictions for label in one.labels}
         for label, channel in experiment.truth.items():
             key = StackKey(field.request.key.time, field.request.key.position, channel)
-            if key in acquired and label in field.outcome.labels:
+            if key in acquired and label in by_label:
                 try:
-                    prediction, images = kept.prediction(field.request.key), kept.images(acquired[key])
+                    prediction = kept.prediction(field.request.key, by_label[label])
+                    images = kept.images(acquired[key])
                     found.append(_comparison(prediction, label, images, acquired[key].preset, rules))
                 except AcqIslError as error:
                     warnings.append(f"{label} at {key} was not compared: {error.what}")
@@ -207,9 +212,3 @@ def _comparison(
     (pair,) = pair_labels(prediction, {label: to_bright_end(stain)}, rules)
     objects = object_f1(pair), pair.found, pair.true
     return Comparison(prediction.info, label, channel, predicted, stain, compare(predicted, stain), *objects)
-
-
-def measurements(experiment: Experiment) -> tuple[Measurement, ...]:
-    """What the rules of an experiment look at, that of the choice first, each once."""
-    chosen = [experiment.choose.measurement] if experiment.choose else []
-    return tuple(dict.fromkeys([*chosen, *(one.when.measurement for one in experiment.triggers)]))

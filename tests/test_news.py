@@ -15,7 +15,16 @@ from acq_isl.control import Control, Stopped
 from acq_isl.figures import Gauge
 from acq_isl.news import Figures, News, StateChanged
 from acq_isl.orders import GoTo, Order, Pause, Resume, Stop
-from acq_isl.stack import Prediction, Refusal, Slice, StackInfo, StackKey, StackRequest, StageTimes
+from acq_isl.stack import (
+    Prediction,
+    Refusal,
+    Slice,
+    StackInfo,
+    StackKey,
+    StackRequest,
+    StageTimes,
+    Unpredicted,
+)
 from acq_isl.view.previews import WatchedSink
 
 
@@ -87,12 +96,13 @@ def test_fluorescence_is_shown_but_not_sent_to_the_engine() -> None:
 
 
 class Watched:
-    def __init__(self, slices: tuple[int, int] = (12, 2)) -> None:
+    def __init__(self, slices: tuple[int, int] = (12, 2), models: int = 1) -> None:
         self.news: list[News] = []
         self.now = 0.0
         self.captured = 0
+        counters = (lambda: self.captured, lambda: 0)
         self.gauge = Gauge(
-            self.news.append, (lambda: self.captured, lambda: 0), lambda: "ready", slices, lambda: self.now
+            self.news.append, counters, lambda: "ready", slices, lambda: self.now, models=models
         )
 
     def tell(self, *news: News, after_s: float = 1.0) -> Figures:
@@ -121,6 +131,19 @@ def test_every_slice_is_counted_once() -> None:
         "decode": 5.0,
         "decide": 7.0,
     }
+
+
+def test_of_several_models_the_last_answer_counts_the_slices() -> None:
+    bench = Watched(models=2)
+    a = told.Predicted(dataclasses.replace(prediction("p0"), model="a"), (), 7.0)
+    late = told.NotPredicted(Unpredicted(info("p0"), "too late", "spool", "b"))
+    b = told.Predicted(dataclasses.replace(prediction("p0"), model="b"), (), 7.0)
+    figures = bench.tell(told.FieldImaged(request("p0")), a)
+    assert (figures.counts.predicted, figures.late) == (0, 3), "an answer is missing"
+    figures = bench.tell(late)
+    assert (figures.counts.predicted, figures.counts.spooled, figures.late) == (0, 3, 0)
+    figures = bench.tell(b)  # an engine came later
+    assert (figures.counts.predicted, figures.counts.spooled, figures.late) == (3, 0, 0)
 
 
 def test_remaining_time_follows_the_slower_of_camera_and_engine() -> None:

@@ -11,7 +11,6 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from acq_isl.cli_serving import named
 from acq_isl.errors import ModelError
 from acq_isl.messages import Wanted
 from acq_isl.stack import Prediction, Slice, ZStack
@@ -20,6 +19,7 @@ from acq_isl.store import stored
 from acq_isl.stream.ask import swap
 from acq_isl.stream.client import ClientSettings, EngineClient
 from acq_isl.stream.process import EngineProcess
+from acq_isl.stream.roster import named
 from acq_isl.stream.spool import Spool, SpooledStack
 
 

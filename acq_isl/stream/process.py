@@ -30,14 +30,14 @@ class EngineProcess:
 
     Parameters
     ----------
-    model : path
-        Model file to serve.
+    model : path, or sequence of paths
+        Model files to serve, each also as ``NAME=FILE``.
     bind : str
         ZMQ address; ``tcp://127.0.0.1:*`` takes a free port, see `endpoint`.
     threads : int, optional
         Processor threads for inference.
     startup_timeout_s : float
-        Longest time until it must serve, as a run waits for it with everything else. The very first start
+        Longest time for each model until it must serve, as a run waits for it with everything else. The very first start
         with a wide model may take longer: it tries every back end on this machine and compiles the network.
         Let ``acq-isl serve`` do that once, before a microscope waits. One that ends early is noticed at once.
     command : sequence of str
@@ -51,16 +51,16 @@ class EngineProcess:
 
     def __init__(
         self,
-        model: str | Path,
+        model: str | Path | Sequence[str | Path],
         *,
         bind: str = "tcp://127.0.0.1:*",
         threads: int | None = None,
         startup_timeout_s: float = 60.0,
         command: Sequence[str] = SERVE,
     ) -> None:
-        self._model = Path(model)
+        self._models = tuple(map(str, [model] if isinstance(model, str | Path) else model))
         self._bind, self._threads = bind, threads
-        self._startup_timeout_s = startup_timeout_s
+        self._startup_timeout_s = startup_timeout_s * len(self._models)
         self._command = tuple(command)
         self._endpoint = ""
 
@@ -83,6 +83,10 @@ class EngineProcess:
     def endpoint(self) -> str:
         """Where it serves."""
         return self._endpoint
+
+    @property
+    def _model_arguments(self) -> list[str]:
+        return [word for model in self._models for word in ("--model", model)]
 
     @property
     def pid(self) -> int:
@@ -108,7 +112,7 @@ class EngineProcess:
         return self._stderr.read().decode("utf-8", "replace").strip() or "nothing on standard error"
 
     def _start(self) -> None:
-        arguments = ["--model", str(self._model), "--bind", self._bind]
+        arguments = [*self._model_arguments, "--bind", self._bind]
         arguments += ["--announce", str(self._announce), "--stop-with-stdin"]
         if self._threads is not None:
             arguments += ["--threads", str(self._threads)]
@@ -133,19 +137,20 @@ class EngineProcess:
 
     def _wait_until_ready(self) -> str:
         deadline_s = time.monotonic() + self._startup_timeout_s
+        names = ", ".join(self._models)
         while not self._announce.exists():
             if not self.running:
                 raise EngineError(
-                    f"the engine for {self._model} ended with code {self._process.returncode} before serving",
+                    f"the engine for {names} ended with code {self._process.returncode} before serving",
                     got=self._last_words(),
-                    fix=f"run it by hand to see more: acq-isl serve --model {self._model}",
+                    fix=f"run it by hand to see more: acq-isl serve {' '.join(self._model_arguments)}",
                 )
             if time.monotonic() > deadline_s:
                 raise EngineError(
-                    f"the engine for {self._model} did not serve within {self._startup_timeout_s:g} s",
+                    f"the engine for {names} did not serve within {self._startup_timeout_s:g} s",
                     got=self._last_words(),
                     fix="the first start with a model compiles it; let it do so before the run, and see what "
-                    f"takes so long: acq-isl serve --verbose --model {self._model}",
+                    f"takes so long: acq-isl serve --verbose {' '.join(self._model_arguments)}",
                 )
             time.sleep(_LOOK_S)
         endpoint = json.loads(self._announce.read_text(encoding="utf-8"))["endpoint"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -46,6 +47,12 @@ class ServedModel:
             model_sha256=self.sha256,
             engine=self.backend,
         )
+
+
+def named(model: str) -> tuple[str, str]:
+    """Name and file of ``NAME=FILE``; without a name, or if that is the name of a file, only the file."""
+    name, equals, file = model.partition("=")
+    return (name, file) if equals and name and file and not Path(model).exists() else ("", model)
 
 
 class Roster:

@@ -177,6 +177,7 @@ class Status(_Message):
     sent_s: _Um
 
 
+Answered = Predicted | NotPredicted
 Message = Plan | Light | Predicted | NotPredicted | Ranked | Decided | Status
 _ADAPTER: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="type")])
 

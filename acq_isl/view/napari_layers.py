@@ -37,10 +37,14 @@ class PictureLayers:
     hues : mapping of label to ``#rrggbb``
     places : Places
         Where fields are drawn.
+    models : mapping of label to model
+        For people; nothing where there is one model only.
     """
 
-    def __init__(self, viewer: Any, hues: Mapping[str, str], places: Places) -> None:
-        self._viewer, self._hues = viewer, hues
+    def __init__(
+        self, viewer: Any, hues: Mapping[str, str], places: Places, models: Mapping[str, str] | None = None
+    ) -> None:
+        self._viewer, self._hues, self._models = viewer, hues, models or {}
         self._layers: dict[str, Any] = {}
         self._channels: list[str] = []
         self._dirty = False
@@ -198,7 +202,9 @@ class PictureLayers:
         counts = empty.astype(np.uint16)
         self._add(LIGHT, counts, contrast_limits=(0, 65535), colormap=_colormap("gray, dimmed", _DIMMED))
         for label, hue in self._hues.items():
-            self._add(predicted(label), empty.copy(), **_label_style(label, hue))
+            layer = self._add(predicted(label), empty.copy(), **_label_style(label, hue))
+            if model := self._models.get(label):
+                layer.name = f"{predicted(label)}, {model}"
         haze = _colormap("doubt", _HAZE)
         self._add(DOUBT, empty.copy(), colormap=haze, contrast_limits=_DOUBT_LIMITS, metadata=_PREDICTED)
 

@@ -75,7 +75,7 @@ def banner(model: LiveModel) -> str:
         return "waiting for the run"
     if not plan.labels:
         return "no engine: everything shown is measured"
-    names = ", ".join(style.name for style in plan.labels)
+    names = ", ".join(f"{style.name}{f' by {style.model}' * bool(style.model)}" for style in plan.labels)
     return "\n".join(textwrap.wrap(f"{BADGE}: {names}", _BANNER_COLUMNS, max_lines=3, placeholder=" …"))
 
 

@@ -38,7 +38,8 @@ class Scene:
         self._stale: set[str] = set()
         self._unframed = True
         self.hues = hues(model.plan)
-        self._pictures = PictureLayers(viewer, self.hues, model.places)
+        by_model = {style.name: style.model for style in model.plan.labels if style.model}
+        self._pictures = PictureLayers(viewer, self.hues, model.places, by_model)
         thin_um = min(min(box.width, box.height) for box in model.places.boxes) / 110
         self._outlines = Outlines(viewer, thin_um)
         viewer.canvas.overlays.scale_bar.visible = True

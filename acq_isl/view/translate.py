@@ -12,6 +12,7 @@ from acq_isl import news as told
 from acq_isl.record import Counts
 from acq_isl.stack import Refusal
 from acq_isl.view import messages as sent
+from acq_isl.view.halves import Halves
 from acq_isl.view.messages import Parcel
 from acq_isl.view.previews import averaged, eight_bit, factor, middle
 
@@ -51,6 +52,7 @@ class Translator:
         self._monotonic, self._clock = monotonic, clock
         self._began_s = monotonic()
         self._seq = 0
+        self._halves = Halves()
         self.standing = Standing()
 
     def parcels(self, news: told.News, seq: int) -> list[Parcel]:
@@ -60,13 +62,14 @@ class Translator:
         match news:
             case told.RunStarted():
                 self._began_s = self._monotonic()
+                self._halves = Halves(news.models)
                 found = [self._plan(news)]
             case told.Seen():
                 found = [self._light(news)]
             case told.Predicted():
-                found = [self._predicted(news)]
+                found = [self._halves.put(news.prediction.model, self._predicted(news))]
             case told.NotPredicted():
-                found = [self._not_predicted(news)]
+                found = [self._halves.put(news.outcome.model, self._not_predicted(news))]
             case told.FieldsRanked(fields=fields):
                 found = [self._ranked(field) for field in fields]
             case told.Decided():

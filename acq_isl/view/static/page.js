@@ -139,7 +139,7 @@ function drawLayers() {
   box.dataset.labels = key;
   look.labels = labels.map((label, n) => look.labels[n] || { on: true, opacity: 1 });
   lookChanged = true;
-  const rows = labels.map((label, n) => layer(`${label.name} (predicted)`, label.color, look.labels[n], `label-${n}`));
+  const rows = labels.map((label, n) => layer(`${label.name} (predicted)${label.model ? `, ${label.model}` : ""}`, label.color, look.labels[n], `label-${n}`));
   if (labels.length) rows.push(layer("doubt, as a haze", "#969aa6", look.doubt, "doubt"));
   rows.push(layer("transmitted light", "#ffffff", look.light, "light"));
   box.replaceChildren(box.firstElementChild, ...rows);
