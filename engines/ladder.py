@@ -60,6 +60,11 @@ class Ladder:
         return self._engine.name
 
     @property
+    def at_once(self) -> int:
+        """As `Predictor.at_once`, of the back end at work now."""
+        return self._engine.at_once
+
+    @property
     def why(self) -> str:
         """Why this back end, and what happened to those before it; empty if there was no choice."""
         return "; ".join((*self._falls, *([self._why] if self._why and not self._falls else [])))

@@ -15,7 +15,7 @@ import numpy as np
 
 from acq_isl.engines.around import Each, check_finite, whole, worker_count, workers
 from acq_isl.engines.content import Survey, check_content
-from acq_isl.engines.flight import Answered, Field, through
+from acq_isl.engines.flight import AT_ONCE, Answered, Field, Slotted, through
 from acq_isl.engines.gate import RESAMPLED, Policy, judge, measured
 from acq_isl.engines.model_file import ModelInfo
 from acq_isl.engines.network import DISTANCE, MEAN, SPREAD, Network, Shares
@@ -113,6 +113,11 @@ class Predictor:
     def name(self) -> str:
         """The back end's name."""
         return self._network.name
+
+    @property
+    def at_once(self) -> int:
+        """How many stacks several threads may hand it to be done sooner than one after the other."""
+        return AT_ONCE if isinstance(self._network, Slotted) else 1
 
     def survey(self, info: StackInfo) -> Survey:
         """What may be shown the slices of a stack as they arrive, so that `predict` has less to do."""

@@ -231,3 +231,10 @@ def test_memory_is_not_freed_while_somebody_writes_to_it(gpu):
     slot.drop()
     closing.join(WAIT_S)
     assert not closing.is_alive() and address not in driver.host
+
+
+def test_a_gpu_says_that_it_takes_two_stacks_at_once(gpu):
+    engine, _ = gpu
+    assert engine.at_once == AT_ONCE
+    with OnnxEngine(engine.model.where, threads=1) as other:
+        assert other.at_once == 1

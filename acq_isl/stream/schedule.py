@@ -109,15 +109,20 @@ class Schedule(Generic[Id]):
         self._count["expired"] += len(late)
         return late
 
-    def next(self, now_s: float) -> Id | None:
-        """Take the ticket whose turn it is; None if none waits that is not expired."""
+    def first(self, now_s: float) -> Ticket[Id] | None:
+        """The ticket whose turn it is, which goes on waiting; None if none waits that is not expired."""
         ready = [ticket for ticket in self._tickets.values() if now_s < ticket.due_s]
-        if not ready:
-            return None
         bulk = [ticket for ticket in ready if ticket.work == "bulk"]
         if bulk and self._live_in_a_row >= LIVE_IN_A_ROW:
             ready = bulk
-        first = min(ready, key=self._order)
+        return min(ready, key=self._order, default=None)
+
+    def next(self, now_s: float) -> Id | None:
+        """Take the ticket whose turn it is; None if none waits that is not expired."""
+        first = self.first(now_s)
+        if first is None:
+            return None
+        bulk = any(ticket.work == "bulk" and now_s < ticket.due_s for ticket in self._tickets.values())
         del self._tickets[first.id]
         self._count["taken"] += 1
         # How long live has kept bulk waiting; without bulk nobody waits.

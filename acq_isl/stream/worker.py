@@ -1,7 +1,9 @@
-"""The engines' thread of a server: takes stacks in the order of the schedule, and changes models in between.
+"""The engines' threads of a server: take stacks in the order of the schedule, and change models in between.
 
-All models of a server take turns on one thread: on one machine they would only slow each other down, and
-between two stacks nothing runs, so that a model can be replaced without losing one.
+All models of a server take turns: on one machine they would only slow each other down. Two bulk stacks may
+be with an engine at once if it says so (``at_once``), as a GPU does: while one is computed, the host cuts the
+next and finishes the last. A live stack is never begun early, since a newer one may come. While a model is
+replaced nothing runs, so that no stack is lost.
 """
 
 from __future__ import annotations
@@ -30,6 +32,9 @@ log = logging.getLogger(__name__)
 
 _LOOK_S = 0.5
 _CHANGES_WAITING = 64
+_HANDS = 2
+
+Work = Job | Callable[[], None]
 
 
 class EngineWorker:
@@ -41,7 +46,7 @@ class EngineWorker:
     limit : int
         Jobs that may wait.
     answer : callable
-        Told each job and the message that answers it, on the engines' thread.
+        Told each job and the message that answers it, on one of the engines' threads.
     """
 
     def __init__(self, roster: Roster, limit: int, answer: Callable[[Job, list[Frame]], None]) -> None:
@@ -51,22 +56,29 @@ class EngineWorker:
         self._schedule: Schedule[JobKey] = Schedule(limit)
         self._jobs: dict[JobKey, Job] = {}
         self._changes: deque[Callable[[], None]] = deque()
+        self._at_work: list[Work] = []
         self._changed = threading.Condition()
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="acq-isl engine", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._run, name=f"acq-isl engine {hand + 1}", daemon=True)
+            for hand in range(_HANDS)
+        ]
 
     def start(self) -> None:
         self.watchman.start()
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self, timeout_s: float = 60.0) -> bool:
-        """End after the stack at work; False if that takes longer."""
+        """End after the stacks at work; False if that takes longer."""
+        deadline_s = time.monotonic() + timeout_s
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
         self.watchman.stop()
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        for thread in self._threads:
+            thread.join(max(deadline_s - time.monotonic(), 0))
+        return not any(thread.is_alive() for thread in self._threads)
 
     @property
     def counts(self) -> ScheduleCounts:
@@ -106,25 +118,55 @@ class EngineWorker:
 
     def _run(self) -> None:
         while (work := self._next()) is not None:
-            if isinstance(work, Job):
-                self._answer(work, predict(self._roster, work))
-            else:
-                try:
+            try:
+                if isinstance(work, Job):
+                    self._answer(work, predict(self._roster, work))
+                else:
                     work()
-                except Exception:
-                    log.exception("a change between two stacks failed")
+            except Exception:
+                log.exception("an answer could not be handed over, or a change between two stacks failed")
+            finally:
+                with self._changed:
+                    self._at_work.remove(work)
+                    self._changed.notify_all()
+            del work  # while it waits it must not keep a stack's memory
 
-    def _next(self) -> Job | Callable[[], None] | None:
+    def _next(self) -> Work | None:
         """What to do now; None to end. Waits as long as there is nothing."""
         with self._changed:
             while not self._stopping:
-                if self._changes:
-                    return self._changes.popleft()
-                key = self._schedule.next(time.monotonic())
-                if key is not None:
-                    return self._jobs.pop(key)
+                work = self._chosen(time.monotonic())
+                if work is not None:
+                    self._at_work.append(work)
+                    return work
                 self._changed.wait(_LOOK_S)
         return None
+
+    def _chosen(self, now_s: float) -> Work | None:
+        if self._changes:
+            return None if self._at_work else self._changes.popleft()
+        if self._at_work and not self._may_join(now_s):
+            return None
+        key = self._schedule.next(now_s)
+        return None if key is None else self._jobs.pop(key)
+
+    def _may_join(self, now_s: float) -> bool:
+        """Whether what is next may be begun beside what is at work."""
+        ticket = self._schedule.first(now_s)
+        if ticket is None:
+            return False
+        job = self._jobs[ticket.id]
+        if any(not isinstance(one, Job) or one.model != job.model for one in self._at_work):
+            return False
+        return job.work == "bulk" and len(self._at_work) < at_once(self._roster, job.model)
+
+
+def at_once(roster: Roster, model: str) -> int:
+    """How many stacks an engine takes at once; 1 unless it has an attribute that says so."""
+    try:
+        return int(getattr(roster[model].engine, "at_once", 1))
+    except ModelError:  # its client is told when it is its turn
+        return 1
 
 
 def predict(roster: Roster, job: Job) -> list[Frame]:
