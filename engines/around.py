@@ -43,7 +43,7 @@ def workers(count: int) -> Iterator[Each]:
 
 
 def worker_count(network: object) -> int:
-    """One more than the network has cores: it rests meanwhile, and all is over within milliseconds."""
+    """One more than the network has cores: it mostly rests meanwhile, and all is over within milliseconds."""
     cores = getattr(network, "threads", None)
     most = default_threads() + 1
     return min(most if cores is None else int(cores) + 1, most, _MOST_WORKERS)
