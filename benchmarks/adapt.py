@@ -2,7 +2,7 @@
 
     python benchmarks/adapt.py OUT --recorded ../shared/data/isl_condition_b
 
-Three tasks, each by the command ``acq-isl adapt`` itself, once a seed: a new microscope (DIC; the demo model
+Three tasks, each by the command ``acq-isl adapt`` itself, once a seed and k: a new microscope (DIC; the demo model
 has seen phase contrast and oblique light only), a new label (dying and dead cells), and a recorded field
 whose columns 0-299 are cut into four pieces, tested on columns 340-703. Simulated fields are of specimens and
 a camera that the demo model has not seen: 384 px, 8 to learn from, one that decides when to stop, 6 to be
@@ -124,11 +124,11 @@ def tasks(source: Path | None) -> Iterator[Task]:
         yield Task("recorded", None, LABELS, (1, 2, 4), ("test",), recorded(source))
 
 
-def run(task: Task, folder: Path, recipe: dict[str, Any]) -> Path:
-    """One run of the command; returns its table of units."""
-    fields, out = folder / "fields", folder / f"seed-{recipe['seed']}"
+def run(task: Task, folder: Path, k: int, recipe: dict[str, Any]) -> Path:
+    """One run of the command, unless it was done before; returns its table of units."""
+    fields, out = folder / "fields", folder / f"seed-{recipe['seed']}-k-{k}"
     table = out / "transfer_units.csv"
-    if (out / "model.onnx").exists():  # written last
+    if table.exists():
         return table
     if not fields.exists():
         partial = folder / "fields.partial"
@@ -144,15 +144,14 @@ def run(task: Task, folder: Path, recipe: dict[str, Any]) -> Path:
     pairs = folder / f"pairs-{recipe['seed']}.yaml"
     content = {"modality": task.modality, "data": [source], "split": split, "recipe": recipe}
     pairs.write_text(yaml.safe_dump(content), encoding="utf-8")
-    command = ["-m", "acq_isl", "adapt", str(DEMO), "--pairs", str(pairs), "-o", str(out)]
+    command = ["-m", "acq_isl", "adapt", str(DEMO), "--pairs", str(pairs), "-o", str(out), "--k", str(k)]
     command += [] if task.label is None else ["--label", task.label]
-    command += [part for k in task.ks for part in ("--k", str(k))]
     say(" ".join(["$ acq-isl", *command[2:]]))
     subprocess.run([sys.executable, *command], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     return table
 
 
-def show(task: Task, tables: list[Path]) -> None:
+def show(task: Task, tables: list[Path], seeds: int) -> None:
     """Means over fields and seeds, and what the same field and seed gained; +- is the SD over fields."""
     found: dict[tuple[int, str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for path in tables:
@@ -161,7 +160,7 @@ def show(task: Task, tables: list[Path]) -> None:
                 at = (int(row["k"]), row["start"], row["label"])
                 found[at][row["unit"]].append(float(row["pearson"]))
     units = len(next(iter(found.values())))
-    say(f"\n{task.name}: Pearson on {units} held-out fields, {len(tables)} seeds, +- SD over fields\n")
+    say(f"\n{task.name}: Pearson on {units} held-out fields, {seeds} seeds, +- SD over fields\n")
     say(f"| k | label | {' | '.join(STARTS)} | adapted - from scratch | fields better |\n" + "|---" * 7 + "|")
     for k in task.ks:
         for label in (*task.labels, *(["mean"] if len(task.labels) > 1 else [])):
@@ -203,7 +202,8 @@ def main() -> None:
             continue
         folder = options.out / task.name
         recipes = [{"seed": seed, "steps": options.steps} for seed in range(options.seeds)]
-        show(task, [run(task, folder, recipe) for recipe in recipes])
+        tables = [run(task, folder, k, recipe) for recipe in recipes for k in task.ks]
+        show(task, tables, options.seeds)
 
 
 if __name__ == "__main__":
