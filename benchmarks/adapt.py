@@ -2,11 +2,11 @@
 
     python benchmarks/adapt.py OUT --recorded ../shared/data/isl_condition_b
 
-Three tasks, each by the command ``acq-isl adapt`` itself, once a seed and k: a new microscope (DIC; the demo model
-has seen phase contrast and oblique light only), a new label (dying and dead cells), and a recorded field
-whose columns 0-299 are cut into four pieces, tested on columns 340-703. Simulated fields are of specimens and
-a camera that the demo model has not seen: 384 px, 8 to learn from, one that decides when to stop, 6 to be
-tested on. A finished run is kept in OUT and not run again.
+Three tasks, each by the command ``acq-isl adapt`` itself, once a seed and k: a new microscope (DIC; the demo
+model has seen phase contrast and oblique light only), a new label (dying and dead cells), and a recorded
+field whose columns 0-299 are cut into four pieces, tested on columns 340-703. Simulated fields are of
+specimens and a camera that the demo model has not seen: 384 px, 8 to learn from, one that decides when to
+stop, 6 to be tested on. A finished run is kept in OUT and not run again.
 """
 
 from __future__ import annotations
