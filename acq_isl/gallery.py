@@ -129,7 +129,7 @@ def chosen(record: RunRecord, colors: dict[str, str]) -> dict[str, Any]:
                 "field": field,
                 "place": place(field.info),
                 "bar": pictures.scale_bar(field.info.shape[1] * field.info.pixel_size_um),
-                "rows": _rows(compared.get(field.info.key, []), colors, record.label_models, edge),
+                "rows": _rows(compared.get(field.info.key, []), record, colors, edge),
                 "layers": _layers(field.outcome, colors, edge)
                 if isinstance(field.outcome, Prediction)
                 else [],
@@ -140,8 +140,14 @@ def chosen(record: RunRecord, colors: dict[str, str]) -> dict[str, Any]:
     }
 
 
+def by(record: RunRecord, label: str) -> str:
+    """The model of a label, if there are several and the label does not say."""
+    model = record.label_models.get(label, "")
+    return "" if label.startswith(f"{model}/") else model
+
+
 def _rows(
-    comparisons: Sequence[Comparison], colors: dict[str, str], models: dict[str, str], edge: int
+    comparisons: Sequence[Comparison], record: RunRecord, colors: dict[str, str], edge: int
 ) -> list[Row]:
     rows = []
     for comparison in comparisons:
@@ -158,8 +164,8 @@ def _rows(
         )
         score = f"r = {comparison.pearson:.2f}" if math.isfinite(comparison.pearson) else "no r"
         words = meaning(comparison.pearson), objects(comparison)
-        by = models.get(comparison.label, "")
-        rows.append(Row(comparison.label, by, comparison.channel, found, score, *words))
+        model = by(record, comparison.label)
+        rows.append(Row(comparison.label, model, comparison.channel, found, score, *words))
     return rows
 
 

@@ -76,7 +76,7 @@ class Labels:
         for model, label in bare:
             name = label.name if often[label.name] == 1 else f"{model.name}/{label.name}"
             self._called[model.asked_as, label.name] = name
-            by = model.name if self.several else ""
+            by = model.name if self.several and name == label.name else ""  # else the name says it
             styles.append(LabelStyle(name, _hue(label.color, [one.color for one in styles]), by))
         self.styles = tuple(styles)
         names = [one.name for one in styles]
@@ -115,7 +115,8 @@ class Labels:
     @property
     def by_model(self) -> dict[str, str]:
         """Model of each label, for people; empty with one model only."""
-        return {one.name: one.model for one in self.styles if one.model}
+        named = {name: self._models[model].name for (model, _), name in self._called.items()}
+        return named if self.several else {}
 
     @property
     def colors(self) -> dict[str, str]:

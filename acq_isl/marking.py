@@ -95,12 +95,10 @@ def _scorecard(run: _Run, decisions: Sequence[Mapping[str, Any]]) -> Scorecard:
     revisited = {key for key in overview if (key.time, key.position) in stained}
     aside, height = aiming.score_targeting(label, fields, imaged)
     triggers = (grading.score_trigger(one, fields) for one in experiment.triggers)
+    models = {one.name: one.model for one in session.labels.styles}
     notes = ((not seen, _DARK), (not run.knows_cells, _NO_CELLS), (len(seen) > _MOST_FIELDS, _TOO_MANY))
     return Scorecard(
-        labels=tuple(
-            replace(one, model=session.labels.by_model.get(one.label, ""))
-            for one in grading.score_labels(fields)
-        ),
+        labels=tuple(replace(one, model=models.get(one.label, "")) for one in grading.score_labels(fields)),
         choice=grading.score_choice(experiment.choose, fields) if experiment.choose else None,
         triggers=tuple(one for one in triggers if one is not None),
         cells=grading.score_cells(label, fields, revisited) if label and revisited else None,

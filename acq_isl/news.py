@@ -19,7 +19,7 @@ RunState = Literal["running", "paused", "stopping", "ended", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class LabelStyle:
-    """A label that is predicted, its colour as ``#rrggbb``, and by which model if there are several."""
+    """A label that is predicted, its colour as ``#rrggbb``, and its model if the name leaves that open."""
 
     name: str
     color: str

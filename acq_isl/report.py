@@ -74,7 +74,7 @@ def render(record: RunRecord) -> str:
         record=record,
         headline=headline(record),
         duration=_run_time(record.duration_s),
-        labels=[(name, color, record.label_models.get(name, "")) for name, color in colors.items()],
+        labels=[(name, color, gallery.by(record, name)) for name, color in colors.items()],
         mosaic=gallery.mosaic(record.fields, colors),
         chosen=gallery.chosen(record, colors),
         scorecard=_scorecard(record.scorecard),
@@ -112,10 +112,10 @@ def headline(record: RunRecord) -> str:
         return f"{text} No labels were predicted: {_refused(record.fields)[0]['reason'].rstrip('.')}."
     where = ("it" if fields == 1 else "all of them") if predicted == fields else f"{predicted} of them"
     models = len(set(record.label_models.values()))
-    who = f"{models} models" if models > 1 else "A model"
+    who, they = (f"{models} models", "they") if models > 1 else ("A model", "it")
     text += f" {who} predicted {_and(list(gallery.hues(record)))} in {where}."
     if chosen:
-        text += f" {_many(chosen, 'field')} chosen by what it predicted."
+        text += f" {_many(chosen, 'field')} chosen by what {they} predicted."
     visited = {comparison.info.key for comparison in record.comparisons}
     if visited:
         same = visited == {field.info.key for field in record.fields if field.chosen}

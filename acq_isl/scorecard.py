@@ -23,7 +23,7 @@ class LabelScore:
         Objects predicted and really there.
     fields : int
     model : str
-        Which predicts it, if there are several.
+        Which predicts it, if there are several and the label does not say.
     """
 
     label: str

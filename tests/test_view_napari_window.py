@@ -9,6 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,20 @@ def window(monkeypatch: pytest.MonkeyPatch) -> Iterator[Window]:
     finally:
         opened.close()
     assert not opened.raised
+
+
+@needs_window
+def test_labels_of_several_models_are_layers_that_say_whose_they_are(window: Window) -> None:
+    both = (LabelStyle("nuclei", "#56B4E9", "first"), LabelStyle("second/axons", "#E69F00"))
+    window.play(replace(started(), labels=both, models=2))
+    for label, model in (("nuclei", "first"), ("second/axons", "second")):
+        mean = np.ones((1, SIDE, SIDE), np.float32)
+        one = Prediction(info(0), (label,), mean, 0 * mean, "0" * 64, model, "cpu", model=model)
+        window.play(Predicted(one, (), 1.0))
+    names = [layer.name for layer in window.viewer.layers]
+    assert names[2:4] == ["nuclei (predicted), first", "second/axons (predicted)"]
+    window.until(lambda: window.layer(names[2]).data.max() == 255, "the first model's labels are gone")
+    assert window.layer(names[3]).data.max() == 255
 
 
 @needs_window
