@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -18,7 +18,7 @@ from acq_isl.tiling import Tile, TilePlan, cut
 
 _MOST_WORKERS = 8  # more only wait for the memory
 
-Each = Callable[[Callable[[int], object], Iterable[int]], None]
+Each = Callable[[Callable[[int], object], Sequence[int]], None]
 """Does a piece of work for every number."""
 
 
@@ -27,7 +27,7 @@ def workers(count: int) -> Iterator[Each]:
     """Threads that share pieces of work; numpy lets them run side by side."""
     if count < 2:
 
-        def one_by_one(work: Callable[[int], object], numbers: Iterable[int]) -> None:
+        def one_by_one(work: Callable[[int], object], numbers: Sequence[int]) -> None:
             for number in numbers:
                 work(number)
 
@@ -35,7 +35,10 @@ def workers(count: int) -> Iterator[Each]:
         return
     with ThreadPoolExecutor(count, "acq-isl around the network") as pool:
 
-        def side_by_side(work: Callable[[int], object], numbers: Iterable[int]) -> None:
+        def side_by_side(work: Callable[[int], object], numbers: Sequence[int]) -> None:
+            if len(numbers) == 1:  # such as the last plane of a stack whose others were seen as they came
+                work(numbers[0])
+                return
             for _ in pool.map(work, numbers):
                 pass
 

@@ -53,7 +53,8 @@ class Survey:
                 f"what was measured for stack {self._info.key} was handed over with {stack.info.key}",
                 fix="report this to the maker of the engine process",
             )
-        each(lambda z: self.add(z, stack.pixels[z]), range(len(stack.pixels)))
+        missing = [z for z in range(len(stack.pixels)) if z not in self._ranges]
+        each(lambda z: self.add(z, stack.pixels[z]), missing)
 
     @property
     def ranges(self) -> list[_Range]:

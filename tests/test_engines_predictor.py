@@ -224,6 +224,15 @@ def test_a_stack_that_was_looked_at_while_it_arrived_is_predicted_alike(planes):
     np.testing.assert_array_equal(got.mean, wanted.mean)
 
 
+def test_planes_seen_as_they_came_are_not_looked_at_again():
+    stack, engine = stack_of(culture((64, 64))), Predictor(MODEL, BlurNetwork())
+    survey, looked_at = shown(engine, stack, (0, 2)), []
+    survey.complete(stack, lambda work, numbers: looked_at.extend(numbers) or [work(z) for z in numbers])
+    assert looked_at == [1]
+    survey.complete(stack, lambda work, numbers: looked_at.extend(numbers))
+    assert looked_at == [1]
+
+
 def test_what_is_refused_is_refused_however_it_arrived():
     stack, engine = stack_of(np.full((3, 64, 64), 100, np.uint16)), Predictor(MODEL, BlurNetwork())
     with pytest.raises(StackRefused, match="planes 1, 2, 3 constant"):
