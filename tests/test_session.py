@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from acq_isl.errors import AcquisitionFailed, SliceLost, StorageError
 from acq_isl.experiment import Experiment
 from acq_isl.instruments import Instruments
+from acq_isl.labels import Labels, RunModel
 from acq_isl.ledger import Ledger, read
 from acq_isl.news import Decided, News, Predicted, Step
 from acq_isl.orders import GoTo, Order, Orders, Pause, Resume, Stop, no_orders
@@ -96,6 +98,7 @@ class Bench:
         self.store = Kept()
         self.news: list[News] = []
         self.orders: Orders = no_orders
+        self.labels = Labels()
         self.slept: list[float] = []
         self.now = 0.0
         self.path = folder / "decisions.jsonl"
@@ -122,6 +125,7 @@ class Bench:
                 self.orders,
                 now=lambda: self.now,
                 sleep=self._sleep,
+                labels=self.labels,
             )
             self.session = Session(self.experiment, plan, tools)
             self.session.run()
@@ -367,3 +371,42 @@ def test_whatever_happens_is_told(tmp_path: Path) -> None:
 def test_a_notebook_sees_how_far_it_is(tmp_path: Path) -> None:
     shown = Bench(tmp_path).run()._repr_html_()
     assert shown.count("★") == 2 and "p00_003" in shown and "rank 1 of 4" in shown
+
+
+# --- several models --------------------------------------------------------------------------------
+
+
+class Quick(FakeMicroscope):
+    """A quick model, and a slow one that answers after the last field, of the first not at all."""
+
+    def __init__(self) -> None:
+        super().__init__(prediction)
+        self.answered: list[Outcome] = []
+
+    def poll(self) -> list[Outcome]:
+        ready, self.outcomes = [replace(one, model="quick") for one in self.outcomes], []
+        self.answered += ready
+        return ready
+
+    def drain(self, timeout_s: float) -> list[Outcome]:
+        rest = self.poll()
+        late = [replace(one, model="slow") for one in self.answered]
+        return [*rest, Unpredicted(late[0].info, "too late", "spool", "slow"), *late[1:]]
+
+
+def test_a_slow_model_holds_up_neither_triggers_nor_the_labels_of_others(tmp_path: Path) -> None:
+    text = EXPERIMENT.replace("nuclei", "slow/nuclei") + TRIGGER.replace("nuclei", "quick/nuclei")
+    bench = Bench(tmp_path, text + "    do: {kind: image, channels: [DAPI], exposure_ms: 5}\n")
+    bench.scope, bench.labels = Quick(), Labels([RunModel("quick"), RunModel("slow")])
+    session = bench.run()
+    log = bench.scope.log
+    assert log.index("DAPI p00_001 1") < log.index("Phase p00_003 3"), "before the slow model said anything"
+    first, *others = session.fields.values()
+    assert isinstance(first.outcome, Prediction) and first.outcome.labels == ("quick/nuclei",)
+    assert first.outcome.warnings == ("slow did not predict this stack: too late",)
+    assert [field.standing for field in session.fields.values()] == ["spooled", *["predicted"] * 3]
+    labels = {one.outcome.labels for one in others if isinstance(one.outcome, Prediction)}
+    assert labels == {("quick/nuclei", "slow/nuclei")}
+    reasons = {f.request.key.position: f.choice.reason for f in session.fields.values() if f.choice}
+    assert reasons["p00_000"] == "Not ranked: this stack was captured but not predicted, too late."
+    assert len(bench.store.positions) == 7
