@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -61,6 +63,20 @@ def test_onnx_runtime_agrees_with_torch_at_any_size(deployed, model_path, shape)
     assert mean.shape == (shape[0], 2, *shape[2:])
     assert mean.min() >= 0
     assert spread.min() > 0
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_pixels_are_unfolded_once_however_many_members(members, tmp_path):
+    """A shuffle of every member's pixels costs as much as a convolution."""
+    torch.manual_seed(2)
+    network = LiveNetwork(replace(CONFIG, members=members)).eval()
+    for name, parameter in network.named_parameters():
+        if "head" in name:
+            torch.nn.init.normal_(parameter, 0, 0.3)
+    path = tmp_path / "model.onnx"
+    assert export.export_onnx(Deployed(network, (2.0, 0.5)), manifest(), path) <= 1e-5
+    kinds = [node.op_type for node in onnx.load(path).graph.node]
+    assert kinds.count("DepthToSpace") == 2  # mean and spread
 
 
 def test_the_file_says_what_it_is(model_path):

@@ -18,7 +18,7 @@ from acq_isl.errors import PairRefused
 from acq_isl.normalize import contrast_sd
 from acq_isl.stack import Uint16Image
 from acq_isl.training.geometry import Geometry, brought, fitted
-from acq_isl.training.network import Normalise
+from acq_isl.training.high_pass import Normalise
 from acq_isl.training.pairs import Checks, Item, examine
 
 _FOREGROUND = 77  # of 255

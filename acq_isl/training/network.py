@@ -1,9 +1,9 @@
-"""The live networks: a z-stack becomes a mean and a log variance per label. The whole of them is here."""
+"""The live networks: a normalised z-stack becomes a mean and a log variance per label. The whole of them."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_BLOCK_PX = 4
-_CLIP_SD = 10.0
-_TRUNCATE = 3.0
-_LOG_VARIANCE = (-9.0, 3.0)
+from acq_isl.training.high_pass import Normalise
+from acq_isl.training.losses import pixel_nll
 
+_LOG_VARIANCE = (-9.0, 3.0)
 
 Kind = Literal["unet", "separable", "convnext"]
 
@@ -56,41 +55,6 @@ class NetworkConfig:
     def size_step_px(self) -> int:
         """Image sides must be multiples of this many pixels."""
         return int(self.fold * 2 ** (self.levels - 1))
-
-
-class Normalise(nn.Module):
-    """Raw counts minus their local background, in units of the stack's contrast.
-
-    The background is a Gaussian of block means, as in `acq_isl.normalize.contrast_sd`, brought back to
-    full resolution bilinearly; four pixels of a block of sixteen are enough for it, and cost a third.
-    Training and the exported graph both run this module.
-    """
-
-    kernel: Tensor
-
-    def __init__(self, planes: int, high_pass_px: float) -> None:
-        super().__init__()
-        sigma = max(high_pass_px / _BLOCK_PX, 1e-3)
-        radius = max(int(_TRUNCATE * sigma + 0.5), 1)
-        offsets = torch.arange(-radius, radius + 1, dtype=torch.float32)
-        weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
-        self.radius = radius
-        self.planes = planes
-        self.register_buffer("kernel", (weights / weights.sum()).expand(planes, 1, -1).clone(), False)
-
-    def background(self, counts: Tensor) -> Tensor:
-        """Local background of (N, Z, H, W) counts; H and W multiples of 4."""
-        r = self.radius
-        low = F.avg_pool2d(counts, 2, stride=_BLOCK_PX)  # (N, Z, H/4, W/4)
-        low = F.pad(low, (r, r, r, r), mode="replicate")
-        low = F.conv2d(low, self.kernel[:, :, :, None], groups=self.planes)
-        low = F.conv2d(low, self.kernel[:, :, None, :], groups=self.planes)
-        return F.interpolate(low, scale_factor=_BLOCK_PX, mode="bilinear", align_corners=False)
-
-    def forward(self, counts: Tensor, inv_sd: Tensor) -> Tensor:
-        """Normalise (N, Z, H, W) float32 counts with (N,) float32 reciprocal contrasts."""
-        x = (counts - self.background(counts)) * inv_sd[:, None, None, None]
-        return x.clamp(-_CLIP_SD, _CLIP_SD)  # (N, Z, H, W)
 
 
 def _plain(inputs: int, outputs: int) -> nn.Sequential:
@@ -168,7 +132,7 @@ class _Trunk(nn.Module):
             nn.init.zeros_(parameter)
 
     def through(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean, log variance and the coarsest activations of a normalised stack."""
+        """Mean, log variance, squares of pixels folded into channels, and the coarsest activations."""
         skips = []
         for level, block in enumerate(self.down):
             x = block(x if level == 0 else F.max_pool2d(x, 2))  # (N, base 2^l, H/(fold 2^l), W/(fold 2^l))
@@ -176,8 +140,7 @@ class _Trunk(nn.Module):
         for level in reversed(range(len(self.up))):
             x = F.interpolate(self.shrink[level](x), scale_factor=2, mode="bilinear", align_corners=False)
             x = self.up[level](torch.cat([skips[level], x], dim=1))
-        x = F.pixel_shuffle(self.head(x), self.config.fold)  # (N, 2L, H, W)
-        mean, log_variance = x.chunk(2, dim=1)
+        mean, log_variance = self.head(x).chunk(2, dim=1)  # (N, fold^2 L, H/fold, W/fold) each
         return mean, log_variance.clamp(*_LOG_VARIANCE), skips[-1]
 
 
@@ -209,20 +172,29 @@ class LiveNetwork(_Trunk):
         -------
         mean, log_variance : (N, L, H, W) float32
         """
-        return self.with_bottom(x)[:2]
+        if len(self.others) and not self.training:
+            mean, spread, _ = self.with_bottom(x)
+            return mean, 2.0 * spread.log()
+        means, logs, _ = self._through_each(x.chunk(1 + len(self.others)))
+        mean, log_variance = (F.pixel_shuffle(torch.cat(one), self.config.fold) for one in (means, logs))
+        return mean, log_variance
 
     def with_bottom(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`forward`, and the first member's coarsest activations, (N, base 2^(levels - 1), H/s, W/s)."""
-        if not len(self.others):
-            return self.through(x)
+        """Mean and spread, one SD, of a trained network; the first member's coarsest activations."""
+        means, logs, bottoms = self._through_each((x,) * (1 + len(self.others)))
+        # Mixed while folded: a shuffle of every member's pixels would cost as much as a convolution.
+        mean, spread = means[0], torch.exp(0.5 * logs[0])
+        if len(self.others):
+            mean = sum(means[1:], means[0]) / len(means)
+            both = zip(means, logs, strict=True)
+            variances = [log.exp() + (one - mean).square() for one, log in both]
+            spread = (sum(variances[1:], variances[0]) / len(means)).sqrt()
+        fold = self.config.fold
+        return F.pixel_shuffle(mean, fold), F.pixel_shuffle(spread, fold), bottoms[0]
+
+    def _through_each(self, parts: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
         members: tuple[_Trunk, ...] = (self, *self.others)
-        if self.training:
-            parts = [m.through(part) for m, part in zip(members, x.chunk(len(members)), strict=True)]
-            return tuple(torch.cat(values) for values in zip(*parts, strict=True))  # type: ignore[return-value]
-        means, logs, bottoms = zip(*(member.through(x) for member in members), strict=True)
-        mean = sum(means[1:], means[0]) / len(members)
-        variance = sum(log.exp() + (one - mean).square() for one, log in zip(means, logs, strict=True))
-        return mean, (variance / len(members)).log().clamp(*_LOG_VARIANCE), bottoms[0]
+        return zip(*(one.through(part) for one, part in zip(members, parts, strict=True)), strict=True)
 
 
 def together(first: LiveNetwork, *others: LiveNetwork) -> LiveNetwork:
@@ -279,8 +251,8 @@ class Deployed(nn.Module):
         """
         counts = stack[..., 0].float() + 256.0 * stack[..., 1].float()  # (N, Z, H, W)
         x = self.network.normalise(counts, inv_sd)
-        mean, log_variance, bottom = self.network.with_bottom(x)
-        spread = torch.exp(0.5 * log_variance) * self.spread_scale
+        mean, spread, bottom = self.network.with_bottom(x)
+        spread = spread * self.spread_scale
         if self.gate is None:
             return mean.clamp(min=0.0), spread
         return mean.clamp(min=0.0), spread, self.gate(x, bottom)
@@ -292,6 +264,4 @@ def beta_nll(mean: Tensor, log_variance: Tensor, target: Tensor, beta: float = 0
     Seitzer et al., "On the pitfalls of heteroscedastic uncertainty estimation", ICLR 2022, eq. 5:
     without the weight, pixels that are hard to fit are given a large variance and then ignored.
     """
-    variance = log_variance.exp()
-    nll = 0.5 * (log_variance + (target - mean) ** 2 / variance)
-    return (variance.detach() ** beta * nll).mean()
+    return pixel_nll(mean, log_variance, target, beta).mean()
