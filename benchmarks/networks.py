@@ -1,10 +1,13 @@
 """Which live network: quality on the recorded field against time, in one run.
 
-    python benchmarks/networks.py ../shared/data/isl_condition_b --fields FIELDS --out OUT
+    python benchmarks/networks.py ../shared/data/isl_condition_b --fields FIELDS --out OUT --runs RUN0 RUN1
 
 Three folds of columns of one field (one well: optimistic), 32 px apart, two seeds. Each pixel's prediction
 comes from a network that has not seen its columns; correlation and objects are of these put together.
 FIELDS keeps the simulated fields of the demo model's configuration; they are made if they are not there.
+RUNs are trainings of ``acq_isl/models/demo.yaml`` with seeds 0 and 1, which the live network starts from.
+The fast size is taught by the live one of its seed and fold (Hinton et al., "Distilling the knowledge in a
+neural network", 2015): its labels are .7 of the teacher's prediction and .3 of the truth.
 ``--peer`` adds VisCy's 2.5D U-Net (``pip install --no-deps viscy``), trained for as many CPU-seconds as the
 plain recipe. What has been computed is kept in OUT and not computed again.
 """
@@ -12,58 +15,40 @@ plain recipe. What has been computed is kept in OUT and not computed again.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import math
-import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tifffile
 import torch
-from numpy.typing import NDArray
+from folds import (
+    FOLDS,
+    LABELS,
+    PLAIN,
+    Field,
+    Recipe,
+    Recorded,
+    Singles,
+    batch,
+    predicted,
+    say,
+    simulated_fields,
+    train,
+)
 from torch import nn
-from torch.nn import functional as F
 
-from acq_isl.normalize import contrast_sd
 from acq_isl.objects import object_score, segment
-from acq_isl.training.augment import Augmentation, augmented
-from acq_isl.training.config import load_config
-from acq_isl.training.network import Deployed, LiveNetwork, NetworkConfig, Normalise, beta_nll, together
-from acq_isl.training.simulate import cached
+from acq_isl.training import export
+from acq_isl.training.augment import Augmentation
+from acq_isl.training.network import Deployed, LiveNetwork, NetworkConfig, together
+from acq_isl.training.package import WEIGHTS
+from acq_isl.training.weights import read_pretrained
 
-DEMO = Path(__file__).resolve().parents[1] / "acq_isl" / "models" / "demo.yaml"
-LABELS = ("dapi", "map2", "nfh")
-FOLDS, GAP_PX, PATCH_PX, BATCH = 3, 32, 128, 8
 NUCLEUS, LEAST_UM2, PIXEL_UM = 0.25, 20.0, 0.3
-PLAIN = Augmentation(gamma=(1, 1), gain=(0.9, 1.1), offset=(-0.1, 0.1), noise=(0, 0.15), blur=0)
-RICH = Augmentation(xy_scale=(0.75, 1.35), z_shift=(-0.5, 0.5), z_scale=(0.92, 1.08))
-
-Singles = NDArray[np.float32]
-Field = tuple[Singles, Singles]  # normalised stack and labels
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a candidate is trained on the recorded field."""
-
-    name: str
-    network: NetworkConfig = field(default_factory=lambda: NetworkConfig(high_pass_px=60.0))
-    steps: int = 600
-    rate: float = 1e-3
-    pretrained: int = 800  # steps on simulated fields; 0: none
-    simulated: float = 0.5  # share of simulated patches while fine-tuning
-    second: bool = False  # a second member, from scratch on the recorded field only
-    augmentation: Augmentation = RICH
-    average: float = 0.99
-    squared: bool = False  # plain regression
-    raw: bool = False  # one mean and SD for the whole stack, no high-pass
-    planes: tuple[int, ...] = tuple(range(13))
-    peer: bool = False
+TAUGHT = 0.7
 
 
 def _sized(**size: Any) -> NetworkConfig:
@@ -71,20 +56,20 @@ def _sized(**size: Any) -> NetworkConfig:
 
 
 SECOND = {"steps": 1200, "rate": 3e-3, "pretrained": 0, "simulated": 0.0, "augmentation": PLAIN}
+LIVE = Recipe("two unets 16", _sized(base=16), second=True, pretrained=0, shipped=True)
 RECIPES = (
     Recipe("plain recipe", _sized(), 1500, 3e-3, 0, 0, augmentation=PLAIN, average=0, squared=True, raw=True),
     Recipe("unet 24", _sized()),
-    Recipe("two unets 16", _sized(base=16), second=True),
     Recipe("separable 32", _sized(base=32, kind="separable")),
     Recipe("convnext 24", _sized(kind="convnext")),
+    LIVE,
     Recipe(
-        "fast: two unets 16 at 1/4, 5 planes",
-        _sized(base=16, planes=5, fold=4, levels=3),
-        second=True,
-        planes=(2, 4, 6, 8, 10),
+        "fast: unet 24 at 1/4, 7 planes, taught",
+        _sized(planes=7, fold=4, levels=3), 2000, 3e-3, 0, 0.25,
+        augmentation=Augmentation(), planes=tuple(range(0, 13, 2)), teacher=LIVE.name,
     ),
     Recipe("VisCy 2.5D U-Net", _sized(), 10**6, 3e-3, 0, 0, augmentation=PLAIN, raw=True, peer=True),
-)
+)  # fmt: skip
 
 
 class Peer(nn.Module):
@@ -103,189 +88,114 @@ class Peer(nn.Module):
         return mean, log_variance.clamp(-9, 3)
 
 
-class Recorded:
-    """The recorded field, normalised, and its folds."""
+@dataclass(frozen=True)
+class Desk:
+    """What every candidate works on, and where results are kept."""
 
-    def __init__(self, folder: Path) -> None:
-        self.stack = tifffile.imread(folder / "phase_contrast.ome.tif")
-        self.labels = np.stack([tifffile.imread(folder / f"{n}.ome.tif") for n in LABELS]).astype(np.float32)
-        self.edges = np.linspace(0, self.stack.shape[2], FOLDS + 1).astype(int)
+    recorded: Recorded
+    fields: Path
+    out: Path
+    runs: list[Path]
 
-    def columns(self, fold: int) -> tuple[list[tuple[int, int]], tuple[int, int]]:
-        """Training and test columns."""
-        low, high, width = self.edges[fold], self.edges[fold + 1], self.stack.shape[2]
-        parts = [(0, low - GAP_PX), (high + GAP_PX, width)]
-        return [(a, b) for a, b in parts if b - a >= PATCH_PX], (low, high)
-
-    def scaled(self, parts: list[tuple[int, int]]) -> Singles:
-        """Labels, 0 and 1 at percentiles 1 and 99.8 of the training columns."""
-        seen = np.concatenate([self.labels[:, :, a:b].reshape(3, -1) for a, b in parts], axis=1)
-        low, high = np.percentile(seen, [1, 99.8], axis=1)[..., None, None]
-        return np.clip((self.labels - low) / (high - low), 0, 1).astype(np.float32)
-
-    def input(self, recipe: Recipe) -> Singles:
-        if recipe.raw:
-            plain = self.stack.astype(np.float32)
-            return (plain - plain.mean()) / plain.std()
-        return normalised(self.stack, recipe.network.high_pass_px)[list(recipe.planes)]
+    def path(self, recipe: Recipe, rest: str) -> Path:
+        return self.out / f"{recipe.name.replace('/', '-')} {rest}.npz"
 
 
-def say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
-
-def normalised(stack: NDArray[np.uint16], high_pass_px: float) -> Singles:
-    module = Normalise(len(stack), high_pass_px)
-    inv_sd = torch.tensor([1 / contrast_sd(stack, high_pass_px)], dtype=torch.float32)
-    with torch.no_grad():
-        out: Singles = module(torch.from_numpy(stack.astype(np.float32))[None], inv_sd)[0].numpy()
-    return out
-
-
-def simulated_fields(folder: Path, recipe: Recipe) -> list[Field]:
-    """Every other field the demo model was trained on; memory is what limits."""
-    config, fields = load_config(DEMO).simulation, []
-    for index in range(0, config.fields, 2):
-        pair = cached(config, index, folder)
-        x = normalised(pair.stack, recipe.network.high_pass_px)[list(recipe.planes)]
-        fields.append((x.astype(np.float16), (pair.labels / np.float32(255)).astype(np.float16)))
-    return fields
-
-
-def batch(
-    sources: list[tuple[float, list[Field]]], augmentation: Augmentation, rng: np.random.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Patches of several sources by their shares, half of them about bright nuclei or dendrites."""
-    xs, ys = [], []
-    for at in range(BATCH):
-        shares = np.array([share for share, _ in sources])
-        fields = sources[int(np.searchsorted(np.cumsum(shares / shares.sum()), rng.random()))][1]
-        sizes = np.array([x[0].size for x, _ in fields], float)
-        x, y = fields[int(rng.choice(len(fields), p=sizes / sizes.sum()))]
-        side = min(math.ceil(PATCH_PX * augmentation.reach), *x.shape[1:])
-        corner = [int(rng.integers(0, n - side + 1)) for n in x.shape[1:]]
-        if at % 2 == 0:
-            bright = np.argwhere(y[:2, ::4, ::4].max(axis=0) > 0.3)
-            if len(bright):
-                middle = 4 * bright[int(rng.integers(len(bright)))] + rng.integers(-32, 33, 2)
-                corner = [
-                    int(np.clip(m - side // 2, 0, n - side)) for m, n in zip(middle, x.shape[1:], strict=True)
-                ]
-        cut = (slice(None), slice(corner[0], corner[0] + side), slice(corner[1], corner[1] + side))
-        one, other = augmented(
-            x[cut].astype(np.float32), y[cut].astype(np.float32), PATCH_PX, augmentation, rng
-        )
-        xs.append(np.ascontiguousarray(one))
-        ys.append(np.ascontiguousarray(other))
-    return torch.from_numpy(np.stack(xs)), torch.from_numpy(np.stack(ys))
-
-
-def train(
-    network: nn.Module,
-    recipe: Recipe,
-    draw: Callable[[np.random.Generator], tuple[torch.Tensor, torch.Tensor]],
-    steps: int,
-    seed: int,
-    limit_s: float = math.inf,
-) -> tuple[nn.Module, float]:
-    """AdamW, one cycle, bfloat16; returns the averaged network and the CPU-seconds."""
-    network = network.to(memory_format=torch.channels_last) if not recipe.peer else network
-    kept = copy.deepcopy(network).eval()
-    optimiser = torch.optim.AdamW(network.parameters(), recipe.rate, weight_decay=1e-3)
-    began_s = time.thread_time()
-    for step in range(steps):
-        spent_s = time.thread_time() - began_s
-        at = spent_s / limit_s if math.isfinite(limit_s) else (step + 0.5) / steps
-        if at >= 1:
-            break
-        rate = recipe.rate * (
-            at / 0.1 if at < 0.1 else 0.002 + 0.998 * 0.5 * (1 + math.cos(math.pi * (at - 0.1) / 0.9))
-        )
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        x, y = draw(np.random.default_rng([seed, step]))
-        network.train()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            mean, log_variance = network(
-                x if recipe.peer else x.contiguous(memory_format=torch.channels_last)
-            )
-        mean, log_variance = mean.float(), log_variance.float()
-        loss = F.mse_loss(mean, y) if recipe.squared else beta_nll(mean, log_variance, y, 0.8)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        decay = min(recipe.average, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for old, new in zip(kept.state_dict().values(), network.state_dict().values(), strict=True):
-                old.lerp_(new, 1 - decay) if old.is_floating_point() else old.copy_(new)
-    return kept, time.thread_time() - began_s
-
-
-def predicted(network: nn.Module, x: Singles, columns: tuple[int, int]) -> Singles:
-    """Mean, at least 0, of the test columns with 96 px of surroundings, (label, y, x)."""
-    low = max(columns[0] // 16 * 16 - 96, 0)
-    high = min(low + math.ceil((columns[1] + 96 - low) / 16) * 16, x.shape[2])
-    with torch.no_grad():
-        mean = network(torch.from_numpy(np.ascontiguousarray(x[:, :, low:high]))[None])[0][0]
-    out: Singles = mean[:, :, columns[0] - low : columns[1] - low].clamp(min=0).numpy()
-    return out
-
-
-def cross_validate(
-    recipe: Recipe, recorded: Recorded, fields: Path, out: Path, seed: int, budget_s: float
-) -> float:
-    """Predict every column from networks that have not seen it; kept as ``NAME_SEED.npz``."""
-    path = out / f"{recipe.name.replace('/', '-')} seed {seed}.npz"
+def cross_validate(recipe: Recipe, desk: Desk, seed: int, budget_s: float) -> float:
+    """Predict every column from networks that have not seen it; kept as ``NAME seed SEED.npz``."""
+    path, recorded = desk.path(recipe, f"seed {seed}"), desk.recorded
     if path.exists():
         return float(np.load(path)["seconds"])
-    x, alone = recorded.input(recipe), replace(recipe, **SECOND)
-    simulated = simulated_fields(fields, recipe) if recipe.pretrained else []
-    start = pretrained(recipe, simulated, out) if recipe.pretrained else None
+    x = recorded.input(recipe)
+    simulated = simulated_fields(desk.fields, recipe) if recipe.pretrained or recipe.simulated else []
+    start = started(recipe, simulated, desk, seed)
     whole = np.zeros(recorded.labels.shape, np.float32)
     seconds = []
     for fold in range(FOLDS):
         parts, columns = recorded.columns(fold)
         y = recorded.scaled(parts)
         own = [(x[:, :, a:b], y[:, :, a:b]) for a, b in parts]
-        sources = [(1 - recipe.simulated, own)] + (
-            [(recipe.simulated, simulated)] if recipe.simulated else []
-        )
-        torch.manual_seed(seed)
-        network: nn.Module = Peer() if recipe.peer else LiveNetwork(recipe.network)
-        if start is not None:
-            network.load_state_dict(start)
-        network, spent = train(
-            network, recipe, lambda rng, s=sources: batch(s, recipe.augmentation, rng), recipe.steps, seed,
-            budget_s if recipe.peer else math.inf,
-        )  # fmt: skip
-        if recipe.second:
-            other, more = train(
-                LiveNetwork(recipe.network), alone,
-                lambda rng, s=sources[:1]: batch(s, alone.augmentation, rng), alone.steps, seed,
-            )  # fmt: skip
-            network, spent = together(network, other), spent + more
-        whole[:, :, slice(*columns)] = predicted(network, x, columns)
+        sources = [(1 - recipe.simulated, own)]
+        sources += [(recipe.simulated, simulated)] if recipe.simulated else []
+        if recipe.teacher:
+            sources = [(share, taught(fields, recipe, desk, seed, fold)) for share, fields in sources]
+        network, spent = fold_network(recipe, sources, start, seed, budget_s)
+        keep(network, desk.path(recipe, f"seed {seed} fold {fold}"))
+        whole[:, :, slice(*columns)] = predicted(network, x[list(recipe.planes)], columns)
         seconds.append(spent)
         say(f"{recipe.name}, seed {seed}, fold {fold}: {spent:.0f} CPU-s")
     np.savez(path, mean=whole, seconds=np.mean(seconds))
     return float(np.mean(seconds))
 
 
-def pretrained(recipe: Recipe, simulated: list[Field], out: Path) -> dict[str, torch.Tensor]:
-    """Weights after simulated fields only, one for all folds and seeds."""
-    path = out / f"{recipe.name.replace('/', '-')} pretrained.npz"
+def fold_network(
+    recipe: Recipe,
+    sources: list[tuple[float, list[Field]]],
+    start: dict[str, torch.Tensor] | None,
+    seed: int,
+    budget_s: float,
+) -> tuple[nn.Module, float]:
+    """The network of one fold and the CPU-seconds it took."""
+    torch.manual_seed(seed)
+    network: nn.Module = Peer() if recipe.peer else LiveNetwork(recipe.network)
+    if start is not None:
+        network.load_state_dict(start)
+    network, spent = train(
+        network, recipe, lambda rng: batch(sources, recipe.augmentation, rng), recipe.steps, seed,
+        budget_s if recipe.peer else math.inf,
+    )  # fmt: skip
+    if recipe.second:
+        alone = replace(recipe, **SECOND)
+        torch.manual_seed(seed)
+        other, more = train(
+            LiveNetwork(recipe.network), alone,
+            lambda rng: batch(sources[:1], alone.augmentation, rng), alone.steps, seed,
+        )  # fmt: skip
+        network, spent = together(network, other), spent + more
+    return network, spent
+
+
+def started(recipe: Recipe, simulated: list[Field], desk: Desk, seed: int) -> dict[str, torch.Tensor] | None:
+    """Weights after simulated fields only: the first member of a RUN, or one network for all."""
+    if recipe.shipped:
+        whole = read_pretrained(desk.runs[seed] / WEIGHTS).network.state_dict()
+        return {name: value for name, value in whole.items() if not name.startswith("others.")}
+    if not recipe.pretrained:
+        return None
+    path = desk.path(recipe, "pretrained")
     if not path.exists():
         torch.manual_seed(0)
         network, spent = train(
             LiveNetwork(recipe.network), recipe, lambda rng: batch([(1.0, simulated)], Augmentation(), rng),
             recipe.pretrained, 0,
         )  # fmt: skip
-        np.savez(path, **{name: value.numpy() for name, value in network.state_dict().items()})
+        keep(network, path)
         say(f"{recipe.name}: {spent:.0f} CPU-s on simulated fields")
-    with np.load(path, allow_pickle=False) as kept:
-        return {name: torch.from_numpy(kept[name]) for name in kept.files}
+    return kept(path)
+
+
+def keep(network: nn.Module, path: Path) -> None:
+    np.savez(path, **{name: value.numpy() for name, value in network.state_dict().items()})
+
+
+def kept(path: Path) -> dict[str, torch.Tensor]:
+    with np.load(path, allow_pickle=False) as found:
+        return {name: torch.from_numpy(found[name]) for name in found.files}
+
+
+def taught(fields: list[Field], recipe: Recipe, desk: Desk, seed: int, fold: int) -> list[Field]:
+    """Fields with the planes of the candidate and labels that are mostly what its teacher predicts."""
+    by = next(one for one in RECIPES if one.name == recipe.teacher)
+    teacher = LiveNetwork(replace(by.network, members=2 if by.second else 1)).eval()
+    teacher.load_state_dict(kept(desk.path(by, f"seed {seed} fold {fold}")))
+    step, out = by.network.size_step_px, []
+    for stack, labels in fields:
+        h, w = (n // step * step for n in stack.shape[1:])
+        x, y = stack[:, :h, :w], labels[:, :h, :w]
+        with torch.no_grad():
+            mean = teacher(torch.from_numpy(x.astype(np.float32))[None])[0][0].clamp(min=0).numpy()
+        out.append((x[list(recipe.planes)], (TAUGHT * mean + (1 - TAUGHT) * y).astype(y.dtype)))
+    return out
 
 
 def scores(recorded: Recorded, mean: Singles) -> dict[str, float]:
@@ -307,8 +217,6 @@ def scores(recorded: Recorded, mean: Singles) -> dict[str, float]:
 def latency_ms(recipe: Recipe) -> tuple[float, int]:
     """Median of one 13x1024x1024 field in ONNX Runtime on one thread, and the number of parameters."""
     import onnxruntime
-
-    from acq_isl.training import export
 
     network = LiveNetwork(replace(recipe.network, members=2 if recipe.second else 1)).eval()
     model = export._to_onnx(Deployed(network, (1.0,) * 3).eval(), recipe.network.size_step_px)
@@ -333,23 +241,25 @@ def main() -> None:
     parser.add_argument("recorded", type=Path)
     parser.add_argument("--fields", type=Path, required=True, help="folder")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, nargs="+", required=True, help="one a seed")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--only", nargs="*", help="names of candidates")
     parser.add_argument("--peer", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
-    recorded, rows, budget_s = Recorded(options.recorded), [], 150.0
+    desk = Desk(Recorded(options.recorded), options.fields, options.out, options.runs)
+    rows, budget_s = [], 150.0
     chosen = [
         r for r in RECIPES if (not options.only or r.name in options.only) and (options.peer or not r.peer)
     ]
     for recipe in chosen:
         each: list[dict[str, Any]] = []
         for seed in range(options.seeds):
-            seconds = cross_validate(recipe, recorded, options.fields, options.out, seed, budget_s)
+            seconds = cross_validate(recipe, desk, seed, budget_s)
             budget_s = seconds if recipe.name == "plain recipe" else budget_s
-            kept = np.load(options.out / f"{recipe.name.replace('/', '-')} seed {seed}.npz")
-            each.append(scores(recorded, kept["mean"]) | {"seconds": seconds})
+            mean = np.load(desk.path(recipe, f"seed {seed}"))["mean"]
+            each.append(scores(desk.recorded, mean) | {"seconds": seconds})
         rows.append({"name": recipe.name, "seeds": each})
         say(json.dumps(rows[-1]))
     for recipe, row in zip(chosen, rows, strict=True):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from networks import LABELS, Field, Recipe, Recorded, Singles, batch, normalised, predicted, say, train
+from folds import LABELS, Field, Recipe, Recorded, Singles, batch, normalised, predicted, say, train
 from scipy import ndimage
 
 from acq_isl.training.augment import Augmentation
