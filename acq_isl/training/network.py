@@ -110,8 +110,8 @@ def _first(config: NetworkConfig) -> nn.Sequential:
     """Full resolution to the first level's: a strided convolution, faster than folding pixels."""
     fold, base = config.fold, config.base
     if config.kind == "unet":
-        # What 3x3 would be after folding squares of pixels into channels.
-        return nn.Sequential(*_dense(config.planes, base, 3 * fold, fold), *_dense(base, base))
+        # Two pixels beyond its square: at fold 2 what 3x3 would be after folding pixels into channels.
+        return nn.Sequential(*_dense(config.planes, base, fold + 4, fold), *_dense(base, base))
     return nn.Sequential(*_dense(config.planes, base, fold, fold), *_LEVELS[config.kind](base, base))
 
 
