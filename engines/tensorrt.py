@@ -17,13 +17,11 @@ from acq_isl.engines.trt_build import BuiltPlan, build
 from acq_isl.engines.trt_kept import KeptFile
 from acq_isl.engines.trt_network import TensorRTNetwork
 from acq_isl.engines.trt_options import BuildOptions, LastBuilt, resolved
-from acq_isl.engines.trt_program import PlanRefused, Program
+from acq_isl.engines.trt_program import PlanRefused, Program, tells_of_memory
 from acq_isl.stack import Prediction, ZStack
 from acq_isl.tiling import BLEND_PX, plan_tiles
 
 _log = logging.getLogger(__name__)
-
-_NO_MEMORY = ("out of memory", "outofmemory", "could not be allocated")  # in TensorRT's words
 
 
 class TensorRTEngine(Predictor):
@@ -147,7 +145,7 @@ class _Loader:
         try:
             return built, self._program(built)
         except PlanRefused as refusal:
-            if built.fresh or any(words in str(refusal.got).lower() for words in _NO_MEMORY):
+            if built.fresh or tells_of_memory(str(refusal.got)):
                 raise  # a plan that does not fit now is as good as ever when other programs have ended
             _log.warning("%s; it is built again", refusal.what)
             self.store.discard(built.note.key)

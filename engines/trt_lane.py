@@ -78,11 +78,8 @@ class Lane:
             raise self._failed(f"take the address of {port.name}")
 
     def _failed(self, what: str) -> EngineError:
-        return EngineError(
-            f"{self._program.flavour.name} could not {what}",
-            got=self._program.errors() or "no reason given",
-            fix="load the engine again; if it stays, build the plan again with acq-isl build",
-        )
+        fix = "load the engine again; if it stays, build the plan again with acq-isl build"
+        return self._program.failure(what, fix)
 
     def prepare(self, scratch: int) -> None:
         """Lend scratch memory, run once, and capture the graph, so that stacks meet no first time."""
@@ -98,6 +95,9 @@ class Lane:
                 self._execute()
         except EngineError as error:
             _log.warning("no CUDA graph for this plan, its kernels are launched one by one: %s", error)
+        else:
+            self.start(self.host["stack"])  # the first launch brings the graph to the GPU
+            self.finish(_FIRST_RUN_S)
 
     def start(self, stack: NDArray[np.uint8]) -> None:
         """Queue one run; ``stack`` and ``host["inv_sd"]`` must stay as they are until `finish`."""

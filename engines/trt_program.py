@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from acq_isl.engines.cuda import OutOfDeviceMemory
 from acq_isl.engines.model_file import answers
 from acq_isl.engines.trt_api import Flavour, Messages
 from acq_isl.engines.trt_kept import KeptFile
@@ -18,6 +19,13 @@ from acq_isl.manifest import Manifest
 _log = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
+
+_NO_MEMORY = ("out of memory", "outofmemory", "could not be allocated")  # in TensorRT's words
+
+
+def tells_of_memory(message: str) -> bool:
+    """Whether the GPU's memory is what TensorRT lacked."""
+    return any(words in message.lower() for words in _NO_MEMORY)
 
 
 class PlanRefused(EngineError):
@@ -72,12 +80,22 @@ class Program:
         self.answers = answers(manifest)
         """Outputs in the order in which they are handed out."""
         self._messages = Messages(flavour)
-        self._runtime: Any = flavour.trt.Runtime(self._messages.logger)
+        self._runtime: Any = self._started()
         self._engine: Any = self._loaded(plan)
         self.ports = self._read_ports()
         self._check_ports()
         self._cache: Any = None
         self._config: Any = self._configured()
+
+    def _started(self) -> Any:
+        try:
+            return self.flavour.trt.Runtime(self._messages.logger)
+        except TypeError as error:  # how pybind11 says that the C++ side made no object
+            raise EngineError(
+                f"{self.flavour.name} {self.flavour.version} cannot start: {self._messages.take() or error}",
+                wanted="an NVIDIA GPU with a driver for its CUDA version",
+                fix="update the NVIDIA driver, or predict on the processor with onnxruntime",
+            ) from error
 
     def _loaded(self, plan: bytes) -> Any:
         trt, runtime = self.flavour.trt, self._runtime
@@ -174,15 +192,15 @@ class Program:
 
         Raises
         ------
+        OutOfDeviceMemory
+            Smaller tiles may fit.
         EngineError
             A shape is outside of the plan's profile.
         """
         context = self._engine.create_execution_context(self._config)
         if context is None:
-            raise EngineError(
-                f"{self.flavour.name} could not prepare the plan",
-                got=self._messages.take() or "no reason given",
-                fix="close other programs that use the GPU, or use smaller tiles",
+            raise self.failure(
+                "prepare the plan", "close other programs that use the GPU, or use smaller tiles"
             )
         for name, shape in shapes.items():
             if not context.set_input_shape(name, shape):
@@ -219,9 +237,11 @@ class Program:
             if serialized is not None:
                 self._kernels.save(bytes(serialized))
 
-    def errors(self) -> str:
-        """What TensorRT complained about since the last time it was asked."""
-        return self._messages.take()
+    def failure(self, what: str, fix: str) -> EngineError:
+        """What TensorRT complained about since the last time; `OutOfDeviceMemory` if it was memory."""
+        said = self._messages.take() or "no reason given"
+        kind = OutOfDeviceMemory if tells_of_memory(said) else EngineError
+        return kind(f"{self.flavour.name} could not {what}", got=said, fix=fix)
 
     def close(self) -> None:
         # TensorRT asks that what was made last goes first.

@@ -99,7 +99,8 @@ def test_predictions_are_those_of_the_reference_whatever_order_the_gpu_works_in(
         for number, shape in enumerate([(72, 88), (96, 96), (33, 47), (96, 96)]):
             stack = tiny.stack(shape, seed=number)
             same(engine.predict(stack), reference.predict(stack))
-    assert trt.driver.launched == (0 if rtx else 4)  # the graph on tensorrt, the runtime's own on RTX
+    # The graph on tensorrt, the runtime's own on RTX; warmed up in each lane of each of the three shapes.
+    assert trt.driver.launched == (0 if rtx else 3 * LANES + 4)
 
 
 def test_a_field_larger_than_the_profile_is_tiled_and_batched(bench, model):

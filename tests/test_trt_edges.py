@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from acq_isl.engines.cuda import Device, GpuInfo
@@ -81,3 +82,48 @@ def test_timings_that_tensorrt_cannot_read_are_taken_anew(tmp_path, caplog):
     kept.save(b"of another driver")
     _lend_timings(config, kept)
     assert config.cache == "empty" and "do not fit any more" in caplog.text
+
+
+def opened(model, store, trt):
+    return TensorRTEngine(model, FULL, store=store, device=Device(driver=trt.driver), flavour=Flavour(trt))
+
+
+@pytest.mark.parametrize("rtx", [True, False], ids=["rtx", "tensorrt"])
+def test_a_driver_too_old_for_a_plan_that_exists_is_said_so(tmp_path, monkeypatch, rtx):
+    model, store = tiny.write(tmp_path), PlanStore(tmp_path / "plans")
+    trt = trt_double.tensorrt(cuda_double.Driver(), rtx=rtx)
+    opened(model, store, trt).close()
+
+    def no_object(runtime, module, logger):
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(trt_double.Runtime, "__init__", no_object)
+    with pytest.raises(EngineError, match="update the NVIDIA driver"):
+        opened(model, store, trt)
+    assert trt.built == 1 and trt.driver.leaks() == {}
+
+
+@pytest.mark.parametrize("call", ["create_execution_context", "execute_async_v3"])
+def test_where_tensorrt_itself_lacks_memory_tiles_become_smaller(tmp_path, monkeypatch, caplog, call):
+    model, store = tiny.write(tmp_path), PlanStore(tmp_path / "plans")
+    trt = trt_double.tensorrt(cuda_double.Driver(), rtx=False)
+    kind = {
+        "create_execution_context": trt_double.ICudaEngine,
+        "execute_async_v3": trt_double.IExecutionContext,
+    }[call]
+    works, left = getattr(kind, call), [1, 1]  # the second time after room was made
+
+    def twice_without_room(made, argument):
+        if left and left.pop():
+            logger = made.logger if kind is trt_double.ICudaEngine else made._engine.logger
+            logger.log(trt_double.ILogger.ERROR, "Error Code 2: OutOfMemory (Requested size was 9 bytes.)")
+            return None
+        return works(made, argument)
+
+    monkeypatch.setattr(kind, call, twice_without_room)
+    options = BuildOptions(precision="fp32", profile="bulk", field_px=(200, 200))
+    device = Device(driver=trt.driver)
+    with TensorRTEngine(model, options, store=store, device=device, flavour=Flavour(trt)) as engine:
+        assert np.isfinite(engine.predict(tiny.stack((100, 200))).mean).all()
+    assert "memory is too small" in caplog.text
+    assert trt.driver.leaks() == {}
