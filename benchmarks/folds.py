@@ -43,7 +43,6 @@ class Recipe:
     steps: int = 600
     rate: float = 1e-3
     pretrained: int = 800  # steps on simulated fields; 0: none
-    shipped: bool = False  # starts from a training of the shipped model instead
     simulated: float = 0.5  # share of simulated patches while fine-tuning
     second: bool = False  # a second member, from scratch on the recorded field only
     augmentation: Augmentation = RICH
@@ -51,6 +50,7 @@ class Recipe:
     squared: bool = False  # plain regression
     raw: bool = False  # one mean and SD for the whole stack, no high-pass
     planes: tuple[int, ...] = tuple(range(13))
+    shipped: bool = False  # starts from a training of the shipped model instead
     teacher: str = ""  # name of the recipe whose predictions are learned
     peer: bool = False
 
