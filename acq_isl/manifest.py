@@ -156,6 +156,11 @@ class Manifest(_Strict):
 
     For the record: the exported graph has applied it already.
     """
+    spread_slope: tuple[float, ...] = ()
+    """Per label, by how much wider the spread is where more is predicted: times 1 + slope * mean.
+
+    Fitted and applied as ``spread_scale`` is; empty for models that have one factor for dark and bright.
+    """
     gate: Gate | None = None
     """Absent: the model cannot tell from a stack's looks whether it was trained for the like."""
     statistic: Literal["mean", "median"] = "mean"
@@ -177,6 +182,8 @@ class Manifest(_Strict):
             raise ValueError(f"label names must differ: {', '.join(names)}")
         if self.spread_scale and len(self.spread_scale) != len(names):
             raise ValueError(f"spread_scale has {len(self.spread_scale)} values for {len(names)} labels")
+        if self.spread_slope and len(self.spread_slope) != len(names):
+            raise ValueError(f"spread_slope has {len(self.spread_slope)} values for {len(names)} labels")
         if self.blank_px > self.halo_px:
             raise ValueError(f"blank_px, {self.blank_px}, cannot be more than halo_px, {self.halo_px}")
         strange = {one.label for one in self.evaluations} - set(names)

@@ -172,6 +172,13 @@ def test_every_stack_gets_a_verdict_and_resampled_planes_lie_inside_of_it(count,
             assert count == MANIFEST.planes
 
 
+def test_a_manifest_from_before_slopes_has_none():
+    text = MANIFEST.model_dump_json(exclude={"spread_slope"})
+    assert "spread_slope" not in text
+    assert Manifest.from_json(text) == MANIFEST
+    assert Manifest.from_json(text).spread_slope == ()
+
+
 def test_a_manifest_survives_its_json():
     assert Manifest.from_json(MANIFEST.model_dump_json()) == MANIFEST
     assert MANIFEST.planes == 13 and MANIFEST.z_step_um == 1.5
@@ -192,6 +199,7 @@ SENSELESS = [
     ("pixel size 0", {"pixel_size_um": 0}, "pixel_size_um"),
     ("step 0", {"size_step_px": 0}, "size_step_px"),
     ("spread of another count", {"spread_scale": [1.0]}, "spread_scale has 1 values for 2 labels"),
+    ("slope of another count", {"spread_slope": [1.0]}, "spread_slope has 1 values for 2 labels"),
     ("unknown light", {"modality": "candle"}, "modality"),
     ("a word for a number", {"halo_px": "wide"}, "halo_px"),
     (

@@ -65,6 +65,21 @@ def test_onnx_runtime_agrees_with_torch_at_any_size(deployed, model_path, shape)
     assert spread.min() > 0
 
 
+def test_the_spread_is_wider_where_more_is_predicted(deployed, tmp_path):
+    sloped = Deployed(deployed.network, (2.0, 0.5), spread_slope=(4.0, 0.0)).eval()
+    path = tmp_path / "model.onnx"
+    assert export.export_onnx(sloped, manifest(), path) <= 1e-5
+    stack, inv_sd = example((2, 3, 40, 64))
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    mean, spread = session.run(["mean", "spread"], {"stack": stack, "inv_sd": inv_sd})
+    with torch.no_grad():
+        flat_mean, flat = deployed(torch.from_numpy(stack), torch.from_numpy(inv_sd))
+    np.testing.assert_allclose(mean, flat_mean.numpy(), atol=1e-5)
+    wanted = flat.numpy() * (1 + np.array([4.0, 0.0])[:, None, None] * mean)
+    np.testing.assert_allclose(spread, wanted, rtol=1e-4, atol=1e-5)
+    assert (spread[:, 0] > 1.5 * flat.numpy()[:, 0]).any()
+
+
 @pytest.mark.parametrize("members", [1, 3])
 def test_pixels_are_unfolded_once_however_many_members(members, tmp_path):
     """A shuffle of every member's pixels costs as much as a convolution."""

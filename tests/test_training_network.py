@@ -11,7 +11,7 @@ from scipy import ndimage
 from torch import nn
 
 from acq_isl.normalize import contrast_sd
-from acq_isl.training.assess import calibrate, count, measure_halo
+from acq_isl.training.assess import measure_halo
 from acq_isl.training.config import Optimisation, TrainConfig
 from acq_isl.training.dataset import Field, normalised
 from acq_isl.training.high_pass import Normalise
@@ -113,14 +113,6 @@ def test_simulated_pairs_are_seeded_and_kept(tmp_path):
     assert not np.array_equal(pair.stack, simulate(config, 0).stack)
 
 
-def test_calibration_makes_the_error_one_spread(fields):
-    network = LiveNetwork(tiny().network).eval()
-    scale = calibrate(network, fields)
-    # An untrained network predicts 0 with spread 1.
-    wanted = [np.sqrt(np.mean([np.mean((f.y[i] / 255) ** 2) for f in fields])) for i in range(3)]
-    np.testing.assert_allclose(scale, wanted, rtol=1e-4)
-
-
 def test_halo_lies_within_the_receptive_field(fields):
     torch.manual_seed(0)
     network = LiveNetwork(NetworkConfig(3, 3, 4, 2, 8.0)).eval()
@@ -129,13 +121,6 @@ def test_halo_lies_within_the_receptive_field(fields):
     # Background: 3 sigma and a block, 28 px; two levels of convolutions at half resolution: 24 px.
     assert 8 < halo <= 60
     assert halo % network.config.size_step_px == 0
-
-
-def test_objects_are_counted_above_a_size():
-    image = np.zeros((64, 64))
-    image[5:15, 5:15] = image[30:40, 30:50] = 1.0
-    image[60, 60] = 1.0
-    assert count(image) == 2
 
 
 def test_several_members_are_averaged_and_their_disagreement_is_doubt():

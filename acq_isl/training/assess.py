@@ -1,4 +1,4 @@
-"""What a trained network is worth on held-out fields, and what its file must say about it."""
+"""What a trained network predicts, and how far from a border it is sure of it."""
 
 from __future__ import annotations
 
@@ -7,18 +7,12 @@ import math
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 
-from acq_isl.manifest import Label, Manifest
 from acq_isl.normalize import contrast_sd
-from acq_isl.training.config import TrainConfig
-from acq_isl.training.dataset import Field
 from acq_isl.training.network import LiveNetwork
 from acq_isl.training.simulate import Pair
 
 _HALO_TOLERANCE, _MARGIN_TOLERANCE = 2e-6, 1e-2
-_NUCLEUS = 0.25
-_NUCLEUS_PX = 40
 
 Images = NDArray[np.float32]
 
@@ -26,42 +20,8 @@ Images = NDArray[np.float32]
 def predict(network: LiveNetwork, x: NDArray[np.floating]) -> tuple[Images, Images]:
     """Mean, at least 0, and uncalibrated spread, each (label, y, x), of a normalised (z, y, x) stack."""
     with torch.no_grad():
-        mean, log_variance = network(torch.from_numpy(x.astype(np.float32))[None])
-    return mean[0].clamp(min=0).numpy(), (0.5 * log_variance[0]).exp().numpy()
-
-
-def calibrate(network: LiveNetwork, fields: list[Field]) -> tuple[float, ...]:
-    """Per label, the factor that makes the RMS of error / spread 1 on held-out pixels."""
-    squares = []
-    for field in fields:
-        mean, spread = predict(network, field.x)
-        error = mean - field.y.astype(np.float32) / 255
-        squares.append(np.mean((error / spread) ** 2, axis=(1, 2)))
-    return tuple(float(np.sqrt(v)) for v in np.mean(squares, axis=0))
-
-
-def assess(
-    network: LiveNetwork, fields: list[Field], labels: tuple[Label, ...], scale: tuple[float, ...]
-) -> dict[str, float]:
-    """Pearson over all held-out pixels together, coverage of one SD, and nuclei counted in both images."""
-    predicted = [predict(network, field.x) for field in fields]
-    metrics = {}
-    for index, label in enumerate(labels):
-        truth = np.concatenate([field.y[index].ravel() / 255 for field in fields])
-        mean = np.concatenate([m[index].ravel() for m, _ in predicted])
-        spread = np.concatenate([s[index].ravel() for _, s in predicted]) * scale[index]
-        if np.ptp(truth) > 0 and np.ptp(mean) > 0:
-            metrics[f"simulated pearson {label.name}"] = float(np.corrcoef(truth, mean)[0, 1])
-        metrics[f"simulated coverage of 1 SD {label.name}"] = float(np.mean(np.abs(mean - truth) < spread))
-    metrics["simulated nuclei, true"] = float(sum(count(field.y[0] / 255) for field in fields))
-    metrics["simulated nuclei, predicted"] = float(sum(count(mean[0]) for mean, _ in predicted))
-    return metrics
-
-
-def count(nuclei: NDArray[np.floating]) -> int:
-    """Bright connected areas above a quarter that are at least 3.6 um^2 large."""
-    areas = np.bincount(ndimage.label(nuclei > _NUCLEUS)[0].ravel())[1:]
-    return int(np.sum(areas >= _NUCLEUS_PX))
+        mean, spread, _ = network.with_bottom(torch.from_numpy(x.astype(np.float32))[None])
+    return mean[0].clamp(min=0).numpy(), spread[0].numpy()
 
 
 def measure_halo(network: LiveNetwork, pair: Pair) -> int:
@@ -104,24 +64,3 @@ def _cut_off(network: LiveNetwork, pair: Pair) -> Images:
 
     apart: Images = np.abs(of(counts[:, :, start:, start:]) - of(counts)[:, start:, start:])
     return apart
-
-
-def manifest_of(
-    config: TrainConfig,
-    scale: tuple[float, ...],
-    metrics: dict[str, float],
-    halo_px: int,
-    margin_px: int | None = None,
-) -> Manifest:
-    """What the model file says about itself."""
-    middle = (config.simulation.planes - 1) / 2
-    return Manifest(
-        name=config.name, version=config.version, licence=config.licence, description=config.description,
-        modality="phase contrast", polarity="dark", pixel_size_um=config.pixel_size_um,
-        z_offsets_um=tuple(config.z_step_um * (plane - middle) for plane in range(config.simulation.planes)),
-        high_pass_um=config.high_pass_um, labels=config.labels,
-        min_tile_px=8 * config.network.size_step_px, halo_px=halo_px, margin_px=margin_px,
-        size_step_px=config.network.size_step_px, spread_scale=scale,
-        trained_on=f"{config.simulation.fields} simulated fields, no recorded image",
-        metrics=metrics,
-    )  # fmt: skip

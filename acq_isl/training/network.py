@@ -222,16 +222,26 @@ class Deployed(nn.Module):
         Per label, from calibration.
     gate : torch.nn.Module or None
         From `acq_isl.training.gate`: normalised stack and coarsest activations in, (N, K, h, w) out.
+    spread_slope : tuple of float
+        Per label, from calibration: the spread is multiplied by 1 + slope * mean. Empty: by 1.
     """
 
     spread_scale: Tensor
+    spread_slope: Tensor
 
     def __init__(
-        self, network: LiveNetwork, spread_scale: tuple[float, ...], gate: nn.Module | None = None
+        self,
+        network: LiveNetwork,
+        spread_scale: tuple[float, ...],
+        gate: nn.Module | None = None,
+        spread_slope: tuple[float, ...] = (),
     ) -> None:
         super().__init__()
         self.network, self.gate = network, gate
+        self.sloped = any(spread_slope)
         self.register_buffer("spread_scale", torch.tensor(spread_scale)[None, :, None, None])
+        slope = torch.tensor(spread_slope or (0.0,) * len(spread_scale))
+        self.register_buffer("spread_slope", slope[None, :, None, None])
 
     def forward(self, stack: Tensor, inv_sd: Tensor) -> tuple[Tensor, ...]:
         """Predict from camera counts.
@@ -252,10 +262,12 @@ class Deployed(nn.Module):
         counts = stack[..., 0].float() + 256.0 * stack[..., 1].float()  # (N, Z, H, W)
         x = self.network.normalise(counts, inv_sd)
         mean, spread, bottom = self.network.with_bottom(x)
-        spread = spread * self.spread_scale
+        mean, spread = mean.clamp(min=0.0), spread * self.spread_scale
+        if self.sloped:
+            spread = spread * (1.0 + self.spread_slope * mean)
         if self.gate is None:
-            return mean.clamp(min=0.0), spread
-        return mean.clamp(min=0.0), spread, self.gate(x, bottom)
+            return mean, spread
+        return mean, spread, self.gate(x, bottom)
 
 
 def beta_nll(mean: Tensor, log_variance: Tensor, target: Tensor, beta: float = 0.5) -> Tensor:

@@ -70,7 +70,7 @@ def write_package(config: TrainConfig, division: Division, trained: Trained, fol
     head, gate = _gate(trained)
     scale = tuple(one.scale for one in trained.scores)
     manifest = manifest.model_copy(update={"gate": gate})
-    export_onnx(Deployed(trained.network, scale, head), manifest, folder / MODEL)
+    export_onnx(Deployed(trained.network, scale, head, manifest.spread_slope), manifest, folder / MODEL)
     return folder / MODEL
 
 
@@ -110,6 +110,9 @@ def manifest_of(
     for one in (one for one in trained.scores if one.n):
         metrics[f"{division.title} pearson {one.label}"] = one.pearson
         metrics[f"{division.title} coverage of 1 SD {one.label}"] = one.coverage
+        for where, share in (("is", one.bright_coverage), ("is predicted", one.predicted_coverage)):
+            if share is not None:
+                metrics[f"{division.title} coverage of 1 SD where bright {where} {one.label}"] = share
     # What a simulation calls bright is no count of any camera.
     recorded = any(not item.simulated for item in division.train)
     labels = zip(trained.labels, trained.ranges if recorded else [None] * len(trained.labels), strict=True)
@@ -121,6 +124,7 @@ def manifest_of(
         labels=tuple(label.model_copy(update={"truth_range": span}) for label, span in labels),
         min_tile_px=8 * step, halo_px=border_px[0], margin_px=border_px[1], size_step_px=step,
         spread_scale=tuple(one.scale for one in trained.scores),
+        spread_slope=tuple(one.slope for one in trained.scores),
         trained_on=trained_on(division), metrics=metrics, instrument=config.instrument,
         training=_training(config, division),
         evaluations=tuple(_evaluation(one, division) for one in trained.scores if one.n),

@@ -7,12 +7,18 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
 
 from acq_isl.training.assess import predict
 from acq_isl.training.dataset import Field
 from acq_isl.training.network import LiveNetwork
 
-_RATIOS = np.concatenate([[0.0], np.logspace(-3, 3, 1201), [np.inf]])
+_RATIOS = np.concatenate([[0.0], np.logspace(-3, 3, 601), [np.inf]])
+_LEVELS = np.concatenate([np.linspace(0, 1, 61), [np.inf]])  # of predicted means
+_BRIGHT = 0.3
+_BRIGHT_LEVEL = 18  # begins there
+_MOST_SLOPE = 30.0
+_Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +34,15 @@ class Score:
         Mean over the units, each over all its pixels; intensities as shares of the truth's range.
     coverage : float
         Share of pixels whose truth lies within one calibrated spread, mean over the units.
-    scale : float
-        What makes the RMS of error / spread 1 over all pixels.
+    bright_coverage : float or None
+        The same of the pixels whose truth is above .3, all units together; None if there are none. Where the
+        network misses what is bright it cannot know it: no factor makes this .68.
+    predicted_coverage : float or None
+        The same of the pixels that are predicted above .3: what can be judged by looking at a prediction.
+    scale, slope : float
+        The spread times scale * (1 + slope * mean) is one SD: RMS of error / spread 1 over all pixels, and
+        the slope that makes the truth likeliest. One factor for all would be the background's, far too
+        narrow in what is bright, where the few pixels hardly count.
     """
 
     label: str
@@ -38,21 +51,32 @@ class Score:
     mae: float
     coverage: float
     scale: float
+    slope: float = 0.0
+    bright_coverage: float | None = None
+    predicted_coverage: float | None = None
 
 
 @dataclass(slots=True, eq=False)
 class _Sums:
     """Of one label in one unit; no image is kept."""
 
-    moments: NDArray[np.float64] = field(default_factory=lambda: np.zeros(8))
-    ratios: NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(_RATIOS) - 1))
+    moments: _Array = field(default_factory=lambda: np.zeros(7))
+    levels: _Array = field(default_factory=lambda: np.zeros((3, len(_LEVELS) - 1)))
+    """By predicted mean: pixels, sum of means, sum of (error / spread)^2."""
+    ratios: _Array = field(default_factory=lambda: np.zeros((2, len(_LEVELS) - 1, len(_RATIOS) - 1)))
+    """Pixels by dark or bright truth, predicted mean, error / spread."""
 
-    def add(self, p: NDArray[np.float64], t: NDArray[np.float64], spread: NDArray[np.float64]) -> None:
+    def add(self, p: _Array, t: _Array, spread: _Array) -> None:
         ratio = np.abs(p - t) / np.maximum(spread, 1e-9)
         sums = (p.size, p.sum(), t.sum(), (p * p).sum(), (t * t).sum(), (p * t).sum(),
-                np.abs(p - t).sum(), (ratio * ratio).sum())  # fmt: skip
+                np.abs(p - t).sum())  # fmt: skip
         self.moments += np.array(sums)
-        self.ratios += np.histogram(ratio, _RATIOS)[0]
+        level = np.searchsorted(_LEVELS, p, "right") - 1
+        weights = (None, p, ratio * ratio)
+        self.levels += [np.bincount(level, weight, len(_LEVELS) - 1) for weight in weights]
+        at = (t > _BRIGHT, level, np.searchsorted(_RATIOS, ratio, "right") - 1)
+        cell = np.ravel_multi_index(at, self.ratios.shape)
+        self.ratios += np.bincount(cell, minlength=self.ratios.size).reshape(self.ratios.shape)
 
     @property
     def pearson(self) -> float:
@@ -64,9 +88,51 @@ class _Sums:
     def mae(self) -> float:
         return float(self.moments[6] / self.moments[0])
 
-    def within(self, scale: float) -> float:
-        """Share of pixels with an error below ``scale`` spreads."""
-        return float(np.interp(scale, _RATIOS[1:-1], np.cumsum(self.ratios)[:-1]) / self.ratios.sum())
+    def within(self, scale: float, slope: float) -> float:
+        """Share of pixels with an error below a calibrated spread."""
+        return _within(self.ratios.sum(axis=0), scale * (1 + slope * _means(self.levels))) or 0.0
+
+
+def _means(levels: _Array) -> _Array:
+    middle: _Array = levels[1] / np.maximum(levels[0], 1)
+    return middle
+
+
+def _within(ratios: _Array, factors: _Array) -> float | None:
+    """Share of the pixels of (level, ratio) whose ratio is below their level's factor; None: of no pixel."""
+    if not ratios.any():
+        return None
+    below = [
+        np.interp(factor, _RATIOS[1:-1], np.cumsum(row)[:-1])
+        for factor, row in zip(factors, ratios, strict=True)
+    ]
+    return float(sum(below) / ratios.sum())
+
+
+def calibration(levels: _Array) -> tuple[float, float]:
+    """Scale and slope under which the errors are likeliest, if they are Gaussian.
+
+    Parameters
+    ----------
+    levels : (3, k) float64
+        By predicted mean: pixels, sum of means, sum of (error / spread)^2.
+
+    Returns
+    -------
+    scale, slope : float
+        The RMS of error / (spread * scale * (1 + slope * mean)) over all pixels is 1.
+    """
+    pixels, mean, squares = levels[0], _means(levels), levels[2]
+
+    def scale(slope: float) -> float:
+        return max(float(np.sqrt(np.sum(squares / (1 + slope * mean) ** 2) / pixels.sum())), 1e-6)
+
+    def surprise(slope: float) -> float:
+        return float(np.log(scale(slope)) + pixels @ np.log1p(slope * mean) / pixels.sum())
+
+    found = minimize_scalar(surprise, bounds=(0.0, _MOST_SLOPE), method="bounded")
+    slope = float(found.x) if found.fun < surprise(0.0) - 1e-9 else 0.0
+    return scale(slope), slope
 
 
 def score(
@@ -106,8 +172,10 @@ def score(
 def _of(label: str, units: list[_Sums]) -> Score:
     if not units:
         return Score(label, 0, 0.0, 0.0, 0.0, 1.0)
-    pixels, squares = (sum(one.moments[at] for one in units) for at in (0, 7))
-    scale = float(np.sqrt(squares / pixels))
+    levels = np.sum([one.levels for one in units], axis=0)
+    scale, slope = calibration(levels)
+    factors = scale * (1 + slope * _means(levels))
+    ratios = np.sum([one.ratios for one in units], axis=0)
 
     def mean(values: Sequence[float]) -> float:
         return float(np.mean(values))
@@ -117,6 +185,9 @@ def _of(label: str, units: list[_Sums]) -> Score:
         len(units),
         mean([one.pearson for one in units]),
         mean([one.mae for one in units]),
-        mean([one.within(scale) for one in units]),
-        max(scale, 1e-6),
+        mean([one.within(scale, slope) for one in units]),
+        scale,
+        slope,
+        _within(ratios[1], factors),
+        _within(ratios.sum(axis=0)[_BRIGHT_LEVEL:], factors[_BRIGHT_LEVEL:]),
     )
