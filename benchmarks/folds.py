@@ -52,7 +52,7 @@ class Recipe:
     planes: tuple[int, ...] = tuple(range(13))
     shipped: bool = False  # starts from a training of the shipped model instead
     teacher: str = ""  # name of the recipe whose predictions are learned
-    peer: bool = False
+    peer: str = ""  # one of VisCy's networks
 
 
 class Recorded:
