@@ -25,6 +25,8 @@ from acq_isl.training.network import Deployed, LiveNetwork, NetworkConfig, toget
 from acq_isl.training.package import write_weights
 from acq_isl.training.recipe import read_pairs
 from acq_isl.training.savepoints import Tensors, write_tensors
+from acq_isl.training.score import Score
+from acq_isl.training.transfer import Row, beaten
 from acq_isl.training.weights import read_pretrained, unfold
 
 LABELS = (Label(name="nuclei", marker="DAPI"), Label(name="axons", marker="NFH"))
@@ -213,6 +215,48 @@ def test_a_new_microscope_is_compared_with_the_model_as_it_is(tmp_path, plate, m
     assert [(row["k"], row["start"], row["seed"]) for row in rows] == [
         ("0", "as it is", "0"), ("1", "adapted", "0"), ("1", "from scratch", "0"),
         ("1", "adapted", "1"), ("1", "from scratch", "1")]  # fmt: skip
+
+
+def test_what_only_makes_the_model_worse_is_not_kept(tmp_path, plate, model, monkeypatch):
+    """The validation unit likes no network but the one that came in."""
+    kept, came = [], read_pretrained(model).network.state_dict()
+
+    def as_it_came(network):  # but for the label that the pairs do not show
+        state = network.state_dict()
+        return all(torch.equal(value, came[name]) for name, value in state.items() if "head" not in name)
+
+    monkeypatch.setattr(adapting, "write_package", lambda *given: kept.append(given[2]))
+    monkeypatch.setattr(adapting, "_mean_pearson", lambda job, network: float(as_it_came(network)))
+    recipe = {"steps": 10, "patch_px": 32, "look_every": 2}
+    adapt(model, write_pairs(tmp_path, plate, "nuclei", recipe=recipe), None, (1,), tmp_path / "out")
+    assert as_it_came(kept[0].network)
+
+
+def rows(**means):
+    """Of two labels, .1 above and below the mean, by start; adapted to one unit it is worse by .3."""
+    ks = {"as_it_is": 0}
+    found = [
+        Row(ks.get(start, k), start.replace("_", " "), 0, Score(label, 1, mean + off - lost, 0.1, 0.7, 1.0))
+        for start, mean in means.items()
+        for k, lost in ((1, 0.3), (2, 0.0))
+        if k == 2 or start not in ks
+        for label, off in (("nuclei", 0.1), ("axons", -0.1))
+    ]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("means", "says"),
+    [
+        ({"adapted": 0.7, "from_scratch": 0.6}, None),
+        ({"adapted": 0.7, "from_scratch": 0.7}, None),
+        ({"as_it_is": 0.5, "adapted": 0.6, "from_scratch": 0.8}, "training from scratch does better"),
+        ({"as_it_is": 0.69, "adapted": 0.58, "from_scratch": 0.25}, "the model as it is does better"),
+    ],
+)
+def test_what_did_better_is_told(means, says):
+    told = beaten(rows(**means))
+    assert told is None if says is None else says in told
 
 
 @pytest.mark.parametrize(("task", "part"), [("new label", "head."), ("new microscope", "down.0.")])

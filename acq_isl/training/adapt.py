@@ -35,7 +35,7 @@ from acq_isl.training.patches import Patches
 from acq_isl.training.recipe import Recipe, read_pairs
 from acq_isl.training.score import Score, score
 from acq_isl.training.train import Material, Progress, Tell, gather
-from acq_isl.training.transfer import Row, write_table
+from acq_isl.training.transfer import Row, beaten, write_table
 from acq_isl.training.weights import Pretrained, read_pretrained, unfold
 
 logger = logging.getLogger(__name__)
@@ -184,6 +184,8 @@ def _try_all(job: _Job, available: Sequence[str], ks: Sequence[int], folder: Pat
         write_table(_means(rows), folder, title, stopped=bool(job.validation))
         _write_units(rows, folder / UNITS)
     job.tell(Progress("training", len(runs), len(runs)))
+    if better := beaten(_means(rows)):
+        logger.warning("%s", better)
     return best
 
 
@@ -222,7 +224,9 @@ def _adapted(job: _Job, fields: Sequence[Field], seed: int) -> LiveNetwork:
     if start.folded:
         unfold(start, [patches.draw(fields, rng).x for _ in range(4)])
     network = _selected(start, job.config.labels)
-    return _best(job, _phases(job, network, seed), fields)
+    # A few fields may mislead: the model as it is stays unless the validation unit says otherwise.
+    as_it_is = network if job.task == "new microscope" else None
+    return _best(job, _phases(job, network, seed), fields, as_it_is)
 
 
 def _phases(job: _Job, network: LiveNetwork, seed: int) -> Iterator[Training]:
@@ -260,10 +264,15 @@ def _training(job: _Job, seed: int, steps: int, rate: float, network: LiveNetwor
     return training
 
 
-def _best(job: _Job, phases: Sequence[Training] | Iterator[Training], fields: Sequence[Field]) -> LiveNetwork:
+def _best(
+    job: _Job,
+    phases: Sequence[Training] | Iterator[Training],
+    fields: Sequence[Field],
+    start: LiveNetwork | None = None,
+) -> LiveNetwork:
     """Train; the averaged weights that did best on the validation fields, or the last ones without such."""
-    kept: LiveNetwork | None = None
-    best = -np.inf
+    kept = start if job.validation else None
+    best = _mean_pearson(job, kept) if kept is not None else -np.inf
     for training in phases:
         training.patches.check(fields)
         waited = 0

@@ -52,6 +52,26 @@ def write_table(rows: Sequence[Row], folder: Path, title: str, *, stopped: bool)
     _draw(rows, title, folder / "transfer.png")
 
 
+def beaten(rows: Sequence[Row]) -> str | None:
+    """What did better on the held-out units than the network that is kept, the one adapted to the most units.
+
+    Judged by the mean Pearson correlation over labels and seeds; None if nothing did.
+    """
+    most = max(row.k for row in rows)
+    means = {
+        start: float(
+            np.mean([row.score.pearson for row in rows if row.start == start and row.k in (0, most)])
+        )
+        for start in dict.fromkeys(row.start for row in rows)
+    }
+    best = max(means, key=lambda start: means[start])
+    if means[best] <= means["adapted"]:
+        return None
+    does = {"as it is": "the model as it is does", "from scratch": "training from scratch does"}[best]
+    found = f"r {means[best]:.3f}, {means['adapted']:.3f}"
+    return f"{does} better on the held-out units than adapting to {most}: {found}"
+
+
 def _draw(rows: Sequence[Row], title: str, path: Path) -> None:
     labels = list(dict.fromkeys(row.score.label for row in rows))
     sheet = Image.new("RGB", (_WIDTH * len(labels), _HEIGHT + 44), "white")
