@@ -37,8 +37,9 @@ class EngineProcess:
     threads : int, optional
         Processor threads for inference.
     startup_timeout_s : float
-        Longest time for each model until it must serve, as a run waits for it with everything else. The very first start
-        with a wide model may take longer: it tries every back end on this machine and compiles the network.
+        Longest time for each model until it must serve, as a run waits for it with everything else. The
+        very first start with a wide model may take longer: it tries every back end on this machine and
+        compiles the network.
         Let ``acq-isl serve`` do that once, before a microscope waits. One that ends early is noticed at once.
     command : sequence of str
         What understands ``--model --bind --threads --announce --stop-with-stdin``.
