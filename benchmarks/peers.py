@@ -8,6 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn import functional as F
+
+_STEP_PX = 32
 
 
 class Peer(nn.Module):
@@ -26,7 +29,10 @@ class Peer(nn.Module):
             self.body = UNeXt2(1, 6, 13, 1, backbone="convnextv2_atto", stem_kernel_size=(13, 4, 4))
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        mean, log_variance = self.body(x[:, None])[:, :, 0].chunk(2, dim=1)
+        height, width = x.shape[2:]
+        x = F.pad(x, (0, -width % _STEP_PX, 0, -height % _STEP_PX), mode="reflect")
+        both = self.body(x[:, None])[:, :, 0, :height, :width]
+        mean, log_variance = both.chunk(2, dim=1)
         return mean, log_variance.clamp(-9, 3)
 
     def as_onnx(self, example: NDArray[np.float32]) -> bytes:
