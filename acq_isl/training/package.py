@@ -110,9 +110,6 @@ def manifest_of(
     for one in (one for one in trained.scores if one.n):
         metrics[f"{division.title} pearson {one.label}"] = one.pearson
         metrics[f"{division.title} coverage of 1 SD {one.label}"] = one.coverage
-        for where, share in (("is", one.bright_coverage), ("is predicted", one.predicted_coverage)):
-            if share is not None:
-                metrics[f"{division.title} coverage of 1 SD where bright {where} {one.label}"] = share
     # What a simulation calls bright is no count of any camera.
     recorded = any(not item.simulated for item in division.train)
     labels = zip(trained.labels, trained.ranges if recorded else [None] * len(trained.labels), strict=True)
@@ -180,10 +177,12 @@ def _training(config: TrainConfig, division: Division) -> TrainedOn:
 
 
 def _evaluation(one: Score, division: Division) -> Evaluation:
+    bright = {"truly": one.bright_coverage, "predicted": one.predicted_coverage}
+    found = {f"where {which} bright": share for which, share in bright.items() if share is not None}
     return Evaluation(
         label=one.label,
         dataset=division.title,
         split_unit=division.unit,
         n=one.n,
-        metrics={"pearson": one.pearson, "mae": one.mae, "coverage of 1 SD": one.coverage},
+        metrics={"pearson": one.pearson, "mae": one.mae, "coverage of 1 SD": one.coverage, **found},
     )
