@@ -26,6 +26,7 @@ from acq_isl.cli_models import add_model_commands
 from acq_isl.cli_scorecard import show_scorecard
 from acq_isl.cli_serving import add_serving_commands
 from acq_isl.cli_sim import add_sim_command
+from acq_isl.cli_teach import add_teach_command
 from acq_isl.cli_train import add_train_commands
 from acq_isl.errors import AcqIslError
 from acq_isl.experiment import Experiment, NoEngine, RecordedSpecimen, RemoteEngine, SimulatedMicroscope
@@ -48,6 +49,7 @@ add_engine_commands(cli, out)
 add_build_commands(cli, out)
 add_model_commands(cli, out)
 add_train_commands(cli, out)
+add_teach_command(cli, out)
 
 Model = Annotated[str, typer.Option(help="Model file (.onnx), or 'demo', which ships with acq-isl.")]
 Output = Annotated[Path | None, typer.Option(help="Where run folders are made.", show_default="acq-isl-runs")]

@@ -155,7 +155,8 @@ def _nothing(refused: list[tuple[str, str]]) -> PairRefused:
     )
 
 
-def _stack(recording: Recording, name: str, engine: Engine) -> ZStack:
+def stack_of(recording: Recording, name: str, engine: Engine) -> ZStack:
+    """What an engine is shown of a recording; modality and polarity are taken on trust."""
     planes, rows, columns = recording.stack.shape
     manifest = engine.manifest
     z_um = tuple(recording.z_step_um * (plane - (planes - 1) / 2) for plane in range(planes))
@@ -172,7 +173,7 @@ def _field(
     """Score every label of one field, of these names of unit and field, in every way; with warnings."""
     unit, name = names
     displaced_px = settings.registration_um / recording.pixel_size_um
-    prediction = engine.predict(_stack(recording, name, engine))
+    prediction = engine.predict(stack_of(recording, name, engine))
     scaled = truths.scaled(recording)
     parts: list[_Part] = []
     shown: dict[str, tuple[Float32Image, Float32Image, Float32Image]] = {}
@@ -207,7 +208,7 @@ def _on_grid(
     engine: Engine, recording: Recording, shown: ShownField
 ) -> tuple[Uint16Image, dict[str, Float32Image]]:
     """Stack and truths on the model's planes and pixels."""
-    stack = _stack(recording, shown.name, engine)
+    stack = stack_of(recording, shown.name, engine)
     verdict = check(engine.manifest, stack.info)
     if isinstance(verdict, Refuse):
         raise StackRefused(verdict.reason, fix=verdict.fix)

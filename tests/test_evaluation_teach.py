@@ -1,0 +1,124 @@
+"""Labels for a smaller model: blends where models predict, true labels where they must stay."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import yaml
+from typer.testing import CliRunner
+
+from acq_isl.cli import cli
+from acq_isl.engines.onnx import OnnxEngine
+from acq_isl.errors import ExperimentError, PairRefused
+from acq_isl.evaluation.evaluate import stack_of
+from acq_isl.evaluation.find import find_items
+from acq_isl.evaluation.outcome import Settings
+from acq_isl.evaluation.teach import Lesson, teach
+from acq_isl.evaluation.truths import Truths
+from acq_isl.training.source import Nominal
+from acq_isl.training.source_tiff import TiffSource
+
+HERE = Path(__file__).resolve().parent
+_spec = importlib.util.spec_from_file_location("tiny_model", HERE / "doubles" / "tiny_model.py")
+tiny = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tiny)
+
+
+@pytest.fixture
+def model(tmp_path):
+    return tiny.write(tmp_path)
+
+
+@pytest.fixture
+def plate(tmp_path, model):
+    """Wells A1 to A3, one field each; no model takes the stack of A3, which is white all over."""
+    with OnnxEngine(model) as engine:
+        manifest = engine.manifest
+    for number, well in enumerate(("A1", "A2", "A3")):
+        folder = tmp_path / "plate" / well
+        folder.mkdir(parents=True)
+        rng = np.random.default_rng(number)
+        step = manifest.z_step_um
+        pixels = np.array(tiny.stack((96, 96), seed=number).pixels)
+        if well == "A3":
+            pixels[:] = 65535
+        lengths = dict.fromkeys(("PhysicalSizeX", "PhysicalSizeY"), manifest.pixel_size_um)
+        metadata = {"axes": "ZYX", "PhysicalSizeZ": step} | lengths
+        tifffile.imwrite(folder / "stack.ome.tif", pixels, ome=True, metadata=metadata)
+        for label in manifest.label_names:
+            truth = rng.integers(100, 4000, (96, 96)).astype(np.uint16)
+            tifffile.imwrite(folder / f"{label}.tif", truth)
+    return find_items([tmp_path / "plate"], manifest)
+
+
+def read_back(made):
+    found = yaml.safe_load(made.pairs.read_text(encoding="utf-8"))
+    items = [i for one in found["data"] for i in TiffSource.model_validate(one).items(Nominal(1, 0.3, 1.5))]
+    return found, {item.well: item for item in items}
+
+
+def test_labels_are_blends_that_training_reads(tmp_path, model, plate):
+    made = teach([model, model], plate, tmp_path / "out", Lesson(0.7, ["A2"], threads=1))
+    assert len(made.taught) == 1
+    assert [why for _, why in made.untouched if why != "held out"], "A3 is refused, with the reason"
+    found, items = read_back(made)
+    assert found["split"] == {"by": "well", "held_out": ["A2"]}
+    with OnnxEngine(model, threads=1) as engine:
+        truths = Truths.of(engine.manifest, plate, Settings())
+        for item in plate:
+            recording, written = item.load(), items[item.well].load()
+            np.testing.assert_array_equal(written.stack, recording.stack)
+            assert written.pixel_size_um == pytest.approx(recording.pixel_size_um)
+            assert written.z_step_um == pytest.approx(recording.z_step_um)
+            for label, truth in truths.scaled(recording).items():
+                if item.well == "A1":
+                    prediction = engine.predict(stack_of(recording, item.name, engine))
+                    mean = prediction.mean[prediction.labels.index(label)]
+                    np.testing.assert_allclose(written.labels[label], 0.7 * mean + 0.3 * truth, atol=1e-6)
+                    assert np.abs(written.labels[label] - truth).max() > 0.01
+                else:
+                    np.testing.assert_allclose(written.labels[label], truth, atol=1e-6)
+
+
+def test_what_was_taught_is_marked(tmp_path, model, plate):
+    made = teach([model], plate, tmp_path / "out", Lesson(0.5, threads=1))
+    marks = {}
+    for path in (tmp_path / "out").rglob("*.ome.tif"):
+        if path.name != "stack.ome.tif":
+            with tifffile.TiffFile(path) as file:
+                marks.setdefault(path.parent.parent.name, set()).add("acq_isl_taught" in file.ome_metadata)
+    assert marks["A1"] == {True}
+    assert marks["A3"] == {False}
+    assert "split" not in yaml.safe_load(made.pairs.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "says"),
+    [
+        ({"share": 0.0}, ExperimentError, "out of range"),
+        ({"share": 1.5}, ExperimentError, "out of range"),
+        ({"held_out": ["A9"]}, PairRefused, "A9"),
+    ],
+)
+def test_what_cannot_be_taught_is_explained(tmp_path, model, plate, more, error, says):
+    with pytest.raises(error, match=says):
+        teach([model], plate, tmp_path / "out", Lesson(**more))
+
+
+def test_a_folder_in_use_is_not_written_into(tmp_path, model, plate):
+    with pytest.raises(ExperimentError, match="something in it"):
+        teach([model], plate, tmp_path / "plate")
+
+
+def test_the_command(tmp_path, model, plate):
+    folder = tmp_path / "plate"
+    given = ["teach", str(model), "--pairs", str(folder), "-o", str(tmp_path / "out"), "--held-out", "A2"]
+    said = CliRunner().invoke(cli, given)
+    assert said.exit_code == 0, said.output
+    assert "1 fields taught" in said.output
+    assert "held out" in said.output
+    assert (tmp_path / "out" / "taught.yaml").exists()
