@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,19 +80,22 @@ def test_labels_are_blends_that_training_reads(tmp_path, model, plate):
                 if item.well == "A1":
                     prediction = engine.predict(stack_of(recording, item.name, engine))
                     mean = prediction.mean[prediction.labels.index(label)]
-                    np.testing.assert_allclose(written.labels[label], 0.7 * mean + 0.3 * truth, atol=1e-6)
-                    assert np.abs(written.labels[label] - truth).max() > 0.01
+                    low, high = truths.ranges[label]
+                    counts = low + (0.7 * mean + 0.3 * truth) * (high - low)
+                    np.testing.assert_allclose(written.labels[label], counts, rtol=1e-5)
+                    assert np.abs(0.7 * mean - 0.7 * truth).max() > 0.01
                 else:
-                    np.testing.assert_allclose(written.labels[label], truth, atol=1e-6)
+                    np.testing.assert_array_equal(written.labels[label], recording.labels[truths.keys[label]])
 
 
 def test_what_was_taught_is_marked(tmp_path, model, plate):
     made = teach([model], plate, tmp_path / "out", Lesson(0.5, threads=1))
-    marks = {}
+    digest, marks = hashlib.sha256(Path(model).read_bytes()).hexdigest(), {}
     for path in (tmp_path / "out").rglob("*.ome.tif"):
         if path.name != "stack.ome.tif":
             with tifffile.TiffFile(path) as file:
-                marks.setdefault(path.parent.parent.name, set()).add("acq_isl_taught" in file.ome_metadata)
+                said = file.ome_metadata
+            marks.setdefault(path.parent.parent.name, set()).add("acq_isl_taught" in said and digest in said)
     assert marks["A1"] == {True}
     assert marks["A3"] == {False}
     assert "split" not in yaml.safe_load(made.pairs.read_text(encoding="utf-8"))
@@ -122,3 +127,52 @@ def test_the_command(tmp_path, model, plate):
     assert "1 fields taught" in said.output
     assert "held out" in said.output
     assert (tmp_path / "out" / "taught.yaml").exists()
+
+
+def in_memory(plate, number, recording=None, **changes):
+    """A field of the plate under another name or place, perhaps with parts that cannot be trusted."""
+    changed = replace(plate[number].load(), **(recording or {}))
+    return replace(plate[number], load=lambda: changed, **changes)
+
+
+def test_other_times_of_a_place_that_is_held_out_are_not_taught(tmp_path, model, plate):
+    items = [in_memory(plate, 0, name="t0", field="p"), in_memory(plate, 1, name="t1", field="p")]
+    items.append(in_memory(plate, 1, name="other"))
+    made = teach([model], items, tmp_path / "out", Lesson(held_out=["t0"], threads=1))
+    assert made.taught == ("other",)
+    split = yaml.safe_load(made.pairs.read_text(encoding="utf-8"))["split"]
+    assert split == {"by": "field", "held_out": ["A1/0000-t0", "A2/0001-t1"]}
+
+
+def test_what_cannot_be_trusted_is_predicted_or_left_out(tmp_path, model, plate):
+    known = np.zeros((96, 96), bool)
+    known[:, 48:] = True
+    masked = {"valid": {"nuclei": known}}
+    items = [in_memory(plate, number, recording=masked) for number in (0, 1)]
+    made = teach([model], items, tmp_path / "out", Lesson(0.7, ["A2"], threads=1))
+    _, written = read_back(made)
+    assert set(written["A2"].load().labels) == {"axons"}
+    with OnnxEngine(model, threads=1) as engine:
+        truths = Truths.of(engine.manifest, items, Settings())
+        prediction = engine.predict(stack_of(items[0].load(), "A1", engine))
+    low, high = truths.ranges["nuclei"]
+    mean = low + prediction.mean[prediction.labels.index("nuclei")] * (high - low)
+    label = written["A1"].load().labels["nuclei"]
+    np.testing.assert_allclose(label[:, :48], mean[:, :48], rtol=1e-5)
+    assert np.abs(label[:, 48:] - mean[:, 48:]).max() > 0.01 * (high - low)
+
+
+def test_a_field_that_cannot_be_read_is_told_and_the_others_are_taught(tmp_path, model, plate):
+    def damaged():
+        raise PairRefused("sizes differ")
+
+    items = [replace(plate[1], load=damaged), plate[0]]
+    made = teach([model], items, tmp_path / "out", Lesson(threads=1))
+    assert made.taught == (plate[0].name,)
+    assert "sizes differ" in dict(made.untouched)[plate[1].name]
+
+
+def test_wells_that_would_become_one_are_refused(tmp_path, model, plate):
+    items = [replace(plate[0], well="p/A1"), replace(plate[1], well="p-A1")]
+    with pytest.raises(PairRefused, match="as one"):
+        teach([model], items, tmp_path / "out")

@@ -17,8 +17,9 @@ import numpy as np
 import tifffile
 import yaml
 
+from acq_isl.engines import describe
 from acq_isl.engines.onnx import OnnxEngine
-from acq_isl.errors import ExperimentError, PairRefused, StackRefused
+from acq_isl.errors import ExperimentError, PairRefused, StackRefused, StorageError
 from acq_isl.evaluation.evaluate import stack_of
 from acq_isl.evaluation.outcome import Settings
 from acq_isl.evaluation.truths import Truths
@@ -80,9 +81,11 @@ def teach(
 ) -> Taught:
     """Write pairs whose labels are share x prediction + (1 - share) x truth.
 
-    Labels are float32 on the models' scale, where 1 is the bright end of the training truth. Where a truth
-    cannot be trusted, the label is the prediction alone. Held-out fields, and those that a model refuses,
-    keep their true labels. Labels that no pair shows are not taught.
+    Labels are float32 counts: predictions are brought to those of the stains, so that a student's
+    ``truth_range`` is one of counts, by which it can be evaluated. Where a truth cannot be trusted, the label
+    is the prediction alone. Fields held out, with other time points of their places, and those that a model
+    refuses keep their true labels, without those that a file cannot say where to trust. Fields that cannot be
+    read are left out. Labels that no pair shows are not taught.
 
     Parameters
     ----------
@@ -104,18 +107,22 @@ def teach(
     ModelError, EngineError
     """
     _require(lesson, items, folder)
-    share, held_out = lesson.share, set(lesson.held_out)
+    share, held_out = lesson.share, _held_out(items, lesson.held_out)
     taught: list[str] = []
     untouched: list[tuple[str, str]] = []
     with ExitStack() as stack:
         engines = [stack.enter_context(OnnxEngine(model, threads=lesson.threads)) for model in models]
         truths = Truths.of(_alike(engines), items, Settings())
-        about = {"share": share, "teachers": [engine.name for engine in engines]}
+        about: dict[str, object] = {"share": share, "teachers": [_named(model) for model in models]}
         for number, item in enumerate(items):
             tell(item.name)
-            recording = item.load()
-            labels = truths.scaled(recording)
-            if {item.name, item.well} & held_out:
+            try:
+                recording = item.load()
+            except (PairRefused, StorageError) as error:
+                untouched.append((item.name, f"left out: {error}"))
+                continue
+            labels = _true(recording, truths)
+            if item.name in held_out:
                 untouched.append((item.name, "held out"))
             else:
                 try:
@@ -125,7 +132,20 @@ def teach(
                     untouched.append((item.name, str(refusal)))
             told = about if item.name in taught else {}
             _write(folder / _place(item, number), recording, labels, told)
-    return Taught(_list(folder, items, tuple(truths.keys), held_out), tuple(taught), tuple(untouched))
+    found = _list(folder, items, tuple(truths.keys), held_out, lesson.held_out)
+    return Taught(found, tuple(taught), tuple(untouched))
+
+
+def _named(model: Path | str) -> dict[str, str]:
+    info = describe(model)
+    return {"model": f"{info.manifest.name} {info.manifest.version}", "sha256": info.sha256}
+
+
+def _held_out(items: Sequence[Item], names: Collection[str]) -> set[str]:
+    """Names of all fields held out: what is seen at a place at another time is the same field."""
+    named = set(names)
+    places = {item.place for item in items if {item.name, item.well} & named}
+    return {item.name for item in items if item.place in places}
 
 
 def _require(lesson: Lesson, items: Sequence[Item], folder: Path) -> None:
@@ -138,6 +158,13 @@ def _require(lesson: Lesson, items: Sequence[Item], folder: Path) -> None:
     missing = set(lesson.held_out) - {name for item in items for name in (item.name, item.well)}
     if missing:
         raise PairRefused("what is to be held out does not exist", got=", ".join(sorted(missing)))
+    wells: dict[str, str] = {}
+    for well in (item.well for item in items if item.well):
+        other = wells.setdefault(_safe(well), well)
+        if other != well:
+            raise PairRefused(
+                f"the wells {other} and {well} would be written as one", fix="give the plates other names"
+            )
 
 
 def _alike(engines: Sequence[Engine]) -> Manifest:
@@ -162,8 +189,26 @@ def _blended(
         mean = np.mean([one.mean[one.labels.index(label)] for one in predictions], axis=0, dtype=np.float32)
         blend = share * mean + (1 - share) * truth
         valid = truths.valid(recording, label)
-        labels[label] = np.asarray(blend if valid is None else np.where(valid, blend, mean), np.float32)
+        blend = blend if valid is None else np.where(valid, blend, mean)
+        labels[label] = _counts(blend, truths, label)
     return labels
+
+
+def _true(recording: Recording, truths: Truths) -> dict[str, Float32Image]:
+    """True labels as counts, of those known everywhere: a TIFF file cannot say where it is to be trusted."""
+    labels = {}
+    for label, scaled in truths.scaled(recording).items():
+        valid = truths.valid(recording, label)
+        if valid is None or valid.all():
+            own = recording.truth_range is not None
+            stain = recording.labels[truths.keys[label]]
+            labels[label] = _counts(scaled, truths, label) if own else stain.astype(np.float32)
+    return labels
+
+
+def _counts(scaled: Float32Image, truths: Truths, label: str) -> Float32Image:
+    low, high = truths.ranges[label]
+    return np.asarray(low + scaled * (high - low), np.float32)
 
 
 def _safe(text: str) -> str:
@@ -189,7 +234,13 @@ def _write(
         tifffile.imwrite(folder / f"{_safe(label)}.ome.tif", image, ome=True, metadata=metadata)
 
 
-def _list(folder: Path, items: Sequence[Item], labels: Sequence[str], held_out: Collection[str]) -> Path:
+def _list(
+    folder: Path,
+    items: Sequence[Item],
+    labels: Sequence[str],
+    held_out: Collection[str],
+    named: Collection[str],
+) -> Path:
     """Write the sources, and the split with the same wells or fields held out."""
     data = []
     for top, names, some in (
@@ -201,8 +252,12 @@ def _list(folder: Path, items: Sequence[Item], labels: Sequence[str], held_out: 
         data += [{"kind": "tiff"} | source] if some else []
     content: dict[str, object] = {"data": data}
     if held_out:
-        wells = sorted({_safe(item.well) for item in items if item.well in held_out and item.well})
-        fields = [_place(i, n).partition("/")[2] for n, i in enumerate(items) if i.name in held_out]
+        wells = sorted({_safe(item.well) for item in items if item.well in named and item.well})
+        fields = [
+            _place(i, n).partition("/")[2]
+            for n, i in enumerate(items)
+            if i.name in held_out and i.well not in named and (folder / _place(i, n)).is_dir()
+        ]
         if wells and fields:
             raise ExperimentError("wells and fields are held out", fix="name wells only, or fields only")
         content["split"] = {"by": "well" if wells else "field", "held_out": wells or fields}
