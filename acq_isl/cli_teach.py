@@ -37,7 +37,13 @@ def _teach(out: Console) -> Callable[..., None]:
         made = teach(models, items, output, lesson, lambda name: out.print(f"teaching {escape(name)}"))
         for name, why in made.untouched:
             out.print(f"[yellow]true labels[/] of {escape(name)}: {escape(why)}", soft_wrap=True)
+        for name, why in made.left_out:
+            out.print(f"[red]left out[/] {escape(name)}: {escape(why)}", soft_wrap=True)
+        for leak in made.leaks:
+            out.print(f"[red]a teacher has seen what is held out[/]: {escape(leak)}", soft_wrap=True)
         written = escape(str(made.pairs))
         out.print(f"{len(made.taught)} fields taught; copy {written} into your training file", soft_wrap=True)
+        if made.leaks:
+            raise typer.Exit(1)
 
     return command

@@ -21,6 +21,7 @@ from acq_isl.evaluation.find import find_items
 from acq_isl.evaluation.outcome import Settings
 from acq_isl.evaluation.teach import Lesson, teach
 from acq_isl.evaluation.truths import Truths
+from acq_isl.manifest import Training
 from acq_isl.training.source import Nominal
 from acq_isl.training.source_tiff import TiffSource
 
@@ -107,6 +108,7 @@ def test_what_was_taught_is_marked(tmp_path, model, plate):
         ({"share": 0.0}, ExperimentError, "out of range"),
         ({"share": 1.5}, ExperimentError, "out of range"),
         ({"held_out": ["A9"]}, PairRefused, "A9"),
+        ({"held_out": ["A2", "plate/A1"]}, ExperimentError, "wells and fields"),
     ],
 )
 def test_what_cannot_be_taught_is_explained(tmp_path, model, plate, more, error, says):
@@ -127,6 +129,18 @@ def test_the_command(tmp_path, model, plate):
     assert "1 fields taught" in said.output
     assert "held out" in said.output
     assert (tmp_path / "out" / "taught.yaml").exists()
+
+
+def test_a_teacher_that_has_seen_what_is_held_out_is_told(tmp_path, plate):
+    seen = tiny.MANIFEST.model_copy(update={"training": Training(wells=("A1", "A2"))})
+    (tmp_path / "seen").mkdir()
+    model = tiny.write(tmp_path / "seen", manifest=seen)
+    made = teach([model], plate, tmp_path / "out", Lesson(held_out=["A2"], threads=1))
+    assert len(made.leaks) == 1
+    assert made.leaks[0].endswith("A2")
+    given = ["teach", str(model), "--pairs", str(tmp_path / "plate"), "-o", str(tmp_path / "again")]
+    assert CliRunner().invoke(cli, [*given, "--held-out", "A2"]).exit_code == 1
+    assert CliRunner().invoke(cli, [*given[:-1], str(tmp_path / "third")]).exit_code == 0
 
 
 def in_memory(plate, number, recording=None, **changes):
@@ -169,7 +183,7 @@ def test_a_field_that_cannot_be_read_is_told_and_the_others_are_taught(tmp_path,
     items = [replace(plate[1], load=damaged), plate[0]]
     made = teach([model], items, tmp_path / "out", Lesson(threads=1))
     assert made.taught == (plate[0].name,)
-    assert "sizes differ" in dict(made.untouched)[plate[1].name]
+    assert "sizes differ" in dict(made.left_out)[plate[1].name]
 
 
 def test_wells_that_would_become_one_are_refused(tmp_path, model, plate):

@@ -86,7 +86,7 @@ def evaluate(
     parts: list[_Part] = []
     shown: list[ShownField] = []
     refused: list[tuple[str, str]] = []
-    leaks = _seen_in_training(file.info, items)
+    leaks = seen_in_training(file.info, items)
     warnings = [_UNKNOWN] * (file.info.manifest.training is None)
     # A stack that the gate would refuse is scored all the same: what it is worth is the question here.
     with OnnxEngine(model, threads=settings.threads, gate="warn") as engine:
@@ -132,7 +132,7 @@ def _units(items: Sequence[Item], split_unit: SplitUnit) -> dict[str, str]:
     return {item.name: (item.well or item.name) if split_unit == "well" else item.name for item in items}
 
 
-def _seen_in_training(info: ModelInfo, items: Iterable[Item]) -> tuple[str, ...]:
+def seen_in_training(info: ModelInfo, items: Iterable[Item]) -> tuple[str, ...]:
     """Which of these fields the model was trained on, by its own account."""
     training = info.manifest.training
     if training is None:

@@ -18,9 +18,10 @@ import tifffile
 import yaml
 
 from acq_isl.engines import describe
+from acq_isl.engines.model_file import ModelInfo
 from acq_isl.engines.onnx import OnnxEngine
 from acq_isl.errors import ExperimentError, PairRefused, StackRefused, StorageError
-from acq_isl.evaluation.evaluate import stack_of
+from acq_isl.evaluation.evaluate import seen_in_training, stack_of
 from acq_isl.evaluation.outcome import Settings
 from acq_isl.evaluation.truths import Truths
 from acq_isl.manifest import Manifest
@@ -62,11 +63,17 @@ class Taught:
         Fields whose labels are blends.
     untouched : tuple of (str, str)
         Fields whose labels are the true ones, and why.
+    left_out : tuple of (str, str)
+        Fields that could not be read, and why.
+    leaks : tuple of str
+        What is held out here, but a teacher was trained on: scores of it would be worth nothing.
     """
 
     pairs: Path
     taught: tuple[str, ...]
     untouched: tuple[tuple[str, str], ...]
+    left_out: tuple[tuple[str, str], ...]
+    leaks: tuple[str, ...]
 
 
 _USUAL = Lesson()
@@ -107,37 +114,37 @@ def teach(
     ModelError, EngineError
     """
     _require(lesson, items, folder)
-    share, held_out = lesson.share, _held_out(items, lesson.held_out)
+    held_out = _held_out(items, lesson.held_out)
     taught: list[str] = []
     untouched: list[tuple[str, str]] = []
+    left_out: list[tuple[str, str]] = []
+    infos = [describe(model) for model in models]
+    about: dict[str, object] = {"share": lesson.share, "teachers": [_named(info) for info in infos]}
     with ExitStack() as stack:
         engines = [stack.enter_context(OnnxEngine(model, threads=lesson.threads)) for model in models]
         truths = Truths.of(_alike(engines), items, Settings())
-        about: dict[str, object] = {"share": share, "teachers": [_named(model) for model in models]}
         for number, item in enumerate(items):
             tell(item.name)
             try:
                 recording = item.load()
             except (PairRefused, StorageError) as error:
-                untouched.append((item.name, f"left out: {error}"))
+                left_out.append((item.name, str(error)))
                 continue
-            labels = _true(recording, truths)
-            if item.name in held_out:
-                untouched.append((item.name, "held out"))
+            reason = "held out" if item.name in held_out else ""
+            blended = reason or _blended(engines, recording, item.name, truths, lesson.share)
+            if isinstance(blended, str):
+                untouched.append((item.name, blended))
+                _write(folder / _place(item, number), recording, _true(recording, truths), {})
             else:
-                try:
-                    labels = _blended(engines, recording, item.name, truths, share)
-                    taught.append(item.name)
-                except StackRefused as refusal:
-                    untouched.append((item.name, str(refusal)))
-            told = about if item.name in taught else {}
-            _write(folder / _place(item, number), recording, labels, told)
+                taught.append(item.name)
+                _write(folder / _place(item, number), recording, blended, about)
     found = _list(folder, items, tuple(truths.keys), held_out, lesson.held_out)
-    return Taught(found, tuple(taught), tuple(untouched))
+    kept = [item for item in items if item.name in held_out]
+    leaks = dict.fromkeys(leak for info in infos for leak in seen_in_training(info, kept))
+    return Taught(found, tuple(taught), tuple(untouched), tuple(left_out), tuple(leaks))
 
 
-def _named(model: Path | str) -> dict[str, str]:
-    info = describe(model)
+def _named(info: ModelInfo) -> dict[str, str]:
     return {"model": f"{info.manifest.name} {info.manifest.version}", "sha256": info.sha256}
 
 
@@ -158,6 +165,9 @@ def _require(lesson: Lesson, items: Sequence[Item], folder: Path) -> None:
     missing = set(lesson.held_out) - {name for item in items for name in (item.name, item.well)}
     if missing:
         raise PairRefused("what is to be held out does not exist", got=", ".join(sorted(missing)))
+    named = {name: any(item.well == name for item in items) for name in lesson.held_out}
+    if len(set(named.values())) > 1:
+        raise ExperimentError("wells and fields are held out", fix="name wells only, or fields only")
     wells: dict[str, str] = {}
     for well in (item.well for item in items if item.well):
         other = wells.setdefault(_safe(well), well)
@@ -182,8 +192,12 @@ def _alike(engines: Sequence[Engine]) -> Manifest:
 
 def _blended(
     engines: Sequence[Engine], recording: Recording, name: str, truths: Truths, share: float
-) -> dict[str, Float32Image]:
-    predictions = [engine.predict(stack_of(recording, name, engine)) for engine in engines]
+) -> dict[str, Float32Image] | str:
+    """Labels by name, or why a teacher refuses the field."""
+    try:
+        predictions = [engine.predict(stack_of(recording, name, engine)) for engine in engines]
+    except StackRefused as refusal:
+        return str(refusal)
     labels = {}
     for label, truth in truths.scaled(recording).items():
         mean = np.mean([one.mean[one.labels.index(label)] for one in predictions], axis=0, dtype=np.float32)
@@ -258,8 +272,6 @@ def _list(
             for n, i in enumerate(items)
             if i.name in held_out and i.well not in named and (folder / _place(i, n)).is_dir()
         ]
-        if wells and fields:
-            raise ExperimentError("wells and fields are held out", fix="name wells only, or fields only")
         content["split"] = {"by": "well" if wells else "field", "held_out": wells or fields}
     path = folder / PAIRS
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
