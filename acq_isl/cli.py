@@ -29,8 +29,8 @@ from acq_isl.cli_sim import add_sim_command
 from acq_isl.cli_teach import add_teach_command
 from acq_isl.cli_train import add_train_commands
 from acq_isl.errors import AcqIslError
+from acq_isl.events import News, Step, Tell
 from acq_isl.experiment import Experiment, NoEngine, RecordedSpecimen, RemoteEngine, SimulatedMicroscope
-from acq_isl.news import News, Step, Tell
 from acq_isl.record import RunRecord
 from acq_isl.view.page_server import PageSettings
 

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from acq_isl.news import News, Tell
+from acq_isl.events import News, Tell
 from acq_isl.view.address import running_folder
 from acq_isl.view.page_process import PageProcess
 from acq_isl.view.page_server import (

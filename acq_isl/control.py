@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from acq_isl.news import StateChanged, Tell
-from acq_isl.orders import GoTo, Order, Orders, Pause, Resume, Stop, describe
+from acq_isl.commands import GoTo, Order, Orders, Pause, Resume, Stop, describe
+from acq_isl.events import StateChanged, Tell
 
 _LOOK_S = 0.1
 

@@ -7,8 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
-from acq_isl.labels import Standing, standing, together
-from acq_isl.news import (
+from acq_isl.events import (
     FieldImaged,
     Figures,
     News,
@@ -19,6 +18,7 @@ from acq_isl.news import (
     Step,
     Tell,
 )
+from acq_isl.labels import Standing, standing, together
 from acq_isl.record import Counts
 from acq_isl.stack import Outcome, StackKey, StageTimes
 from acq_isl.summary import latencies

@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 
 from acq_isl.errors import ModelError
+from acq_isl.events import LabelStyle
 from acq_isl.manifest import Manifest
-from acq_isl.news import LabelStyle
 from acq_isl.pictures import PALETTE
 from acq_isl.stack import Outcome, Prediction, Refusal, StageTimes, Unpredicted
 

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import fft
 
+from acq_isl.compatibility import Resample
 from acq_isl.errors import StackRefused
-from acq_isl.fit import Resample
 from acq_isl.stack import Float32Image, Uint16Image, ZStack
 
 _BLOCK_PX = 4

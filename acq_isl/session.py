@@ -12,12 +12,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from acq_isl.actions import Call, ImageField, SetPreset, check_action, check_request
+from acq_isl.commands import GoTo
 from acq_isl.control import Control, Stopped
 from acq_isl.errors import AcqIslError, ActionRefused, SliceLost, StorageError
-from acq_isl.experiment import Experiment, measurements
-from acq_isl.instruments import Field, Instruments
-from acq_isl.measure import Measurement
-from acq_isl.news import (
+from acq_isl.events import (
     Decided,
     FieldImaged,
     FieldRanked,
@@ -27,7 +25,9 @@ from acq_isl.news import (
     Predicted,
     Step,
 )
-from acq_isl.orders import GoTo
+from acq_isl.experiment import Experiment, measurements
+from acq_isl.instruments import Field, Instruments
+from acq_isl.measure import Measurement
 from acq_isl.pictures import preview
 from acq_isl.plan import Cycle, visits
 from acq_isl.readings import Readings

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from acq_isl.news import LabelStyle, Predicted, RunStarted, Seen
+from acq_isl.events import LabelStyle, Predicted, RunStarted, Seen
 from acq_isl.record import Measured
 from acq_isl.stack import Prediction, StackInfo, StackKey, StackRequest
 from acq_isl.view.feed import Feed

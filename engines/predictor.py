@@ -13,6 +13,7 @@ from typing import Self
 
 import numpy as np
 
+from acq_isl.compatibility import Refuse, Resample, Use, check
 from acq_isl.engines.around import Each, check_finite, whole, worker_count, workers
 from acq_isl.engines.content import Survey, check_content
 from acq_isl.engines.flight import AT_ONCE, Answered, Field, Slotted, through
@@ -20,7 +21,6 @@ from acq_isl.engines.gate import RESAMPLED, Policy, judge, measured
 from acq_isl.engines.model_file import ModelInfo
 from acq_isl.engines.network import DISTANCE, MEAN, SPREAD, Network, Shares
 from acq_isl.errors import EngineError, ModelError, StackRefused
-from acq_isl.fit import Refuse, Resample, Use, check
 from acq_isl.manifest import Manifest
 from acq_isl.normalize import inverse_contrast, map_back, resample
 from acq_isl.stack import Distance, Float32Image, Prediction, StackInfo, StageTimes, Uint16Image, ZStack

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from acq_isl.compatibility import Refuse, Resample, Use, check
 from acq_isl.errors import ModelError
-from acq_isl.fit import Refuse, Resample, Use, check
 from acq_isl.manifest import FORMAT, MANIFEST_KEY, Label, Manifest
 from acq_isl.stack import StackInfo, StackKey
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from acq_isl import news as told
+from acq_isl import events as told
 from acq_isl.broadcast import Broadcast
+from acq_isl.commands import GoTo, Order, Pause, Resume, Stop
 from acq_isl.control import Control, Stopped
+from acq_isl.events import Figures, News, StateChanged
 from acq_isl.figures import Gauge
-from acq_isl.news import Figures, News, StateChanged
-from acq_isl.orders import GoTo, Order, Pause, Resume, Stop
 from acq_isl.stack import (
     Prediction,
     Refusal,

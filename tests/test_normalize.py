@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from acq_isl.compatibility import Resample
 from acq_isl.errors import StackRefused
-from acq_isl.fit import Resample
 from acq_isl.normalize import (
     ContrastMeter,
     all_finite,

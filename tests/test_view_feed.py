@@ -15,10 +15,10 @@ import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from acq_isl import news as told
+from acq_isl import events as told
+from acq_isl.commands import GoTo, Pause, Stop
 from acq_isl.errors import ExperimentError, WireError
-from acq_isl.news import LabelStyle, RunStarted, Seen
-from acq_isl.orders import GoTo, Pause, Stop
+from acq_isl.events import LabelStyle, RunStarted, Seen
 from acq_isl.stack import Prediction, StackInfo, StackKey, StackRequest
 from acq_isl.view.address import FeedAddress, read_address, running_folder
 from acq_isl.view.backlog import Backlog, Newest, Shelf

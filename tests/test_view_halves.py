@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from acq_isl import news as told
+from acq_isl import events as told
 from acq_isl.record import Measured
 from acq_isl.stack import Prediction, Refusal, StackInfo, StackKey, StageTimes, Unpredicted
 from acq_isl.view.halves import _MOST_FIELDS

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 import tifffile
 
+from acq_isl.commands import GoTo, Order, Stop
 from acq_isl.errors import AcqIslError
-from acq_isl.news import FieldRanked, FieldsRanked, LabelStyle, Predicted, RunEnded, RunStarted, Seen, Step
-from acq_isl.orders import GoTo, Order, Stop
+from acq_isl.events import FieldRanked, FieldsRanked, LabelStyle, Predicted, RunEnded, RunStarted, Seen, Step
 from acq_isl.record import Measured
 from acq_isl.stack import Prediction, StackInfo, StackKey, StackRequest, StageTimes
 from acq_isl.view.desk import Answer

@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
-from acq_isl import news as told
+from acq_isl import events as told
+from acq_isl.commands import GoTo, Order, Pause, Resume, Stop
 from acq_isl.errors import ExperimentError
-from acq_isl.news import FieldRanked, LabelStyle, News, RunStarted, Seen
-from acq_isl.orders import GoTo, Order, Pause, Resume, Stop
+from acq_isl.events import FieldRanked, LabelStyle, News, RunStarted, Seen
 from acq_isl.record import Counts, StageLatency
 from acq_isl.stack import Prediction, StackInfo, StackKey, StackRequest, StageTimes
 from acq_isl.view.feed import Feed

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from acq_isl.compatibility import Refuse, Resample, check
 from acq_isl.engines.model_file import ModelInfo, read_model
 from acq_isl.engines.onnx import OnnxEngine
 from acq_isl.errors import PairRefused, StackRefused
@@ -28,7 +29,6 @@ from acq_isl.evaluation.scores import (
 )
 from acq_isl.evaluation.trial import Trial
 from acq_isl.evaluation.truths import Truths
-from acq_isl.fit import Refuse, Resample, check
 from acq_isl.normalize import resample, resize
 from acq_isl.objects import Mask, ObjectScore
 from acq_isl.protocols import Engine

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from acq_isl.compatibility import Resample
 from acq_isl.errors import PairRefused
-from acq_isl.fit import Resample
 from acq_isl.normalize import resample, resize
 from acq_isl.stack import StackInfo, StackKey, Uint16Image, ZStack
 from acq_isl.training.pairs import Recording

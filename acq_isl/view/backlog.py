@@ -7,7 +7,7 @@ from collections import OrderedDict, deque
 from collections.abc import Hashable
 from typing import Generic, Protocol, TypeVar
 
-from acq_isl.news import News, Predicted, Seen
+from acq_isl.events import News, Predicted, Seen
 from acq_isl.view.messages import Decided, Message, slot
 
 MAX_NOTES = 10_000

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from acq_isl.commands import Order
 from acq_isl.errors import WireError
-from acq_isl.orders import Order
 from acq_isl.view.messages import VERSION
 
 MAX_REQUEST_BYTES = 4096

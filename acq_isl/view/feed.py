@@ -20,9 +20,9 @@ from typing import Self
 
 import zmq
 
+from acq_isl.commands import Order, describe
 from acq_isl.errors import AcqIslError, StorageError, WireError
-from acq_isl.news import News
-from acq_isl.orders import Order, describe
+from acq_isl.events import News
 from acq_isl.view.address import FeedAddress, new_token, write_address
 from acq_isl.view.backlog import Backlog, Shelf
 from acq_isl.view.desk import MAX_REQUEST_BYTES, Answer, Ask, Give, read_request, same_token

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from acq_isl.errors import WireError
-from acq_isl.news import Bound, LabelStyle, Phase, RunState
+from acq_isl.events import Bound, LabelStyle, Phase, RunState
 from acq_isl.record import Counts, Measured, StageLatency
 from acq_isl.stack import StackKey, StageTimes
 

@@ -13,8 +13,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
+from acq_isl.commands import GoTo, Order, Pause, Resume, Stop
 from acq_isl.errors import AcqIslError
-from acq_isl.orders import GoTo, Order, Pause, Resume, Stop
 from acq_isl.view.address import read_address, running_folder
 from acq_isl.view.desk import Answer
 from acq_isl.view.messages import Parcel

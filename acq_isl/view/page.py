@@ -31,7 +31,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from acq_isl.orders import Order
+from acq_isl.commands import Order
 from acq_isl.view.desk import Answer, same_token
 from acq_isl.view.hub import Hub, Pump, Viewer
 from acq_isl.view.reader import FeedReader

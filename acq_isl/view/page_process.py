@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from acq_isl.news import News, RunStarted
+from acq_isl.events import News, RunStarted
 from acq_isl.view.page_server import Announcement, PageSettings, read_announcement
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from acq_isl.news import Seen, Tell
+from acq_isl.events import Seen, Tell
 from acq_isl.protocols import SliceSink
 from acq_isl.stack import Slice, StackInfo, Uint16Image
 from acq_isl.view.messages import PREVIEW_PX

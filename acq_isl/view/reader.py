@@ -16,8 +16,8 @@ from typing import Self
 
 import zmq
 
+from acq_isl.commands import Order
 from acq_isl.errors import WireError
-from acq_isl.orders import Order
 from acq_isl.view.address import FeedAddress
 from acq_isl.view.backlog import Newest
 from acq_isl.view.desk import Answer, Ask, Give, read_answer

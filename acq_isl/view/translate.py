@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from acq_isl import news as told
+from acq_isl import events as told
 from acq_isl.record import Counts
 from acq_isl.stack import Refusal
 from acq_isl.view import messages as sent
