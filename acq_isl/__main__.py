@@ -1,5 +1,5 @@
 """``python -m acq_isl`` is ``acq-isl``."""
 
-from acq_isl.cli import main
+from acq_isl.cli.app import main
 
 main()

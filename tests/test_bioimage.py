@@ -17,7 +17,7 @@ import pytest
 import yaml
 from scipy import ndimage
 
-from acq_isl import cli
+from acq_isl.cli import app as cli
 from acq_isl.engines.model_file import read_model
 from acq_isl.errors import ModelError
 from acq_isl.manifest import Manifest

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from acq_isl import cli
+from acq_isl.cli import app as cli
 from acq_isl.engines import backends, choice, cuda, load_engine, trt_options
 from acq_isl.engines.backends import Backend, unused
 from acq_isl.engines.ladder import Ladder

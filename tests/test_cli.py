@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from acq_isl import cli
+from acq_isl.cli import app as cli
 
 EXPERIMENT = """
 name: plan

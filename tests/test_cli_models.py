@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from acq_isl import cli
+from acq_isl.cli import app as cli
 from acq_isl.engines import describe
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "data" / "isl_golden"

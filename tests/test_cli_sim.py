@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from acq_isl import cli, cli_sim
+from acq_isl.cli import app as cli
+from acq_isl.cli import sim as cli_sim
 from acq_isl.sim import SimulatedScope, SyntheticSpecimen
 
 SCRIPT = """

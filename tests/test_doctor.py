@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from acq_isl import cli
+from acq_isl.cli import app as cli
 from acq_isl.doctor import Finding, examine
 from acq_isl.engines import backends
 from acq_isl.engines.backends import Unused

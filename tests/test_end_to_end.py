@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import acq_isl
-from acq_isl import cli
+from acq_isl.cli import app as cli
 from acq_isl.hooks import open_measured, read_slices
 from acq_isl.ledger import verify
 from acq_isl.stack import Prediction, Unpredicted

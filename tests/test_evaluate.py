@@ -17,7 +17,7 @@ import pytest
 import tifffile
 from scipy import ndimage
 
-from acq_isl import cli
+from acq_isl.cli import app as cli
 from acq_isl.errors import PairRefused
 from acq_isl.evaluation.evaluate import evaluate
 from acq_isl.evaluation.find import find_items

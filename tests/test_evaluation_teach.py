@@ -13,7 +13,7 @@ import tifffile
 import yaml
 from typer.testing import CliRunner
 
-from acq_isl.cli import cli
+from acq_isl.cli.app import cli
 from acq_isl.engines.onnx import OnnxEngine
 from acq_isl.errors import ExperimentError, PairRefused
 from acq_isl.evaluation.evaluate import stack_of

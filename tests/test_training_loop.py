@@ -24,7 +24,7 @@ from rich.console import Console
 from scipy import ndimage
 from typer.testing import CliRunner
 
-from acq_isl.cli_train import add_train_commands
+from acq_isl.cli.train import add_train_commands
 from acq_isl.errors import ExperimentError, ModelError, TrainingFailed
 from acq_isl.manifest import MANIFEST_KEY, Manifest
 from acq_isl.training import train

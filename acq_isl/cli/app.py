@@ -18,16 +18,16 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from acq_isl.cli_build import add_build_commands
-from acq_isl.cli_engines import add_engine_commands
+from acq_isl.cli.build import add_build_commands
+from acq_isl.cli.engines import add_engine_commands
+from acq_isl.cli.models import add_model_commands
+from acq_isl.cli.serve import add_serving_commands
+from acq_isl.cli.sim import add_sim_command
+from acq_isl.cli.train import add_train_commands
+from acq_isl.cli.view import Port, Web, Window, both, installed, make_web_command, open_window, page, view
 from acq_isl.cli_faults import Faults, planted
-from acq_isl.cli_live import Port, Web, Window, both, installed, make_web_command, open_window, page, view
-from acq_isl.cli_models import add_model_commands
 from acq_isl.cli_scorecard import show_scorecard
-from acq_isl.cli_serving import add_serving_commands
-from acq_isl.cli_sim import add_sim_command
 from acq_isl.cli_teach import add_teach_command
-from acq_isl.cli_train import add_train_commands
 from acq_isl.errors import AcqIslError
 from acq_isl.events import News, Step, Tell
 from acq_isl.experiment import Experiment, NoEngine, RecordedSpecimen, RemoteEngine, SimulatedMicroscope

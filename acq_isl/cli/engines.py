@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from acq_isl.bench import Row
+    from acq_isl.cli.bench import Row
 
 Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads for inference.")]
 
@@ -59,8 +59,8 @@ def _bench(out: Console) -> Callable[..., None]:
         ] = None,
     ) -> None:
         """Measure every installed engine: latency, memory, difference to fp32, where the time goes."""
-        from acq_isl.bench import SIDES_PX, as_json, bench, plot
-        from acq_isl.engines.roofline import report
+        from acq_isl.cli.bench import SIDES_PX, as_json, bench, plot
+        from acq_isl.cli.roofline import report
 
         def told(text: str) -> None:
             if not as_json_:
