@@ -29,8 +29,8 @@ def _teach(out: Console) -> Callable[..., None]:
     ) -> None:
         """Make pairs whose labels are mostly what models predict, to train a smaller model on."""
         from acq_isl.engines import describe
-        from acq_isl.evaluation.find import find_items
-        from acq_isl.evaluation.teach import Lesson, teach
+        from acq_isl.evaluation.inputs import find_items
+        from acq_isl.evaluation.pseudo_labels import Lesson, teach
 
         items = find_items(pairs, describe(models[0]).manifest, z_step_um)
         lesson = Lesson(share, tuple(held_out or ()))

@@ -20,11 +20,11 @@ from scipy import ndimage
 from acq_isl.cli import app as cli
 from acq_isl.errors import PairRefused
 from acq_isl.evaluation.evaluate import evaluate
-from acq_isl.evaluation.find import find_items
-from acq_isl.evaluation.outcome import CEILING, FLOOR, MODEL, Settings
+from acq_isl.evaluation.ground_truth import matched
+from acq_isl.evaluation.inputs import find_items
 from acq_isl.evaluation.page import render, write_evaluation
+from acq_isl.evaluation.results import CEILING, FLOOR, MODEL, Settings
 from acq_isl.evaluation.tables import as_json, as_markdown, header, ways
-from acq_isl.evaluation.truths import matched
 from acq_isl.manifest import Label, Manifest, Training
 from acq_isl.training.pairs import Item
 
@@ -265,6 +265,6 @@ def test_the_command(
 
 
 def test_no_torch_is_needed() -> None:
-    code = "import sys, acq_isl.evaluation.evaluate, acq_isl.evaluation.page, acq_isl.evaluation.find\n"
+    code = "import sys, acq_isl.evaluation.evaluate, acq_isl.evaluation.page, acq_isl.evaluation.inputs\n"
     code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acq_isl.evaluation import baselines
-from acq_isl.evaluation.conditions import AS_TRAINED, CONDITIONS, zoomed
 from acq_isl.evaluation.page import additive_error
+from acq_isl.evaluation.perturbations import AS_TRAINED, CONDITIONS, zoomed
 from acq_isl.evaluation.scores import (
     Segmenter,
     added,

@@ -17,10 +17,10 @@ from acq_isl.cli.app import cli
 from acq_isl.engines.onnx import OnnxEngine
 from acq_isl.errors import ExperimentError, PairRefused
 from acq_isl.evaluation.evaluate import stack_of
-from acq_isl.evaluation.find import find_items
-from acq_isl.evaluation.outcome import Settings
-from acq_isl.evaluation.teach import Lesson, teach
-from acq_isl.evaluation.truths import Truths
+from acq_isl.evaluation.ground_truth import Truths
+from acq_isl.evaluation.inputs import find_items
+from acq_isl.evaluation.pseudo_labels import Lesson, teach
+from acq_isl.evaluation.results import Settings
 from acq_isl.manifest import Training
 from acq_isl.training.source import Nominal
 from acq_isl.training.source_tiff import TiffSource

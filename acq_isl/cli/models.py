@@ -14,7 +14,7 @@ from rich.markup import escape
 from acq_isl.errors import ModelError, PairRefused
 
 if TYPE_CHECKING:
-    from acq_isl.evaluation.outcome import Settings
+    from acq_isl.evaluation.results import Settings
     from acq_isl.stack import Modality, Polarity
 
 _Z_STEP_UM = 1.5
@@ -155,7 +155,7 @@ def _evaluate(out: Console) -> Callable[..., None]:
         threads: Threads = None,
     ) -> None:
         """Hold a model's predictions against real stains: one table and one page with pictures."""
-        from acq_isl.evaluation.outcome import Settings
+        from acq_isl.evaluation.results import Settings
 
         settings = Settings(
             split_unit=split_unit.value,
@@ -175,7 +175,7 @@ def _evaluated(
 ) -> None:
     from acq_isl.engines import describe
     from acq_isl.evaluation.evaluate import evaluate
-    from acq_isl.evaluation.find import find_items
+    from acq_isl.evaluation.inputs import find_items
     from acq_isl.evaluation.page import write_evaluation
     from acq_isl.evaluation.tables import as_markdown
 

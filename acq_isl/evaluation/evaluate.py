@@ -15,7 +15,9 @@ from acq_isl.engines.model_file import ModelInfo, read_model
 from acq_isl.engines.onnx import OnnxEngine
 from acq_isl.errors import PairRefused, StackRefused
 from acq_isl.evaluation import baselines
-from acq_isl.evaluation.outcome import CEILING, FLOOR, MODEL, Report, Score, Settings, ShownField, SplitUnit
+from acq_isl.evaluation.gate_test import Trial
+from acq_isl.evaluation.ground_truth import Truths
+from acq_isl.evaluation.results import CEILING, FLOOR, MODEL, Report, Score, Settings, ShownField, SplitUnit
 from acq_isl.evaluation.scores import (
     PixelScore,
     Segmenter,
@@ -27,8 +29,6 @@ from acq_isl.evaluation.scores import (
     pixel_score,
     spread_score,
 )
-from acq_isl.evaluation.trial import Trial
-from acq_isl.evaluation.truths import Truths
 from acq_isl.normalize import resample, resize
 from acq_isl.objects import Mask, ObjectScore
 from acq_isl.protocols import Engine

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
-from acq_isl.evaluation.outcome import CEILING, FLOOR, MODEL, Report, Score
+from acq_isl.evaluation.results import CEILING, FLOOR, MODEL, Report, Score
 from acq_isl.evaluation.scores import IOUS
 
 COLUMNS = (

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from acq_isl.engines.model_file import ModelInfo
+from acq_isl.evaluation.gate_test import Condition
 from acq_isl.evaluation.scores import PixelScore, SpreadScore
-from acq_isl.evaluation.trial import Condition
 from acq_isl.objects import ObjectScore
 from acq_isl.stack import Float32Image, Uint16Image
 

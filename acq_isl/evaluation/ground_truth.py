@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acq_isl.errors import PairRefused
-from acq_isl.evaluation.outcome import Settings
+from acq_isl.evaluation.results import Settings
 from acq_isl.manifest import Label, Manifest
 from acq_isl.stack import Float32Image
 from acq_isl.training.pairs import Item, Recording

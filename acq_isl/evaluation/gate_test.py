@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from acq_isl.engines.model_file import ModelFile, answers
 from acq_isl.engines.onnx import OnnxNetwork
-from acq_isl.evaluation.conditions import AS_TRAINED, CONDITIONS, ZOOMS, zoomed
+from acq_isl.evaluation.perturbations import AS_TRAINED, CONDITIONS, ZOOMS, zoomed
 from acq_isl.evaluation.scores import PixelScore, auroc, pixel_score
 from acq_isl.manifest import Manifest
 from acq_isl.normalize import inverse_contrast

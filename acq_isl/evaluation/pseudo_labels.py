@@ -22,8 +22,8 @@ from acq_isl.engines.model_file import ModelInfo
 from acq_isl.engines.onnx import OnnxEngine
 from acq_isl.errors import ExperimentError, PairRefused, StackRefused, StorageError
 from acq_isl.evaluation.evaluate import seen_in_training, stack_of
-from acq_isl.evaluation.outcome import Settings
-from acq_isl.evaluation.truths import Truths
+from acq_isl.evaluation.ground_truth import Truths
+from acq_isl.evaluation.results import Settings
 from acq_isl.manifest import Manifest
 from acq_isl.protocols import Engine
 from acq_isl.stack import Float32Image
