@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from acq_isl.app import RunResult, run
     from acq_isl.engines import load_engine
-    from acq_isl.experiment import Experiment
+    from acq_isl.experiment.experiment import Experiment
     from acq_isl.hooks import CaptureHook, GuardedAcquisition
     from acq_isl.live_capture import live
 
 # Resolved on first use: a model server must not load a microscope, nor the other way round.
 _HOME = {
     "CaptureHook": "acq_isl.hooks",
-    "Experiment": "acq_isl.experiment",
+    "Experiment": "acq_isl.experiment.experiment",
     "GuardedAcquisition": "acq_isl.hooks",
     "RunResult": "acq_isl.app",
     "live": "acq_isl.live_capture",

@@ -12,7 +12,8 @@ from pathlib import Path
 from acq_isl.broadcast import Broadcast, bounds, choice, expected_slices
 from acq_isl.errors import StorageError
 from acq_isl.events import RunEnded, RunStarted, Tell, untold
-from acq_isl.experiment import Experiment, SimulatedMicroscope
+from acq_isl.experiment.experiment import Experiment, SimulatedMicroscope
+from acq_isl.experiment.planning import Cycle
 from acq_isl.figures import Gauge
 from acq_isl.hooks import GuardedAcquisition, OpenMicroscope, Safety, call_user_function, open_microscope
 from acq_isl.instruments import Instruments
@@ -20,7 +21,6 @@ from acq_isl.labels import Labels
 from acq_isl.ledger import Ledger
 from acq_isl.ledger import read as read_ledger
 from acq_isl.marking import marked
-from acq_isl.plan import Cycle
 from acq_isl.preflight import new_folder, prepare, simulated
 from acq_isl.record import RunRecord
 from acq_isl.report import write_report

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from acq_isl.errors import ExperimentError
-from acq_isl.experiment import Experiment, SimulatedMicroscope
+from acq_isl.experiment.experiment import Experiment, SimulatedMicroscope
+from acq_isl.experiment.faults import of_engine
 from acq_isl.fault_text import parse_fault
-from acq_isl.faults import of_engine
 from acq_isl.protocols import Engine
 
 Faults = Annotated[

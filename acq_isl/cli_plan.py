@@ -6,9 +6,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from acq_isl.experiment import Experiment
+from acq_isl.experiment.experiment import Experiment
+from acq_isl.experiment.planning import Cycle
 from acq_isl.hooks import open_microscope
-from acq_isl.plan import Cycle
 from acq_isl.preflight import prepare, simulated
 
 

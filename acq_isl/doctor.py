@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from acq_isl.engines import describe, load_engine, not_used
 from acq_isl.errors import AcqIslError
-from acq_isl.experiment import MicroscopeSettings
+from acq_isl.experiment.experiment import MicroscopeSettings
 from acq_isl.hooks import open_microscope
 from acq_isl.stack import StackInfo, StackKey, ZStack
 from acq_isl.summary import versions

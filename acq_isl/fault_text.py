@@ -19,7 +19,7 @@ from typing import Annotated, Any, get_args
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from acq_isl.errors import ExperimentError
-from acq_isl.faults import MANY, Fault
+from acq_isl.experiment.faults import MANY, Fault
 
 
 def _kinds() -> dict[str, Any]:

@@ -8,9 +8,9 @@ from pathlib import Path
 from types import TracebackType
 
 from acq_isl.errors import AcqIslError
+from acq_isl.experiment.planning import Optics
 from acq_isl.hooks import CaptureHook
 from acq_isl.messages import Wanted
-from acq_isl.plan import Optics
 from acq_isl.stack import Outcome, StackInfo, StackKey
 from acq_isl.stream.client import ClientSettings, EngineClient
 from acq_isl.stream.held import ClientCounts

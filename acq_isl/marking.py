@@ -12,7 +12,7 @@ from typing import Any
 from acq_isl import aiming, grading
 from acq_isl.aiming import Imaged, Lit
 from acq_isl.errors import AcqIslError
-from acq_isl.experiment import Experiment, measurements
+from acq_isl.experiment.experiment import Experiment, measurements
 from acq_isl.grading import KnownCell, KnownField
 from acq_isl.instruments import Field
 from acq_isl.measure import Measurement, measure

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from acq_isl.faults import ScopeFault
+    from acq_isl.experiment.faults import ScopeFault
     from acq_isl.sim import ScopeSettings, SimulatedScope, Specimen
 
 
@@ -44,7 +44,7 @@ def scope_settings() -> ScopeSettings:
 
 @pytest.fixture
 def faults() -> Sequence[ScopeFault]:
-    """What goes wrong on purpose (`acq_isl.faults`): nothing."""
+    """What goes wrong on purpose (`acq_isl.experiment.faults`): nothing."""
     return ()
 
 

@@ -6,8 +6,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from acq_isl.errors import EngineError, ModelError
-from acq_isl.experiment import Experiment, LocalEngine, NoEngine, RemoteEngine, SimulatedMicroscope
-from acq_isl.faults import of_engine
+from acq_isl.experiment.experiment import Experiment, LocalEngine, NoEngine, RemoteEngine, SimulatedMicroscope
+from acq_isl.experiment.faults import of_engine
 from acq_isl.labels import Labels, RunModel
 from acq_isl.manifest import Manifest
 from acq_isl.messages import Wanted, Welcome

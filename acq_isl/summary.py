@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from skimage.transform import resize
 
 from acq_isl.errors import AcqIslError
-from acq_isl.experiment import Experiment, measurements
+from acq_isl.experiment.experiment import Experiment, measurements
 from acq_isl.grading import object_f1, pair_labels, to_bright_end
 from acq_isl.instruments import Field
 from acq_isl.labels import Standing

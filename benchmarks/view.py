@@ -31,7 +31,7 @@ import numpy as np
 
 from acq_isl.actions import Limits
 from acq_isl.events import Predicted
-from acq_isl.experiment import SimulatedMicroscope
+from acq_isl.experiment.experiment import SimulatedMicroscope
 from acq_isl.hooks import GuardedAcquisition, open_microscope
 from acq_isl.record import Measured
 from acq_isl.stack import Prediction, Slice, StackInfo, StackKey, StackRequest

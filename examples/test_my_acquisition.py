@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pycromanager import Acquisition, Core
 
-from acq_isl.faults import FocusDrift, PresetFails, StuckShutter
+from acq_isl.experiment.faults import FocusDrift, PresetFails, StuckShutter
 
 
 def focus_and_image(folder, z_um, channel="DAPI"):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from acq_isl.actions import Limits
 from acq_isl.errors import ScopeError
-from acq_isl.experiment import (
+from acq_isl.experiment.experiment import (
     HeadlessMicroManager,
     MicroscopeSettings,
     RecordedSpecimen,
@@ -19,7 +19,7 @@ from acq_isl.experiment import (
     SimulatedMicroscope,
     SyntheticSpecimen,
 )
-from acq_isl.faults import of_scope
+from acq_isl.experiment.faults import of_scope
 from acq_isl.simulated_optics import (
     BrightfieldOptics,
     DICOptics,

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from acq_isl.faults import (
+from acq_isl.experiment.faults import (
     BufferOverflow,
     DroppedFrames,
     FocusDrift,

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from acq_isl.errors import EngineError
-from acq_isl.faults import EngineDead, EngineFault, EngineSlow, EngineWrong
+from acq_isl.experiment.faults import EngineDead, EngineFault, EngineSlow, EngineWrong
 from acq_isl.manifest import Manifest
 from acq_isl.protocols import Engine
 from acq_isl.stack import Float32Image, Prediction, ZStack

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from acq_isl.faults import Axes, SettleTime, StageBacklash
+from acq_isl.experiment.faults import Axes, SettleTime, StageBacklash
 
 Place = tuple[float, float, float]
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol, Self, runtime_checkable
 
 from acq_isl.errors import ScopeError
-from acq_isl.faults import ScopeFault
+from acq_isl.experiment.faults import ScopeFault
 from acq_isl.sim.camera import Camera, CameraSettings
 from acq_isl.sim.config import CONFIG_FILE, ScopeSettings, configure
 from acq_isl.sim.core import simulated_core
@@ -48,7 +48,7 @@ class SimulatedScope:
     settings : ScopeSettings, optional
     faults : sequence of ScopeFault
         What goes wrong on purpose, such as ``[FocusDrift(2), DroppedFrames(every=10)]``
-        (`acq_isl.faults`).
+        (`acq_isl.experiment.faults`).
 
     Raises
     ------

@@ -12,7 +12,7 @@ import tifffile
 import acq_isl
 from acq_isl.cli_specimen import on_recording
 from acq_isl.errors import StorageError
-from acq_isl.experiment import Experiment, NoEngine, RecordedSpecimen, SimulatedMicroscope
+from acq_isl.experiment.experiment import Experiment, NoEngine, RecordedSpecimen, SimulatedMicroscope
 from acq_isl.hooks import open_measured, read_slices
 
 RNG = np.random.default_rng(3)

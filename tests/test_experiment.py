@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from acq_isl.errors import ExperimentError
-from acq_isl.experiment import Experiment, RecordedSpecimen, SimulatedMicroscope
+from acq_isl.experiment.experiment import Experiment, RecordedSpecimen, SimulatedMicroscope
 
 MINIMAL = """
 name: test

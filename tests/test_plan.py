@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acq_isl.errors import ExperimentError
-from acq_isl.plan import Optics, Place, cycles, visits
+from acq_isl.experiment.planning import Optics, Place, cycles, visits
 from acq_isl.stack import StackKey
 
 PLACE = Place(10.0, -20.0, 5.0, (150.0, 100.0))

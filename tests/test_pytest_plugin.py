@@ -69,7 +69,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from acq_isl.faults import PresetFails
+from acq_isl.experiment.faults import PresetFails
 from acq_isl.sim import CameraSettings, ScopeSettings
 
 class Grey:

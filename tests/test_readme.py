@@ -9,7 +9,7 @@ import pycromanager
 import pytest
 
 import acq_isl
-from acq_isl.experiment import Experiment
+from acq_isl.experiment.experiment import Experiment
 from acq_isl.sim import ScopeSettings, SimulatedScope, SyntheticSpecimen
 from acq_isl.stack import Prediction
 from acq_isl.stream.process import EngineProcess

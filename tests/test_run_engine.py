@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from acq_isl.cli.build import field_size
-from acq_isl.experiment import Experiment, SimulatedMicroscope
-from acq_isl.faults import EngineSlow
+from acq_isl.experiment.experiment import Experiment, SimulatedMicroscope
+from acq_isl.experiment.faults import EngineSlow
 from acq_isl.run_engine import _serve_command
 
 

@@ -13,11 +13,11 @@ import pytest
 from acq_isl.commands import GoTo, Order, Orders, Pause, Resume, Stop, no_orders
 from acq_isl.errors import AcquisitionFailed, SliceLost, StorageError
 from acq_isl.events import Decided, News, Predicted, Step
-from acq_isl.experiment import Experiment
+from acq_isl.experiment.experiment import Experiment
+from acq_isl.experiment.planning import Optics, Place, cycles
 from acq_isl.instruments import Instruments
 from acq_isl.labels import Labels, RunModel
 from acq_isl.ledger import Ledger, read
-from acq_isl.plan import Optics, Place, cycles
 from acq_isl.rules import Decision
 from acq_isl.session import Session
 from acq_isl.stack import Outcome, Prediction, Refusal, StackInfo, StackRequest, Uint16Image, Unpredicted

@@ -15,7 +15,7 @@ import yaml
 import acq_isl
 from acq_isl import run_engine
 from acq_isl.errors import AcqIslError, ExperimentError, ModelError
-from acq_isl.experiment import Experiment
+from acq_isl.experiment.experiment import Experiment
 from acq_isl.manifest import Label
 from acq_isl.messages import Offer, Wanted, Welcome
 from acq_isl.preflight import check_labels, local_labels

@@ -16,9 +16,8 @@ from pydantic import ValidationError
 import acq_isl
 from acq_isl.engines.content import check_content
 from acq_isl.errors import AcquisitionFailed, EngineError, ExperimentError, ScopeError, StackRefused
-from acq_isl.experiment import Experiment, SimulatedMicroscope
-from acq_isl.fault_text import parse_fault
-from acq_isl.faults import (
+from acq_isl.experiment.experiment import Experiment, SimulatedMicroscope
+from acq_isl.experiment.faults import (
     BufferOverflow,
     DroppedFrames,
     EngineDead,
@@ -36,6 +35,7 @@ from acq_isl.faults import (
     of_engine,
     of_scope,
 )
+from acq_isl.fault_text import parse_fault
 from acq_isl.hooks import GuardedAcquisition
 from acq_isl.rules import Limits
 from acq_isl.sim import CameraSettings, ScopeSettings, SimulatedScope, View

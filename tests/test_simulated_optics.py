@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from acq_isl.errors import ExperimentError
-from acq_isl.experiment import Experiment, SimulatedMicroscope
+from acq_isl.experiment.experiment import Experiment, SimulatedMicroscope
 from acq_isl.hooks import open_microscope
 from acq_isl.hooks.connect import transmitted_light
 from acq_isl.sim.illumination import LIVE_PHASE_CONTRAST, Oblique, Transmitted

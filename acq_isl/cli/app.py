@@ -30,7 +30,13 @@ from acq_isl.cli_scorecard import show_scorecard
 from acq_isl.cli_teach import add_teach_command
 from acq_isl.errors import AcqIslError
 from acq_isl.events import News, Step, Tell
-from acq_isl.experiment import Experiment, NoEngine, RecordedSpecimen, RemoteEngine, SimulatedMicroscope
+from acq_isl.experiment.experiment import (
+    Experiment,
+    NoEngine,
+    RecordedSpecimen,
+    RemoteEngine,
+    SimulatedMicroscope,
+)
 from acq_isl.record import RunRecord
 from acq_isl.view.page_server import PageSettings
 

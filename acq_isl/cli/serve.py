@@ -206,7 +206,7 @@ def _loaded(models: Sequence[str], ours: Callable[[str], ServedModel]) -> Iterat
 
 def _models_of(folder: Path) -> tuple[str, ...]:
     """The models of a run's experiment; ExperimentError if that cannot be told."""
-    from acq_isl.experiment import Experiment
+    from acq_isl.experiment.experiment import Experiment
 
     for place in (folder, folder.resolve().parent):
         if (place / "experiment.yaml").exists():

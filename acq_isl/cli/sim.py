@@ -23,7 +23,7 @@ from rich.markup import escape
 
 from acq_isl.cli_faults import Faults
 from acq_isl.errors import ScopeError
-from acq_isl.experiment import RecordedSpecimen, SimulatedMicroscope, SyntheticSpecimen
+from acq_isl.experiment.experiment import RecordedSpecimen, SimulatedMicroscope, SyntheticSpecimen
 from acq_isl.fault_text import parse_fault
 
 _log = logging.getLogger(__name__)
