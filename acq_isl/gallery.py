@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from acq_isl import pictures
+from acq_isl.processing import display as pictures
 from acq_isl.record import Comparison, FieldRecord, RunRecord
 from acq_isl.stack import Outcome, Prediction, Refusal, StackInfo, StackKey
 

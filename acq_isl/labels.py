@@ -12,7 +12,7 @@ import numpy as np
 from acq_isl.errors import ModelError
 from acq_isl.events import LabelStyle
 from acq_isl.manifest import Manifest
-from acq_isl.pictures import PALETTE
+from acq_isl.processing.display import PALETTE
 from acq_isl.stack import Outcome, Prediction, Refusal, StageTimes, Unpredicted
 
 Standing = Literal["predicted", "refused", "spooled"]

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy import ndimage, special
 
 from acq_isl.errors import ExperimentError
-from acq_isl.objects import segment, smooth, spots
+from acq_isl.processing.segmentation import segment, smooth, spots
 from acq_isl.record import Measured
 from acq_isl.stack import Float32Image, Prediction
 

@@ -29,7 +29,7 @@ from acq_isl.experiment.experiment import Experiment, measurements
 from acq_isl.experiment.planning import Cycle, visits
 from acq_isl.instruments import Field, Instruments
 from acq_isl.measure import Measurement
-from acq_isl.pictures import preview
+from acq_isl.processing.display import preview
 from acq_isl.readings import Readings
 from acq_isl.rules import Decision, decide, rank
 from acq_isl.stack import Outcome, Prediction, StackKey, StackRequest, Unpredicted

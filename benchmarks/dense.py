@@ -37,8 +37,8 @@ from rich.table import Table
 
 from acq_isl.engines.model_file import read_model
 from acq_isl.manifest import MANIFEST_KEY, Label, Manifest
+from acq_isl.processing.tiling import TilePlan, TileRule, blend, cut, plan_tiles
 from acq_isl.stack import Float32Image
-from acq_isl.tiling import TilePlan, TileRule, blend, cut, plan_tiles
 
 if TYPE_CHECKING:
     from acq_isl.training.dense import DenseSpec, Form

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
-from acq_isl.normalize import contrast_sd
+from acq_isl.processing.normalize import contrast_sd
 from acq_isl.training.augment import Augmentation, augmented
 from acq_isl.training.config import load_config
 from acq_isl.training.high_pass import Normalise

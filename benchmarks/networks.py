@@ -41,7 +41,7 @@ from folds import (
 from peers import Peer
 from torch import nn
 
-from acq_isl.objects import object_score, segment
+from acq_isl.processing.segmentation import object_score, segment
 from acq_isl.training import export
 from acq_isl.training.augment import Augmentation
 from acq_isl.training.network import Deployed, LiveNetwork, NetworkConfig, together

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from acq_isl.engines.network import default_threads
 from acq_isl.errors import EngineError
-from acq_isl.normalize import all_finite
+from acq_isl.processing.normalize import all_finite
+from acq_isl.processing.tiling import Tile, TilePlan, cut
 from acq_isl.stack import Float32Image, Uint16Image, ZStack
-from acq_isl.tiling import Tile, TilePlan, cut
 
 _MOST_WORKERS = 8  # more only wait for the memory
 
@@ -55,7 +55,7 @@ def worker_count(network: object) -> int:
 def cut_tiles(
     pixels: Uint16Image, plan: TilePlan, tiles: tuple[Tile, ...], into: Uint16Image | None, each: Each
 ) -> Uint16Image:
-    """As `acq_isl.tiling.cut`, but what is to be in memory that is given gets there."""
+    """As `acq_isl.processing.tiling.cut`, but what is to be in memory that is given gets there."""
     if plan.is_field and into is None:
         return cut(pixels, plan, tiles)
     shape = len(tiles), len(pixels), *plan.tile_shape

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from acq_isl.engines.around import Each
 from acq_isl.errors import EngineError, StackRefused
-from acq_isl.normalize import ContrastMeter
+from acq_isl.processing.normalize import ContrastMeter
 from acq_isl.stack import Float32Image, StackInfo, Uint16Image, ZStack
 
 # The recorded field of condition B has .2 % of its pixels at the upper end and .5 % at the lower one.
@@ -63,7 +63,7 @@ class Survey:
 
     @property
     def inverse_contrast(self) -> np.float32:
-        """As `acq_isl.normalize.ContrastMeter.inverse`, once `complete`."""
+        """As `acq_isl.processing.normalize.ContrastMeter.inverse`, once `complete`."""
         return self._contrast.inverse
 
 

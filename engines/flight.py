@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from acq_isl.engines.around import Each, as_bytes, cut_tiles
 from acq_isl.engines.network import Network
 from acq_isl.errors import EngineError
+from acq_isl.processing.tiling import Tile, TilePlan
 from acq_isl.stack import Float32Image, Uint16Image
-from acq_isl.tiling import Tile, TilePlan
 
 AT_ONCE = 2  # while one batch is computed, another is cut or blended
 _THREAD = "acq-isl network"

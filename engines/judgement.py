@@ -13,7 +13,7 @@ import numpy as np
 from acq_isl.engines.predictor import Predictor
 from acq_isl.errors import StackRefused
 from acq_isl.manifest import Manifest
-from acq_isl.objects import Mask, object_score, segment
+from acq_isl.processing.segmentation import Mask, object_score, segment
 from acq_isl.stack import Float32Image, Prediction, ZStack
 
 LEAST_PEARSON = 0.995

@@ -15,9 +15,9 @@ import numpy as np
 from acq_isl.engines.model_file import ModelFile
 from acq_isl.errors import EngineError, ModelError
 from acq_isl.manifest import Manifest
-from acq_isl.normalize import inverse_contrast
+from acq_isl.processing.normalize import inverse_contrast
+from acq_isl.processing.tiling import TileRule, cut, plan_tiles
 from acq_isl.stack import Float32Image, Uint16Image, ZStack
-from acq_isl.tiling import TileRule, cut, plan_tiles
 
 # Stands for all that decides what int8 computes beside model and OpenVINO: what is quantised and how, and
 # since 2 that the stack is handed over in bf16. Raise it with every change, so that int8 is judged again.

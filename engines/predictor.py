@@ -22,9 +22,9 @@ from acq_isl.engines.model_file import ModelInfo
 from acq_isl.engines.network import DISTANCE, MEAN, SPREAD, Network, Shares
 from acq_isl.errors import EngineError, ModelError, StackRefused
 from acq_isl.manifest import Manifest
-from acq_isl.normalize import inverse_contrast, map_back, resample
+from acq_isl.processing.normalize import inverse_contrast, map_back, resample
+from acq_isl.processing.tiling import TilePlan, TileRule, blend, plan_tiles
 from acq_isl.stack import Distance, Float32Image, Prediction, StackInfo, StageTimes, Uint16Image, ZStack
-from acq_isl.tiling import TilePlan, TileRule, blend, plan_tiles
 
 # Covers the usual 2048 and 2304 px cameras with 2x2 tiles.
 TILE_PX = 1280

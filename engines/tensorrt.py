@@ -18,8 +18,8 @@ from acq_isl.engines.trt_kept import KeptFile
 from acq_isl.engines.trt_network import TensorRTNetwork
 from acq_isl.engines.trt_options import BuildOptions, LastBuilt, resolved
 from acq_isl.engines.trt_program import PlanRefused, Program, tells_of_memory
+from acq_isl.processing.tiling import BLEND_PX, plan_tiles
 from acq_isl.stack import Prediction, ZStack
-from acq_isl.tiling import BLEND_PX, plan_tiles
 
 _log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from acq_isl.engines.model_file import ModelFile
 from acq_isl.engines.plans import PlanNote, PlanStore
 from acq_isl.engines.trt_api import Flavour, FlavourName
 from acq_isl.manifest import Manifest
-from acq_isl.tiling import TileRule, plan_tiles
+from acq_isl.processing.tiling import TileRule, plan_tiles
 
 _log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import tifffile
 from scipy import ndimage
 
 from acq_isl.manifest import MANIFEST_KEY, Manifest
-from acq_isl.normalize import contrast_sd
+from acq_isl.processing.normalize import contrast_sd
 from acq_isl.sim.specimen_sensor import Sensor
 from acq_isl.sim.synthetic import SyntheticSpecimen
 from acq_isl.sim.view import View

@@ -16,7 +16,7 @@ from acq_isl.engines.tensorrt import TensorRTEngine
 from acq_isl.engines.trt_api import Flavour
 from acq_isl.engines.trt_options import BuildOptions
 from acq_isl.errors import EngineError
-from acq_isl.tiling import TileRule, plan_tiles
+from acq_isl.processing.tiling import TileRule, plan_tiles
 
 HERE = Path(__file__).resolve().parent
 WAIT_S = 20

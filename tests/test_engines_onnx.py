@@ -17,7 +17,7 @@ from acq_isl.engines.model_file import read_model
 from acq_isl.engines.onnx import OnnxEngine, OnnxNetwork, default_threads
 from acq_isl.errors import EngineError, ModelError
 from acq_isl.manifest import MANIFEST_KEY, Label, Manifest
-from acq_isl.normalize import contrast_sd
+from acq_isl.processing.normalize import contrast_sd
 from acq_isl.stack import StackInfo, StackKey, ZStack
 
 PLANES = 3

@@ -28,7 +28,7 @@ from acq_isl.engines.trt_build import build
 from acq_isl.engines.trt_int8 import make_form, stored_form
 from acq_isl.engines.trt_options import BuildOptions, profile_shapes
 from acq_isl.errors import EngineError, ModelError, StackRefused
-from acq_isl.tiling import TileRule, plan_tiles
+from acq_isl.processing.tiling import TileRule, plan_tiles
 
 HERE = Path(__file__).resolve().parent
 

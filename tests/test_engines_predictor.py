@@ -13,7 +13,7 @@ from acq_isl.engines.model_file import ModelInfo
 from acq_isl.engines.predictor import Predictor
 from acq_isl.errors import EngineError, StackRefused
 from acq_isl.manifest import Label, Manifest
-from acq_isl.normalize import contrast_sd
+from acq_isl.processing.normalize import contrast_sd
 from acq_isl.stack import StackInfo, StackKey, ZStack
 
 REACH_PX = 12

@@ -20,7 +20,7 @@ from acq_isl.evaluation.scores import (
     pixel_score,
     spread_score,
 )
-from acq_isl.objects import ObjectScore
+from acq_isl.processing.segmentation import ObjectScore
 
 RNG = np.random.default_rng(0)
 

@@ -21,7 +21,7 @@ from acq_isl.measure import (
     readable,
     title,
 )
-from acq_isl.objects import object_score, segment
+from acq_isl.processing.segmentation import object_score, segment
 from acq_isl.record import Measured
 from acq_isl.stack import Prediction, StackInfo, StackKey
 

@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from acq_isl.compatibility import Resample
 from acq_isl.errors import StackRefused
-from acq_isl.normalize import (
+from acq_isl.processing.normalize import (
     ContrastMeter,
     all_finite,
     contrast_sd,

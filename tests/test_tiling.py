@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from acq_isl.tiling import BLEND_PX, TilePlan, TileRule, blend, cut, plan_tiles
+from acq_isl.processing.tiling import BLEND_PX, TilePlan, TileRule, blend, cut, plan_tiles
 
 RULES = st.builds(
     TileRule,

@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from acq_isl.errors import ExperimentError
 from acq_isl.manifest import Gate
-from acq_isl.normalize import contrast_sd
+from acq_isl.processing.normalize import contrast_sd
 from acq_isl.training.gate import NAMES, GateHead, Normal, Polarity, describe, fit_gate, window_statistics
 from acq_isl.training.network import LiveNetwork, NetworkConfig
 

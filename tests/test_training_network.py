@@ -10,7 +10,7 @@ import torch
 from scipy import ndimage
 from torch import nn
 
-from acq_isl.normalize import contrast_sd
+from acq_isl.processing.normalize import contrast_sd
 from acq_isl.training.assess import measure_halo
 from acq_isl.training.config import Optimisation, TrainConfig
 from acq_isl.training.dataset import Field, normalised

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from skimage.color import rgb2lab
 
-from acq_isl.pictures import PALETTE
+from acq_isl.processing.display import PALETTE
 
 # Machado, Oliveira and Fernandes 2009, severity 1.0, on linear RGB.
 VISIONS = {

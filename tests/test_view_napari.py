@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from acq_isl.events import LabelStyle
-from acq_isl.pictures import PALETTE, Box
+from acq_isl.processing.display import PALETTE, Box
 from acq_isl.record import Counts, Measured
 from acq_isl.stack import StackKey, StageTimes
 from acq_isl.view.messages import (

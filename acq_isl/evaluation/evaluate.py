@@ -29,8 +29,8 @@ from acq_isl.evaluation.scores import (
     pixel_score,
     spread_score,
 )
-from acq_isl.normalize import resample, resize
-from acq_isl.objects import Mask, ObjectScore
+from acq_isl.processing.normalize import resample, resize
+from acq_isl.processing.segmentation import Mask, ObjectScore
 from acq_isl.protocols import Engine
 from acq_isl.stack import Float32Image, StackInfo, StackKey, Uint16Image, ZStack
 from acq_isl.training.pairs import Checks, Item, Recording, examine

@@ -13,7 +13,7 @@ from acq_isl.engines.onnx import OnnxNetwork
 from acq_isl.evaluation.perturbations import AS_TRAINED, CONDITIONS, ZOOMS, zoomed
 from acq_isl.evaluation.scores import PixelScore, auroc, pixel_score
 from acq_isl.manifest import Manifest
-from acq_isl.normalize import inverse_contrast
+from acq_isl.processing.normalize import inverse_contrast
 from acq_isl.stack import Float32Image, Uint16Image
 
 _LONGEST_PX = 1280

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from acq_isl import pictures
 from acq_isl.errors import StorageError
 from acq_isl.evaluation import tables
 from acq_isl.evaluation.results import CEILING, FLOOR, MODEL, Report, ShownField
+from acq_isl.processing import display as pictures
 from acq_isl.stack import Float32Image
 
 _LONGEST_PX = 640

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import ndimage
 
-from acq_isl.normalize import resize
+from acq_isl.processing.normalize import resize
 from acq_isl.stack import Float32Image, Uint16Image
 
 _SHIFT_PLANES = 6

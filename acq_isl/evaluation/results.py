@@ -9,7 +9,7 @@ from typing import Literal
 from acq_isl.engines.model_file import ModelInfo
 from acq_isl.evaluation.gate_test import Condition
 from acq_isl.evaluation.scores import PixelScore, SpreadScore
-from acq_isl.objects import ObjectScore
+from acq_isl.processing.segmentation import ObjectScore
 from acq_isl.stack import Float32Image, Uint16Image
 
 SplitUnit = Literal["field", "well"]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from acq_isl.objects import Mask, ObjectScore, object_score, segment, smooth
+from acq_isl.processing.segmentation import Mask, ObjectScore, object_score, segment, smooth
 from acq_isl.stack import Float32Image
 
 IOUS = (0.5, 0.3)

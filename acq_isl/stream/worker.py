@@ -19,7 +19,7 @@ import numpy as np
 
 from acq_isl.errors import EngineError, ModelError, StackRefused, WireError
 from acq_isl.messages import Failed, Refused
-from acq_isl.normalize import all_finite
+from acq_isl.processing.normalize import all_finite
 from acq_isl.protocols import Engine, Surveying
 from acq_isl.stack import Prediction, StageTimes
 from acq_isl.stream.job import Job, JobKey

@@ -22,7 +22,7 @@ from scipy import ndimage
 from acq_isl.engines.model_file import ModelFile, read_model
 from acq_isl.errors import ModelError, StorageError
 from acq_isl.manifest import Manifest
-from acq_isl.normalize import inverse_contrast
+from acq_isl.processing.normalize import inverse_contrast
 from acq_isl.training.bioimage_graph import INPUT, OUTPUTS, image_model, least_side_px
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 The engines hand a network the bytes of the counts and the contrast of the whole stack, because that spares
 copies and makes tiling invisible. Other programs hand over an image. The graph made here takes uint16 planes,
-takes them apart into bytes, and measures the contrast itself, as `acq_isl.normalize.contrast_sd` does.
+takes them apart into bytes, and measures the contrast itself, as `acq_isl.processing.normalize.contrast_sd` does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from acq_isl.training.onnx_graph import FLOAT, OnnxGraph
 INPUT = "planes"
 OUTPUTS = ("mean", "spread")
 _BYTE = 256.0
-# As in acq_isl.normalize; what is made here is held against it before it is written.
+# As in acq_isl.processing.normalize; what is made here is held against it before it is written.
 _BLOCK_PX = 4
 _PLANES_SAMPLED = 4
 _LEAST_SD = 0.5

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from acq_isl.errors import PairRefused
-from acq_isl.normalize import contrast_sd
+from acq_isl.processing.normalize import contrast_sd
 from acq_isl.stack import Uint16Image
 from acq_isl.training.geometry import Geometry, brought, fitted
 from acq_isl.training.high_pass import Normalise

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from acq_isl.compatibility import Resample
 from acq_isl.errors import PairRefused
-from acq_isl.normalize import resample, resize
+from acq_isl.processing.normalize import resample, resize
 from acq_isl.stack import StackInfo, StackKey, Uint16Image, ZStack
 from acq_isl.training.pairs import Recording
 from acq_isl.training.source import Nominal

@@ -251,7 +251,7 @@ class Deployed(nn.Module):
         stack : (N, Z, H, W, 2) uint8
             Little-endian bytes of uint16 counts.
         inv_sd : (N,) float32
-            1 / `acq_isl.normalize.contrast_sd` of each whole stack.
+            1 / `acq_isl.processing.normalize.contrast_sd` of each whole stack.
 
         Returns
         -------

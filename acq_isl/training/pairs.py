@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from acq_isl.errors import PairRefused
-from acq_isl.normalize import contrast_sd
+from acq_isl.processing.normalize import contrast_sd
 from acq_isl.stack import Uint16Image
 from acq_isl.training.registration import Registration, registration, structure
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from acq_isl.manifest import Label
-from acq_isl.pictures import Uint8Image, display_range, stretched, tinted
+from acq_isl.processing.display import Uint8Image, display_range, stretched, tinted
 from acq_isl.training.assess import predict
 from acq_isl.training.dataset import Field
 from acq_isl.training.network import LiveNetwork

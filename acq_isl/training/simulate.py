@@ -11,7 +11,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from scipy import ndimage
 
-from acq_isl.normalize import contrast_sd
+from acq_isl.processing.normalize import contrast_sd
 from acq_isl.sim.illumination import Oblique, PhaseContrast, Transmitted
 from acq_isl.sim.specimen_objects import Culture
 from acq_isl.sim.specimen_sensor import Sensor, on_sensor

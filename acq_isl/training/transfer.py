@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from acq_isl.pictures import PALETTE
+from acq_isl.processing.display import PALETTE
 from acq_isl.training.score import Score
 
 _WIDTH, _HEIGHT, _MARGIN = 420, 300, 46

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from acq_isl.pictures import Box, layout
+from acq_isl.processing.display import Box, layout
 from acq_isl.stack import StackInfo
 from acq_isl.view.messages import PREVIEW_PX, PlannedField
 from acq_isl.view.napari_marks import hatch
@@ -24,7 +24,7 @@ _FULL = slice(None)
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where the fields of a plan are drawn; as in `acq_isl.pictures.Layout`."""
+    """Where the fields of a plan are drawn; as in `acq_isl.processing.display.Layout`."""
 
     boxes: tuple[Box, ...]
     around: Box

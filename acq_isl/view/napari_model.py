@@ -12,7 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from acq_isl.pictures import Box
+from acq_isl.processing.display import Box
 from acq_isl.view.messages import (
     Decided,
     Light,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from acq_isl.pictures import Box
+from acq_isl.processing.display import Box
 from acq_isl.view.napari_layers import PictureLayers
 from acq_isl.view.napari_look import banner, hues, outline
 from acq_isl.view.napari_model import Changes, FieldView, LiveModel

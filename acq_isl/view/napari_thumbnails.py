@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from acq_isl.pictures import Uint8Image, reduced, stretched, tinted
+from acq_isl.processing.display import Uint8Image, reduced, stretched, tinted
 from acq_isl.view.napari_marks import hatch
 from acq_isl.view.napari_model import FieldView
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acq_isl.measure import readable
-from acq_isl.pictures import PALETTE, data_uri, display_range, reduced, stretched, tinted
+from acq_isl.processing.display import PALETTE, data_uri, display_range, reduced, stretched, tinted
 from acq_isl.stack import Prediction, Refusal, StackInfo, Unpredicted, ZStack
 
 if TYPE_CHECKING:

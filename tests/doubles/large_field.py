@@ -23,12 +23,12 @@ from acq_isl.engines.model_file import read_model
 from acq_isl.engines.onnx import OnnxNetwork
 from acq_isl.engines.predictor import TILE_PX, Predictor
 from acq_isl.manifest import Manifest
-from acq_isl.normalize import inverse_contrast
+from acq_isl.processing.normalize import inverse_contrast
+from acq_isl.processing.tiling import TileRule, plan_tiles
 from acq_isl.sim.specimen_sensor import Sensor
 from acq_isl.sim.synthetic import SyntheticSpecimen
 from acq_isl.sim.view import View
 from acq_isl.stack import Prediction, StackInfo, StackKey, ZStack
-from acq_isl.tiling import TileRule, plan_tiles
 
 MOTIF_PX, WINDOW_PX = 512, 128
 
