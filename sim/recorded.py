@@ -12,11 +12,11 @@ from typing import Self
 import numpy as np
 
 from acq_isl.errors import StorageError
+from acq_isl.readers.image import RecordedField, label_of
+from acq_isl.readers.read import read_field
+from acq_isl.readers.tiff import TiffImage, read_tiff
 from acq_isl.sim.camera import CameraSettings
-from acq_isl.sim.recorded_field import RecordedField, label_of
-from acq_isl.sim.recorded_path import read_field
 from acq_isl.sim.resample import Recording, mirrored, resampling
-from acq_isl.sim.tiff import TiffImage, read_tiff
 from acq_isl.sim.view import View
 from acq_isl.stack import Float32Image
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from acq_isl.errors import PairRefused, StorageError
-from acq_isl.sim.read_ndtiff import open_ndtiff
+from acq_isl.readers.ndtiff import open_ndtiff
 from acq_isl.training.pairs import Item, Recording, as_counts
 from acq_isl.training.source import Nominal, RecordedSource, projected, stamp
 

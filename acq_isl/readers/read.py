@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from acq_isl.errors import StorageError
-from acq_isl.sim.read_ndtiff import INDEX, read_ndtiff
-from acq_isl.sim.read_zarr import is_zarr, read_zarr
-from acq_isl.sim.recorded_field import RecordedField, named_channels
-from acq_isl.sim.tiff import read_tiff
+from acq_isl.readers.image import RecordedField, named_channels
+from acq_isl.readers.ndtiff import INDEX, read_ndtiff
+from acq_isl.readers.ome_zarr import is_zarr, read_zarr
+from acq_isl.readers.tiff import read_tiff
 
 _TIFF = (".tif", ".tiff")
 

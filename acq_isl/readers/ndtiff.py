@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from acq_isl.errors import StorageError
-from acq_isl.sim.recorded_field import RecordedField
+from acq_isl.readers.image import RecordedField
 
 _log = logging.getLogger(__name__)
 

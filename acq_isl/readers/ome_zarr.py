@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from acq_isl.errors import StorageError
-from acq_isl.sim.recorded_field import RecordedField, named_channels
+from acq_isl.readers.image import RecordedField, named_channels
 
 _log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Every file format of recorded images, read once for everybody."""
