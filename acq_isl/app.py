@@ -23,7 +23,7 @@ from acq_isl.ledger import read as read_ledger
 from acq_isl.marking import marked
 from acq_isl.preflight import new_folder, prepare, simulated
 from acq_isl.record import RunRecord
-from acq_isl.report import write_report
+from acq_isl.report.report import write_report
 from acq_isl.run_engine import WithoutEngine, lost, open_engine, state
 from acq_isl.session import Session
 from acq_isl.stack import Prediction, StackKey

@@ -199,7 +199,7 @@ def _run(experiment: Experiment, *, sim: bool, verbose: bool, web: PageSettings 
 
 
 def _summary(record: RunRecord) -> None:
-    from acq_isl.report import headline
+    from acq_isl.report.report import headline
 
     out.print(f"\n[bold]{escape(headline(record))}[/]")
     for field in sorted((f for f in record.fields if f.chosen), key=lambda f: f.rank or 0):
