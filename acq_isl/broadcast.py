@@ -8,13 +8,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from acq_isl.actions import Limits
 from acq_isl.commands import Order
 from acq_isl.errors import StorageError
 from acq_isl.events import Bound, News, Tell
 from acq_isl.experiment.experiment import Experiment
 from acq_isl.experiment.planning import Cycle
-from acq_isl.measure import title
+from acq_isl.rules.actions import Limits
+from acq_isl.rules.measurements import title
 from acq_isl.view.feed import Feed
 
 log = logging.getLogger(__name__)

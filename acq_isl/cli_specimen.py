@@ -6,9 +6,9 @@ from typing import Any
 
 import useq
 
-from acq_isl.actions import ImageField
 from acq_isl.experiment.experiment import Experiment, OpticsSettings, RecordedSpecimen, SimulatedMicroscope
 from acq_isl.hooks.connect import recorded_specimen
+from acq_isl.rules.actions import ImageField
 from acq_isl.sim.recorded import is_published
 
 _LARGEST_PX = 512

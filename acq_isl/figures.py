@@ -18,8 +18,8 @@ from acq_isl.events import (
     Step,
     Tell,
 )
-from acq_isl.labels import Standing, standing, together
 from acq_isl.record import Counts
+from acq_isl.rules.label_names import Standing, standing, together
 from acq_isl.stack import Outcome, StackKey, StageTimes
 from acq_isl.summary import latencies
 

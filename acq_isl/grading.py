@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from acq_isl.measure import AreaFraction, Measurement, ObjectCount, compare, measure, title
 from acq_isl.processing.segmentation import object_score, segment
-from acq_isl.rules import Best, Trigger
+from acq_isl.rules.measurements import AreaFraction, Measurement, ObjectCount, compare, measure, title
+from acq_isl.rules.rules import Best, Trigger
 from acq_isl.scorecard import CellScore, ChoiceScore, LabelScore, TriggerScore
 from acq_isl.stack import Float32Image, Prediction, StackKey
 

@@ -15,8 +15,8 @@ from acq_isl.errors import AcqIslError
 from acq_isl.experiment.experiment import Experiment, measurements
 from acq_isl.grading import KnownCell, KnownField
 from acq_isl.instruments import Field
-from acq_isl.measure import Measurement, measure
 from acq_isl.record import RunRecord
+from acq_isl.rules.measurements import Measurement, measure
 from acq_isl.scorecard import Scorecard, Spread
 from acq_isl.session import Session
 from acq_isl.sim import KnowsCells, Rectangle, SimulatedScope, Taken, View

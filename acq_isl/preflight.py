@@ -8,13 +8,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from acq_isl.actions import Limits, check_request
 from acq_isl.engines import describe
 from acq_isl.errors import ExperimentError, ModelError, StorageError
 from acq_isl.experiment.experiment import Experiment, LocalEngine, SimulatedMicroscope
 from acq_isl.experiment.planning import Cycle, Optics, Place, cycles, visits
 from acq_isl.hooks import Hardware, OpenMicroscope
-from acq_isl.labels import Labels, RunModel
+from acq_isl.rules.actions import Limits, check_request
+from acq_isl.rules.label_names import Labels, RunModel
 from acq_isl.stack import StackRequest
 from acq_isl.stream.roster import named
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from acq_isl.measure import Measurement, measure
 from acq_isl.record import Measured
+from acq_isl.rules.measurements import Measurement, measure
 from acq_isl.stack import Outcome, Prediction, StackKey
 
 

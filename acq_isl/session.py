@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
-from acq_isl.actions import Call, ImageField, SetPreset, check_action, check_request
 from acq_isl.commands import GoTo
 from acq_isl.control import Control, Stopped
 from acq_isl.errors import AcqIslError, ActionRefused, SliceLost, StorageError
@@ -28,10 +27,11 @@ from acq_isl.events import (
 from acq_isl.experiment.experiment import Experiment, measurements
 from acq_isl.experiment.planning import Cycle, visits
 from acq_isl.instruments import Field, Instruments
-from acq_isl.measure import Measurement
 from acq_isl.processing.display import preview
 from acq_isl.readings import Readings
-from acq_isl.rules import Decision, decide, rank
+from acq_isl.rules.actions import Call, ImageField, SetPreset, check_action, check_request
+from acq_isl.rules.measurements import Measurement
+from acq_isl.rules.rules import Decision, decide, rank
 from acq_isl.stack import Outcome, Prediction, StackKey, StackRequest, Unpredicted
 from acq_isl.view.notebook import session_html
 

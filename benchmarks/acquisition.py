@@ -27,9 +27,9 @@ from rich.console import Console
 from rich.table import Table
 from scipy import ndimage
 
-from acq_isl.actions import Limits
 from acq_isl.hooks import CaptureHook, GuardedAcquisition
 from acq_isl.hooks.events import stack_events
+from acq_isl.rules.actions import Limits
 from acq_isl.sim import CameraSettings, ScopeSettings, SimulatedScope, View
 from acq_isl.stack import Float32Image, StackKey, StackRequest
 from acq_isl.stream.client import EngineClient

@@ -29,11 +29,11 @@ from typing import Any
 
 import numpy as np
 
-from acq_isl.actions import Limits
 from acq_isl.events import Predicted
 from acq_isl.experiment.experiment import SimulatedMicroscope
 from acq_isl.hooks import GuardedAcquisition, open_microscope
 from acq_isl.record import Measured
+from acq_isl.rules.actions import Limits
 from acq_isl.stack import Prediction, Slice, StackInfo, StackKey, StackRequest
 from acq_isl.view.address import FeedAddress, read_address
 from acq_isl.view.feed import Feed

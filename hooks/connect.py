@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from acq_isl.actions import Limits
 from acq_isl.errors import ScopeError
 from acq_isl.experiment.experiment import (
     HeadlessMicroManager,
@@ -20,6 +19,7 @@ from acq_isl.experiment.experiment import (
     SyntheticSpecimen,
 )
 from acq_isl.experiment.faults import of_scope
+from acq_isl.rules.actions import Limits
 from acq_isl.simulated_optics import (
     BrightfieldOptics,
     DICOptics,

@@ -22,7 +22,7 @@ from acq_isl.hooks.storage import open_measured, read_slices, require_space
 from acq_isl.hooks.user import EventHooks, UserHooks
 from acq_isl.hooks.watch import Safety, Watch
 from acq_isl.protocols import SliceSink
-from acq_isl.rules import Limits
+from acq_isl.rules.rules import Limits
 from acq_isl.stack import StackRequest, Uint16Image
 
 logger = logging.getLogger(__name__)

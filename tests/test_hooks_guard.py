@@ -30,7 +30,7 @@ from acq_isl.hooks.progress import Progress, axes_key, axes_list
 from acq_isl.hooks.pycro import Run
 from acq_isl.hooks.user import EventHooks
 from acq_isl.hooks.watch import Watch
-from acq_isl.rules import Limits
+from acq_isl.rules.rules import Limits
 from acq_isl.stack import Slice, StackKey, StackRequest
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from acq_isl.errors import ModelError
-from acq_isl.labels import Labels, RunModel, joined, standing, together
 from acq_isl.manifest import Label, Manifest
+from acq_isl.rules.label_names import Labels, RunModel, joined, standing, together
 from acq_isl.stack import Outcome, Prediction, Refusal, StackInfo, StackKey, StageTimes, Unpredicted
 
 INFO = StackInfo(StackKey(0, "A1", "Phase"), (0.0,), (4, 4), 0.3)

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from acq_isl.errors import StorageError
 from acq_isl.ledger import Ledger, read, verify
-from acq_isl.measure import ObjectCount
-from acq_isl.rules import Decision, SetPreset
+from acq_isl.rules.measurements import ObjectCount
+from acq_isl.rules.rules import Decision, SetPreset
 from acq_isl.stack import StackKey
 
 

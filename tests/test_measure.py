@@ -11,7 +11,9 @@ from hypothesis.extra.numpy import arrays
 from pydantic import TypeAdapter, ValidationError
 
 from acq_isl.errors import ExperimentError
-from acq_isl.measure import (
+from acq_isl.processing.segmentation import object_score, segment
+from acq_isl.record import Measured
+from acq_isl.rules.measurements import (
     AreaFraction,
     MeanIntensity,
     Measurement,
@@ -21,8 +23,6 @@ from acq_isl.measure import (
     readable,
     title,
 )
-from acq_isl.processing.segmentation import object_score, segment
-from acq_isl.record import Measured
 from acq_isl.stack import Prediction, StackInfo, StackKey
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "isl_condition_b"

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from acq_isl.errors import ActionRefused
-from acq_isl.measure import AreaFraction, ObjectCount
 from acq_isl.record import Measured
-from acq_isl.rules import (
+from acq_isl.rules.measurements import AreaFraction, ObjectCount
+from acq_isl.rules.rules import (
     Action,
     Best,
     Call,

@@ -16,9 +16,9 @@ from acq_isl.events import Decided, News, Predicted, Step
 from acq_isl.experiment.experiment import Experiment
 from acq_isl.experiment.planning import Optics, Place, cycles
 from acq_isl.instruments import Instruments
-from acq_isl.labels import Labels, RunModel
 from acq_isl.ledger import Ledger, read
-from acq_isl.rules import Decision
+from acq_isl.rules.label_names import Labels, RunModel
+from acq_isl.rules.rules import Decision
 from acq_isl.session import Session
 from acq_isl.stack import Outcome, Prediction, Refusal, StackInfo, StackRequest, Uint16Image, Unpredicted
 

@@ -37,7 +37,7 @@ from acq_isl.experiment.faults import (
 )
 from acq_isl.fault_text import parse_fault
 from acq_isl.hooks import GuardedAcquisition
-from acq_isl.rules import Limits
+from acq_isl.rules.rules import Limits
 from acq_isl.sim import CameraSettings, ScopeSettings, SimulatedScope, View
 from acq_isl.sim.exposure import Exposure
 from acq_isl.sim.faults import PlantedFaults

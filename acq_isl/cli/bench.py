@@ -22,7 +22,7 @@ from acq_isl.engines.choice import sample_stack
 from acq_isl.engines.model_file import read_model
 from acq_isl.engines.predictor import Predictor, Shares
 from acq_isl.errors import AcqIslError, EngineError
-from acq_isl.measure import compare
+from acq_isl.rules.measurements import compare
 from acq_isl.stack import Prediction, ZStack
 
 REFERENCE = "onnxruntime fp32"

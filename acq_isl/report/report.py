@@ -12,9 +12,9 @@ from urllib.parse import quote
 import numpy as np
 
 from acq_isl.errors import StorageError
-from acq_isl.measure import readable
 from acq_isl.record import Counts, FieldRecord, RunRecord, StageLatency
 from acq_isl.report import figures as gallery
+from acq_isl.rules.measurements import readable
 from acq_isl.scorecard import Scorecard, sentences
 from acq_isl.stack import Prediction, Refusal, Unpredicted
 

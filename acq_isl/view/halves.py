@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from acq_isl.labels import slowest
+from acq_isl.rules.label_names import slowest
 from acq_isl.stack import StackKey
 from acq_isl.view.messages import Answered, NotPredicted, Parcel, Predicted
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from acq_isl.measure import readable
 from acq_isl.processing.display import PALETTE, data_uri, display_range, reduced, stretched, tinted
+from acq_isl.rules.measurements import readable
 from acq_isl.stack import Prediction, Refusal, StackInfo, Unpredicted, ZStack
 
 if TYPE_CHECKING:

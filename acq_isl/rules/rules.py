@@ -9,7 +9,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from acq_isl.actions import (
+from acq_isl.record import Measured
+from acq_isl.rules.actions import (
     Action,
     Call,
     ImageField,
@@ -19,8 +20,7 @@ from acq_isl.actions import (
     check_request,
     describe,
 )
-from acq_isl.measure import Measurement, readable, title
-from acq_isl.record import Measured
+from acq_isl.rules.measurements import Measurement, readable, title
 from acq_isl.stack import Outcome, Prediction, Refusal, StackKey, Unpredicted
 
 __all__ = [

@@ -1,0 +1,1 @@
+"""Numbers in, decisions out: measurements, rankings, triggers and actions."""
