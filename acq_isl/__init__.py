@@ -13,21 +13,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from acq_isl.app import RunResult, run
     from acq_isl.engines import load_engine
     from acq_isl.experiment.experiment import Experiment
     from acq_isl.hooks import CaptureHook, GuardedAcquisition
     from acq_isl.live_capture import live
+    from acq_isl.session.runner import RunResult, run
 
 # Resolved on first use: a model server must not load a microscope, nor the other way round.
 _HOME = {
     "CaptureHook": "acq_isl.hooks",
     "Experiment": "acq_isl.experiment.experiment",
     "GuardedAcquisition": "acq_isl.hooks",
-    "RunResult": "acq_isl.app",
+    "RunResult": "acq_isl.session.runner",
     "live": "acq_isl.live_capture",
     "load_engine": "acq_isl.engines",
-    "run": "acq_isl.app",
+    "run": "acq_isl.session.runner",
 }
 
 __all__ = ["CaptureHook", "Experiment", "GuardedAcquisition", "RunResult", "live", "load_engine", "run"]

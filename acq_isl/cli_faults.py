@@ -23,7 +23,7 @@ def planted(experiment: Experiment, faults: Sequence[str] | None, *, sim: bool =
     """The experiment with further faults; ExperimentError on a real microscope, or if one is misspelt."""
     if not faults:
         return experiment
-    from acq_isl.preflight import simulated
+    from acq_isl.session.preflight import simulated
 
     microscope = simulated(experiment).microscope if sim else experiment.microscope
     if not isinstance(microscope, SimulatedMicroscope):

@@ -9,7 +9,7 @@ from rich.table import Table
 from acq_isl.experiment.experiment import Experiment
 from acq_isl.experiment.planning import Cycle
 from acq_isl.hooks import open_microscope
-from acq_isl.preflight import prepare, simulated
+from acq_isl.session.preflight import prepare, simulated
 
 
 def show_plan(out: Console, experiment: Experiment, *, sim: bool) -> None:

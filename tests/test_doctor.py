@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from acq_isl.cli import app as cli
-from acq_isl.doctor import Finding, examine
 from acq_isl.engines import backends
 from acq_isl.engines.backends import Unused
 from acq_isl.experiment.experiment import HeadlessMicroManager, RunningMicroManager, SimulatedMicroscope
+from acq_isl.session.doctor import Finding, examine
 
 
 def test_a_good_machine_is_told_so(tmp_path: Path) -> None:

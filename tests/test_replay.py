@@ -10,9 +10,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from acq_isl import replay as room
 from acq_isl.errors import EngineError, StackRefused, StorageError
-from acq_isl.replay import STORE, LocalModels, Replayed, ServedModels, replay, waiting
+from acq_isl.session import replay as room
+from acq_isl.session.replay import STORE, LocalModels, Replayed, ServedModels, replay, waiting
 from acq_isl.stack import Prediction, ZStack
 from acq_isl.store import PredictionStore, stored
 from acq_isl.store import load as load_prediction

@@ -7,7 +7,7 @@ import pytest
 from acq_isl.cli.build import field_size
 from acq_isl.experiment.experiment import Experiment, SimulatedMicroscope
 from acq_isl.experiment.faults import EngineSlow
-from acq_isl.run_engine import _serve_command
+from acq_isl.session.engine import _serve_command
 
 
 @pytest.mark.parametrize("faults", [(), (EngineSlow(200.0),)])

@@ -19,7 +19,7 @@ from acq_isl.instruments import Instruments
 from acq_isl.ledger import Ledger, read
 from acq_isl.rules.label_names import Labels, RunModel
 from acq_isl.rules.rules import Decision
-from acq_isl.session import Session
+from acq_isl.session.session import Session
 from acq_isl.stack import Outcome, Prediction, Refusal, StackInfo, StackRequest, Uint16Image, Unpredicted
 
 PLACE = Place(0.0, 0.0, 0.0, (10.0, 10.0))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from acq_isl.session.summary import latencies, thumbnail, versions
 from acq_isl.stack import Prediction, StackInfo, StackKey, StageTimes
-from acq_isl.summary import latencies, thumbnail, versions
 
 
 def test_the_sharpest_plane_is_shown() -> None:

@@ -156,7 +156,7 @@ def doctor(
     output: Output = None,
 ) -> None:
     """Check that everything a run needs is there; every line comes with its fix."""
-    from acq_isl.doctor import examine
+    from acq_isl.session.doctor import examine
 
     settings = SimulatedMicroscope() if experiment is None else Experiment.from_yaml(experiment).microscope
     marks = {"ok": "[green]ok[/]", "warning": "[yellow]mind[/]", "missing": "[red]missing[/]"}
@@ -182,7 +182,7 @@ def _adjusted(experiment: Experiment, output: Path | None, engine: str | None) -
 
 
 def _run(experiment: Experiment, *, sim: bool, verbose: bool, web: PageSettings | None) -> None:
-    from acq_isl.app import run as run_experiment
+    from acq_isl.session.runner import run as run_experiment
 
     _configure_logging(verbose)
     with page(out, web) as shown:

@@ -19,7 +19,7 @@ from acq_isl.stream.endpoint import is_local
 
 if TYPE_CHECKING:
     from acq_isl.engines.gate import Policy
-    from acq_isl.replay import Models
+    from acq_isl.session.replay import Models
     from acq_isl.stream.roster import ServedModel
 
 Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads for inference.")]
@@ -154,7 +154,7 @@ def _replay(out: Console) -> Callable[..., None]:
         keep: Annotated[bool, typer.Option(help="Leave the stacks in the spool.")] = False,
     ) -> None:
         """Predict what waits in an earlier run's spool, and add it to that run's predictions."""
-        from acq_isl.replay import Replayed, replay, waiting
+        from acq_isl.session.replay import Replayed, replay, waiting
 
         paths, store = waiting(folder)
         out.print(f"{len(paths)} stacks wait in {escape(str(folder))}", soft_wrap=True)
@@ -182,7 +182,7 @@ def _replay(out: Console) -> Callable[..., None]:
 @contextmanager
 def _served(address: str, keys: Path | None) -> Iterator[Models]:
     """A running server as the one who predicts."""
-    from acq_isl.replay import ServedModels
+    from acq_isl.session.replay import ServedModels
     from acq_isl.stream.keys import client_keys
     from acq_isl.stream.link import LinkSettings
 
@@ -193,7 +193,7 @@ def _served(address: str, keys: Path | None) -> Iterator[Models]:
 @contextmanager
 def _loaded(models: Sequence[str], ours: Callable[[str], ServedModel]) -> Iterator[Models]:
     """Engines of our own as those who predict."""
-    from acq_isl.replay import LocalModels
+    from acq_isl.session.replay import LocalModels
     from acq_isl.stream.roster import Roster
 
     with ExitStack() as cleanup:

@@ -18,8 +18,8 @@ from acq_isl.engines import describe, load_engine, not_used
 from acq_isl.errors import AcqIslError
 from acq_isl.experiment.experiment import MicroscopeSettings
 from acq_isl.hooks import open_microscope
+from acq_isl.session.summary import versions
 from acq_isl.stack import StackInfo, StackKey, ZStack
-from acq_isl.summary import versions
 
 # Enough for an hour of 13-plane stacks at one field in ten seconds and 2048 x 2048 pixels.
 _DISK_GIB = 40.0

@@ -20,8 +20,8 @@ from acq_isl.events import (
 )
 from acq_isl.record import Counts
 from acq_isl.rules.label_names import Standing, standing, together
+from acq_isl.session.summary import latencies
 from acq_isl.stack import Outcome, StackKey, StageTimes
-from acq_isl.summary import latencies
 
 _RECENT = 256
 _LEAST_S = 0.2

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from acq_isl.commands import GoTo
-from acq_isl.control import Control, Stopped
 from acq_isl.errors import AcqIslError, ActionRefused, SliceLost, StorageError
 from acq_isl.events import (
     Decided,
@@ -32,6 +31,7 @@ from acq_isl.readings import Readings
 from acq_isl.rules.actions import Call, ImageField, SetPreset, check_action, check_request
 from acq_isl.rules.measurements import Measurement
 from acq_isl.rules.rules import Decision, decide, rank
+from acq_isl.session.operator import Control, Stopped
 from acq_isl.stack import Outcome, Prediction, StackKey, StackRequest, Unpredicted
 from acq_isl.view.notebook import session_html
 

@@ -10,8 +10,8 @@ from acq_isl.experiment.experiment import Experiment, LocalEngine, NoEngine, Rem
 from acq_isl.experiment.faults import of_engine
 from acq_isl.manifest import Manifest
 from acq_isl.messages import Wanted, Welcome
-from acq_isl.preflight import check_labels, local_labels
 from acq_isl.rules.label_names import Labels, RunModel
+from acq_isl.session.preflight import check_labels, local_labels
 from acq_isl.stack import Outcome, Slice, StackInfo, StackKey, Unpredicted
 from acq_isl.stream.client import ClientSettings, EngineClient
 from acq_isl.stream.keys import client_keys

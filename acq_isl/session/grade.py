@@ -18,10 +18,10 @@ from acq_isl.instruments import Field
 from acq_isl.record import RunRecord
 from acq_isl.rules.measurements import Measurement, measure
 from acq_isl.scorecard import Scorecard, Spread
-from acq_isl.session import Session
+from acq_isl.session.session import Session
+from acq_isl.session.summary import Kept
 from acq_isl.sim import KnowsCells, Rectangle, SimulatedScope, Taken, View
 from acq_isl.stack import Float32Image, Prediction, StackKey, StackRequest
-from acq_isl.summary import Kept
 
 _MOST_FIELDS = 64  # whose pictures are held against the truth: each costs up to a second
 _DRIFT_UM = 40.0

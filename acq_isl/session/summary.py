@@ -18,7 +18,7 @@ from acq_isl.instruments import Field
 from acq_isl.record import Comparison, Counts, FieldRecord, Measured, RunRecord, StageLatency
 from acq_isl.rules.label_names import Standing
 from acq_isl.rules.measurements import Measurement, compare
-from acq_isl.session import Session
+from acq_isl.session.session import Session
 from acq_isl.stack import Prediction, StackKey, StackRequest, StageTimes, Uint16Image
 
 _THUMBNAIL_PX = 384

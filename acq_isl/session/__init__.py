@@ -1,0 +1,1 @@
+"""One run: put together, checked, carried out, summed up, graded."""
