@@ -11,15 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acq_isl import aiming, grading
-from acq_isl.aiming import Imaged, Lit
-from acq_isl.grading import KnownCell, KnownField
 from acq_isl.record import Comparison
 from acq_isl.report.figures import objects
 from acq_isl.rules.measurements import ObjectCount
 from acq_isl.rules.rules import Best, SetPreset, Threshold, Trigger
 from acq_isl.scorecard import Scorecard, Spread, sentences
 from acq_isl.session.grade import match_light
+from acq_isl.session.grading import scores as grading
+from acq_isl.session.grading import targeting as aiming
+from acq_isl.session.grading.scores import KnownCell, KnownField
+from acq_isl.session.grading.targeting import Imaged, Lit
 from acq_isl.sim.timeline import Taken
 from acq_isl.sim.view import Light
 from acq_isl.stack import Prediction, StackInfo, StackKey, StackRequest

@@ -9,15 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from acq_isl import aiming, grading
-from acq_isl.aiming import Imaged, Lit
 from acq_isl.errors import AcqIslError
 from acq_isl.experiment.experiment import Experiment, measurements
-from acq_isl.grading import KnownCell, KnownField
 from acq_isl.instruments import Field
 from acq_isl.record import RunRecord
 from acq_isl.rules.measurements import Measurement, measure
 from acq_isl.scorecard import Scorecard, Spread
+from acq_isl.session.grading import scores as grading
+from acq_isl.session.grading import targeting as aiming
+from acq_isl.session.grading.scores import KnownCell, KnownField
+from acq_isl.session.grading.targeting import Imaged, Lit
 from acq_isl.session.session import Session
 from acq_isl.session.summary import Kept
 from acq_isl.sim import KnowsCells, Rectangle, SimulatedScope, Taken, View

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from acq_isl.grading import KnownCell, KnownField
 from acq_isl.scorecard import LightScore, Spread
+from acq_isl.session.grading.scores import KnownCell, KnownField
 from acq_isl.stack import StackKey, StackRequest
 
 

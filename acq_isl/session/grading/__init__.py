@@ -1,0 +1,1 @@
+"""A run on a simulated specimen against what that specimen knows."""
