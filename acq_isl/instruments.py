@@ -9,11 +9,11 @@ from typing import Protocol
 
 from acq_isl.commands import Orders, no_orders
 from acq_isl.events import Tell
-from acq_isl.ledger import Ledger
 from acq_isl.protocols import Microscope, PredictionSource
 from acq_isl.rules.label_names import Labels, Standing, joined, standing, together
 from acq_isl.rules.rules import Choice, Decision
 from acq_isl.stack import Outcome, Prediction, Refusal, StackRequest, Unpredicted
+from acq_isl.storage.decision_log import Ledger
 
 
 class PredictionStore(Protocol):

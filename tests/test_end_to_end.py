@@ -17,9 +17,9 @@ import pytest
 import acq_isl
 from acq_isl.cli import app as cli
 from acq_isl.hooks import open_measured, read_slices
-from acq_isl.ledger import verify
 from acq_isl.stack import Prediction, Unpredicted
-from acq_isl.store import load, stored
+from acq_isl.storage.decision_log import verify
+from acq_isl.storage.prediction_store import load, stored
 
 SMALL = """
 name: small

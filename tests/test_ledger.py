@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acq_isl.errors import StorageError
-from acq_isl.ledger import Ledger, read, verify
 from acq_isl.rules.measurements import ObjectCount
 from acq_isl.rules.rules import Decision, SetPreset
 from acq_isl.stack import StackKey
+from acq_isl.storage.decision_log import Ledger, read, verify
 
 
 class Clock:

@@ -14,8 +14,8 @@ from acq_isl.errors import EngineError, StackRefused, StorageError
 from acq_isl.session import replay as room
 from acq_isl.session.replay import STORE, LocalModels, Replayed, ServedModels, replay, waiting
 from acq_isl.stack import Prediction, ZStack
-from acq_isl.store import PredictionStore, stored
-from acq_isl.store import load as load_prediction
+from acq_isl.storage.prediction_store import PredictionStore, stored
+from acq_isl.storage.prediction_store import load as load_prediction
 from acq_isl.stream.client import ClientSettings, EngineClient
 from acq_isl.stream.link import LinkSettings
 from acq_isl.stream.roster import Roster, ServedModel

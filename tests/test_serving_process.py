@@ -14,8 +14,8 @@ import pytest
 from acq_isl.errors import ModelError
 from acq_isl.messages import Wanted
 from acq_isl.stack import Prediction, Slice, ZStack
-from acq_isl.store import load as load_prediction
-from acq_isl.store import stored
+from acq_isl.storage.prediction_store import load as load_prediction
+from acq_isl.storage.prediction_store import stored
 from acq_isl.stream.ask import swap
 from acq_isl.stream.client import ClientSettings, EngineClient
 from acq_isl.stream.process import EngineProcess

@@ -21,8 +21,8 @@ from acq_isl.session import engine as run_engine
 from acq_isl.session.engine import remote_labels, wanted
 from acq_isl.session.preflight import check_labels, local_labels
 from acq_isl.stack import Prediction, Refusal
-from acq_isl.store import load as load_prediction
-from acq_isl.store import stored
+from acq_isl.storage.prediction_store import load as load_prediction
+from acq_isl.storage.prediction_store import stored
 
 
 def load(path: Path) -> ModuleType:

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from acq_isl import store
 from acq_isl.errors import StorageError
 from acq_isl.stack import Distance, Prediction, StackInfo, StackKey, StageTimes
-from acq_isl.store import PredictionStore, load, stored
+from acq_isl.storage import prediction_store as store
+from acq_isl.storage.prediction_store import PredictionStore, load, stored
 
 COLORS = {"nuclei": "#56B4E9", "dendrites": "#E69F00"}
 
@@ -254,7 +254,7 @@ import sys
 sys.path.insert(0, sys.argv[2])
 import numpy as np
 from acq_isl.stack import *
-from acq_isl.store import PredictionStore
+from acq_isl.storage.prediction_store import PredictionStore
 with PredictionStore(sys.argv[1]) as writer:
     for number in range(10_000):
         info = StackInfo(StackKey(0, f"f{number}", "Phase"), (0.0,), (64, 64), 0.3)

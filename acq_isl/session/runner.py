@@ -16,8 +16,6 @@ from acq_isl.experiment.experiment import Experiment, SimulatedMicroscope
 from acq_isl.experiment.planning import Cycle
 from acq_isl.hooks import GuardedAcquisition, OpenMicroscope, Safety, call_user_function, open_microscope
 from acq_isl.instruments import Instruments
-from acq_isl.ledger import Ledger
-from acq_isl.ledger import read as read_ledger
 from acq_isl.record import RunRecord
 from acq_isl.report.report import write_report
 from acq_isl.rules.label_names import Labels
@@ -28,7 +26,9 @@ from acq_isl.session.progress import Gauge
 from acq_isl.session.session import Session
 from acq_isl.session.summary import Kept, Origin, summarise, versions
 from acq_isl.stack import Prediction, StackKey
-from acq_isl.store import PredictionStore, field_name, load
+from acq_isl.storage.decision_log import Ledger
+from acq_isl.storage.decision_log import read as read_ledger
+from acq_isl.storage.prediction_store import PredictionStore, field_name, load
 from acq_isl.stream.client import EngineClient
 from acq_isl.view.notebook import run_html
 from acq_isl.view.previews import WatchedSink

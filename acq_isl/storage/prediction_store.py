@@ -24,8 +24,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from acq_isl.errors import StorageError
-from acq_isl.field_image import read_field, write_field
 from acq_isl.stack import Prediction, StackKey
+from acq_isl.storage.ome_zarr import read_field, write_field
 
 _LOOK_S = 0.1
 _HUE = r"#[0-9a-fA-F]{6}"
