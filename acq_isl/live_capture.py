@@ -10,12 +10,12 @@ from types import TracebackType
 from acq_isl.errors import AcqIslError
 from acq_isl.experiment.planning import Optics
 from acq_isl.hooks import CaptureHook
-from acq_isl.messages import Wanted
 from acq_isl.stack import Outcome, StackInfo, StackKey
 from acq_isl.stream.client import ClientSettings, EngineClient
-from acq_isl.stream.held import ClientCounts
-from acq_isl.stream.keys import client_keys
-from acq_isl.stream.link import LinkSettings
+from acq_isl.stream.connection import LinkSettings
+from acq_isl.stream.messages import Wanted
+from acq_isl.stream.pending_stack import ClientCounts
+from acq_isl.stream.sockets import client_keys
 from acq_isl.stream.spool import Spool
 
 

@@ -33,7 +33,7 @@ from acq_isl.rules.actions import Limits
 from acq_isl.sim import CameraSettings, ScopeSettings, SimulatedScope, View
 from acq_isl.stack import Float32Image, StackKey, StackRequest
 from acq_isl.stream.client import EngineClient
-from acq_isl.stream.held import ClientCounts
+from acq_isl.stream.pending_stack import ClientCounts
 from acq_isl.stream.process import EngineProcess
 from acq_isl.stream.spool import Spool
 

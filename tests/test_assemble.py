@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acq_isl.assemble import Assembler, AssemblyCounts, Incomplete
 from acq_isl.errors import WireError
 from acq_isl.stack import Slice, StackInfo, StackKey, ZStack
+from acq_isl.stream.assembler import Assembler, AssemblyCounts, Incomplete
 
 PLANES = 3
 

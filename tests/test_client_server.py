@@ -18,18 +18,18 @@ import zmq
 
 from acq_isl.errors import EngineError, SliceLost, StackRefused, WireError
 from acq_isl.manifest import Label, Manifest
-from acq_isl.messages import Alive, Beat, Bye, Done, Failed, Hello, Message, Result, RingOffer, Welcome
 from acq_isl.stack import Outcome, Prediction, Refusal, Slice, StackInfo, StackKey, Unpredicted, ZStack
 from acq_isl.stream import sessions
 from acq_isl.stream.client import ClientSettings, EngineClient
-from acq_isl.stream.courier import Patience
-from acq_isl.stream.keys import ClientKeys, ServerKeys
-from acq_isl.stream.link import LinkSettings
-from acq_isl.stream.roster import ServedModel
+from acq_isl.stream.client_thread import Patience
+from acq_isl.stream.codec import Frame, decode, encode, slice_frames
+from acq_isl.stream.connection import LinkSettings
+from acq_isl.stream.messages import Alive, Beat, Bye, Done, Failed, Hello, Message, Result, RingOffer, Welcome
+from acq_isl.stream.model_registry import ServedModel
 from acq_isl.stream.server import EngineServer, ServerSettings
 from acq_isl.stream.sessions import SessionLimits
+from acq_isl.stream.sockets import ClientKeys, ServerKeys
 from acq_isl.stream.spool import Spool
-from acq_isl.wire import Frame, decode, encode, slice_frames
 
 PLANES, ROWS, COLUMNS = 3, 64, 80
 STACK_BYTES = PLANES * ROWS * COLUMNS * 2

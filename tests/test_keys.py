@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from acq_isl.errors import EngineError
-from acq_isl.stream.keys import client_keys, make_keys, server_keys
+from acq_isl.stream.sockets import client_keys, make_keys, server_keys
 
 
 def test_both_ends_fit_together(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 from acq_isl.errors import EngineError
 from acq_isl.stack import Prediction, Slice, StackInfo, StackKey, Unpredicted
 from acq_isl.stream.client import ClientSettings, EngineClient
-from acq_isl.stream.link import LinkSettings
+from acq_isl.stream.connection import LinkSettings
 from acq_isl.stream.process import EngineProcess
 from acq_isl.stream.spool import Spool
 
@@ -26,7 +26,7 @@ import argparse, time
 from pathlib import Path
 import numpy as np
 from acq_isl.manifest import Label, Manifest
-from acq_isl.stream.roster import ServedModel
+from acq_isl.stream.model_registry import ServedModel
 from acq_isl.stream.serving import Parent, serve
 from acq_isl.stack import Prediction
 

@@ -17,8 +17,8 @@ from acq_isl.stack import Prediction, ZStack
 from acq_isl.storage.prediction_store import PredictionStore, stored
 from acq_isl.storage.prediction_store import load as load_prediction
 from acq_isl.stream.client import ClientSettings, EngineClient
-from acq_isl.stream.link import LinkSettings
-from acq_isl.stream.roster import Roster, ServedModel
+from acq_isl.stream.connection import LinkSettings
+from acq_isl.stream.model_registry import Roster, ServedModel
 from acq_isl.stream.server import EngineServer
 from acq_isl.stream.spool import Spool, SpooledStack
 

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acq_isl.errors import StorageError, WireError
-from acq_isl.messages import RingOffer, RingRef
 from acq_isl.stack import StackInfo, StackKey
-from acq_isl.stream import ring as ring_module
-from acq_isl.stream.ring import Block, Ring, RingView, remove_stale_files
+from acq_isl.stream import shared_memory as ring_module
+from acq_isl.stream.messages import RingOffer, RingRef
+from acq_isl.stream.shared_memory import Block, Ring, RingView, remove_stale_files
 
 MIB = 1 << 20
 linux = pytest.mark.skipif(sys.platform != "linux", reason="memfd and /proc are Linux")
@@ -167,7 +167,7 @@ def test_a_ring_file_works_and_is_removed(monkeypatch: pytest.MonkeyPatch, tmp_p
 @posix
 def test_the_file_of_a_killed_owner_is_removed_at_the_next_start(tmp_path: Path) -> None:
     script = (
-        "import sys, tempfile; from acq_isl.stream.ring import Ring\n"
+        "import sys, tempfile; from acq_isl.stream.shared_memory import Ring\n"
         "tempfile.tempdir = sys.argv[1]; sys.platform = 'darwin'\n"
         "ring = Ring(1 << 20, shared=True); print('ready', flush=True); sys.stdin.read()"
     )

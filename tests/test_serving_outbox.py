@@ -12,11 +12,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
-from acq_isl.messages import Wanted
 from acq_isl.stack import Outcome, Prediction, Refusal, Slice, StackInfo, StackKey, Unpredicted
-from acq_isl.stream.held import Held
-from acq_isl.stream.outbox import Outbox
-from acq_isl.stream.ring import Ring
+from acq_isl.stream.messages import Wanted
+from acq_isl.stream.pending_queue import Outbox
+from acq_isl.stream.pending_stack import Held
+from acq_isl.stream.shared_memory import Ring
 from acq_isl.stream.turns import engine_lost, to_withdraw
 
 PLANES, SHAPE, CREDIT = 2, (2, 3), 2

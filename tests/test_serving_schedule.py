@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acq_isl.messages import Work
+from acq_isl.stream.messages import Work
 from acq_isl.stream.schedule import LIVE_IN_A_ROW, Schedule, ScheduleCounts, Ticket, turn
 
 CLIENTS = ("a", "b", "c")

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from acq_isl.errors import EngineError, ModelError, StackRefused
-from acq_isl.messages import Wanted
 from acq_isl.stack import Outcome, Prediction, Refusal, StackInfo, Unpredicted, ZStack
 from acq_isl.stream.client import ClientSettings, EngineClient
-from acq_isl.stream.link import LinkSettings
-from acq_isl.stream.roster import ServedModel
+from acq_isl.stream.connection import LinkSettings
+from acq_isl.stream.messages import Wanted
+from acq_isl.stream.model_registry import ServedModel
 from acq_isl.stream.server import EngineServer, ServerSettings
 from acq_isl.stream.sessions import SessionLimits
 from acq_isl.stream.spool import Spool

@@ -16,14 +16,14 @@ import pytest
 import zmq
 
 from acq_isl.errors import AcqIslError, EngineError, ModelError
-from acq_isl.messages import Swapped, Wanted
 from acq_isl.stack import Prediction, ZStack
 from acq_isl.stream.ask import swap
 from acq_isl.stream.client import ClientSettings, EngineClient
-from acq_isl.stream.keys import ClientKeys, ServerKeys
-from acq_isl.stream.link import LinkSettings
-from acq_isl.stream.roster import ServedModel, changes
+from acq_isl.stream.connection import LinkSettings
+from acq_isl.stream.messages import Swapped, Wanted
+from acq_isl.stream.model_registry import ServedModel, changes
 from acq_isl.stream.server import EngineServer, ServerSettings
+from acq_isl.stream.sockets import ClientKeys, ServerKeys
 from acq_isl.stream.spool import Spool
 
 

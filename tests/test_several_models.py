@@ -16,13 +16,13 @@ import acq_isl
 from acq_isl.errors import AcqIslError, ExperimentError, ModelError
 from acq_isl.experiment.experiment import Experiment
 from acq_isl.manifest import Label
-from acq_isl.messages import Offer, Wanted, Welcome
 from acq_isl.session import engine as run_engine
 from acq_isl.session.engine import remote_labels, wanted
 from acq_isl.session.preflight import check_labels, local_labels
 from acq_isl.stack import Prediction, Refusal
 from acq_isl.storage.prediction_store import load as load_prediction
 from acq_isl.storage.prediction_store import stored
+from acq_isl.stream.messages import Offer, Wanted, Welcome
 
 
 def load(path: Path) -> ModuleType:

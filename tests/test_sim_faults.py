@@ -45,7 +45,7 @@ from acq_isl.sim.faulty_engine import FaultyEngine
 from acq_isl.sim.play import Play
 from acq_isl.stack import Prediction, Slice, StackInfo, StackKey, StackRequest, ZStack
 from acq_isl.stream.job import Job
-from acq_isl.stream.roster import Roster, ServedModel
+from acq_isl.stream.model_registry import Roster, ServedModel
 from acq_isl.stream.worker import predict
 
 QUIET = ScopeSettings(shape=(96, 96), camera=CameraSettings.noiseless(), buffer_size_mb=16)

@@ -19,11 +19,11 @@ from acq_isl.manifest import Label, Manifest
 from acq_isl.protocols import Surveying
 from acq_isl.stack import Outcome, Prediction, Refusal, Slice, StackInfo, StackKey, ZStack
 from acq_isl.stream.client import ClientSettings, EngineClient
-from acq_isl.stream.link import LinkSettings
-from acq_isl.stream.roster import Roster, ServedModel
+from acq_isl.stream.connection import LinkSettings
+from acq_isl.stream.incremental import Watch, Watchman
+from acq_isl.stream.model_registry import Roster, ServedModel
 from acq_isl.stream.server import EngineServer
 from acq_isl.stream.spool import Spool
-from acq_isl.stream.watch import Watch, Watchman
 
 MANIFEST = Manifest(
     name="mean",

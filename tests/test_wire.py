@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from acq_isl.errors import WireError
-from acq_isl.messages import (
+from acq_isl.stack import Distance, Prediction, Slice, StackInfo, StackKey, StageTimes
+from acq_isl.stream.codec import decode, encode, prediction_of, result_of, slice_frames, slice_of
+from acq_isl.stream.messages import (
     MAX_HEADER_BYTES,
     Alive,
     Beat,
@@ -40,8 +42,6 @@ from acq_isl.messages import (
     Withdraw,
     Withdrawn,
 )
-from acq_isl.stack import Distance, Prediction, Slice, StackInfo, StackKey, StageTimes
-from acq_isl.wire import decode, encode, prediction_of, result_of, slice_frames, slice_of
 
 INFO = StackInfo(StackKey(3, "A1_003", "Phase"), (0.0, 1.5), (4, 5), 0.3, 10.0, -20.0, 8.0, "DIC", "dark")
 SLICE = Slice(INFO, 1, np.arange(20, dtype=np.uint16).reshape(4, 5), 1.75e9)

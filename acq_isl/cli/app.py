@@ -137,7 +137,7 @@ def run(
 @cli.command()
 def keys(folder: Annotated[Path, typer.Argument(help="New folder for the keys.")]) -> None:
     """Make keys, so that an engine can be reached from other computers."""
-    from acq_isl.stream.keys import make_keys
+    from acq_isl.stream.sockets import make_keys
 
     make_keys(folder)
     out.print(f"made {folder}", soft_wrap=True)

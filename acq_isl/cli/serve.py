@@ -20,7 +20,7 @@ from acq_isl.stream.endpoint import is_local
 if TYPE_CHECKING:
     from acq_isl.engines.gate import Policy
     from acq_isl.session.replay import Models
-    from acq_isl.stream.roster import ServedModel
+    from acq_isl.stream.model_registry import ServedModel
 
 Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads for inference.")]
 Backend = Annotated[
@@ -64,7 +64,7 @@ def load(
     The rest as for `acq_isl.engines.load_engine`.
     """
     from acq_isl.engines import load_engine
-    from acq_isl.stream.roster import ServedModel, named
+    from acq_isl.stream.model_registry import ServedModel, named
 
     name, file = named(model)
     engine = load_engine(file, threads=threads, backend=backend, field_px=field_px, gate=gate)
@@ -86,9 +86,9 @@ def _serve(out: Console, configure_logging: Callable[[bool], None]) -> Callable[
         verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what happens inside.")] = False,
     ) -> None:
         """Predict for clients until stopped with Ctrl-C."""
-        from acq_isl.stream.keys import server_keys
         from acq_isl.stream.server import ServerSettings
         from acq_isl.stream.serving import Parent, lower_priority, serve
+        from acq_isl.stream.sockets import server_keys
 
         configure_logging(verbose)
         lower_priority()  # before the engines make their threads, which inherit it
@@ -122,7 +122,7 @@ def _swap(out: Console) -> Callable[..., None]:
     ) -> None:
         """Have a running server replace a model between two stacks; if that fails, the old one stays."""
         from acq_isl.stream.ask import swap
-        from acq_isl.stream.keys import client_keys
+        from acq_isl.stream.sockets import client_keys
 
         if is_local(address) and Path(model).exists():
             model = str(Path(model).resolve())  # the server may run in another folder
@@ -183,8 +183,8 @@ def _replay(out: Console) -> Callable[..., None]:
 def _served(address: str, keys: Path | None) -> Iterator[Models]:
     """A running server as the one who predicts."""
     from acq_isl.session.replay import ServedModels
-    from acq_isl.stream.keys import client_keys
-    from acq_isl.stream.link import LinkSettings
+    from acq_isl.stream.connection import LinkSettings
+    from acq_isl.stream.sockets import client_keys
 
     with ServedModels(address, LinkSettings(keys=None if keys is None else client_keys(keys))) as served:
         yield served
@@ -194,7 +194,7 @@ def _served(address: str, keys: Path | None) -> Iterator[Models]:
 def _loaded(models: Sequence[str], ours: Callable[[str], ServedModel]) -> Iterator[Models]:
     """Engines of our own as those who predict."""
     from acq_isl.session.replay import LocalModels
-    from acq_isl.stream.roster import Roster
+    from acq_isl.stream.model_registry import Roster
 
     with ExitStack() as cleanup:
         loaded = []

@@ -9,14 +9,14 @@ from acq_isl.errors import EngineError, ModelError
 from acq_isl.experiment.experiment import Experiment, LocalEngine, NoEngine, RemoteEngine, SimulatedMicroscope
 from acq_isl.experiment.faults import of_engine
 from acq_isl.manifest import Manifest
-from acq_isl.messages import Wanted, Welcome
 from acq_isl.rules.label_names import Labels, RunModel
 from acq_isl.session.preflight import check_labels, local_labels
 from acq_isl.stack import Outcome, Slice, StackInfo, StackKey, Unpredicted
 from acq_isl.stream.client import ClientSettings, EngineClient
-from acq_isl.stream.keys import client_keys
-from acq_isl.stream.link import LinkSettings
+from acq_isl.stream.connection import LinkSettings
+from acq_isl.stream.messages import Wanted, Welcome
 from acq_isl.stream.process import SERVE, EngineProcess
+from acq_isl.stream.sockets import client_keys
 from acq_isl.stream.spool import Spool
 
 _REMOTE_WAIT_S = 5.0

@@ -16,7 +16,7 @@ from acq_isl.hooks import Hardware, OpenMicroscope
 from acq_isl.rules.actions import Limits, check_request
 from acq_isl.rules.label_names import Labels, RunModel
 from acq_isl.stack import StackRequest
-from acq_isl.stream.roster import named
+from acq_isl.stream.model_registry import named
 
 
 def simulated(experiment: Experiment) -> Experiment:

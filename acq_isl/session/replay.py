@@ -18,12 +18,12 @@ import numpy as np
 
 from acq_isl.errors import EngineError, ModelError, StackRefused, StorageError
 from acq_isl.manifest import Manifest
-from acq_isl.messages import Wanted
 from acq_isl.stack import Outcome, Prediction, Refusal, Slice, StackKey, Unpredicted, ZStack
 from acq_isl.storage.prediction_store import PredictionStore, field_name, load, stored
 from acq_isl.stream.client import ClientSettings, EngineClient
-from acq_isl.stream.link import LinkSettings
-from acq_isl.stream.roster import Roster
+from acq_isl.stream.connection import LinkSettings
+from acq_isl.stream.messages import Wanted
+from acq_isl.stream.model_registry import Roster
 from acq_isl.stream.spool import SUFFIX, Spool, SpooledStack
 
 STORE = "predictions.ome.zarr"

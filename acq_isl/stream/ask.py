@@ -7,10 +7,10 @@ import time
 import zmq
 
 from acq_isl.errors import EngineError, ModelError, WireError
-from acq_isl.messages import MAX_HEADER_BYTES, Bye, Loading, Message, NotSwapped, Swap, Swapped
+from acq_isl.stream.codec import decode, encode
 from acq_isl.stream.endpoint import is_ipv6
-from acq_isl.stream.keys import ClientKeys
-from acq_isl.wire import decode, encode
+from acq_isl.stream.messages import MAX_HEADER_BYTES, Bye, Loading, Message, NotSwapped, Swap, Swapped
+from acq_isl.stream.sockets import ClientKeys
 
 
 def swap(

@@ -18,14 +18,14 @@ import numpy as np
 
 from acq_isl.errors import AcqIslError, SliceLost
 from acq_isl.manifest import Manifest
-from acq_isl.messages import Wanted, Welcome
 from acq_isl.stack import Outcome, Slice, StackInfo, StackKey
-from acq_isl.stream.courier import Courier, Patience
+from acq_isl.stream.client_thread import Courier, Patience
+from acq_isl.stream.connection import Link, LinkSettings
 from acq_isl.stream.endpoint import is_local
-from acq_isl.stream.held import ClientCounts
-from acq_isl.stream.link import Link, LinkSettings
-from acq_isl.stream.outbox import Outbox
-from acq_isl.stream.ring import Ring
+from acq_isl.stream.messages import Wanted, Welcome
+from acq_isl.stream.pending_queue import Outbox
+from acq_isl.stream.pending_stack import ClientCounts
+from acq_isl.stream.shared_memory import Ring
 from acq_isl.stream.spool import Spool, SpoolReason
 
 log = logging.getLogger(__name__)

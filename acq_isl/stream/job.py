@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from acq_isl.messages import RingRef, Work
 from acq_isl.stack import ZStack
-from acq_isl.stream.ring import RingView
-from acq_isl.stream.watch import Watch
+from acq_isl.stream.incremental import Watch
+from acq_isl.stream.messages import RingRef, Work
+from acq_isl.stream.shared_memory import RingView
 
 JobKey = tuple[str, int, str]
 """Session, stack and model."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import zmq
 
-from acq_isl.messages import MAX_FRAME_BYTES
 from acq_isl.stream.endpoint import is_ipv6
-from acq_isl.stream.keys import ServerKeys
+from acq_isl.stream.messages import MAX_FRAME_BYTES
+from acq_isl.stream.sockets import ServerKeys
 
 _MESSAGES_QUEUED = 64
 

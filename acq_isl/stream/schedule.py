@@ -16,7 +16,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from acq_isl.messages import Work
+from acq_isl.stream.messages import Work
 
 LIVE_IN_A_ROW = 8
 

@@ -19,7 +19,10 @@ from types import TracebackType
 import zmq
 
 from acq_isl.errors import EngineError, WireError
-from acq_isl.messages import (
+from acq_isl.stream.codec import Frame, decode, encode
+from acq_isl.stream.endpoint import is_local
+from acq_isl.stream.job import Job
+from acq_isl.stream.messages import (
     MAX_MODELS,
     Alive,
     Beat,
@@ -35,16 +38,13 @@ from acq_isl.messages import (
     Welcome,
     Withdraw,
 )
-from acq_isl.stream.endpoint import is_local
-from acq_isl.stream.job import Job
-from acq_isl.stream.keys import ServerKeys, let_in
-from acq_isl.stream.roster import Roster, ServedModel
+from acq_isl.stream.model_registry import Roster, ServedModel
 from acq_isl.stream.router import open_router
 from acq_isl.stream.schedule import ScheduleCounts
 from acq_isl.stream.sessions import SessionLimits, Sessions
+from acq_isl.stream.sockets import ServerKeys, let_in
 from acq_isl.stream.swap import Swapper
 from acq_isl.stream.worker import EngineWorker
-from acq_isl.wire import Frame, decode, encode
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from acq_isl.errors import EngineError
-from acq_isl.stream.roster import ServedModel
+from acq_isl.stream.model_registry import ServedModel
 from acq_isl.stream.server import EngineServer, ServerSettings
 
 log = logging.getLogger(__name__)

@@ -12,9 +12,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from acq_isl.assemble import Assembler
 from acq_isl.errors import WireError
-from acq_isl.messages import (
+from acq_isl.stack import Slice, ZStack
+from acq_isl.stream.assembler import Assembler
+from acq_isl.stream.codec import Frame, encode, slice_of
+from acq_isl.stream.incremental import Watch, Watchman
+from acq_isl.stream.job import Job
+from acq_isl.stream.messages import (
     Bye,
     Expired,
     Failed,
@@ -25,11 +29,7 @@ from acq_isl.messages import (
     Welcome,
     Withdrawn,
 )
-from acq_isl.stack import Slice, ZStack
-from acq_isl.stream.job import Job
-from acq_isl.stream.ring import RingView
-from acq_isl.stream.watch import Watch, Watchman
-from acq_isl.wire import Frame, encode, slice_of
+from acq_isl.stream.shared_memory import RingView
 
 log = logging.getLogger(__name__)
 

@@ -20,9 +20,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from acq_isl.errors import AcqIslError, EngineError, ModelError, StackRefused
-from acq_isl.messages import Loading, NotSwapped, Offer, Swap, Swapped
 from acq_isl.stack import StackInfo, StackKey, ZStack
-from acq_isl.stream.roster import Roster, ServedModel, changes, close
+from acq_isl.stream.messages import Loading, NotSwapped, Offer, Swap, Swapped
+from acq_isl.stream.model_registry import Roster, ServedModel, changes, close
 
 log = logging.getLogger(__name__)
 

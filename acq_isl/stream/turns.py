@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Collection, Iterable
 
-from acq_isl.stream.held import Held
+from acq_isl.stream.pending_stack import Held
 
 
 def in_turn(stacks: Iterable[Held]) -> list[Held]:

@@ -18,15 +18,15 @@ from dataclasses import replace
 import numpy as np
 
 from acq_isl.errors import EngineError, ModelError, StackRefused, WireError
-from acq_isl.messages import Failed, Refused
 from acq_isl.processing.normalize import all_finite
 from acq_isl.protocols import Engine, Surveying
 from acq_isl.stack import Prediction, StageTimes
+from acq_isl.stream.codec import Frame, encode, result_of
+from acq_isl.stream.incremental import Watchman
 from acq_isl.stream.job import Job, JobKey
-from acq_isl.stream.roster import Roster
+from acq_isl.stream.messages import Failed, Refused
+from acq_isl.stream.model_registry import Roster
 from acq_isl.stream.schedule import Schedule, ScheduleCounts, Ticket
-from acq_isl.stream.watch import Watchman
-from acq_isl.wire import Frame, encode, result_of
 
 log = logging.getLogger(__name__)
 

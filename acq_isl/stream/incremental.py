@@ -14,7 +14,7 @@ import threading
 from acq_isl.errors import ModelError
 from acq_isl.protocols import Survey, Surveying
 from acq_isl.stack import StackInfo, Uint16Image
-from acq_isl.stream.roster import Roster
+from acq_isl.stream.model_registry import Roster
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from acq_isl.errors import ModelError
 from acq_isl.manifest import SLACK, Manifest
-from acq_isl.messages import MAX_MODELS, MAX_NAME, Offer
 from acq_isl.protocols import Engine
+from acq_isl.stream.messages import MAX_MODELS, MAX_NAME, Offer
 
 log = logging.getLogger(__name__)
 

@@ -30,8 +30,8 @@ from types import TracebackType
 import numpy as np
 
 from acq_isl.errors import StorageError, WireError
-from acq_isl.messages import RingOffer, RingRef
 from acq_isl.stack import StackInfo, Uint16Image
+from acq_isl.stream.messages import RingOffer, RingRef
 
 _MAGIC = b"acq-isl ring 1\0\0"
 _NONCE_BYTES = 16

@@ -23,7 +23,9 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from acq_isl.errors import EngineError, WireError
-from acq_isl.messages import (
+from acq_isl.stream.codec import Frame, decode, encode
+from acq_isl.stream.endpoint import is_ipv6
+from acq_isl.stream.messages import (
     MAX_FRAME_BYTES,
     Alive,
     Beat,
@@ -34,9 +36,7 @@ from acq_isl.messages import (
     RingOffer,
     Welcome,
 )
-from acq_isl.stream.endpoint import is_ipv6
-from acq_isl.stream.keys import ClientKeys
-from acq_isl.wire import Frame, decode, encode
+from acq_isl.stream.sockets import ClientKeys
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from typing import Literal
 
 import numpy as np
 
-from acq_isl.assemble import OpenStack
-from acq_isl.messages import Refused, Wanted
 from acq_isl.stack import Refusal, Slice, StackKey, Unpredicted
-from acq_isl.stream.ring import Block
+from acq_isl.stream.assembler import OpenStack
+from acq_isl.stream.messages import Refused, Wanted
 from acq_isl.stream.schedule import turn
+from acq_isl.stream.shared_memory import Block
 from acq_isl.stream.spool import SpooledStack, SpoolReason
 
 _COUNTED_AS: dict[SpoolReason, str] = {"failed": "failed", "deadline": "expired", "cancelled": "cancelled"}

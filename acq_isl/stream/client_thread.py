@@ -15,7 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from acq_isl.errors import StorageError, WireError
-from acq_isl.messages import (
+from acq_isl.stack import Slice, StageTimes
+from acq_isl.stream.codec import encode, prediction_of, slice_frames
+from acq_isl.stream.connection import Link
+from acq_isl.stream.messages import (
     Cancel,
     Done,
     Expired,
@@ -27,13 +30,10 @@ from acq_isl.messages import (
     Withdraw,
     Withdrawn,
 )
-from acq_isl.stack import Slice, StageTimes
-from acq_isl.stream.held import Held
-from acq_isl.stream.link import Link
-from acq_isl.stream.outbox import Outbox
+from acq_isl.stream.pending_queue import Outbox
+from acq_isl.stream.pending_stack import Held
 from acq_isl.stream.spool import Spool, SpoolReason, SpoolWorker
 from acq_isl.stream.turns import engine_lost, in_turn, to_withdraw
-from acq_isl.wire import encode, prediction_of, slice_frames
 
 log = logging.getLogger(__name__)
 

@@ -33,7 +33,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from acq_isl.errors import WireError
-from acq_isl.messages import (
+from acq_isl.stack import Prediction, Slice, StackInfo
+from acq_isl.stream.messages import (
     MAX_FRAME_BYTES,
     MAX_HEADER_BYTES,
     MAX_NAME,
@@ -47,7 +48,6 @@ from acq_isl.messages import (
     SliceSent,
     Wanted,
 )
-from acq_isl.stack import Prediction, Slice, StackInfo
 
 Frame = bytes | memoryview
 _ADAPTER: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="type")])
