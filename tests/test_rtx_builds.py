@@ -24,7 +24,7 @@ from acq_isl.engines.trt_options import BuildOptions
 from acq_isl.manifest import MANIFEST_KEY, Gate, Label, Manifest
 
 torch = pytest.importorskip("torch", reason="pip install acq-isl[train] to export networks")
-gates = pytest.importorskip("acq_isl.training.gate", reason="the gate is part of acq-isl[train]")
+gates = pytest.importorskip("acq_isl.training.ood_gate", reason="the gate is part of acq-isl[train]")
 
 from acq_isl.training.network import Deployed, Kind, LiveNetwork, NetworkConfig  # noqa: E402
 

@@ -14,8 +14,8 @@ from scipy import ndimage
 from acq_isl.errors import ExperimentError
 from acq_isl.manifest import Gate
 from acq_isl.processing.normalize import contrast_sd
-from acq_isl.training.gate import NAMES, GateHead, Normal, Polarity, describe, fit_gate, window_statistics
 from acq_isl.training.network import LiveNetwork, NetworkConfig
+from acq_isl.training.ood_gate import NAMES, GateHead, Normal, Polarity, describe, fit_gate, window_statistics
 
 RECORDED = Path(__file__).resolve().parents[2] / "shared" / "data" / "isl_condition_b"
 SMALL = NetworkConfig(planes=5, labels=2, base=4, levels=3, high_pass_px=10.0)

@@ -221,7 +221,7 @@ class Deployed(nn.Module):
     spread_scale : tuple of float
         Per label, from calibration.
     gate : torch.nn.Module or None
-        From `acq_isl.training.gate`: normalised stack and coarsest activations in, (N, K, h, w) out.
+        From `acq_isl.training.ood_gate`: normalised stack and coarsest activations in, (N, K, h, w) out.
     spread_slope : tuple of float
         Per label, from calibration: the spread is multiplied by 1 + slope * mean. Empty: by 1.
     """
