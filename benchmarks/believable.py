@@ -1,6 +1,6 @@
 """Recorded beside simulated stacks, in numbers and in a picture: ``python benchmarks/believable.py``.
 
-The simulated stacks are those that networks are trained on (`acq_isl.training.simulate`, its random optics
+The simulated stacks are those that networks are trained on (`acq_isl.training.data.source_simulated`, its random optics
 and random specimens). All stacks are flattened in the same way before they are measured: a Gaussian of 10 um
 is subtracted and each plane is scaled to standard deviation 1. Rows:
 
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import fft, ndimage
 
-from acq_isl.training.simulate import SimulationConfig, simulate
+from acq_isl.training.data.source_simulated import SimulationConfig, simulate
 
 Stack = NDArray[np.float32]
 BANDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)

@@ -18,11 +18,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from acq_isl.processing.normalize import contrast_sd
-from acq_isl.training.augment import Augmentation, augmented
 from acq_isl.training.config import load_config
+from acq_isl.training.data.augment import Augmentation, augmented
+from acq_isl.training.data.source_simulated import cached
 from acq_isl.training.high_pass import Normalise
 from acq_isl.training.network import NetworkConfig, beta_nll
-from acq_isl.training.simulate import cached
 
 DEMO = Path(__file__).resolve().parents[1] / "acq_isl" / "models" / "demo.yaml"
 LABELS = ("dapi", "map2", "nfh")

@@ -43,7 +43,7 @@ from torch import nn
 
 from acq_isl.processing.segmentation import object_score, segment
 from acq_isl.training import export
-from acq_isl.training.augment import Augmentation
+from acq_isl.training.data.augment import Augmentation
 from acq_isl.training.network import Deployed, LiveNetwork, NetworkConfig, together
 from acq_isl.training.package import WEIGHTS
 from acq_isl.training.weights import read_pretrained

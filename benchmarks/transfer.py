@@ -17,7 +17,7 @@ import torch
 from folds import LABELS, Field, Recipe, Recorded, Singles, batch, normalised, predicted, say, train
 from scipy import ndimage
 
-from acq_isl.training.augment import Augmentation
+from acq_isl.training.data.augment import Augmentation
 from acq_isl.training.network import LiveNetwork
 from acq_isl.training.package import WEIGHTS
 from acq_isl.training.weights import read_pretrained

@@ -26,7 +26,7 @@ from acq_isl.evaluation.page import render, write_evaluation
 from acq_isl.evaluation.results import CEILING, FLOOR, MODEL, Settings
 from acq_isl.evaluation.tables import as_json, as_markdown, header, ways
 from acq_isl.manifest import Label, Manifest, Training
-from acq_isl.training.pairs import Item
+from acq_isl.training.data.pairs import Item
 
 HERE = Path(__file__).parent
 PIXEL_UM = 0.3

@@ -22,8 +22,8 @@ from acq_isl.evaluation.inputs import find_items
 from acq_isl.evaluation.pseudo_labels import Lesson, teach
 from acq_isl.evaluation.results import Settings
 from acq_isl.manifest import Training
-from acq_isl.training.source import Nominal
-from acq_isl.training.source_tiff import TiffSource
+from acq_isl.training.data.source_base import Nominal
+from acq_isl.training.data.source_tiff import TiffSource
 
 HERE = Path(__file__).resolve().parent
 _spec = importlib.util.spec_from_file_location("tiny_model", HERE / "doubles" / "tiny_model.py")

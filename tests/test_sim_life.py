@@ -18,7 +18,7 @@ from acq_isl.sim.specimen_objects import REACH_UM, REGION_UM, Culture
 from acq_isl.sim.synthetic import SyntheticSpecimen
 from acq_isl.sim.truth import Rectangle
 from acq_isl.sim.view import UNTOUCHED, Drug, History, Light, View
-from acq_isl.training.simulate import SimulationConfig, simulate
+from acq_isl.training.data.source_simulated import SimulationConfig, simulate
 
 HOUR = 3600.0
 LIVELY = Life(prevalence=0.1, death_rate_per_h=0.1, drift_um_h=5.0, growth_um_h=20.0, phototoxicity_per_h=0.5)

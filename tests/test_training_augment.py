@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy import ndimage
 
-from acq_isl.training.augment import Augmentation, augmented
+from acq_isl.training.data.augment import Augmentation, augmented
 
 NONE = {"flips": False, "gamma": (1, 1), "gain": (1, 1), "noise": (0, 0), "blur": 0.0}
 

@@ -15,13 +15,13 @@ from pydantic import TypeAdapter
 from scipy import ndimage
 
 from acq_isl.errors import PairRefused, StorageError
-from acq_isl.training.dataset import open_field, prepare, truth_ranges
-from acq_isl.training.geometry import Geometry, brought
-from acq_isl.training.google_png import find_fields, parse
-from acq_isl.training.pairs import Checks, Item, Recording, as_counts, examine
-from acq_isl.training.registration import registration, structure
-from acq_isl.training.source import Nominal, picked
-from acq_isl.training.sources import Source
+from acq_isl.training.data.dataset import open_field, prepare, truth_ranges
+from acq_isl.training.data.geometry import Geometry, brought
+from acq_isl.training.data.pairs import Checks, Item, Recording, as_counts, examine
+from acq_isl.training.data.registration import registration, structure
+from acq_isl.training.data.source_base import Nominal, picked
+from acq_isl.training.data.source_png import find_fields, parse
+from acq_isl.training.data.sources import Source
 
 NOMINAL = Nominal(3, 0.3, 1.5)
 GEOMETRY = Geometry(NOMINAL, 8.0, ("nuclei", "axons"), 8)

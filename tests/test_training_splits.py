@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from acq_isl.errors import PairRefused
-from acq_isl.training.pairs import Item, Recording
-from acq_isl.training.splits import Split, divide, simulated_only
+from acq_isl.training.data.pairs import Item, Recording
+from acq_isl.training.data.splits import Split, divide, simulated_only
 
 STACK = np.arange(3 * 16 * 100, dtype=np.uint16).reshape(3, 16, 100)
 

@@ -33,7 +33,7 @@ from acq_isl.processing.normalize import resample, resize
 from acq_isl.processing.segmentation import Mask, ObjectScore
 from acq_isl.protocols import Engine
 from acq_isl.stack import Float32Image, StackInfo, StackKey, Uint16Image, ZStack
-from acq_isl.training.pairs import Checks, Item, Recording, examine
+from acq_isl.training.data.pairs import Checks, Item, Recording, examine
 
 _SHOWN = 6
 _TRUTH = "truth"

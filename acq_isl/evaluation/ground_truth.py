@@ -14,7 +14,7 @@ from acq_isl.errors import PairRefused
 from acq_isl.evaluation.results import Settings
 from acq_isl.manifest import Label, Manifest
 from acq_isl.stack import Float32Image
-from acq_isl.training.pairs import Item, Recording
+from acq_isl.training.data.pairs import Item, Recording
 
 _PERCENTILES = (1.0, 99.8)
 _SAMPLED_PX = 2**18

@@ -13,10 +13,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from acq_isl.errors import PairRefused
 from acq_isl.manifest import Manifest
-from acq_isl.training.pairs import Item
-from acq_isl.training.source import Nominal
-from acq_isl.training.source_tiff import Image, TiffSource
-from acq_isl.training.sources import GooglePngSource, Source
+from acq_isl.training.data.pairs import Item
+from acq_isl.training.data.source_base import Nominal
+from acq_isl.training.data.source_tiff import Image, TiffSource
+from acq_isl.training.data.sources import GooglePngSource, Source
 
 _SUFFIXES = (".tif", ".tiff")
 _WELL = re.compile(r"[A-P](0?[1-9]|1\d|2[0-4])", re.IGNORECASE)

@@ -27,7 +27,7 @@ from acq_isl.evaluation.results import Settings
 from acq_isl.manifest import Manifest
 from acq_isl.protocols import Engine
 from acq_isl.stack import Float32Image
-from acq_isl.training.pairs import Item, Recording
+from acq_isl.training.data.pairs import Item, Recording
 
 PAIRS = "taught.yaml"
 _STACK = "stack.ome.tif"

@@ -23,9 +23,10 @@ from torch import nn
 from acq_isl.errors import ExperimentError, PairRefused
 from acq_isl.manifest import Label
 from acq_isl.training.adapt_config import Recipe, read_pairs
-from acq_isl.training.augment import Augmentation
 from acq_isl.training.config import Architecture, TrainConfig
-from acq_isl.training.dataset import Field
+from acq_isl.training.data.augment import Augmentation
+from acq_isl.training.data.dataset import Field
+from acq_isl.training.data.patches import Patches
 from acq_isl.training.distributed import Team
 from acq_isl.training.heads import chosen_labels
 from acq_isl.training.learning_curve import Row, beaten, write_table
@@ -33,7 +34,6 @@ from acq_isl.training.loop import Training
 from acq_isl.training.network import LiveNetwork
 from acq_isl.training.package import Trained, unit_of, write_package
 from acq_isl.training.panels import draw_panel
-from acq_isl.training.patches import Patches
 from acq_isl.training.score import Score, score
 from acq_isl.training.train import Material, Progress, Tell, gather
 from acq_isl.training.weights import Pretrained, read_pretrained, unfold

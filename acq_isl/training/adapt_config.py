@@ -11,9 +11,9 @@ from pydantic import ValidationError
 
 from acq_isl.errors import ExperimentError
 from acq_isl.manifest import Label, Manifest
-from acq_isl.training.augment import Augmentation
 from acq_isl.training.config import TrainConfig, validated
-from acq_isl.training.source import Strict
+from acq_isl.training.data.augment import Augmentation
+from acq_isl.training.data.source_base import Strict
 
 
 class Recipe(Strict):

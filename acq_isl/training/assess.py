@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from acq_isl.processing.normalize import contrast_sd
+from acq_isl.training.data.source_simulated import Pair
 from acq_isl.training.network import LiveNetwork
-from acq_isl.training.simulate import Pair
 
 _HALO_TOLERANCE, _MARGIN_TOLERANCE = 2e-6, 1e-2
 

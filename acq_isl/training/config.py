@@ -11,13 +11,13 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_v
 from acq_isl.errors import ExperimentError, PairRefused
 from acq_isl.manifest import Instrument, Label
 from acq_isl.stack import Modality, Polarity
-from acq_isl.training.augment import Augmentation
+from acq_isl.training.data.augment import Augmentation
+from acq_isl.training.data.pairs import Checks
+from acq_isl.training.data.source_base import Nominal, Strict
+from acq_isl.training.data.source_simulated import SimulationConfig
+from acq_isl.training.data.sources import SimulatedSource, Source
+from acq_isl.training.data.splits import Division, Split, divide, simulated_only
 from acq_isl.training.network import Kind, NetworkConfig
-from acq_isl.training.pairs import Checks
-from acq_isl.training.simulate import SimulationConfig
-from acq_isl.training.source import Nominal, Strict
-from acq_isl.training.sources import SimulatedSource, Source
-from acq_isl.training.splits import Division, Split, divide, simulated_only
 
 _OLD_KEYS = ("base", "levels")
 
@@ -179,7 +179,7 @@ class TrainConfig(Strict):
         raise ExperimentError(f"{self.name} is not trained on simulated fields", fix="add such a source")
 
     def division(self) -> Division:
-        """Find all fields and part them; see `acq_isl.training.splits.divide` for what is refused."""
+        """Find all fields and part them; see `acq_isl.training.data.splits.divide` for what is refused."""
         items = [item for source in self.data for item in source.items(self.nominal)]
         held = [item for source in self.held_out for item in source.items(self.nominal)]
         names = {label.name for label in self.labels}

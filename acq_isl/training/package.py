@@ -18,15 +18,15 @@ from acq_isl.stack import Uint16Image
 from acq_isl.training.assess import measure_halo, measure_margin
 from acq_isl.training.checkpoints import Tensors, write_tensors
 from acq_isl.training.config import TrainConfig
-from acq_isl.training.dataset import Field, Range
+from acq_isl.training.data.dataset import Field, Range
+from acq_isl.training.data.geometry import Geometry, brought
+from acq_isl.training.data.pairs import Item
+from acq_isl.training.data.source_simulated import Pair
+from acq_isl.training.data.splits import Division
 from acq_isl.training.export import export_onnx
-from acq_isl.training.geometry import Geometry, brought
 from acq_isl.training.network import Deployed, LiveNetwork
 from acq_isl.training.ood_gate import WINDOW_PX, GateHead, fit_gate
-from acq_isl.training.pairs import Item
 from acq_isl.training.score import Score
-from acq_isl.training.simulate import Pair
-from acq_isl.training.splits import Division
 
 WEIGHTS = "weights.safetensors"
 MODEL = "model.onnx"

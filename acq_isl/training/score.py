@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from acq_isl.training.assess import predict
-from acq_isl.training.dataset import Field
+from acq_isl.training.data.dataset import Field
 from acq_isl.training.network import LiveNetwork
 
 _RATIOS = np.concatenate([[0.0], np.logspace(-3, 3, 601), [np.inf]])

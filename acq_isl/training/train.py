@@ -22,14 +22,14 @@ from acq_isl.errors import TrainingFailed
 from acq_isl.training.board import Board
 from acq_isl.training.checkpoints import Savepoints, Tensors
 from acq_isl.training.config import TrainConfig, load_config
-from acq_isl.training.dataset import Field, Prepared, Range, open_field, prepare, truth_ranges
+from acq_isl.training.data.dataset import Field, Prepared, Range, open_field, prepare, truth_ranges
+from acq_isl.training.data.pairs import Item
+from acq_isl.training.data.splits import Division
 from acq_isl.training.distributed import Team, joined
 from acq_isl.training.loop import Training, learning_rate
 from acq_isl.training.package import Trained, geometry_of, unit_of, write_package
-from acq_isl.training.pairs import Item
 from acq_isl.training.panels import draw_panel
 from acq_isl.training.score import score
-from acq_isl.training.splits import Division
 
 logger = logging.getLogger(__name__)
 

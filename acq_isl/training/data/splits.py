@@ -10,8 +10,8 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from acq_isl.errors import PairRefused
-from acq_isl.training.pairs import Item, Recording
-from acq_isl.training.source import Strict
+from acq_isl.training.data.pairs import Item, Recording
+from acq_isl.training.data.source_base import Strict
 
 Unit = Literal["well", "field", "block of a field", "none"]
 

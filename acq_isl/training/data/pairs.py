@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from acq_isl.errors import PairRefused
 from acq_isl.processing.normalize import contrast_sd
 from acq_isl.stack import Uint16Image
-from acq_isl.training.registration import Registration, registration, structure
+from acq_isl.training.data.registration import Registration, registration, structure
 
 Truth = NDArray[Any]
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
 from scipy import ndimage
 
-from acq_isl.training.source import Strict
+from acq_isl.training.data.source_base import Strict
 
 Singles = NDArray[np.float32]
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from acq_isl.errors import PairRefused
 from acq_isl.processing.normalize import contrast_sd
 from acq_isl.stack import Uint16Image
-from acq_isl.training.geometry import Geometry, brought, fitted
+from acq_isl.training.data.geometry import Geometry, brought, fitted
+from acq_isl.training.data.pairs import Checks, Item, examine
 from acq_isl.training.high_pass import Normalise
-from acq_isl.training.pairs import Checks, Item, examine
 
 _FOREGROUND = 77  # of 255
 _SAMPLED = 2**18
@@ -90,7 +90,7 @@ def prepare(item: Item, geometry: Geometry, checks: Checks, folder: Path) -> Pre
     Raises
     ------
     PairRefused, StorageError
-        See `acq_isl.training.pairs.examine` and the sources.
+        See `acq_isl.training.data.pairs.examine` and the sources.
     """
     settings = f"{_LAYOUT} {item.stamp} {asdict(geometry)} {checks.model_dump_json()}"
     place = folder / hashlib.sha256(settings.encode()).hexdigest()[:24]

@@ -12,8 +12,8 @@ from acq_isl.compatibility import Resample
 from acq_isl.errors import PairRefused
 from acq_isl.processing.normalize import resample, resize
 from acq_isl.stack import StackInfo, StackKey, Uint16Image, ZStack
-from acq_isl.training.pairs import Recording
-from acq_isl.training.source import Nominal
+from acq_isl.training.data.pairs import Recording
+from acq_isl.training.data.source_base import Nominal
 
 _SAME_PIXEL = (0.9, 1.1)
 _SAME_STEP = (0.8, 1.25)

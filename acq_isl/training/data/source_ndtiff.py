@@ -13,8 +13,8 @@ from pydantic import Field
 
 from acq_isl.errors import PairRefused, StorageError
 from acq_isl.readers.ndtiff import open_ndtiff
-from acq_isl.training.pairs import Item, Recording, as_counts
-from acq_isl.training.source import Nominal, RecordedSource, projected, stamp
+from acq_isl.training.data.pairs import Item, Recording, as_counts
+from acq_isl.training.data.source_base import Nominal, RecordedSource, projected, stamp
 
 _INDEX = "NDTiff.index"
 # The Python backend of Pycro-Manager's names, then the Java backend's.

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from acq_isl.errors import PairRefused, StorageError
-from acq_isl.training.pairs import Item, Recording, as_counts
-from acq_isl.training.source import Nominal, RecordedSource, picked, projected, stamp
+from acq_isl.training.data.pairs import Item, Recording, as_counts
+from acq_isl.training.data.source_base import Nominal, RecordedSource, picked, projected, stamp
 
 _UM = {None: 1.0, "micrometer": 1.0, "nanometer": 1e-3, "millimeter": 1e3, "meter": 1e6, "angstrom": 1e-4}
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from acq_isl.errors import PairRefused
-from acq_isl.training.augment import Augmentation, augmented
-from acq_isl.training.dataset import Field
+from acq_isl.training.data.augment import Augmentation, augmented
+from acq_isl.training.data.dataset import Field
 
 
 @dataclass(frozen=True, slots=True, eq=False)

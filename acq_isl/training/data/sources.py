@@ -10,14 +10,14 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from acq_isl.training.google_png import LABELS, PngField, find_fields, read_png
-from acq_isl.training.pairs import Item, Recording, as_counts
-from acq_isl.training.simulate import LABELS as SIMULATED_LABELS
-from acq_isl.training.simulate import SimulationConfig, simulate
-from acq_isl.training.source import Nominal, RecordedSource, Strict, stamp
-from acq_isl.training.source_ndtiff import NdtiffSource
-from acq_isl.training.source_tiff import TiffSource
-from acq_isl.training.source_zarr import ZarrSource
+from acq_isl.training.data.pairs import Item, Recording, as_counts
+from acq_isl.training.data.source_base import Nominal, RecordedSource, Strict, stamp
+from acq_isl.training.data.source_ndtiff import NdtiffSource
+from acq_isl.training.data.source_png import LABELS, PngField, find_fields, read_png
+from acq_isl.training.data.source_simulated import LABELS as SIMULATED_LABELS
+from acq_isl.training.data.source_simulated import SimulationConfig, simulate
+from acq_isl.training.data.source_tiff import TiffSource
+from acq_isl.training.data.source_zarr import ZarrSource
 
 
 class SimulatedSource(Strict):

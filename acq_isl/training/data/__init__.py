@@ -1,0 +1,1 @@
+"""From images on disk, or simulated, to samples that a network learns from."""
