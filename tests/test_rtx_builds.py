@@ -78,7 +78,7 @@ def architecture(request, tmp_path_factory):
 
 
 def export(deployed, described, path):
-    """As `acq_isl.training.export` does, by the older exporter, which takes a tenth of the time."""
+    """As `acq_isl.training.export.onnx` does, by the older exporter, which takes a tenth of the time."""
     names = {"stack": {0: "n", 2: "h", 3: "w"}, "inv_sd": {0: "n"}}
     names |= {name: {0: "n", 2: "rows", 3: "columns"} for name in ("mean", "spread", "distance")}
     example = torch.zeros(1, PLANES, 128, 160, 2, dtype=torch.uint8), torch.ones(1)

@@ -12,7 +12,7 @@ import torch
 
 from acq_isl.errors import ModelError
 from acq_isl.manifest import MANIFEST_KEY, Label, Manifest
-from acq_isl.training import export
+from acq_isl.training.export import onnx as export
 from acq_isl.training.network import Deployed, LiveNetwork, NetworkConfig
 
 CONFIG = NetworkConfig(planes=3, labels=2, base=4, levels=3, high_pass_px=12.0)

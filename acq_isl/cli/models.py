@@ -206,7 +206,7 @@ def _export(out: Console) -> Callable[..., None]:
                 fix="add --bioimageio; to run it with acq-isl the .onnx file itself is all you need",
             )
         try:
-            from acq_isl.training.bioimage import export_bioimage
+            from acq_isl.training.export.bioimageio import export_bioimage
 
             cited = [(text, doi) for text, _, doi in (c.rpartition("=") for c in cite or ())]
             export_bioimage(model, output, author or (), cited)

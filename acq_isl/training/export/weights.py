@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from acq_isl.errors import ModelError
 from acq_isl.manifest import MANIFEST_KEY, Manifest
 from acq_isl.training.checkpoints import read_tensors
-from acq_isl.training.export import NETWORK_KEY
+from acq_isl.training.export.onnx import NETWORK_KEY
 from acq_isl.training.network import LiveNetwork, NetworkConfig
 
 _PREFIX = "network."

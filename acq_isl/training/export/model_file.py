@@ -23,7 +23,7 @@ from acq_isl.training.data.geometry import Geometry, brought
 from acq_isl.training.data.pairs import Item
 from acq_isl.training.data.source_simulated import Pair
 from acq_isl.training.data.splits import Division
-from acq_isl.training.export import export_onnx
+from acq_isl.training.export.onnx import export_onnx
 from acq_isl.training.network import Deployed, LiveNetwork
 from acq_isl.training.ood_gate import WINDOW_PX, GateHead, fit_gate
 from acq_isl.training.score import Score

@@ -1,0 +1,1 @@
+"""From weights to model files: ONNX, its manifest, BioImage.IO."""
