@@ -41,8 +41,8 @@ from acq_isl.processing.tiling import TilePlan, TileRule, blend, cut, plan_tiles
 from acq_isl.stack import Float32Image
 
 if TYPE_CHECKING:
-    from acq_isl.training.dense import DenseSpec, Form
-    from acq_isl.training.reference import ReferenceNetwork
+    from acq_isl.training.reference.dense import DenseSpec, Form
+    from acq_isl.training.reference.network import ReferenceNetwork
 
 STRIDE_PX = 16  # of the network's coarsest tower
 PLANES = 13
@@ -182,8 +182,8 @@ def jobs(folder: Path, base_depth: int, side: int, threads: int, patches: int) -
     # Here and not above: the processes that are measured have no need of torch.
     import torch
 
-    from acq_isl.training.dense import DenseSpec, build_dense
-    from acq_isl.training.reference import BORDER_PX, ReferenceConfig, ReferenceNetwork
+    from acq_isl.training.reference.dense import DenseSpec, build_dense
+    from acq_isl.training.reference.network import BORDER_PX, ReferenceConfig, ReferenceNetwork
 
     torch.manual_seed(0)
     network = ReferenceNetwork(ReferenceConfig(base_depth, 26, HEADS))
@@ -224,7 +224,7 @@ def settle(network: ReferenceNetwork) -> None:
     """Give batch normalisation the statistics of a patch, so that random weights keep signals in range."""
     import torch
 
-    from acq_isl.training.reference import PATCH_PX
+    from acq_isl.training.reference.network import PATCH_PX
 
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):

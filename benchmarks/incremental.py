@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from acq_isl.stack import Float32Image, Uint16Image
-from acq_isl.training.dense import DenseSpec, build_dense
-from acq_isl.training.reference import ReferenceConfig, ReferenceNetwork
+from acq_isl.training.reference.dense import DenseSpec, build_dense
+from acq_isl.training.reference.network import ReferenceConfig, ReferenceNetwork
 
 HEAD = "MAXPROJECT/DAPI_CONFOCAL"
 PLANES = 13

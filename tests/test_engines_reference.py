@@ -12,7 +12,7 @@ from acq_isl.engines.model_file import read_model
 from acq_isl.engines.onnx import OnnxEngine, OnnxNetwork
 from acq_isl.engines.predictor import Predictor
 from acq_isl.stack import StackInfo, StackKey, ZStack
-from acq_isl.training.import_reference import Optics, import_reference
+from acq_isl.training.reference.convert import Optics, import_reference
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "data" / "isl_golden"
 pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden checkpoint at {GOLDEN}")

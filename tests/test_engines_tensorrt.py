@@ -630,7 +630,7 @@ def test_shipped_models_build(rtx, model, path, profile, tmp_path):
 def reference_network(request, tmp_path_factory, shared_data):
     """The published architecture, narrow, from the golden checkpoint."""
     pytest.importorskip("torch", reason="pip install acq-isl[train] to import checkpoints")
-    from acq_isl.training.import_reference import Optics, import_reference
+    from acq_isl.training.reference.convert import Optics, import_reference
 
     path = tmp_path_factory.mktemp("reference") / "reference.onnx"
     optics = Optics("phase contrast", "dark", 0.3, tuple(1.5 * (i - 6) for i in range(13)))

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from acq_isl.errors import ModelError
-from acq_isl.training.checkpoint import Checkpoint
+from acq_isl.training.reference.tf_checkpoint import Checkpoint
 from acq_isl.training.string_table import Damaged, masked_crc, read_table
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "data" / "isl_golden"

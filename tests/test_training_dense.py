@@ -16,10 +16,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from acq_isl.training.dense import DenseSpec, Flattened, Form, Published, build_dense, build_embedding
-from acq_isl.training.dense_network import STATISTICS, fold_projection
-from acq_isl.training.load_reference import load_reference
-from acq_isl.training.reference import BORDER_PX, PATCH_PX, ReferenceConfig, ReferenceNetwork
+from acq_isl.training.reference.dense import (
+    DenseSpec,
+    Flattened,
+    Form,
+    Published,
+    build_dense,
+    build_embedding,
+)
+from acq_isl.training.reference.dense_network import STATISTICS, fold_projection
+from acq_isl.training.reference.load import load_reference
+from acq_isl.training.reference.network import BORDER_PX, PATCH_PX, ReferenceConfig, ReferenceNetwork
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "data" / "isl_golden"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden data at {GOLDEN}")

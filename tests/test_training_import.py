@@ -19,10 +19,10 @@ from acq_isl.engines.onnx import OnnxEngine
 from acq_isl.errors import ModelError
 from acq_isl.manifest import MANIFEST_KEY, Manifest
 from acq_isl.stack import StackInfo, StackKey, ZStack
-from acq_isl.training.checkpoint import Checkpoint, Entry
-from acq_isl.training.import_reference import Optics, import_reference
-from acq_isl.training.load_reference import choose_heads, load_variables, reference_config
-from acq_isl.training.reference import BORDER_PX, default_heads
+from acq_isl.training.reference.convert import Optics, import_reference
+from acq_isl.training.reference.load import choose_heads, load_variables, reference_config
+from acq_isl.training.reference.network import BORDER_PX, default_heads
+from acq_isl.training.reference.tf_checkpoint import Checkpoint, Entry
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "data" / "isl_golden"
 pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden checkpoint at {GOLDEN}")

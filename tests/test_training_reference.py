@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from acq_isl.training.load_reference import load_reference
-from acq_isl.training.reference import (
+from acq_isl.training.reference.load import load_reference
+from acq_isl.training.reference.network import (
     BORDER_PX,
     OUTPUT_PX,
     PATCH_PX,

@@ -122,7 +122,7 @@ def _import_reference(out: Console) -> Callable[..., None]:
         """Make a model of the published in-silico-labelling checkpoint (needs the extra 'train')."""
         optics = _published(light, pixel_size_um, planes, z_step_um, high_pass_um)
         try:
-            from acq_isl.training.import_reference import Optics, import_reference
+            from acq_isl.training.reference.convert import Optics, import_reference
         except ModuleNotFoundError as error:
             raise _no_extra("train", error) from error
         chosen = None if heads is None else [head.strip() for head in heads.split(",") if head.strip()]

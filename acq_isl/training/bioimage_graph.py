@@ -13,7 +13,7 @@ from onnx import TensorProto
 
 from acq_isl.errors import ModelError
 from acq_isl.manifest import Manifest
-from acq_isl.training.onnx_graph import FLOAT, OnnxGraph
+from acq_isl.training.reference.onnx_graph import FLOAT, OnnxGraph
 
 INPUT = "planes"
 OUTPUTS = ("mean", "spread")

@@ -14,10 +14,10 @@ import numpy as np
 from acq_isl.errors import ModelError
 from acq_isl.manifest import MANIFEST_KEY, Label, Manifest
 from acq_isl.stack import Modality, Polarity
-from acq_isl.training.checkpoint import Checkpoint
-from acq_isl.training.dense import DenseSpec, Flattened, Form, Published, Shown, build_dense
-from acq_isl.training.load_reference import choose_heads, load_variables, reference_config
-from acq_isl.training.reference import STRIDE_PX, TARGETS, ReferenceConfig
+from acq_isl.training.reference.dense import DenseSpec, Flattened, Form, Published, Shown, build_dense
+from acq_isl.training.reference.load import choose_heads, load_variables, reference_config
+from acq_isl.training.reference.network import STRIDE_PX, TARGETS, ReferenceConfig
+from acq_isl.training.reference.tf_checkpoint import Checkpoint
 
 _FULL_SCALE = (0.0, 65535.0)
 _LABELS: Mapping[str, tuple[str, str, str]] = {  # name, marker, display hue
@@ -94,7 +94,7 @@ def import_reference(
     heads : iterable of str, optional
         Labels to keep, such as ``DAPI_CONFOCAL``; the nine labels, without the planes, if not given.
     form : 'exact' or 'single phase'
-        See `acq_isl.training.dense`.
+        See `acq_isl.training.reference.dense`.
     statistic : 'median' or 'mean'
         What is shown of each pixel's distribution over intensities; published predictions are medians. The
         file also holds the other one, the spread (SD) and the entropy.

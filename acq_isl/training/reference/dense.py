@@ -23,9 +23,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from acq_isl.training.dense_network import STATISTICS, DenseNetwork, Statistic, Variables
-from acq_isl.training.onnx_graph import FLOAT, OnnxGraph
-from acq_isl.training.reference import BORDER_PX, OUTPUT_PX, PATCH_PX, STRIDE_PX, TOWER_CROPS_PX
+from acq_isl.training.reference.dense_network import STATISTICS, DenseNetwork, Statistic, Variables
+from acq_isl.training.reference.network import BORDER_PX, OUTPUT_PX, PATCH_PX, STRIDE_PX, TOWER_CROPS_PX
+from acq_isl.training.reference.onnx_graph import FLOAT, OnnxGraph
 
 _SHIFT_PX = 8  # between neighbouring patches, and between the phases
 _FULL_SCALE = 65535.0
@@ -73,7 +73,7 @@ class DenseSpec:
     Parameters
     ----------
     heads : tuple of str
-        Heads to keep, as in `acq_isl.training.reference.ReferenceConfig`.
+        Heads to keep, as in `acq_isl.training.reference.network.ReferenceConfig`.
     planes : int
         Slices of the stack; each feeds the network's planes that are nearest to it, as published.
     form : 'exact' or 'single phase'

@@ -13,8 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from acq_isl.training.onnx_graph import FLOAT, OnnxGraph
-from acq_isl.training.reference import (
+from acq_isl.training.reference.network import (
     BN_EPSILON,
     TOWER_CROPS_PX,
     Kind,
@@ -23,6 +22,7 @@ from acq_isl.training.reference import (
     tower_plan,
     upper_plan,
 )
+from acq_isl.training.reference.onnx_graph import FLOAT, OnnxGraph
 
 Variables = Mapping[str, NDArray[np.float32]]
 """Values by published name, in TensorFlow's axis order."""

@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from acq_isl.errors import ModelError
-from acq_isl.training.checkpoint import Checkpoint
-from acq_isl.training.reference import (
+from acq_isl.training.reference.network import (
     TOWER_CROPS_PX,
     Kind,
     ReferenceConfig,
@@ -21,6 +20,7 @@ from acq_isl.training.reference import (
     tower_plan,
     upper_plan,
 )
+from acq_isl.training.reference.tf_checkpoint import Checkpoint
 
 _HEAD_SUFFIX = "/residual_v2_conv/Conv/biases"
 _PUBLISHED_DEPTH = 400
@@ -91,7 +91,7 @@ def load_reference(path: Path | str, *, heads: Iterable[str] | None = None) -> R
     Parameters
     ----------
     path : path
-        As for `acq_isl.training.checkpoint.Checkpoint.open`.
+        As for `acq_isl.training.reference.tf_checkpoint.Checkpoint.open`.
     heads : iterable of str, optional
         Labels to keep, such as ``DAPI_CONFOCAL``; all heads if not given.
 

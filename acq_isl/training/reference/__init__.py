@@ -1,0 +1,1 @@
+"""The network as published, its TensorFlow checkpoint, and its dense forms."""
