@@ -15,7 +15,7 @@ from acq_isl.experiment.experiment import Experiment
 from acq_isl.experiment.planning import Cycle
 from acq_isl.rules.actions import Limits
 from acq_isl.rules.measurements import title
-from acq_isl.view.feed import Feed
+from acq_isl.view.feed.feed import Feed
 
 log = logging.getLogger(__name__)
 

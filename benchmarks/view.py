@@ -35,11 +35,11 @@ from acq_isl.hooks import GuardedAcquisition, open_microscope
 from acq_isl.record import Measured
 from acq_isl.rules.actions import Limits
 from acq_isl.stack import Prediction, Slice, StackInfo, StackKey, StackRequest
-from acq_isl.view.address import FeedAddress, read_address
-from acq_isl.view.feed import Feed
-from acq_isl.view.messages import Predicted as PredictedSent
-from acq_isl.view.previews import WatchedSink
-from acq_isl.view.reader import FeedReader
+from acq_isl.view.feed.address import FeedAddress, read_address
+from acq_isl.view.feed.feed import Feed
+from acq_isl.view.feed.messages import Predicted as PredictedSent
+from acq_isl.view.feed.previews import WatchedSink
+from acq_isl.view.feed.reader import FeedReader
 
 LABELS = ("nuclei", "dendrites", "axons")
 RATE_HZ = 60.0

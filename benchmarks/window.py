@@ -28,7 +28,7 @@ import numpy as np
 from acq_isl.events import LabelStyle, Predicted, RunStarted, Seen
 from acq_isl.record import Measured
 from acq_isl.stack import Prediction, StackInfo, StackKey, StackRequest
-from acq_isl.view.feed import Feed
+from acq_isl.view.feed.feed import Feed
 from acq_isl.view.napari_start import watch
 
 SIDE, SIZE_UM, COLUMNS = 512, 0.3, 3

@@ -25,7 +25,7 @@ from acq_isl.stack import (
     StageTimes,
     Unpredicted,
 )
-from acq_isl.view.previews import WatchedSink
+from acq_isl.view.feed.previews import WatchedSink
 
 
 def request(name: str = "p0", planes: int = 3, *, predict: bool = True) -> StackRequest:

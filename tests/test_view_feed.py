@@ -20,24 +20,14 @@ from acq_isl.commands import GoTo, Pause, Stop
 from acq_isl.errors import ExperimentError, WireError
 from acq_isl.events import LabelStyle, RunStarted, Seen
 from acq_isl.stack import Prediction, StackInfo, StackKey, StackRequest
-from acq_isl.view.address import FeedAddress, read_address, running_folder
-from acq_isl.view.backlog import Backlog, Newest, Shelf
-from acq_isl.view.desk import read_request
-from acq_isl.view.feed import Feed
-from acq_isl.view.messages import (
-    Decided,
-    Light,
-    Parcel,
-    Plan,
-    Predicted,
-    Status,
-    decode,
-    encode,
-    slot,
-)
-from acq_isl.view.previews import averaged, eight_bit, thinned
-from acq_isl.view.reader import FeedReader
-from acq_isl.view.translate import Translator
+from acq_isl.view.feed.address import FeedAddress, read_address, running_folder
+from acq_isl.view.feed.encode import Translator
+from acq_isl.view.feed.feed import Feed
+from acq_isl.view.feed.messages import Decided, Light, Parcel, Plan, Predicted, Status, decode, encode, slot
+from acq_isl.view.feed.previews import averaged, eight_bit, thinned
+from acq_isl.view.feed.queues import Backlog, Newest, Shelf
+from acq_isl.view.feed.reader import FeedReader
+from acq_isl.view.feed.requests import read_request
 
 RUN = "0" * 32
 LIMIT_S = 10.0

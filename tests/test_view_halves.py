@@ -10,9 +10,9 @@ import pytest
 from acq_isl import events as told
 from acq_isl.record import Measured
 from acq_isl.stack import Prediction, Refusal, StackInfo, StackKey, StageTimes, Unpredicted
+from acq_isl.view.feed.encode import Translator
+from acq_isl.view.feed.messages import NotPredicted, Parcel, Predicted, decode, encode
 from acq_isl.view.halves import _MOST_FIELDS
-from acq_isl.view.messages import NotPredicted, Parcel, Predicted, decode, encode
-from acq_isl.view.translate import Translator
 
 
 def info(name: str = "p0") -> StackInfo:

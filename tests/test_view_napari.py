@@ -16,7 +16,7 @@ from acq_isl.events import LabelStyle
 from acq_isl.processing.display import PALETTE, Box
 from acq_isl.record import Counts, Measured
 from acq_isl.stack import StackKey, StageTimes
-from acq_isl.view.messages import (
+from acq_isl.view.feed.messages import (
     Decided,
     Light,
     Message,

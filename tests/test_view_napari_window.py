@@ -22,11 +22,11 @@ from acq_isl.errors import AcqIslError
 from acq_isl.events import FieldRanked, FieldsRanked, LabelStyle, Predicted, RunEnded, RunStarted, Seen, Step
 from acq_isl.record import Measured
 from acq_isl.stack import Prediction, StackInfo, StackKey, StackRequest, StageTimes
-from acq_isl.view.desk import Answer
-from acq_isl.view.feed import Feed
-from acq_isl.view.messages import Parcel
+from acq_isl.view.feed.encode import Translator
+from acq_isl.view.feed.feed import Feed
+from acq_isl.view.feed.messages import Parcel
+from acq_isl.view.feed.requests import Answer
 from acq_isl.view.napari_start import check
-from acq_isl.view.translate import Translator
 
 SIDE, SIZE_UM = 256, 0.3
 FOV = SIDE * SIZE_UM

@@ -23,11 +23,11 @@ from acq_isl.errors import ExperimentError
 from acq_isl.events import FieldRanked, LabelStyle, News, RunStarted, Seen
 from acq_isl.record import Counts, StageLatency
 from acq_isl.stack import Prediction, StackInfo, StackKey, StackRequest, StageTimes
-from acq_isl.view.feed import Feed
+from acq_isl.view.feed.encode import Translator
+from acq_isl.view.feed.feed import Feed
 from acq_isl.view.packets import packet
 from acq_isl.view.page_process import PageProcess
 from acq_isl.view.page_server import Announcement, PageSettings
-from acq_isl.view.translate import Translator
 
 pytest.importorskip("uvicorn", reason="the extra [web] is not installed")
 pytest.importorskip("starlette", reason="the extra [web] is not installed")

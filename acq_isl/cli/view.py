@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from acq_isl.events import News, Tell
-from acq_isl.view.address import running_folder
+from acq_isl.view.feed.address import running_folder
 from acq_isl.view.page_process import PageProcess
 from acq_isl.view.page_server import (
     DEFAULT_PORT,

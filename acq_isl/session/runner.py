@@ -30,8 +30,8 @@ from acq_isl.storage.decision_log import Ledger
 from acq_isl.storage.decision_log import read as read_ledger
 from acq_isl.storage.prediction_store import PredictionStore, field_name, load
 from acq_isl.stream.client import EngineClient
+from acq_isl.view.feed.previews import WatchedSink
 from acq_isl.view.notebook import run_html
-from acq_isl.view.previews import WatchedSink
 
 _COMPUTING_S, _FAULTY_S = 60.0, 10.0
 _DISK_S = 10.0

@@ -9,7 +9,7 @@ import numpy as np
 
 from acq_isl.rules.label_names import slowest
 from acq_isl.stack import StackKey
-from acq_isl.view.messages import Answered, NotPredicted, Parcel, Predicted
+from acq_isl.view.feed.messages import Answered, NotPredicted, Parcel, Predicted
 
 _MOST_FIELDS = 64
 _NAME, _TEXT, _LINES = 256, 8192, 64

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from acq_isl.view.backlog import Newest, Shelf
+from acq_isl.view.feed.queues import Newest, Shelf
+from acq_isl.view.feed.reader import FeedReader
 from acq_isl.view.packets import Packet, packet
-from acq_isl.view.reader import FeedReader
 
 log = logging.getLogger(__name__)
 

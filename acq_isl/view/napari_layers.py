@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from acq_isl.view.messages import Light, Predicted
+from acq_isl.view.feed.messages import Light, Predicted
 from acq_isl.view.napari_map import Mosaic, Places, Shade
 from acq_isl.view.napari_marks import badge
 from acq_isl.view.napari_model import FieldView

@@ -12,7 +12,7 @@ import numpy as np
 
 from acq_isl.processing.display import PALETTE
 from acq_isl.rules.measurements import readable
-from acq_isl.view.messages import Decided, Plan, Predicted, Ranked, Status
+from acq_isl.view.feed.messages import Decided, Plan, Predicted, Ranked, Status
 from acq_isl.view.napari_marks import BADGE
 from acq_isl.view.napari_model import FieldView, LiveModel
 

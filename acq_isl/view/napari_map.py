@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from acq_isl.processing.display import Box, layout
 from acq_isl.stack import StackInfo
-from acq_isl.view.messages import PREVIEW_PX, PlannedField
+from acq_isl.view.feed.messages import PREVIEW_PX, PlannedField
 from acq_isl.view.napari_marks import hatch
 
 MAP_PX = 1 << 21

@@ -13,7 +13,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from acq_isl.processing.display import Box
-from acq_isl.view.messages import (
+from acq_isl.view.feed.messages import (
     Decided,
     Light,
     NotPredicted,

@@ -15,15 +15,15 @@ from typing import Any, Protocol
 
 from acq_isl.commands import GoTo, Order, Pause, Resume, Stop
 from acq_isl.errors import AcqIslError
-from acq_isl.view.address import read_address, running_folder
-from acq_isl.view.desk import Answer
-from acq_isl.view.messages import Parcel
+from acq_isl.view.feed.address import read_address, running_folder
+from acq_isl.view.feed.messages import Parcel
+from acq_isl.view.feed.reader import FeedReader
+from acq_isl.view.feed.requests import Answer
 from acq_isl.view.napari_look import decision_words, field_words, short_state, status_lines
 from acq_isl.view.napari_model import FieldView, LiveModel
 from acq_isl.view.napari_panel import Enabled, Panel
 from acq_isl.view.napari_scene import Scene, coordinates, on_click
 from acq_isl.view.napari_thumbnails import beside
-from acq_isl.view.reader import FeedReader
 
 _TICK_MS = 15
 _PARCELS = 64  # only the newest state is drawn, so taking many at once costs little

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from acq_isl.view.messages import Light, Message, Parcel, Predicted
+from acq_isl.view.feed.messages import Light, Message, Parcel, Predicted
 
 _QUALITY = 88
 

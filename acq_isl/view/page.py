@@ -32,9 +32,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from acq_isl.commands import Order
-from acq_isl.view.desk import Answer, same_token
+from acq_isl.view.feed.reader import FeedReader
+from acq_isl.view.feed.requests import Answer, same_token
 from acq_isl.view.hub import Hub, Pump, Viewer
-from acq_isl.view.reader import FeedReader
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from acq_isl.errors import ExperimentError
-from acq_isl.view.address import FeedAddress, read_address
-from acq_isl.view.reader import FeedReader
+from acq_isl.view.feed.address import FeedAddress, read_address
+from acq_isl.view.feed.reader import FeedReader
 
 DEFAULT_PORT = 8765
 _MAX_FRAME_BYTES = 64 << 10

@@ -18,10 +18,10 @@ import zmq
 
 from acq_isl.commands import Order
 from acq_isl.errors import WireError
-from acq_isl.view.address import FeedAddress
-from acq_isl.view.backlog import Newest
-from acq_isl.view.desk import Answer, Ask, Give, read_answer
-from acq_isl.view.messages import Parcel, Status, decode, slot
+from acq_isl.view.feed.address import FeedAddress
+from acq_isl.view.feed.messages import Parcel, Status, decode, slot
+from acq_isl.view.feed.queues import Newest
+from acq_isl.view.feed.requests import Answer, Ask, Give, read_answer
 
 log = logging.getLogger(__name__)
 

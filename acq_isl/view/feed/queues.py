@@ -8,7 +8,7 @@ from collections.abc import Hashable
 from typing import Generic, Protocol, TypeVar
 
 from acq_isl.events import News, Predicted, Seen
-from acq_isl.view.messages import Decided, Message, slot
+from acq_isl.view.feed.messages import Decided, Message, slot
 
 MAX_NOTES = 10_000
 MAX_PICTURE_BYTES = 256 << 20

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from acq_isl.commands import Order
 from acq_isl.errors import WireError
-from acq_isl.view.messages import VERSION
+from acq_isl.view.feed.messages import VERSION
 
 MAX_REQUEST_BYTES = 4096
 _Version = Annotated[int, Field(ge=VERSION, le=VERSION)]

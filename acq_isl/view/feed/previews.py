@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from acq_isl.events import Seen, Tell
 from acq_isl.protocols import SliceSink
 from acq_isl.stack import Slice, StackInfo, Uint16Image
-from acq_isl.view.messages import PREVIEW_PX
+from acq_isl.view.feed.messages import PREVIEW_PX
 
 Uint8Stack = NDArray[np.uint8]
 

@@ -11,10 +11,10 @@ import numpy as np
 from acq_isl import events as told
 from acq_isl.record import Counts
 from acq_isl.stack import Refusal
-from acq_isl.view import messages as sent
+from acq_isl.view.feed import messages as sent
+from acq_isl.view.feed.messages import Parcel
+from acq_isl.view.feed.previews import averaged, eight_bit, factor, middle
 from acq_isl.view.halves import Halves
-from acq_isl.view.messages import Parcel
-from acq_isl.view.previews import averaged, eight_bit, factor, middle
 
 _NO_STEP = told.Step("overview", 0, 0, "")
 _NO_FIGURES = told.Figures(Counts(), 0, (), "", None)

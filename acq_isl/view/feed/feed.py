@@ -23,11 +23,11 @@ import zmq
 from acq_isl.commands import Order, describe
 from acq_isl.errors import AcqIslError, StorageError, WireError
 from acq_isl.events import News
-from acq_isl.view.address import FeedAddress, new_token, write_address
-from acq_isl.view.backlog import Backlog, Shelf
-from acq_isl.view.desk import MAX_REQUEST_BYTES, Answer, Ask, Give, read_request, same_token
-from acq_isl.view.messages import Parcel, encode
-from acq_isl.view.translate import Translator
+from acq_isl.view.feed.address import FeedAddress, new_token, write_address
+from acq_isl.view.feed.encode import Translator
+from acq_isl.view.feed.messages import Parcel, encode
+from acq_isl.view.feed.queues import Backlog, Shelf
+from acq_isl.view.feed.requests import MAX_REQUEST_BYTES, Answer, Ask, Give, read_request, same_token
 
 log = logging.getLogger(__name__)
 

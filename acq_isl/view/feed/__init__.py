@@ -1,0 +1,1 @@
+"""From a run to whoever watches it: newest first, may drop, never waits."""
