@@ -28,7 +28,11 @@ from acq_isl.view.feed.messages import (
     Ranked,
     Status,
 )
-from acq_isl.view.napari_look import (
+from acq_isl.view.napari.marks import BADGE_COLOR, BADGE_INK, badge, hatch
+from acq_isl.view.napari.model import LiveModel
+from acq_isl.view.napari.mosaic import Mosaic, Places, Shade, fitted, placed
+from acq_isl.view.napari.scene import coordinates
+from acq_isl.view.napari.style import (
     banner,
     decision_words,
     field_words,
@@ -38,10 +42,6 @@ from acq_isl.view.napari_look import (
     short_state,
     status_lines,
 )
-from acq_isl.view.napari_map import Mosaic, Places, Shade, fitted, placed
-from acq_isl.view.napari_marks import BADGE_COLOR, BADGE_INK, badge, hatch
-from acq_isl.view.napari_model import LiveModel
-from acq_isl.view.napari_scene import coordinates
 from acq_isl.view.napari_thumbnails import beside
 
 RUN = "0" * 32

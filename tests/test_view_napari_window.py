@@ -127,7 +127,7 @@ class Window:
         import napari
         from qtpy.QtWidgets import QApplication
 
-        from acq_isl.view.napari_window import LiveView
+        from acq_isl.view.napari.window import LiveView
 
         self.viewer = napari.Viewer(show=True)
         self.viewer.window.resize(1200, 800)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from acq_isl.view.napari_look import Outline
-from acq_isl.view.napari_marks import BADGE_COLOR, BADGE_INK
-from acq_isl.view.napari_model import FieldView
+from acq_isl.view.napari.marks import BADGE_COLOR, BADGE_INK
+from acq_isl.view.napari.model import FieldView
+from acq_isl.view.napari.style import Outline
 
 FIELDS = "fields"
 TARGET = "place to go to"

@@ -64,7 +64,7 @@ def watch(folder: Path | str, viewer: Any = None) -> Any:
         check()
     import napari
 
-    from acq_isl.view.napari_window import LiveView
+    from acq_isl.view.napari.window import LiveView
 
     viewer = napari.Viewer(title="acq-isl") if viewer is None else viewer
     live = LiveView(viewer)

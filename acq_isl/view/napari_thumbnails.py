@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from acq_isl.processing.display import Uint8Image, reduced, stretched, tinted
-from acq_isl.view.napari_marks import hatch
-from acq_isl.view.napari_model import FieldView
+from acq_isl.view.napari.marks import hatch
+from acq_isl.view.napari.model import FieldView
 
 _EDGE_PX = 88
 

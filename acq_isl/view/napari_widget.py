@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from acq_isl.view.napari_window import LiveView
+from acq_isl.view.napari.window import LiveView
 
 if TYPE_CHECKING:
     import napari

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acq_isl.view.feed.messages import Light, Predicted
-from acq_isl.view.napari_map import Mosaic, Places, Shade
-from acq_isl.view.napari_marks import badge
-from acq_isl.view.napari_model import FieldView
+from acq_isl.view.napari.marks import badge
+from acq_isl.view.napari.model import FieldView
+from acq_isl.view.napari.mosaic import Mosaic, Places, Shade
 
 LIGHT = "transmitted light"
 MAP = "map, labels (predicted)"

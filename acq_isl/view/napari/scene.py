@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from acq_isl.processing.display import Box
-from acq_isl.view.napari_layers import PictureLayers
-from acq_isl.view.napari_look import banner, hues, outline
-from acq_isl.view.napari_model import Changes, FieldView, LiveModel
+from acq_isl.view.napari.layers import PictureLayers
+from acq_isl.view.napari.model import Changes, FieldView, LiveModel
+from acq_isl.view.napari.style import banner, hues, outline
 from acq_isl.view.napari_outlines import Outlines, write_banner
 
 _REST_EVERY_S = 0.3

@@ -13,8 +13,8 @@ import numpy as np
 from acq_isl.processing.display import PALETTE
 from acq_isl.rules.measurements import readable
 from acq_isl.view.feed.messages import Decided, Plan, Predicted, Ranked, Status
-from acq_isl.view.napari_marks import BADGE
-from acq_isl.view.napari_model import FieldView, LiveModel
+from acq_isl.view.napari.marks import BADGE
+from acq_isl.view.napari.model import FieldView, LiveModel
 
 # Cividis (Nunez, Anderton, Renslow 2018) from its middle on: made for colour-blind eyes, and light
 # enough throughout to be seen on black.

@@ -24,7 +24,7 @@ from acq_isl.view.feed.messages import (
     Ranked,
     Status,
 )
-from acq_isl.view.napari_map import Places, placed
+from acq_isl.view.napari.mosaic import Places, placed
 
 PICTURE_BYTES = 256 << 20
 """Pictures kept in full, so that a click shows a field again; beyond that the map alone remembers."""

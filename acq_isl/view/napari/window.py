@@ -19,10 +19,10 @@ from acq_isl.view.feed.address import read_address, running_folder
 from acq_isl.view.feed.messages import Parcel
 from acq_isl.view.feed.reader import FeedReader
 from acq_isl.view.feed.requests import Answer
-from acq_isl.view.napari_look import decision_words, field_words, short_state, status_lines
-from acq_isl.view.napari_model import FieldView, LiveModel
-from acq_isl.view.napari_panel import Enabled, Panel
-from acq_isl.view.napari_scene import Scene, coordinates, on_click
+from acq_isl.view.napari.model import FieldView, LiveModel
+from acq_isl.view.napari.panel import Enabled, Panel
+from acq_isl.view.napari.scene import Scene, coordinates, on_click
+from acq_isl.view.napari.style import decision_words, field_words, short_state, status_lines
 from acq_isl.view.napari_thumbnails import beside
 
 _TICK_MS = 15

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from acq_isl.processing.display import Box, layout
 from acq_isl.stack import StackInfo
 from acq_isl.view.feed.messages import PREVIEW_PX, PlannedField
-from acq_isl.view.napari_marks import hatch
+from acq_isl.view.napari.marks import hatch
 
 MAP_PX = 1 << 21
 """Pixels of the map, whatever the number of fields: about 1450 x 1450."""

@@ -1,0 +1,1 @@
+"""The run in a napari window, in a process of its own."""
