@@ -27,7 +27,7 @@ from acq_isl.view.feed.encode import Translator
 from acq_isl.view.feed.feed import Feed
 from acq_isl.view.packets import packet
 from acq_isl.view.page_process import PageProcess
-from acq_isl.view.page_server import Announcement, PageSettings
+from acq_isl.view.web.server import Announcement, PageSettings
 
 pytest.importorskip("uvicorn", reason="the extra [web] is not installed")
 pytest.importorskip("starlette", reason="the extra [web] is not installed")
@@ -309,7 +309,7 @@ def test_a_taken_port_is_told_and_the_run_goes_on(run: LiveRun) -> None:
 
 
 def test_wrong_certificates_are_told(run: LiveRun) -> None:
-    from acq_isl.view.page_server import serve_page
+    from acq_isl.view.web.server import serve_page
 
     (run.folder / "no.pem").write_text("no certificate")
     settings = PageSettings(port=free_port(), certificate=run.folder / "no.pem", key=run.folder / "no.pem")

@@ -38,7 +38,7 @@ from acq_isl.experiment.experiment import (
     SimulatedMicroscope,
 )
 from acq_isl.record import RunRecord
-from acq_isl.view.page_server import PageSettings
+from acq_isl.view.web.server import PageSettings
 
 cli = typer.Typer(
     name="acq-isl",

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from acq_isl.events import News, RunStarted
-from acq_isl.view.page_server import Announcement, PageSettings, read_announcement
+from acq_isl.view.web.server import Announcement, PageSettings, read_announcement
 
 log = logging.getLogger(__name__)
 

@@ -34,7 +34,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from acq_isl.commands import Order
 from acq_isl.view.feed.reader import FeedReader
 from acq_isl.view.feed.requests import Answer, same_token
-from acq_isl.view.hub import Hub, Pump, Viewer
+from acq_isl.view.web.clients import Hub, Pump, Viewer
 
 log = logging.getLogger(__name__)
 

@@ -90,7 +90,7 @@ def serve_page(
     try:
         import uvicorn
 
-        from acq_isl.view.page import Access, Page
+        from acq_isl.view.web.app import Access, Page
     except ImportError as error:
         raise ExperimentError(
             "the web page needs packages that are not installed",
