@@ -20,11 +20,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from acq_isl.engines.choice import sample_stack
 from acq_isl.engines.model_file import ModelFile, read_model
 from acq_isl.engines.onnx import OnnxEngine
 from acq_isl.engines.openvino import OpenVinoEngine
 from acq_isl.engines.predictor import Predictor, Shares
+from acq_isl.engines.selection import sample_stack
 from acq_isl.stack import ZStack
 
 REFERENCE = "onnxruntime fp32"
@@ -37,7 +37,7 @@ model, name, side, trunk = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[
 file = read_model(model)
 engine = engines(file, trunk)[name]()
 loaded_s = time.perf_counter()
-from acq_isl.engines.choice import sample_stack
+from acq_isl.engines.selection import sample_stack
 stack = sample_stack(file, side)
 made_s = time.perf_counter()
 engine.rehearse(stack)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from acq_isl.engines.backends import Unused
+    from acq_isl.engines.fallback import Ladder
     from acq_isl.engines.gate import Policy
-    from acq_isl.engines.ladder import Ladder
     from acq_isl.engines.model_file import ModelInfo
 
 
@@ -55,9 +55,9 @@ def load_engine(
         The network cannot be run, or there is no such back end here.
     """
     from acq_isl.engines.backends import AUTO, backends, named, unused
-    from acq_isl.engines.choice import choose
-    from acq_isl.engines.ladder import Ladder
+    from acq_isl.engines.fallback import Ladder
     from acq_isl.engines.model_file import read_model
+    from acq_isl.engines.selection import choose
 
     file = read_model(model, sha256=sha256)
     found = backends(file, threads=threads, sha256=file.info.sha256, field_px=field_px, gate=gate)

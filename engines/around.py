@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from acq_isl.engines.network import default_threads
+from acq_isl.engines.backend import default_threads
 from acq_isl.errors import EngineError
 from acq_isl.processing.normalize import all_finite
 from acq_isl.processing.tiling import Tile, TilePlan, cut

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from acq_isl.engines.precision_graph import IMAGES, Graph, half_nodes, last_convolutions
+from acq_isl.engines.onnx_graph import IMAGES, Graph, half_nodes, last_convolutions
 from acq_isl.errors import ModelError
 from acq_isl.stack import Float32Image, Uint16Image
 

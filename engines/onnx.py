@@ -9,9 +9,9 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
+from acq_isl.engines.backend import default_threads
 from acq_isl.engines.gate import Policy
 from acq_isl.engines.model_file import ModelFile, answers, read_model
-from acq_isl.engines.network import default_threads
 from acq_isl.engines.predictor import TILE_PX, Predictor
 from acq_isl.errors import EngineError, ModelError
 from acq_isl.manifest import Manifest

@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from acq_isl.engines.precision_graph import FLOAT, IMAGES, Graph, half_nodes
+from acq_isl.engines.onnx_graph import FLOAT, IMAGES, Graph, half_nodes
 from acq_isl.errors import ModelError
 
 _HALF = TensorProto.FLOAT16

@@ -6,9 +6,9 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from acq_isl.engines.content import Survey
 from acq_isl.engines.cuda import Device, OutOfDeviceMemory
 from acq_isl.engines.gate import Policy
+from acq_isl.engines.image_quality import Survey
 from acq_isl.engines.model_file import ModelFile, read_model
 from acq_isl.engines.plans import PlanStore
 from acq_isl.engines.predictor import Predictor, Shares

@@ -117,7 +117,7 @@ class TensorRTNetwork:
         return slot.start(inv_sd)
 
     def slot(self, shape: Shape, *, wait: bool = True) -> GpuSlot | None:
-        """A place for a batch of (tile, z, h, w, 2), to write it to; see `acq_isl.engines.flight.Slotted`.
+        """A place for a batch of (tile, z, h, w, 2), to write it to; see `acq_isl.engines.pipeline.Slotted`.
 
         Raises as `submit`.
         """

@@ -13,9 +13,10 @@ import pytest
 import tifffile
 
 from acq_isl.cli import app as cli
-from acq_isl.engines import backends, choice, cuda, load_engine, trt_options
+from acq_isl.engines import backends, cuda, load_engine, trt_options
+from acq_isl.engines import selection as choice
 from acq_isl.engines.backends import Backend, unused
-from acq_isl.engines.ladder import Ladder
+from acq_isl.engines.fallback import Ladder
 from acq_isl.engines.model_file import read_model
 from acq_isl.engines.onnx import OnnxEngine
 from acq_isl.engines.plans import PlanStore

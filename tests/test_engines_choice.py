@@ -5,12 +5,13 @@ import threading
 import numpy as np
 import pytest
 
-from acq_isl.engines import choice, load_engine
+from acq_isl.engines import load_engine
+from acq_isl.engines import selection as choice
 from acq_isl.engines.backends import Backend, backends, named
-from acq_isl.engines.choice import Choice, choose, sample_stack
-from acq_isl.engines.ladder import Ladder
+from acq_isl.engines.fallback import Ladder
 from acq_isl.engines.model_file import ModelFile, ModelInfo
 from acq_isl.engines.predictor import Predictor
+from acq_isl.engines.selection import Choice, choose, sample_stack
 from acq_isl.errors import EngineError, ModelError, StackRefused
 from acq_isl.manifest import Label, Manifest
 

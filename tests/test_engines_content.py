@@ -7,7 +7,7 @@ import pytest
 import tifffile
 from scipy import ndimage
 
-from acq_isl.engines.content import check_content, largest_structure
+from acq_isl.engines.image_quality import check_content, largest_structure
 from acq_isl.errors import StackRefused
 from acq_isl.stack import StackInfo, StackKey, ZStack
 

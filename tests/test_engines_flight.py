@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from acq_isl.engines import flight
+from acq_isl.engines import pipeline as flight
 from acq_isl.engines.cuda import Device
-from acq_isl.engines.flight import AT_ONCE, Field, Slotted, through
 from acq_isl.engines.onnx import OnnxEngine
+from acq_isl.engines.pipeline import AT_ONCE, Field, Slotted, through
 from acq_isl.engines.plans import PlanStore
 from acq_isl.engines.tensorrt import TensorRTEngine
 from acq_isl.engines.trt_api import Flavour

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import acq_isl
-from acq_isl.engines.content import check_content
+from acq_isl.engines.image_quality import check_content
 from acq_isl.errors import AcquisitionFailed, EngineError, ExperimentError, ScopeError, StackRefused
 from acq_isl.experiment.experiment import Experiment, SimulatedMicroscope
 from acq_isl.experiment.faults import (

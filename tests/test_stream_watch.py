@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from acq_isl.engines.content import Survey
-from acq_isl.engines.ladder import Ladder
+from acq_isl.engines.fallback import Ladder
+from acq_isl.engines.image_quality import Survey
 from acq_isl.engines.model_file import ModelInfo
 from acq_isl.engines.predictor import Predictor
 from acq_isl.manifest import Label, Manifest

@@ -18,9 +18,9 @@ import psutil
 from PIL import Image, ImageDraw, ImageFont
 
 from acq_isl.engines.backends import Backend, backends
-from acq_isl.engines.choice import sample_stack
 from acq_isl.engines.model_file import read_model
 from acq_isl.engines.predictor import Predictor, Shares
+from acq_isl.engines.selection import sample_stack
 from acq_isl.errors import AcqIslError, EngineError
 from acq_isl.rules.measurements import compare
 from acq_isl.stack import Prediction, ZStack

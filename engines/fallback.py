@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from acq_isl.engines.backends import Backend
-from acq_isl.engines.content import Survey
+from acq_isl.engines.image_quality import Survey
 from acq_isl.engines.model_file import ModelInfo
 from acq_isl.engines.predictor import Predictor
 from acq_isl.errors import EngineError, ModelError

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acq_isl.engines.around import Each, as_bytes, cut_tiles
-from acq_isl.engines.network import Network
+from acq_isl.engines.backend import Network
 from acq_isl.errors import EngineError
 from acq_isl.processing.tiling import Tile, TilePlan
 from acq_isl.stack import Float32Image, Uint16Image
