@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from acq_isl.engines.judgement import ABOVE, halves, judge
+from acq_isl.engines.int8.accuracy import ABOVE, halves, judge
 from acq_isl.engines.model_file import DEMO, ModelFile
 from acq_isl.engines.openvino_int8 import FORM, calibration, quantised_trunk
 from acq_isl.engines.plans import default_folder, write_whole

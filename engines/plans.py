@@ -69,7 +69,7 @@ class PlanNote(_Strict):
     built_at: str
     """ISO 8601 local time with offset."""
     agreement: dict[str, float] = {}
-    """Precision against fp32 on a processor, as `acq_isl.engines.agreement` measured it."""
+    """Precision against fp32 on a processor, as `acq_isl.engines.int8.agreement` measured it."""
 
 
 @dataclass(frozen=True, slots=True)

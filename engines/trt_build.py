@@ -10,8 +10,8 @@ from datetime import datetime
 from pathlib import Path
 
 from acq_isl.engines import precision as precisions
-from acq_isl.engines.agreement import agreement
 from acq_isl.engines.cuda import GpuInfo
+from acq_isl.engines.int8.agreement import agreement
 from acq_isl.engines.model_file import ModelFile, read_model
 from acq_isl.engines.plans import PlanKey, PlanNote, PlanStore
 from acq_isl.engines.trt_api import Flavour, Progress, load_flavour

@@ -16,9 +16,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from acq_isl.engines.acceptance import int8_folder
-from acq_isl.engines.agreement import agreement
-from acq_isl.engines.int8 import quantised
-from acq_isl.engines.judgement import ABOVE, halves, judge
+from acq_isl.engines.int8.accuracy import ABOVE, halves, judge
+from acq_isl.engines.int8.agreement import agreement
+from acq_isl.engines.int8.quantize import quantised
 from acq_isl.engines.model_file import ModelFile
 from acq_isl.engines.onnx import OnnxNetwork
 from acq_isl.engines.openvino_int8 import calibration
@@ -84,7 +84,7 @@ def make_form(
 ) -> Int8Form:
     """Quantise a model, judge it, and keep the result where builds and engines find it.
 
-    Accepted if, on the lower halves of the stacks, `acq_isl.engines.judgement.judge` has no objection and the
+    Accepted if, on the lower halves of the stacks, `acq_isl.engines.int8.accuracy.judge` has no objection and the
     gate's distance changes by no more than `MOST_DISTANCE` of its limit.
 
     Parameters

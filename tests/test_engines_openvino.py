@@ -13,8 +13,9 @@ import openvino
 from onnx import TensorProto, helper, numpy_helper
 from scipy import ndimage
 
-from acq_isl.engines import acceptance, judgement
+from acq_isl.engines import acceptance
 from acq_isl.engines.backends import backends, named
+from acq_isl.engines.int8 import accuracy as judgement
 from acq_isl.engines.model_file import ModelFile, read_model
 from acq_isl.engines.onnx import OnnxEngine, default_threads
 from acq_isl.engines.openvino import OpenVinoEngine, OpenVinoNetwork, has_bf16

@@ -18,9 +18,9 @@ from scipy import ndimage
 
 from acq_isl.engines import plans
 from acq_isl.engines.acceptance import int8_folder
-from acq_isl.engines.agreement import sample_tiles
 from acq_isl.engines.cuda import GpuInfo
-from acq_isl.engines.int8 import quantised
+from acq_isl.engines.int8.agreement import sample_tiles
+from acq_isl.engines.int8.quantize import quantised
 from acq_isl.engines.model_file import ModelFile, read_model
 from acq_isl.engines.plans import PlanKey, PlanNote, PlanStore
 from acq_isl.engines.trt_api import BuildStep, Flavour, ProgressForwarder

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from acq_isl.engines import precision
-from acq_isl.engines.agreement import agreement, as_inputs, sample_tiles
+from acq_isl.engines.int8.agreement import agreement, as_inputs, sample_tiles
 from acq_isl.engines.model_file import answers
 from acq_isl.errors import ModelError
 

@@ -14,9 +14,9 @@ import onnx
 import pytest
 
 from acq_isl.engines import precision, trt_api
-from acq_isl.engines.agreement import as_inputs, sample_tiles
 from acq_isl.engines.cuda import Device, OutOfDeviceMemory
 from acq_isl.engines.half import widened
+from acq_isl.engines.int8.agreement import as_inputs, sample_tiles
 from acq_isl.engines.model_file import read_model
 from acq_isl.engines.onnx import OnnxEngine, OnnxNetwork
 from acq_isl.engines.plans import PlanStore

@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 
 from acq_isl.engines import precision
-from acq_isl.engines.agreement import as_inputs, sample_tiles
+from acq_isl.engines.int8.agreement import as_inputs, sample_tiles
 from acq_isl.engines.model_file import read_model
 from acq_isl.engines.plans import PlanStore
 from acq_isl.engines.trt_api import Messages, load_flavour

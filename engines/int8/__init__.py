@@ -1,0 +1,1 @@
+"""What int8 networks cost in accuracy, whichever back end runs them."""
