@@ -107,7 +107,7 @@ def onnx_runtime(job: Job) -> Infer:
 
 
 def openvino(job: Job) -> Infer:
-    from acq_isl.engines.openvino import OpenVinoNetwork
+    from acq_isl.engines.openvino.engine import OpenVinoNetwork
 
     network = OpenVinoNetwork(read_model(job.model), threads=job.threads)
     return lambda tiles: network.run(as_bytes(tiles), np.ones(len(tiles), np.float32))[0]
@@ -199,7 +199,7 @@ def jobs(folder: Path, base_depth: int, side: int, threads: int, patches: int) -
     found = {PATCHES: Job(paths["single phase"], first["single phase"], side, threads, patches)}
     found |= {name: Job(paths[name], first[name], side, threads) for name in specs}
     if importlib.util.find_spec("openvino") is not None:
-        from acq_isl.engines.openvino import has_bf16
+        from acq_isl.engines.openvino.engine import has_bf16
 
         precision = "bf16" if has_bf16() else "fp32"
         for name in specs:

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from acq_isl.engines.model_file import ModelFile, read_model
 from acq_isl.engines.onnx import OnnxEngine
-from acq_isl.engines.openvino import OpenVinoEngine
+from acq_isl.engines.openvino.engine import OpenVinoEngine
 from acq_isl.engines.predictor import Predictor, Shares
 from acq_isl.engines.selection import sample_stack
 from acq_isl.stack import ZStack

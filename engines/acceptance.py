@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from acq_isl.engines.int8.accuracy import ABOVE, halves, judge
 from acq_isl.engines.model_file import DEMO, ModelFile
-from acq_isl.engines.openvino_int8 import FORM, calibration, quantised_trunk
+from acq_isl.engines.openvino.int8 import FORM, calibration, quantised_trunk
 from acq_isl.engines.plans import default_folder, write_whole
 from acq_isl.errors import EngineError, StackRefused
 from acq_isl.stack import ZStack
@@ -124,7 +124,9 @@ def accept_int8(
     manifest = model.info.manifest
     upper, lower = zip(*(halves(stack) for stack in stacks), strict=True)
     xml, weights = quantised_trunk(model, calibration(upper, manifest))
-    from acq_isl.engines.openvino import OpenVinoEngine  # is there, or the line above would have said so
+    from acq_isl.engines.openvino.engine import (
+        OpenVinoEngine,  # is there, or the line above would have said so
+    )
 
     with (
         OpenVinoEngine(model, precision="fp32", threads=threads) as full,

@@ -110,7 +110,7 @@ def _tensorrt(model: ModelFile, field_px: tuple[int, int] | None, gate: Policy) 
 
 def _openvino(model: ModelFile, threads: int | None, gate: Policy) -> Iterator[Backend]:
     from acq_isl.engines.acceptance import stored_int8
-    from acq_isl.engines.openvino import OpenVinoEngine, has_bf16
+    from acq_isl.engines.openvino.engine import OpenVinoEngine, has_bf16
 
     stored = stored_int8(model)
     if stored is not None:

@@ -11,7 +11,7 @@ from typing import Any
 import openvino
 from openvino import opset13 as ops
 
-from acq_isl.engines.openvino_graph import reach, users
+from acq_isl.engines.openvino.graph import reach, users
 
 NORMALISED = "normalised"
 _DISTANCE = "distance"

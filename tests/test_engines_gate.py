@@ -71,7 +71,7 @@ def open_onnx(path, **how):
 
 def open_openvino(path, precision="fp32", **how):
     pytest.importorskip("openvino")
-    from acq_isl.engines.openvino import OpenVinoEngine
+    from acq_isl.engines.openvino.engine import OpenVinoEngine
 
     return OpenVinoEngine(path, precision=precision, threads=1, **how)
 

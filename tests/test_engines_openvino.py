@@ -18,10 +18,10 @@ from acq_isl.engines.backends import backends, named
 from acq_isl.engines.int8 import accuracy as judgement
 from acq_isl.engines.model_file import ModelFile, read_model
 from acq_isl.engines.onnx import OnnxEngine, default_threads
-from acq_isl.engines.openvino import OpenVinoEngine, OpenVinoNetwork, has_bf16
-from acq_isl.engines.openvino_cache import CompiledCache
-from acq_isl.engines.openvino_graph import read_graph
-from acq_isl.engines.openvino_int8 import decoding
+from acq_isl.engines.openvino.cache import CompiledCache
+from acq_isl.engines.openvino.engine import OpenVinoEngine, OpenVinoNetwork, has_bf16
+from acq_isl.engines.openvino.graph import read_graph
+from acq_isl.engines.openvino.int8 import decoding
 from acq_isl.errors import EngineError, ModelError, StackRefused
 from acq_isl.manifest import MANIFEST_KEY, Label, Manifest
 from acq_isl.stack import StackInfo, StackKey, ZStack
@@ -420,7 +420,7 @@ class Picky(OpenVinoEngine):
 
 
 def test_int8_that_refuses_what_fp32_takes_is_not_accepted(path, monkeypatch):
-    monkeypatch.setattr("acq_isl.engines.openvino.OpenVinoEngine", Picky)
+    monkeypatch.setattr("acq_isl.engines.openvino.engine.OpenVinoEngine", Picky)
     monkeypatch.setattr(acceptance, "quantised_trunk", lambda *_: (b"network", b"weights"))
     file = read_model(path)
     note = acceptance.accept_int8(file, [cells()], above=0.05, threads=1)

@@ -10,14 +10,9 @@ from openvino import opset13 as ops  # noqa: E402
 
 from acq_isl.engines.model_file import read_model  # noqa: E402
 from acq_isl.engines.onnx import OnnxEngine  # noqa: E402
-from acq_isl.engines.openvino import OpenVinoEngine  # noqa: E402
-from acq_isl.engines.openvino_background import (  # noqa: E402
-    find_background,
-    plane_graph,
-    smoothing,
-    stretching,
-)
-from acq_isl.engines.openvino_graph import in_fp32, read_graph  # noqa: E402
+from acq_isl.engines.openvino.background import find_background, plane_graph, smoothing, stretching
+from acq_isl.engines.openvino.engine import OpenVinoEngine  # noqa: E402
+from acq_isl.engines.openvino.graph import in_fp32, read_graph  # noqa: E402
 from acq_isl.stack import StackInfo, StackKey, ZStack  # noqa: E402
 
 PLANES = 3

@@ -62,8 +62,8 @@ def quantised_trunk(model: ModelFile, tiles: list[tuple[Uint16Image, Float32Imag
         The model has no int8 form.
     """
     nncf, openvino = _libraries()
-    from acq_isl.engines.openvino_form import divided
-    from acq_isl.engines.openvino_graph import read_graph
+    from acq_isl.engines.openvino.form import divided
+    from acq_isl.engines.openvino.graph import read_graph
 
     core = openvino.Core()
     parts = divided(read_graph(core, model.content, split=True)).parts

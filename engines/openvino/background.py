@@ -16,7 +16,7 @@ import openvino
 from numpy.typing import NDArray
 from openvino import opset13 as ops
 
-from acq_isl.engines.openvino_graph import computed, in_fp32, sources
+from acq_isl.engines.openvino.graph import computed, in_fp32, sources
 
 _TEST_BLOCKS = 9, 14
 _RELATIVE_ERROR = 1e-5

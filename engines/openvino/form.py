@@ -9,9 +9,9 @@ import openvino
 from openvino import properties
 
 from acq_isl.engines.model_file import ModelFile
-from acq_isl.engines.openvino_background import Background, find_background
+from acq_isl.engines.openvino.background import Background, find_background
+from acq_isl.engines.openvino.graph import Parts, handed_over_in_bf16, read_graph
 from acq_isl.engines.openvino_gate import split_gate, taking_bf16
-from acq_isl.engines.openvino_graph import Parts, handed_over_in_bf16, read_graph
 from acq_isl.errors import ModelError
 
 Precision = Literal["fp32", "bf16", "int8"]

@@ -1,0 +1,1 @@
+"""OpenVINO: compiles the model for processors."""
