@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from acq_isl.engines.int8.accuracy import ABOVE, halves, judge
 from acq_isl.engines.model_file import DEMO, ModelFile
 from acq_isl.engines.openvino.int8 import FORM, calibration, quantised_trunk
-from acq_isl.engines.plans import default_folder, write_whole
+from acq_isl.engines.tensorrt.plan_cache import default_folder, write_whole
 from acq_isl.errors import EngineError, StackRefused
 from acq_isl.stack import ZStack
 

@@ -72,7 +72,7 @@ def backends(
     """The back ends installed here, as fast as they usually are.
 
     int8 is among them once it was judged on the user's stacks (`acq_isl.engines.acceptance` for OpenVINO,
-    `acq_isl.engines.trt_int8` for TensorRT).
+    `acq_isl.engines.tensorrt.int8` for TensorRT).
 
     Parameters
     ----------
@@ -95,9 +95,9 @@ def backends(
 
 
 def _tensorrt(model: ModelFile, field_px: tuple[int, int] | None, gate: Policy) -> Iterator[Backend]:
-    from acq_isl.engines.tensorrt import TensorRTEngine
-    from acq_isl.engines.trt_int8 import stored_form
-    from acq_isl.engines.trt_options import LastBuilt
+    from acq_isl.engines.tensorrt.engine import TensorRTEngine
+    from acq_isl.engines.tensorrt.int8 import stored_form
+    from acq_isl.engines.tensorrt.options import LastBuilt
 
     stored = stored_form(model)
     if stored is not None:
@@ -139,7 +139,7 @@ def _gpu() -> str | Unused:
     if not any(importlib.util.find_spec(name) for name in ("tensorrt", "tensorrt_rtx")):
         fix = 'with an NVIDIA GPU: pip install "acq-isl[rtx]", or "acq-isl[tensorrt]" for A100, H100, B200'
         return Unused("tensorrt", "neither tensorrt_rtx nor tensorrt is installed", fix)
-    from acq_isl.engines.cuda import Device
+    from acq_isl.engines.tensorrt.cuda import Device
 
     try:
         device = Device()

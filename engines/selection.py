@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from acq_isl.engines.backends import Backend, gpu
 from acq_isl.engines.model_file import ModelFile
 from acq_isl.engines.onnx import default_threads
-from acq_isl.engines.plans import default_folder, write_whole
 from acq_isl.engines.predictor import Predictor
+from acq_isl.engines.tensorrt.plan_cache import default_folder, write_whole
 from acq_isl.errors import EngineError, ModelError
 from acq_isl.stack import StackInfo, StackKey, ZStack
 

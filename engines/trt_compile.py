@@ -6,8 +6,8 @@ import logging
 from typing import Any
 
 from acq_isl.engines.model_file import answers
-from acq_isl.engines.plans import PlanKey
-from acq_isl.engines.trt_api import Flavour, Messages, Progress, ProgressForwarder
+from acq_isl.engines.tensorrt.api import Flavour, Messages, Progress, ProgressForwarder
+from acq_isl.engines.tensorrt.plan_cache import PlanKey
 from acq_isl.engines.trt_kept import KeptFile
 from acq_isl.errors import EngineError, ModelError
 from acq_isl.manifest import Manifest
@@ -29,7 +29,7 @@ def compile_plan(
     ----------
     flavour : Flavour
     content : bytes
-        ONNX in the types the plan is to have, from `acq_isl.engines.precision`.
+        ONNX in the types the plan is to have, from `acq_isl.engines.tensorrt.fp16`.
     key : PlanKey
         Shapes, targets and precision.
     manifest : Manifest

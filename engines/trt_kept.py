@@ -7,7 +7,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from acq_isl.engines.plans import write_whole
+from acq_isl.engines.tensorrt.plan_cache import write_whole
 
 _log = logging.getLogger(__name__)
 _HASH_BYTES = 32

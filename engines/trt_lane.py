@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from acq_isl.engines.cuda import Device
-from acq_isl.engines.trt_program import Port, Program, Shape
+from acq_isl.engines.tensorrt.cuda import Device
+from acq_isl.engines.tensorrt.program import Port, Program, Shape
 from acq_isl.errors import EngineError
 
 _log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from acq_isl.engines.trt_lane import Lane
 from acq_isl.stack import Float32Image
 
 if TYPE_CHECKING:
-    from acq_isl.engines.trt_network import TensorRTNetwork
+    from acq_isl.engines.tensorrt.network import TensorRTNetwork
 
 
 class GpuPending:

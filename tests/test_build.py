@@ -13,16 +13,18 @@ import pytest
 import tifffile
 
 from acq_isl.cli import app as cli
-from acq_isl.engines import backends, cuda, load_engine, trt_options
+from acq_isl.engines import backends, load_engine
 from acq_isl.engines import selection as choice
 from acq_isl.engines.backends import Backend, unused
 from acq_isl.engines.fallback import Ladder
 from acq_isl.engines.model_file import read_model
 from acq_isl.engines.onnx import OnnxEngine
-from acq_isl.engines.plans import PlanStore
-from acq_isl.engines.tensorrt import TensorRTEngine
-from acq_isl.engines.trt_api import ProgressForwarder
-from acq_isl.engines.trt_options import BuildOptions, LastBuilt
+from acq_isl.engines.tensorrt import cuda
+from acq_isl.engines.tensorrt import options as trt_options
+from acq_isl.engines.tensorrt.api import ProgressForwarder
+from acq_isl.engines.tensorrt.engine import TensorRTEngine
+from acq_isl.engines.tensorrt.options import BuildOptions, LastBuilt
+from acq_isl.engines.tensorrt.plan_cache import PlanStore
 from acq_isl.errors import EngineError, ModelError
 
 HERE = Path(__file__).resolve().parent
@@ -187,7 +189,7 @@ def test_ctrl_c_ends_a_build_without_unwinding_through_tensorrt(machine):
         raise KeyboardInterrupt
 
     trt = machine()
-    from acq_isl.engines.trt_api import Flavour
+    from acq_isl.engines.tensorrt.api import Flavour
 
     forwarder = ProgressForwarder(Flavour(trt), interrupted)
     assert forwarder.tell("Building engine", 0, 6) is False

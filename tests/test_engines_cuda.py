@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from acq_isl.engines import cuda
-from acq_isl.engines.cuda import Device, OutOfDeviceMemory
+from acq_isl.engines.tensorrt import cuda
+from acq_isl.engines.tensorrt.cuda import Device, OutOfDeviceMemory
 from acq_isl.errors import EngineError
 
 HERE = Path(__file__).resolve().parent

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from acq_isl.engines import pipeline as flight
-from acq_isl.engines.cuda import Device
 from acq_isl.engines.onnx import OnnxEngine
 from acq_isl.engines.pipeline import AT_ONCE, Field, Slotted, through
-from acq_isl.engines.plans import PlanStore
-from acq_isl.engines.tensorrt import TensorRTEngine
-from acq_isl.engines.trt_api import Flavour
-from acq_isl.engines.trt_options import BuildOptions
+from acq_isl.engines.tensorrt.api import Flavour
+from acq_isl.engines.tensorrt.cuda import Device
+from acq_isl.engines.tensorrt.engine import TensorRTEngine
+from acq_isl.engines.tensorrt.options import BuildOptions
+from acq_isl.engines.tensorrt.plan_cache import PlanStore
 from acq_isl.errors import EngineError
 from acq_isl.processing.tiling import TileRule, plan_tiles
 

@@ -16,17 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from acq_isl.engines import plans
 from acq_isl.engines.acceptance import int8_folder
-from acq_isl.engines.cuda import GpuInfo
 from acq_isl.engines.int8.agreement import sample_tiles
 from acq_isl.engines.int8.quantize import quantised
 from acq_isl.engines.model_file import ModelFile, read_model
-from acq_isl.engines.plans import PlanKey, PlanNote, PlanStore
-from acq_isl.engines.trt_api import BuildStep, Flavour, ProgressForwarder
-from acq_isl.engines.trt_build import build
-from acq_isl.engines.trt_int8 import make_form, stored_form
-from acq_isl.engines.trt_options import BuildOptions, profile_shapes
+from acq_isl.engines.tensorrt import plan_cache as plans
+from acq_isl.engines.tensorrt.api import BuildStep, Flavour, ProgressForwarder
+from acq_isl.engines.tensorrt.build import build
+from acq_isl.engines.tensorrt.cuda import GpuInfo
+from acq_isl.engines.tensorrt.int8 import make_form, stored_form
+from acq_isl.engines.tensorrt.options import BuildOptions, profile_shapes
+from acq_isl.engines.tensorrt.plan_cache import PlanKey, PlanNote, PlanStore
 from acq_isl.errors import EngineError, ModelError, StackRefused
 from acq_isl.processing.tiling import TileRule, plan_tiles
 

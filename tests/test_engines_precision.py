@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from acq_isl.engines import precision
 from acq_isl.engines.int8.agreement import agreement, as_inputs, sample_tiles
 from acq_isl.engines.model_file import answers
+from acq_isl.engines.tensorrt import fp16 as precision
 from acq_isl.errors import ModelError
 
 HERE = Path(__file__).resolve().parent

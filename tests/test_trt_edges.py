@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from acq_isl.engines.cuda import Device, GpuInfo
 from acq_isl.engines.model_file import read_model
-from acq_isl.engines.plans import PlanStore
-from acq_isl.engines.tensorrt import TensorRTEngine
-from acq_isl.engines.trt_api import Flavour
-from acq_isl.engines.trt_build import build
+from acq_isl.engines.tensorrt.api import Flavour
+from acq_isl.engines.tensorrt.build import build
+from acq_isl.engines.tensorrt.cuda import Device, GpuInfo
+from acq_isl.engines.tensorrt.engine import TensorRTEngine
+from acq_isl.engines.tensorrt.options import BuildOptions, LastBuilt, resolved
+from acq_isl.engines.tensorrt.plan_cache import PlanStore
 from acq_isl.engines.trt_compile import _lend_timings
 from acq_isl.engines.trt_kept import KeptFile
-from acq_isl.engines.trt_options import BuildOptions, LastBuilt, resolved
 from acq_isl.errors import EngineError
 
 HERE = Path(__file__).resolve().parent

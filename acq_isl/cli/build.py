@@ -15,11 +15,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from acq_isl.engines.cuda import GpuInfo
     from acq_isl.engines.model_file import ModelFile
-    from acq_isl.engines.plans import PlanNote
-    from acq_isl.engines.trt_api import BuildStep
-    from acq_isl.engines.trt_build import BuiltPlan
+    from acq_isl.engines.tensorrt.api import BuildStep
+    from acq_isl.engines.tensorrt.build import BuiltPlan
+    from acq_isl.engines.tensorrt.cuda import GpuInfo
+    from acq_isl.engines.tensorrt.plan_cache import PlanNote
 
 _MIB = 2**20
 _SIZE = re.compile(r"(\d+)(?:[xX](\d+))?")
@@ -65,8 +65,8 @@ def _build(out: Console) -> Callable[..., None]:
     ) -> None:
         """Build a model for TensorRT, so that no stack has to wait for it."""
         from acq_isl.engines.model_file import read_model
-        from acq_isl.engines.trt_build import build
-        from acq_isl.engines.trt_options import BuildOptions
+        from acq_isl.engines.tensorrt.build import build
+        from acq_isl.engines.tensorrt.options import BuildOptions
 
         file = read_model(model)
         options = BuildOptions(flavour, precision, profile, tuple(target or ()), field_size(field))
@@ -84,7 +84,7 @@ def _judge(out: Console, file: ModelFile, paths: list[Path], above: float | None
     """Make the int8 form from stacks, if there are any; without, the form made before is taken."""
     from acq_isl.engines.int8.accuracy import ABOVE
     from acq_isl.engines.stack_file import read_stack
-    from acq_isl.engines.trt_int8 import make_form
+    from acq_isl.engines.tensorrt.int8 import make_form
 
     if not paths:
         return
@@ -97,7 +97,7 @@ def _judge(out: Console, file: ModelFile, paths: list[Path], above: float | None
 
 
 def _gpu() -> GpuInfo | None:
-    from acq_isl.engines.cuda import Device
+    from acq_isl.engines.tensorrt.cuda import Device
     from acq_isl.errors import EngineError
 
     try:
@@ -166,7 +166,7 @@ def _plans(out: Console) -> typer.Typer:
 
     @plans.callback(invoke_without_command=True)
     def listed(context: typer.Context) -> None:
-        from acq_isl.engines.plans import PlanStore
+        from acq_isl.engines.tensorrt.plan_cache import PlanStore
 
         if context.invoked_subcommand is not None:
             return
@@ -194,7 +194,7 @@ def _plans(out: Console) -> typer.Typer:
     ) -> None:
         """Delete plans and what was kept with them; they are built again when they are needed."""
         from acq_isl.engines import describe
-        from acq_isl.engines.plans import PlanStore
+        from acq_isl.engines.tensorrt.plan_cache import PlanStore
 
         files, size = PlanStore().clear(None if model is None else describe(model).sha256)
         out.print(f"deleted {files} files, {size / _MIB:.1f} MiB")

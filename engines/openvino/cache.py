@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from acq_isl.engines.plans import default_folder, write_whole
+from acq_isl.engines.tensorrt.plan_cache import default_folder, write_whole
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class CompiledCache:
     Parameters
     ----------
     folder : pathlib.Path, optional
-        Under `acq_isl.engines.plans.default_folder` if not given.
+        Under `acq_isl.engines.tensorrt.plan_cache.default_folder` if not given.
     """
 
     def __init__(self, folder: Path | None = None) -> None:

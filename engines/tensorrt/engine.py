@@ -6,18 +6,18 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from acq_isl.engines.cuda import Device, OutOfDeviceMemory
 from acq_isl.engines.gate import Policy
 from acq_isl.engines.image_quality import Survey
 from acq_isl.engines.model_file import ModelFile, read_model
-from acq_isl.engines.plans import PlanStore
 from acq_isl.engines.predictor import Predictor, Shares
-from acq_isl.engines.trt_api import Flavour, load_flavour
-from acq_isl.engines.trt_build import BuiltPlan, build
+from acq_isl.engines.tensorrt.api import Flavour, load_flavour
+from acq_isl.engines.tensorrt.build import BuiltPlan, build
+from acq_isl.engines.tensorrt.cuda import Device, OutOfDeviceMemory
+from acq_isl.engines.tensorrt.network import TensorRTNetwork
+from acq_isl.engines.tensorrt.options import BuildOptions, LastBuilt, resolved
+from acq_isl.engines.tensorrt.plan_cache import PlanStore
+from acq_isl.engines.tensorrt.program import PlanRefused, Program, tells_of_memory
 from acq_isl.engines.trt_kept import KeptFile
-from acq_isl.engines.trt_network import TensorRTNetwork
-from acq_isl.engines.trt_options import BuildOptions, LastBuilt, resolved
-from acq_isl.engines.trt_program import PlanRefused, Program, tells_of_memory
 from acq_isl.processing.tiling import BLEND_PX, plan_tiles
 from acq_isl.stack import Prediction, ZStack
 

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from acq_isl.engines import precision as precisions
-from acq_isl.engines.cuda import GpuInfo
 from acq_isl.engines.int8.agreement import agreement
 from acq_isl.engines.model_file import ModelFile, read_model
-from acq_isl.engines.plans import PlanKey, PlanNote, PlanStore
-from acq_isl.engines.trt_api import Flavour, Progress, load_flavour
+from acq_isl.engines.tensorrt import fp16 as precisions
+from acq_isl.engines.tensorrt.api import Flavour, Progress, load_flavour
+from acq_isl.engines.tensorrt.cuda import GpuInfo
+from acq_isl.engines.tensorrt.int8 import MOST_DISTANCE, Int8Form, stored_form
+from acq_isl.engines.tensorrt.options import BuildOptions, Precision, gpu_key, profile_shapes
+from acq_isl.engines.tensorrt.plan_cache import PlanKey, PlanNote, PlanStore
 from acq_isl.engines.trt_compile import compile_plan
-from acq_isl.engines.trt_int8 import MOST_DISTANCE, Int8Form, stored_form
 from acq_isl.engines.trt_kept import KeptFile
-from acq_isl.engines.trt_options import BuildOptions, Precision, gpu_key, profile_shapes
 from acq_isl.errors import EngineError, ModelError
 
 _log = logging.getLogger(__name__)

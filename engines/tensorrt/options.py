@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from acq_isl.engines.cuda import GpuInfo
 from acq_isl.engines.model_file import ModelFile
-from acq_isl.engines.plans import PlanNote, PlanStore
-from acq_isl.engines.trt_api import Flavour, FlavourName
+from acq_isl.engines.tensorrt.api import Flavour, FlavourName
+from acq_isl.engines.tensorrt.cuda import GpuInfo
+from acq_isl.engines.tensorrt.plan_cache import PlanNote, PlanStore
 from acq_isl.manifest import Manifest
 from acq_isl.processing.tiling import TileRule, plan_tiles
 
@@ -39,7 +39,7 @@ class BuildOptions:
     ----------
     flavour : "auto", "tensorrt" or "rtx"
     precision : "fp16", "fp32" or "int8"
-        ``int8`` needs a form of the model judged on the user's stacks (`acq_isl.engines.trt_int8`).
+        ``int8`` needs a form of the model judged on the user's stacks (`acq_isl.engines.tensorrt.int8`).
     profile : "live" or "bulk"
         ``live``: one tile at a time, fastest at the camera's field, any field up to 4096 pixels in one piece.
         ``bulk``: batches of tiles.

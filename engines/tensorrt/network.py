@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from acq_isl.engines.cuda import Device, OutOfDeviceMemory
 from acq_isl.engines.half import widened
+from acq_isl.engines.tensorrt.cuda import Device, OutOfDeviceMemory
+from acq_isl.engines.tensorrt.program import Program, Shape
 from acq_isl.engines.trt_lane import Lane, Streams
-from acq_isl.engines.trt_program import Program, Shape
 from acq_isl.engines.trt_slot import GpuPending, GpuSlot
 from acq_isl.errors import EngineError
 from acq_isl.stack import Float32Image
