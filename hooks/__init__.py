@@ -1,13 +1,13 @@
 """Guarded Pycro-Manager acquisitions, and the capture hook that also works alone."""
 
-from acq_isl.hooks.act import call_user_function
 from acq_isl.hooks.capture import CaptureHook
 from acq_isl.hooks.connect import OpenMicroscope, open_microscope
 from acq_isl.hooks.guard import GuardedAcquisition
 from acq_isl.hooks.hardware import Hardware
-from acq_isl.hooks.storage import open_measured, read_slices
-from acq_isl.hooks.user import UserHooks
-from acq_isl.hooks.watch import Safety
+from acq_isl.hooks.measured_data import open_measured, read_slices
+from acq_isl.hooks.user_calls import call_user_function
+from acq_isl.hooks.user_hooks import UserHooks
+from acq_isl.hooks.watchdog import Safety
 
 __all__ = [
     "CaptureHook",

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from acq_isl.errors import AcqIslError, AcquisitionFailed, ExperimentError
-from acq_isl.hooks.tags import SliceTags, read_tags
+from acq_isl.hooks.metadata import SliceTags, read_tags
 from acq_isl.protocols import SliceSink
 from acq_isl.stack import Modality, Polarity, Slice, StackInfo, StackKey, StackRequest, Uint16Image
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from acq_isl.errors import ActionRefused, ExperimentError
 from acq_isl.hooks.hardware import Hardware, nearest
+from acq_isl.hooks.metadata import read_tags
 from acq_isl.hooks.progress import AxesKey, axes_key, axes_text
-from acq_isl.hooks.tags import read_tags
 from acq_isl.rules.rules import Limits
 from acq_isl.stack import StackKey, StackRequest
 

@@ -11,16 +11,16 @@ from types import TracebackType
 from typing import Any, Self
 
 from acq_isl.errors import AcqIslError, AcquisitionFailed, ExperimentError, SliceLost
-from acq_isl.hooks.act import within
 from acq_isl.hooks.capture import CaptureHook
 from acq_isl.hooks.events import Event, EventRules, announced, batches, stack_events
 from acq_isl.hooks.hardware import Hardware
-from acq_isl.hooks.image_door import ImageDoor
+from acq_isl.hooks.image_hooks import ImageDoor
+from acq_isl.hooks.measured_data import open_measured, read_slices, require_space
 from acq_isl.hooks.progress import Progress, axes_key, axes_list
-from acq_isl.hooks.pycro import Run, find_hardware, open_run, uses_python_backend
-from acq_isl.hooks.storage import open_measured, read_slices, require_space
-from acq_isl.hooks.user import EventHooks, UserHooks
-from acq_isl.hooks.watch import Safety, Watch
+from acq_isl.hooks.pycromanager_backend import Run, find_hardware, open_run, uses_python_backend
+from acq_isl.hooks.user_calls import within
+from acq_isl.hooks.user_hooks import EventHooks, UserHooks
+from acq_isl.hooks.watchdog import Safety, Watch
 from acq_isl.protocols import SliceSink
 from acq_isl.rules.rules import Limits
 from acq_isl.stack import StackRequest, Uint16Image

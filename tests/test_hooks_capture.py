@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from acq_isl.errors import AcquisitionFailed, ExperimentError
 from acq_isl.hooks import CaptureHook
-from acq_isl.hooks.tags import SliceTags, read_tags
+from acq_isl.hooks.metadata import SliceTags, read_tags
 from acq_isl.stack import Slice, StackKey, StackRequest
 
 

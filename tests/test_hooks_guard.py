@@ -23,13 +23,13 @@ from acq_isl.errors import (
     StorageError,
 )
 from acq_isl.hooks import GuardedAcquisition, Safety, UserHooks, call_user_function
-from acq_isl.hooks.act import within
 from acq_isl.hooks.events import EventRules, announced, batches
 from acq_isl.hooks.hardware import Hardware, nearest
 from acq_isl.hooks.progress import Progress, axes_key, axes_list
-from acq_isl.hooks.pycro import Run
-from acq_isl.hooks.user import EventHooks
-from acq_isl.hooks.watch import Watch
+from acq_isl.hooks.pycromanager_backend import Run
+from acq_isl.hooks.user_calls import within
+from acq_isl.hooks.user_hooks import EventHooks
+from acq_isl.hooks.watchdog import Watch
 from acq_isl.rules.rules import Limits
 from acq_isl.stack import Slice, StackKey, StackRequest
 

@@ -14,7 +14,7 @@ import tifffile
 
 from acq_isl.errors import AcqIslError, SliceLost, StorageError
 from acq_isl.hooks import open_measured, read_slices
-from acq_isl.hooks.storage import INDEX, GuardedStorage, free_bytes, require_space, sort_index
+from acq_isl.hooks.measured_data import INDEX, GuardedStorage, free_bytes, require_space, sort_index
 
 
 def pixels(value: int) -> np.ndarray[Any, Any]:

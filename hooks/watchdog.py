@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from acq_isl.errors import AcqIslError, AcquisitionFailed, SliceLost
-from acq_isl.hooks.act import within
 from acq_isl.hooks.hardware import Hardware
+from acq_isl.hooks.measured_data import free_bytes
 from acq_isl.hooks.progress import AxesKey, Progress, axes_first, axes_list
-from acq_isl.hooks.pycro import Run
-from acq_isl.hooks.storage import free_bytes
+from acq_isl.hooks.pycromanager_backend import Run
+from acq_isl.hooks.user_calls import within
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from typing import Any
 from acq_isl.errors import AcqIslError
 from acq_isl.hooks.capture import CaptureHook
 from acq_isl.hooks.progress import AxesKey, Progress, axes_key
-from acq_isl.hooks.pycro import Run
-from acq_isl.hooks.user import UserHooks, checked_images, hook_failed
+from acq_isl.hooks.pycromanager_backend import Run
+from acq_isl.hooks.user_hooks import UserHooks, checked_images, hook_failed
 
 logger = logging.getLogger(__name__)
 

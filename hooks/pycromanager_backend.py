@@ -13,8 +13,8 @@ from typing import Any
 from acq_isl.errors import AcqIslError, AcquisitionFailed, ScopeError, StorageError
 from acq_isl.hooks.events import Event
 from acq_isl.hooks.hardware import Hardware
+from acq_isl.hooks.measured_data import GuardedStorage
 from acq_isl.hooks.progress import Progress
-from acq_isl.hooks.storage import GuardedStorage
 
 logger = logging.getLogger(__name__)
 
