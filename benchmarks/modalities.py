@@ -16,8 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from acq_isl.sim.camera import Camera, CameraSettings
-from acq_isl.sim.illumination import LIVE_PHASE_CONTRAST, Oblique, Transmitted
 from acq_isl.sim.illumination_disc import DIC, Brightfield
+from acq_isl.sim.optics.illumination import LIVE_PHASE_CONTRAST, Oblique, Transmitted
 from acq_isl.sim.synthetic import SyntheticSpecimen
 from acq_isl.sim.view import View
 

@@ -30,7 +30,7 @@ from acq_isl.simulated_optics import (
 
 if TYPE_CHECKING:
     from acq_isl import sim
-    from acq_isl.sim.illumination import Transmitted
+    from acq_isl.sim.optics.illumination import Transmitted
 
 log = logging.getLogger(__name__)
 
@@ -114,9 +114,9 @@ def _simulated(settings: SimulatedMicroscope) -> Iterator[OpenMicroscope]:
 
 def transmitted_light(settings: SimulatedOptics) -> Transmitted:
     """The optics that an experiment asks for, computed as finely as live images are."""
-    from acq_isl.sim.illumination import LIVE_PHASE_CONTRAST, Oblique
     from acq_isl.sim.illumination_disc import DIC, Brightfield
-    from acq_isl.sim.lamp import LIVE_GRID_UM_NA, Lamp
+    from acq_isl.sim.optics.illumination import LIVE_PHASE_CONTRAST, Oblique
+    from acq_isl.sim.optics.source import LIVE_GRID_UM_NA, Lamp
 
     live: Transmitted
     match settings:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from acq_isl.sim.lamp import LIVE_GRID_UM_NA, Lamp, Points, Source, dealt, disc, lamp_of
+from acq_isl.sim.optics.source import LIVE_GRID_UM_NA, Lamp, Points, Source, dealt, disc, lamp_of
 
 
 class _FromDisc:
@@ -50,7 +50,7 @@ class Brightfield(_FromDisc):
         Default: ``wavelength_um`` only.
     coarse_points : int
     grid_um_na : float
-        See `acq_isl.sim.lamp.FINE_GRID_UM_NA`.
+        See `acq_isl.sim.optics.source.FINE_GRID_UM_NA`.
     """
 
     wavelength_um: float = 0.55
@@ -101,7 +101,7 @@ class DIC(_FromDisc):
         Default: ``wavelength_um`` only.
     coarse_points : int
     grid_um_na : float
-        See `acq_isl.sim.lamp.FINE_GRID_UM_NA`.
+        See `acq_isl.sim.optics.source.FINE_GRID_UM_NA`.
 
     Raises
     ------

@@ -8,18 +8,18 @@ import numpy as np
 
 from acq_isl.life import Life
 from acq_isl.sim.dose import DoseMap
-from acq_isl.sim.fluorescence import STAINS, Stain, StainedField, Widefield
-from acq_isl.sim.illumination import LIVE_PHASE_CONTRAST, Transmitted
-from acq_isl.sim.lattice import centred, lanczos, through
 from acq_isl.sim.life import Moment, moment
 from acq_isl.sim.neurons import grow_region
+from acq_isl.sim.optics.fluorescence import STAINS, Stain, StainedField, Widefield
+from acq_isl.sim.optics.illumination import LIVE_PHASE_CONTRAST, Transmitted
+from acq_isl.sim.optics.resampling import centred, lanczos, through
+from acq_isl.sim.optics.transmitted import MARGIN_UM, Matter, TransmittedField, extents_um, prepare
 from acq_isl.sim.shelf import Shelf
 from acq_isl.sim.specimen_aging import aged
 from acq_isl.sim.specimen_objects import LAYER_HEIGHTS_UM, REACH_UM, REGION_UM, Culture, Region
 from acq_isl.sim.specimen_raster import LATTICE_UM, Raster, Window, rasterise
 from acq_isl.sim.specimen_sensor import Sensor, on_sensor
 from acq_isl.sim.tags import OPTICS_TAG, optics_text
-from acq_isl.sim.transmitted import MARGIN_UM, Matter, TransmittedField, extents_um, prepare
 from acq_isl.sim.truth import CellTruth, Rectangle, cells_of
 from acq_isl.sim.view import UNTOUCHED, History, View
 from acq_isl.stack import Float32Image
@@ -39,7 +39,7 @@ class SyntheticSpecimen:
 
     What is seen depends on seed, place, time and what was done to the specimen (both in the `View`), not
     on what was looked at before.
-    Transmitted light by `acq_isl.sim.optics`, stains in wide-field fluorescence, which bleaches. No
+    Transmitted light by `acq_isl.sim.optics.wave_optics`, stains in wide-field fluorescence, which bleaches. No
     noise: the camera adds it. Objectives are told
     apart by their pixel size: apertures scale as (0.3 um / unbinned pixel)^0.7, which gives NA .30 at
     10x, .49 at 20x and .80 at 40x.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Protocol, runtime_checkable
 
-from acq_isl.sim.illumination import Transmitted
+from acq_isl.sim.optics.illumination import Transmitted
 
 OPTICS_TAG = "SimulatedOptics"
 _MAKERS = ("get_tagged_image", "pop_next_tagged_image")

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acq_isl.sim.dose import DoseMap
-from acq_isl.sim.fluorescence import StainedField, Widefield
-from acq_isl.sim.illumination import Oblique, PhaseContrast
 from acq_isl.sim.illumination_disc import DIC, Brightfield
-from acq_isl.sim.lamp import Lamp, annulus, disc
-from acq_isl.sim.optics import Imaging
+from acq_isl.sim.optics.fluorescence import StainedField, Widefield
+from acq_isl.sim.optics.illumination import Oblique, PhaseContrast
+from acq_isl.sim.optics.source import Lamp, annulus, disc
+from acq_isl.sim.optics.wave_optics import Imaging
 from acq_isl.sim.specimen_sensor import Sensor
 from acq_isl.sim.synthetic import SyntheticSpecimen
 from acq_isl.sim.view import History, Light, View

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from scipy import fft, ndimage
 
-from acq_isl.sim.illumination import LIVE_PHASE_CONTRAST, Oblique, PhaseContrast
 from acq_isl.sim.illumination_disc import DIC, Brightfield
-from acq_isl.sim.lamp import Lamp
-from acq_isl.sim.optics import Imaging
+from acq_isl.sim.optics.illumination import LIVE_PHASE_CONTRAST, Oblique, PhaseContrast
+from acq_isl.sim.optics.source import Lamp
+from acq_isl.sim.optics.wave_optics import Imaging
+from acq_isl.sim.optics.weak_phase import weak_phase_transfer
 from acq_isl.sim.specimen_objects import LAYER_HEIGHTS_UM
-from acq_isl.sim.weak_phase import weak_phase_transfer
 
 SIDE_UM = 96.0
 OPTICS = [PhaseContrast(), PhaseContrast(dense_is_dark=False), Oblique()]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from acq_isl.sim.illumination import Oblique
 from acq_isl.sim.neurons import grow_region
+from acq_isl.sim.optics.illumination import Oblique
 from acq_isl.sim.specimen_objects import REACH_UM, REGION_UM, Culture
 from acq_isl.sim.specimen_raster import Window, rasterise
 from acq_isl.sim.specimen_sensor import Sensor, on_sensor

@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from scipy import ndimage
 
 from acq_isl.processing.normalize import contrast_sd
-from acq_isl.sim.illumination import Oblique, PhaseContrast, Transmitted
+from acq_isl.sim.optics.illumination import Oblique, PhaseContrast, Transmitted
 from acq_isl.sim.specimen_objects import Culture
 from acq_isl.sim.specimen_sensor import Sensor, on_sensor
 from acq_isl.sim.synthetic import SyntheticSpecimen

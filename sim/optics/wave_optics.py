@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
-from acq_isl.sim.illumination import Transmitted, points_of
 from acq_isl.sim.illumination_disc import DIC
-from acq_isl.sim.lamp import Source
+from acq_isl.sim.optics.illumination import Transmitted, points_of
+from acq_isl.sim.optics.source import Source
 from acq_isl.stack import Float32Image
 
 Complex = NDArray[np.complex64]

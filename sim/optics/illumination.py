@@ -1,7 +1,7 @@
 """How the specimen is lit and what stands in the objective: condenser and back focal plane.
 
 Each modality is one frozen class. ``points`` source points make the image; ``coarse_points`` more of them
-correct the coarse half of it (see `acq_isl.sim.optics.Imaging`), which is where few points go wrong.
+correct the coarse half of it (see `acq_isl.sim.optics.wave_optics.Imaging`), which is where few points go wrong.
 """
 
 from __future__ import annotations
@@ -12,7 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acq_isl.sim.illumination_disc import DIC, Brightfield
-from acq_isl.sim.lamp import FINE_GRID_UM_NA, LIVE_GRID_UM_NA, Lamp, Points, Source, annulus, dealt, lamp_of
+from acq_isl.sim.optics.source import (
+    FINE_GRID_UM_NA,
+    LIVE_GRID_UM_NA,
+    Lamp,
+    Points,
+    Source,
+    annulus,
+    dealt,
+    lamp_of,
+)
 
 _RING_PAD_NA = 0.012
 
@@ -43,7 +52,7 @@ class PhaseContrast:
     coarse_points : int
         With 60, 12 points reach .99 even when the annulus is decentred.
     grid_um_na : float
-        See `acq_isl.sim.lamp.FINE_GRID_UM_NA`.
+        See `acq_isl.sim.optics.source.FINE_GRID_UM_NA`.
     """
 
     wavelength_um: float = 0.55
@@ -137,7 +146,7 @@ class Oblique:
         Default: ``wavelength_um`` only.
     coarse_points : int
     grid_um_na : float
-        See `acq_isl.sim.lamp.FINE_GRID_UM_NA`.
+        See `acq_isl.sim.optics.source.FINE_GRID_UM_NA`.
     """
 
     wavelength_um: float = 0.55

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from scipy import fft
 
-from acq_isl.sim.illumination import Transmitted
-from acq_isl.sim.lattice import centred, lanczos, through
-from acq_isl.sim.optics import ExitFields, Imaging
+from acq_isl.sim.optics.illumination import Transmitted
+from acq_isl.sim.optics.resampling import centred, lanczos, through
+from acq_isl.sim.optics.wave_optics import ExitFields, Imaging
 from acq_isl.sim.view import View
 from acq_isl.stack import Float32Image
 

@@ -1,0 +1,1 @@
+"""Light through the specimen: transmitted and fluorescence."""
