@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from acq_isl.sim.camera import Camera, CameraSettings
 from acq_isl.sim.illumination_disc import DIC, Brightfield
 from acq_isl.sim.optics.illumination import LIVE_PHASE_CONTRAST, Oblique, Transmitted
+from acq_isl.sim.scope.camera import Camera, CameraSettings
 from acq_isl.sim.synthetic import SyntheticSpecimen
 from acq_isl.sim.view import View
 

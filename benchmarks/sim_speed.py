@@ -16,11 +16,11 @@ from dataclasses import replace
 import numpy as np
 from scipy import fft
 
-from acq_isl.sim.camera import Camera, CameraSettings
 from acq_isl.sim.illumination_disc import DIC, Brightfield
 from acq_isl.sim.optics.illumination import LIVE_PHASE_CONTRAST, Oblique, PhaseContrast, Transmitted
 from acq_isl.sim.optics.resampling import through
 from acq_isl.sim.optics.transmitted import TransmittedField
+from acq_isl.sim.scope.camera import Camera, CameraSettings
 from acq_isl.sim.synthetic import SyntheticSpecimen
 from acq_isl.sim.view import View
 

@@ -45,7 +45,7 @@ class Prefetch:
     """Prepares places on a thread of its own; what comes while it is busy and full is dropped and counted.
 
     An exposure never waits for it, unless it is at work on that very place, which is then ready sooner.
-    Owned by `acq_isl.sim.render.Renderer`.
+    Owned by `acq_isl.sim.scope.render.Renderer`.
 
     Parameters
     ----------

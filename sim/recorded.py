@@ -15,8 +15,8 @@ from acq_isl.errors import StorageError
 from acq_isl.readers.image import RecordedField, label_of
 from acq_isl.readers.read import read_field
 from acq_isl.readers.tiff import TiffImage, read_tiff
-from acq_isl.sim.camera import CameraSettings
 from acq_isl.sim.resample import Recording, mirrored, resampling
+from acq_isl.sim.scope.camera import CameraSettings
 from acq_isl.sim.view import View
 from acq_isl.stack import Float32Image
 

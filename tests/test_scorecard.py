@@ -21,7 +21,7 @@ from acq_isl.session.grading import scores as grading
 from acq_isl.session.grading import targeting as aiming
 from acq_isl.session.grading.scores import KnownCell, KnownField
 from acq_isl.session.grading.targeting import Imaged, Lit
-from acq_isl.sim.timeline import Taken
+from acq_isl.sim.scope.timeline import Taken
 from acq_isl.sim.view import Light
 from acq_isl.stack import Prediction, StackInfo, StackKey, StackRequest
 

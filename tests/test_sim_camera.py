@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pydantic import ValidationError
 
-from acq_isl.sim.camera import Camera, CameraSettings, flux_of
+from acq_isl.sim.scope.camera import Camera, CameraSettings, flux_of
 from acq_isl.sim.view import View
 
 QUIET = CameraSettings.noiseless()

@@ -39,10 +39,10 @@ from acq_isl.fault_text import parse_fault
 from acq_isl.hooks import GuardedAcquisition
 from acq_isl.rules.rules import Limits
 from acq_isl.sim import CameraSettings, ScopeSettings, SimulatedScope, View
-from acq_isl.sim.exposure import Exposure
-from acq_isl.sim.faults import PlantedFaults
 from acq_isl.sim.faulty_engine import FaultyEngine
-from acq_isl.sim.play import Play
+from acq_isl.sim.scope.backlash import Play
+from acq_isl.sim.scope.exposure import Exposure
+from acq_isl.sim.scope.faults import PlantedFaults
 from acq_isl.stack import Prediction, Slice, StackInfo, StackKey, StackRequest, ZStack
 from acq_isl.stream.job import Job
 from acq_isl.stream.model_registry import Roster, ServedModel
@@ -240,7 +240,7 @@ def test_faults_wait_until_the_microscope_is_set_up() -> None:
 
 
 def test_a_scope_without_faults_pays_nothing() -> None:
-    from acq_isl.sim.core_faults import FaultyCalls
+    from acq_isl.sim.scope.core_faults import FaultyCalls
 
     with SimulatedScope(Ramp(), settings=QUIET) as scope:
         assert not isinstance(scope.core, FaultyCalls)

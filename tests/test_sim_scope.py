@@ -17,9 +17,9 @@ from pydantic import ValidationError
 
 from acq_isl.errors import ScopeError
 from acq_isl.sim import CameraSettings, RecordedSpecimen, ScopeSettings, SimulatedScope, View
-from acq_isl.sim.config import ChannelLight
-from acq_isl.sim.core import SimulatedPixels
 from acq_isl.sim.recorded import RecordedLabel
+from acq_isl.sim.scope.config import ChannelLight
+from acq_isl.sim.scope.core import SimulatedPixels
 
 # ndstorage leaves the file handle of its own writer to the garbage collector.
 pytestmark = pytest.mark.filterwarnings(
@@ -586,7 +586,7 @@ def test_a_core_that_does_not_start_leaves_nothing_behind(
 ) -> None:
     broken = tmp_path / "broken.cfg"
     broken.write_text("Device,Camera,DemoCamera,NoSuchDevice\n")
-    monkeypatch.setattr("acq_isl.sim.scope.CONFIG_FILE", broken)
+    monkeypatch.setattr("acq_isl.sim.scope.scope.CONFIG_FILE", broken)
     with pytest.raises(ScopeError, match="did not start"), SimulatedScope(Spots(), settings=QUIET):
         pass
     monkeypatch.undo()

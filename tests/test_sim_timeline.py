@@ -9,11 +9,11 @@ import pytest
 
 from acq_isl.errors import ScopeError
 from acq_isl.life import Life
-from acq_isl.sim.config import ChannelLight, ScopeSettings
-from acq_isl.sim.exposure import Exposure
-from acq_isl.sim.scope import SimulatedScope
+from acq_isl.sim.scope.config import ChannelLight, ScopeSettings
+from acq_isl.sim.scope.exposure import Exposure
+from acq_isl.sim.scope.scope import SimulatedScope
+from acq_isl.sim.scope.timeline import Timeline
 from acq_isl.sim.synthetic import SyntheticSpecimen
-from acq_isl.sim.timeline import Timeline
 from acq_isl.sim.view import Drug, View
 
 VIEW = View(10.0, 20.0, 3.0, "MAP2", 0.5, (40, 60))

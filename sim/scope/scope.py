@@ -10,14 +10,14 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 from acq_isl.errors import ScopeError
 from acq_isl.experiment.faults import ScopeFault
-from acq_isl.sim.camera import Camera, CameraSettings
-from acq_isl.sim.config import CONFIG_FILE, ScopeSettings, configure
-from acq_isl.sim.core import simulated_core
-from acq_isl.sim.exposure import Exposure
-from acq_isl.sim.faults import PlantedFaults
-from acq_isl.sim.render import Renderer
+from acq_isl.sim.scope.camera import Camera, CameraSettings
+from acq_isl.sim.scope.config import CONFIG_FILE, ScopeSettings, configure
+from acq_isl.sim.scope.core import simulated_core
+from acq_isl.sim.scope.exposure import Exposure
+from acq_isl.sim.scope.faults import PlantedFaults
+from acq_isl.sim.scope.render import Renderer
+from acq_isl.sim.scope.timeline import Timeline
 from acq_isl.sim.tags import BringsTags, add_tags
-from acq_isl.sim.timeline import Timeline
 from acq_isl.sim.view import Specimen, View
 from acq_isl.stack import Float32Image
 

@@ -21,8 +21,8 @@ from acq_isl.experiment.faults import (
     StageBacklash,
     StuckShutter,
 )
-from acq_isl.sim.exposure import Exposure
-from acq_isl.sim.play import Place, Play
+from acq_isl.sim.scope.backlash import Place, Play
+from acq_isl.sim.scope.exposure import Exposure
 
 _DROP, _FLICKER = 1, 2  # streams of the seed
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from acq_isl.errors import ScopeError
-from acq_isl.sim.camera import CameraSettings
+from acq_isl.sim.scope.camera import CameraSettings
 
 CONFIG_FILE = Path(__file__).with_name("simulated.cfg")
 CHANNEL_GROUP, OBJECTIVE_GROUP, FILTER = "Channel", "Objective", "Filter"
@@ -62,7 +62,7 @@ class ScopeSettings(BaseModel):
     channels : mapping
         Light of each channel by preset; a channel not named has a nominal exposure of 50 ms.
     camera : CameraSettings, optional
-        Default: the one the specimen asks for (`acq_isl.sim.scope.BringsCamera`), else an sCMOS.
+        Default: the one the specimen asks for (`acq_isl.sim.scope.scope.BringsCamera`), else an sCMOS.
     seed : int
         Of the camera noise.
     time_scale : float

@@ -9,11 +9,11 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from acq_isl.errors import ScopeError
-from acq_isl.sim.camera import Camera, CountsImage, flux_of
-from acq_isl.sim.config import ScopeSettings
-from acq_isl.sim.exposure import Exposure
 from acq_isl.sim.prefetch import Prefetch, Prepares
-from acq_isl.sim.timeline import Timeline
+from acq_isl.sim.scope.camera import Camera, CountsImage, flux_of
+from acq_isl.sim.scope.config import ScopeSettings
+from acq_isl.sim.scope.exposure import Exposure
+from acq_isl.sim.scope.timeline import Timeline
 from acq_isl.sim.view import Specimen, View
 
 _RENDER_TIMEOUT_S = 60.0

@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from acq_isl.sim.camera import CountsImage
-from acq_isl.sim.config import DRUG, PERFUSION, ScopeSettings
-from acq_isl.sim.core_faults import FaultyCalls
-from acq_isl.sim.core_stages import StageCalls
-from acq_isl.sim.exposure import Exposure, Sequence, capture, monotonic_of
-from acq_isl.sim.faults import PlantedFaults
-from acq_isl.sim.render import Renderer, finished
+from acq_isl.sim.scope.camera import CountsImage
+from acq_isl.sim.scope.config import DRUG, PERFUSION, ScopeSettings
+from acq_isl.sim.scope.core_faults import FaultyCalls
+from acq_isl.sim.scope.core_stages import StageCalls
+from acq_isl.sim.scope.exposure import Exposure, Sequence, capture, monotonic_of
+from acq_isl.sim.scope.faults import PlantedFaults
+from acq_isl.sim.scope.render import Renderer, finished
 
 # Calls after which the state may be another one: core's own names, snake_case and camelCase.
 _CHANGES = (

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from acq_isl.sim.config import Limits, ScopeSettings
-from acq_isl.sim.exposure import stage_place
-from acq_isl.sim.faults import PlantedFaults
+from acq_isl.sim.scope.config import Limits, ScopeSettings
+from acq_isl.sim.scope.exposure import stage_place
+from acq_isl.sim.scope.faults import PlantedFaults
 
 _OUT_OF_RANGE = "Position out of range (103)"  # what DemoCamera's stages answer
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from acq_isl.errors import ScopeError
-from acq_isl.sim.exposure import Exposure
+from acq_isl.sim.scope.exposure import Exposure
 from acq_isl.sim.view import Drug, History, Light, View
 
 
@@ -31,7 +31,7 @@ class Timeline:
     ----------
     scale : float
     clock : callable
-        Seconds, as `acq_isl.sim.exposure.Exposure.started_s` counts them.
+        Seconds, as `acq_isl.sim.scope.exposure.Exposure.started_s` counts them.
     """
 
     def __init__(self, scale: float = 1.0, clock: Callable[[], float] = time.perf_counter) -> None:

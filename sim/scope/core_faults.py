@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from acq_isl.sim.faults import PlantedFaults
+from acq_isl.sim.scope.faults import PlantedFaults
 
 
 class FaultyCalls:

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from acq_isl.errors import ScopeError
-from acq_isl.sim.config import FILTER
+from acq_isl.sim.scope.config import FILTER
 from acq_isl.sim.view import View
 
 _REMEMBERED_STATES = 4096

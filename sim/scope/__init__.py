@@ -1,0 +1,1 @@
+"""The simulated microscope: camera, stages, shutter, faults, behind the real core."""
