@@ -9,7 +9,7 @@ import useq
 from acq_isl.experiment.experiment import Experiment, OpticsSettings, RecordedSpecimen, SimulatedMicroscope
 from acq_isl.hooks.connect import recorded_specimen
 from acq_isl.rules.actions import ImageField
-from acq_isl.sim.recorded import is_published
+from acq_isl.sim.specimen.recorded import is_published
 
 _LARGEST_PX = 512
 _EXPOSURE_MS = 50.0

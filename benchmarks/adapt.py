@@ -31,9 +31,9 @@ from acq_isl.life import Life
 from acq_isl.sim.illumination_disc import DIC
 from acq_isl.sim.optics.illumination import LIVE_PHASE_CONTRAST, Transmitted
 from acq_isl.sim.scope.camera import Camera, CameraSettings
-from acq_isl.sim.specimen_objects import Culture
-from acq_isl.sim.specimen_sensor import Sensor
-from acq_isl.sim.synthetic import SyntheticSpecimen
+from acq_isl.sim.specimen.cells import Culture
+from acq_isl.sim.specimen.sensor import Sensor
+from acq_isl.sim.specimen.synthetic import SyntheticSpecimen
 from acq_isl.sim.view import View
 
 DEMO = resources.files("acq_isl.models") / "demo.onnx"

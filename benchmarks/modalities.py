@@ -18,7 +18,7 @@ from scipy import ndimage
 from acq_isl.sim.illumination_disc import DIC, Brightfield
 from acq_isl.sim.optics.illumination import LIVE_PHASE_CONTRAST, Oblique, Transmitted
 from acq_isl.sim.scope.camera import Camera, CameraSettings
-from acq_isl.sim.synthetic import SyntheticSpecimen
+from acq_isl.sim.specimen.synthetic import SyntheticSpecimen
 from acq_isl.sim.view import View
 
 Z_UM = (-10.0, -5.0, 0.0, 5.0, 10.0)

@@ -21,7 +21,7 @@ from acq_isl.sim.optics.illumination import LIVE_PHASE_CONTRAST, Oblique, PhaseC
 from acq_isl.sim.optics.resampling import through
 from acq_isl.sim.optics.transmitted import TransmittedField
 from acq_isl.sim.scope.camera import Camera, CameraSettings
-from acq_isl.sim.synthetic import SyntheticSpecimen
+from acq_isl.sim.specimen.synthetic import SyntheticSpecimen
 from acq_isl.sim.view import View
 
 OPTICS: dict[str, Transmitted] = {

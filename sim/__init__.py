@@ -5,13 +5,13 @@ sees: `RecordedSpecimen` from TIFF files, `SyntheticSpecimen` from a seed.
 """
 
 from acq_isl.sim.faulty_engine import FaultyEngine
-from acq_isl.sim.recorded import RecordedSpecimen
 from acq_isl.sim.scope.camera import CameraSettings
 from acq_isl.sim.scope.config import ChannelLight, ScopeSettings
 from acq_isl.sim.scope.scope import SimulatedScope
 from acq_isl.sim.scope.timeline import Taken, Timeline
-from acq_isl.sim.synthetic import SyntheticSpecimen
-from acq_isl.sim.truth import CellTruth, KnowsCells, Rectangle
+from acq_isl.sim.specimen.recorded import RecordedSpecimen
+from acq_isl.sim.specimen.synthetic import SyntheticSpecimen
+from acq_isl.sim.specimen.truth import CellTruth, KnowsCells, Rectangle
 from acq_isl.sim.view import Drug, History, Light, Specimen, View
 
 __all__ = [

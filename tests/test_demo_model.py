@@ -15,8 +15,8 @@ from scipy import ndimage
 
 from acq_isl.manifest import MANIFEST_KEY, Manifest
 from acq_isl.processing.normalize import contrast_sd
-from acq_isl.sim.specimen_sensor import Sensor
-from acq_isl.sim.synthetic import SyntheticSpecimen
+from acq_isl.sim.specimen.sensor import Sensor
+from acq_isl.sim.specimen.synthetic import SyntheticSpecimen
 from acq_isl.sim.view import View
 from acq_isl.training.config import load_config
 

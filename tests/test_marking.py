@@ -12,7 +12,7 @@ import tifffile
 import acq_isl
 from acq_isl.scorecard import Scorecard, sentences
 from acq_isl.sim import Rectangle, SyntheticSpecimen
-from acq_isl.sim.specimen_sensor import Sensor
+from acq_isl.sim.specimen.sensor import Sensor
 from acq_isl.sim.view import View
 
 RUN = """

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acq_isl.life import Life
-from acq_isl.sim.life import duration_s, fates, moment, onset_s
-from acq_isl.sim.neurons import grow_region
-from acq_isl.sim.specimen_aging import aged
-from acq_isl.sim.specimen_objects import REACH_UM, REGION_UM, Culture
-from acq_isl.sim.synthetic import SyntheticSpecimen
-from acq_isl.sim.truth import Rectangle
+from acq_isl.sim.specimen.aging import aged
+from acq_isl.sim.specimen.cells import REACH_UM, REGION_UM, Culture
+from acq_isl.sim.specimen.life import duration_s, fates, moment, onset_s
+from acq_isl.sim.specimen.neurons import grow_region
+from acq_isl.sim.specimen.synthetic import SyntheticSpecimen
+from acq_isl.sim.specimen.truth import Rectangle
 from acq_isl.sim.view import UNTOUCHED, Drug, History, Light, View
 from acq_isl.training.data.source_simulated import SimulationConfig, simulate
 

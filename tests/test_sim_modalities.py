@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from acq_isl.sim.dose import DoseMap
 from acq_isl.sim.illumination_disc import DIC, Brightfield
 from acq_isl.sim.optics.fluorescence import StainedField, Widefield
 from acq_isl.sim.optics.illumination import Oblique, PhaseContrast
 from acq_isl.sim.optics.source import Lamp, annulus, disc
 from acq_isl.sim.optics.wave_optics import Imaging
-from acq_isl.sim.specimen_sensor import Sensor
-from acq_isl.sim.synthetic import SyntheticSpecimen
+from acq_isl.sim.specimen.dose import DoseMap
+from acq_isl.sim.specimen.sensor import Sensor
+from acq_isl.sim.specimen.synthetic import SyntheticSpecimen
 from acq_isl.sim.view import History, Light, View
 
 VIEW = View(200.0, 210.0, 0.0, "Phase", 0.3, (96, 112))

@@ -13,7 +13,7 @@ from acq_isl.sim.optics.illumination import LIVE_PHASE_CONTRAST, Oblique, PhaseC
 from acq_isl.sim.optics.source import Lamp
 from acq_isl.sim.optics.wave_optics import Imaging
 from acq_isl.sim.optics.weak_phase import weak_phase_transfer
-from acq_isl.sim.specimen_objects import LAYER_HEIGHTS_UM
+from acq_isl.sim.specimen.cells import LAYER_HEIGHTS_UM
 
 SIDE_UM = 96.0
 OPTICS = [PhaseContrast(), PhaseContrast(dense_is_dark=False), Oblique()]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from acq_isl.sim.prefetch import Prefetch, Prepares, ahead
-from acq_isl.sim.shelf import Shelf
-from acq_isl.sim.synthetic import SyntheticSpecimen
+from acq_isl.sim.specimen.cache import Shelf
+from acq_isl.sim.specimen.synthetic import SyntheticSpecimen
 from acq_isl.sim.view import View
 
 VIEW = View(0.0, 0.0, 0.0, "Phase", 0.3, (96, 128))

@@ -123,7 +123,7 @@ def request(position: str, preset: str, z_um: tuple[float, ...]) -> StackRequest
 
 def ndtiff(folder: Path) -> Path:
     """Two positions, the first without DAPI; the planes of the second from the top down."""
-    from acq_isl.sim.recorded import RecordedLabel
+    from acq_isl.sim.specimen.recorded import RecordedLabel
 
     specimen = RecordedSpecimen(STACK, {"nuclei": RecordedLabel("DAPI", NUCLEI)}, PIXEL_UM, STEP_UM)
     settings = ScopeSettings(shape=(40, 60), pixel_size_um=PIXEL_UM, buffer_size_mb=16)

@@ -17,9 +17,9 @@ from pydantic import ValidationError
 
 from acq_isl.errors import ScopeError
 from acq_isl.sim import CameraSettings, RecordedSpecimen, ScopeSettings, SimulatedScope, View
-from acq_isl.sim.recorded import RecordedLabel
 from acq_isl.sim.scope.config import ChannelLight
 from acq_isl.sim.scope.core import SimulatedPixels
+from acq_isl.sim.specimen.recorded import RecordedLabel
 
 # ndstorage leaves the file handle of its own writer to the garbage collector.
 pytestmark = pytest.mark.filterwarnings(

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from acq_isl.sim.neurons import grow_region
 from acq_isl.sim.optics.illumination import Oblique
-from acq_isl.sim.specimen_objects import REACH_UM, REGION_UM, Culture
-from acq_isl.sim.specimen_raster import Window, rasterise
-from acq_isl.sim.specimen_sensor import Sensor, on_sensor
-from acq_isl.sim.synthetic import SyntheticSpecimen
+from acq_isl.sim.specimen.cells import REACH_UM, REGION_UM, Culture
+from acq_isl.sim.specimen.neurons import grow_region
+from acq_isl.sim.specimen.raster import Window, rasterise
+from acq_isl.sim.specimen.sensor import Sensor, on_sensor
+from acq_isl.sim.specimen.synthetic import SyntheticSpecimen
 from acq_isl.sim.view import Specimen, View
 
 CLEAN = Sensor(0, 0.0, 0.0)

@@ -12,8 +12,8 @@ from acq_isl.sim import ScopeSettings, SimulatedScope
 from acq_isl.sim.illumination_disc import DIC, Brightfield
 from acq_isl.sim.optics.illumination import LIVE_PHASE_CONTRAST, Oblique, PhaseContrast
 from acq_isl.sim.optics.source import Lamp
-from acq_isl.sim.specimen_objects import Culture
-from acq_isl.sim.synthetic import SyntheticSpecimen
+from acq_isl.sim.specimen.cells import Culture
+from acq_isl.sim.specimen.synthetic import SyntheticSpecimen
 from acq_isl.sim.tags import OPTICS_TAG, optics_text
 
 

@@ -13,7 +13,7 @@ from acq_isl.sim.scope.config import ChannelLight, ScopeSettings
 from acq_isl.sim.scope.exposure import Exposure
 from acq_isl.sim.scope.scope import SimulatedScope
 from acq_isl.sim.scope.timeline import Timeline
-from acq_isl.sim.synthetic import SyntheticSpecimen
+from acq_isl.sim.specimen.synthetic import SyntheticSpecimen
 from acq_isl.sim.view import Drug, View
 
 VIEW = View(10.0, 20.0, 3.0, "MAP2", 0.5, (40, 60))

@@ -25,8 +25,8 @@ from acq_isl.engines.predictor import TILE_PX, Predictor
 from acq_isl.manifest import Manifest
 from acq_isl.processing.normalize import inverse_contrast
 from acq_isl.processing.tiling import TileRule, plan_tiles
-from acq_isl.sim.specimen_sensor import Sensor
-from acq_isl.sim.synthetic import SyntheticSpecimen
+from acq_isl.sim.specimen.sensor import Sensor
+from acq_isl.sim.specimen.synthetic import SyntheticSpecimen
 from acq_isl.sim.view import View
 from acq_isl.stack import Prediction, StackInfo, StackKey, ZStack
 

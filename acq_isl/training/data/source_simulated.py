@@ -13,9 +13,9 @@ from scipy import ndimage
 
 from acq_isl.processing.normalize import contrast_sd
 from acq_isl.sim.optics.illumination import Oblique, PhaseContrast, Transmitted
-from acq_isl.sim.specimen_objects import Culture
-from acq_isl.sim.specimen_sensor import Sensor, on_sensor
-from acq_isl.sim.synthetic import SyntheticSpecimen
+from acq_isl.sim.specimen.cells import Culture
+from acq_isl.sim.specimen.sensor import Sensor, on_sensor
+from acq_isl.sim.specimen.synthetic import SyntheticSpecimen
 from acq_isl.sim.view import View
 from acq_isl.stack import Float32Image, Uint16Image
 
@@ -51,7 +51,7 @@ class SimulationConfig:
     dust : (float, float)
         Rings per 1024 x 1024 pixels.
     density, debris, carpet, index, height : (float, float)
-        See `acq_isl.sim.specimen_objects.Culture`.
+        See `acq_isl.sim.specimen.cells.Culture`.
     """
 
     seed: int = 0

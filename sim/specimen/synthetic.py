@@ -7,20 +7,20 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from acq_isl.life import Life
-from acq_isl.sim.dose import DoseMap
-from acq_isl.sim.life import Moment, moment
-from acq_isl.sim.neurons import grow_region
 from acq_isl.sim.optics.fluorescence import STAINS, Stain, StainedField, Widefield
 from acq_isl.sim.optics.illumination import LIVE_PHASE_CONTRAST, Transmitted
 from acq_isl.sim.optics.resampling import centred, lanczos, through
 from acq_isl.sim.optics.transmitted import MARGIN_UM, Matter, TransmittedField, extents_um, prepare
-from acq_isl.sim.shelf import Shelf
-from acq_isl.sim.specimen_aging import aged
-from acq_isl.sim.specimen_objects import LAYER_HEIGHTS_UM, REACH_UM, REGION_UM, Culture, Region
-from acq_isl.sim.specimen_raster import LATTICE_UM, Raster, Window, rasterise
-from acq_isl.sim.specimen_sensor import Sensor, on_sensor
+from acq_isl.sim.specimen.aging import aged
+from acq_isl.sim.specimen.cache import Shelf
+from acq_isl.sim.specimen.cells import LAYER_HEIGHTS_UM, REACH_UM, REGION_UM, Culture, Region
+from acq_isl.sim.specimen.dose import DoseMap
+from acq_isl.sim.specimen.life import Moment, moment
+from acq_isl.sim.specimen.neurons import grow_region
+from acq_isl.sim.specimen.raster import LATTICE_UM, Raster, Window, rasterise
+from acq_isl.sim.specimen.sensor import Sensor, on_sensor
+from acq_isl.sim.specimen.truth import CellTruth, Rectangle, cells_of
 from acq_isl.sim.tags import OPTICS_TAG, optics_text
-from acq_isl.sim.truth import CellTruth, Rectangle, cells_of
 from acq_isl.sim.view import UNTOUCHED, History, View
 from acq_isl.stack import Float32Image
 

@@ -8,9 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acq_isl.life import Life
-from acq_isl.sim.life import Fates, Moment, drifted_um, duration_s, fates, onset_s, stream
-from acq_isl.sim.specimen_neurites import walk
-from acq_isl.sim.specimen_objects import (
+from acq_isl.sim.specimen.cells import (
     RADII_UM,
     REACH_UM,
     REGION_UM,
@@ -21,6 +19,8 @@ from acq_isl.sim.specimen_objects import (
     Region,
     Strokes,
 )
+from acq_isl.sim.specimen.life import Fates, Moment, drifted_um, duration_s, fates, onset_s, stream
+from acq_isl.sim.specimen.neurites import walk
 
 _HOUR_S = 3600.0
 _FOLLOW_UM = 40.0  # along a neurite the soma's movement is felt this far

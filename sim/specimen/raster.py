@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage, special
 
-from acq_isl.sim.specimen_objects import (
+from acq_isl.sim.specimen.cells import (
     LAYER_HEIGHTS_UM,
     RADII_UM,
     STEP_UM,

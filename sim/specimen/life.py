@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from acq_isl.life import Life
-from acq_isl.sim.specimen_objects import REGION_UM, Floats, Region, natural
+from acq_isl.sim.specimen.cells import REGION_UM, Floats, Region, natural
 from acq_isl.sim.view import History
 
 _STREAM = 7919  # apart from the random numbers that place the cells

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from acq_isl.sim.specimen_neurites import grow_neurites
-from acq_isl.sim.specimen_objects import REGION_UM, Beads, Cell, Culture, Floats, Region, natural
+from acq_isl.sim.specimen.cells import REGION_UM, Beads, Cell, Culture, Floats, Region, natural
+from acq_isl.sim.specimen.neurites import grow_neurites
 
 
 def grow_region(seed: int, column: int, row: int, culture: Culture) -> Region:

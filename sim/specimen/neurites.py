@@ -8,16 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from acq_isl.sim.specimen_objects import (
-    RADII_UM,
-    REACH_UM,
-    REGION_UM,
-    STEP_UM,
-    Cell,
-    Culture,
-    Floats,
-    Strokes,
-)
+from acq_isl.sim.specimen.cells import RADII_UM, REACH_UM, REGION_UM, STEP_UM, Cell, Culture, Floats, Strokes
 
 
 @dataclass(frozen=True, slots=True, eq=False)

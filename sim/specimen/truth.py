@@ -8,8 +8,8 @@ from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from acq_isl.sim.specimen_aging import Aged
-from acq_isl.sim.specimen_objects import LAYER_HEIGHTS_UM, REGION_UM, Cell, natural
+from acq_isl.sim.specimen.aging import Aged
+from acq_isl.sim.specimen.cells import LAYER_HEIGHTS_UM, REGION_UM, Cell, natural
 from acq_isl.sim.view import History
 
 CellState = Literal["alive", "dying", "dead"]
@@ -82,7 +82,7 @@ def cells_of(aged: Aged, height: float, focus_um: float) -> Iterator[CellTruth]:
     ----------
     aged : Aged
     height : float
-        `acq_isl.sim.specimen_objects.Culture.height`.
+        `acq_isl.sim.specimen.cells.Culture.height`.
     focus_um : float
         Height above the glass that is in focus at 0.
     """

@@ -1,0 +1,1 @@
+"""What lies under the lens: cultures that live, or recorded fields."""
