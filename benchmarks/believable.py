@@ -1,8 +1,8 @@
 """Recorded beside simulated stacks, in numbers and in a picture: ``python benchmarks/believable.py``.
 
-The simulated stacks are those that networks are trained on (`acq_isl.training.data.source_simulated`, its random optics
-and random specimens). All stacks are flattened in the same way before they are measured: a Gaussian of 10 um
-is subtracted and each plane is scaled to standard deviation 1. Rows:
+The simulated stacks are those that networks are trained on (`acq_isl.training.data.source_simulated`, its
+random optics and random specimens). All stacks are flattened in the same way before they are measured: a
+Gaussian of 10 um is subtracted and each plane is scaled to standard deviation 1. Rows:
 
 * power f..f   radial power spectrum of the middle plane between two frequencies (cycles per um), per pixel
 * skew, kurtosis, clipped   of all pixels; clipped is the share at either end of the range, in %

@@ -1,6 +1,6 @@
 """Which stack is predicted next. Pure: no thread, socket or clock; time is an argument.
 
-Laws, which ``tests/test_serving_schedule.py`` checks:
+Laws, which ``tests/stream/test_schedule.py`` checks:
 
 * a ticket leaves once: taken, removed or expired; none is taken after its deadline;
 * of one client's live tickets the newest is taken, of its bulk tickets the oldest;

@@ -2,7 +2,8 @@
 
 The engines hand a network the bytes of the counts and the contrast of the whole stack, because that spares
 copies and makes tiling invisible. Other programs hand over an image. The graph made here takes uint16 planes,
-takes them apart into bytes, and measures the contrast itself, as `acq_isl.processing.normalize.contrast_sd` does.
+takes them apart into bytes, and measures the contrast itself, as `acq_isl.processing.normalize.contrast_sd`
+does.
 """
 
 from __future__ import annotations

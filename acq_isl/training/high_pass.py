@@ -14,8 +14,8 @@ _TRUNCATE = 3.0
 class Normalise(nn.Module):
     """Raw counts minus their local background, in units of the stack's contrast.
 
-    The background is a Gaussian of block means, as in `acq_isl.processing.normalize.contrast_sd`, brought back to
-    full resolution bilinearly; four pixels of a block of sixteen are enough for it, and cost a third.
+    The background is a Gaussian of block means, as in `acq_isl.processing.normalize.contrast_sd`, brought
+    back to full resolution bilinearly; four pixels of a block of sixteen are enough for it, and cost a third.
     Training and the exported graph both run this module.
     """
 

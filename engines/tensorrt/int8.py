@@ -84,8 +84,8 @@ def make_form(
 ) -> Int8Form:
     """Quantise a model, judge it, and keep the result where builds and engines find it.
 
-    Accepted if, on the lower halves of the stacks, `acq_isl.engines.int8.accuracy.judge` has no objection and the
-    gate's distance changes by no more than `MOST_DISTANCE` of its limit.
+    Accepted if, on the lower halves of the stacks, `acq_isl.engines.int8.accuracy.judge` has no objection
+    and the gate's distance changes by no more than `MOST_DISTANCE` of its limit.
 
     Parameters
     ----------

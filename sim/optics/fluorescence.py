@@ -58,7 +58,8 @@ class Widefield:
         """Optical transfer function at a defocus; ``frequency`` in cycles per um, 1 at 0.
 
         The point-spread function |int P(g) exp(i 2 pi z K(g)) J0(2 pi r g) g dg|^2 (scalar Debye
-        integral; Gu, Advanced Optical Imaging Theory, ch. 3), transformed back; K as in `acq_isl.sim.optics.wave_optics`.
+        integral; Gu, Advanced Optical Imaging Theory, ch. 3), transformed back; K as in
+        `acq_isl.sim.optics.wave_optics`.
         """
         edge = self.numerical_aperture / emission_um
         k0 = self.medium_index / emission_um

@@ -1,7 +1,8 @@
 """How the specimen is lit and what stands in the objective: condenser and back focal plane.
 
 Each modality is one frozen class. ``points`` source points make the image; ``coarse_points`` more of them
-correct the coarse half of it (see `acq_isl.sim.optics.wave_optics.Imaging`), which is where few points go wrong.
+correct the coarse half of it (see `acq_isl.sim.optics.wave_optics.Imaging`), which is where few points go
+wrong.
 """
 
 from __future__ import annotations

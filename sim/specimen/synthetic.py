@@ -39,8 +39,8 @@ class SyntheticSpecimen:
 
     What is seen depends on seed, place, time and what was done to the specimen (both in the `View`), not
     on what was looked at before.
-    Transmitted light by `acq_isl.sim.optics.wave_optics`, stains in wide-field fluorescence, which bleaches. No
-    noise: the camera adds it. Objectives are told
+    Transmitted light by `acq_isl.sim.optics.wave_optics`, stains in wide-field fluorescence, which bleaches.
+    No noise: the camera adds it. Objectives are told
     apart by their pixel size: apertures scale as (0.3 um / unbinned pixel)^0.7, which gives NA .30 at
     10x, .49 at 20x and .80 at 40x.
 

@@ -128,7 +128,9 @@ class DenseSpec:
 
 
 def gaussian(high_pass_px: float) -> NDArray[np.float32]:
-    """Weights of the background's Gaussian on 4x4 block means, as in `acq_isl.processing.normalize.contrast_sd`."""
+    """Weights of the background's Gaussian on 4x4 block means, as in
+    `acq_isl.processing.normalize.contrast_sd`.
+    """
     sigma = max(high_pass_px / _BLOCK_PX, 1e-3)
     radius = max(int(_TRUNCATE_SD * sigma + 0.5), 1)
     weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)

@@ -226,7 +226,8 @@ class ReferenceNetwork(nn.Module):
     """The published network.
 
     Fully convolutional, but equal to independent patches only at multiples of 16 pixels: the towers sample
-    their inputs on grids that start at the patch's corner. `acq_isl.training.reference.dense` makes the most of that.
+    their inputs on grids that start at the patch's corner. `acq_isl.training.reference.dense` makes the most
+    of that.
     """
 
     def __init__(self, config: ReferenceConfig) -> None:
