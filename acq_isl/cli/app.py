@@ -22,12 +22,9 @@ from acq_isl.cli.build import add_build_commands
 from acq_isl.cli.engines import add_engine_commands
 from acq_isl.cli.models import add_model_commands
 from acq_isl.cli.serve import add_serving_commands
-from acq_isl.cli.sim import add_sim_command
-from acq_isl.cli.train import add_train_commands
+from acq_isl.cli.sim import Faults, add_sim_command, planted, show_scorecard
+from acq_isl.cli.train import add_teach_command, add_train_commands
 from acq_isl.cli.view import Port, Web, Window, both, installed, make_web_command, open_window, page, view
-from acq_isl.cli_faults import Faults, planted
-from acq_isl.cli_scorecard import show_scorecard
-from acq_isl.cli_teach import add_teach_command
 from acq_isl.errors import AcqIslError
 from acq_isl.events import News, Step, Tell
 from acq_isl.experiment.experiment import (
@@ -37,7 +34,10 @@ from acq_isl.experiment.experiment import (
     RemoteEngine,
     SimulatedMicroscope,
 )
+from acq_isl.experiment.planning import Cycle
+from acq_isl.hooks import open_microscope
 from acq_isl.record import RunRecord
+from acq_isl.session.preflight import prepare, simulated
 from acq_isl.view.web.server import PageSettings
 
 cli = typer.Typer(
@@ -94,7 +94,7 @@ def demo(
     text = (resources.files("acq_isl") / "templates" / "demo.yaml").read_text(encoding="utf-8")
     experiment = Experiment.from_text(text, "the demo")
     if specimen is not None:
-        from acq_isl.cli_specimen import on_recording
+        from acq_isl.cli.sim import on_recording
 
         recording = RecordedSpecimen(
             folder=specimen, pixel_size_um=pixel_size, z_step_um=z_step, transmitted=transmitted
@@ -125,8 +125,6 @@ def run(
     """Run an experiment."""
     loaded = planted(_adjusted(Experiment.from_yaml(experiment), output, engine), fault, sim=sim)
     if dry_run:
-        from acq_isl.cli_plan import show_plan
-
         show_plan(out, loaded, sim=sim)
     else:
         if window:
@@ -276,3 +274,33 @@ def main() -> None:
                 err.print(f"  {'to fix' if name == 'fix' else name:>6}: {escape(value)}", soft_wrap=True)
         _notes(error)
         sys.exit(1)
+
+
+def show_plan(out: Console, experiment: Experiment, *, sim: bool) -> None:
+    """Check an experiment against the microscope and print its stacks."""
+    experiment = simulated(experiment) if sim else experiment
+    with open_microscope(experiment.microscope) as scope:
+        plan = prepare(experiment, scope)
+        core = scope.core
+        size = core.get_image_width() * core.get_image_height() * core.get_bytes_per_pixel()
+        out.print(f"{escape(scope.description)}: nothing was moved")
+    _table(out, plan, size)
+
+
+def _table(out: Console, plan: tuple[Cycle, ...], bytes_per_slice: int) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title in ("time", "position", "channel", "x um", "y um", "z um", "slices", "exposure ms"):
+        table.add_column(title, justify="right")
+    slices, exposed_ms = 0, 0.0
+    for cycle in plan:
+        for request in cycle.requests:
+            z = request.z_um
+            depth = f"{z[0]:g} to {z[-1]:g}" if len(z) > 1 else f"{z[0]:g}"
+            place = (f"{request.x_um:.1f}", f"{request.y_um:.1f}", depth)
+            name = (str(request.key.time), request.key.position, request.key.channel)
+            table.add_row(*name, *place, str(len(z)), f"{request.exposure_ms:g}")
+            slices += len(z)
+            exposed_ms += len(z) * request.exposure_ms
+    out.print(table)
+    size = slices * bytes_per_slice / 2**20
+    out.print(f"overview: {slices} slices, {size:.0f} MiB, {exposed_ms / 1e3:.1f} s of light")

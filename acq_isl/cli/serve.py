@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from acq_isl.cli.build import field_size
-from acq_isl.cli_faults import faulty
+from acq_isl.cli.sim import faulty
 from acq_isl.errors import ExperimentError
 from acq_isl.stream.endpoint import is_local
 

@@ -10,7 +10,7 @@ import code
 import logging
 import runpy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
@@ -18,13 +18,56 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import useq
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
-from acq_isl.cli_faults import Faults
-from acq_isl.errors import ScopeError
-from acq_isl.experiment.experiment import RecordedSpecimen, SimulatedMicroscope, SyntheticSpecimen
+from acq_isl.errors import ExperimentError, ScopeError
+from acq_isl.experiment.experiment import (
+    Experiment,
+    OpticsSettings,
+    RecordedSpecimen,
+    SimulatedMicroscope,
+    SyntheticSpecimen,
+)
+from acq_isl.experiment.faults import of_engine
 from acq_isl.fault_text import parse_fault
+from acq_isl.hooks.connect import recorded_specimen
+from acq_isl.protocols import Engine
+from acq_isl.rules.actions import ImageField
+from acq_isl.scorecard import Scorecard, sentences
+from acq_isl.sim.specimen.recorded import is_published
+
+Faults = Annotated[
+    list[str] | None,
+    typer.Option("--fault", metavar="FAULT", help="Let something go wrong, such as focus-drift:2."),
+]
+
+
+def planted(experiment: Experiment, faults: Sequence[str] | None, *, sim: bool = True) -> Experiment:
+    """The experiment with further faults; ExperimentError on a real microscope, or if one is misspelt."""
+    if not faults:
+        return experiment
+    from acq_isl.session.preflight import simulated
+
+    microscope = simulated(experiment).microscope if sim else experiment.microscope
+    if not isinstance(microscope, SimulatedMicroscope):
+        raise ExperimentError(
+            "faults can be planted in a simulated microscope only", got=microscope.kind, fix="add --sim"
+        )
+    all_faults = (*microscope.faults, *map(parse_fault, faults))
+    return experiment.model_copy(update={"microscope": microscope.model_copy(update={"faults": all_faults})})
+
+
+def faulty(engine: Engine, faults: Sequence[str] | None) -> Engine:
+    """The engine, with its faults where some are named."""
+    if not faults:
+        return engine
+    from acq_isl.sim.faulty_engine import FaultyEngine
+
+    return FaultyEngine(engine, of_engine([parse_fault(text) for text in faults]))
+
 
 _log = logging.getLogger(__name__)
 
@@ -140,3 +183,66 @@ def _prompt(names: dict[str, Any]) -> None:
     except SystemExit:
         # exit() ends the prompt; the microscope is closed behind it.
         _log.debug("left the prompt")
+
+
+_LARGEST_PX = 512
+_EXPOSURE_MS = 50.0
+
+
+def on_recording(experiment: Experiment, settings: RecordedSpecimen) -> tuple[Experiment, str]:
+    """The demo's experiment with the planes, channels and camera of a recording, and what that is in words.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    settings : RecordedSpecimen
+
+    Raises
+    ------
+    StorageError
+        The recording cannot be read, or something about it is not known.
+    """
+    specimen = recorded_specimen(settings)
+    planes, rows, columns = specimen.transmitted.shape
+    fluorescent = specimen.channels[1:]
+    changes: dict[str, Any] = {
+        "microscope": SimulatedMicroscope(
+            specimen=settings, camera_px=(min(rows, _LARGEST_PX), min(columns, _LARGEST_PX))
+        ),
+        "overview": _with_planes(experiment.overview, planes, specimen.z_step_um),
+        "truth": {label: one.channel for label, one in specimen.labels.items() if label in experiment.truth},
+        "triggers": tuple(
+            trigger
+            for trigger in experiment.triggers
+            if not isinstance(trigger.do, ImageField) or set(trigger.do.channels) <= set(fluorescent)
+        ),
+        "revisit": None,
+    }
+    if fluorescent:
+        channels = tuple(useq.Channel(config=name, exposure=_EXPOSURE_MS) for name in fluorescent)
+        changes["revisit"] = useq.MDASequence(channels=channels)
+    if not is_published(settings.folder):
+        # How the light was made is not in the files.
+        changes["optics"] = OpticsSettings()
+    told = (
+        f"{planes} planes of {columns} x {rows} pixels, {specimen.pixel_size_um:g} um each, "
+        f"{specimen.z_step_um:g} um apart; fluorescence: {', '.join(fluorescent) or 'none'}"
+    )
+    return experiment.model_copy(update=changes), told
+
+
+def _with_planes(overview: useq.MDASequence, planes: int, step_um: float) -> useq.MDASequence:
+    if planes == 1:
+        return overview.replace(z_plan=None)
+    return overview.replace(z_plan=useq.ZRangeAround(range=(planes - 1) * step_um, step=step_um))
+
+
+def show_scorecard(out: Console, card: Scorecard) -> None:
+    """Print what the run was worth, held against the truth."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for what, text in sentences(card):
+        table.add_row(what, escape(text))
+    out.print("\n[bold]scorecard[/], held against what is known of the specimen")
+    out.print(table)

@@ -10,7 +10,7 @@ import pytest
 import tifffile
 
 import acq_isl
-from acq_isl.cli_specimen import on_recording
+from acq_isl.cli.sim import on_recording
 from acq_isl.errors import StorageError
 from acq_isl.experiment.experiment import Experiment, NoEngine, RecordedSpecimen, SimulatedMicroscope
 from acq_isl.hooks import open_measured, read_slices
