@@ -27,7 +27,7 @@ import numpy as np
 import tifffile
 import yaml
 
-from acq_isl.life import Life
+from acq_isl.experiment.simulated import Life
 from acq_isl.sim.illumination_disc import DIC
 from acq_isl.sim.optics.illumination import LIVE_PHASE_CONTRAST, Transmitted
 from acq_isl.sim.scope.camera import Camera, CameraSettings

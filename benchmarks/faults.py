@@ -14,7 +14,7 @@ from pathlib import Path
 import acq_isl
 from acq_isl.errors import AcqIslError
 from acq_isl.events import News
-from acq_isl.fault_text import parse_fault
+from acq_isl.experiment.faults import parse_fault
 from acq_isl.record import RunRecord
 
 EXPERIMENT = """

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from acq_isl.life import Life
+from acq_isl.experiment.simulated import Life
 from acq_isl.sim import Drug, History, SyntheticSpecimen, View
 
 HUES = {"nuclei": (0, 110, 255), "dendrites": (0, 190, 60), "axons": (190, 0, 150), "dead": (255, 90, 0)}

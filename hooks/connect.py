@@ -19,14 +19,14 @@ from acq_isl.experiment.experiment import (
     SyntheticSpecimen,
 )
 from acq_isl.experiment.faults import of_scope
-from acq_isl.rules.actions import Limits
-from acq_isl.simulated_optics import (
+from acq_isl.experiment.simulated import (
     BrightfieldOptics,
     DICOptics,
     ObliqueOptics,
     PhaseContrastOptics,
     SimulatedOptics,
 )
+from acq_isl.rules.actions import Limits
 
 if TYPE_CHECKING:
     from acq_isl import sim

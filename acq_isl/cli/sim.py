@@ -31,8 +31,7 @@ from acq_isl.experiment.experiment import (
     SimulatedMicroscope,
     SyntheticSpecimen,
 )
-from acq_isl.experiment.faults import of_engine
-from acq_isl.fault_text import parse_fault
+from acq_isl.experiment.faults import of_engine, parse_fault
 from acq_isl.hooks.connect import recorded_specimen
 from acq_isl.protocols import Engine
 from acq_isl.rules.actions import ImageField

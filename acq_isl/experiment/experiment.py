@@ -26,11 +26,10 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from acq_isl.errors import ExperimentError
-from acq_isl.fault_text import FaultText
-from acq_isl.life import Life
+from acq_isl.experiment.faults import FaultText
+from acq_isl.experiment.simulated import Life, PhaseContrastOptics, SimulatedOptics
 from acq_isl.rules.measurements import Measurement
 from acq_isl.rules.rules import Best, Limits, Trigger
-from acq_isl.simulated_optics import PhaseContrastOptics, SimulatedOptics
 from acq_isl.stack import Modality, Polarity
 from acq_isl.stream.messages import MAX_DEADLINE_MS, MAX_MODELS
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Annotated, Literal
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+
+from acq_isl.errors import ExperimentError
 
 _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
 MANY = "+"  # between the numbers of a list in a fault's text, as in at=3+7
@@ -46,7 +49,7 @@ class _Planted:
         return begun and not over
 
     def __str__(self) -> str:
-        """As it is written on the command line; `acq_isl.fault_text` reads it."""
+        """As it is written on the command line; `acq_isl.experiment.faults` reads it."""
         kind, words = "", []
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -265,3 +268,76 @@ def of_scope(faults: Sequence[Fault]) -> tuple[ScopeFault, ...]:
 def of_engine(faults: Sequence[Fault]) -> tuple[EngineFault, ...]:
     """The faults of the engine among these."""
     return tuple(one for one in faults if isinstance(one, EngineFault))
+
+
+def _kinds() -> dict[str, Any]:
+    """Class of each fault by its kind."""
+    return {one.__dataclass_fields__["kind"].default: one for one in get_args(Fault)}
+
+
+def _spelled_out(raw: Any) -> Any:
+    """A fault's short text, or its keys, checked; what is neither is left to pydantic."""
+    if isinstance(raw, str):
+        raw = _keys_of(raw)
+    if not isinstance(raw, Mapping):
+        return raw
+    kinds = _kinds()
+    kind = raw.get("kind")
+    if kind not in kinds:
+        raise ValueError(f"there is no fault {kind!r}; {_near(str(kind), list(kinds))}")
+    names = list(kinds[kind].__dataclass_fields__)
+    for key in raw:
+        if key not in names:
+            raise ValueError(f"{kind} has no {key!r}; {_near(str(key), [n for n in names if n != 'kind'])}")
+    return raw
+
+
+def _keys_of(text: str) -> dict[str, Any]:
+    kind, _, rest = text.partition(":")
+    kind = kind.strip()
+    keys: dict[str, Any] = {"kind": kind}
+    if kind not in _kinds():
+        return keys
+    fields = dataclasses.fields(_kinds()[kind])
+    unnamed = [f.name for f in fields if not f.kw_only]
+    for word in filter(None, (one.strip() for one in rest.split(","))):
+        name, equals, value = (part.strip() for part in word.partition("="))
+        if not equals:
+            if not unnamed:
+                raise ValueError(f"{kind}: what is {word!r}? Write name=value")
+            name, value = unnamed[0], word
+        if name in unnamed:
+            unnamed.remove(name)
+        keys[name] = tuple(value.split(MANY)) if name == "at" else value
+    return keys
+
+
+def _near(wrong: str, valid: Sequence[str]) -> str:
+    near = difflib.get_close_matches(wrong, valid, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(valid))}"
+
+
+FaultText = Annotated[Fault, Field(discriminator="kind"), BeforeValidator(_spelled_out)]
+"""For a pydantic model: a fault as its short text or its keys."""
+
+
+def parse_fault(text: str) -> Fault:
+    """Read ``kind:value,name=value``; a value without a name is that of the next parameter in order.
+
+    Raises
+    ------
+    ExperimentError
+        There is no such fault, parameter or value; names the nearest.
+    """
+    try:
+        found: Fault = TypeAdapter(FaultText).validate_python(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:])
+        message = first["msg"].removeprefix("Value error, ")
+        raise ExperimentError(
+            f"the fault {text!r} cannot be planted",
+            got=f"{where}: {message}" if where else message,
+            fix="write it like focus-drift:2 or stuck-shutter:after=30",
+        ) from error
+    return found

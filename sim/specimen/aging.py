@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from acq_isl.life import Life
+from acq_isl.experiment.simulated import Life
 from acq_isl.sim.specimen.cells import (
     RADII_UM,
     REACH_UM,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from acq_isl.life import Life
+from acq_isl.experiment.simulated import Life
 from acq_isl.sim.specimen.cells import REGION_UM, Floats, Region, natural
 from acq_isl.sim.view import History
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from acq_isl.life import Life
+from acq_isl.experiment.simulated import Life
 from acq_isl.sim.optics.fluorescence import STAINS, Stain, StainedField, Widefield
 from acq_isl.sim.optics.illumination import LIVE_PHASE_CONTRAST, Transmitted
 from acq_isl.sim.optics.resampling import centred, lanczos, through

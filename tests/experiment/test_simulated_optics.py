@@ -7,12 +7,12 @@ import pytest
 
 from acq_isl.errors import ExperimentError
 from acq_isl.experiment.experiment import Experiment, SimulatedMicroscope
+from acq_isl.experiment.simulated import SimulatedOptics
 from acq_isl.hooks import open_microscope
 from acq_isl.hooks.connect import transmitted_light
 from acq_isl.sim.illumination_disc import DIC, Brightfield
 from acq_isl.sim.optics.illumination import LIVE_PHASE_CONTRAST, Oblique, Transmitted
 from acq_isl.sim.optics.source import LIVE_GRID_UM_NA, Lamp
-from acq_isl.simulated_optics import SimulatedOptics
 
 LIVE_OBLIQUE = Oblique(coarse_points=60, grid_um_na=LIVE_GRID_UM_NA)
 SEEN: dict[str, Transmitted] = {

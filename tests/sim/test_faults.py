@@ -34,8 +34,8 @@ from acq_isl.experiment.faults import (
     StuckShutter,
     of_engine,
     of_scope,
+    parse_fault,
 )
-from acq_isl.fault_text import parse_fault
 from acq_isl.hooks import GuardedAcquisition
 from acq_isl.rules.rules import Limits
 from acq_isl.sim import CameraSettings, ScopeSettings, SimulatedScope, View

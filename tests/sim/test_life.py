@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from acq_isl.life import Life
+from acq_isl.experiment.simulated import Life
 from acq_isl.sim.specimen.aging import aged
 from acq_isl.sim.specimen.cells import REACH_UM, REGION_UM, Culture
 from acq_isl.sim.specimen.life import duration_s, fates, moment, onset_s

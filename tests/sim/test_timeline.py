@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from acq_isl.errors import ScopeError
-from acq_isl.life import Life
+from acq_isl.experiment.simulated import Life
 from acq_isl.sim.scope.config import ChannelLight, ScopeSettings
 from acq_isl.sim.scope.exposure import Exposure
 from acq_isl.sim.scope.scope import SimulatedScope
