@@ -83,8 +83,8 @@ def _build(out: Console) -> Callable[..., None]:
 def _judge(out: Console, file: ModelFile, paths: list[Path], above: float | None) -> None:
     """Make the int8 form from stacks, if there are any; without, the form made before is taken."""
     from acq_isl.engines.int8.accuracy import ABOVE
-    from acq_isl.engines.stack_file import read_stack
     from acq_isl.engines.tensorrt.int8 import make_form
+    from acq_isl.readers.read import read_stack
 
     if not paths:
         return

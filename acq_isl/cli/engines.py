@@ -146,7 +146,7 @@ def _accept_int8(out: Console) -> Callable[..., None]:
         from acq_isl.engines.acceptance import accept_int8, int8_folder
         from acq_isl.engines.int8.accuracy import ABOVE
         from acq_isl.engines.model_file import read_model
-        from acq_isl.engines.stack_file import read_stack
+        from acq_isl.readers.read import read_stack
 
         file = read_model(model)
         read = [read_stack(path, file.info.manifest, pixel_size_um) for path in stacks]

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from acq_isl.errors import StorageError
+from acq_isl.errors import StackRefused, StorageError
+from acq_isl.manifest import Manifest
 from acq_isl.readers.image import RecordedField, named_channels
 from acq_isl.readers.ndtiff import INDEX, read_ndtiff
 from acq_isl.readers.ome_zarr import is_zarr, read_zarr
 from acq_isl.readers.tiff import read_tiff
+from acq_isl.stack import StackInfo, StackKey, ZStack
 
 _TIFF = (".tif", ".tiff")
 
@@ -111,3 +113,48 @@ def _tiff_file(path: Path, time: int | None) -> RecordedField:
     names = image.channels if len(ordered) > 1 else ()
     channels = named_channels(str(path), ordered, names, name)
     return RecordedField(str(path), channels, image.pixel_size_um, image.z_step_um)
+
+
+def read_stack(path: Path, manifest: Manifest, pixel_size_um: float | None = None) -> ZStack:
+    """Read one field, whose planes are taken to lie where the model expects them.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        TIFF of (planes, rows, columns) uint16.
+    manifest : Manifest
+        Of the model that is to predict from it.
+    pixel_size_um : float, optional
+        The model's own if not given.
+
+    Returns
+    -------
+    ZStack
+
+    Raises
+    ------
+    StackRefused
+        It cannot be read, or has another number of planes.
+    """
+    import tifffile
+
+    try:
+        pixels = tifffile.imread(path)
+    except (OSError, ValueError, tifffile.TiffFileError) as error:
+        raise StackRefused(
+            f"{path} cannot be read: {error}", fix="give TIFF files of one z-stack each"
+        ) from error
+    if pixels.ndim != 3 or len(pixels) != manifest.planes:
+        raise StackRefused(
+            f"{path} is no stack for this model",
+            wanted=f"({manifest.planes} planes, rows, columns)",
+            got=str(pixels.shape),
+            fix=f"record {manifest.planes} planes {manifest.z_step_um:.3g} um apart",
+        )
+    info = StackInfo(
+        StackKey(0, path.stem, "file"),
+        manifest.z_offsets_um,
+        (pixels.shape[1], pixels.shape[2]),
+        manifest.pixel_size_um if pixel_size_um is None else pixel_size_um,
+    )
+    return ZStack(info, pixels, (0.0,) * len(pixels))
