@@ -27,9 +27,8 @@ from acq_isl.experiment.experiment import Experiment, measurements
 from acq_isl.experiment.planning import Cycle, visits
 from acq_isl.instruments import Field, Instruments
 from acq_isl.processing.display import preview
-from acq_isl.readings import Readings
 from acq_isl.rules.actions import Call, ImageField, SetPreset, check_action, check_request
-from acq_isl.rules.measurements import Measurement
+from acq_isl.rules.measurements import Measurement, Readings
 from acq_isl.rules.rules import Decision, decide, rank
 from acq_isl.session.operator import Control, Stopped
 from acq_isl.stack import Outcome, Prediction, StackKey, StackRequest, Unpredicted
