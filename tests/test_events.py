@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from acq_isl import events as told
-from acq_isl.broadcast import Broadcast
 from acq_isl.commands import GoTo, Order, Pause, Resume, Stop
 from acq_isl.events import Figures, News, StateChanged
 from acq_isl.session.operator import Control, Stopped
 from acq_isl.session.progress import Gauge
+from acq_isl.session.runner import Broadcast
 from acq_isl.stack import (
     Prediction,
     Refusal,

@@ -11,7 +11,6 @@ from typing import Any
 
 from acq_isl.errors import AcqIslError
 from acq_isl.experiment.experiment import Experiment, measurements
-from acq_isl.instruments import Field
 from acq_isl.record import RunRecord
 from acq_isl.rules.measurements import Measurement, measure
 from acq_isl.scorecard import Scorecard, Spread
@@ -19,7 +18,7 @@ from acq_isl.session.grading import scores as grading
 from acq_isl.session.grading import targeting as aiming
 from acq_isl.session.grading.scores import KnownCell, KnownField
 from acq_isl.session.grading.targeting import Imaged, Lit
-from acq_isl.session.session import Session
+from acq_isl.session.session import Field, Session
 from acq_isl.session.summary import Kept
 from acq_isl.sim import KnowsCells, Rectangle, SimulatedScope, Taken, View
 from acq_isl.stack import Float32Image, Prediction, StackKey, StackRequest

@@ -15,10 +15,9 @@ from acq_isl.errors import AcquisitionFailed, SliceLost, StorageError
 from acq_isl.events import Decided, News, Predicted, Step
 from acq_isl.experiment.experiment import Experiment
 from acq_isl.experiment.planning import Optics, Place, cycles
-from acq_isl.instruments import Instruments
 from acq_isl.rules.label_names import Labels, RunModel
 from acq_isl.rules.rules import Decision
-from acq_isl.session.session import Session
+from acq_isl.session.session import Instruments, Session
 from acq_isl.stack import Outcome, Prediction, Refusal, StackInfo, StackRequest, Uint16Image, Unpredicted
 from acq_isl.storage.decision_log import Ledger, read
 
