@@ -19,12 +19,12 @@ import numpy as np
 
 from acq_isl.manifest import Label, Manifest
 from acq_isl.stack import Outcome, Prediction, Slice, StackInfo, StackKey, ZStack
-from acq_isl.stream.ask import swap
 from acq_isl.stream.client import ClientSettings, EngineClient
 from acq_isl.stream.messages import Wanted
 from acq_isl.stream.model_registry import ServedModel
 from acq_isl.stream.server import EngineServer, ServerSettings
 from acq_isl.stream.spool import Spool
+from acq_isl.stream.swap import swap
 
 PLANES, SIDE = 13, 256
 _MANIFEST = Manifest(

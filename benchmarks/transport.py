@@ -175,7 +175,7 @@ def half_float(side: int) -> str:
 
 def serve_here(arguments: list[str]) -> None:
     from acq_isl.stream.model_registry import ServedModel
-    from acq_isl.stream.serving import Parent, serve
+    from acq_isl.stream.process import Parent, serve
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--model")

@@ -15,7 +15,7 @@ from rich.markup import escape
 from acq_isl.cli.build import field_size
 from acq_isl.cli.sim import faulty
 from acq_isl.errors import ExperimentError
-from acq_isl.stream.endpoint import is_local
+from acq_isl.stream.sockets import is_local
 
 if TYPE_CHECKING:
     from acq_isl.engines.gate import Policy
@@ -86,8 +86,8 @@ def _serve(out: Console, configure_logging: Callable[[bool], None]) -> Callable[
         verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what happens inside.")] = False,
     ) -> None:
         """Predict for clients until stopped with Ctrl-C."""
+        from acq_isl.stream.process import Parent, lower_priority, serve
         from acq_isl.stream.server import ServerSettings
-        from acq_isl.stream.serving import Parent, lower_priority, serve
         from acq_isl.stream.sockets import server_keys
 
         configure_logging(verbose)
@@ -121,8 +121,8 @@ def _swap(out: Console) -> Callable[..., None]:
         timeout_s: Annotated[float, typer.Option(min=1, help="Longest time for loading.")] = 900.0,
     ) -> None:
         """Have a running server replace a model between two stacks; if that fails, the old one stays."""
-        from acq_isl.stream.ask import swap
         from acq_isl.stream.sockets import client_keys
+        from acq_isl.stream.swap import swap
 
         if is_local(address) and Path(model).exists():
             model = str(Path(model).resolve())  # the server may run in another folder

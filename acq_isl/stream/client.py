@@ -21,11 +21,11 @@ from acq_isl.manifest import Manifest
 from acq_isl.stack import Outcome, Slice, StackInfo, StackKey
 from acq_isl.stream.client_thread import Courier, Patience
 from acq_isl.stream.connection import Link, LinkSettings
-from acq_isl.stream.endpoint import is_local
 from acq_isl.stream.messages import Wanted, Welcome
 from acq_isl.stream.pending_queue import Outbox
 from acq_isl.stream.pending_stack import ClientCounts
 from acq_isl.stream.shared_memory import Ring
+from acq_isl.stream.sockets import is_local
 from acq_isl.stream.spool import Spool, SpoolReason
 
 log = logging.getLogger(__name__)

@@ -31,9 +31,8 @@ from acq_isl.stream.messages import (
     Withdrawn,
 )
 from acq_isl.stream.pending_queue import Outbox
-from acq_isl.stream.pending_stack import Held
+from acq_isl.stream.pending_stack import Held, engine_lost, in_turn, to_withdraw
 from acq_isl.stream.spool import Spool, SpoolReason, SpoolWorker
-from acq_isl.stream.turns import engine_lost, in_turn, to_withdraw
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,6 @@ from zmq.utils.monitor import recv_monitor_message
 
 from acq_isl.errors import EngineError, WireError
 from acq_isl.stream.codec import Frame, decode, encode
-from acq_isl.stream.endpoint import is_ipv6
 from acq_isl.stream.messages import (
     MAX_FRAME_BYTES,
     Alive,
@@ -36,7 +35,7 @@ from acq_isl.stream.messages import (
     RingOffer,
     Welcome,
 )
-from acq_isl.stream.sockets import ClientKeys
+from acq_isl.stream.sockets import ClientKeys, is_ipv6
 
 log = logging.getLogger(__name__)
 

@@ -21,10 +21,17 @@ from pathlib import Path
 from acq_isl.stack import Outcome, Prediction, Refusal, Slice, StackInfo, StackKey, Unpredicted
 from acq_isl.stream.assembler import OpenStack
 from acq_isl.stream.messages import Wanted
-from acq_isl.stream.pending_stack import ClientCounts, Held, RecentKeys
+from acq_isl.stream.pending_stack import (
+    ClientCounts,
+    Held,
+    RecentKeys,
+    in_flight,
+    take_back,
+    to_grant,
+    to_leave,
+)
 from acq_isl.stream.shared_memory import Ring
 from acq_isl.stream.spool import SpoolReason
-from acq_isl.stream.turns import in_flight, take_back, to_grant, to_leave
 
 _SPARE_STACKS = 2
 _FIRST_RESERVE_BYTES = 64 << 20

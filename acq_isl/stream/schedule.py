@@ -16,7 +16,10 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from acq_isl.stream.messages import Work
+from acq_isl.stack import ZStack
+from acq_isl.stream.incremental import Watch
+from acq_isl.stream.messages import RingRef, Work
+from acq_isl.stream.shared_memory import RingView
 
 LIVE_IN_A_ROW = 8
 
@@ -141,3 +144,50 @@ class Schedule(Generic[Id]):
             waiting = {(ticket.client, ticket.work) for ticket in self._tickets.values()}
             latest = set(sorted(self._served, key=lambda turns: self._served[turns])[-self._limit :])
             self._served = {key: when for key, when in self._served.items() if key in waiting | latest}
+
+
+JobKey = tuple[str, int, str]
+"""Session, stack and model."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """A complete stack for one model.
+
+    Parameters
+    ----------
+    session : str
+    stack : int
+    model : str
+        As the client names it.
+    zstack : ZStack
+    complete_s : float
+        Unix time at which it was complete here.
+    work : "live" or "bulk"
+    due_s : float
+        Deadline on the server's monotonic clock.
+    ring, ref : RingView and RingRef, optional
+        Where its pixels lie, if in shared memory.
+    watch : Watch, optional
+        What the model's engine was shown of it.
+    """
+
+    session: str
+    stack: int
+    model: str
+    zstack: ZStack
+    complete_s: float
+    work: Work = "bulk"
+    due_s: float = math.inf
+    ring: RingView | None = None
+    ref: RingRef | None = None
+    watch: Watch | None = None
+
+    @property
+    def key(self) -> JobKey:
+        return self.session, self.stack, self.model
+
+    @property
+    def intact(self) -> bool:
+        """Whether the pixels in shared memory are still this stack's."""
+        return self.ring is None or self.ref is None or self.ring.holds(self.ref)

@@ -20,8 +20,6 @@ import zmq
 
 from acq_isl.errors import EngineError, WireError
 from acq_isl.stream.codec import Frame, decode, encode
-from acq_isl.stream.endpoint import is_local
-from acq_isl.stream.job import Job
 from acq_isl.stream.messages import (
     MAX_MODELS,
     Alive,
@@ -39,10 +37,9 @@ from acq_isl.stream.messages import (
     Withdraw,
 )
 from acq_isl.stream.model_registry import Roster, ServedModel
-from acq_isl.stream.router import open_router
-from acq_isl.stream.schedule import ScheduleCounts
+from acq_isl.stream.schedule import Job, ScheduleCounts
 from acq_isl.stream.sessions import SessionLimits, Sessions
-from acq_isl.stream.sockets import ServerKeys, let_in
+from acq_isl.stream.sockets import ServerKeys, is_local, let_in, open_router
 from acq_isl.stream.swap import Swapper
 from acq_isl.stream.worker import EngineWorker
 

@@ -17,7 +17,6 @@ from acq_isl.stack import Slice, ZStack
 from acq_isl.stream.assembler import Assembler
 from acq_isl.stream.codec import Frame, encode, slice_of
 from acq_isl.stream.incremental import Watch, Watchman
-from acq_isl.stream.job import Job
 from acq_isl.stream.messages import (
     Bye,
     Expired,
@@ -29,6 +28,7 @@ from acq_isl.stream.messages import (
     Welcome,
     Withdrawn,
 )
+from acq_isl.stream.schedule import Job
 from acq_isl.stream.shared_memory import RingView
 
 log = logging.getLogger(__name__)

@@ -6,15 +6,18 @@ engine; ``server.key`` and ``client.key_secret`` go to the microscope; ``client.
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import zmq
 import zmq.auth
 
 from acq_isl.errors import EngineError
+from acq_isl.stream.messages import MAX_FRAME_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -103,3 +106,46 @@ def _read(path: Path, *, secret: bool = True) -> tuple[bytes, bytes]:
     if secret and private is None:
         raise EngineError(f"{path} holds no secret key", fix="copy the .key_secret file of this side here")
     return public, private or b""
+
+
+def is_local(endpoint: str) -> bool:
+    """Whether an address can only be reached from this host."""
+    if endpoint.startswith(("ipc://", "inproc://")):
+        return True
+    try:
+        # A port of "*" is no number, but it does not concern us.
+        host = urlsplit(endpoint).hostname or ""
+        if host == "localhost":
+            return True
+        address = ipaddress.ip_address(host)
+        mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+        return (mapped or address).is_loopback
+    except ValueError:
+        return False
+
+
+def is_ipv6(endpoint: str) -> bool:
+    """Whether an address is written as IPv6; ZMQ must be told."""
+    return "[" in endpoint
+
+
+_MESSAGES_QUEUED = 64
+
+
+def open_router(
+    context: zmq.Context[zmq.Socket[bytes]], bind: str, keys: ServerKeys | None
+) -> zmq.Socket[bytes]:
+    """A ROUTER bound to an address; ZMQError if that is not possible. Close it after use."""
+    router: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
+    router.setsockopt(zmq.LINGER, 0)
+    router.setsockopt(zmq.IPV6, int(is_ipv6(bind)))
+    # Without it an answer to a client that left would vanish silently.
+    router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    router.setsockopt(zmq.SNDHWM, _MESSAGES_QUEUED)
+    router.setsockopt(zmq.RCVHWM, _MESSAGES_QUEUED)
+    router.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+    if keys is not None:
+        router.curve_server = True
+        router.curve_publickey, router.curve_secretkey = keys.public, keys.secret
+    router.bind(bind)
+    return router

@@ -23,10 +23,9 @@ from acq_isl.protocols import Engine, Surveying
 from acq_isl.stack import Prediction, StageTimes
 from acq_isl.stream.codec import Frame, encode, result_of
 from acq_isl.stream.incremental import Watchman
-from acq_isl.stream.job import Job, JobKey
 from acq_isl.stream.messages import Failed, Refused
 from acq_isl.stream.model_registry import Roster
-from acq_isl.stream.schedule import Schedule, ScheduleCounts, Ticket
+from acq_isl.stream.schedule import Job, JobKey, Schedule, ScheduleCounts, Ticket
 
 log = logging.getLogger(__name__)
 

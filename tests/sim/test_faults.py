@@ -44,8 +44,8 @@ from acq_isl.sim.scope.backlash import Play
 from acq_isl.sim.scope.exposure import Exposure
 from acq_isl.sim.scope.faults import PlantedFaults
 from acq_isl.stack import Prediction, Slice, StackInfo, StackKey, StackRequest, ZStack
-from acq_isl.stream.job import Job
 from acq_isl.stream.model_registry import Roster, ServedModel
+from acq_isl.stream.schedule import Job
 from acq_isl.stream.worker import predict
 
 QUIET = ScopeSettings(shape=(96, 96), camera=CameraSettings.noiseless(), buffer_size_mb=16)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from acq_isl.stream.endpoint import is_ipv6, is_local
+from acq_isl.stream.sockets import is_ipv6, is_local
 
 
 @pytest.mark.parametrize(

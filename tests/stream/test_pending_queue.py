@@ -15,9 +15,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precon
 from acq_isl.stack import Outcome, Prediction, Refusal, Slice, StackInfo, StackKey, Unpredicted
 from acq_isl.stream.messages import Wanted
 from acq_isl.stream.pending_queue import Outbox
-from acq_isl.stream.pending_stack import Held
+from acq_isl.stream.pending_stack import Held, engine_lost, to_withdraw
 from acq_isl.stream.shared_memory import Ring
-from acq_isl.stream.turns import engine_lost, to_withdraw
 
 PLANES, SHAPE, CREDIT = 2, (2, 3), 2
 MEMORY_BYTES = 8 * 4096

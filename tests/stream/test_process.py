@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from acq_isl.manifest import Label, Manifest
 from acq_isl.stream.model_registry import ServedModel
-from acq_isl.stream.serving import Parent, serve
+from acq_isl.stream.process import Parent, serve
 from acq_isl.stack import Prediction
 
 class Mean:

@@ -13,12 +13,12 @@ from acq_isl.errors import ModelError
 from acq_isl.stack import Prediction, Slice, ZStack
 from acq_isl.storage.prediction_store import load as load_prediction
 from acq_isl.storage.prediction_store import stored
-from acq_isl.stream.ask import swap
 from acq_isl.stream.client import ClientSettings, EngineClient
 from acq_isl.stream.messages import Wanted
 from acq_isl.stream.model_registry import named
 from acq_isl.stream.process import EngineProcess
 from acq_isl.stream.spool import Spool, SpooledStack
+from acq_isl.stream.swap import swap
 from doubles import tiny_model as tiny
 
 SERVE = (sys.executable, "-m", "acq_isl", "serve", "--backend", "onnxruntime")

@@ -13,9 +13,9 @@ import pytest
 
 from acq_isl.errors import EngineError
 from acq_isl.stack import Prediction, ZStack
-from acq_isl.stream.job import Job
 from acq_isl.stream.messages import Work
 from acq_isl.stream.model_registry import Roster, ServedModel
+from acq_isl.stream.schedule import Job
 from acq_isl.stream.worker import EngineWorker
 from doubles import serving as fake
 
