@@ -21,8 +21,7 @@ from acq_isl.processing.normalize import contrast_sd
 from acq_isl.training.config import load_config
 from acq_isl.training.data.augment import Augmentation, augmented
 from acq_isl.training.data.source_simulated import cached
-from acq_isl.training.high_pass import Normalise
-from acq_isl.training.network import NetworkConfig, beta_nll
+from acq_isl.training.network import NetworkConfig, Normalise, beta_nll
 
 DEMO = Path(__file__).resolve().parents[1] / "acq_isl" / "models" / "demo.yaml"
 LABELS = ("dapi", "map2", "nfh")

@@ -30,10 +30,9 @@ from acq_isl.training.data.patches import Patches
 from acq_isl.training.distributed import Team
 from acq_isl.training.export.model_file import Trained, unit_of, write_package
 from acq_isl.training.export.weights import Pretrained, read_pretrained, unfold
-from acq_isl.training.heads import chosen_labels
 from acq_isl.training.learning_curve import Row, beaten, write_table
 from acq_isl.training.loop import Training
-from acq_isl.training.network import LiveNetwork
+from acq_isl.training.network import LiveNetwork, chosen_labels
 from acq_isl.training.panels import draw_panel
 from acq_isl.training.score import Score, score
 from acq_isl.training.train import Material, Progress, Tell, gather

@@ -16,9 +16,7 @@ from acq_isl.training.config import Optimisation, TrainConfig
 from acq_isl.training.data.dataset import Field
 from acq_isl.training.data.patches import Batch, Patches
 from acq_isl.training.distributed import Team, computes_in_bf16
-from acq_isl.training.heads import chosen_labels
-from acq_isl.training.losses import over_labels, pixel_nll
-from acq_isl.training.network import LiveNetwork
+from acq_isl.training.network import LiveNetwork, chosen_labels, over_labels, pixel_nll
 
 _WARM_UP = 0.1
 _FIRST, _LAST = 0.04, 0.002

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -11,8 +11,47 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from acq_isl.training.high_pass import Normalise
-from acq_isl.training.losses import pixel_nll
+from acq_isl.errors import ModelError
+
+_BLOCK_PX = 4
+_CLIP_SD = 10.0
+_TRUNCATE = 3.0
+
+
+class Normalise(nn.Module):
+    """Raw counts minus their local background, in units of the stack's contrast.
+
+    The background is a Gaussian of block means, as in `acq_isl.processing.normalize.contrast_sd`, brought
+    back to full resolution bilinearly; four pixels of a block of sixteen are enough for it, and cost a third.
+    Training and the exported graph both run this module.
+    """
+
+    kernel: Tensor
+
+    def __init__(self, planes: int, high_pass_px: float) -> None:
+        super().__init__()
+        sigma = max(high_pass_px / _BLOCK_PX, 1e-3)
+        radius = max(int(_TRUNCATE * sigma + 0.5), 1)
+        offsets = torch.arange(-radius, radius + 1, dtype=torch.float32)
+        weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
+        self.radius = radius
+        self.planes = planes
+        self.register_buffer("kernel", (weights / weights.sum()).expand(planes, 1, -1).clone(), False)
+
+    def background(self, counts: Tensor) -> Tensor:
+        """Local background of (N, Z, H, W) counts; H and W multiples of 4."""
+        r = self.radius
+        low = F.avg_pool2d(counts, 2, stride=_BLOCK_PX)  # (N, Z, H/4, W/4)
+        low = F.pad(low, (r, r, r, r), mode="replicate")
+        low = F.conv2d(low, self.kernel[:, :, :, None], groups=self.planes)
+        low = F.conv2d(low, self.kernel[:, :, None, :], groups=self.planes)
+        return F.interpolate(low, scale_factor=_BLOCK_PX, mode="bilinear", align_corners=False)
+
+    def forward(self, counts: Tensor, inv_sd: Tensor) -> Tensor:
+        """Normalise (N, Z, H, W) float32 counts with (N,) float32 reciprocal contrasts."""
+        x = (counts - self.background(counts)) * inv_sd[:, None, None, None]
+        return x.clamp(-_CLIP_SD, _CLIP_SD)  # (N, Z, H, W)
+
 
 _LOG_VARIANCE = (-9.0, 3.0)
 
@@ -277,3 +316,71 @@ def beta_nll(mean: Tensor, log_variance: Tensor, target: Tensor, beta: float = 0
     without the weight, pixels that are hard to fit are given a large variance and then ignored.
     """
     return pixel_nll(mean, log_variance, target, beta).mean()
+
+
+def pixel_nll(mean: Tensor, log_variance: Tensor, target: Tensor, beta: float) -> Tensor:
+    """beta-NLL of each pixel, see `acq_isl.training.network.beta_nll`."""
+    nll = 0.5 * (log_variance + (target - mean) ** 2 / log_variance.exp())
+    return (beta * log_variance.detach()).exp() * nll  # (N, L, H, W)
+
+
+def over_labels(pixels: Tensor, weight: Tensor, total: Callable[[Tensor], Tensor], size: int = 1) -> Tensor:
+    """Mean over the known pixels of each label, summed over labels.
+
+    A label counts fully wherever it is known, whatever other labels the samples lack.
+
+    Parameters
+    ----------
+    pixels : (N, L, H, W) float32
+        Loss of each pixel.
+    weight : (N, L, H, W) float32
+        0 where the truth is not known.
+    total : callable
+        Sums over the processes that train together.
+    size : int
+        Number of these; their gradients are averaged.
+    """
+    known = total(weight.sum(dim=(0, 2, 3))).clamp(min=1)  # (L,)
+    # where: what is not known may be anything, even NaN
+    chosen = torch.where(weight > 0, pixels * weight, 0.0).sum(dim=(0, 2, 3))  # (L,)
+    return size * (chosen / known).sum()
+
+
+def chosen_labels(network: LiveNetwork, labels: Sequence[int | None]) -> LiveNetwork:
+    """The same network for some of its labels.
+
+    Parameters
+    ----------
+    network : LiveNetwork
+    labels : sequence of int or None
+        Numbers of old labels in the new order; None: a new one, whose head starts as in a new network.
+
+    Returns
+    -------
+    LiveNetwork
+        A copy.
+    """
+    config = replace(network.config, labels=len(labels))
+    fresh = LiveNetwork(config)
+    state = fresh.state_dict()
+    for name, old in network.state_dict().items():
+        if old.shape == state[name].shape and list(labels) == list(range(network.config.labels)):
+            state[name] = old.clone()
+        elif "head" in name.split("."):  # of every member
+            state[name] = _head(old.cpu(), state[name], network.config, labels)
+        elif old.shape == state[name].shape:
+            state[name] = old.clone()
+        else:
+            raise ModelError(f"{name} depends on the number of labels", fix="report this kind of network")
+    fresh.load_state_dict(state)
+    return fresh
+
+
+def _head(old: Tensor, fresh: Tensor, config: NetworkConfig, labels: Sequence[int | None]) -> Tensor:
+    source = old.reshape(2, config.labels, -1)
+    target = fresh.clone().reshape(2, len(labels), -1)
+    with torch.no_grad():
+        for at, label in enumerate(labels):
+            if label is not None:
+                target[:, at] = source[:, label]
+    return target.reshape(fresh.shape)

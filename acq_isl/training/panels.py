@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from acq_isl.manifest import Label
 from acq_isl.processing.display import Uint8Image, display_range, stretched, tinted
-from acq_isl.training.assess import predict
 from acq_isl.training.data.dataset import Field
 from acq_isl.training.network import LiveNetwork
+from acq_isl.training.score import predict
 
 _SIDE_PX = 256
 _GAP_PX = 6

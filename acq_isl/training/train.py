@@ -14,12 +14,12 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from types import TracebackType
+from typing import Any, Literal
 
 import torch
 
-from acq_isl.errors import TrainingFailed
-from acq_isl.training.board import Board
+from acq_isl.errors import ExperimentError, TrainingFailed
 from acq_isl.training.checkpoints import Savepoints, Tensors
 from acq_isl.training.config import TrainConfig, load_config
 from acq_isl.training.data.dataset import Field, Prepared, Range, open_field, prepare, truth_ranges
@@ -32,6 +32,41 @@ from acq_isl.training.panels import draw_panel
 from acq_isl.training.score import score
 
 logger = logging.getLogger(__name__)
+
+
+class Board:
+    """Writes scalars; does nothing if not wanted.
+
+    Raises `ExperimentError` on creation if TensorBoard is wanted and not installed.
+    """
+
+    def __init__(self, folder: Path, *, wanted: bool) -> None:
+        self._writer: Any = None
+        if not wanted:
+            return
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ExperimentError(
+                "TensorBoard is not installed",
+                fix="pip install tensorboard, or set watching.tensorboard to false",
+            ) from error
+        self._writer = SummaryWriter(str(folder))
+
+    def __enter__(self) -> Board:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def scalar(self, name: str, value: float, step: int) -> None:
+        """One point of a curve."""
+        if self._writer is not None:
+            self._writer.add_scalar(name, value, step)
+
 
 # What may differ between the parts of a run that was stopped.
 _FREE = {"watching": True, "checks": True, "optimisation": {"threads", "checkpoint_every"}}

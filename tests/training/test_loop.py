@@ -29,7 +29,6 @@ from acq_isl.errors import ExperimentError, ModelError, TrainingFailed
 from acq_isl.manifest import MANIFEST_KEY, Manifest
 from acq_isl.training import train
 from acq_isl.training.adapt_config import Recipe
-from acq_isl.training.board import Board
 from acq_isl.training.checkpoints import Savepoints, Tensors, read_tensors, write_tensors
 from acq_isl.training.config import Architecture, Optimisation, TrainConfig, Watching, load_config
 from acq_isl.training.data.augment import Augmentation
@@ -37,10 +36,16 @@ from acq_isl.training.data.dataset import Field
 from acq_isl.training.data.pairs import Checks
 from acq_isl.training.data.patches import Patches
 from acq_isl.training.distributed import Team, computes_in_bf16
-from acq_isl.training.heads import chosen_labels
 from acq_isl.training.loop import Training, learning_rate
-from acq_isl.training.losses import over_labels, pixel_nll
-from acq_isl.training.network import LiveNetwork, NetworkConfig, beta_nll
+from acq_isl.training.network import (
+    LiveNetwork,
+    NetworkConfig,
+    beta_nll,
+    chosen_labels,
+    over_labels,
+    pixel_nll,
+)
+from acq_isl.training.train import Board
 
 IDLE_S = 120  # half a second of processor time, or a word, within it is progress
 NO_CHANGE = Augmentation(gamma=(1, 1), gain=(1, 1), noise=(0, 0), blur=0, flips=False)

@@ -11,12 +11,11 @@ from scipy import ndimage
 from torch import nn
 
 from acq_isl.processing.normalize import contrast_sd
-from acq_isl.training.assess import measure_halo
 from acq_isl.training.config import Optimisation, TrainConfig
 from acq_isl.training.data.dataset import Field, normalised
 from acq_isl.training.data.source_simulated import Pair, SimulationConfig, cached, simulate
-from acq_isl.training.high_pass import Normalise
-from acq_isl.training.network import LiveNetwork, NetworkConfig, beta_nll, together
+from acq_isl.training.network import LiveNetwork, NetworkConfig, Normalise, beta_nll, together
+from acq_isl.training.score import measure_halo
 
 SMALL = NetworkConfig(planes=3, labels=3, base=4, levels=3, high_pass_px=8.0)
 

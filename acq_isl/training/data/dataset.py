@@ -19,7 +19,7 @@ from acq_isl.processing.normalize import contrast_sd
 from acq_isl.stack import Uint16Image
 from acq_isl.training.data.geometry import Geometry, brought, fitted
 from acq_isl.training.data.pairs import Checks, Item, examine
-from acq_isl.training.high_pass import Normalise
+from acq_isl.training.network import Normalise
 
 _FOREGROUND = 77  # of 255
 _SAMPLED = 2**18

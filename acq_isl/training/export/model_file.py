@@ -15,7 +15,6 @@ from acq_isl.errors import ExperimentError
 from acq_isl.manifest import Evaluation, Gate, Label, Manifest
 from acq_isl.manifest import Training as TrainedOn
 from acq_isl.stack import Uint16Image
-from acq_isl.training.assess import measure_halo, measure_margin
 from acq_isl.training.checkpoints import Tensors, write_tensors
 from acq_isl.training.config import TrainConfig
 from acq_isl.training.data.dataset import Field, Range
@@ -26,7 +25,7 @@ from acq_isl.training.data.splits import Division
 from acq_isl.training.export.onnx import export_onnx
 from acq_isl.training.network import Deployed, LiveNetwork
 from acq_isl.training.ood_gate import WINDOW_PX, GateHead, fit_gate
-from acq_isl.training.score import Score
+from acq_isl.training.score import Score, measure_halo, measure_margin
 
 WEIGHTS = "weights.safetensors"
 MODEL = "model.onnx"
