@@ -21,7 +21,7 @@ from acq_isl.engines.model_file import read_model
 from acq_isl.errors import ModelError
 from acq_isl.manifest import Manifest
 from acq_isl.processing.normalize import inverse_contrast
-from acq_isl.training.bioimage_graph import INPUT, OUTPUTS, image_model, least_side_px
+from acq_isl.training.export.bioimageio import INPUT, OUTPUTS, image_model, least_side_px
 from doubles import tiny_model as tiny
 
 
