@@ -14,8 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from acq_isl.errors import ModelError
-from acq_isl.training.reference.tf_checkpoint import Checkpoint
-from acq_isl.training.string_table import Damaged, masked_crc, read_table
+from acq_isl.training.reference.tf_checkpoint import Checkpoint, Damaged, masked_crc, read_table
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "data" / "isl_golden"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden checkpoint at {GOLDEN}")
