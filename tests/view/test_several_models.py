@@ -10,9 +10,8 @@ import pytest
 from acq_isl import events as told
 from acq_isl.record import Measured
 from acq_isl.stack import Prediction, Refusal, StackInfo, StackKey, StageTimes, Unpredicted
-from acq_isl.view.feed.encode import Translator
+from acq_isl.view.feed.encode import _MOST_FIELDS, Translator
 from acq_isl.view.feed.messages import NotPredicted, Parcel, Predicted, decode, encode
-from acq_isl.view.halves import _MOST_FIELDS
 
 
 def info(name: str = "p0") -> StackInfo:
