@@ -29,7 +29,7 @@ from acq_isl.events import LabelStyle, Predicted, RunStarted, Seen
 from acq_isl.record import Measured
 from acq_isl.stack import Prediction, StackInfo, StackKey, StackRequest
 from acq_isl.view.feed.feed import Feed
-from acq_isl.view.napari_start import watch
+from acq_isl.view.napari.window import watch
 
 SIDE, SIZE_UM, COLUMNS = 512, 0.3, 3
 LABELS = (LabelStyle("nuclei", "#56B4E9"), LabelStyle("dendrites", "#E69F00"), LabelStyle("axons", "#CC79A7"))

@@ -74,14 +74,14 @@ def view(
     ] = Path("acq-isl-runs"),
 ) -> None:
     """Open a napari window on a run, in a process of its own."""
-    from acq_isl.view.napari_start import view as show
+    from acq_isl.view.napari.window import view as show
 
     show(run)
 
 
 def open_window(folder: Path) -> None:
     """Start ``acq-isl view`` beside a run that begins; AcqIslError if no window can be opened here."""
-    from acq_isl.view.napari_start import check
+    from acq_isl.view.napari.window import check
 
     check()
     folder.mkdir(parents=True, exist_ok=True)

@@ -31,6 +31,7 @@ from acq_isl.view.feed.messages import (
 from acq_isl.view.napari.marks import BADGE_COLOR, BADGE_INK, badge, hatch
 from acq_isl.view.napari.model import LiveModel
 from acq_isl.view.napari.mosaic import Mosaic, Places, Shade, fitted, placed
+from acq_isl.view.napari.panel import beside
 from acq_isl.view.napari.scene import coordinates
 from acq_isl.view.napari.style import (
     banner,
@@ -42,7 +43,6 @@ from acq_isl.view.napari.style import (
     short_state,
     status_lines,
 )
-from acq_isl.view.napari_thumbnails import beside
 
 RUN = "0" * 32
 LABELS = ("nuclei", "axons")

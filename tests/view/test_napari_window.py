@@ -26,7 +26,7 @@ from acq_isl.view.feed.encode import Translator
 from acq_isl.view.feed.feed import Feed
 from acq_isl.view.feed.messages import Parcel
 from acq_isl.view.feed.requests import Answer
-from acq_isl.view.napari_start import check
+from acq_isl.view.napari.window import check
 
 SIDE, SIZE_UM = 256, 0.3
 FOV = SIDE * SIZE_UM
