@@ -16,8 +16,14 @@ from rich.markup import escape
 
 from acq_isl.events import News, Tell
 from acq_isl.view.feed.address import running_folder
-from acq_isl.view.page_process import PageProcess
-from acq_isl.view.web.server import DEFAULT_PORT, Announcement, PageSettings, serve_page, write_announcement
+from acq_isl.view.web.server import (
+    DEFAULT_PORT,
+    Announcement,
+    PageProcess,
+    PageSettings,
+    serve_page,
+    write_announcement,
+)
 
 Web = Annotated[bool, typer.Option("--web/--no-web", help="Serve a page that shows the run live.")]
 Port = Annotated[

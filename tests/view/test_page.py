@@ -25,9 +25,8 @@ from acq_isl.record import Counts, StageLatency
 from acq_isl.stack import Prediction, StackInfo, StackKey, StackRequest, StageTimes
 from acq_isl.view.feed.encode import Translator
 from acq_isl.view.feed.feed import Feed
-from acq_isl.view.packets import packet
-from acq_isl.view.page_process import PageProcess
-from acq_isl.view.web.server import Announcement, PageSettings
+from acq_isl.view.web.clients import packet
+from acq_isl.view.web.server import Announcement, PageProcess, PageSettings
 
 pytest.importorskip("uvicorn", reason="the extra [web] is not installed")
 pytest.importorskip("starlette", reason="the extra [web] is not installed")
