@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from acq_isl.engines.around import Each
+from acq_isl.engines.pipeline import Each
 from acq_isl.errors import EngineError, StackRefused
 from acq_isl.processing.normalize import ContrastMeter
 from acq_isl.stack import Float32Image, StackInfo, Uint16Image, ZStack

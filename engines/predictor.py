@@ -14,12 +14,22 @@ from typing import Self
 import numpy as np
 
 from acq_isl.compatibility import Refuse, Resample, Use, check
-from acq_isl.engines.around import Each, check_finite, whole, worker_count, workers
 from acq_isl.engines.backend import DISTANCE, MEAN, SPREAD, Network, Shares
 from acq_isl.engines.gate import RESAMPLED, Policy, judge, measured
 from acq_isl.engines.image_quality import Survey, check_content
 from acq_isl.engines.model_file import ModelInfo
-from acq_isl.engines.pipeline import AT_ONCE, Answered, Field, Slotted, through
+from acq_isl.engines.pipeline import (
+    AT_ONCE,
+    Answered,
+    Each,
+    Field,
+    Slotted,
+    check_finite,
+    through,
+    whole,
+    worker_count,
+    workers,
+)
 from acq_isl.errors import EngineError, ModelError, StackRefused
 from acq_isl.manifest import Manifest
 from acq_isl.processing.normalize import inverse_contrast, map_back, resample

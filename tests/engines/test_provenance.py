@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from acq_isl.engines.model_file import ModelInfo
-from acq_isl.engines.provenance import provenance
+from acq_isl.engines.model_file import ModelInfo, provenance
 from acq_isl.manifest import Evaluation, Gate, Instrument, Label, Manifest, Training
 
 PLAIN = Manifest(
