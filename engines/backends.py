@@ -71,7 +71,7 @@ def backends(
 ) -> tuple[Backend, ...]:
     """The back ends installed here, as fast as they usually are.
 
-    int8 is among them once it was judged on the user's stacks (`acq_isl.engines.acceptance` for OpenVINO,
+    int8 is among them once it was judged on the user's stacks (`acq_isl.engines.openvino.int8` for OpenVINO,
     `acq_isl.engines.tensorrt.int8` for TensorRT).
 
     Parameters
@@ -109,8 +109,8 @@ def _tensorrt(model: ModelFile, field_px: tuple[int, int] | None, gate: Policy) 
 
 
 def _openvino(model: ModelFile, threads: int | None, gate: Policy) -> Iterator[Backend]:
-    from acq_isl.engines.acceptance import stored_int8
     from acq_isl.engines.openvino.engine import OpenVinoEngine, has_bf16
+    from acq_isl.engines.openvino.int8 import stored_int8
 
     stored = stored_int8(model)
     if stored is not None:

@@ -20,6 +20,7 @@ from acq_isl.engines.openvino.background import Background, plane_graph
 from acq_isl.engines.openvino.cache import CompiledCache, CompiledKey
 from acq_isl.engines.openvino.form import (
     DEVICE,
+    NORMALISED,
     RUNTIME_ERRORS,
     Precision,
     first_line,
@@ -27,7 +28,6 @@ from acq_isl.engines.openvino.form import (
     processor,
     read_form,
 )
-from acq_isl.engines.openvino_gate import NORMALISED
 from acq_isl.engines.predictor import TILE_PX, Predictor
 from acq_isl.errors import EngineError
 from acq_isl.stack import Float32Image

@@ -15,13 +15,12 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from acq_isl.engines.acceptance import int8_folder
 from acq_isl.engines.int8.accuracy import ABOVE, halves, judge
 from acq_isl.engines.int8.agreement import agreement
 from acq_isl.engines.int8.quantize import quantised
 from acq_isl.engines.model_file import ModelFile
 from acq_isl.engines.onnx import OnnxNetwork
-from acq_isl.engines.openvino.int8 import calibration
+from acq_isl.engines.openvino.int8 import calibration, int8_folder
 from acq_isl.engines.predictor import Predictor
 from acq_isl.engines.tensorrt.plan_cache import write_whole
 from acq_isl.errors import EngineError, StackRefused

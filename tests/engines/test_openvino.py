@@ -13,11 +13,11 @@ import openvino
 from onnx import TensorProto, helper, numpy_helper
 from scipy import ndimage
 
-from acq_isl.engines import acceptance
 from acq_isl.engines.backends import backends, named
 from acq_isl.engines.int8 import accuracy as judgement
 from acq_isl.engines.model_file import ModelFile, read_model
 from acq_isl.engines.onnx import OnnxEngine, default_threads
+from acq_isl.engines.openvino import int8 as acceptance
 from acq_isl.engines.openvino.cache import CompiledCache
 from acq_isl.engines.openvino.engine import OpenVinoEngine, OpenVinoNetwork, has_bf16
 from acq_isl.engines.openvino.graph import read_graph

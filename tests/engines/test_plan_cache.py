@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from acq_isl.engines.acceptance import int8_folder
 from acq_isl.engines.int8.agreement import sample_tiles
 from acq_isl.engines.int8.quantize import quantised
 from acq_isl.engines.model_file import ModelFile, read_model
+from acq_isl.engines.openvino.int8 import int8_folder
 from acq_isl.engines.tensorrt import plan_cache as plans
 from acq_isl.engines.tensorrt.api import BuildStep, Flavour, ProgressForwarder
 from acq_isl.engines.tensorrt.build import build
