@@ -15,9 +15,8 @@ from acq_isl.engines.tensorrt.build import BuiltPlan, build
 from acq_isl.engines.tensorrt.cuda import Device, OutOfDeviceMemory
 from acq_isl.engines.tensorrt.network import TensorRTNetwork
 from acq_isl.engines.tensorrt.options import BuildOptions, LastBuilt, resolved
-from acq_isl.engines.tensorrt.plan_cache import PlanStore
+from acq_isl.engines.tensorrt.plan_cache import KeptFile, PlanStore
 from acq_isl.engines.tensorrt.program import PlanRefused, Program, tells_of_memory
-from acq_isl.engines.trt_kept import KeptFile
 from acq_isl.processing.tiling import BLEND_PX, plan_tiles
 from acq_isl.stack import Prediction, ZStack
 

@@ -8,18 +8,176 @@ import time
 from collections import OrderedDict
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from acq_isl.engines.half import widened
 from acq_isl.engines.tensorrt.cuda import Device, OutOfDeviceMemory
-from acq_isl.engines.tensorrt.program import Program, Shape
-from acq_isl.engines.trt_lane import Lane, Streams
-from acq_isl.engines.trt_slot import GpuPending, GpuSlot
+from acq_isl.engines.tensorrt.program import Port, Program, Shape
 from acq_isl.errors import EngineError
 from acq_isl.stack import Float32Image
+
+_log = logging.getLogger(__name__)
+_FIRST_RUN_S = 120.0  # TensorRT for RTX compiles its kernels in the first run
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """The three queues: copies up, computation, copies down."""
+
+    up: Any
+    compute: Any
+    down: Any
+
+    @classmethod
+    def of(cls, device: Device) -> Streams:
+        return cls(device.stream(), device.stream(), device.stream())
+
+
+class Lane:
+    """What one batch of tiles in flight needs: context, buffers on both sides, events, graph.
+
+    Used by one caller at a time, start to end; `Streams` are shared, so `start` needs the caller's lock.
+
+    Parameters
+    ----------
+    device : Device
+    program : Program
+    streams : Streams
+    shape : tuple of int
+        Of the stack input, (tile, z, h, w, 2).
+    """
+
+    def __init__(self, device: Device, program: Program, streams: Streams, shape: Shape) -> None:
+        self._device, self._program, self._streams = device, program, streams
+        self._address: dict[str, int] = {}
+        self._graphs: list[Any] = []
+        self._freeing = ExitStack()
+        self.host: dict[str, NDArray[Any]] = {}
+        shapes = {"stack": shape, "inv_sd": shape[:1]}
+        self._context, outputs, self.scratch_bytes = program.context(shapes)
+        with ExitStack() as unwinding:
+            unwinding.callback(self.close)
+            for port in program.ports:
+                self._add_buffer(port, (shapes | outputs)[port.name])
+            self._events = [self._event() for _ in range(4)]
+            unwinding.pop_all()
+
+    def _event(self) -> Any:
+        event = self._device.event()
+        self._freeing.callback(self._device.free_event, event)
+        return event
+
+    def _add_buffer(self, port: Port, shape: Shape) -> None:
+        nbytes = prod(shape) * port.dtype.itemsize
+        memory = self._device.pinned(nbytes)
+        self._freeing.callback(self._device.free_pinned, memory)
+        memory[:] = 0
+        self.host[port.name] = memory[:nbytes].view(port.dtype).reshape(shape)
+        self._address[port.name] = address = self._device.allocate(nbytes)
+        self._freeing.callback(self._device.free, address)
+        if not self._context.set_tensor_address(port.name, address):
+            raise self._failed(f"take the address of {port.name}")
+
+    def _failed(self, what: str) -> EngineError:
+        fix = "load the engine again; if it stays, build the plan again with acq-isl build"
+        return self._program.failure(what, fix)
+
+    def prepare(self, scratch: int) -> None:
+        """Lend scratch memory, run once, and capture the graph, so that stacks meet no first time."""
+        if self.scratch_bytes:
+            self._context.set_device_memory(scratch, self.scratch_bytes)
+        self.host["inv_sd"][:] = 1
+        self.start(self.host["stack"])
+        self.finish(_FIRST_RUN_S)
+        if self._program.flavour.native_graphs:
+            return
+        try:
+            with self._device.capture(self._streams.compute, self._graphs):
+                self._execute()
+        except EngineError as error:
+            _log.warning("no CUDA graph for this plan, its kernels are launched one by one: %s", error)
+        else:
+            self.start(self.host["stack"])  # the first launch brings the graph to the GPU
+            self.finish(_FIRST_RUN_S)
+
+    def start(self, stack: NDArray[np.uint8]) -> None:
+        """Queue one run; ``stack`` and ``host["inv_sd"]`` must stay as they are until `finish`."""
+        device, streams, events = self._device, self._streams, self._events
+        device.record(events[0], streams.up)
+        device.copy_up(self._address["stack"], stack, streams.up)
+        device.copy_up(self._address["inv_sd"], self.host["inv_sd"], streams.up)
+        device.record(events[1], streams.up)
+        device.hold(streams.compute, events[1])
+        if self._graphs:
+            device.launch(self._graphs[0], streams.compute)
+        else:
+            self._execute()
+        device.record(events[2], streams.compute)
+        device.hold(streams.down, events[2])
+        for port in self._program.ports:
+            if not port.is_input:
+                device.copy_down(self.host[port.name], self._address[port.name], streams.down)
+        device.record(events[3], streams.down)
+
+    def _execute(self) -> None:
+        if not self._context.execute_async_v3(int(self._streams.compute)):
+            raise self._failed("run the plan")
+
+    def finish(self, timeout_s: float) -> tuple[float, float, float]:
+        """Wait for the run; milliseconds of upload, computation (waiting for its turn included), download."""
+        self._device.wait(self._events[3], timeout_s)
+        first, second, third, last = self._events
+        return (
+            self._device.elapsed_ms(first, second),
+            self._device.elapsed_ms(second, third),
+            self._device.elapsed_ms(third, last),
+        )
+
+    def close(self) -> None:
+        """Free everything, as far as the GPU lets it; nothing of it may be in flight."""
+        self.host.clear()
+        with self._freeing:
+            while self._graphs:
+                self._freeing.callback(self._device.free_graph, self._graphs.pop())
+            self._freeing.callback(self._forget)
+
+    def _forget(self) -> None:
+        self._context = None
+
+
+_VALUES_IN_CACHE = 1 << 17
+_MANTISSA_SHIFT = 13
+# Sign, exponent and mantissa of a half, where a float has them; the bits between are copies of the sign.
+_KEPT = np.uint32(0x8FFFE000).view(np.int32)
+_REBIAS = np.float32(2.0**112)  # from the float's zero of exponents, 127, to the half's, 15
+_INFINITE = 65536.0  # what exponents of 31 come out as, which stand for infinity and NaN
+
+
+def widened(values: NDArray[np.float16]) -> Float32Image:
+    """A copy as float32, the same numbers exactly; infinities and NaN stay what they are.
+
+    Parameters
+    ----------
+    values : float16 array
+        C-contiguous.
+    """
+    out = np.empty(values.shape, np.float32)
+    halves, floats = values.reshape(-1), out.reshape(-1)
+    for first in range(0, halves.size, _VALUES_IN_CACHE):
+        source = halves[first : first + _VALUES_IN_CACHE]
+        target = floats[first : first + _VALUES_IN_CACHE]
+        bits = target.view(np.int32)
+        bits[:] = source.view(np.int16)
+        bits <<= _MANTISSA_SHIFT
+        bits &= _KEPT
+        target *= _REBIAS  # exact: a power of two, and what was below normal is not any more
+        if target.max() >= _INFINITE or target.min() <= -_INFINITE:
+            target[:] = source
+    return out
+
 
 _log = logging.getLogger(__name__)
 
@@ -290,3 +448,39 @@ class TensorRTNetwork:
 def _full(values: NDArray[Any]) -> Float32Image:
     """A copy in float32: the lane is given to the next batch."""
     return widened(values) if values.dtype == np.float16 else values.astype(np.float32)
+
+
+class GpuPending:
+    """A batch in flight. Call `result` once; until then what went up must stay as it is."""
+
+    def __init__(self, network: TensorRTNetwork, lane: Lane, tiles: NDArray[np.uint8]) -> None:
+        self._network, self._lane, self._tiles = network, lane, tiles
+        self.ended_s = 0.0
+
+    def result(self) -> tuple[Float32Image, ...]:
+        """The network's `TensorRTNetwork.outputs`, float32 each; raises `EngineError`."""
+        answers = self._network.finish(self._lane)
+        self.ended_s = time.perf_counter()
+        return answers
+
+
+class GpuSlot:
+    """A lane that is the caller's until it was dropped, or started and its result fetched."""
+
+    def __init__(self, network: TensorRTNetwork, lane: Lane) -> None:
+        self._network, self._lane = network, lane
+
+    @property
+    def tiles(self) -> NDArray[np.uint8]:
+        """Page-locked memory, (tile, z, h, w, 2) uint8: what is written here goes up as it is."""
+        memory: NDArray[np.uint8] = self._lane.host["stack"]
+        return memory
+
+    def start(self, inv_sd: Float32Image, source: NDArray[np.uint8] | None = None) -> GpuPending:
+        """Queue what was written to `tiles`, or ``source``: registered memory of the same shape."""
+        tiles = self.tiles if source is None else source
+        self._network.start(self._lane, tiles, inv_sd)
+        return GpuPending(self._network, self._lane, tiles)
+
+    def drop(self) -> None:
+        self._network.give_back(self._lane)

@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike
 from acq_isl.engines.model_file import answers
 from acq_isl.engines.tensorrt.api import Flavour, Messages
 from acq_isl.engines.tensorrt.cuda import OutOfDeviceMemory
-from acq_isl.engines.trt_kept import KeptFile
+from acq_isl.engines.tensorrt.plan_cache import KeptFile
 from acq_isl.errors import EngineError
 from acq_isl.manifest import Manifest
 

@@ -17,10 +17,9 @@ from acq_isl.engines.int8.agreement import as_inputs, sample_tiles
 from acq_isl.engines.model_file import read_model
 from acq_isl.engines.tensorrt import fp16 as precision
 from acq_isl.engines.tensorrt.api import Messages, load_flavour
-from acq_isl.engines.tensorrt.build import build
+from acq_isl.engines.tensorrt.build import build, check_network, parse
 from acq_isl.engines.tensorrt.options import BuildOptions
 from acq_isl.engines.tensorrt.plan_cache import PlanStore
-from acq_isl.engines.trt_compile import check_network, parse
 from acq_isl.manifest import MANIFEST_KEY, Gate, Label, Manifest
 
 torch = pytest.importorskip("torch", reason="pip install acq-isl[train] to export networks")

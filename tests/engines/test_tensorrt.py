@@ -12,23 +12,20 @@ import numpy as np
 import onnx
 import pytest
 
-from acq_isl.engines.half import widened
 from acq_isl.engines.int8.agreement import as_inputs, sample_tiles
 from acq_isl.engines.model_file import read_model
 from acq_isl.engines.onnx import OnnxEngine, OnnxNetwork
 from acq_isl.engines.tensorrt import api as trt_api
 from acq_isl.engines.tensorrt import fp16 as precision
 from acq_isl.engines.tensorrt.api import Flavour, Messages, load_flavour
-from acq_isl.engines.tensorrt.build import build
+from acq_isl.engines.tensorrt.build import build, check_network, parse
 from acq_isl.engines.tensorrt.cuda import Device, OutOfDeviceMemory
 from acq_isl.engines.tensorrt.engine import TensorRTEngine
 from acq_isl.engines.tensorrt.int8 import make_form
-from acq_isl.engines.tensorrt.network import LANES
+from acq_isl.engines.tensorrt.network import LANES, widened
 from acq_isl.engines.tensorrt.options import BuildOptions, LastBuilt
-from acq_isl.engines.tensorrt.plan_cache import PlanStore
+from acq_isl.engines.tensorrt.plan_cache import KeptFile, PlanStore
 from acq_isl.engines.tensorrt.program import Program
-from acq_isl.engines.trt_compile import check_network, parse
-from acq_isl.engines.trt_kept import KeptFile
 from acq_isl.errors import EngineError, ModelError
 from acq_isl.manifest import Label
 from doubles import cuda_double

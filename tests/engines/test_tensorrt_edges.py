@@ -7,13 +7,11 @@ import pytest
 
 from acq_isl.engines.model_file import read_model
 from acq_isl.engines.tensorrt.api import Flavour
-from acq_isl.engines.tensorrt.build import build
+from acq_isl.engines.tensorrt.build import _lend_timings, build
 from acq_isl.engines.tensorrt.cuda import Device, GpuInfo
 from acq_isl.engines.tensorrt.engine import TensorRTEngine
 from acq_isl.engines.tensorrt.options import BuildOptions, LastBuilt, resolved
-from acq_isl.engines.tensorrt.plan_cache import PlanStore
-from acq_isl.engines.trt_compile import _lend_timings
-from acq_isl.engines.trt_kept import KeptFile
+from acq_isl.engines.tensorrt.plan_cache import KeptFile, PlanStore
 from acq_isl.errors import EngineError
 from doubles import cuda_double
 from doubles import tensorrt_double as trt_double
