@@ -28,8 +28,7 @@ import tifffile
 import yaml
 
 from acq_isl.experiment.simulated import Life
-from acq_isl.sim.illumination_disc import DIC
-from acq_isl.sim.optics.illumination import LIVE_PHASE_CONTRAST, Transmitted
+from acq_isl.sim.optics.illumination import DIC, LIVE_PHASE_CONTRAST, Transmitted
 from acq_isl.sim.scope.camera import Camera, CameraSettings
 from acq_isl.sim.specimen.cells import Culture
 from acq_isl.sim.specimen.sensor import Sensor

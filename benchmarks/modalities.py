@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from acq_isl.sim.illumination_disc import DIC, Brightfield
-from acq_isl.sim.optics.illumination import LIVE_PHASE_CONTRAST, Oblique, Transmitted
+from acq_isl.sim.optics.illumination import DIC, LIVE_PHASE_CONTRAST, Brightfield, Oblique, Transmitted
 from acq_isl.sim.scope.camera import Camera, CameraSettings
 from acq_isl.sim.specimen.synthetic import SyntheticSpecimen
 from acq_isl.sim.view import View

@@ -16,8 +16,14 @@ from dataclasses import replace
 import numpy as np
 from scipy import fft
 
-from acq_isl.sim.illumination_disc import DIC, Brightfield
-from acq_isl.sim.optics.illumination import LIVE_PHASE_CONTRAST, Oblique, PhaseContrast, Transmitted
+from acq_isl.sim.optics.illumination import (
+    DIC,
+    LIVE_PHASE_CONTRAST,
+    Brightfield,
+    Oblique,
+    PhaseContrast,
+    Transmitted,
+)
 from acq_isl.sim.optics.resampling import through
 from acq_isl.sim.optics.transmitted import TransmittedField
 from acq_isl.sim.scope.camera import Camera, CameraSettings

@@ -114,8 +114,7 @@ def _simulated(settings: SimulatedMicroscope) -> Iterator[OpenMicroscope]:
 
 def transmitted_light(settings: SimulatedOptics) -> Transmitted:
     """The optics that an experiment asks for, computed as finely as live images are."""
-    from acq_isl.sim.illumination_disc import DIC, Brightfield
-    from acq_isl.sim.optics.illumination import LIVE_PHASE_CONTRAST, Oblique
+    from acq_isl.sim.optics.illumination import DIC, LIVE_PHASE_CONTRAST, Brightfield, Oblique
     from acq_isl.sim.optics.source import LIVE_GRID_UM_NA, Lamp
 
     live: Transmitted

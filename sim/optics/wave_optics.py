@@ -18,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
-from acq_isl.sim.illumination_disc import DIC
-from acq_isl.sim.optics.illumination import Transmitted, points_of
+from acq_isl.sim.optics.illumination import DIC, Transmitted, points_of
 from acq_isl.sim.optics.source import Source
 from acq_isl.stack import Float32Image
 

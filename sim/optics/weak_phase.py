@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
-from acq_isl.sim.illumination_disc import DIC
+from acq_isl.sim.optics.illumination import DIC
 from acq_isl.sim.optics.wave_optics import Beam, Complex, Imaging
 
 _Grid = NDArray[np.float64]

@@ -10,8 +10,7 @@ from acq_isl.experiment.experiment import Experiment, SimulatedMicroscope
 from acq_isl.experiment.simulated import SimulatedOptics
 from acq_isl.hooks import open_microscope
 from acq_isl.hooks.connect import transmitted_light
-from acq_isl.sim.illumination_disc import DIC, Brightfield
-from acq_isl.sim.optics.illumination import LIVE_PHASE_CONTRAST, Oblique, Transmitted
+from acq_isl.sim.optics.illumination import DIC, LIVE_PHASE_CONTRAST, Brightfield, Oblique, Transmitted
 from acq_isl.sim.optics.source import LIVE_GRID_UM_NA, Lamp
 
 LIVE_OBLIQUE = Oblique(coarse_points=60, grid_um_na=LIVE_GRID_UM_NA)

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from acq_isl.sim.illumination_disc import DIC, Brightfield
 from acq_isl.sim.optics.fluorescence import StainedField, Widefield
-from acq_isl.sim.optics.illumination import Oblique, PhaseContrast
+from acq_isl.sim.optics.illumination import DIC, Brightfield, Oblique, PhaseContrast
 from acq_isl.sim.optics.source import Lamp, annulus, disc
 from acq_isl.sim.optics.wave_optics import Imaging
 from acq_isl.sim.specimen.dose import DoseMap

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from scipy import fft, ndimage
 
-from acq_isl.sim.illumination_disc import DIC, Brightfield
-from acq_isl.sim.optics.illumination import LIVE_PHASE_CONTRAST, Oblique, PhaseContrast
+from acq_isl.sim.optics.illumination import DIC, LIVE_PHASE_CONTRAST, Brightfield, Oblique, PhaseContrast
 from acq_isl.sim.optics.source import Lamp
 from acq_isl.sim.optics.wave_optics import Imaging
 from acq_isl.sim.optics.weak_phase import weak_phase_transfer

@@ -9,8 +9,7 @@ import pytest
 from pycromanager import Acquisition, multi_d_acquisition_events
 
 from acq_isl.sim import ScopeSettings, SimulatedScope
-from acq_isl.sim.illumination_disc import DIC, Brightfield
-from acq_isl.sim.optics.illumination import LIVE_PHASE_CONTRAST, Oblique, PhaseContrast
+from acq_isl.sim.optics.illumination import DIC, LIVE_PHASE_CONTRAST, Brightfield, Oblique, PhaseContrast
 from acq_isl.sim.optics.source import Lamp
 from acq_isl.sim.specimen.cells import Culture
 from acq_isl.sim.specimen.synthetic import SyntheticSpecimen
