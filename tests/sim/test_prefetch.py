@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from acq_isl.sim.prefetch import Prefetch, Prepares, ahead
+from acq_isl.sim.scope.render import Prefetch, Prepares, ahead
 from acq_isl.sim.specimen.cache import Shelf
 from acq_isl.sim.specimen.synthetic import SyntheticSpecimen
 from acq_isl.sim.view import View
