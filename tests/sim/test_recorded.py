@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acq_isl.errors import StorageError
-from acq_isl.sim.resample import mirror_runs
-from acq_isl.sim.specimen.recorded import RecordedLabel, RecordedSpecimen
+from acq_isl.sim.specimen.recorded import RecordedLabel, RecordedSpecimen, mirror_runs
 from acq_isl.sim.view import View
 
 FIELD = Path(__file__).resolve().parents[3] / "shared" / "data" / "isl_condition_b"
