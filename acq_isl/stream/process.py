@@ -180,9 +180,7 @@ def _end(process: subprocess.Popen[bytes], *, politely: bool) -> None:
             return
 
 
-log = logging.getLogger(__name__)
-
-_LOOK_S = 0.2
+_STOP_LOOK_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +235,7 @@ def serve(
             threading.Thread(target=_watch_stdin, args=(stop,), name="acq-isl parent", daemon=True).start()
         if parent.announce is not None:
             _announce(parent.announce, server.endpoint)
-        while not stop.wait(_LOOK_S):
+        while not stop.wait(_STOP_LOOK_S):
             if not server.running:
                 raise EngineError("the server's thread failed", fix="see the log above, and start it again")
 

@@ -184,8 +184,6 @@ def _configured(flavour: Flavour, builder: Any, key: PlanKey) -> Any:
     return config
 
 
-_log = logging.getLogger(__name__)
-
 _LEAST_PEARSON = 0.995
 
 

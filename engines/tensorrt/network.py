@@ -179,8 +179,6 @@ def widened(values: NDArray[np.float16]) -> Float32Image:
     return out
 
 
-_log = logging.getLogger(__name__)
-
 LANES = 2  # while one batch is computed, the next is on its way up and the last on its way down
 _SHAPES_KEPT = 4
 _WAIT_S = 60.0

@@ -270,7 +270,6 @@ def _unwritable(folder: Path, error: OSError) -> EngineError:
     )
 
 
-_log = logging.getLogger(__name__)
 _HASH_BYTES = 32
 
 
