@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, StringConstraints, ValidationError, model_validator
 
+from acq_isl.base import StrictModel
 from acq_isl.errors import ModelError
 from acq_isl.stack import Modality, Polarity
 
@@ -23,11 +24,7 @@ SLACK = 0.005
 _Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Label(_Strict):
+class Label(StrictModel):
     """One predicted structure."""
 
     name: _Name
@@ -52,7 +49,7 @@ class Label(_Strict):
         return self
 
 
-class Instrument(_Strict):
+class Instrument(StrictModel):
     """What the training stacks were recorded with, as far as it is known. For people and for the record."""
 
     magnification: float | None = Field(default=None, gt=0)
@@ -69,7 +66,7 @@ class Instrument(_Strict):
     """Where the plane of focus moves as ``z_offsets_um`` rises."""
 
 
-class Training(_Strict):
+class Training(StrictModel):
     """Which images a model has seen, so that nobody evaluates it on them by mistake."""
 
     cell_type: str = ""
@@ -83,7 +80,7 @@ class Training(_Strict):
     data_licence: str = ""
 
 
-class Evaluation(_Strict):
+class Evaluation(StrictModel):
     """How well one label did on images that the model had not seen."""
 
     label: _Name
@@ -95,7 +92,7 @@ class Evaluation(_Strict):
     """Mean over the units, by name."""
 
 
-class Gate(_Strict):
+class Gate(StrictModel):
     """How unlike the training set a stack may look before its prediction is refused.
 
     The graph's output ``distance``, (N, K, h, w), holds K distances in windows of about 128 px, for
@@ -117,7 +114,7 @@ class Gate(_Strict):
         return self
 
 
-class Manifest(_Strict):
+class Manifest(StrictModel):
     """What must be true of a stack, and what comes out.
 
     The input is one channel, ``planes`` slices in the order of increasing ``z_offsets_um``.
@@ -166,7 +163,7 @@ class Manifest(_Strict):
     statistic: Literal["mean", "median"] = "mean"
     """What the output ``mean`` holds of the distribution of each pixel's intensity."""
     trained_on: str
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float] = Field(default_factory=dict)
     instrument: Instrument | None = None
     training: Training | None = None
     evaluations: tuple[Evaluation, ...] = ()

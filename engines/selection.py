@@ -14,14 +14,15 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from acq_isl.base import StrictModel
 from acq_isl.engines.backends import Backend, gpu
 from acq_isl.engines.model_file import ModelFile
 from acq_isl.engines.onnx import default_threads
 from acq_isl.engines.predictor import Predictor
-from acq_isl.engines.tensorrt.plan_cache import default_folder, write_whole
 from acq_isl.errors import EngineError, ModelError
+from acq_isl.files import default_folder, write_whole
 from acq_isl.stack import StackInfo, StackKey, ZStack
 
 _log = logging.getLogger(__name__)
@@ -34,11 +35,7 @@ _RETRY = timedelta(hours=1)  # after this, a back end that could not be used is 
 _PACKAGES = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "cuda-bindings")
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Choice(_Strict):
+class Choice(StrictModel):
     """What was measured, and so chosen."""
 
     format: str = Field(default="acq-isl-choice/1", pattern=r"^acq-isl-choice/1$")

@@ -17,7 +17,6 @@ import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     WrapValidator,
@@ -25,6 +24,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from acq_isl.base import StrictModel
 from acq_isl.errors import ExperimentError
 from acq_isl.experiment.faults import FaultText
 from acq_isl.experiment.simulated import Life, PhaseContrastOptics, SimulatedOptics
@@ -32,10 +32,6 @@ from acq_isl.rules.measurements import Measurement
 from acq_isl.rules.rules import Best, Limits, Trigger
 from acq_isl.stack import Modality, Polarity
 from acq_isl.stream.messages import MAX_DEADLINE_MS, MAX_MODELS
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def _unknown(key: str, valid: list[str], where: str) -> str:
@@ -76,7 +72,7 @@ def _expanded(path: Any) -> Any:
 Folder = Annotated[Path, BeforeValidator(_expanded)]
 
 
-class OpticsSettings(_Strict):
+class OpticsSettings(StrictModel):
     """How the transmitted light is made; compared with what the model was trained on."""
 
     modality: Modality = "unknown"
@@ -84,7 +80,7 @@ class OpticsSettings(_Strict):
     """Whether dense matter looks dark (positive phase contrast) or bright in focus."""
 
 
-class LocalEngine(_Strict):
+class LocalEngine(StrictModel):
     """Start an engine process on this computer for the run."""
 
     kind: Literal["local"] = "local"
@@ -92,7 +88,7 @@ class LocalEngine(_Strict):
     """Processor threads for inference; by default some cores are left to the acquisition."""
 
 
-class RemoteEngine(_Strict):
+class RemoteEngine(StrictModel):
     """Use an engine that somebody started with ``acq-isl serve``."""
 
     kind: Literal["remote"] = "remote"
@@ -102,13 +98,13 @@ class RemoteEngine(_Strict):
     """Folder of keys (``acq-isl keys``), for an engine on another host."""
 
 
-class NoEngine(_Strict):
+class NoEngine(StrictModel):
     """Acquire everything, predict nothing; stacks wait in the spool of the run."""
 
     kind: Literal["none"] = "none"
 
 
-class SyntheticSpecimen(_Strict):
+class SyntheticSpecimen(StrictModel):
     """Neurons that are computed, without end in x and y."""
 
     kind: Literal["synthetic"] = "synthetic"
@@ -119,7 +115,7 @@ class SyntheticSpecimen(_Strict):
     """The light it is seen in. `Experiment.optics` says what the model is told of it."""
 
 
-class RecordedSpecimen(_Strict):
+class RecordedSpecimen(StrictModel):
     """A z-stack and label images that somebody recorded, tiled over the stage."""
 
     kind: Literal["recorded"] = "recorded"
@@ -134,7 +130,7 @@ class RecordedSpecimen(_Strict):
     """Lengths are only needed where the files do not say."""
 
 
-class SimulatedMicroscope(_Strict):
+class SimulatedMicroscope(StrictModel):
     """The real Micro-Manager core with demo devices and a computed or recorded specimen."""
 
     kind: Literal["simulated"] = "simulated"
@@ -151,14 +147,14 @@ class SimulatedMicroscope(_Strict):
     """What goes wrong on purpose, such as ``focus-drift:2``; see docs/simulator.md."""
 
 
-class RunningMicroManager(_Strict):
+class RunningMicroManager(StrictModel):
     """A Micro-Manager that is open on this computer, with its ZMQ server switched on (Java backend)."""
 
     kind: Literal["running"] = "running"
     port: int = 4827
 
 
-class HeadlessMicroManager(_Strict):
+class HeadlessMicroManager(StrictModel):
     """Start the core of an installed Micro-Manager without its window (Python backend)."""
 
     kind: Literal["headless"] = "headless"
@@ -173,7 +169,7 @@ MicroscopeSettings = Annotated[
 ]
 
 
-class Experiment(_Strict):
+class Experiment(StrictModel):
     """One run, from the first overview field to the last comparison."""
 
     name: str = Field(min_length=1)
@@ -193,7 +189,7 @@ class Experiment(_Strict):
     revisit: Sequence | None = None
     """Channels (and z, relative to the middle of the stack) to image at the chosen fields."""
     triggers: tuple[Trigger, ...] = ()
-    truth: dict[str, str] = {}
+    truth: dict[str, str] = Field(default_factory=dict)
     """Which fluorescence channel shows which predicted label, to score the prediction."""
     limits: Limits = Limits()
     output: Folder = Path("acq-isl-runs")

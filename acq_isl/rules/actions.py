@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from acq_isl.base import StrictModel
 from acq_isl.errors import ActionRefused
 from acq_isl.stack import StackInfo, StackRequest
 
@@ -14,11 +15,7 @@ _FUNCTION = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 Bounds = tuple[float, float]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SetPreset(_Strict):
+class SetPreset(StrictModel):
     """Select a configuration preset before the next event."""
 
     kind: Literal["set_preset"] = "set_preset"
@@ -26,7 +23,7 @@ class SetPreset(_Strict):
     preset: str = Field(min_length=1)
 
 
-class ImageField(_Strict):
+class ImageField(StrictModel):
     """Image this field in fluorescence now, before the next event."""
 
     kind: Literal["image"] = "image"
@@ -39,7 +36,7 @@ class ImageField(_Strict):
     """Micro-Manager configuration group of the presets."""
 
 
-class Call(_Strict):
+class Call(StrictModel):
     """Run a function of the user's; it is given the `Decision`."""
 
     kind: Literal["call"] = "call"
@@ -50,7 +47,7 @@ class Call(_Strict):
 Action = Annotated[SetPreset | ImageField | Call, Field(discriminator="kind")]
 
 
-class Limits(_Strict):
+class Limits(StrictModel):
     """What an experiment may do. Whatever is not given is left to the microscope's own limits."""
 
     x_um: Bounds | None = None
@@ -59,7 +56,7 @@ class Limits(_Strict):
     """Stage range, lowest and highest, in micrometres."""
     exposure_ms: float | None = Field(default=None, gt=0)
     """Longest exposure of one slice, in milliseconds."""
-    presets: dict[str, tuple[str, ...]] = {}
+    presets: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Allowed presets by configuration group; groups that are not listed are not restricted."""
 
     @model_validator(mode="after")

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from scipy import ndimage, special
 
+from acq_isl.base import StrictModel
 from acq_isl.errors import ExperimentError
 from acq_isl.processing.segmentation import segment, smooth, spots
 from acq_isl.record import Measured
@@ -20,11 +21,7 @@ from acq_isl.stack import Float32Image, Outcome, Prediction, StackKey
 CORRELATION_AREA_UM2 = 150.0
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class AreaFraction(_Strict):
+class AreaFraction(StrictModel):
     """Share of the field in which a predicted label is brighter than a threshold."""
 
     kind: Literal["area_fraction"] = "area_fraction"
@@ -34,7 +31,7 @@ class AreaFraction(_Strict):
     """Predicted intensity; 1 is the bright end of the training truth."""
 
 
-class ObjectCount(_Strict):
+class ObjectCount(StrictModel):
     """Number of separate objects, such as nuclei, of a predicted label."""
 
     kind: Literal["object_count"] = "object_count"
@@ -45,7 +42,7 @@ class ObjectCount(_Strict):
     """Smaller objects are debris; in square micrometres of specimen."""
 
 
-class MeanIntensity(_Strict):
+class MeanIntensity(StrictModel):
     """Mean predicted intensity of a label over the field."""
 
     kind: Literal["mean_intensity"] = "mean_intensity"

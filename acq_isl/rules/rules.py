@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from acq_isl.base import StrictModel
 from acq_isl.record import Measured
 from acq_isl.rules.actions import (
     Action,
@@ -41,11 +42,7 @@ __all__ = [
 ]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Threshold(_Strict):
+class Threshold(StrictModel):
     """Passed when the measurement is strictly above, or strictly below, a value; give one of the two."""
 
     measurement: Measurement
@@ -73,7 +70,7 @@ class Threshold(_Strict):
         return value > self.value if self.side == "above" else value < self.value
 
 
-class Trigger(_Strict):
+class Trigger(StrictModel):
     """When a predicted label of a field passes a threshold, do something on the microscope."""
 
     name: str = Field(default="trigger", min_length=1)
@@ -83,7 +80,7 @@ class Trigger(_Strict):
     """How often in one run."""
 
 
-class Best(_Strict):
+class Best(StrictModel):
     """Go back to the fields where a predicted label measures highest (or lowest)."""
 
     kind: Literal["best"] = "best"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
+from acq_isl.base import WireModel
 from acq_isl.stack import Distance, StackInfo, StageTimes
 
 VERSION = 2
@@ -27,25 +28,21 @@ Work = Literal["live", "bulk"]
 """Class of work. ``live``: latest first, and before all bulk. ``bulk``: in the order of capture."""
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, ser_json_inf_nan="constants")
-
-
-class RingOffer(_Model):
+class RingOffer(WireModel):
     """Shared memory the client offers; the server proves that it sees it by reading back the nonce."""
 
     name: Annotated[str, Field(max_length=1024)]
     nbytes: Annotated[int, Field(gt=0, lt=1 << 46)]
 
 
-class RingRef(_Model):
+class RingRef(WireModel):
     """Where in the ring the pixels of a whole stack lie, valid while the generation there is the same."""
 
     offset: _Id
     generation: Annotated[int, Field(gt=0, lt=1 << 53)]
 
 
-class Wanted(_Model):
+class Wanted(WireModel):
     """What a client wants done with a stack.
 
     Parameters
@@ -76,7 +73,7 @@ class Wanted(_Model):
         return self.models or ("",)
 
 
-class Offer(_Model):
+class Offer(WireModel):
     """A model that a server holds, and the engine that runs it."""
 
     name: _Name
@@ -85,7 +82,7 @@ class Offer(_Model):
     engine: _Name
 
 
-class _Message(_Model):
+class _Message(WireModel):
     version: Annotated[int, Field(ge=VERSION, le=VERSION)] = VERSION
 
 

@@ -9,14 +9,14 @@ import yaml
 from pydantic import Field as Setting
 from pydantic import ValidationError
 
+from acq_isl.base import StrictModel
 from acq_isl.errors import ExperimentError
 from acq_isl.manifest import Label, Manifest
 from acq_isl.training.config import TrainConfig, validated
 from acq_isl.training.data.augment import Augmentation
-from acq_isl.training.data.source_base import Strict
 
 
-class Recipe(Strict):
+class Recipe(StrictModel):
     """How a model is adapted.
 
     The defaults are measured (docs/training.md): with everything at a tenth of the rate, the usual advice, a

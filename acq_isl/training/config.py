@@ -8,12 +8,13 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
 
+from acq_isl.base import StrictModel
 from acq_isl.errors import ExperimentError, PairRefused
 from acq_isl.manifest import Instrument, Label
 from acq_isl.stack import Modality, Polarity
 from acq_isl.training.data.augment import Augmentation
 from acq_isl.training.data.pairs import Checks
-from acq_isl.training.data.source_base import Nominal, Strict
+from acq_isl.training.data.source_base import Nominal
 from acq_isl.training.data.source_simulated import SimulationConfig
 from acq_isl.training.data.sources import SimulatedSource, Source
 from acq_isl.training.data.splits import Division, Split, divide, simulated_only
@@ -22,7 +23,7 @@ from acq_isl.training.network import Kind, NetworkConfig
 _OLD_KEYS = ("base", "levels")
 
 
-class Optimisation(Strict):
+class Optimisation(StrictModel):
     """How the weights are found."""
 
     seed: int = Field(default=0, ge=0)
@@ -49,7 +50,7 @@ class Optimisation(Strict):
     threads: int = Field(default=1, gt=0)
 
 
-class Watching(Strict):
+class Watching(StrictModel):
     """What can be looked at while training."""
 
     log_every: int = Field(default=50, gt=0)
@@ -61,7 +62,7 @@ class Watching(Strict):
     """Needs ``pip install tensorboard``."""
 
 
-class Architecture(Strict):
+class Architecture(StrictModel):
     """The network, see `acq_isl.training.network.NetworkConfig`."""
 
     kind: Kind = "unet"
@@ -78,7 +79,7 @@ def _names_differ(labels: tuple[Label, ...]) -> tuple[Label, ...]:
     return labels
 
 
-class TrainConfig(Strict):
+class TrainConfig(StrictModel):
     """One training run."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from acq_isl.engines.tensorrt.plan_cache import default_folder, write_whole
+from acq_isl.files import default_folder, write_whole
 
 _log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from acq_isl.engines.int8.accuracy import ABOVE, halves, judge
 from acq_isl.engines.model_file import DEMO, ModelFile
-from acq_isl.engines.tensorrt.plan_cache import default_folder, write_whole
 from acq_isl.errors import EngineError, ModelError, StackRefused
+from acq_isl.files import default_folder, write_whole
 from acq_isl.manifest import Manifest
 from acq_isl.processing.normalize import inverse_contrast
 from acq_isl.processing.tiling import TileRule, cut, plan_tiles

@@ -22,8 +22,8 @@ from acq_isl.engines.model_file import ModelFile
 from acq_isl.engines.onnx import OnnxNetwork
 from acq_isl.engines.openvino.int8 import calibration, int8_folder
 from acq_isl.engines.predictor import Predictor
-from acq_isl.engines.tensorrt.plan_cache import write_whole
 from acq_isl.errors import EngineError, StackRefused
+from acq_isl.files import write_whole
 from acq_isl.stack import ZStack
 
 _log = logging.getLogger(__name__)

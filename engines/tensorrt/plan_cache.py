@@ -5,29 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import sys
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import filelock
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from acq_isl.base import StrictModel
 from acq_isl.errors import EngineError
+from acq_isl.files import default_folder, write_whole
 
 _log = logging.getLogger(__name__)
 _LOCK_TIMEOUT_S = 1800.0  # another process may be building the same plan, which can take many minutes
 _HASH_DIGITS = 16
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class PlanKey(_Strict):
+class PlanKey(StrictModel):
     """Everything a plan depends on; equal keys may share a plan."""
 
     onnx_sha256: str
@@ -53,7 +48,7 @@ class PlanKey(_Strict):
         return hashlib.sha256(text.encode()).hexdigest()[:_HASH_DIGITS]
 
 
-class PlanNote(_Strict):
+class PlanNote(StrictModel):
     """What lies beside a plan: its key, its hash, and how it came about."""
 
     format: str = Field(default="acq-isl-plan/1", pattern=r"^acq-isl-plan/1$")
@@ -68,7 +63,7 @@ class PlanNote(_Strict):
     """Seconds the build took."""
     built_at: str
     """ISO 8601 local time with offset."""
-    agreement: dict[str, float] = {}
+    agreement: dict[str, float] = Field(default_factory=dict)
     """Precision against fp32 on a processor, as `acq_isl.engines.int8.agreement` measured it."""
 
 
@@ -87,18 +82,6 @@ class StoredPlan:
     path: Path
     note: PlanNote | None
     size_bytes: int
-
-
-def default_folder() -> Path:
-    """Where plans are kept: ``ACQ_ISL_CACHE``, or the system's folder for caches."""
-    named = os.environ.get("ACQ_ISL_CACHE")
-    if named:
-        return Path(named)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "acq-isl" / "cache"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "acq-isl"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "acq-isl"
 
 
 class PlanStore:
@@ -238,16 +221,6 @@ class PlanStore:
                 continue
             yield from self.folder.glob(f"{plan.note.plan_sha256[:_HASH_DIGITS]}-*.kernels")
             yield from self.folder.glob(f"{plan.path.stem}.*")
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Replace a file at once, by way of one beside it."""
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _note_path(path: Path) -> Path:

@@ -14,16 +14,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-ENGINES = HERE.parents[1] / "engines"
+ENGINES = HERE.parents[1] / "engines" / "tensorrt"
 LIST = HERE / "tensorrt_surface.json"
 SURFACES = ("trt10", "trt11", "rtx")
-FILES = ("trt_api.py", "trt_compile.py", "trt_program.py", "trt_lane.py")
+FILES = ("api.py", "build.py", "program.py", "network.py")
 
 # Which TensorRT object each name stands for, by file. Everything typed Any in these files must be here.
 MODULE = "module"
 NAMES: dict[str, dict[str, str | None]] = {
-    "trt_api.py": {"trt": MODULE, "self.trt": MODULE, "flavour.trt": MODULE, "severity": None},
-    "trt_compile.py": {
+    "api.py": {"trt": MODULE, "self.trt": MODULE, "flavour.trt": MODULE, "severity": None},
+    "build.py": {
         "trt": MODULE,
         "flavour.trt": MODULE,
         "builder": "Builder",
@@ -36,7 +36,7 @@ NAMES: dict[str, dict[str, str | None]] = {
         "error": "ParserError",
         "kinds": "DataType",
     },
-    "trt_program.py": {
+    "program.py": {
         "trt": MODULE,
         "self.flavour.trt": MODULE,
         "flavour.trt": MODULE,
@@ -51,7 +51,7 @@ NAMES: dict[str, dict[str, str | None]] = {
         "kinds": "DataType",
         "strategies": "DynamicShapesKernelSpecializationStrategy",
     },
-    "trt_lane.py": {
+    "network.py": {
         "self._context": "IExecutionContext",
         "self.up": None,
         "self.compute": None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import threading
 
 import filelock
@@ -26,6 +27,7 @@ from acq_isl.engines.tensorrt.int8 import make_form, stored_form
 from acq_isl.engines.tensorrt.options import BuildOptions, profile_shapes
 from acq_isl.engines.tensorrt.plan_cache import PlanKey, PlanNote, PlanStore
 from acq_isl.errors import EngineError, ModelError, StackRefused
+from acq_isl.files import default_folder
 from acq_isl.processing.tiling import TileRule, plan_tiles
 from doubles import cuda_double
 from doubles import tensorrt_double as trt_double
@@ -219,8 +221,8 @@ def test_the_folder_is_where_the_system_keeps_caches(monkeypatch, platform, vari
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(plans.sys, "platform", platform)
-    assert plans.default_folder().as_posix().endswith(end)
+    monkeypatch.setattr(sys, "platform", platform)
+    assert default_folder().as_posix().endswith(end)
 
 
 # -- building, through the double

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
 from scipy import ndimage
 
-from acq_isl.training.data.source_base import Strict
+from acq_isl.base import StrictModel
 
 Singles = NDArray[np.float32]
 
@@ -24,7 +24,7 @@ Range = Annotated[tuple[float, float], AfterValidator(_rising)]
 _OFF = (1.0, 1.0)
 
 
-class Augmentation(Strict):
+class Augmentation(StrictModel):
     """How much; pairs are (low, high) of a uniform distribution.
 
     The defaults are for data of one microscope. Wider ranges, for data of several, are in

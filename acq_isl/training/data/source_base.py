@@ -11,15 +11,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from acq_isl.base import StrictModel
 from acq_isl.errors import PairRefused
-
-
-class Strict(BaseModel):
-    """Unknown keys are errors, and nothing changes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +26,7 @@ class Nominal:
     z_step_um: float
 
 
-class RecordedSource(Strict):
+class RecordedSource(StrictModel):
     """What may be said of every kind of recorded images."""
 
     plate: str = ""

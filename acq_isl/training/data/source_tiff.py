@@ -15,15 +15,16 @@ from xml.etree import ElementTree
 from numpy.typing import NDArray
 from pydantic import Field
 
+from acq_isl.base import StrictModel
 from acq_isl.errors import AcqIslError, PairRefused, StorageError
 from acq_isl.training.data.pairs import Item, Recording, as_counts
-from acq_isl.training.data.source_base import Nominal, RecordedSource, Strict, picked, projected, stamp
+from acq_isl.training.data.source_base import Nominal, RecordedSource, picked, projected, stamp
 
 _UM = {"m": 1e6, "cm": 1e4, "mm": 1e3, "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "nm": 1e-3}
 _PLACES = ("plate", "well", "field")
 
 
-class Image(Strict):
+class Image(StrictModel):
     """A file, or one channel of it."""
 
     file: str

@@ -10,8 +10,9 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
+from acq_isl.base import StrictModel
 from acq_isl.training.data.pairs import Item, Recording, as_counts
-from acq_isl.training.data.source_base import Nominal, RecordedSource, Strict, stamp
+from acq_isl.training.data.source_base import Nominal, RecordedSource, stamp
 from acq_isl.training.data.source_ndtiff import NdtiffSource
 from acq_isl.training.data.source_png import LABELS, PngField, find_fields, read_png
 from acq_isl.training.data.source_simulated import LABELS as SIMULATED_LABELS
@@ -20,7 +21,7 @@ from acq_isl.training.data.source_tiff import TiffSource
 from acq_isl.training.data.source_zarr import ZarrSource
 
 
-class SimulatedSource(Strict):
+class SimulatedSource(StrictModel):
     """Fields of the simulated microscope, each of another specimen."""
 
     kind: Literal["simulated"]

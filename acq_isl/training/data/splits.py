@@ -9,14 +9,14 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from acq_isl.base import StrictModel
 from acq_isl.errors import PairRefused
 from acq_isl.training.data.pairs import Item, Recording
-from acq_isl.training.data.source_base import Strict
 
 Unit = Literal["well", "field", "block of a field", "none"]
 
 
-class _ByName(Strict):
+class _ByName(StrictModel):
     held_out: tuple[str, ...] = ()
     """Names; or give ``share``, or a list of sources at ``held_out`` beside ``data``."""
     share: float | None = Field(default=None, gt=0, lt=1)
@@ -42,7 +42,7 @@ class ByField(_ByName):
     by: Literal["field"]
 
 
-class ByColumns(Strict):
+class ByColumns(StrictModel):
     """Blocks of columns of the same field are held out: for a single field, and called what it is."""
 
     by: Literal["columns"]

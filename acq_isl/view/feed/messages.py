@@ -19,8 +19,9 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
+from acq_isl.base import WireModel
 from acq_isl.errors import WireError
 from acq_isl.events import Bound, LabelStyle, Phase, RunState
 from acq_isl.record import Counts, Measured, StageLatency
@@ -42,18 +43,14 @@ _Um = Annotated[float, Field(allow_inf_nan=False)]
 _Run = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, ser_json_inf_nan="constants")
-
-
-class _Message(_Model):
+class _Message(WireModel):
     version: Annotated[int, Field(ge=VERSION, le=VERSION)] = VERSION
     run: _Run
     seq: _Seq
     sent: _Seq = 0
 
 
-class PlannedField(_Model):
+class PlannedField(WireModel):
     """One overview stack of the plan: its key and the middle of its field of view on the stage."""
 
     key: StackKey

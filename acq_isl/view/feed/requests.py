@@ -5,8 +5,9 @@ from __future__ import annotations
 import hmac
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
+from acq_isl.base import StrictModel
 from acq_isl.commands import Order
 from acq_isl.errors import WireError
 from acq_isl.view.feed.messages import VERSION
@@ -16,11 +17,7 @@ _Version = Annotated[int, Field(ge=VERSION, le=VERSION)]
 _Id = Annotated[int, Field(ge=0, lt=1 << 53)]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Ask(_Model):
+class Ask(StrictModel):
     """Send me what is kept and was sent after ``since``: the messages of the feed, one by one."""
 
     type: Literal["ASK"] = "ASK"
@@ -28,7 +25,7 @@ class Ask(_Model):
     since: Annotated[int, Field(ge=-1, lt=1 << 53)] = -1
 
 
-class Give(_Model):
+class Give(StrictModel):
     """Do this. ``by`` says who or what asks, for the ledger."""
 
     type: Literal["GIVE"] = "GIVE"
@@ -39,7 +36,7 @@ class Give(_Model):
     order: Order
 
 
-class Answer(_Model):
+class Answer(StrictModel):
     """Whether an order was taken; what became of it is told on the feed and in the ledger."""
 
     type: Literal["ANSWER"] = "ANSWER"

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection, Request
@@ -31,6 +31,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from acq_isl.base import StrictModel
 from acq_isl.commands import Order
 from acq_isl.view.feed.reader import FeedReader
 from acq_isl.view.feed.requests import Answer, same_token
@@ -56,25 +57,21 @@ _HEADERS = {
 _REPORT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; sandbox allow-popups"
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Hello(_Model):
+class Hello(StrictModel):
     """Who looks; without a token only where reading is free."""
 
     type: Literal["HELLO"] = "HELLO"
     token: Annotated[str, Field(max_length=256)] = ""
 
 
-class Seen(_Model):
+class Seen(StrictModel):
     """So many frames were handled since the connection."""
 
     type: Literal["SEEN"] = "SEEN"
     frames: Annotated[int, Field(ge=0, lt=1 << 53)]
 
 
-class Ordered(_Model):
+class Ordered(StrictModel):
     """The operator wants something."""
 
     type: Literal["ORDER"] = "ORDER"
