@@ -12,6 +12,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from acq_isl.moved import MOVED, follow_old_names
+
 if TYPE_CHECKING:
     from acq_isl.engines import load_engine
     from acq_isl.experiment.experiment import Experiment
@@ -33,7 +35,16 @@ _HOME = {
 __all__ = ["CaptureHook", "Experiment", "GuardedAcquisition", "RunResult", "live", "load_engine", "run"]
 
 
+follow_old_names()
+
+
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
+    if f"acq_isl.{name}" in MOVED:
+        return import_module(f"acq_isl.{name}")
     raise AttributeError(f"module 'acq_isl' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
