@@ -22,7 +22,7 @@ from acq_isl.engines.model_file import read_model
 from acq_isl.engines.predictor import Predictor, Shares
 from acq_isl.engines.selection import sample_stack
 from acq_isl.errors import AcqIslError, EngineError
-from acq_isl.rules.measurements import compare
+from acq_isl.processing.statistics import pearson
 from acq_isl.stack import Prediction, ZStack
 
 REFERENCE = "onnxruntime fp32"
@@ -168,11 +168,11 @@ def _row(model: str, name: str, device: str, side: int, runs: dict[str, _Runs], 
     if run.error or run.last is None:
         return _failure(model, name, run.error, side)
     totals = np.array([shares.total_ms for shares in run.shares])
-    ratio = pearson = difference = float("nan")
+    ratio = alike = difference = float("nan")
     if reference is not None and reference.last is not None and not reference.error:
         ratio = float(np.median(np.array([s.total_ms for s in reference.shares]) / totals))
         pairs = list(zip(run.last.mean, reference.last.mean, strict=True))
-        pearson = min(compare(got, wanted) for got, wanted in pairs)
+        alike = min(pearson(got, wanted) for got, wanted in pairs)
         difference = max(float(np.abs(got - wanted).max()) for got, wanted in pairs)
     middle = run.shares[int(np.argsort(totals)[len(totals) // 2])]
     p50, p95 = (float(np.percentile(totals, percent)) for percent in (50, 95))
@@ -186,7 +186,7 @@ def _row(model: str, name: str, device: str, side: int, runs: dict[str, _Runs], 
         megapixels_per_s=side**2 / 1e6 / (p50 / 1e3),
         peak_mib=peak_mib,
         ratio=ratio,
-        least_pearson=pearson,
+        least_pearson=alike,
         largest_difference=difference,
         shares_ms={
             "prepare": middle.prepare_ms,

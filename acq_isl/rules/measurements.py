@@ -109,38 +109,6 @@ def readable(measured: Measured, *, doubt: bool = True) -> str:
     return f"{shown} {unit[:-1] if unit == 'objects' and shown == '1' else unit}"
 
 
-def compare(predicted: NDArray[Any], measured: NDArray[Any]) -> float:
-    """Pearson correlation of two images over all pixels.
-
-    Parameters
-    ----------
-    predicted, measured : (y, x) any real dtype
-        The same field; not registered here.
-
-    Returns
-    -------
-    float
-        -1 to 1; NaN if either image is constant or has a pixel that is not finite.
-
-    Raises
-    ------
-    ExperimentError
-        The images differ in size.
-    """
-    if predicted.shape != measured.shape:
-        raise ExperimentError(
-            "predicted and measured image cannot be compared pixel by pixel",
-            wanted=f"a measured image of {predicted.shape} (rows, columns)",
-            got=f"{measured.shape}",
-            fix="image the fluorescence with the camera ROI and binning of the overview",
-        )
-    a, b = (np.asarray(image, dtype=np.float64).ravel() for image in (predicted, measured))
-    if a.size == 0 or not (np.isfinite(a).all() and np.isfinite(b).all()) or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return float("nan")
-    a, b = a - a.mean(), b - b.mean()
-    return float(np.clip(a @ b / np.sqrt((a @ a) * (b @ b)), -1.0, 1.0))
-
-
 def _planes(prediction: Prediction, label: str) -> tuple[Float32Image, Float32Image]:
     if label not in prediction.labels:
         raise ExperimentError(

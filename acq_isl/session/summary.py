@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.transform import resize
 
-from acq_isl.errors import AcqIslError
+from acq_isl.errors import AcqIslError, ExperimentError
 from acq_isl.experiment.experiment import Experiment, measurements
+from acq_isl.processing.statistics import pearson
 from acq_isl.record import Comparison, Counts, FieldRecord, Measured, RunRecord, StageLatency
 from acq_isl.rules.label_names import Standing
-from acq_isl.rules.measurements import Measurement, compare
+from acq_isl.rules.measurements import Measurement
 from acq_isl.session.grading.scores import object_f1, pair_labels, to_bright_end
 from acq_isl.session.session import Field, Session
 from acq_isl.stack import Prediction, StackKey, StackRequest, StageTimes, Uint16Image
@@ -197,17 +198,25 @@ def _comparisons(
                 try:
                     prediction = kept.prediction(field.request.key, by_label[label])
                     images = kept.images(acquired[key])
-                    found.append(_comparison(prediction, label, images, acquired[key].preset, rules))
+                    found.append(compare(prediction, label, images, acquired[key].preset, rules))
                 except AcqIslError as error:
                     warnings.append(f"{label} at {key} was not compared: {error.what}")
     return tuple(found), warnings
 
 
-def _comparison(
+def compare(
     prediction: Prediction, label: str, measured: Uint16Image, channel: str, rules: Sequence[Measurement]
 ) -> Comparison:
+    """Hold a predicted label against the stain, (z, y, x) uint16; ExperimentError if the sizes differ."""
     # The truth of training is a maximum projection, so the same is compared here.
     stain, predicted = measured.max(axis=0), prediction.label(label)
+    if stain.shape != predicted.shape:
+        raise ExperimentError(
+            "predicted and measured image cannot be compared pixel by pixel",
+            wanted=f"a measured image of {predicted.shape} (rows, columns)",
+            got=f"{stain.shape}",
+            fix="image the fluorescence with the camera ROI and binning of the overview",
+        )
     (pair,) = pair_labels(prediction, {label: to_bright_end(stain)}, rules)
     objects = object_f1(pair), pair.found, pair.true
-    return Comparison(prediction.info, label, channel, predicted, stain, compare(predicted, stain), *objects)
+    return Comparison(prediction.info, label, channel, predicted, stain, pearson(predicted, stain), *objects)

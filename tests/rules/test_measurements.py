@@ -5,9 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from pydantic import TypeAdapter, ValidationError
 
 from acq_isl.errors import ExperimentError
@@ -18,7 +15,6 @@ from acq_isl.rules.measurements import (
     MeanIntensity,
     Measurement,
     ObjectCount,
-    compare,
     measure,
     readable,
     title,
@@ -183,31 +179,6 @@ def test_measurements_are_written_for_people(measured: Measured, text: str) -> N
 def test_every_title_says_predicted() -> None:
     for measurement in (AreaFraction(label="n"), ObjectCount(label="n"), MeanIntensity(label="n")):
         assert "n (predicted)" in title(measurement)
-
-
-IMAGES = arrays(np.float32, (6, 5), elements=st.floats(-100, 100, width=32))
-
-
-@given(IMAGES, IMAGES)
-def test_correlation_is_symmetric_and_bounded(a: Any, b: Any) -> None:
-    r = compare(a, b)
-    assert np.isnan(r) or -1 <= r <= 1
-    assert np.array_equal(r, compare(b, a), equal_nan=True)
-
-
-@given(arrays(np.uint16, (6, 5)), st.integers(1, 50), st.integers(0, 1000))
-def test_correlation_ignores_gain_and_offset(image: Any, gain: int, offset: int) -> None:
-    r = compare(image, image.astype(float) * gain + offset)
-    assert np.isnan(r) if np.ptp(image) == 0 else r == pytest.approx(1)
-
-
-def test_correlation_with_a_constant_image_is_not_a_number() -> None:
-    assert np.isnan(compare(np.ones((4, 4)), np.arange(16).reshape(4, 4)))
-
-
-def test_images_of_another_size_are_not_compared() -> None:
-    with pytest.raises(ExperimentError, match="binning"):
-        compare(np.ones((4, 4)), np.ones((2, 2)))
 
 
 def test_objects_are_numbered_without_gaps_also_when_they_fill_the_field() -> None:

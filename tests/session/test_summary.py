@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from acq_isl.session.summary import latencies, thumbnail, versions
+from acq_isl.errors import ExperimentError
+from acq_isl.session.summary import compare, latencies, thumbnail, versions
 from acq_isl.stack import Prediction, StackInfo, StackKey, StageTimes
 
 
@@ -40,3 +41,8 @@ def test_latency_percentiles() -> None:
 
 def test_versions_name_what_a_prediction_depends_on() -> None:
     assert {"python", "acq-isl", "pycromanager", "onnxruntime"} <= set(versions())
+
+
+def test_images_of_another_size_are_not_compared() -> None:
+    with pytest.raises(ExperimentError, match="binning"):
+        compare(prediction(1.0), "nuclei", np.ones((3, 2, 2), np.uint16), "DAPI", ())

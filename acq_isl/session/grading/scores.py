@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acq_isl.processing.segmentation import object_score, segment
-from acq_isl.rules.measurements import AreaFraction, Measurement, ObjectCount, compare, measure, title
+from acq_isl.processing.statistics import pearson
+from acq_isl.rules.measurements import AreaFraction, Measurement, ObjectCount, measure, title
 from acq_isl.rules.rules import Best, Trigger
 from acq_isl.scorecard import CellScore, ChoiceScore, LabelScore, TriggerScore
 from acq_isl.stack import Float32Image, Prediction, StackKey
@@ -90,7 +91,7 @@ def pair_labels(
             for image in (predicted, true)
         ]
         score = object_score(objects[0], objects[1])
-        pairs.append(LabelPair(label, compare(predicted, true), score.found, score.true, score.matched))
+        pairs.append(LabelPair(label, pearson(predicted, true), score.found, score.true, score.matched))
     return tuple(pairs)
 
 
@@ -136,8 +137,8 @@ def score_labels(fields: Sequence[KnownField]) -> tuple[LabelScore, ...]:
     for label, some in pairs.items():
         found, true = (sum(getattr(one, what) for one in some) for what in ("found", "true"))
         finite = [one.pearson for one in some if math.isfinite(one.pearson)]
-        pearson = sum(finite) / len(finite) if finite else math.nan
-        scores.append(LabelScore(label, pearson, object_f1(*some), found, true, len(some)))
+        mean = sum(finite) / len(finite) if finite else math.nan
+        scores.append(LabelScore(label, mean, object_f1(*some), found, true, len(some)))
     return tuple(scores)
 
 
