@@ -15,6 +15,23 @@ class SliceSink(Protocol):
         """Take a slice. Never blocks, never raises; whatever cannot be handled now is spooled."""
 
 
+@runtime_checkable
+class CopyingSink(Protocol):
+    """A `SliceSink` that may copy the pixels itself."""
+
+    @property
+    def copies(self) -> bool:
+        """Whether `SliceSink.put` has copied the pixels when it returns; else the caller copies them."""
+
+
+@runtime_checkable
+class MeasuredSink(Protocol):
+    """A `SliceSink` that also takes slices that are not to be predicted, such as fluorescence."""
+
+    def put_measured(self, slice_: Slice) -> None:
+        """Take a slice that is only measured. Never blocks, never raises."""
+
+
 class Engine(Protocol):
     """Anything that turns a stack into a prediction."""
 
@@ -37,22 +54,31 @@ class Engine(Protocol):
         """Free what the engine holds."""
 
 
-class Survey(Protocol):
-    """What an engine gathers of a stack while it arrives; what kind of thing that is, the engine knows."""
+class RunningStatistics(Protocol):
+    """What an engine measures of a stack plane by plane; what it measures, the engine knows."""
 
     def add(self, z: int, plane: Uint16Image) -> None:
-        """Look at plane number ``z``, (y, x) uint16, once its pixels will not change any more."""
+        """Measure plane number ``z``, (y, x) uint16, once its pixels will not change any more."""
 
 
 @runtime_checkable
-class Surveying(Protocol):
-    """An `Engine` that may be shown slices as they arrive, so that it has less to do after the last one."""
+class IncrementalEngine(Protocol):
+    """An `Engine` that can measure planes as they arrive, so that it has less to do after the last one."""
 
-    def survey(self, info: StackInfo) -> Survey:
-        """What to show the slices of a stack; other threads may predict meanwhile."""
+    def begin_statistics(self, info: StackInfo) -> RunningStatistics:
+        """Empty statistics of a stack, to be filled by another thread than the one that predicts."""
 
-    def predict(self, stack: ZStack, survey: Any = None) -> Prediction:
-        """As `Engine.predict`, and with the same result whatever of the stack the survey was shown."""
+    def predict(self, stack: ZStack, statistics: Any = None) -> Prediction:
+        """As `Engine.predict`, with the same result however many planes were measured before."""
+
+
+@runtime_checkable
+class ConcurrentEngine(Protocol):
+    """An `Engine` that may be called from several threads at once."""
+
+    @property
+    def at_once(self) -> int:
+        """How many stacks it may be given at the same time."""
 
 
 class PredictionSource(Protocol):
@@ -86,4 +112,14 @@ class Microscope(Protocol):
         """The measured slices of an acquired request, (z, y, x) uint16; SliceLost if any is not there."""
 
 
-__all__ = ["Engine", "Microscope", "PredictionSource", "SliceSink", "Survey", "Surveying"]
+__all__ = [
+    "ConcurrentEngine",
+    "CopyingSink",
+    "Engine",
+    "IncrementalEngine",
+    "MeasuredSink",
+    "Microscope",
+    "PredictionSource",
+    "RunningStatistics",
+    "SliceSink",
+]

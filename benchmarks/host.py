@@ -70,10 +70,10 @@ def measured(
     for turn in range(rounds + 1):
         for name, engine in opened.items():
             _, at_once = engine.rehearse(stack)
-            survey = engine.survey(stack.info)
+            gathered = engine.begin_statistics(stack.info)
             for z, plane in enumerate(stack.pixels[:-1]):
-                survey.add(z, plane)
-            _, as_it_came = engine.predict_timed(stack, survey, "warn")  # it is made up
+                gathered.add(z, plane)
+            _, as_it_came = engine.predict_timed(stack, gathered, "warn")  # it is made up
             if turn:
                 runs[name].append((at_once, as_it_came))
     return runs

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from acq_isl.engines.backends import Backend
-from acq_isl.engines.image_quality import Survey
+from acq_isl.engines.image_quality import StackStatistics
 from acq_isl.engines.model_file import ModelInfo
 from acq_isl.engines.predictor import Predictor
 from acq_isl.errors import EngineError, ModelError
@@ -69,11 +69,11 @@ class Ladder:
         """Why this back end, and what happened to those before it; empty if there was no choice."""
         return "; ".join((*self._falls, *([self._why] if self._why and not self._falls else [])))
 
-    def survey(self, info: StackInfo) -> Survey:
+    def begin_statistics(self, info: StackInfo) -> StackStatistics:
         """What may be shown the slices of a stack as they arrive; good for every rung."""
-        return self._engine.survey(info)
+        return self._engine.begin_statistics(info)
 
-    def predict(self, stack: ZStack, survey: Survey | None = None) -> Prediction:
+    def predict(self, stack: ZStack, statistics: StackStatistics | None = None) -> Prediction:
         """Predict all labels of a stack; see `acq_isl.engines.predictor.Predictor.predict`.
 
         Raises
@@ -86,7 +86,7 @@ class Ladder:
         while True:
             engine = self._engine
             try:
-                prediction = engine.predict(stack, survey)
+                prediction = engine.predict(stack, statistics)
             except EngineError as error:
                 self._descend(engine, error)
                 continue

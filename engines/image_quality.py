@@ -23,7 +23,7 @@ _FAR_PX = 4
 _LEAST_STRUCTURE = 0.15
 
 
-class Survey:
+class StackStatistics:
     """What has to be known of a stack before it is predicted, measured plane by plane, in any order.
 
     An engine process may show it each slice as it arrives, so that little is left to do after the last one.
@@ -47,7 +47,7 @@ class Survey:
             self._contrast.add(z, plane)
 
     def complete(self, stack: ZStack, each: Each) -> None:
-        """Look at all planes it was not shown; EngineError if it is a survey of another stack."""
+        """Look at all planes it was not shown; EngineError if it is of another stack."""
         if stack.info != self._info:
             raise EngineError(
                 f"what was measured for stack {self._info.key} was handed over with {stack.info.key}",
@@ -67,23 +67,23 @@ class Survey:
         return self._contrast.inverse
 
 
-def check_content(stack: ZStack, survey: Survey | None = None) -> None:
+def check_content(stack: ZStack, statistics: StackStatistics | None = None) -> None:
     """Refuse a stack that is dark, constant, clipped, repeated, or nothing but camera noise.
 
     Normalisation would blow each of these up to full contrast, and the network would predict cells
-    from nothing. Costs two milliseconds on 13 planes of 1024x1024, little of it after a complete survey.
+    from nothing. Costs two milliseconds on 13 planes of 1024x1024, little of it after complete statistics.
 
     Parameters
     ----------
     stack : ZStack
-    survey : Survey, optional
+    statistics : StackStatistics, optional
         A complete one of this stack.
 
     Raises
     ------
     StackRefused
     """
-    ranges = [_Range.of(plane) for plane in stack.pixels] if survey is None else survey.ranges
+    ranges = [_Range.of(plane) for plane in stack.pixels] if statistics is None else statistics.ranges
     flat = np.array([z for z, one in enumerate(ranges) if one.low == one.high], np.intp)
     if flat.size:
         raise StackRefused(

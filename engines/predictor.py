@@ -16,7 +16,7 @@ import numpy as np
 from acq_isl.compatibility import Refuse, Resample, Use, check
 from acq_isl.engines.backend import DISTANCE, MEAN, SPREAD, Network, Shares
 from acq_isl.engines.gate import RESAMPLED, Policy, judge, measured
-from acq_isl.engines.image_quality import Survey, check_content
+from acq_isl.engines.image_quality import StackStatistics, check_content
 from acq_isl.engines.model_file import ModelInfo
 from acq_isl.engines.pipeline import (
     AT_ONCE,
@@ -129,11 +129,11 @@ class Predictor:
         """How many stacks several threads may hand it to be done sooner than one after the other."""
         return AT_ONCE if isinstance(self._network, Slotted) else 1
 
-    def survey(self, info: StackInfo) -> Survey:
+    def begin_statistics(self, info: StackInfo) -> StackStatistics:
         """What may be shown the slices of a stack as they arrive, so that `predict` has less to do."""
-        return Survey(info, self.manifest.high_pass_um / self.manifest.pixel_size_um)
+        return StackStatistics(info, self.manifest.high_pass_um / self.manifest.pixel_size_um)
 
-    def predict(self, stack: ZStack, survey: Survey | None = None) -> Prediction:
+    def predict(self, stack: ZStack, statistics: StackStatistics | None = None) -> Prediction:
         """Predict all labels of a stack of any field size.
 
         ``times.infer_ms`` is the network alone, ``times.decode_ms`` all other work of this call.
@@ -141,7 +141,7 @@ class Predictor:
         Parameters
         ----------
         stack : ZStack
-        survey : Survey, optional
+        statistics : StackStatistics, optional
             Of this stack, as far as it got.
 
         Raises
@@ -151,27 +151,29 @@ class Predictor:
         EngineError
             The network failed or answered with numbers that are none.
         """
-        return self.predict_timed(stack, survey)[0]
+        return self.predict_timed(stack, statistics)[0]
 
     def rehearse(self, stack: ZStack) -> tuple[Prediction, Shares]:
         """`predict_timed` of a made-up stack: its looks are measured, but not held against it."""
         return self.predict_timed(stack, gate="warn")
 
     def predict_timed(
-        self, stack: ZStack, survey: Survey | None = None, gate: Policy | None = None
+        self, stack: ZStack, statistics: StackStatistics | None = None, gate: Policy | None = None
     ) -> tuple[Prediction, Shares]:
         """`predict`, and where its time went; ``gate`` instead of the engine's own."""
         with workers(self._workers) as each:
-            return self._predicted(stack, survey or self.survey(stack.info), each, gate or self._gate)
+            return self._predicted(
+                stack, statistics or self.begin_statistics(stack.info), each, gate or self._gate
+            )
 
     def _predicted(
-        self, stack: ZStack, survey: Survey, each: Each, gate: Policy
+        self, stack: ZStack, statistics: StackStatistics, each: Each, gate: Policy
     ) -> tuple[Prediction, Shares]:
         began_s = time.perf_counter()
         verdict = _checked(self.manifest, stack)
-        survey.complete(stack, each)
-        check_content(stack, survey)
-        pixels, scale, inv_sd = self._normalised(stack, verdict, survey)
+        statistics.complete(stack, each)
+        check_content(stack, statistics)
+        pixels, scale, inv_sd = self._normalised(stack, verdict, statistics)
         shares = Shares(prepare_ms=_since_ms(began_s))
         began_s = time.perf_counter()
         field = pixels.shape[1], pixels.shape[2]
@@ -200,11 +202,11 @@ class Predictor:
         return prediction, shares
 
     def _normalised(
-        self, stack: ZStack, verdict: Use | Resample, survey: Survey
+        self, stack: ZStack, verdict: Use | Resample, statistics: StackStatistics
     ) -> tuple[Uint16Image, float, np.float32]:
         """Pixels of the model's planes and size, their scale, and the reciprocal of their contrast."""
         if isinstance(verdict, Use):
-            return stack.pixels, 1.0, survey.inverse_contrast
+            return stack.pixels, 1.0, statistics.inverse_contrast
         pixels = resample(stack, verdict)
         high_pass_px = self.manifest.high_pass_um / self.manifest.pixel_size_um
         return pixels, verdict.xy_scale, inverse_contrast(pixels, high_pass_px)

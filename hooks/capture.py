@@ -14,7 +14,7 @@ import numpy as np
 
 from acq_isl.errors import AcqIslError, AcquisitionFailed, ExperimentError
 from acq_isl.hooks.metadata import SliceTags, read_tags
-from acq_isl.protocols import SliceSink
+from acq_isl.protocols import CopyingSink, MeasuredSink, SliceSink
 from acq_isl.stack import Modality, Polarity, Slice, StackInfo, StackKey, StackRequest, Uint16Image
 
 logger = logging.getLogger(__name__)
@@ -41,9 +41,8 @@ class CaptureHook:
         with Acquisition(directory, name, image_process_fn=hook) as acq: ...
 
     It never raises, never waits, and always returns the image and metadata it was given. What goes
-    wrong is kept in `problems` for whoever owns the hook. The pixels are copied once: by the sink, if it
-    says so with a class attribute ``copies = True`` (``put`` must then have copied them before it
-    returns), else here.
+    wrong is kept in `problems` for whoever owns the hook. The pixels are copied once: by the sink if it
+    is a `CopyingSink` that says so, else here.
 
     Parameters
     ----------
@@ -84,9 +83,8 @@ class CaptureHook:
                 got=f"planes={planes}, z_um={z_um}",
             )
         self._sink = sink
-        self._sink_copies = bool(getattr(sink, "copies", False))
-        # Slices that nobody wants predicted, such as fluorescence, for a sink that likes to see them.
-        self._put_measured = getattr(sink, "put_measured", None)
+        self._sink_copies = isinstance(sink, CopyingSink) and sink.copies
+        self._measured_sink = sink if isinstance(sink, MeasuredSink) else None
         self._pixel_size_um = pixel_size_um
         self._modality: Modality = modality
         self._polarity: Polarity = polarity
@@ -138,7 +136,7 @@ class CaptureHook:
         with self._lock:
             request = self._requests.get(tags.key)
             known = self._open.get(tags.key)
-        if request is not None and not request.predict and self._put_measured is None:
+        if request is not None and not request.predict and self._measured_sink is None:
             return
         planes = len(request.z_um) if request is not None else self._planes or 1
         if not 0 <= tags.z_index < planes:
@@ -223,8 +221,8 @@ class CaptureHook:
         slice_ = Slice(info, z_index, pixels, captured_s)
         with self._lock:
             request = self._requests.get(info.key)
-        if request is not None and not request.predict and self._put_measured is not None:
-            self._put_measured(slice_)
+        if request is not None and not request.predict and self._measured_sink is not None:
+            self._measured_sink.put_measured(slice_)
         elif self._sink is not None:
             self._sink.put(slice_)
             self.put_count += 1

@@ -12,7 +12,7 @@ import queue
 import threading
 
 from acq_isl.errors import ModelError
-from acq_isl.protocols import Survey, Surveying
+from acq_isl.protocols import IncrementalEngine, RunningStatistics
 from acq_isl.stack import StackInfo, Uint16Image
 from acq_isl.stream.model_registry import Roster
 
@@ -29,14 +29,14 @@ class Watch:
 
     Parameters
     ----------
-    engine : Surveying
+    engine : IncrementalEngine
     info : StackInfo
         Of the stack.
     """
 
-    def __init__(self, engine: Surveying, info: StackInfo) -> None:
+    def __init__(self, engine: IncrementalEngine, info: StackInfo) -> None:
         self._engine, self._info = engine, info
-        self._survey: Survey | None = None
+        self._statistics: RunningStatistics | None = None
         self._ended = False
         self._lock = threading.Lock()
 
@@ -46,14 +46,14 @@ class Watch:
             if self._ended:
                 return
             try:
-                if self._survey is None:
-                    self._survey = self._engine.survey(self._info)
-                self._survey.add(z, plane)
+                if self._statistics is None:
+                    self._statistics = self._engine.begin_statistics(self._info)
+                self._statistics.add(z, plane)
             except Exception:
                 log.exception("stack %s cannot be looked at while it arrives", self._info.key)
-                self._ended, self._survey = True, None
+                self._ended, self._statistics = True, None
 
-    def end(self, engine: object, info: StackInfo) -> Survey | None:
+    def end(self, engine: object, info: StackInfo) -> RunningStatistics | None:
         """What was seen of a stack, for the engine that predicts it; nothing is added from now on.
 
         None if nothing was seen, or if it was seen by another engine: a model may have been replaced.
@@ -63,7 +63,7 @@ class Watch:
             return None
         try:
             self._ended = True
-            return self._survey if ours else None
+            return self._statistics if ours else None
         finally:
             self._lock.release()
 
@@ -123,7 +123,7 @@ class Watchman:
             engine = self._roster[model].engine
         except ModelError:
             return None  # whoever asked for it is told when the stack is complete
-        return Watch(engine, info) if isinstance(engine, Surveying) else None
+        return Watch(engine, info) if isinstance(engine, IncrementalEngine) else None
 
     def _run(self) -> None:
         while not self._stopping.is_set():

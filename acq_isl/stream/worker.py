@@ -19,7 +19,7 @@ import numpy as np
 
 from acq_isl.errors import EngineError, ModelError, StackRefused, WireError
 from acq_isl.processing.normalize import all_finite
-from acq_isl.protocols import Engine, Surveying
+from acq_isl.protocols import ConcurrentEngine, Engine, IncrementalEngine
 from acq_isl.stack import Prediction, StageTimes
 from acq_isl.stream.codec import Frame, encode, result_of
 from acq_isl.stream.incremental import Watchman
@@ -161,9 +161,10 @@ class EngineWorker:
 
 
 def at_once(roster: Roster, model: str) -> int:
-    """How many stacks an engine takes at once; 1 unless it has an attribute that says so."""
+    """How many stacks an engine takes at once; 1 unless it is a `ConcurrentEngine`."""
     try:
-        return int(getattr(roster[model].engine, "at_once", 1))
+        engine = roster[model].engine
+        return engine.at_once if isinstance(engine, ConcurrentEngine) else 1
     except ModelError:  # its client is told when it is its turn
         return 1
 
@@ -206,7 +207,7 @@ def predict(roster: Roster, job: Job) -> list[Frame]:
 def _prediction(engine: Engine, job: Job) -> Prediction:
     """The engine's, which gets what it saw of the stack while it arrived."""
     seen = None if job.watch is None else job.watch.end(engine, job.zstack.info)
-    if seen is not None and isinstance(engine, Surveying):
+    if seen is not None and isinstance(engine, IncrementalEngine):
         return engine.predict(job.zstack, seen)
     return engine.predict(job.zstack)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from acq_isl.engines.gate import Policy
-from acq_isl.engines.image_quality import Survey
+from acq_isl.engines.image_quality import StackStatistics
 from acq_isl.engines.model_file import ModelFile, read_model
 from acq_isl.engines.predictor import Predictor, Shares
 from acq_isl.engines.tensorrt.api import Flavour, load_flavour
@@ -88,12 +88,12 @@ class TensorRTEngine(Predictor):
         return self._gpu
 
     def predict_timed(
-        self, stack: ZStack, survey: Survey | None = None, gate: Policy | None = None
+        self, stack: ZStack, statistics: StackStatistics | None = None, gate: Policy | None = None
     ) -> tuple[Prediction, Shares]:
         """Predict all labels of a stack; see `Predictor.predict_timed`."""
         while True:
             try:
-                prediction, shares = super().predict_timed(stack, survey, gate)
+                prediction, shares = super().predict_timed(stack, statistics, gate)
             except OutOfDeviceMemory as error:
                 self._use_smaller_tiles(error)
                 continue

@@ -413,10 +413,10 @@ class Picky(OpenVinoEngine):
         super().__init__(model, precision="fp32", threads=threads)
         self._refuses = precision == self.refusing
 
-    def predict(self, stack, survey=None):
+    def predict(self, stack, statistics=None):
         if self._refuses:
             raise StackRefused("it looks unlike the others", got="features 5, limit 4", fix="focus")
-        return super().predict(stack, survey)
+        return super().predict(stack, statistics)
 
 
 def test_int8_that_refuses_what_fp32_takes_is_not_accepted(path, monkeypatch):

@@ -210,10 +210,10 @@ def test_a_resampled_stack_is_predicted_on_its_own_grid_with_a_warning(changes, 
 
 
 def shown(engine, stack, planes):
-    survey = engine.survey(stack.info)
+    statistics = engine.begin_statistics(stack.info)
     for z in planes:
-        survey.add(z, stack.pixels[z])
-    return survey
+        statistics.add(z, stack.pixels[z])
+    return statistics
 
 
 @pytest.mark.parametrize("planes", [(), (0, 1, 2), (2, 0), (1, 1, 0)])
@@ -226,10 +226,10 @@ def test_a_stack_that_was_looked_at_while_it_arrived_is_predicted_alike(planes):
 
 def test_planes_seen_as_they_came_are_not_looked_at_again():
     stack, engine = stack_of(culture((64, 64))), Predictor(MODEL, BlurNetwork())
-    survey, looked_at = shown(engine, stack, (0, 2)), []
-    survey.complete(stack, lambda work, numbers: looked_at.extend(numbers) or [work(z) for z in numbers])
+    statistics, looked_at = shown(engine, stack, (0, 2)), []
+    statistics.complete(stack, lambda work, numbers: looked_at.extend(numbers) or [work(z) for z in numbers])
     assert looked_at == [1]
-    survey.complete(stack, lambda work, numbers: looked_at.extend(numbers))
+    statistics.complete(stack, lambda work, numbers: looked_at.extend(numbers))
     assert looked_at == [1]
 
 
@@ -239,11 +239,11 @@ def test_what_is_refused_is_refused_however_it_arrived():
         engine.predict(stack, shown(engine, stack, (0, 1)))
 
 
-def test_a_survey_of_another_stack_is_not_taken():
+def test_statistics_of_another_stack_are_refused():
     stack, engine = stack_of(culture((64, 64))), Predictor(MODEL, BlurNetwork())
     other = stack_of(culture((64, 64)), key=StackKey(7, "B2", "Phase"))
     with pytest.raises(EngineError, match="measured for stack B2 t7 Phase was handed over with A1 t0 Phase"):
-        engine.predict(stack, engine.survey(other.info))
+        engine.predict(stack, engine.begin_statistics(other.info))
 
 
 def test_answers_too_large_to_square_are_numbers_all_the_same():

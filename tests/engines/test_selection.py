@@ -201,9 +201,9 @@ def test_the_first_rung_does_the_work():
 def test_what_was_seen_while_a_stack_arrived_is_good_for_every_rung():
     first, network = flat("gpu", 1, fails=lambda: True)
     with Ladder([first, flat("cpu", 2)[0]]) as ladder:
-        survey = ladder.survey(STACK.info)
-        survey.add(0, STACK.pixels[0])
-        assert ladder.predict(STACK, survey).mean.max() == 2 and network.runs == 1
+        statistics = ladder.begin_statistics(STACK.info)
+        statistics.add(0, STACK.pixels[0])
+        assert ladder.predict(STACK, statistics).mean.max() == 2 and network.runs == 1
 
 
 def test_an_engine_that_cannot_be_loaded_is_passed_over(caplog):

@@ -12,11 +12,11 @@ import pytest
 from scipy import ndimage
 
 from acq_isl.engines.fallback import Ladder
-from acq_isl.engines.image_quality import Survey
+from acq_isl.engines.image_quality import StackStatistics
 from acq_isl.engines.model_file import ModelInfo
 from acq_isl.engines.predictor import Predictor
 from acq_isl.manifest import Label, Manifest
-from acq_isl.protocols import Surveying
+from acq_isl.protocols import IncrementalEngine
 from acq_isl.stack import Outcome, Prediction, Refusal, Slice, StackInfo, StackKey, ZStack
 from acq_isl.stream.client import ClientSettings, EngineClient
 from acq_isl.stream.connection import LinkSettings
@@ -46,7 +46,7 @@ INFO = StackInfo(StackKey(0, "A1", "Phase"), (-1.0, 0.0, 1.0), (96, 80), 0.3)
 
 
 class MeanNetwork:
-    """Predicts the mean over z of what is normalised: depends on the contrast that a survey measures."""
+    """Predicts the mean over z of what is normalised, so it depends on the contrast that is measured."""
 
     name, threads = "mean", 1
 
@@ -59,8 +59,8 @@ class MeanNetwork:
         """Nothing to free."""
 
 
-class Noting(Survey):
-    """A survey that notes what it was shown."""
+class Noting(StackStatistics):
+    """Statistics that note which planes they measured."""
 
     def __init__(self, info: StackInfo, high_pass_px: float) -> None:
         super().__init__(info, high_pass_px)
@@ -72,25 +72,25 @@ class Noting(Survey):
 
 
 class Shown(Predictor):
-    """A predictor that remembers the surveys that it gave out and got back."""
+    """A predictor that remembers the statistics that it gave out and got back."""
 
     def __init__(self) -> None:
         super().__init__(ModelInfo("memory", "ab" * 32, 1, MANIFEST, 17, (), ()), MeanNetwork(), border_px=0)
         self.given: list[Noting] = []
         self.got: list[object] = []
 
-    def survey(self, info: StackInfo) -> Noting:
+    def begin_statistics(self, info: StackInfo) -> Noting:
         self.given.append(Noting(info, MANIFEST.high_pass_um / MANIFEST.pixel_size_um))
         return self.given[-1]
 
-    def predict(self, stack: ZStack, survey: Noting | None = None) -> Prediction:
-        self.got.append(survey)
-        return super().predict(stack, survey)
+    def predict(self, stack: ZStack, statistics: Noting | None = None) -> Prediction:
+        self.got.append(statistics)
+        return super().predict(stack, statistics)
 
     @property
     def shown(self) -> set[tuple[int, int]]:
         """Time and z."""
-        return {pair for survey in self.given for pair in survey.seen}
+        return {pair for statistics in self.given for pair in statistics.seen}
 
 
 class Unseeing:
@@ -205,7 +205,7 @@ def test_a_model_that_took_anothers_place_gets_nothing_of_what_that_saw() -> Non
 
 def test_what_fails_to_look_is_left_out() -> None:
     class Blind(Shown):
-        def survey(self, info: StackInfo) -> Noting:
+        def begin_statistics(self, info: StackInfo) -> Noting:
             raise ZeroDivisionError
 
     engine = Blind()
@@ -224,5 +224,5 @@ def test_planes_that_come_too_fast_are_counted_and_left_out() -> None:
 
 
 def test_a_ladder_and_a_predictor_want_to_see_slices() -> None:
-    assert issubclass(Ladder, Surveying) and issubclass(Predictor, Surveying)
-    assert not issubclass(Unseeing, Surveying)
+    assert issubclass(Ladder, IncrementalEngine) and issubclass(Predictor, IncrementalEngine)
+    assert not issubclass(Unseeing, IncrementalEngine)

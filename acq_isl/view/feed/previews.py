@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acq_isl.events import Seen, Tell
-from acq_isl.protocols import SliceSink
+from acq_isl.protocols import CopyingSink, SliceSink
 from acq_isl.stack import Slice, StackInfo, Uint16Image
 from acq_isl.view.feed.messages import PREVIEW_PX
 
@@ -84,7 +84,7 @@ class WatchedSink:
     def __init__(self, sink: SliceSink, tell: Tell) -> None:
         self._sink = sink
         self._tell = tell
-        self.copies = bool(getattr(sink, "copies", False))
+        self.copies = isinstance(sink, CopyingSink) and sink.copies
 
     def put(self, slice_: Slice) -> None:
         """A slice for prediction."""
