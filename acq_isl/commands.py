@@ -1,62 +1,58 @@
-"""What an operator may ask of a run. A session looks for orders between two stacks, never inside one."""
+"""What an operator may ask of a run. A session looks for commands between two stacks, never inside one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, Literal, assert_never
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-_Um = Annotated[float, Field(allow_inf_nan=False)]
-
-
-class _Order(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from acq_isl.base import StrictModel
 
 
-class Pause(_Order):
+class Pause(StrictModel):
     """Acquire nothing more until `Resume` or `Stop`."""
 
     kind: Literal["pause"] = "pause"
 
 
-class Resume(_Order):
+class Resume(StrictModel):
     """Go on after `Pause` or `GoTo`."""
 
     kind: Literal["resume"] = "resume"
 
 
-class Stop(_Order):
+class Stop(StrictModel):
     """End the run in order: what was captured is predicted, kept and reported; nothing more is acquired."""
 
     kind: Literal["stop"] = "stop"
 
 
-class GoTo(_Order):
+class GoTo(StrictModel):
     """Move the stage to a point, take one plane in transmitted light there, and pause.
 
     Checked against the limits, dosed and written down as every other stack.
     """
 
     kind: Literal["go_to"] = "go_to"
-    x_um: _Um
-    y_um: _Um
-    z_um: _Um | None = None
+    x_um: float
+    y_um: float
+    z_um: float | None = None
     """The middle of the overview stacks if not given."""
 
 
-Order = Annotated[Pause | Resume | Stop | GoTo, Field(discriminator="kind")]
-Orders = Callable[[], tuple[Order, ...]]
+Command = Annotated[Pause | Resume | Stop | GoTo, Field(discriminator="kind")]
+CommandSource = Callable[[], tuple[Command, ...]]
 
 
-def no_orders() -> tuple[Order, ...]:
+def no_commands() -> tuple[Command, ...]:
     """Nobody asks for anything."""
     return ()
 
 
-def describe(order: Order) -> str:
-    """An order, for people."""
-    match order:
+def describe(command: Command) -> str:
+    """A command, for people."""
+    match command:
         case Pause():
             return "pause"
         case Resume():
@@ -66,3 +62,11 @@ def describe(order: Order) -> str:
         case GoTo(x_um=x, y_um=y, z_um=z):
             height = "" if z is None else f", z {z:g} um"
             return f"go to x {x:g} um, y {y:g} um{height}"
+        case _:
+            assert_never(command)
+
+
+# Names that these had before.
+Order = Command
+Orders = CommandSource
+no_orders = no_commands

@@ -1,6 +1,6 @@
-"""What happens in a run, told as it happens: one frozen event each. The only way to watch a run.
+"""What happens in a run, as it happens: one frozen event each. The only way to watch a run.
 
-A session hands its news to a `Tell` on its own thread and goes on at once, so whoever is told must
+A session hands its events to an `EventHandler` on its own thread and goes on at once, so the handler must
 return quickly, never raise, and never change what it is given.
 """
 
@@ -239,7 +239,7 @@ class RunEnded:
     report: str
 
 
-News = (
+Event = (
     RunStarted
     | Step
     | Seen
@@ -252,8 +252,14 @@ News = (
     | StateChanged
     | RunEnded
 )
-Tell = Callable[[News], None]
+EventHandler = Callable[[Event], None]
 
 
-def untold(news: News) -> None:
+def ignore_event(event: Event) -> None:
     """Nobody watches."""
+
+
+# Names that these had before.
+News = Event
+Tell = EventHandler
+untold = ignore_event

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import acq_isl
 from acq_isl.errors import AcqIslError
-from acq_isl.events import News
+from acq_isl.events import Event
 from acq_isl.experiment.faults import parse_fault
 from acq_isl.record import RunRecord
 
@@ -59,7 +59,7 @@ def row(text: str, folder: Path) -> str:
     microscope = experiment.microscope.model_copy(update={"faults": faults})
     heard = [time.monotonic()]
 
-    def watch(news: News) -> None:
+    def watch(news: Event) -> None:
         heard.append(time.monotonic())
 
     began = time.monotonic()

@@ -26,7 +26,7 @@ from acq_isl.cli.sim import Faults, add_sim_command, planted, show_scorecard
 from acq_isl.cli.train import add_teach_command, add_train_commands
 from acq_isl.cli.view import Port, Web, Window, both, installed, make_web_command, open_window, page, view
 from acq_isl.errors import AcqIslError
-from acq_isl.events import News, Step, Tell
+from acq_isl.events import Event, EventHandler, Step
 from acq_isl.experiment.experiment import (
     Experiment,
     NoEngine,
@@ -223,7 +223,7 @@ def _summary(record: RunRecord) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Tell]:
+def _progress() -> Iterator[EventHandler]:
     names = {"overview": "imaging without stain", "predict": "predicting labels", "revisit": "fluorescence"}
     columns = (
         TextColumn("{task.description:>22}"),
@@ -235,7 +235,7 @@ def _progress() -> Iterator[Tell]:
     with Progress(*columns, console=out) as bars:
         tasks: dict[str, TaskID] = {}
 
-        def told(step: News) -> None:
+        def told(step: Event) -> None:
             if not isinstance(step, Step):
                 return
             if step.phase not in tasks:

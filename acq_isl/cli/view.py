@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from acq_isl.events import News, Tell
+from acq_isl.events import Event, EventHandler
 from acq_isl.view.feed.address import running_folder
 from acq_isl.view.web.server import (
     DEFAULT_PORT,
@@ -96,7 +96,7 @@ def open_window(folder: Path) -> None:
 
 
 @contextmanager
-def page(out: Console, settings: PageSettings | None) -> Iterator[Tell]:
+def page(out: Console, settings: PageSettings | None) -> Iterator[EventHandler]:
     """Serve a page beside a run; yields what must hear of the run's news. Nothing without settings.
 
     Afterwards the page stays until Enter is pressed, if somebody sits at the terminal.
@@ -118,10 +118,10 @@ def page(out: Console, settings: PageSettings | None) -> Iterator[Tell]:
             sys.stdin.readline()
 
 
-def both(first: Tell, second: Tell) -> Tell:
-    """Tell two."""
+def both(first: EventHandler, second: EventHandler) -> EventHandler:
+    """EventHandler two."""
 
-    def tell(news: News) -> None:
+    def tell(news: Event) -> None:
         first(news)
         second(news)
 

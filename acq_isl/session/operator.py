@@ -1,12 +1,12 @@
-"""An operator's orders, carried out between two stacks."""
+"""An operator's commands, carried out between two stacks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, assert_never
 
-from acq_isl.commands import GoTo, Order, Orders, Pause, Resume, Stop, describe
-from acq_isl.events import StateChanged, Tell
+from acq_isl.commands import Command, CommandSource, GoTo, Pause, Resume, Stop, describe
+from acq_isl.events import EventHandler, StateChanged
 
 _LOOK_S = 0.1
 
@@ -15,24 +15,29 @@ class Stopped(Exception):
     """The operator ended the run; it is wound up in order."""
 
 
-class Control:
+class Operator:
     """Whether the run goes on, waits, or ends.
 
     Parameters
     ----------
-    orders : callable
-        Orders given since the last call.
+    commands : callable
+        Commands given since the last call.
     visit : callable
         Goes to a point and returns what became of it, in words.
     note : callable
-        Writes down an order and what became of it.
-    tell : callable
+        Writes down a command and what became of it.
+    emit : callable
+        Gets the changes of state.
     """
 
     def __init__(
-        self, orders: Orders, visit: Callable[[GoTo], str], note: Callable[[str, str], None], tell: Tell
+        self,
+        commands: CommandSource,
+        visit: Callable[[GoTo], str],
+        note: Callable[[str, str], None],
+        emit: EventHandler,
     ) -> None:
-        self._orders, self._visit, self._note, self._tell = orders, visit, note, tell
+        self._commands, self._visit, self._note, self._emit = commands, visit, note, emit
         self._state: Literal["running", "paused", "stopping"] = "running"
 
     @property
@@ -44,7 +49,7 @@ class Control:
         return self._state == "stopping"
 
     def listen(self, wait: Callable[[float], None]) -> None:
-        """Carry out what was ordered; returns when the run may go on. Call it between two stacks only.
+        """Carry out the commands; returns when the run may go on. Call it between two stacks only.
 
         Parameters
         ----------
@@ -56,34 +61,37 @@ class Control:
         Stopped
             After a `Stop`, once.
         """
-        self._obey()
+        self._look()
         while self.paused:
             wait(_LOOK_S)
-            self._obey()
+            self._look()
 
-    def _obey(self) -> None:
-        for order in self._orders():
-            self._note(describe(order), self._done(order))
+    def _look(self) -> None:
+        for command in self._commands():
+            self._note(describe(command), self._carry_out(command))
         if self._state == "stopping":
             raise Stopped
 
-    def _done(self, order: Order) -> str:
+    def _carry_out(self, command: Command) -> str:
+        """Do it; returns what became of it, in words."""
         if self._state == "stopping":
             return "too late: the run is stopping"
-        match order:
+        match command:
             case Pause():
-                self._become("paused", "paused by the operator")
+                self._change("paused", "paused by the operator")
             case Resume():
-                self._become("running", "")
+                self._change("running", "")
             case Stop():
-                self._become("stopping", "stopped by the operator")
+                self._change("stopping", "stopped by the operator")
             case GoTo():
-                done = self._visit(order)
+                done = self._visit(command)
                 # Going on at once would drive away again before anybody has looked.
-                self._become("paused", "paused by the operator, who went to another place")
+                self._change("paused", "paused by the operator, who went to another place")
                 return done
+            case _:
+                assert_never(command)
         return "done"
 
-    def _become(self, state: Literal["running", "paused", "stopping"], why: str) -> None:
+    def _change(self, state: Literal["running", "paused", "stopping"], why: str) -> None:
         self._state = state
-        self._tell(StateChanged(state, why))
+        self._emit(StateChanged(state, why))

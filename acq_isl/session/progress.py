@@ -8,15 +8,15 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from acq_isl.events import (
+    Event,
+    EventHandler,
     FieldImaged,
     Figures,
-    News,
     NotPredicted,
     Predicted,
     RunEnded,
     StateChanged,
     Step,
-    Tell,
 )
 from acq_isl.record import Counts
 from acq_isl.rules.label_names import Standing, standing, together
@@ -27,7 +27,7 @@ _RECENT = 256
 _LEAST_S = 0.2
 
 
-class Gauge:
+class ProgressMeter:
     """Hands news on, and adds `Figures` after those that change a number, at most five times a second.
 
     Parameters
@@ -48,7 +48,7 @@ class Gauge:
 
     def __init__(
         self,
-        tell: Tell,
+        tell: EventHandler,
         counters: tuple[Callable[[], int], Callable[[], int]],
         engine: Callable[[], str],
         slices: tuple[int, int],
@@ -69,7 +69,7 @@ class Gauge:
         self._rested_s = 0.0
         self._paused_s: float | None = None
 
-    def tell(self, news: News) -> None:
+    def tell(self, news: Event) -> None:
         """Hand a news on; from the session's thread."""
         self._tell(news)
         match news:

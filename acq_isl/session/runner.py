@@ -12,9 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from acq_isl.commands import Order
+from acq_isl.commands import Command
 from acq_isl.errors import StorageError
-from acq_isl.events import Bound, News, RunEnded, RunStarted, Tell, untold
+from acq_isl.events import Bound, Event, EventHandler, RunEnded, RunStarted, ignore_event
 from acq_isl.experiment.experiment import Experiment, SimulatedMicroscope
 from acq_isl.experiment.planning import Cycle
 from acq_isl.hooks import GuardedAcquisition, OpenMicroscope, Safety, call_user_function, open_microscope
@@ -26,7 +26,7 @@ from acq_isl.rules.measurements import title
 from acq_isl.session.engine import WithoutEngine, lost, open_engine, state
 from acq_isl.session.grade import marked
 from acq_isl.session.preflight import new_folder, prepare, simulated
-from acq_isl.session.progress import Gauge
+from acq_isl.session.progress import ProgressMeter
 from acq_isl.session.session import Instruments, Session
 from acq_isl.session.summary import Kept, Origin, summarise, versions
 from acq_isl.stack import Prediction, StackKey
@@ -55,9 +55,9 @@ class Broadcast:
         Told of every news as well, on the thread on which it happens.
     """
 
-    def __init__(self, folder: Path, watch: Tell) -> None:
+    def __init__(self, folder: Path, watch: EventHandler) -> None:
         self._folder = folder
-        self._watch: Tell | None = watch
+        self._watch: EventHandler | None = watch
         self._feed: Feed | None = None
         self._stack = ExitStack()
         self.warnings: list[str] = []
@@ -74,7 +74,7 @@ class Broadcast:
     ) -> None:
         self._stack.close()
 
-    def tell(self, news: News) -> None:
+    def tell(self, news: Event) -> None:
         """Hand on; returns at once, never raises. Any thread may call it."""
         if self._feed is not None:
             self._feed.tell(news)
@@ -86,7 +86,7 @@ class Broadcast:
             self._watch = None
             log.warning("the watcher of the run failed and is not told again", exc_info=True)
 
-    def orders(self) -> tuple[Order, ...]:
+    def orders(self) -> tuple[Command, ...]:
         """What viewers ordered since the last call."""
         return () if self._feed is None else self._feed.orders()
 
@@ -158,7 +158,7 @@ class RunResult:
         return tuple(name for _, name in chosen)
 
 
-def run(experiment: Experiment, *, sim: bool = False, watch: Tell = untold) -> RunResult:
+def run(experiment: Experiment, *, sim: bool = False, watch: EventHandler = ignore_event) -> RunResult:
     """Run an experiment from the first field to the report.
 
     Parameters
@@ -191,7 +191,7 @@ def _carry_out(
     scope: OpenMicroscope,
     plan: tuple[Cycle, ...],
     folder: Path,
-    watch: Tell,
+    watch: EventHandler,
 ) -> RunResult:
     """Run with everything open; the report is written however it ends."""
     (folder / "experiment.yaml").write_text(experiment.to_yaml(), encoding="utf-8")
@@ -294,7 +294,7 @@ def _opened(
         )
         counters = (lambda: microscope.captured, lambda: lost(source))
         slices = expected_slices(experiment, plan)
-        gauge = Gauge(cast.tell, counters, lambda: state(source), slices, models=len(labels.models))
+        gauge = ProgressMeter(cast.tell, counters, lambda: state(source), slices, models=len(labels.models))
         instruments = Instruments(
             microscope, source, store, ledger, call_user_function, gauge.tell, cast.orders, labels=labels
         )

@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
-from acq_isl.commands import GoTo, Orders, no_orders
+from acq_isl.commands import CommandSource, GoTo, no_commands
 from acq_isl.errors import AcqIslError, ActionRefused, SliceLost, StorageError
 from acq_isl.events import (
     Decided,
+    EventHandler,
     FieldImaged,
     FieldRanked,
     FieldsRanked,
@@ -24,7 +25,6 @@ from acq_isl.events import (
     Phase,
     Predicted,
     Step,
-    Tell,
 )
 from acq_isl.experiment.experiment import Experiment, measurements
 from acq_isl.experiment.planning import Cycle, visits
@@ -34,7 +34,7 @@ from acq_isl.rules.actions import Call, ImageField, SetPreset, check_action, che
 from acq_isl.rules.label_names import Labels, Standing, joined, standing, together
 from acq_isl.rules.measurements import Measurement, Readings
 from acq_isl.rules.rules import Choice, Decision, decide, rank
-from acq_isl.session.operator import Control, Stopped
+from acq_isl.session.operator import Operator, Stopped
 from acq_isl.stack import Outcome, Prediction, Refusal, StackKey, StackRequest, Unpredicted
 from acq_isl.storage.decision_log import Ledger
 from acq_isl.view.notebook import session_html
@@ -60,10 +60,10 @@ class Instruments:
     call : callable
         Runs a user's function by its name with the decision and the prediction, guarded, and returns
         what became of it in words.
-    tell : callable
-        Told of everything that happens; must return quickly.
-    orders : callable
-        What an operator asks for, since it was called last.
+    emit : callable
+        Gets the events of the run; must return quickly.
+    commands : callable
+        An operator's commands since the last call.
     now, sleep : callable
         Monotonic clock in seconds, and how to wait for it.
     labels : Labels
@@ -75,8 +75,8 @@ class Instruments:
     store: PredictionStore
     ledger: Ledger
     call: Callable[[str, Decision, Prediction], str]
-    tell: Tell
-    orders: Orders = no_orders
+    emit: EventHandler
+    commands: CommandSource = no_commands
     now: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     labels: Labels = dataclasses.field(default_factory=Labels)
@@ -153,7 +153,7 @@ class Session:
         self._readings = Readings()
         self._undecided: list[Prediction] = []
         self._visits = 0
-        self._control = Control(instruments.orders, self._visit, self._ordered, instruments.tell)
+        self._control = Operator(instruments.commands, self._visit, self._note_command, instruments.emit)
 
     def _repr_html_(self) -> str:
         rows = []
@@ -220,14 +220,14 @@ class Session:
             field.answers[outcome.model] = outcome
             if not isinstance(outcome, Unpredicted):
                 self._decisions(outcome)
-            self._tools.tell(NotPredicted(outcome))
+            self._tools.emit(NotPredicted(outcome))
             return
         self._keep(outcome)  # with the labels as its model names them
         shown = self.labels.shown(outcome)
         field.answers[outcome.model] = preview(shown)
         numbers = self._readings.all_of(shown, self._looked_at(outcome.model))
         spent_ms = (time.perf_counter() - began) * 1e3
-        self._tools.tell(Predicted(shown, numbers, spent_ms))
+        self._tools.emit(Predicted(shown, numbers, spent_ms))
         self.decide_ms.append(spent_ms)
         self._undecided.append(shown)
         self._decide()
@@ -320,7 +320,7 @@ class Session:
             self.fields[choice.key].choice = choice
             self._tools.ledger.write("choice", **asdict(choice))
         ranked = [FieldRanked(c.key, c.rank, c.chosen, c.measured, c.reason) for c in choices]
-        self._tools.tell(FieldsRanked(tuple(ranked)))
+        self._tools.emit(FieldsRanked(tuple(ranked)))
         return [self.fields[choice.key] for choice in choices if choice.chosen]
 
     def _revisit(self, field: Field) -> None:
@@ -345,20 +345,20 @@ class Session:
         self.acquired.append(request)
         key = request.key
         self._tools.ledger.dose(key.position, key.channel, request.exposure_ms, len(request.z_um))
-        self._tools.tell(FieldImaged(request))
+        self._tools.emit(FieldImaged(request))
 
     def _rest(self, seconds: float) -> None:
         self._tools.sleep(seconds)
         for outcome in self._tools.predictions.poll():
             self._take(outcome)
 
-    def _visit(self, order: GoTo) -> str:
+    def _visit(self, command: GoTo) -> str:
         """Go where the operator wants and take one plane there: checked, dosed and kept like any other."""
         self._visits += 1
         like = self._plan[0].requests[0]
-        z_um = (like.z_um[0] + like.z_um[-1]) / 2 if order.z_um is None else order.z_um
+        z_um = (like.z_um[0] + like.z_um[-1]) / 2 if command.z_um is None else command.z_um
         key = replace(like.key, position=f"visit_{self._visits:03d}")
-        place = replace(like, key=key, x_um=order.x_um, y_um=order.y_um, z_um=(z_um,), predict=False)
+        place = replace(like, key=key, x_um=command.x_um, y_um=command.y_um, z_um=(z_um,), predict=False)
         try:
             check_request(place, self._experiment.limits)
             self._expose(place)
@@ -366,14 +366,14 @@ class Session:
             return f"refused: {error}"
         return "done"
 
-    def _ordered(self, what: str, done: str) -> None:
+    def _note_command(self, what: str, done: str) -> None:
         why = "the operator wants it"
         self._tools.ledger.write("order", rule="operator", what=what, why=why, done=done)
-        self._tools.tell(Decided(None, "operator", what, why, done))
+        self._tools.emit(Decided(None, "operator", what, why, done))
 
     def _note(self, decision: Decision, done: str) -> None:
         self._tools.ledger.write("decision", **asdict(replace(decision, action=None)), done=done)
-        self._tools.tell(Decided(decision.key, decision.rule, decision.what, decision.why, done))
+        self._tools.emit(Decided(decision.key, decision.rule, decision.what, decision.why, done))
 
     def _predicted(self, cycle: Cycle) -> int:
         return sum(self.fields[request.key].standing == "predicted" for request in cycle.requests)
@@ -384,4 +384,4 @@ class Session:
             self._rest(min(left_s, 0.5))
 
     def _step(self, phase: Phase, done: int, total: int, text: str) -> None:
-        self._tools.tell(Step(phase, done, total, text))
+        self._tools.emit(Step(phase, done, total, text))

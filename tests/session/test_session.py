@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from acq_isl.commands import GoTo, Order, Orders, Pause, Resume, Stop, no_orders
+from acq_isl.commands import Command, CommandSource, GoTo, Pause, Resume, Stop, no_commands
 from acq_isl.errors import AcquisitionFailed, SliceLost, StorageError
-from acq_isl.events import Decided, News, Predicted, Step
+from acq_isl.events import Decided, Event, Predicted, Step
 from acq_isl.experiment.experiment import Experiment
 from acq_isl.experiment.planning import Optics, Place, cycles
 from acq_isl.rules.label_names import Labels, RunModel
@@ -95,8 +95,8 @@ class Bench:
         self.experiment = Experiment.from_text(text)
         self.scope = scope or FakeMicroscope(prediction)
         self.store = Kept()
-        self.news: list[News] = []
-        self.orders: Orders = no_orders
+        self.news: list[Event] = []
+        self.commands: CommandSource = no_commands
         self.labels = Labels()
         self.slept: list[float] = []
         self.now = 0.0
@@ -121,7 +121,7 @@ class Bench:
                 ledger,
                 self.call,
                 self.news.append,
-                self.orders,
+                self.commands,
                 now=lambda: self.now,
                 sleep=self._sleep,
                 labels=self.labels,
@@ -271,18 +271,18 @@ def test_progress_is_told(tmp_path: Path) -> None:
     assert {step.phase for step in steps} == {"overview", "predict", "revisit"}
 
 
-# --- orders of an operator -------------------------------------------------------------------------
+# --- commands of an operator -----------------------------------------------------------------------
 
 
-def ordered(bench: Bench, *batches: tuple[Order, ...]) -> None:
-    """Give one batch of orders at each look: before the first stack, before the second, and so on."""
+def command(bench: Bench, *batches: tuple[Command, ...]) -> None:
+    """Give one batch of commands at each look: before the first stack, before the second, and so on."""
     waiting = list(batches)
-    bench.orders = lambda: waiting.pop(0) if waiting else ()
+    bench.commands = lambda: waiting.pop(0) if waiting else ()
 
 
 def test_stop_ends_the_run_in_order(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
-    ordered(bench, (), (), (Stop(),))
+    command(bench, (), (), (Stop(),))
     session = bench.run()
     assert bench.scope.log == ["Phase p00_000 3", "Phase p00_001 3"], "nothing more is acquired"
     assert sorted(bench.store.positions) == ["p00_000", "p00_001"], "what was captured is predicted"
@@ -294,7 +294,7 @@ def test_a_pause_holds_the_microscope_still_but_predictions_come_in(tmp_path: Pa
     bench = Bench(tmp_path)
     seen_while_paused: list[str] = []
 
-    def look() -> tuple[Order, ...]:
+    def look() -> tuple[Command, ...]:
         count = len(bench.scope.log)
         if count == 2 and not seen_while_paused:
             seen_while_paused.append("pause")
@@ -305,7 +305,7 @@ def test_a_pause_holds_the_microscope_still_but_predictions_come_in(tmp_path: Pa
             return (Resume(),)
         return ()
 
-    bench.orders = look
+    bench.commands = look
     bench.run()
     assert seen_while_paused == ["pause", "p00_000"]
     assert len(bench.scope.log) == 4 + 4
@@ -321,7 +321,7 @@ def test_a_trigger_waits_for_the_end_of_a_pause(tmp_path: Path) -> None:
     bench = Bench(tmp_path, TRIGGERED)
     log: list[list[str]] = []
 
-    def look() -> tuple[Order, ...]:
+    def look() -> tuple[Command, ...]:
         if len(bench.scope.log) == 2 and not log:
             log.append(list(bench.scope.log))
             return (Pause(),)
@@ -330,7 +330,7 @@ def test_a_trigger_waits_for_the_end_of_a_pause(tmp_path: Path) -> None:
             return (Resume(),)
         return ()
 
-    bench.orders = look
+    bench.commands = look
     bench.run()
     assert log[0] == log[1] and "DAPI p00_000 1" not in log[1]
     assert "DAPI p00_000 1" in bench.scope.log
@@ -348,7 +348,7 @@ def test_going_somewhere_is_checked_dosed_and_written_down(
     tmp_path: Path, order: GoTo, log: list[str], done: str
 ) -> None:
     bench = Bench(tmp_path, EXPERIMENT + "limits: {x_um: [-100, 100], y_um: [-100, 100], z_um: [-9, 9]}\n")
-    ordered(bench, (order,), (Resume(),))
+    command(bench, (order,), (Resume(),))
     bench.run()
     assert [entry for entry in bench.scope.log if "visit" in entry] == log
     (line,) = (one for one in bench.lines("order") if "go to" in str(one["what"]))

@@ -15,7 +15,7 @@ import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from acq_isl import events as told
+from acq_isl import events
 from acq_isl.commands import GoTo, Pause, Stop
 from acq_isl.errors import ExperimentError, WireError
 from acq_isl.events import LabelStyle, RunStarted, Seen
@@ -41,10 +41,10 @@ def seen(name: str = "p0", side: int = 32) -> Seen:
     return Seen(info(name, side), 0.0, np.arange(side * side, dtype=np.uint16).reshape(side, side), 0.5)
 
 
-def predicted(name: str = "p0", value: float = 0.5, side: int = 32) -> told.Predicted:
+def predicted(name: str = "p0", value: float = 0.5, side: int = 32) -> events.Predicted:
     mean = np.full((2, side, side), value, np.float32)
     one = Prediction(info(name, side), ("nuclei", "axons"), mean, mean / 2, "0", "m", "e")
-    return told.Predicted(one, (), 0.0)
+    return events.Predicted(one, (), 0.0)
 
 
 def started(fields: int = 2) -> RunStarted:
@@ -57,7 +57,7 @@ def started(fields: int = 2) -> RunStarted:
 
 
 def parcel(seq: int, name: str = "p0", *, pictures: bool = True) -> Parcel:
-    news = seen(name) if pictures else told.Decided(None, "rule", "what", "why", "done")
+    news = seen(name) if pictures else events.Decided(None, "rule", "what", "why", "done")
     (made,) = Translator(RUN).parcels(news, seq)
     return replace(made, message=made.message.model_copy(update={"sent": seq}))
 
@@ -71,10 +71,10 @@ def parcel(seq: int, name: str = "p0", *, pictures: bool = True) -> Parcel:
         (started(), Plan),
         (seen(), Light),
         (predicted(), Predicted),
-        (told.Decided(None, "operator", "pause", "wanted", "done"), Decided),
+        (events.Decided(None, "operator", "pause", "wanted", "done"), Decided),
     ],
 )
-def test_a_message_arrives_as_it_was_sent(news: told.News, kind: type) -> None:
+def test_a_message_arrives_as_it_was_sent(news: events.Event, kind: type) -> None:
     (sent,) = Translator(RUN).parcels(news, 1)
     got = decode([bytes(frame) for frame in encode(sent)])
     assert isinstance(got.message, kind) and got.message == sent.message
@@ -156,9 +156,9 @@ def test_the_backlog_gives_the_newest_picture_first_and_counts_what_it_drops() -
     for n in range(5):
         backlog.put(seen(f"p{n}"))
     for n in range(3):
-        backlog.put(told.Step("overview", n, 3, ""))
+        backlog.put(events.Step("overview", n, 3, ""))
     assert backlog.dropped == 2 + 1
-    assert [one.done for _, one in backlog.notes() if isinstance(one, told.Step)] == [1, 2]
+    assert [one.done for _, one in backlog.notes() if isinstance(one, events.Step)] == [1, 2]
     names = []
     while (picture := backlog.picture()) is not None:
         assert isinstance(picture[1], Seen)
@@ -220,7 +220,7 @@ def test_a_late_viewer_gets_the_present_state(tmp_path: Path) -> None:
         for name in ("p0", "p1"):
             feed.tell(seen(name))
             feed.tell(predicted(name))
-        feed.tell(told.Step("overview", 2, 2, "imaged p1"))
+        feed.tell(events.Step("overview", 2, 2, "imaged p1"))
         got: dict[object, Parcel] = {}
         with FeedReader(read_address(tmp_path)) as late:
             wanted = {("PLAN",), ("STATUS",)}
@@ -243,7 +243,7 @@ def test_a_viewer_sees_how_the_run_ended(tmp_path: Path) -> None:
         with reader:
             feed.tell(started())
             follow(reader, got, lambda: ("PLAN",) in got, "the plan")
-            feed.tell(told.RunEnded("the stage is stuck", ""))
+            feed.tell(events.RunEnded("the stage is stuck", ""))
             feed.__exit__(None, None, None)
             follow(reader, got, ended, "the end")
             assert not (tmp_path / "live.json").exists()

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from acq_isl.commands import GoTo, Order, Stop
+from acq_isl.commands import Command, GoTo, Stop
 from acq_isl.errors import AcqIslError
 from acq_isl.events import FieldRanked, FieldsRanked, LabelStyle, Predicted, RunEnded, RunStarted, Seen, Step
 from acq_isl.record import Measured
@@ -101,7 +101,7 @@ class Tape:
         self._translator = Translator("1" * 32)
         self._seq = 0
         self._parcels: list[Parcel] = []
-        self.orders: list[Order] = []
+        self.orders: list[Command] = []
         self.alive = True
 
     def play(self, *news: Any) -> None:
@@ -115,7 +115,7 @@ class Tape:
         taken, self._parcels = self._parcels[:limit], self._parcels[limit:] if limit else []
         return taken
 
-    def order(self, order: Order, *, by: str = "operator") -> Answer:
+    def order(self, order: Command, *, by: str = "operator") -> Answer:
         self.orders.append(order)
         return Answer(id=1, taken=True, text=f"taken from {by}")
 

@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
-from acq_isl import events as told
-from acq_isl.commands import GoTo, Order, Pause, Resume, Stop
+from acq_isl import events
+from acq_isl.commands import Command, GoTo, Pause, Resume, Stop
 from acq_isl.errors import ExperimentError
-from acq_isl.events import FieldRanked, LabelStyle, News, RunStarted, Seen
+from acq_isl.events import Event, FieldRanked, LabelStyle, RunStarted, Seen
 from acq_isl.record import Counts, StageLatency
 from acq_isl.stack import Prediction, StackInfo, StackKey, StackRequest, StageTimes
 from acq_isl.view.feed.encode import Translator
@@ -67,9 +67,9 @@ class LiveRun:
         self.started = RunStarted(
             "a run by hand", "now", str(folder), "hand", "m", labels, self.requests, (28.8, 28.8)
         )
-        self.given: list[Order] = []
+        self.given: list[Command] = []
 
-    def tell(self, *news: News) -> None:
+    def tell(self, *news: Event) -> None:
         for one in news:
             self.feed.tell(one)
 
@@ -80,7 +80,7 @@ class LiveRun:
     def image(self, n: int) -> None:
         y, x = np.mgrid[:SIDE, :SIDE]
         pixels = (1000 + 400 * np.sin(x / (4 + n)) * np.cos(y / 7)).astype(np.uint16)
-        self.tell(Seen(self.info(n), 1.5, pixels, 0.3), told.FieldImaged(self.requests[n]))
+        self.tell(Seen(self.info(n), 1.5, pixels, 0.3), events.FieldImaged(self.requests[n]))
 
     def predict(self, n: int) -> None:
         mean = np.zeros((2, SIDE, SIDE), np.float32)
@@ -96,7 +96,7 @@ class LiveRun:
             "e",
             times=StageTimes(1, 2, 3, 4, 5),
         )
-        self.tell(told.Predicted(one, (), 1.0))
+        self.tell(events.Predicted(one, (), 1.0))
 
     def play(self, fields: int = 4) -> None:
         self.tell(self.started)
@@ -106,7 +106,8 @@ class LiveRun:
         latencies = tuple(StageLatency(s, 10.0, 20.0) for s in ("expose", "transfer", "infer"))
         counts = Counts(requested=12, captured=12, predicted=12)
         self.tell(
-            told.Step("overview", fields, 4, "imaged"), told.Figures(counts, 0, latencies, "ready, e", 5.0)
+            events.Step("overview", fields, 4, "imaged"),
+            events.Figures(counts, 0, latencies, "ready, e", 5.0),
         )
 
     def rank(self) -> None:
@@ -114,9 +115,9 @@ class LiveRun:
             FieldRanked(one.key, n + 1, n < 2, None, f"Chosen: because of {n}")
             for n, one in enumerate(self.requests)
         )
-        self.tell(told.FieldsRanked(tuple(ranked)))
+        self.tell(events.FieldsRanked(tuple(ranked)))
 
-    def ordered(self, *wanted: Order) -> None:
+    def ordered(self, *wanted: Command) -> None:
         def look() -> bool:
             self.given += self.feed.orders()
             return tuple(self.given) == wanted
@@ -196,7 +197,7 @@ class Visitor:
                 return header
         raise AssertionError("not in time")
 
-    def order(self, order: Order) -> dict[str, Any]:
+    def order(self, order: Command) -> dict[str, Any]:
         self.socket.send(json.dumps({"type": "ORDER", "id": 7, "order": order.model_dump()}))
         return self.read_until(lambda header: header["type"] == "ANSWER")
 
@@ -207,7 +208,7 @@ class Visitor:
 def test_a_packet_carries_its_pictures_as_jpeg() -> None:
     mean = np.zeros((1, 16, 16), np.float32)
     info = StackInfo(StackKey(0, "p", "Phase"), (0.0,), (16, 16), 0.3)
-    news = told.Predicted(Prediction(info, ("nuclei",), mean, mean, "0", "m", "e"), (), 0.0)
+    news = events.Predicted(Prediction(info, ("nuclei",), mean, mean, "0", "m", "e"), (), 0.0)
     (parcel,) = Translator("0" * 32).parcels(news, 1)
     one = packet(parcel)
     (length,) = struct.unpack("<I", one.frame[:4])
@@ -325,7 +326,7 @@ def test_a_viewer_that_sleeps_gets_the_newest_when_it_wakes(run: LiveRun) -> Non
 
         for n in range(200):
             run.predict(n % 4)
-            run.tell(told.Decided(run.requests[0].key, "r", str(n), "why", "done"))
+            run.tell(events.Decided(run.requests[0].key, "r", str(n), "why", "done"))
         awake.read_until(latest)
         for _ in range(8):
             asleep.read()
@@ -422,7 +423,7 @@ def test_pause_resume_and_stop_reach_the_run(run: LiveRun, chromium: Any) -> Non
         has_text(page, "#state", "running")
         page.keyboard.press("p")
         run.ordered(Pause())
-        run.tell(told.StateChanged("paused", "paused by the operator"))
+        run.tell(events.StateChanged("paused", "paused by the operator"))
         has_text(page, "#pause", "Resume")
         page.locator("#pause").click()
         run.ordered(Pause(), Resume())
@@ -432,7 +433,7 @@ def test_pause_resume_and_stop_reach_the_run(run: LiveRun, chromium: Any) -> Non
         page.locator("#stop-yes").click()
         run.ordered(Pause(), Resume(), Stop())
         (run.folder / "report.html").write_text("<p>report</p>")
-        run.tell(told.StateChanged("stopping", ""), told.RunEnded("", str(run.folder / "report.html")))
+        run.tell(events.StateChanged("stopping", ""), events.RunEnded("", str(run.folder / "report.html")))
         has_text(page, "#state", "ended")
         has_text(page, "#notice", "The run is over.")
 

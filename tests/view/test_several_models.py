@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from acq_isl import events as told
+from acq_isl import events
 from acq_isl.record import Measured
 from acq_isl.stack import Prediction, Refusal, StackInfo, StackKey, StageTimes, Unpredicted
 from acq_isl.view.feed.encode import _MOST_FIELDS, Translator
@@ -18,30 +18,30 @@ def info(name: str = "p0") -> StackInfo:
     return StackInfo(StackKey(0, name, "Phase"), (0.0,), (8, 8), 0.5)
 
 
-def predicted(model: str, *labels: str, value: float = 0.2, name: str = "p0") -> told.Predicted:
+def predicted(model: str, *labels: str, value: float = 0.2, name: str = "p0") -> events.Predicted:
     mean = np.full((len(labels), 8, 8), value, np.float32)
     times = StageTimes(infer_ms=value)
     one = Prediction(
         info(name), labels, mean, mean, "0", model, f"cpu {model}", ("dim",), times=times, model=model
     )
-    return told.Predicted(one, (Measured(model, value, "1", 0.0),), 0.0)
+    return events.Predicted(one, (Measured(model, value, "1", 0.0),), 0.0)
 
 
-def refused(model: str) -> told.NotPredicted:
-    return told.NotPredicted(Refusal(info(), "reversed", "turn", model))
+def refused(model: str) -> events.NotPredicted:
+    return events.NotPredicted(Refusal(info(), "reversed", "turn", model))
 
 
-def late(model: str) -> told.NotPredicted:
-    return told.NotPredicted(Unpredicted(info(), "too late", "spool", model))
+def late(model: str) -> events.NotPredicted:
+    return events.NotPredicted(Unpredicted(info(), "too late", "spool", model))
 
 
 def translator(models: int) -> Translator:
     made = Translator("0" * 32)
-    made.parcels(told.RunStarted("n", "now", "f", "s", "m", (), (), (1.0, 1.0), models=models), 0)
+    made.parcels(events.RunStarted("n", "now", "f", "s", "m", (), (), (1.0, 1.0), models=models), 0)
     return made
 
 
-def last(*news: told.Predicted | told.NotPredicted, models: int) -> Parcel:
+def last(*news: events.Predicted | events.NotPredicted, models: int) -> Parcel:
     made = translator(models)
     parcels = [parcel for seq, one in enumerate(news, 1) for parcel in made.parcels(one, seq)]
     assert [parcel.message.seq for parcel in parcels] == list(range(1, len(news) + 1))

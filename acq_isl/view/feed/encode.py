@@ -1,4 +1,4 @@
-"""News of a session become messages of the feed. No socket, no thread; owned by the feed."""
+"""Event of a session become messages of the feed. No socket, no thread; owned by the feed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from acq_isl import events as told
+from acq_isl import events
 from acq_isl.record import Counts
 from acq_isl.rules.label_names import slowest
 from acq_isl.stack import Refusal, StackKey
@@ -95,18 +95,18 @@ def _not_predicted(answers: dict[str, Parcel], newest: Predicted | NotPredicted)
     return Parcel(message)
 
 
-_NO_STEP = told.Step("overview", 0, 0, "")
-_NO_FIGURES = told.Figures(Counts(), 0, (), "", None)
+_NO_STEP = events.Step("overview", 0, 0, "")
+_NO_FIGURES = events.Figures(Counts(), 0, (), "", None)
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
     """What the status says; every news changes a part of it."""
 
-    state: told.RunState = "running"
+    state: events.RunState = "running"
     why: str = ""
-    step: told.Step = _NO_STEP
-    figures: told.Figures = _NO_FIGURES
+    step: events.Step = _NO_STEP
+    figures: events.Figures = _NO_FIGURES
     report: str = ""
 
 
@@ -134,24 +134,24 @@ class Translator:
         self._halves = Halves()
         self.standing = Standing()
 
-    def parcels(self, news: told.News, seq: int) -> list[Parcel]:
+    def parcels(self, news: events.Event, seq: int) -> list[Parcel]:
         """Messages of a news, with its number; none if it only changes the status."""
         self._seq = seq
         found: list[Parcel] = []
         match news:
-            case told.RunStarted():
+            case events.RunStarted():
                 self._began_s = self._monotonic()
                 self._halves = Halves(news.models)
                 found = [self._plan(news)]
-            case told.Seen():
+            case events.Seen():
                 found = [self._light(news)]
-            case told.Predicted():
+            case events.Predicted():
                 found = [self._halves.put(news.prediction.model, self._predicted(news))]
-            case told.NotPredicted():
+            case events.NotPredicted():
                 found = [self._halves.put(news.outcome.model, self._not_predicted(news))]
-            case told.FieldsRanked(fields=fields):
+            case events.FieldsRanked(fields=fields):
                 found = [self._ranked(field) for field in fields]
-            case told.Decided():
+            case events.Decided():
                 found = [self._decided(news)]
             case _:
                 self._stand(news)
@@ -183,20 +183,20 @@ class Translator:
             )
         )
 
-    def _stand(self, news: told.News) -> None:
+    def _stand(self, news: events.Event) -> None:
         match news:
-            case told.Step():
+            case events.Step():
                 self.standing = replace(self.standing, step=news)
-            case told.Figures():
+            case events.Figures():
                 self.standing = replace(self.standing, figures=news)
-            case told.StateChanged(state=state, why=why):
+            case events.StateChanged(state=state, why=why):
                 self.standing = replace(self.standing, state=state, why=why)
-            case told.RunEnded(failure=failure, report=report):
+            case events.RunEnded(failure=failure, report=report):
                 state = "failed" if failure else "ended"
                 why = failure or self.standing.why * (self.standing.state == "stopping")
                 self.standing = replace(self.standing, state=state, why=why, report=report)
 
-    def _plan(self, news: told.RunStarted) -> Parcel:
+    def _plan(self, news: events.RunStarted) -> Parcel:
         fields = tuple(
             sent.PlannedField(
                 key=one.key,
@@ -224,7 +224,7 @@ class Translator:
             )
         )
 
-    def _light(self, news: told.Seen) -> Parcel:
+    def _light(self, news: events.Seen) -> Parcel:
         rows, columns = news.pixels.shape
         # Fluorescence is sparse: the 99th percentile would hide it, a single hot pixel darken it.
         low, high = np.percentile(news.pixels[::2, ::2], (0.5, 99.8 if news.predict else 99.95))
@@ -245,7 +245,7 @@ class Translator:
         )
         return Parcel(message, (news.pixels,))
 
-    def _predicted(self, news: told.Predicted) -> Parcel:
+    def _predicted(self, news: events.Predicted) -> Parcel:
         one = news.prediction
         step = factor(one.info.shape)
         mean = eight_bit(averaged(one.mean))
@@ -268,7 +268,7 @@ class Translator:
         )
         return Parcel(message, (mean, doubt))
 
-    def _not_predicted(self, news: told.NotPredicted) -> Parcel:
+    def _not_predicted(self, news: events.NotPredicted) -> Parcel:
         outcome = news.outcome
         refused = isinstance(outcome, Refusal)
         message = sent.NotPredicted(
@@ -281,7 +281,7 @@ class Translator:
         )
         return Parcel(message)
 
-    def _ranked(self, field: told.FieldRanked) -> Parcel:
+    def _ranked(self, field: events.FieldRanked) -> Parcel:
         message = sent.Ranked(
             run=self.run,
             seq=self._seq,
@@ -293,7 +293,7 @@ class Translator:
         )
         return Parcel(message)
 
-    def _decided(self, news: told.Decided) -> Parcel:
+    def _decided(self, news: events.Decided) -> Parcel:
         message = sent.Decided(
             run=self.run,
             seq=self._seq,

@@ -20,9 +20,9 @@ from typing import Self
 
 import zmq
 
-from acq_isl.commands import Order, describe
+from acq_isl.commands import Command, describe
 from acq_isl.errors import AcqIslError, StorageError, WireError
-from acq_isl.events import News
+from acq_isl.events import Event
 from acq_isl.view.feed.address import FeedAddress, new_token, write_address
 from acq_isl.view.feed.encode import Translator
 from acq_isl.view.feed.messages import Parcel, encode
@@ -61,7 +61,7 @@ class Feed:
         self._backlog = Backlog()
         self._shelf: Shelf[Parcel] = Shelf(_SHELF_BYTES)
         self._translator = Translator(uuid.uuid4().hex)
-        self._orders: deque[Order] = deque()
+        self._orders: deque[Command] = deque()
         self._orders_lock = threading.Lock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="acq-isl-feed", daemon=True)
@@ -109,13 +109,13 @@ class Feed:
         """Pictures that were dropped before they were sent."""
         return self._backlog.dropped
 
-    def tell(self, news: News) -> None:
+    def tell(self, news: Event) -> None:
         """Take a news; returns at once. Any thread may call it."""
         self._backlog.put(news)
         self._wake()
 
-    def orders(self) -> tuple[Order, ...]:
-        """Orders given since the last call; returns at once."""
+    def orders(self) -> tuple[Command, ...]:
+        """CommandSource given since the last call; returns at once."""
         with self._orders_lock:
             taken = tuple(self._orders)
             self._orders.clear()
@@ -168,7 +168,7 @@ class Feed:
             self._status_s, self._unsent_status = now, False
         return picture is not None
 
-    def _publish(self, number: int, news: News) -> None:
+    def _publish(self, number: int, news: Event) -> None:
         try:
             parcels = self._translator.parcels(news, number)
         except ValueError as error:  # pydantic's: something in it is too long or no number

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from acq_isl.events import Seen, Tell
+from acq_isl.events import EventHandler, Seen
 from acq_isl.protocols import CopyingSink, SliceSink
 from acq_isl.stack import Slice, StackInfo, Uint16Image
 from acq_isl.view.feed.messages import PREVIEW_PX
@@ -81,7 +81,7 @@ class WatchedSink:
     tell : callable
     """
 
-    def __init__(self, sink: SliceSink, tell: Tell) -> None:
+    def __init__(self, sink: SliceSink, tell: EventHandler) -> None:
         self._sink = sink
         self._tell = tell
         self.copies = isinstance(sink, CopyingSink) and sink.copies

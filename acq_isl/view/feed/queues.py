@@ -7,7 +7,7 @@ from collections import OrderedDict, deque
 from collections.abc import Hashable
 from typing import Generic, Protocol, TypeVar
 
-from acq_isl.events import News, Predicted, Seen
+from acq_isl.events import Event, Predicted, Seen
 from acq_isl.view.feed.messages import Decided, Message, slot
 
 MAX_NOTES = 10_000
@@ -30,7 +30,7 @@ T = TypeVar("T", bound=Item)
 
 
 class Backlog:
-    """News between the session and the feed. Any thread may put; putting never waits for long.
+    """Event between the session and the feed. Any thread may put; putting never waits for long.
 
     Overflow policy "newest picture first, oldest dropped": notes (news without pictures) are taken in
     order, pictures newest first. Every drop is counted.
@@ -38,14 +38,14 @@ class Backlog:
 
     def __init__(self, max_bytes: int = MAX_PICTURE_BYTES, max_notes: int = MAX_NOTES) -> None:
         self._lock = threading.Lock()
-        self._notes: deque[tuple[int, News]] = deque()
+        self._notes: deque[tuple[int, Event]] = deque()
         self._pictures: deque[tuple[int, Seen | Predicted, int]] = deque()
         self._last = 0
         self._bytes = 0
         self._max_bytes, self._max_notes = max_bytes, max_notes
         self.dropped = 0
 
-    def put(self, news: News) -> None:
+    def put(self, news: Event) -> None:
         with self._lock:
             self._last += 1
             if isinstance(news, Seen | Predicted):
@@ -67,7 +67,7 @@ class Backlog:
             self._last += 1
             return self._last
 
-    def notes(self) -> list[tuple[int, News]]:
+    def notes(self) -> list[tuple[int, Event]]:
         """All notes so far with their numbers, oldest first."""
         with self._lock:
             taken, self._notes = list(self._notes), deque()

@@ -16,7 +16,7 @@ from typing import Self
 
 import zmq
 
-from acq_isl.commands import Order
+from acq_isl.commands import Command
 from acq_isl.errors import WireError
 from acq_isl.view.feed.address import FeedAddress
 from acq_isl.view.feed.messages import Parcel, Status, decode, slot
@@ -100,12 +100,12 @@ class FeedReader:
         with self._new:
             return self._new.wait_for(lambda: len(self._waiting) > 0, timeout_s)
 
-    def order(self, order: Order, *, token: str = "", by: str = "operator") -> Answer:
+    def order(self, order: Command, *, token: str = "", by: str = "operator") -> Answer:
         """Give an order and return whether the run took it; at most five seconds. Any thread.
 
         Parameters
         ----------
-        order : Order
+        order : Command
         token : str
             The operator's; by default the one of the address.
         by : str

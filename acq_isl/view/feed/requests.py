@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from acq_isl.base import StrictModel
-from acq_isl.commands import Order
+from acq_isl.commands import Command
 from acq_isl.errors import WireError
 from acq_isl.view.feed.messages import VERSION
 
@@ -33,7 +33,7 @@ class Give(StrictModel):
     id: _Id
     token: Annotated[str, Field(max_length=256)]
     by: Annotated[str, Field(max_length=64)] = "operator"
-    order: Order
+    order: Command
 
 
 class Answer(StrictModel):

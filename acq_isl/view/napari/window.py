@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from acq_isl.commands import GoTo, Order, Pause, Resume, Stop
+from acq_isl.commands import Command, GoTo, Pause, Resume, Stop
 from acq_isl.errors import AcqIslError
 from acq_isl.view.feed.address import read_address, running_folder
 from acq_isl.view.feed.messages import Parcel
@@ -49,7 +49,7 @@ class Source(Protocol):
     def take(self, limit: int | None = None) -> list[Parcel]:
         """What is new since the last call; returns at once."""
 
-    def order(self, order: Order, *, by: str = "operator") -> Answer:
+    def order(self, order: Command, *, by: str = "operator") -> Answer:
         """Give an order; may take seconds."""
 
 
@@ -195,10 +195,10 @@ class LiveView:
         self.follow(self._opened.enter_context(FeedReader(address)))
         self.panel.answer("")
 
-    def _wanted(self, kind: str) -> Order | None:
+    def _wanted(self, kind: str) -> Command | None:
         if kind == "go_to":
             return None if self._place is None else GoTo(x_um=self._place[0], y_um=self._place[1])
-        orders: dict[str, Order] = {"pause": Pause(), "resume": Resume(), "stop": Stop()}
+        orders: dict[str, Command] = {"pause": Pause(), "resume": Resume(), "stop": Stop()}
         return orders[kind]
 
     def _write(self) -> None:

@@ -32,7 +32,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from acq_isl.base import StrictModel
-from acq_isl.commands import Order
+from acq_isl.commands import Command
 from acq_isl.view.feed.reader import FeedReader
 from acq_isl.view.feed.requests import Answer, same_token
 from acq_isl.view.web.clients import Hub, Pump, Viewer
@@ -52,7 +52,7 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-store",
+    "Cache-Operator": "no-store",
 }
 _REPORT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; sandbox allow-popups"
 
@@ -76,7 +76,7 @@ class Ordered(StrictModel):
 
     type: Literal["ORDER"] = "ORDER"
     id: Annotated[int, Field(ge=0, lt=1 << 53)]
-    order: Order
+    order: Command
 
 
 _SAID: TypeAdapter[Hello | Seen | Ordered] = TypeAdapter(

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Self
 
 from acq_isl.errors import ExperimentError
-from acq_isl.events import News, RunStarted
+from acq_isl.events import Event, RunStarted
 from acq_isl.view.feed.address import FeedAddress, read_address
 from acq_isl.view.feed.reader import FeedReader
 
@@ -137,7 +137,7 @@ def serve_page(
 
 
 def write_announcement(path: Path, announcement: Announcement) -> None:
-    """Tell the parent process where the page is; whole or not at all."""
+    """EventHandler the parent process where the page is; whole or not at all."""
     half = path.with_suffix(".half")
     half.write_text(json.dumps({"read": announcement.read, "operate": announcement.operate}), "utf-8")
     half.replace(path)
@@ -243,7 +243,7 @@ class PageProcess:
         """Whether the page can be opened."""
         return self._process is not None and self._process.poll() is None and self._announced.exists()
 
-    def tell(self, news: News) -> None:
+    def tell(self, news: Event) -> None:
         """Hear of a run's news: its start is what this waits for."""
         if isinstance(news, RunStarted) and self._process is None:
             self._start(Path(news.folder))
