@@ -1,18 +1,17 @@
 """A microscope without hardware: a specimen to look at, and the real Micro-Manager core to look with.
 
-`SimulatedScope` starts the core headless; a specimen (`acq_isl.sim.view.Specimen`) says what its camera
+`SimulatedScope` starts the core headless; a specimen (`Specimen`) says what its camera
 sees: `RecordedSpecimen` from TIFF files, `SyntheticSpecimen` from a seed.
 """
 
 from acq_isl.sim.faulty_engine import FaultyEngine
-from acq_isl.sim.scope.camera import CameraSettings
 from acq_isl.sim.scope.config import ChannelLight, ScopeSettings
 from acq_isl.sim.scope.scope import SimulatedScope
 from acq_isl.sim.scope.timeline import Taken, Timeline
 from acq_isl.sim.specimen.recorded import RecordedSpecimen
 from acq_isl.sim.specimen.synthetic import SyntheticSpecimen
 from acq_isl.sim.specimen.truth import CellTruth, KnowsCells, Rectangle
-from acq_isl.sim.view import Drug, History, Light, Specimen, View
+from acq_isl.sim.view import CameraSettings, Drug, History, Light, Specimen, View
 
 __all__ = [
     "CameraSettings",

@@ -7,7 +7,8 @@ wrong.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -347,6 +348,11 @@ Transmitted = PhaseContrast | Oblique | Brightfield | DIC
 
 LIVE_PHASE_CONTRAST = PhaseContrast(points=12, coarse_points=60, grid_um_na=LIVE_GRID_UM_NA)
 """What a simulated microscope looks through unless told otherwise: r .99 with a full source."""
+
+
+def describe_optics(optics: Transmitted) -> str:
+    """All parameters of an optics as JSON, its kind among them."""
+    return json.dumps({"kind": type(optics).__name__, **asdict(optics)})
 
 
 def points_of(optics: Transmitted) -> Source:

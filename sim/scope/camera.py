@@ -4,50 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
-from acq_isl.sim.view import View
+from acq_isl.sim.view import CameraSettings, View
 from acq_isl.stack import Float32Image
 
 CountsImage = NDArray[np.uint8 | np.uint16]
 
 _SMALLEST_BANK = 1 << 20
 _HOT_PERIOD_PX = 2048
-
-
-class CameraSettings(BaseModel):
-    """An sCMOS-like camera, in electrons.
-
-    Parameters
-    ----------
-    full_well_e : float
-        Electrons that reach the largest count. Light 1.0 at the nominal exposure gives that many.
-    offset_e : float
-        Electrons' worth of counts that a dark frame shows.
-    read_noise_e : float
-        Standard deviation of the readout, in electrons.
-    shot_noise : bool
-        Whether photons arrive at random. Off for a specimen that was itself recorded by a camera:
-        its images carry their noise already.
-    hot_pixels : float
-        Share of pixels that gain electrons without light; always the same ones of the sensor.
-    hot_e_per_s : float
-        Mean of what they gain in a second, exponentially distributed.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    full_well_e: float = Field(default=30_000.0, gt=0)
-    offset_e: float = Field(default=50.0, ge=0)
-    read_noise_e: float = Field(default=1.6, ge=0)
-    shot_noise: bool = True
-    hot_pixels: float = Field(default=0.0, ge=0, lt=1)
-    hot_e_per_s: float = Field(default=20_000.0, ge=0)
-
-    @classmethod
-    def noiseless(cls) -> CameraSettings:
-        """A camera that adds nothing: light 1.0 is the largest count, 0.0 is count 0."""
-        return cls(offset_e=0.0, read_noise_e=0.0, shot_noise=False)
 
 
 class Camera:

@@ -7,10 +7,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from acq_isl.base import StrictModel
 from acq_isl.errors import ScopeError
-from acq_isl.sim.scope.camera import CameraSettings
+from acq_isl.sim.view import CameraSettings
 
 CONFIG_FILE = Path(__file__).with_name("simulated.cfg")
 CHANNEL_GROUP, OBJECTIVE_GROUP, FILTER = "Channel", "Objective", "Filter"
@@ -25,7 +26,7 @@ _RELATIVE_MAGNIFICATION = MappingProxyType({"10x": 0.5, "20x": 1.0, "40x": 2.0})
 Limits = tuple[float, float]
 
 
-class ChannelLight(BaseModel):
+class ChannelLight(StrictModel):
     """How bright a channel is.
 
     Parameters
@@ -36,8 +37,6 @@ class ChannelLight(BaseModel):
         Lamp, relative to that.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     nominal_exposure_ms: float = Field(default=50.0, gt=0)
     brightness: float = Field(default=1.0, ge=0)
 
@@ -46,7 +45,7 @@ def _default_channels() -> Mapping[str, ChannelLight]:
     return {"Phase": ChannelLight(nominal_exposure_ms=10.0)}
 
 
-class ScopeSettings(BaseModel):
+class ScopeSettings(StrictModel):
     """Everything about a simulated microscope that is not the specimen.
 
     Parameters
@@ -62,7 +61,7 @@ class ScopeSettings(BaseModel):
     channels : mapping
         Light of each channel by preset; a channel not named has a nominal exposure of 50 ms.
     camera : CameraSettings, optional
-        Default: the one the specimen asks for (`acq_isl.sim.scope.scope.BringsCamera`), else an sCMOS.
+        Default: the one the specimen asks for (`acq_isl.sim.view.HasCamera`), else an sCMOS.
     seed : int
         Of the camera noise.
     time_scale : float
@@ -73,8 +72,6 @@ class ScopeSettings(BaseModel):
     buffer_size_mb : int
         Circular buffer of the core. It is allocated at the start, so large ones cost time.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     shape: tuple[int, int] = (512, 512)
     bit_depth: Literal[8, 10, 12, 14, 16] = 16

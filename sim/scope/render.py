@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from acq_isl.sim.scope.camera import Camera, CountsImage, flux_of
 from acq_isl.sim.scope.config import ScopeSettings
 from acq_isl.sim.scope.exposure import Exposure
 from acq_isl.sim.scope.timeline import Timeline
-from acq_isl.sim.view import Specimen, View
+from acq_isl.sim.view import Preparable, Specimen, View
 
 _RENDER_TIMEOUT_S = 60.0
 
@@ -47,7 +47,7 @@ class Renderer:
     def __enter__(self) -> Self:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="simulated camera")
         self._open, self._prefetch = ExitStack(), None
-        if self._settings.prepare_ahead and isinstance(self._specimen, Prepares):
+        if self._settings.prepare_ahead and isinstance(self._specimen, Preparable):
             prefetch = Prefetch(self._specimen.prepare, self._settings.prepare_ahead)
             self._prefetch = self._open.enter_context(prefetch)
         return self
@@ -114,14 +114,6 @@ _STOP_S = 30.0  # a region takes seconds to draw, and a thread cannot be ended f
 _FARTHEST = 1.6  # steps longer than so many widths of the view are no scan
 
 
-@runtime_checkable
-class Prepares(Protocol):
-    """A specimen that can do part of its work before it is looked at."""
-
-    def prepare(self, view: View) -> None:
-        """Make ready for `render` at this place, at any focus; safe beside it in another thread."""
-
-
 def ahead(before: View, now: View, count: int) -> tuple[View, ...]:
     """Where a scan will look next: the same step again, ``count`` times, at most; nothing while it stays.
 
@@ -139,7 +131,7 @@ def ahead(before: View, now: View, count: int) -> tuple[View, ...]:
 
 
 class Prefetch:
-    """Prepares places on a thread of its own; what comes while it is busy and full is dropped and counted.
+    """Preparable places on a thread of its own; what comes while it is busy and full is dropped and counted.
 
     An exposure never waits for it, unless it is at work on that very place, which is then ready sooner.
     Owned by `acq_isl.sim.scope.render.Renderer`.
@@ -147,7 +139,7 @@ class Prefetch:
     Parameters
     ----------
     prepare : callable
-        `Prepares.prepare` of the specimen.
+        `Preparable.prepare` of the specimen.
     count : int
         Places to prepare ahead.
     """

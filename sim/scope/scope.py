@@ -4,34 +4,24 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Self
 
 from acq_isl.errors import ScopeError
 from acq_isl.experiment.faults import ScopeFault
-from acq_isl.sim.scope.camera import Camera, CameraSettings
+from acq_isl.sim.scope.camera import Camera
 from acq_isl.sim.scope.config import CONFIG_FILE, ScopeSettings, configure
 from acq_isl.sim.scope.core import simulated_core
 from acq_isl.sim.scope.exposure import Exposure
 from acq_isl.sim.scope.faults import PlantedFaults
 from acq_isl.sim.scope.render import Renderer
 from acq_isl.sim.scope.timeline import Timeline
-from acq_isl.sim.tags import BringsTags, add_tags
-from acq_isl.sim.view import Specimen, View
+from acq_isl.sim.view import CameraSettings, HasCamera, HasMetadata, Specimen, View
 from acq_isl.stack import Float32Image
 
 _log = logging.getLogger(__name__)
 _ENGINE_STOP_S = 5.0
-
-
-@runtime_checkable
-class BringsCamera(Protocol):
-    """A specimen that says how it wants to be seen, as a recorded one whose pixels hold noise already."""
-
-    @property
-    def camera(self) -> CameraSettings:
-        """Settings to use unless `ScopeSettings.camera` says otherwise."""
 
 
 class SimulatedScope:
@@ -90,8 +80,8 @@ class SimulatedScope:
             core = stack.enter_context(_headless(make_core, self.settings.buffer_size_mb))
             stack.callback(faults.close)
             configure(core, self.specimen.channels, self.settings)
-            if isinstance(self.specimen, BringsTags):
-                add_tags(core, self.specimen.tags)
+            if isinstance(self.specimen, HasMetadata):
+                _add_metadata(core, self.specimen.metadata)
             faults.arm()
             self.timeline.start()
             self._core, self._open = core, stack.pop_all()
@@ -143,7 +133,7 @@ class SimulatedScope:
     def _camera(self) -> Camera:
         settings = self.settings.camera
         if settings is None:
-            settings = self.specimen.camera if isinstance(self.specimen, BringsCamera) else CameraSettings()
+            settings = self.specimen.camera if isinstance(self.specimen, HasCamera) else CameraSettings()
         rows, columns = self.settings.shape
         return Camera(settings, seed=self.settings.seed, pixels=rows * columns)
 
@@ -157,6 +147,21 @@ def _checked(faults: Sequence[ScopeFault]) -> tuple[ScopeFault, ...]:
                 fix="give a fault of the engine to acq_isl.sim.FaultyEngine",
             )
     return tuple(faults)
+
+
+def _add_metadata(core: Any, entries: Mapping[str, str]) -> None:
+    """Let all images that Pycro-Manager's engine takes from a core carry these entries."""
+
+    def adding(make: Callable[..., Any]) -> Callable[..., Any]:
+        def make_with_entries(*args: Any, **settings: Any) -> Any:
+            image = make(*args, **settings)
+            image.tags.update(entries)
+            return image
+
+        return make_with_entries
+
+    core.get_tagged_image = adding(core.get_tagged_image)
+    core.pop_next_tagged_image = adding(core.pop_next_tagged_image)
 
 
 @contextmanager

@@ -39,14 +39,6 @@ class DoseMap:
                 total[area] += one.dose_ms
         return cls(tuple(total.items()))
 
-    def dose_at(self, x_um: float, y_um: float) -> float:
-        """Dose at a place, in milliseconds of nominal light."""
-        return sum(
-            dose
-            for (left, top, right, bottom), dose in self.areas
-            if left <= x_um <= right and top <= y_um <= bottom
-        )
-
     def seen(self, view: View) -> Float32Image | None:
         """Dose on the pixels of a view in ms, (y, x) float32; None where no light was."""
         image: Float32Image | None = None

@@ -17,8 +17,7 @@ from acq_isl.errors import StorageError
 from acq_isl.readers.image import RecordedField, label_of
 from acq_isl.readers.read import read_field
 from acq_isl.readers.tiff import TiffImage, read_tiff
-from acq_isl.sim.scope.camera import CameraSettings
-from acq_isl.sim.view import View
+from acq_isl.sim.view import CameraSettings, View
 from acq_isl.stack import Float32Image
 
 Recording = NDArray[np.uint8 | np.uint16]

@@ -8,7 +8,7 @@ import numpy as np
 
 from acq_isl.experiment.simulated import Life
 from acq_isl.sim.optics.fluorescence import STAINS, Stain, StainedField, Widefield
-from acq_isl.sim.optics.illumination import LIVE_PHASE_CONTRAST, Transmitted
+from acq_isl.sim.optics.illumination import LIVE_PHASE_CONTRAST, Transmitted, describe_optics
 from acq_isl.sim.optics.resampling import centred, lanczos, through
 from acq_isl.sim.optics.transmitted import MARGIN_UM, Matter, TransmittedField, extents_um, prepare
 from acq_isl.sim.specimen.aging import aged
@@ -20,7 +20,6 @@ from acq_isl.sim.specimen.neurons import grow_region
 from acq_isl.sim.specimen.raster import LATTICE_UM, Raster, Window, rasterise
 from acq_isl.sim.specimen.sensor import Sensor, on_sensor
 from acq_isl.sim.specimen.truth import CellTruth, Rectangle, cells_of
-from acq_isl.sim.tags import OPTICS_TAG, optics_text
 from acq_isl.sim.view import UNTOUCHED, History, View
 from acq_isl.stack import Float32Image
 
@@ -81,9 +80,9 @@ class SyntheticSpecimen:
         return ("Phase", *self._stains)
 
     @property
-    def tags(self) -> Mapping[str, str]:
+    def metadata(self) -> Mapping[str, str]:
         """Optics (at 0.3 um per unbinned pixel) and seed, for the metadata of each image."""
-        return {OPTICS_TAG: optics_text(self.optics), "SimulatedSeed": str(self.seed)}
+        return {"SimulatedOptics": describe_optics(self.optics), "SimulatedSeed": str(self.seed)}
 
     def render(self, view: View) -> Float32Image:
         """Noise-free light, (y, x) float32; empty medium is 0.5 in transmitted light, 0.02 in a stain.

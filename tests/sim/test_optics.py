@@ -11,8 +11,8 @@ from scipy import fft, ndimage
 from acq_isl.sim.optics.illumination import DIC, LIVE_PHASE_CONTRAST, Brightfield, Oblique, PhaseContrast
 from acq_isl.sim.optics.source import Lamp
 from acq_isl.sim.optics.wave_optics import Imaging
-from acq_isl.sim.optics.weak_phase import weak_phase_transfer
 from acq_isl.sim.specimen.cells import LAYER_HEIGHTS_UM
+from doubles.weak_phase import weak_phase_transfer
 
 SIDE_UM = 96.0
 OPTICS = [PhaseContrast(), PhaseContrast(dense_is_dark=False), Oblique()]

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from acq_isl.sim.scope.render import Prefetch, Prepares, ahead
+from acq_isl.sim.scope.render import Prefetch, ahead
 from acq_isl.sim.specimen.cache import Shelf
 from acq_isl.sim.specimen.synthetic import SyntheticSpecimen
-from acq_isl.sim.view import View
+from acq_isl.sim.view import Preparable, View
 
 VIEW = View(0.0, 0.0, 0.0, "Phase", 0.3, (96, 128))
 STEP_UM = 30.0
@@ -34,7 +34,7 @@ def test_a_scan_goes_on_as_it_went(now, places):
 
 
 class Slow:
-    """Prepares when told to."""
+    """Preparable when told to."""
 
     def __init__(self):
         self.allowed, self.begun = threading.Semaphore(0), threading.Semaphore(0)
@@ -75,7 +75,7 @@ def test_an_error_ahead_is_not_the_users():
 
 
 def test_a_prepared_place_looks_the_same():
-    named: Prepares = SyntheticSpecimen(4)
+    named: Preparable = SyntheticSpecimen(4)
     there = replace(VIEW, x_um=STEP_UM, z_um=2.0)
     named.prepare(replace(there, z_um=-5.0))
     np.testing.assert_array_equal(named.render(there), SyntheticSpecimen(4).render(there))

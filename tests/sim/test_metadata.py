@@ -9,42 +9,48 @@ import pytest
 from pycromanager import Acquisition, multi_d_acquisition_events
 
 from acq_isl.sim import ScopeSettings, SimulatedScope
-from acq_isl.sim.optics.illumination import DIC, LIVE_PHASE_CONTRAST, Brightfield, Oblique, PhaseContrast
+from acq_isl.sim.optics.illumination import (
+    DIC,
+    LIVE_PHASE_CONTRAST,
+    Brightfield,
+    Oblique,
+    PhaseContrast,
+    describe_optics,
+)
 from acq_isl.sim.optics.source import Lamp
 from acq_isl.sim.specimen.cells import Culture
 from acq_isl.sim.specimen.synthetic import SyntheticSpecimen
-from acq_isl.sim.tags import OPTICS_TAG, optics_text
 
 
 @pytest.mark.parametrize("optics", [LIVE_PHASE_CONTRAST, PhaseContrast(), Oblique(), Brightfield(), DIC()])
 def test_the_text_tells_optics_apart_and_makes_them_again(optics):
-    told = json.loads(optics_text(optics))
+    told = json.loads(describe_optics(optics))
     assert told.pop("kind") == type(optics).__name__
     told = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
     assert type(optics)(**told) == optics
 
 
 def test_a_lamp_is_told_by_its_colours():
-    told = json.loads(optics_text(Brightfield(lamp=Lamp((0.5, 0.6), (1.0, 2.0)))))
+    told = json.loads(describe_optics(Brightfield(lamp=Lamp((0.5, 0.6), (1.0, 2.0)))))
     assert told["lamp"] == {"wavelengths_um": [0.5, 0.6], "weights": [1.0, 2.0]}
 
 
 @pytest.mark.parametrize("z_um", [None, (-1.0, 0.0)], ids=["snapped", "stack"])
 def test_each_image_of_an_acquisition_names_its_optics(tmp_path, z_um):
-    specimen, told = SyntheticSpecimen(5, DIC()), []
+    specimen, received = SyntheticSpecimen(5, DIC()), []
     with SimulatedScope(specimen, settings=ScopeSettings(shape=(48, 64))):
         stack = {} if z_um is None else {"z_start": z_um[0], "z_end": z_um[1], "z_step": 1.0}
         with Acquisition(
             directory=str(tmp_path),
             name="run",
             show_display=False,
-            image_process_fn=lambda image, tags: (told.append(tags), (image, tags))[1],
+            image_process_fn=lambda image, metadata: (received.append(metadata), (image, metadata))[1],
         ) as acquisition:
             acquisition.acquire(multi_d_acquisition_events(num_time_points=1, **stack))
-    assert len(told) == (1 if z_um is None else 2)
-    for tags in told:
-        assert json.loads(tags[OPTICS_TAG])["kind"] == "DIC"
-        assert tags["SimulatedSeed"] == "5"
+    assert len(received) == (1 if z_um is None else 2)
+    for metadata in received:
+        assert json.loads(metadata["SimulatedOptics"])["kind"] == "DIC"
+        assert metadata["SimulatedSeed"] == "5"
 
 
 def test_a_scan_that_is_prepared_ahead_shows_the_same():

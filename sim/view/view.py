@@ -1,12 +1,9 @@
-"""What a simulated camera looks at, and what lies there."""
+"""A view through the simulated microscope, and what was done to the specimen before."""
 
 from __future__ import annotations
 
 import bisect
 from dataclasses import dataclass
-from typing import Protocol
-
-from acq_isl.stack import Float32Image
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,21 +95,3 @@ class View:
     binning: int = 1
     time_s: float = 0.0
     history: History = UNTOUCHED
-
-
-class Specimen(Protocol):
-    """What lies on the stage. Implementations are deterministic and may cache within a bound."""
-
-    @property
-    def channels(self) -> tuple[str, ...]:
-        """Names of the channels it can be seen in; the first is transmitted light."""
-
-    def render(self, view: View) -> Float32Image:
-        """Noise-free light for a view, (y, x) float32.
-
-        1.0 fills the well at the nominal exposure of the channel. Outside of the specimen it is the
-        empty medium, never an error.
-        """
-
-    def truth(self, view: View) -> dict[str, Float32Image]:
-        """True label images by label name, such as ``nuclei``; each (y, x) float32 in 0..1."""
