@@ -144,8 +144,9 @@ def _accept_int8(out: Console) -> Callable[..., None]:
     ) -> None:
         """Make an int8 form of a model, judge it on your stacks, and use it from then on if it is as good."""
         from acq_isl.engines.int8.accuracy import ABOVE
+        from acq_isl.engines.int8.store import int8_folder
         from acq_isl.engines.model_file import read_model
-        from acq_isl.engines.openvino.int8 import accept_int8, int8_folder
+        from acq_isl.engines.openvino.int8 import accept_int8
         from acq_isl.readers.read import read_stack
 
         file = read_model(model)

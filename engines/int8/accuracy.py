@@ -1,20 +1,16 @@
-"""Is an int8 form of a model as good as fp32? Judged on the user's own stacks, whatever made it.
-
-The upper half of every stack calibrates, the lower half judges: no pixel does both.
-"""
+"""Is an int8 form of a model as good as fp32? Measured on the user's own stacks, whatever made it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import numpy as np
-
+from acq_isl.engines.int8.agreement import correlation
 from acq_isl.engines.predictor import Predictor
 from acq_isl.errors import StackRefused
 from acq_isl.manifest import Manifest
 from acq_isl.processing.segmentation import Mask, object_score, segment
-from acq_isl.stack import Float32Image, Prediction, ZStack
+from acq_isl.stack import Prediction, ZStack
 
 LEAST_PEARSON = 0.995
 MOST_F1_LOST = 0.01
@@ -25,7 +21,7 @@ _LEAST_COUNTED = 20  # fewer tell nothing about an F1
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class Accuracy:
     """How far int8 is from fp32.
 
     Parameters
@@ -36,34 +32,25 @@ class Judgement:
         Nuclei found in int8 matched with those found in fp32, all stacks together; None without nuclei.
     nuclei : int
         Nuclei found in fp32.
+    above : float
+        Predicted intensity that makes a nucleus.
     reason : str
         Why int8 is not to be used; empty if it may be.
+    distance : float
+        Largest change of the gate's distance as a share of its limit.
     """
 
     pearson: dict[str, float]
     f1: float | None
     nuclei: int
+    above: float
     reason: str
+    distance: float = 0.0
 
 
-def halves(stack: ZStack) -> tuple[ZStack, ZStack]:
-    """Upper and lower rows; StackRefused if there is one row only."""
-    middle = stack.info.shape[0] // 2
-    parts = stack.pixels[:, :middle], stack.pixels[:, middle:]
-    if middle < 1:
-        raise StackRefused(f"stack {stack.info.key} has a single row", fix="give a whole field of view")
-    first, second = (
-        ZStack(
-            replace(stack.info, shape=(part.shape[1], part.shape[2])),
-            np.ascontiguousarray(part),
-            stack.captured_s,
-        )
-        for part in parts
-    )
-    return first, second
-
-
-def judge(engines: tuple[Predictor, Predictor], stacks: Sequence[ZStack], above: float = ABOVE) -> Judgement:
+def measure_accuracy(
+    engines: tuple[Predictor, Predictor], stacks: Sequence[ZStack], above: float = ABOVE
+) -> Accuracy:
     """Compare int8 with fp32.
 
     Parameters
@@ -94,17 +81,16 @@ def judge(engines: tuple[Predictor, Predictor], stacks: Sequence[ZStack], above:
             refused = f"int8 refuses a stack that fp32 takes: {refusal.what}{detail}"
             break
         for index, name in enumerate(manifest.label_names):
-            correlation = _pearson(wanted.mean[index], got.mean[index])
-            pearson[name] = min(pearson.get(name, 1.0), correlation)
+            pearson[name] = min(pearson.get(name, 1.0), correlation(wanted.mean[index], got.mean[index]))
         if COUNTED in manifest.label_names:
-            score = object_score(_objects(got, above), _objects(wanted, above))
+            score = object_score(_find_nuclei(got, above), _find_nuclei(wanted, above))
             found, true, matched = found + score.found, true + score.true, matched + score.matched
     f1 = 2 * matched / (found + true) if true else None
-    return Judgement(pearson, f1, true, refused or objection(pearson, f1, true, manifest))
+    return Accuracy(pearson, f1, true, above, refused or find_objection(pearson, f1, true, manifest))
 
 
-def objection(pearson: dict[str, float], f1: float | None, counted: int, manifest: Manifest) -> str:
-    """Why int8 is not to be used; empty if it is."""
+def find_objection(pearson: dict[str, float], f1: float | None, counted: int, manifest: Manifest) -> str:
+    """Why int8 is not to be used; empty if it may be."""
     low = [f"{name} {value:.4f}" for name, value in pearson.items() if not value >= LEAST_PEARSON]
     if low:
         return f"correlation with fp32 below {LEAST_PEARSON:g}: {', '.join(low)}"
@@ -115,19 +101,11 @@ def objection(pearson: dict[str, float], f1: float | None, counted: int, manifes
             f"only {counted} {COUNTED} in the lower halves of these stacks, {_LEAST_COUNTED} are needed "
             "to judge; give more stacks"
         )
-    return (
-        ""
-        if f1 >= 1 - MOST_F1_LOST
-        else f"F1 of {COUNTED} against fp32 is {f1:.3f}, not {1 - MOST_F1_LOST:g}"
-    )
+    if f1 < 1 - MOST_F1_LOST:
+        return f"F1 of {COUNTED} against fp32 is {f1:.3f}, not {1 - MOST_F1_LOST:g}"
+    return ""
 
 
-def _objects(prediction: Prediction, above: float) -> Mask:
+def _find_nuclei(prediction: Prediction, above: float) -> Mask:
     mean = prediction.mean[prediction.labels.index(COUNTED)]
     return segment(mean, above, _MIN_AREA_UM2, prediction.info.pixel_size_um)
-
-
-def _pearson(first: Float32Image, second: Float32Image) -> float:
-    a, b = (values.astype(np.float64).ravel() - values.mean(dtype=np.float64) for values in (first, second))
-    scale = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / scale if scale > 0 else float(np.array_equal(first, second))

@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from acq_isl.engines.model_file import answers
 from acq_isl.manifest import Gate, Manifest
+from acq_isl.processing.statistics import pearson
 from acq_isl.stack import Float32Image, Uint16Image
 
 _FATAL_ONLY = 4
@@ -65,18 +66,22 @@ def agreement(
     -------
     Agreement
     """
-    tiles = sample_tiles(manifest) if stacks is None else stacks
-    feeds = as_inputs(tiles)
+    feeds = as_inputs(sample_tiles(manifest) if stacks is None else stacks)
     names = answers(manifest)
     wanted, got = (_run(content, names, feeds) for content in (master, other))
     return Agreement(
         {n: float(np.abs(w - g).max()) for n, w, g in zip(names, wanted, got, strict=True)},
         {
-            name: _pearson(wanted[0][:, index], got[0][:, index])
+            name: correlation(wanted[0][:, index], got[0][:, index])
             for index, name in enumerate(manifest.label_names)
         },
         0.0 if manifest.gate is None else _gate_change(wanted[2], got[2], manifest.gate),
     )
+
+
+def correlation(master: Float32Image, other: Float32Image) -> float:
+    """Pearson correlation; 1 for equal images, else 0 if one is constant or not finite."""
+    return 1.0 if np.array_equal(master, other) else float(np.nan_to_num(pearson(master, other)))
 
 
 def _gate_change(wanted: Float32Image, got: Float32Image, gate: Gate) -> float:
@@ -115,10 +120,3 @@ def _run(
     options.log_severity_level = _FATAL_ONLY
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     return [np.asarray(values, np.float32) for values in session.run(list(names), feeds)]
-
-
-def _pearson(first: Float32Image, second: Float32Image) -> float:
-    a, b = (values.astype(np.float64).ravel() for values in (first, second))
-    a, b = a - a.mean(), b - b.mean()
-    scale = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / scale if scale > 0 else float(np.array_equal(first, second))

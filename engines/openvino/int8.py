@@ -2,52 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from acq_isl.engines.int8.accuracy import ABOVE, halves, judge
-from acq_isl.engines.model_file import DEMO, ModelFile
-from acq_isl.errors import EngineError, ModelError, StackRefused
-from acq_isl.files import default_folder, write_whole
-from acq_isl.manifest import Manifest
-from acq_isl.processing.normalize import inverse_contrast
-from acq_isl.processing.tiling import TileRule, cut, plan_tiles
-from acq_isl.stack import Float32Image, Uint16Image, ZStack
+from acq_isl.engines.int8.accuracy import ABOVE, measure_accuracy
+from acq_isl.engines.int8.calibration import Tiles, calibration_tiles, split_in_two
+from acq_isl.engines.int8.store import OPENVINO_FILES, Int8Judgement, Int8Store
+from acq_isl.engines.model_file import ModelFile
+from acq_isl.errors import EngineError, ModelError
+from acq_isl.stack import ZStack
 
 # Stands for all that decides what int8 computes beside model and OpenVINO: what is quantised and how, and
 # since 2 that the stack is handed over in bf16. Raise it with every change, so that int8 is judged again.
 FORM = 2
-_CALIBRATION_TILE_PX = 256
-_CALIBRATION_TILES = 48
 _HEAVY = frozenset({"Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul"})
 
 
-def calibration(stacks: Sequence[ZStack], manifest: Manifest) -> list[tuple[Uint16Image, Float32Image]]:
-    """Tiles spread evenly over all stacks, each (1, z, h, w) with the contrast of its stack."""
-    rule = TileRule(manifest.min_tile_px, manifest.halo_px, manifest.size_step_px)
-    found = []
-    for stack in stacks:
-        inv_sd = np.full(
-            1, inverse_contrast(stack.pixels, manifest.high_pass_um / manifest.pixel_size_um), np.float32
-        )
-        plan = plan_tiles(stack.info.shape, rule, tile_px=_CALIBRATION_TILE_PX)
-        found += [(stack.pixels, plan, tile, inv_sd) for tile in plan.tiles]
-    picks = np.unique(np.linspace(0, len(found) - 1, min(len(found), _CALIBRATION_TILES)).round().astype(int))
-    chosen = (found[pick] for pick in picks)
-    return [(cut(pixels, plan, (tile,)), inv_sd) for pixels, plan, tile, inv_sd in chosen]
-
-
-def quantised_trunk(model: ModelFile, tiles: list[tuple[Uint16Image, Float32Image]]) -> tuple[bytes, bytes]:
+def quantised_trunk(model: ModelFile, tiles: Tiles) -> tuple[bytes, bytes]:
     """XML and weights of the int8 form of what comes after normalisation.
 
     Its last convolutions and all that follows keep their precision: they give means and log variances side by
@@ -57,7 +35,7 @@ def quantised_trunk(model: ModelFile, tiles: list[tuple[Uint16Image, Float32Imag
     ----------
     model : ModelFile
     tiles : list
-        What ranges are measured on, as `calibration` gives.
+        What ranges are measured on, as `calibration_tiles` gives.
 
     Raises
     ------
@@ -143,74 +121,18 @@ def _untold() -> Iterator[None]:
             os.environ["NNCF_CI"] = before
 
 
-_log = logging.getLogger(__name__)
-
-_NOTE = "accepted.json"
-
-
-class Int8Note(BaseModel):
-    """The result of the check, as it lies beside the quantised network."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    format: str = Field(default="acq-isl-int8/1", pattern=r"^acq-isl-int8/1$")
-    model_sha256: str
-    form: int = 0
-    """`FORM` as it was judged; another one is judged again. Notes from before it was counted have 0."""
-    openvino: str
-    """Exact version that was judged; another one is judged again."""
-    xml_sha256: str
-    weights_sha256: str
-    accepted: bool
-    pearson: dict[str, float]
-    """Correlation of the mean of each label with fp32, the lowest of all stacks."""
-    f1: float | None
-    """Nuclei found in int8 matched with those found in fp32, all stacks together; None without nuclei."""
-    nuclei: int
-    """Nuclei found in fp32."""
-    above: float
-    """Predicted intensity that makes a nucleus."""
-    stacks: tuple[str, ...]
-    """SHA-256 of the pixels of each stack that judged."""
-    reason: str = ""
-    """Why it was not accepted."""
-    judged_at: str
-    """ISO 8601 local time with offset."""
-
-
-def int8_folder(model: ModelFile) -> Path:
-    """Where the int8 form of a model is kept: beside it, or in the user's cache for the model that ships."""
-    if model.info.where == DEMO:
-        return default_folder() / "int8" / model.info.sha256[:16]
-    path = Path(model.info.where)
-    return path.with_name(f"{path.name}.int8")
-
-
-def stored_int8(model: ModelFile) -> tuple[Int8Note, tuple[bytes, bytes]] | None:
+def stored_int8(model: ModelFile) -> tuple[Int8Judgement, tuple[bytes, bytes]] | None:
     """The judgement on a model and its quantised network as XML and weights, if there and all hashes fit."""
-    folder = int8_folder(model)
-    try:
-        note = Int8Note.model_validate_json((folder / _NOTE).read_bytes())
-        xml, weights = (folder / "network.xml").read_bytes(), (folder / "network.bin").read_bytes()
-    except FileNotFoundError:
+    found = _store().load(model)
+    if found is None:
         return None
-    except (OSError, ValidationError) as error:
-        _log.warning("int8 is not used, its note in %s cannot be read: %s", folder, error)
-        return None
-    found = (model.info.sha256, FORM, _openvino_version(), _sha256(xml), _sha256(weights))
-    if found != (note.model_sha256, note.form, note.openvino, note.xml_sha256, note.weights_sha256):
-        _log.warning(
-            "int8 is not used: model, openvino, acq-isl's form of int8 or network changed since it was "
-            "judged at %s; run acq-isl accept-int8 again",
-            note.judged_at,
-        )
-        return None
-    return note, (xml, weights)
+    judgement, (xml, weights) = found
+    return judgement, (xml, weights)
 
 
 def accept_int8(
     model: ModelFile, stacks: Sequence[ZStack], *, above: float = ABOVE, threads: int | None = None
-) -> Int8Note:
+) -> Int8Judgement:
     """Quantise a model, judge it, and keep the result where the engines find it.
 
     Accepted if, on the lower halves of the stacks, every label's mean correlates with fp32 by at least
@@ -228,7 +150,7 @@ def accept_int8(
 
     Returns
     -------
-    Int8Note
+    Int8Judgement
         ``accepted`` and ``reason`` say whether it will be used.
 
     Raises
@@ -240,60 +162,20 @@ def accept_int8(
     StackRefused
         No stack was given, or one does not fit the model.
     """
-    if not stacks:
-        raise StackRefused("int8 cannot be judged without stacks", fix="name one or more of your own")
-    manifest = model.info.manifest
-    upper, lower = zip(*(halves(stack) for stack in stacks), strict=True)
-    xml, weights = quantised_trunk(model, calibration(upper, manifest))
-    from acq_isl.engines.openvino.engine import (
-        OpenVinoEngine,  # is there, or the line above would have said so
-    )
+    upper, lower = split_in_two(stacks)
+    trunk = quantised_trunk(model, calibration_tiles(upper, model.info.manifest))
+    from acq_isl.engines.openvino.engine import OpenVinoEngine  # quantised_trunk has said if it is not there
 
     with (
         OpenVinoEngine(model, precision="fp32", threads=threads) as full,
-        OpenVinoEngine(model, precision="int8", threads=threads, trunk=(xml, weights)) as low,
+        OpenVinoEngine(model, precision="int8", threads=threads, trunk=trunk) as low,
     ):
-        found = judge((full, low), lower, above)
-    note = Int8Note(
-        model_sha256=model.info.sha256,
-        form=FORM,
-        openvino=_openvino_version(),
-        xml_sha256=_sha256(xml),
-        weights_sha256=_sha256(weights),
-        accepted=not found.reason,
-        pearson=found.pearson,
-        f1=found.f1,
-        nuclei=found.nuclei,
-        above=above,
-        stacks=tuple(_sha256(stack.pixels.tobytes()) for stack in lower),
-        reason=found.reason,
-        judged_at=datetime.now().astimezone().isoformat(timespec="seconds"),
-    )
-    _keep(int8_folder(model), xml, weights, note)
-    return note
+        found = measure_accuracy((full, low), lower, above)
+    return _store().save(model, trunk, found, lower)
 
 
-def _keep(folder: Path, xml: bytes, weights: bytes, note: Int8Note) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Without its note a network is not used, so the note goes last.
-        (folder / _NOTE).unlink(missing_ok=True)
-        write_whole(folder / "network.xml", xml)
-        write_whole(folder / "network.bin", weights)
-        write_whole(folder / _NOTE, note.model_dump_json(indent=1).encode())
-    except OSError as error:
-        raise EngineError(
-            f"the int8 form cannot be kept in {folder}: {error}",
-            wanted="a folder that can be written",
-            fix="copy the model to a folder of yours and use it from there",
-        ) from error
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _openvino_version() -> str:
+def _store() -> Int8Store:
     import openvino
 
-    return str(openvino.get_version())
+    made_by = f"openvino {openvino.get_version()}, form {FORM}"
+    return Int8Store("accepted.json", OPENVINO_FILES, made_by, "acq-isl accept-int8")

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from acq_isl.engines.int8.agreement import agreement
+from acq_isl.engines.int8.store import TENSORRT_FILES, Int8Judgement
 from acq_isl.engines.model_file import ModelFile, answers, read_model
 from acq_isl.engines.tensorrt import fp16 as precisions
 from acq_isl.engines.tensorrt.api import Flavour, Messages, Progress, ProgressForwarder, load_flavour
 from acq_isl.engines.tensorrt.cuda import GpuInfo
-from acq_isl.engines.tensorrt.int8 import MOST_DISTANCE, Int8Form, stored_form
+from acq_isl.engines.tensorrt.int8 import MOST_DISTANCE, stored_form
 from acq_isl.engines.tensorrt.options import BuildOptions, Precision, gpu_key, profile_shapes
 from acq_isl.engines.tensorrt.plan_cache import KeptFile, PlanKey, PlanNote, PlanStore
 from acq_isl.errors import EngineError, ModelError
@@ -304,7 +305,7 @@ def _flags(file: ModelFile, options: BuildOptions) -> tuple[str, ...]:
     if options.precision == "fp32":
         flags.append("no tf32")
     if options.precision == "int8":
-        flags.append(f"int8 form {_int8_form(file)[0].onnx_sha256[:16]}")
+        flags.append(f"int8 form {_int8_form(file)[0].files[TENSORRT_FILES[0]][:16]}")
     return tuple(flags)
 
 
@@ -367,7 +368,7 @@ def _in_precision(file: ModelFile, precision: Precision) -> tuple[bytes, dict[st
     return content, measured.flat()
 
 
-def _int8_form(file: ModelFile) -> tuple[Int8Form, bytes]:
+def _int8_form(file: ModelFile) -> tuple[Int8Judgement, bytes]:
     """The int8 form that was accepted for this model; ModelError with the way to one."""
     stored = stored_form(file)
     if stored is None or not stored[0].accepted:

@@ -1,6 +1,7 @@
 """OpenVINO computes what ONNX Runtime computes; its cache, its graphs, and int8 behind its check."""
 
 import dataclasses
+import hashlib
 import json
 
 import numpy as np
@@ -14,7 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from scipy import ndimage
 
 from acq_isl.engines.backends import backends, named
-from acq_isl.engines.int8 import accuracy as judgement
+from acq_isl.engines.int8.accuracy import find_objection
+from acq_isl.engines.int8.store import int8_folder
 from acq_isl.engines.model_file import ModelFile, read_model
 from acq_isl.engines.onnx import OnnxEngine, default_threads
 from acq_isl.engines.openvino import int8 as acceptance
@@ -247,8 +249,6 @@ def flip(file):
 
 def not_openvinos(file):
     """Whole by its hash, but nothing OpenVINO can read."""
-    import hashlib
-
     content = b"something else"
     file.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
 
@@ -327,7 +327,7 @@ def test_int8_is_used_only_once_it_was_accepted(path):
         got, wanted = (one.predict(cells(seed=3)).mean for one in (engine, other))
     assert np.corrcoef(got[0].ravel(), wanted[0].ravel())[0, 1] > 0.99
     # Whatever changes afterwards, it is not used any more.
-    weights = acceptance.int8_folder(file) / "network.bin"
+    weights = int8_folder(file) / "network.bin"
     flip(weights)
     assert acceptance.stored_int8(file) is None
 
@@ -346,23 +346,29 @@ def test_int8_is_used_only_once_it_was_accepted(path):
 def test_what_passes_and_what_does_not(pearson, f1, counted, said):
     import re
 
-    objection = judgement.objection(pearson, f1, counted, MANIFEST)
+    objection = find_objection(pearson, f1, counted, MANIFEST)
     assert bool(objection) == bool(said) and re.search(said, objection)
 
 
-def note_of(file, **changes):
-    folder = acceptance.int8_folder(file)
+DIGEST = hashlib.sha256(b"x").hexdigest()
+MADE_BY = f"openvino {openvino.get_version()}, form {acceptance.FORM}"
+MEASURED = {
+    "accepted": True, "pearson": {"nuclei": 1.0}, "f1": 1.0, "nuclei": 30, "above": 0.2, "stacks": [],
+    "judged_at": "2026-11-22T12:00:00+00:00",
+}  # fmt: skip
+
+
+def write_judgement(file, fields):
+    folder = int8_folder(file)
     folder.mkdir()
     for name in ("network.xml", "network.bin"):
         (folder / name).write_bytes(b"x")
-    digest = acceptance._sha256(b"x")
-    fields = {
-        "model_sha256": file.info.sha256, "form": acceptance.FORM,
-        "openvino": openvino.get_version(), "xml_sha256": digest,
-        "weights_sha256": digest, "accepted": True, "pearson": {"nuclei": 1.0}, "f1": 1.0, "nuclei": 30,
-        "above": 0.2, "stacks": [], "judged_at": "2026-11-22T12:00:00+00:00",
-    }  # fmt: skip
-    (folder / "accepted.json").write_text(json.dumps(fields | changes))
+    (folder / "accepted.json").write_text(json.dumps({"model_sha256": file.info.sha256} | MEASURED | fields))
+
+
+def judgement(**changes):
+    files = {"network.xml": DIGEST, "network.bin": DIGEST}
+    return {"format": "acq-isl-int8/2", "made_by": MADE_BY, "files": files} | changes
 
 
 @pytest.mark.parametrize(
@@ -370,35 +376,37 @@ def note_of(file, **changes):
     [
         ({}, True),
         ({"model_sha256": "00"}, False),
-        ({"openvino": "2020.1"}, False),
-        ({"form": 1}, False),
-        ({"xml_sha256": "00"}, False),
-        ({"weights_sha256": "00"}, False),
+        ({"made_by": MADE_BY.replace("openvino 20", "openvino 19")}, False),
+        ({"made_by": MADE_BY.replace("form ", "form 1")}, False),
+        ({"files": {"network.xml": "00", "network.bin": DIGEST}}, False),
+        ({"files": {"network.xml": DIGEST, "network.bin": "00"}}, False),
+        ({"files": {}}, False),
         ({"format": "another/1"}, False),
         ({"surprise": 1}, False),
     ],
 )
 def test_a_judgement_holds_for_what_was_judged_only(path, caplog, changes, found):
     file = read_model(path)
-    note_of(file, **changes)
+    write_judgement(file, judgement(**changes))
     assert (acceptance.stored_int8(file) is not None) == found
     assert bool(caplog.records) == (not found)
 
 
-def test_what_was_judged_before_forms_were_counted_is_judged_again(path, caplog):
+@pytest.mark.parametrize(
+    ("form", "found"), [({"form": acceptance.FORM}, True), ({"form": 1}, False), ({}, False)]
+)
+def test_judgements_of_the_first_format_are_read_and_hold_for_their_form(path, caplog, form, found):
+    """Those from before forms were counted have none."""
     file = read_model(path)
-    note_of(file)
-    written = acceptance.int8_folder(file) / "accepted.json"
-    fields = json.loads(written.read_text())
-    del fields["form"]
-    written.write_text(json.dumps(fields))
-    assert acceptance.stored_int8(file) is None
-    assert "accept-int8 again" in caplog.text
+    digests = {"xml_sha256": DIGEST, "weights_sha256": DIGEST}
+    write_judgement(file, {"format": "acq-isl-int8/1", "openvino": openvino.get_version()} | digests | form)
+    assert (acceptance.stored_int8(file) is not None) == found
+    assert ("accept-int8 again" in caplog.text) == (not found)
 
 
 def test_what_was_not_accepted_is_not_to_be_had_by_name(path):
     file = read_model(path)
-    note_of(file, accepted=False, reason="F1 of nuclei against fp32 is 0.9, not 0.99")
+    write_judgement(file, judgement(accepted=False, reason="F1 of nuclei against fp32 is 0.9, not 0.99"))
     with pytest.raises(EngineError, match=r"not accepted for this model: F1.*accept-int8"):
         named(backends(file), "openvino int8")
     assert named(backends(file), "openvino")[0].name != "openvino int8"

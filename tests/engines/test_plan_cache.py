@@ -17,8 +17,8 @@ from scipy import ndimage
 
 from acq_isl.engines.int8.agreement import sample_tiles
 from acq_isl.engines.int8.quantize import quantised
+from acq_isl.engines.int8.store import int8_folder
 from acq_isl.engines.model_file import ModelFile, read_model
-from acq_isl.engines.openvino.int8 import int8_folder
 from acq_isl.engines.tensorrt import plan_cache as plans
 from acq_isl.engines.tensorrt.api import BuildStep, Flavour, ProgressForwarder
 from acq_isl.engines.tensorrt.build import build
@@ -386,6 +386,17 @@ def test_an_int8_form_is_used_only_whole_and_with_its_own_model(model, damage):
         path = int8_folder(file) / damage
         path.write_bytes(path.read_bytes()[:-9])
     assert stored_form(file) is None
+
+
+def test_a_judgement_of_the_first_format_is_read(model):
+    file = read_model(model)
+    made = make_form(file, [tiny.stack((520, 520))], threads=1)
+    path = int8_folder(file) / "tensorrt.json"
+    fields = json.loads(path.read_text("utf-8"))
+    (digest,) = fields.pop("files").values()
+    del fields["made_by"]
+    path.write_text(json.dumps(fields | {"format": "acq-isl-int8-onnx/1", "onnx_sha256": digest}), "utf-8")
+    assert stored_form(file)[0] == made
 
 
 def test_int8_without_stacks_says_what_to_give(model):
