@@ -92,6 +92,7 @@ class live:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._hook.flush()
         self._open.__exit__(kind, error, trace)
 
     @property
@@ -125,4 +126,5 @@ class live:
         SliceLost
             A captured slice is neither predicted nor in the spool.
         """
+        self._hook.flush()
         return self._client.drain(timeout_s)

@@ -7,29 +7,29 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from acq_isl.errors import AcqIslError, AcquisitionFailed, ExperimentError
-from acq_isl.hooks.metadata import SliceTags, read_tags
+from acq_isl.hooks.held_slices import CapturedSlice, HeldSlices
+from acq_isl.hooks.metadata import SliceMetadata, read_metadata
 from acq_isl.protocols import CopyingSink, MeasuredSink, SliceSink
 from acq_isl.stack import Modality, Polarity, Slice, StackInfo, StackKey, StackRequest, Uint16Image
 
 logger = logging.getLogger(__name__)
 
-_OPEN_STACKS = 256
+_OPEN_STACKS = 1 << 16
 _PROBLEMS_KEPT = 100
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Early:
-    """The first slice of a stack whose z step is not known yet."""
+class _OpenStack:
+    """A stack whose z is known, and which of its slices have come."""
 
-    tags: SliceTags
-    pixels: Uint16Image
-    captured_s: float
+    info: StackInfo
+    arrived: set[int] = field(default_factory=set)
 
 
 class CaptureHook:
@@ -41,8 +41,8 @@ class CaptureHook:
         with Acquisition(directory, name, image_process_fn=hook) as acq: ...
 
     It never raises, never waits, and always returns the image and metadata it was given. What goes
-    wrong is kept in `problems` for whoever owns the hook. The pixels are copied once: by the sink if it
-    is a `CopyingSink` that says so, else here.
+    wrong is kept in `problems` for whoever owns the hook. The pixels are copied once: by the sink, if it
+    is a `CopyingSink` that copies, else here.
 
     Parameters
     ----------
@@ -50,13 +50,15 @@ class CaptureHook:
         Where slices go; None captures nothing but still passes every image on.
     planes : int, optional
         Slices of a stack. The z of each slice is then worked out from the first two, so the first one
-        leaves together with the second.
+        leaves together with the second; call `flush` when the acquisition is over.
     z_um : sequence of float, optional
         Stage z of every slice in micrometres; needed where the events move z by a step that varies.
     pixel_size_um : float, optional
         Taken from the metadata where not given.
     modality, polarity :
         Handed on to `StackInfo`.
+    held : HeldSlices, optional
+        Room for slices that wait for the second one of their stack.
 
     Raises
     ------
@@ -64,7 +66,7 @@ class CaptureHook:
         Neither ``planes`` nor ``z_um`` is given, or they disagree.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  all but the sink have defaults
         self,
         sink: SliceSink | None,
         *,
@@ -73,6 +75,7 @@ class CaptureHook:
         pixel_size_um: float | None = None,
         modality: Modality = "unknown",
         polarity: Polarity = "unknown",
+        held: HeldSlices | None = None,
     ) -> None:
         self._z_um = None if z_um is None else tuple(float(z) for z in z_um)
         self._planes = planes if self._z_um is None else len(self._z_um)
@@ -84,16 +87,16 @@ class CaptureHook:
             )
         self._sink = sink
         self._sink_copies = isinstance(sink, CopyingSink) and sink.copies
-        self._measured_sink = sink if isinstance(sink, MeasuredSink) else None
+        self._measured = sink if isinstance(sink, MeasuredSink) else None
         self._pixel_size_um = pixel_size_um
         self._modality: Modality = modality
         self._polarity: Polarity = polarity
         self._lock = threading.Lock()
         self._requests: dict[StackKey, StackRequest] = {}
-        self._open: OrderedDict[StackKey, StackInfo | _Early] = OrderedDict()
+        self._open: OrderedDict[StackKey, _OpenStack] = OrderedDict()
+        self._held = HeldSlices() if held is None else held
         self._problems: deque[AcqIslError] = deque(maxlen=_PROBLEMS_KEPT)
         self.problem_count = 0
-        self.put_count = 0
 
     @classmethod
     def for_requests(cls, sink: SliceSink | None) -> CaptureHook:
@@ -112,10 +115,21 @@ class CaptureHook:
             self._requests[request.key] = request
 
     def forget(self, key: StackKey) -> None:
-        """An announced stack is done."""
+        """Expect an announced stack no longer."""
         with self._lock:
             self._requests.pop(key, None)
             self._open.pop(key, None)
+
+    def flush(self) -> None:
+        """End all stacks: the acquisition is over.
+
+        A slice that still waits for the second one of its stack is handed on as a stack of one plane, so
+        that the sink counts it and an engine says why it cannot predict it.
+        """
+        with self._lock:
+            self._open.clear()
+        while (alone := self._pop_oldest()) is not None:
+            self._put_alone(alone)
 
     def __call__(self, image: Any, metadata: Any) -> tuple[Any, Any]:
         """Called by Pycro-Manager with each image, on its image thread."""
@@ -123,7 +137,7 @@ class CaptureHook:
             if metadata.get("PixelType") is None:
                 metadata["PixelType"] = "GRAY8" if image.dtype == np.uint8 else "GRAY16"
             if self._sink is not None:
-                self._take(image, read_tags(metadata), time.time())
+                self._take(image, read_metadata(metadata), time.time())
         except AcqIslError as problem:
             self._note(problem)
         except Exception as error:
@@ -132,52 +146,46 @@ class CaptureHook:
             self._note(AcquisitionFailed("a captured slice could not be handed on", got=repr(error)))
         return image, metadata
 
-    def _take(self, image: Any, tags: SliceTags, captured_s: float) -> None:
+    def _take(self, image: Any, metadata: SliceMetadata, captured_s: float) -> None:
+        key = metadata.key
         with self._lock:
-            request = self._requests.get(tags.key)
-            known = self._open.get(tags.key)
-        if request is not None and not request.predict and self._measured_sink is None:
+            request = self._requests.get(key)
+        if request is not None and not request.predict and self._measured is None:
             return
         planes = len(request.z_um) if request is not None else self._planes or 1
-        if not 0 <= tags.z_index < planes:
+        if not 0 <= metadata.z_index < planes:
             raise AcquisitionFailed(
-                f"slice z={tags.z_index} of {tags.key} is saved, but not predicted",
+                f"slice z={metadata.z_index} of {key} is saved, but not predicted",
                 wanted=f"z from 0 to {planes - 1} ({planes} planes)",
                 fix="multi_d_acquisition_events makes one slice too many for some steps: use z_end - step/2",
             )
-        pixels = self._pixels(image)
-        if isinstance(known, StackInfo):
-            self._check(known, tags, pixels)
-            self._put(known, tags.z_index, pixels, captured_s)
-            return
-        early = [] if known is None else [known]
-        info = self._info(tags, request, planes, pixels.shape, early)
-        self._remember(tags.key, info or _Early(tags, pixels, captured_s))
-        if info is not None:
-            for one in (*early, _Early(tags, pixels, captured_s)):
-                self._put(info, one.tags.z_index, one.pixels, one.captured_s)
+        new = CapturedSlice(metadata, self._pixels(image), captured_s)
+        with self._lock:
+            known = self._open.get(key)
+            first = self._held.get(key)
+        if known is None:
+            z_um = request.z_um if request is not None else self._z_um or _z_of_all(metadata, first, planes)
+            if z_um is None:
+                self._hold(new)
+                return
+            known = _OpenStack(self._info(first or new, request, z_um))
+        self._check(known, new)
+        with self._lock:
+            self._held.remove(key)
+        for slice_ in (new,) if first is None else (first, new):
+            self._deliver(known, slice_)
 
-    def _info(
-        self,
-        tags: SliceTags,
-        request: StackRequest | None,
-        planes: int,
-        shape: tuple[int, ...],
-        early: Sequence[_Early],
-    ) -> StackInfo | None:
-        """What is known of a stack, or None while its z step is not."""
-        first = early[0].tags if early else tags
-        z_um = request.z_um if request is not None else self._z_um or _z_of_all(tags, early, planes)
-        if z_um is None:
-            return None
+    def _info(self, first: CapturedSlice, request: StackRequest | None, z_um: tuple[float, ...]) -> StackInfo:
+        """What is known of a stack from its first slice, and from its announcement."""
+        metadata = first.metadata
         return StackInfo(
-            key=tags.key,
+            key=metadata.key,
             z_um=z_um,
-            shape=(shape[0], shape[1]),
-            pixel_size_um=self._pixel_size_um if self._pixel_size_um is not None else tags.pixel_size_um,
-            x_um=first.x_um if request is None else request.x_um,
-            y_um=first.y_um if request is None else request.y_um,
-            exposure_ms=tags.exposure_ms,
+            shape=(first.pixels.shape[0], first.pixels.shape[1]),
+            pixel_size_um=metadata.pixel_size_um if self._pixel_size_um is None else self._pixel_size_um,
+            x_um=metadata.x_um if request is None else request.x_um,
+            y_um=metadata.y_um if request is None else request.y_um,
+            exposure_ms=metadata.exposure_ms,
             modality=self._modality if request is None else request.modality,
             polarity=self._polarity if request is None else request.polarity,
         )
@@ -198,41 +206,81 @@ class CaptureHook:
         pixels.flags.writeable = False
         return pixels
 
-    def _check(self, info: StackInfo, tags: SliceTags, pixels: Uint16Image) -> None:
-        if pixels.shape != info.shape:
+    def _check(self, stack: _OpenStack, new: CapturedSlice) -> None:
+        """Raise what keeps a slice out of its stack, and note what looks wrong about it."""
+        info, metadata = stack.info, new.metadata
+        if new.pixels.shape != info.shape:
             raise AcquisitionFailed(
-                f"slice z={tags.z_index} of {tags.key} has another size than the first one",
+                f"slice z={metadata.z_index} of {info.key} has another size than the first one",
                 wanted=f"{info.shape}",
-                got=f"{pixels.shape}",
+                got=f"{new.pixels.shape}",
                 fix="do not change ROI or binning within a stack",
             )
-        wanted = info.z_um[tags.z_index]
-        if tags.z_um is not None and abs(tags.z_um - wanted) > 1e-3 + 0.02 * _step(info.z_um):
+        if metadata.z_index in stack.arrived:
+            self._note(_second_image(metadata))
+        wanted = info.z_um[metadata.z_index]
+        if metadata.z_um is not None and abs(metadata.z_um - wanted) > 1e-3 + 0.02 * _step(info.z_um):
             self._note(
                 AcquisitionFailed(
-                    f"slice z={tags.z_index} of {tags.key} is not where the z step says",
+                    f"slice z={metadata.z_index} of {info.key} is not where the z step says",
                     wanted=f"{wanted:.3f} um",
-                    got=f"{tags.z_um:.3f} um",
+                    got=f"{metadata.z_um:.3f} um",
                     fix="give the capture hook z_um=[...] with the z of every slice",
                 )
             )
 
-    def _put(self, info: StackInfo, z_index: int, pixels: Uint16Image, captured_s: float) -> None:
-        slice_ = Slice(info, z_index, pixels, captured_s)
+    def _deliver(self, stack: _OpenStack, slice_: CapturedSlice) -> None:
+        """Hand a slice on, and remember its stack until the last slice has come."""
+        info = stack.info
+        stack.arrived.add(slice_.metadata.z_index)
         with self._lock:
+            if len(stack.arrived) == info.planes:
+                self._open.pop(info.key, None)
+            else:
+                self._open[info.key] = stack
+                if len(self._open) > _OPEN_STACKS:
+                    self._open.popitem(last=False)
             request = self._requests.get(info.key)
-        if request is not None and not request.predict and self._measured_sink is not None:
-            self._measured_sink.put_measured(slice_)
+        self._put(Slice(info, slice_.metadata.z_index, slice_.pixels, slice_.captured_s), request)
+
+    def _put(self, slice_: Slice, request: StackRequest | None) -> None:
+        if request is not None and not request.predict and self._measured is not None:
+            self._measured.put_measured(slice_)
         elif self._sink is not None:
             self._sink.put(slice_)
-            self.put_count += 1
 
-    def _remember(self, key: StackKey, known: StackInfo | _Early) -> None:
+    def _hold(self, slice_: CapturedSlice) -> None:
+        """Keep a slice until the second one of its stack says what the z step is."""
+        if self._sink_copies:
+            slice_ = CapturedSlice(slice_.metadata, _frozen_copy(slice_.pixels), slice_.captured_s)
         with self._lock:
-            self._open[key] = known
-            dropped = self._open.popitem(last=False) if len(self._open) > _OPEN_STACKS else None
-        if dropped is not None and isinstance(dropped[1], _Early):
-            self._note(AcquisitionFailed(f"the stack {dropped[0]} has only one slice and was not predicted"))
+            if self._held.get(slice_.metadata.key) is not None:
+                raise _second_image(slice_.metadata)
+            self._held.add(slice_)
+            full = self._held.full
+        if full and (oldest := self._pop_oldest()) is not None:
+            self._put_alone(oldest)
+
+    def _pop_oldest(self) -> CapturedSlice | None:
+        with self._lock:
+            return self._held.pop_oldest()
+
+    def _put_alone(self, slice_: CapturedSlice) -> None:
+        """Hand a slice without a second one on as the stack of one plane that it is."""
+        metadata = slice_.metadata
+        self._note(
+            AcquisitionFailed(
+                f"the stack {metadata.key} has only one slice, z={metadata.z_index}",
+                wanted=f"{self._planes} slices, numbered by the axis 'z'",
+                fix="name the axis of the slices 'z', or give the capture hook planes=1",
+            )
+        )
+        try:
+            info = self._info(slice_, None, (metadata.z_um or 0.0,))
+            self._put(Slice(info, 0, slice_.pixels, slice_.captured_s), None)
+        except Exception as error:
+            logger.warning("the capture hook failed", exc_info=True)
+            self._note(AcquisitionFailed("a captured slice could not be handed on", got=repr(error)))
 
     def _note(self, problem: AcqIslError) -> None:
         with self._lock:
@@ -240,20 +288,32 @@ class CaptureHook:
             self.problem_count += 1
 
 
-def _z_of_all(tags: SliceTags, early: Sequence[_Early], planes: int) -> tuple[float, ...] | None:
+def _frozen_copy(pixels: Uint16Image) -> Uint16Image:
+    copied = pixels.copy()
+    copied.flags.writeable = False
+    return copied
+
+
+def _second_image(metadata: SliceMetadata) -> AcquisitionFailed:
+    return AcquisitionFailed(
+        f"a second image came for slice z={metadata.z_index} of {metadata.key}; the first one counts",
+        fix="give each camera and each image of an event axes of its own, for instance another channel",
+    )
+
+
+def _z_of_all(new: SliceMetadata, first: CapturedSlice | None, planes: int) -> tuple[float, ...] | None:
     """Z of every slice from two of them (or from one, for a single plane); None if it takes another."""
     if planes == 1:
-        return (tags.z_um or 0.0,)
-    if tags.z_um is None:
+        return (new.z_um or 0.0,)
+    if new.z_um is None:
         raise AcquisitionFailed(
-            f"the z of the slices of {tags.key} is not known",
+            f"the z of the slices of {new.key} is not known",
             wanted="events with 'z', or CaptureHook(..., z_um=[...])",
         )
-    if not early or early[0].tags.z_um is None or early[0].tags.z_index == tags.z_index:
+    if first is None or first.metadata.z_um is None or first.metadata.z_index == new.z_index:
         return None
-    first = early[0].tags
-    step = (tags.z_um - early[0].tags.z_um) / (tags.z_index - first.z_index)
-    start = tags.z_um - tags.z_index * step
+    step = (new.z_um - first.metadata.z_um) / (new.z_index - first.metadata.z_index)
+    start = new.z_um - new.z_index * step
     return tuple(round(start + index * step, 6) for index in range(planes))
 
 

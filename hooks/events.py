@@ -11,7 +11,7 @@ import numpy as np
 
 from acq_isl.errors import ActionRefused, ExperimentError
 from acq_isl.hooks.hardware import Hardware, nearest
-from acq_isl.hooks.metadata import read_tags
+from acq_isl.hooks.metadata import read_metadata
 from acq_isl.hooks.progress import AxesKey, axes_key, axes_text
 from acq_isl.rules.rules import Limits
 from acq_isl.stack import StackKey, StackRequest
@@ -55,8 +55,8 @@ def announced(events: Sequence[Event]) -> list[StackRequest]:
     """The stacks a user's events make up, as far as they can be told, for the capture hook."""
     stacks: defaultdict[StackKey, dict[int, Event]] = defaultdict(dict)
     for event in events:
-        tags = read_tags({"Axes": event["axes"]})
-        stacks[tags.key][tags.z_index] = event
+        slice_ = read_metadata({"Axes": event["axes"]})
+        stacks[slice_.key][slice_.z_index] = event
     requests = []
     for key, by_z in stacks.items():
         slices = [by_z[index] for index in sorted(by_z)]

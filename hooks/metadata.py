@@ -13,7 +13,7 @@ _OWN_AXES = ("time", "position", "channel", "z")
 
 
 @dataclass(frozen=True, slots=True)
-class SliceTags:
+class SliceMetadata:
     """What is known of one image.
 
     Parameters
@@ -39,7 +39,7 @@ class SliceTags:
     pixel_size_um: float
 
 
-def read_tags(metadata: Mapping[str, Any]) -> SliceTags:
+def read_metadata(metadata: Mapping[str, Any]) -> SliceMetadata:
     """Read what an image's metadata says; frames of a camera sequence carry strings for numbers.
 
     Axes other than time, position, channel and z (``well``, ``fov``, ``row``...) become part of the
@@ -57,7 +57,7 @@ def read_tags(metadata: Mapping[str, Any]) -> SliceTags:
         )
     try:
         z_um = metadata.get("ZPosition_um_Intended")
-        return SliceTags(
+        return SliceMetadata(
             key=StackKey(
                 time=int(axes.get("time", 0)),
                 position=_position(axes, metadata),
