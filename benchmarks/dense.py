@@ -42,7 +42,9 @@ from acq_isl.stack import Float32Image
 
 if TYPE_CHECKING:
     from acq_isl.training.reference.dense import DenseSpec, Form
-    from acq_isl.training.reference.network import ReferenceNetwork
+    from doubles.reference_network import ReferenceNetwork
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))  # the network in torch is a double
 
 STRIDE_PX = 16  # of the network's coarsest tower
 PLANES = 13
@@ -183,7 +185,8 @@ def jobs(folder: Path, base_depth: int, side: int, threads: int, patches: int) -
     import torch
 
     from acq_isl.training.reference.dense import DenseSpec, build_dense
-    from acq_isl.training.reference.network import BORDER_PX, ReferenceConfig, ReferenceNetwork
+    from acq_isl.training.reference.network import BORDER_PX, ReferenceConfig
+    from doubles.reference_network import ReferenceNetwork
 
     torch.manual_seed(0)
     network = ReferenceNetwork(ReferenceConfig(base_depth, 26, HEADS))

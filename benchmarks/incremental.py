@@ -25,7 +25,8 @@ from rich.table import Table
 
 from acq_isl.stack import Float32Image, Uint16Image
 from acq_isl.training.reference.dense import DenseSpec, build_dense
-from acq_isl.training.reference.network import ReferenceConfig, ReferenceNetwork
+from acq_isl.training.reference.network import ReferenceConfig
+from doubles.reference_network import ReferenceNetwork
 
 HEAD = "MAXPROJECT/DAPI_CONFOCAL"
 PLANES = 13

@@ -21,8 +21,9 @@ from acq_isl.manifest import MANIFEST_KEY, Manifest
 from acq_isl.stack import StackInfo, StackKey, ZStack
 from acq_isl.training.reference.convert import Optics, import_reference
 from acq_isl.training.reference.load import choose_heads, load_variables, reference_config
-from acq_isl.training.reference.network import BORDER_PX, default_heads
+from acq_isl.training.reference.network import BORDER_PX
 from acq_isl.training.reference.tf_checkpoint import Checkpoint, Entry
+from doubles.reference_network import default_heads
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "data" / "isl_golden"
 pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden checkpoint at {GOLDEN}")

@@ -16,17 +16,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from acq_isl.training.reference.dense import (
-    DenseSpec,
-    Flattened,
-    Form,
-    Published,
-    build_dense,
-    build_embedding,
-)
-from acq_isl.training.reference.dense_network import STATISTICS, fold_projection
-from acq_isl.training.reference.load import load_reference
-from acq_isl.training.reference.network import BORDER_PX, PATCH_PX, ReferenceConfig, ReferenceNetwork
+from acq_isl.training.reference.dense import DenseSpec, Form, build_dense, build_image, graph_inputs
+from acq_isl.training.reference.dense_network import STATISTICS, DenseNetwork, fold_projection
+from acq_isl.training.reference.network import BORDER_PX, PATCH_PX, ReferenceConfig
+from acq_isl.training.reference.onnx_graph import OnnxGraph
+from doubles.reference_network import ReferenceNetwork, load_reference
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "data" / "isl_golden"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden data at {GOLDEN}")
@@ -63,6 +57,13 @@ def variables(source: ReferenceNetwork) -> dict[str, NDArray[np.float32]]:
     return {name: value.numpy() for name, value in source.variables()}
 
 
+def build_embedding(source: ReferenceNetwork, spec: DenseSpec) -> onnx.ModelProto:
+    """The dense graph up to the heads; its output is (N, C, H, W) float32."""
+    dense = DenseNetwork(OnnxGraph(), variables(source), source.config.base_depth, spec.planes)
+    dense.graph.name(build_image(dense, spec, dense.pixels), "embedding")
+    return dense.graph.model(graph_inputs(spec), {"embedding": ("n", dense.embedding_width, "h", "w")}, {})
+
+
 def run(
     model: onnx.ModelProto, stack: NDArray[np.uint16], inv_sd: float = 1.0
 ) -> dict[str, NDArray[np.float32]]:
@@ -97,7 +98,7 @@ def patch(stack: NDArray[np.uint16], row: int, column: int) -> NDArray[np.float3
 def test_dense_equals_patch_by_patch(form: Form, stride: int) -> None:
     spec = DenseSpec(HEADS, PLANES, form)
     stack = counts(288, 272)
-    got = run(build_embedding(variables(network()), DEPTH, spec), stack)["embedding"]
+    got = run(build_embedding(network(), spec), stack)["embedding"]
     first = spec.crop_px
     inner = [side - 2 * spec.crop_px - PATCH_PX for side in stack.shape[-2:]]
     tiles = [(r, c) for r in range(0, inner[0] + 1, stride) for c in range(0, inner[1] + 1, stride)]
@@ -112,7 +113,7 @@ def test_dense_equals_patch_by_patch(form: Form, stride: int) -> None:
 def test_one_phase_is_another_function_between_multiples_of_16() -> None:
     spec = DenseSpec(HEADS, PLANES, "single phase")
     stack = counts(288, 288)
-    got = run(build_embedding(variables(network()), DEPTH, spec), stack)["embedding"]
+    got = run(build_embedding(network(), spec), stack)["embedding"]
     place = spec.crop_px + BORDER_PX + 8
     wanted = patch(stack, spec.crop_px + 8, spec.crop_px + 8)
     assert np.abs(got[..., place : place + 8, place : place + 8] - wanted).max() > 1e-3 * np.abs(wanted).max()
@@ -139,7 +140,7 @@ def test_golden_patches_come_out_of_the_dense_graph(form: Form) -> None:
     stack = np.zeros((1, 13, 304, 304), np.uint16)
     at, side = spec.crop_px, golden["stack"].shape[-1]
     stack[0, :, at : at + side, at : at + side] = golden["stack"]
-    got = run(build_embedding(variables(source), source.config.base_depth, spec), stack)["embedding"][0]
+    got = run(build_embedding(source, spec), stack)["embedding"][0]
     out = run(build_dense(variables(source), source.config.base_depth, spec), stack)
     for index, offset in enumerate(golden["offsets"]):
         row, column = offset + at + BORDER_PX
@@ -171,7 +172,7 @@ def test_decoding_in_the_graph_and_what_the_margin_reads(form: Form) -> None:
     spec = DenseSpec(HEADS[::-1], PLANES, form)
     stack = counts(304, 288)
     out = run(build_dense(variables(network()), DEPTH, spec), stack)
-    embedding = run(build_embedding(variables(network()), DEPTH, spec), stack)["embedding"]
+    embedding = run(build_embedding(network(), spec), stack)["embedding"]
     assert tuple(out) == STATISTICS
     halo = spec.halo_px
     heads = dict(network().named_heads())
@@ -237,8 +238,8 @@ def test_folding_the_first_layer_changes_nothing(slices: int, planes: int, seed:
 @pytest.mark.parametrize("high_pass_px", [4.0, 20.0])
 def test_raw_counts_lose_their_local_background(high_pass_px: float) -> None:
     """The same as subtracting the interpolated Gaussian of block means beforehand."""
-    flat = DenseSpec(HEADS, PLANES, "exact", Flattened(high_pass_px))
-    plain = DenseSpec(HEADS, PLANES, "exact", Published())
+    flat = DenseSpec(HEADS, PLANES, "exact", high_pass_px)
+    plain = DenseSpec(HEADS, PLANES, "exact", 0.0)
     side = flat.min_tile_px + 16
     raw = (counts(side, side) // 40 + np.linspace(500, 5000, side)[None, None, :, None]).astype(np.uint16)
     inv_sd = 1 / 400
@@ -260,9 +261,9 @@ def test_raw_counts_lose_their_local_background(high_pass_px: float) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("intensity", [Published(), Flattened(1.0), Flattened(20.0), Flattened(33.3)])
-def test_tile_rule_is_one_that_tiles_of_16_can_keep(form: Form, intensity: Published | Flattened) -> None:
-    spec = DenseSpec(HEADS, PLANES, form, intensity)
+@pytest.mark.parametrize("high_pass_px", [0.0, 1.0, 20.0, 33.3])
+def test_tile_rule_is_one_that_tiles_of_16_can_keep(form: Form, high_pass_px: float) -> None:
+    spec = DenseSpec(HEADS, PLANES, form, high_pass_px)
     assert spec.min_tile_px % 16 == 0
     assert spec.halo_px % 8 == 0
     assert spec.min_tile_px >= 2 * spec.halo_px
@@ -270,7 +271,7 @@ def test_tile_rule_is_one_that_tiles_of_16_can_keep(form: Form, intensity: Publi
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_tile_moved_by_16_pixels_says_the_same(form: Form) -> None:
-    spec = DenseSpec(HEADS, PLANES, form, Flattened(4.0))
+    spec = DenseSpec(HEADS, PLANES, form, 4.0)
     model = build_dense(variables(network()), DEPTH, spec)
     side = spec.min_tile_px + 32
     stack = counts(side, side)

@@ -10,16 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from acq_isl.training.reference.load import load_reference
 from acq_isl.training.reference.network import (
     BORDER_PX,
     OUTPUT_PX,
     PATCH_PX,
     ReferenceConfig,
-    ReferenceNetwork,
-    default_heads,
     plane_positions,
+    variable_shapes,
 )
+from doubles.reference_network import ReferenceNetwork, default_heads, load_reference
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "data" / "isl_golden"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden data at {GOLDEN}")
@@ -38,7 +37,9 @@ def _one_thread() -> Iterator[None]:
 @needs_golden
 def test_variables_are_those_of_the_published_width() -> None:
     listed = json.loads((GOLDEN / "variables_base_depth_400.json").read_text())
-    network = ReferenceNetwork(ReferenceConfig(base_depth=400))
+    config = ReferenceConfig(400, 26, default_heads(26))
+    assert variable_shapes(config) == {name: tuple(shape) for name, shape in listed}
+    network = ReferenceNetwork(config)
     ours = {name: list(variable.shape) for name, variable in network.variables()}
     assert ours == dict(listed)
     assert len(ours) == 1252

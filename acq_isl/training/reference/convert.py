@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from acq_isl.errors import ModelError
+from acq_isl.files import write_whole
 from acq_isl.manifest import MANIFEST_KEY, Label, Manifest
 from acq_isl.stack import Modality, Polarity
-from acq_isl.training.reference.dense import DenseSpec, Flattened, Form, Published, Shown, build_dense
+from acq_isl.training.reference.dense import DenseSpec, Form, Shown, build_dense
 from acq_isl.training.reference.load import choose_heads, load_variables, reference_config
 from acq_isl.training.reference.network import STRIDE_PX, TARGETS, ReferenceConfig
 from acq_isl.training.reference.tf_checkpoint import Checkpoint
@@ -96,12 +97,7 @@ def import_reference(
     form : 'exact' or 'single phase'
         See `acq_isl.training.reference.dense`.
     statistic : 'median' or 'mean'
-        What is shown of each pixel's distribution over intensities; published predictions are medians. The
-        file also holds the other one, the spread (SD) and the entropy.
-
-    Returns
-    -------
-    Manifest
+        What is shown of each pixel's distribution; the file also holds the other one, SD and entropy.
 
     Raises
     ------
@@ -113,19 +109,15 @@ def import_reference(
     targets = [head for head in config.heads if head.startswith("MAXPROJECT/")]
     config = replace(config, heads=choose_heads(config.heads, targets if heads is None else heads))
     high_pass_px = optics.high_pass_um / optics.pixel_size_um
-    intensity = Flattened(high_pass_px) if high_pass_px > 0 else Published()
-    spec = DenseSpec(config.heads, len(optics.z_offsets_um), form, intensity, shown=statistic)
+    spec = DenseSpec(config.heads, len(optics.z_offsets_um), form, high_pass_px, shown=statistic)
     manifest = _manifest(config, spec, optics, checkpoint)
     values = load_variables(checkpoint, config)
     model = build_dense(values, config.base_depth, spec, {MANIFEST_KEY: manifest.model_dump_json()})
-    target = Path(out)
-    partial = target.with_name(target.name + ".partial")
     try:
-        partial.write_bytes(model.SerializeToString())
-        partial.replace(target)
+        write_whole(Path(out), model.SerializeToString())
     except OSError as error:
         raise ModelError(
-            f"the model cannot be written to {target}",
+            f"the model cannot be written to {out}",
             wanted="a folder that exists, may be written to, and has room",
             got=str(error),
             fix="choose another place",

@@ -15,7 +15,7 @@ pixels; the other pixels are answered by the same patches instead of by those ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from acq_isl.training.reference.dense_network import STATISTICS, DenseNetwork, Statistic, Variables
 from acq_isl.training.reference.network import BORDER_PX, OUTPUT_PX, PATCH_PX, STRIDE_PX, TOWER_CROPS_PX
-from acq_isl.training.reference.onnx_graph import FLOAT, OnnxGraph
+from acq_isl.training.reference.onnx_graph import FLOAT, OnnxGraph, Ports
 
 _SHIFT_PX = 8  # between neighbouring patches, and between the phases
 _FULL_SCALE = 65535.0
@@ -39,31 +39,10 @@ _BLOCK_MODULES = 4  # at the end, whose needs for one 8x8 block fit into 16x16
 _BYTES = 2  # per count
 _LONGEST_PX: Mapping[str, int] = {"exact": 514, "single phase": 626}
 
-Answer = Callable[[str], str]
+Decode = Callable[[str], str]
 """Makes pixels (N, h w, A) of an embedding (N, C, h, w)."""
 Form = Literal["exact", "single phase"]
 Shown = Literal["mean", "median"]
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """Planes are flat, with mean .5 and SD .125 of the 16-bit range, as the paper's: nothing is changed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Flattened:
-    """Planes are raw counts; the graph flattens them and gives them the mean and SD of the paper's data.
-
-    Parameters
-    ----------
-    high_pass_px : float
-        Sigma of the Gaussian background that is subtracted, in pixels.
-    """
-
-    high_pass_px: float
-
-
-Intensity = Published | Flattened
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +52,14 @@ class DenseSpec:
     Parameters
     ----------
     heads : tuple of str
-        Heads to keep, as in `acq_isl.training.reference.network.ReferenceConfig`.
+        Those to keep.
     planes : int
         Slices of the stack; each feeds the network's planes that are nearest to it, as published.
     form : 'exact' or 'single phase'
-    intensity : Published or Flattened
+    high_pass_px : float
+        Sigma of the Gaussian background that the graph subtracts from raw counts, before it gives them the
+        mean and SD of the paper's data. 0: planes are flat, with mean .5 and SD .125 of the 16-bit range, as
+        the paper's, and nothing is changed.
     statistics : tuple of str
         Outputs, of `Statistic`.
     shown : 'mean' or 'median'
@@ -87,7 +69,7 @@ class DenseSpec:
     heads: tuple[str, ...]
     planes: int = 13
     form: Form = "exact"
-    intensity: Intensity = Published()
+    high_pass_px: float = 0.0
     statistics: tuple[Statistic, ...] = STATISTICS
     shown: Shown = "mean"
 
@@ -106,8 +88,8 @@ class DenseSpec:
         """Pixels cut off before the network, so that the high-pass never sees a border, and sides are
         multiples of 16."""
         reach = 0
-        if isinstance(self.intensity, Flattened):
-            reach = _BLOCK_PX * (len(gaussian(self.intensity.high_pass_px)) // 2) + _BLOCK_PX // 2
+        if self.high_pass_px:
+            reach = _BLOCK_PX * (len(gaussian(self.high_pass_px)) // 2) + _BLOCK_PX // 2
         return reach + (7 - reach) % 8
 
     @property
@@ -140,25 +122,18 @@ def gaussian(high_pass_px: float) -> NDArray[np.float32]:
 def build_dense(
     variables: Variables, base_depth: int, spec: DenseSpec, metadata: Mapping[str, str] | None = None
 ) -> onnx.ModelProto:
-    """Build the graph.
+    """Build the graph from variables by published name, axes in TensorFlow's order.
 
     Inputs are ``stack``, (N, planes, H, W, 2) uint8, the little-endian bytes of uint16 counts, H and W
-    multiples of 16 from ``spec.min_tile_px``, and ``inv_sd``, (N,) float32, 1 / contrast of each stack, whose
-    values `Published` does not use. Outputs are ``spec.outputs``, each (N, L, H, W) float32; a margin of
-    ``spec.halo_px`` is not predicted and reads 0.
-
-    Parameters
-    ----------
-    variables : mapping of str to ndarray
-        By published name, in TensorFlow's axis order.
-    base_depth : int
-    spec : DenseSpec
-    metadata : mapping of str to str, optional
-        Goes into the model's ``metadata_props``.
+    multiples of 16 from ``spec.min_tile_px``, and ``inv_sd``, (N,) float32, 1 / contrast of each stack, which
+    counts with a high-pass only. Outputs are ``spec.outputs``, each (N, L, H, W) float32; a margin of
+    ``spec.halo_px`` is not predicted and reads 0. ``metadata`` goes into the model's ``metadata_props``.
     """
     network = DenseNetwork(OnnxGraph(), variables, base_depth, spec.planes)
     graph = network.graph
-    image = _image(network, spec, lambda embedding: network.decode(embedding, spec.heads, spec.statistics))
+    image = build_image(
+        network, spec, lambda embedding: network.decode(embedding, spec.heads, spec.statistics)
+    )
     labels = len(spec.heads)
     parts = {
         kind: graph.slice(image, {1: (index * labels, (index + 1) * labels)})
@@ -166,27 +141,22 @@ def build_dense(
     }
     for name, kind in spec.outputs.items():
         graph.name(parts[kind], name)
-    return graph.model(_inputs(spec), dict.fromkeys(spec.outputs, ("n", labels, "h", "w")), metadata or {})
+    return graph.model(
+        graph_inputs(spec), dict.fromkeys(spec.outputs, ("n", labels, "h", "w")), metadata or {}
+    )
 
 
-def build_embedding(variables: Variables, base_depth: int, spec: DenseSpec) -> onnx.ModelProto:
-    """Build the graph up to the heads; its output is ``embedding``, (N, C, H, W) float32."""
-    network = DenseNetwork(OnnxGraph(), variables, base_depth, spec.planes)
-    network.graph.name(_image(network, spec, network.pixels), "embedding")
-    return network.graph.model(_inputs(spec), {"embedding": ("n", network.embedding_width, "h", "w")}, {})
-
-
-def _inputs(spec: DenseSpec) -> dict[str, tuple[type[np.generic], Sequence[int | str]]]:
+def graph_inputs(spec: DenseSpec) -> Ports:
     return {"stack": (np.uint8, ("n", spec.planes, "h", "w", _BYTES)), "inv_sd": (np.float32, ("n",))}
 
 
-def _image(network: DenseNetwork, spec: DenseSpec, answer: Answer) -> str:
-    """What ``answer`` makes of the embedding, as an image as large as the stack."""
+def build_image(network: DenseNetwork, spec: DenseSpec, decode: Decode) -> str:
+    """What ``decode`` makes of the embedding, as an image as large as the stack."""
     graph, planes = network.graph, _planes(network.graph, spec)
     if spec.form == "exact":
-        image = _exact(network, network.project(planes, CENTRE), answer)
+        image = _exact(network, network.project(planes, CENTRE), decode)
     else:
-        image = _single_phase(network, network.project(graph.inner(planes, 0, _SHIFT_PX), CENTRE), answer)
+        image = _single_phase(network, network.project(graph.inner(planes, 0, _SHIFT_PX), CENTRE), decode)
     before, after = spec.crop_px + BORDER_PX, spec.halo_px
     return graph.op("Pad", image, graph.integers(0, 0, before, before, 0, 0, after, after))
 
@@ -203,12 +173,12 @@ def _planes(graph: OnnxGraph, spec: DenseSpec) -> str:
     )
     counts = graph.op("Add", low, graph.op("Mul", high, graph.floats(256.0)))
     inv_sd = graph.reshape("inv_sd", -1, 1, 1, 1)
-    if isinstance(spec.intensity, Published):
+    if not spec.high_pass_px:
         x = graph.op("Sub", graph.op("Div", counts, graph.floats(_FULL_SCALE)), graph.floats(CENTRE))
         # Times 1, whatever it is: runtimes drop inputs that nothing reads, and refuse them then.
         one = graph.op("Max", graph.op("Min", inv_sd, graph.floats(1.0)), graph.floats(1.0))
         return graph.inner(graph.op("Mul", x, one), spec.crop_px)
-    weights = np.tile(gaussian(spec.intensity.high_pass_px), (spec.planes, 1, 1, 1))
+    weights = np.tile(gaussian(spec.high_pass_px), (spec.planes, 1, 1, 1))
     reach = _BLOCK_PX * (weights.shape[-1] // 2)
     block = [_BLOCK_PX, _BLOCK_PX]
     background = graph.op("AveragePool", counts, kernel_shape=block, strides=block)
@@ -222,17 +192,17 @@ def _planes(graph: OnnxGraph, spec: DenseSpec) -> str:
     return graph.inner(x, spec.crop_px - reach)
 
 
-def _single_phase(network: DenseNetwork, projected: str, answer: Answer) -> str:
+def _single_phase(network: DenseNetwork, projected: str, decode: Decode) -> str:
     """Image, (N, A, 8 + 16 k, 8 + 16 l), of (N, 16, 250 + 16 k, 250 + 16 l)."""
     graph = network.graph
     towers = [network.tower(s, graph.inner(projected, crop)) for s, crop in enumerate(TOWER_CROPS_PX)]
     embedding = network.upper(graph.op("Concat", *towers, axis=1))
-    pixels = answer(embedding)  # (N, pixels, A)
+    pixels = decode(embedding)  # (N, pixels, A)
     rows, columns = graph.side(embedding, 2), graph.side(embedding, 3)
     return graph.op("Transpose", graph.reshape(pixels, 0, rows, columns, -1), perm=[0, 3, 1, 2])
 
 
-def _exact(network: DenseNetwork, projected: str, answer: Answer) -> str:
+def _exact(network: DenseNetwork, projected: str, decode: Decode) -> str:
     """Image, (N, A, 16 + 16 k, 16 + 16 l), of (N, 16, 258 + 16 k, 258 + 16 l)."""
     graph = network.graph
     *fine, coarsest = enumerate(TOWER_CROPS_PX)
@@ -244,16 +214,16 @@ def _exact(network: DenseNetwork, projected: str, answer: Answer) -> str:
     x = network.upper(x, stop=-_BLOCK_MODULES)  # (4 N, C, 16 + 16 k, 16 + 16 l)
     grid = graph.op("SpaceToDepth", x, blocksize=STRIDE_PX)  # (4 N, 256 C, 1 + k, 1 + l)
     rows, columns = graph.side(grid, 2), graph.side(grid, 3)
-    width = network.upper_width(-_BLOCK_MODULES - 1)
-    x = graph.reshape(graph.op("Transpose", grid, perm=[0, 2, 3, 1]), -1, STRIDE_PX, STRIDE_PX, width)
+    channels = network.upper_width(-_BLOCK_MODULES - 1)
+    x = graph.reshape(graph.op("Transpose", grid, perm=[0, 2, 3, 1]), -1, STRIDE_PX, STRIDE_PX, channels)
     x = network.upper(graph.op("Transpose", x, perm=[0, 3, 1, 2]), start=-_BLOCK_MODULES)
     # From blocks in order (phase row, phase column, N, row, column) to an image: phases alternate in space.
-    pixels = answer(x)  # (blocks, 64, A)
-    answers = graph.side(pixels, 2)
-    x = graph.reshape(pixels, 2, 2, -1, rows, columns, OUTPUT_PX, OUTPUT_PX, answers)
+    pixels = decode(x)  # (blocks, 64, A)
+    values = graph.side(pixels, 2)
+    x = graph.reshape(pixels, 2, 2, -1, rows, columns, OUTPUT_PX, OUTPUT_PX, values)
     x = graph.op("Transpose", x, perm=[2, 7, 3, 0, 5, 4, 1, 6])
-    height, breadth = (graph.op("Mul", side, graph.integers(STRIDE_PX)) for side in (rows, columns))
-    return graph.reshape(x, -1, answers, height, breadth)
+    height, width = (graph.op("Mul", side, graph.integers(STRIDE_PX)) for side in (rows, columns))
+    return graph.reshape(x, -1, values, height, width)
 
 
 def _phases(graph: OnnxGraph, x: str, shift: int) -> str:

@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 
 from acq_isl.training.reference.network import (
     BN_EPSILON,
-    TOWER_CROPS_PX,
-    Kind,
-    Widths,
+    Module,
+    Plan,
+    last_width,
+    plan_network,
     plane_positions,
-    tower_plan,
-    upper_plan,
 )
 from acq_isl.training.reference.onnx_graph import FLOAT, OnnxGraph
 
@@ -29,8 +28,7 @@ Variables = Mapping[str, NDArray[np.float32]]
 
 Statistic = Literal["mean", "spread", "median", "entropy"]
 STATISTICS: tuple[Statistic, ...] = ("mean", "spread", "median", "entropy")
-"""What is kept of a distribution: mean, SD and median, where 1 is full scale, and entropy, where 1 is a flat
-distribution."""
+"""Mean, SD and median of a distribution, where 1 is full scale, and its entropy, where 1 is flat."""
 
 _STRIPS = 4
 _MEDIAN = 0.5
@@ -39,21 +37,11 @@ _MEDIAN = 0.5
 def fold_projection(
     weights: NDArray[np.float32], biases: NDArray[np.float32], planes: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """First layer for a stack of ``planes`` slices that feeds each slice once and no masks.
+    """First layer for ``planes`` slices, each fed once and without masks.
 
     The network takes a fixed number of planes with a mask each. Slices that stand for several planes get the
-    sum of their weights; masks, which are 1 everywhere, join the biases.
-
-    Parameters
-    ----------
-    weights : (1, 1, 2 * network planes, C) float32
-    biases : (C,) float32
-    planes : int
-
-    Returns
-    -------
-    weights : (C, planes) float32
-    biases : (C,) float32
+    sum of their weights; masks, which are 1 everywhere, join the biases. Float32 weights of shape
+    (1, 1, 2 * network planes, C) become (C, planes); biases stay (C,).
     """
     pairs = weights[0, 0].astype(np.float64).reshape(-1, 2, weights.shape[-1])
     folded = np.zeros((planes, weights.shape[-1]))
@@ -63,25 +51,14 @@ def fold_projection(
 
 
 class DenseNetwork:
-    """Adds the network's parts to a graph.
-
-    Parameters
-    ----------
-    graph : OnnxGraph
-    variables : mapping of str to ndarray
-    base_depth : int
-    planes : int
-        Slices of the stack.
-    """
+    """Adds the network's parts to a graph, for stacks of ``planes`` slices."""
 
     def __init__(self, graph: OnnxGraph, variables: Variables, base_depth: int, planes: int) -> None:
         self.graph = graph
         self._variables = variables
         self._planes = planes
-        self._towers = [tower_plan(scale, base_depth) for scale in range(len(TOWER_CROPS_PX))]
-        joined = sum(next(reversed(plan.values()))[1].outputs for plan in self._towers)
-        self._upper = upper_plan(base_depth, joined)
-        self.embedding_width = self.upper_width(-1)
+        self._towers, self._upper = plan_network(base_depth)
+        self.embedding_width = last_width(self._upper)
 
     def project(self, x: str, centre: float) -> str:
         """First layer: (N, planes, H, W), to which ``centre`` is yet to be added, to (N, 16, H, W)."""
@@ -103,20 +80,13 @@ class DenseNetwork:
 
     def upper_width(self, index: int) -> int:
         """Channels after one of the modules that follow the joined towers."""
-        return list(self._upper.values())[index][1].outputs
+        return list(self._upper.values())[index].outputs
 
     def decode(self, embedding: str, heads: Sequence[str], kinds: Sequence[Statistic]) -> str:
-        """Statistics of each head's distribution.
+        """Statistics of each head's distribution, (N, h w, kinds * heads), all heads of the first kind first.
 
-        Strip by strip and head by head, so that the bins of a whole image never exist.
-
-        Parameters
-        ----------
-        embedding : (N, C, h, w), h w a multiple of 4
-
-        Returns
-        -------
-        (N, h w, kinds * heads), all heads of the first kind first
+        Of an embedding (N, C, h, w) with h w a multiple of 4; strip by strip and head by head, so that the
+        bins of a whole image never exist.
         """
         graph = self.graph
         pixels = graph.reshape(self.pixels(embedding), 0, _STRIPS, -1, self.embedding_width)
@@ -163,21 +133,21 @@ class DenseNetwork:
         logits = graph.op("MatMul", x, graph.floats(weights))
         return graph.op("Add", logits, graph.floats(self._variables[f"{scope}/Conv/biases"]))
 
-    def _modules(self, plan: Mapping[str, tuple[Kind, Widths]], x: str, start: int, stop: int | None) -> str:
-        for name, (kind, widths) in list(plan.items())[start:stop]:
-            x = self._module(name, kind, widths, x)
+    def _modules(self, plan: Plan, x: str, start: int, stop: int | None) -> str:
+        for name, module in list(plan.items())[start:stop]:
+            x = self._module(name, module, x)
         return x
 
-    def _module(self, name: str, kind: Kind, widths: Widths, x: str) -> str:
-        graph, (kernel, stride) = self.graph, (3, 1) if kind == "in scale" else (4, 2)
+    def _module(self, name: str, module: Module, x: str) -> str:
+        graph, (kernel, stride) = self.graph, module.window
         scope = f"{name}/expand_rv2"
         window = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2}
         scale, shift = _norm(self._variables, f"{name}/reduce_rv2/BatchNorm")
         wide = self._batch_norm(x, *_norm(self._variables, f"{scope}/BatchNorm"))
         wide = graph.op("Concat", graph.op("Relu", wide), graph.op("Tanh", wide), axis=1)
-        count = widths.expanded
+        count = module.expanded
         bias = graph.floats(shift[:count])
-        if kind == "up":
+        if module.kind == "up":
             weights = _onnx_order(self._variables[f"{scope}/Conv2d_transpose/weights"]) * scale[:, None, None]
             wide = graph.op("ConvTranspose", wide, graph.floats(weights), bias, pads=[2] * 4, **window)
             parts = [(wide, slice(count))]
@@ -187,26 +157,26 @@ class DenseNetwork:
             pooled = self._batch_norm(graph.op("MaxPool", x, **window), scale[count:], shift[count:])
             parts = [(wide, slice(count)), (pooled, slice(count, None))]
         halves = np.split(_onnx_order(self._variables[f"{name}/reduce_rv2/Conv/weights"]), 2, axis=1)
-        out = self._shortcut(kind, widths, x)
+        out = self._shortcut(module, x)
         for part, channels in parts:
             for activation, half in zip(("Relu", "Tanh"), halves, strict=True):
                 active = graph.op(activation, part)
                 out = graph.op("Add", graph.op("Conv", active, graph.floats(half[:, channels])), out)
         return out
 
-    def _shortcut(self, kind: Kind, widths: Widths, x: str) -> str:
+    def _shortcut(self, module: Module, x: str) -> str:
         graph = self.graph
-        if kind == "up":
-            x = graph.slice(x, {1: (0, widths.outputs)})
+        if module.kind == "up":
+            x = graph.slice(x, {1: (0, module.outputs)})
             x = graph.op(
                 "Resize", x, "", graph.floats([1, 1, 2, 2]), mode="nearest",
                 coordinate_transformation_mode="asymmetric", nearest_mode="floor",
             )  # fmt: skip
             return graph.inner(x, 1)
         x = graph.inner(x, 1)
-        if kind == "down":
+        if module.kind == "down":
             x = graph.op("AveragePool", x, kernel_shape=[2, 2], strides=[2, 2])
-        more = widths.outputs - widths.inputs
+        more = module.outputs - module.inputs
         return graph.op("Pad", x, graph.integers(0, 0, 0, 0, 0, more, 0, 0)) if more else x
 
     def _batch_norm(self, x: str, scale: NDArray[np.float32], shift: NDArray[np.float32]) -> str:

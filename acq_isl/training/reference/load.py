@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from acq_isl.errors import ModelError
-from acq_isl.training.reference.network import (
-    TOWER_CROPS_PX,
-    Kind,
-    ReferenceConfig,
-    ReferenceNetwork,
-    Widths,
-    tower_plan,
-    upper_plan,
-)
+from acq_isl.training.reference.network import ReferenceConfig, Shape, plan_network, variable_shapes
 from acq_isl.training.reference.tf_checkpoint import Checkpoint
 
 _HEAD_SUFFIX = "/residual_v2_conv/Conv/biases"
@@ -41,12 +30,9 @@ def reference_config(checkpoint: Checkpoint) -> ReferenceConfig:
     """
     shapes = {name: entry.shape for name, entry in checkpoint.entries.items()}
     first = shapes.get("Conv/weights", ())  # (1, 1, 2 planes, 16)
-    heads = tuple(
-        name.removeprefix("head/").removesuffix(_HEAD_SUFFIX)
-        for name in shapes
-        if name.endswith(_HEAD_SUFFIX)
-    )
-    bins = shapes[f"head/{heads[0]}{_HEAD_SUFFIX}"] if heads else ()
+    ends = [name for name in shapes if name.endswith(_HEAD_SUFFIX)]
+    heads = tuple(name.removeprefix("head/").removesuffix(_HEAD_SUFFIX) for name in ends)
+    bins = shapes[ends[0]] if ends else ()
     if len(first) != 4 or first[2] % 2 or not first[2] or len(bins) != 1 or bins[0] < 2:
         some = ", ".join(list(shapes)[:3]) or "none"
         raise ModelError(
@@ -55,7 +41,7 @@ def reference_config(checkpoint: Checkpoint) -> ReferenceConfig:
             got=f"{len(shapes)} variables: {some}{', ...' if len(shapes) > 3 else ''}",
             fix=_FIX,
         )
-    depth = max((_PUBLISHED_DEPTH, *_DEPTHS), key=lambda depth: _agreement(shapes, depth))
+    depth = max((_PUBLISHED_DEPTH, *_DEPTHS), key=lambda depth: _count_matches(shapes, depth))
     config = ReferenceConfig(depth, first[2] // 2, heads, bins[0])
     _check_shapes(checkpoint, config)
     return config
@@ -69,9 +55,8 @@ def load_variables(checkpoint: Checkpoint, config: ReferenceConfig) -> dict[str,
     ModelError
         A variable is missing, of another shape, damaged, or not finite.
     """
-    _check_shapes(checkpoint, config)
     values: dict[str, NDArray[np.float32]] = {}
-    for name in _shapes(config):
+    for name in _check_shapes(checkpoint, config):
         value = checkpoint.read(name)
         low = 0.0 if name.endswith("moving_variance") else -np.inf
         if value.dtype.kind != "f" or not np.isfinite(value).all() or (value < low).any():
@@ -85,76 +70,38 @@ def load_variables(checkpoint: Checkpoint, config: ReferenceConfig) -> dict[str,
     return values
 
 
-def load_reference(path: Path | str, *, heads: Iterable[str] | None = None) -> ReferenceNetwork:
-    """The reference network with a checkpoint's weights, in evaluation mode.
-
-    Parameters
-    ----------
-    path : path
-        As for `acq_isl.training.reference.tf_checkpoint.Checkpoint.open`.
-    heads : iterable of str, optional
-        Labels to keep, such as ``DAPI_CONFOCAL``; all heads if not given.
-
-    Raises
-    ------
-    ModelError
-        See `Checkpoint.open`, `reference_config`, `load_variables`.
-    """
-    checkpoint = Checkpoint.open(path)
-    config = reference_config(checkpoint)
-    if heads is not None:
-        config = replace(config, heads=choose_heads(config.heads, heads))
-    network = ReferenceNetwork(config).eval()
-    values = load_variables(checkpoint, config)
-    for name, variable in network.variables():
-        variable.copy_(torch.from_numpy(values[name]))
-    return network
-
-
 def choose_heads(available: tuple[str, ...], wanted: Iterable[str]) -> tuple[str, ...]:
     """Full names of heads from full or short ones; ModelError if there is none of that name."""
-    chosen = []
+    known = {name.upper(): head for head in available for name in (head.split("/")[-1], head)}
+    chosen: dict[str, None] = {}
     for name in wanted:
-        match = next(
-            (head for head in available if name.upper() in (head.upper(), head.split("/")[-1])), None
-        )
-        if match is None:
+        if name.upper() not in known:
             raise ModelError(
                 f"the checkpoint has no label {name}",
                 wanted="one of " + ", ".join(head.removeprefix("MAXPROJECT/") for head in available),
                 got=name,
                 fix="choose labels from this list",
             )
-        if match not in chosen:
-            chosen.append(match)
+        chosen[known[name.upper()]] = None
     if not chosen:
         raise ModelError("no label was chosen", wanted="at least one", got="none", fix="name a label to keep")
     return tuple(chosen)
 
 
-def _core_plan(depth: int) -> dict[str, tuple[Kind, Widths]]:
-    towers = [tower_plan(scale, depth) for scale in range(len(TOWER_CROPS_PX))]
-    joined = sum(next(reversed(plan.values()))[1].outputs for plan in towers)
-    return {name: part for plan in (*towers, upper_plan(depth, joined)) for name, part in plan.items()}
-
-
-def _agreement(shapes: Mapping[str, tuple[int, ...]], depth: int) -> int:
+def _count_matches(shapes: Mapping[str, Shape], depth: int) -> int:
     """How many modules have the width that they would have at this depth."""
+    towers, upper = plan_network(depth)
+    modules = [item for plan in (*towers, upper) for item in plan.items()]
     return sum(
-        shapes.get(f"{name}/reduce_rv2/Conv/weights") == (1, 1, 2 * widths.joined(kind), widths.outputs)
-        for name, (kind, widths) in _core_plan(depth).items()
+        shapes.get(f"{name}/reduce_rv2/Conv/weights") == (1, 1, 2 * module.joined, module.outputs)
+        for name, module in modules
     )
 
 
-def _shapes(config: ReferenceConfig) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        network = ReferenceNetwork(config)
-    return {name: tuple(variable.shape) for name, variable in network.variables()}
-
-
-def _check_shapes(checkpoint: Checkpoint, config: ReferenceConfig) -> None:
-    entries = checkpoint.entries
-    for name, shape in _shapes(config).items():
+def _check_shapes(checkpoint: Checkpoint, config: ReferenceConfig) -> Iterable[str]:
+    """Names of the network's variables, all of which the checkpoint has in the right shape."""
+    entries, shapes = checkpoint.entries, variable_shapes(config)
+    for name, shape in shapes.items():
         got = entries[name].shape if name in entries else None
         if got != shape:
             raise ModelError(
@@ -163,3 +110,4 @@ def _check_shapes(checkpoint: Checkpoint, config: ReferenceConfig) -> None:
                 got="no such variable" if got is None else f"shape {got}",
                 fix=_FIX,
             )
+    return shapes

@@ -19,15 +19,14 @@ _IR_VERSION = 10
 _TO_THE_END = np.iinfo(np.int64).max
 
 Attribute = int | float | str | Sequence[int]
+Ports = Mapping[str, tuple[type[np.generic], Sequence[int | str]]]
+"""Element type and sides of inputs, by name."""
 
 
 class OnnxGraph:
     """Collects nodes; values are the names of tensors.
 
-    Parameters
-    ----------
-    prefix : str
-        Of all names, so that the nodes can be put before those of another graph.
+    All names begin with ``prefix``, so that the nodes can be put before those of another graph.
     """
 
     def __init__(self, prefix: str = "") -> None:
@@ -50,11 +49,8 @@ class OnnxGraph:
     def constant(self, array: NDArray[np.float32] | NDArray[np.int64]) -> str:
         """Add a weight; equal ones are stored once."""
         key = (array.dtype.str, array.shape, array.tobytes())
-        if key not in self._constants:
-            self._constants[key] = numpy_helper.from_array(
-                array, f"{self._prefix}constant_{len(self._constants)}"
-            )
-        return str(self._constants[key].name)
+        new = numpy_helper.from_array(array, f"{self._prefix}constant_{len(self._constants)}")
+        return str(self._constants.setdefault(key, new).name)
 
     def floats(self, values: ArrayLike) -> str:
         """Add float32 weights."""
@@ -93,12 +89,7 @@ class OnnxGraph:
         parts = [self.integers(side) if isinstance(side, int) else side for side in sides]
         return self.op("Reshape", x, self.op("Concat", *parts, axis=0))
 
-    def put_before(
-        self,
-        model: onnx.ModelProto,
-        inputs: Mapping[str, tuple[type[np.generic], Sequence[int | str]]],
-        outputs: Sequence[str],
-    ) -> onnx.ModelProto:
+    def put_before(self, model: onnx.ModelProto, inputs: Ports, outputs: Sequence[str]) -> onnx.ModelProto:
         """A checked model that runs these nodes first, on other inputs, and gives some of the outputs.
 
         The nodes must make every value that ``model`` takes, under its name. Metadata are left behind.
@@ -117,10 +108,7 @@ class OnnxGraph:
         return joined
 
     def model(
-        self,
-        inputs: Mapping[str, tuple[type[np.generic], Sequence[int | str]]],
-        outputs: Mapping[str, Sequence[int | str]],
-        metadata: Mapping[str, str],
+        self, inputs: Ports, outputs: Mapping[str, Sequence[int | str]], metadata: Mapping[str, str]
     ) -> onnx.ModelProto:
         """Finish: a checked model with these inputs (element type and sides) and float32 outputs.
 

@@ -12,9 +12,10 @@ import math
 import re
 import struct
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import google_crc32c
 import numpy as np
@@ -27,6 +28,20 @@ _FOOTER_BYTES = 48
 _TRAILER_BYTES = 5  # one byte of compression, four of CRC
 _MAX_KEY_BYTES = 4096
 _MAX_SNAPPY_RATIO = 32  # a Snappy copy makes at most 64 bytes of 3
+_MAX_INDEX_BYTES = 256 * 2**20
+_MAX_STATE_BYTES = 2**20
+_MAX_SHARDS = 4096
+_MAX_AXES = 16
+_MAX_SIDE = 2**40
+# tensorflow/core/framework/types.proto
+_DTYPES: Mapping[int, str] = {
+    1: "<f4", 2: "<f8", 3: "<i4", 4: "u1", 5: "<i2", 6: "i1", 9: "<i8", 10: "?",
+    17: "<u2", 19: "<f2", 22: "<u4", 23: "<u8",
+}  # fmt: skip
+_FIX = "download or copy the checkpoint again and compare file sizes; all of its files are needed"
+
+
+_Value = TypeVar("_Value", int, bytes)
 
 
 class Damaged(Exception):
@@ -50,13 +65,7 @@ def varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def read_table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values of a sorted string table, in order.
-
-    Raises
-    ------
-    Damaged
-        The bytes do not follow the format, or a checksum does not match.
-    """
+    """Keys and values of a sorted string table, in order; `Damaged` if it does not follow the format."""
     if len(data) < _FOOTER_BYTES or struct.unpack("<Q", data[-8:])[0] != _MAGIC:
         raise Damaged("a file without the end mark of an index")
     footer = data[-_FOOTER_BYTES:]
@@ -114,7 +123,7 @@ def _records(block: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _unsnappy(data: bytes) -> bytes:
-    """Undo Snappy's block format (google/snappy, format_description.txt)."""
+    """Undo Snappy's block format (google/snappy, format_description.txt); merged checkpoints have it."""
     length, at = varint(data, 0)
     if length > _MAX_SNAPPY_RATIO * len(data):
         raise Damaged("a compressed block of impossible length")
@@ -143,34 +152,12 @@ def _unsnappy(data: bytes) -> bytes:
     return bytes(out)
 
 
-_MAX_INDEX_BYTES = 256 * 2**20
-_MAX_STATE_BYTES = 2**20
-_MAX_SHARDS = 4096
-_MAX_AXES = 16
-_MAX_SIDE = 2**40
-# tensorflow/core/framework/types.proto
-_DTYPES: Mapping[int, str] = {
-    1: "<f4", 2: "<f8", 3: "<i4", 4: "u1", 5: "<i2", 6: "i1", 9: "<i8", 10: "?",
-    17: "<u2", 19: "<f2", 22: "<u4", 23: "<u8",
-}  # fmt: skip
-_FIX = "download or copy the checkpoint again and compare file sizes; all of its files are needed"
-
-
 @dataclass(frozen=True, slots=True)
 class Entry:
     """Where one variable is kept.
 
-    Parameters
-    ----------
-    dtype : int
-        TensorFlow's number of the element type.
-    shape : tuple of int
-    shard, offset, size : int
-        File number, and first byte and count of bytes in it.
-    crc : int
-        Masked CRC-32C of these bytes.
-    sliced : bool
-        Whether the variable is spread over several partial entries.
+    ``dtype`` is TensorFlow's number of the element type, ``crc`` the masked CRC-32C of the bytes; ``sliced``
+    says that the variable is spread over several partial entries.
     """
 
     dtype: int
@@ -186,13 +173,7 @@ class Entry:
 class Checkpoint:
     """An opened checkpoint: its index is read and checked, its variables are read one by one.
 
-    Parameters
-    ----------
-    prefix : Path
-        Common beginning of the checkpoint's files.
-    shards : int
-    entries : mapping of str to Entry
-        Every variable by name.
+    ``prefix`` is the common beginning of its files, ``entries`` has every variable by name.
     """
 
     prefix: Path
@@ -201,12 +182,7 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: Path | str) -> Checkpoint:
-        """Read the index.
-
-        Parameters
-        ----------
-        path : path
-            The checkpoint's folder, its ``.index`` file, or its prefix.
+        """Read the index, given the checkpoint's folder, its ``.index`` file, or its prefix.
 
         Raises
         ------
@@ -215,15 +191,15 @@ class Checkpoint:
         """
         prefix = _find_prefix(Path(path))
         index = Path(f"{prefix}.index")
-        with _damage(index):
+        with _naming(index):
             table = dict(read_table(_read_limited(index, _MAX_INDEX_BYTES)))
             if b"" not in table:
                 raise Damaged("an index without a header")
             header = _message(table[b""])
-            shards = _integer(header, 1, 0)
+            shards = _last(header, 1, 0)
             if not 1 <= shards <= _MAX_SHARDS:
                 raise Damaged(f"{shards} shards")
-            if _integer(header, 2, 0) != 0:
+            if _last(header, 2, 0) != 0:
                 raise Damaged("big-endian numbers, which no current machine writes")
             entries = {key.decode("utf-8"): _entry(value) for key, value in table.items() if key}
         self = cls(prefix, shards, entries)
@@ -235,12 +211,7 @@ class Checkpoint:
         return Path(f"{self.prefix}.data-{shard:05d}-of-{self.shards:05d}")
 
     def read(self, name: str) -> NDArray[Any]:
-        """Read one variable and check its CRC.
-
-        Returns
-        -------
-        ndarray
-            In the stored shape and element type.
+        """Read one variable, in the stored shape and element type, and check its CRC.
 
         Raises
         ------
@@ -256,7 +227,7 @@ class Checkpoint:
                 fix="use a checkpoint of the reference network",
             )
         path = self.shard_path(entry.shard)
-        with _damage(path):
+        with _naming(path):
             dtype = _dtype(name, entry)
             with path.open("rb") as file:
                 file.seek(entry.offset)
@@ -290,25 +261,20 @@ class Checkpoint:
             raise _foreign(self.prefix, f"{lost} is said to be in data file {self.entries[lost].shard}")
 
 
-class _damage:
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
     """Names the file in whatever goes wrong while its bytes are read."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Damaged | UnicodeDecodeError):
-            raise _foreign(self._path, str(error)) from error
-        if isinstance(error, OSError):
-            raise ModelError(
-                f"the checkpoint file {self._path} cannot be read",
-                wanted="a readable file",
-                got=str(error),
-                fix="check that the file exists and may be read",
-            ) from error
+    try:
+        yield
+    except (Damaged, UnicodeDecodeError) as error:
+        raise _foreign(path, str(error)) from error
+    except OSError as error:
+        raise ModelError(
+            f"the checkpoint file {path} cannot be read",
+            wanted="a readable file",
+            got=str(error),
+            fix="check that the file exists and may be read",
+        ) from error
 
 
 def _foreign(path: Path, got: str) -> ModelError:
@@ -340,7 +306,7 @@ def _prefix_in(folder: Path) -> Path:
     found = sorted(p.name.removesuffix(".index") for p in folder.glob("*.index"))
     state = folder / "checkpoint"
     if state.is_file():
-        with _damage(state):
+        with _naming(state):
             text = _read_limited(state, _MAX_STATE_BYTES).decode("utf-8")
             match = re.search(r'^model_checkpoint_path:\s*"([^"\n]+)"', text, re.MULTILINE)
         # The recorded path is the writer's; only its last part is true after a move to another folder.
@@ -385,29 +351,22 @@ def _message(data: bytes) -> dict[int, list[int | bytes]]:
     return fields
 
 
-def _integer(fields: Mapping[int, list[int | bytes]], number: int, default: int) -> int:
+def _last(fields: Mapping[int, list[int | bytes]], number: int, default: _Value) -> _Value:
+    """The last value of a field, which must be of the default's type."""
     value = fields.get(number, [default])[-1]
-    if isinstance(value, bytes):
+    if not isinstance(value, type(default)):
         raise Damaged("a record that does not follow its format")
     return value
 
 
 def _entry(value: bytes) -> Entry:
     fields = _message(value)
-    shape = _message(_bytes(fields, 2))
-    sides = [_integer(_message(side), 1, 0) for side in shape.get(2, []) if isinstance(side, bytes)]
-    size, offset = _integer(fields, 5, 0), _integer(fields, 4, 0)
+    sides = [_last(_message(side), 1, 0) for side in _message(_last(fields, 2, b"")).get(2, [])]
+    size, offset = _last(fields, 5, 0), _last(fields, 4, 0)
     if len(sides) > _MAX_AXES or any(side > _MAX_SIDE for side in (*sides, size, offset)):
         raise Damaged("a variable of impossible shape")
-    crc = int.from_bytes(_bytes(fields, 6), "little")
-    return Entry(_integer(fields, 1, 0), tuple(sides), _integer(fields, 3, 0), offset, size, crc, 7 in fields)
-
-
-def _bytes(fields: Mapping[int, list[int | bytes]], number: int) -> bytes:
-    value = fields.get(number, [b""])[-1]
-    if isinstance(value, int):
-        raise Damaged("a record that does not follow its format")
-    return value
+    crc = int.from_bytes(_last(fields, 6, b""), "little")
+    return Entry(_last(fields, 1, 0), tuple(sides), _last(fields, 3, 0), offset, size, crc, 7 in fields)
 
 
 def _dtype(name: str, entry: Entry) -> np.dtype[Any]:
