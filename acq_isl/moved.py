@@ -28,7 +28,7 @@ engines.openvino_form engines.openvino.form; engines.openvino_gate engines.openv
 engines.openvino_graph engines.openvino.graph; engines.openvino_int8 engines.openvino.int8;
 engines.plans engines.tensorrt.plan_cache; engines.precision engines.tensorrt.fp16;
 engines.precision_graph engines.onnx_graph; engines.provenance engines.model_file;
-engines.roofline cli.roofline; engines.stack_file readers.read; engines.trt_api engines.tensorrt.api;
+engines.stack_file readers.read; engines.trt_api engines.tensorrt.api;
 engines.trt_build engines.tensorrt.build; engines.trt_compile engines.tensorrt.build;
 engines.trt_int8 engines.tensorrt.int8; engines.trt_kept engines.tensorrt.plan_cache;
 engines.trt_lane engines.tensorrt.network; engines.trt_network engines.tensorrt.network;

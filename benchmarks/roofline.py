@@ -3,7 +3,7 @@
     acq-isl bench MODEL --side 1024 --json > bench.json
     python benchmarks/roofline.py MODEL --side 1024 --measured bench.json
 
-The formula is explained in `acq_isl.cli.roofline`.
+The formula is explained in `acq_isl.engines.roofline`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import json
 import sys
 from pathlib import Path
 
-from acq_isl.cli.roofline import from_bench, table
 from acq_isl.engines.model_file import read_model
+from acq_isl.engines.roofline import from_bench, table
 
 
 def main() -> None:

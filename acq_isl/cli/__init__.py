@@ -1,1 +1,5 @@
-"""The command line: one file a topic; nothing else configures logging."""
+"""The command line: one file a topic."""
+
+from acq_isl.cli.app import cli, main
+
+__all__ = ["cli", "main"]

@@ -3,89 +3,76 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from acq_isl.cli.console import out, show_table
 
 if TYPE_CHECKING:
     from acq_isl.cli.bench import Row
 
+commands = typer.Typer()
+
 Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads for inference.")]
 
 
-def add_engine_commands(cli: typer.Typer, out: Console) -> None:
-    """Add ``info``, ``bench`` and ``accept-int8`` to the command line."""
-    cli.command("info")(_info(out))
-    cli.command("bench")(_bench(out))
-    cli.command("accept-int8")(_accept_int8(out))
+@commands.command("info")
+def info(
+    model: Annotated[str, typer.Argument(help="Model file (.onnx), or 'demo'.")] = "demo",
+) -> None:
+    """Say what a model expects and predicts."""
+    from acq_isl.engines import describe
+
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in describe(model).lines():
+        table.add_row(name, escape(value))
+    show_table(table)
 
 
-def _info(out: Console) -> Callable[..., None]:
-    def command(
-        model: Annotated[str, typer.Argument(help="Model file (.onnx), or 'demo'.")] = "demo",
-    ) -> None:
-        """Say what a model expects and predicts."""
-        from acq_isl.engines import describe
+@commands.command("bench")
+def bench(
+    models: Annotated[list[str] | None, typer.Argument(help="Model files (.onnx), or 'demo'.")] = None,
+    side: Annotated[list[int] | None, typer.Option(min=1, help="Sides of square fields in pixels.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Measured predictions of each engine.")] = 7,
+    threads: Threads = None,
+    as_json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    png: Annotated[Path | None, typer.Option(help="Also draw the latencies into this file.")] = None,
+    estimates: Annotated[
+        Path | None,
+        typer.Option(help="With a GPU: also write estimates for GPUs and what this one took (Markdown)."),
+    ] = None,
+) -> None:
+    """Measure every installed engine: latency, memory, difference to fp32, where the time goes."""
+    from acq_isl.cli.bench import SIDES_PX, as_json, bench, plot
+    from acq_isl.engines.roofline import report
 
-        table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-        table.add_column(style="bold", no_wrap=True)
-        table.add_column(overflow="fold")
-        for name, value in describe(model).lines():
-            table.add_row(name, escape(value))
-        out.print(table)
+    def told(text: str) -> None:
+        if not as_json_:
+            out.print(f"measuring {escape(text)}")
 
-    return command
-
-
-def _bench(out: Console) -> Callable[..., None]:
-    def command(  # noqa: PLR0913, PLR0917  one parameter an option
-        models: Annotated[list[str] | None, typer.Argument(help="Model files (.onnx), or 'demo'.")] = None,
-        side: Annotated[
-            list[int] | None, typer.Option(min=1, help="Sides of square fields in pixels.")
-        ] = None,
-        rounds: Annotated[int, typer.Option(min=1, help="Measured predictions of each engine.")] = 7,
-        threads: Threads = None,
-        as_json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-        png: Annotated[Path | None, typer.Option(help="Also draw the latencies into this file.")] = None,
-        estimates: Annotated[
-            Path | None,
-            typer.Option(help="With a GPU: also write estimates for GPUs and what this one took (Markdown)."),
-        ] = None,
-    ) -> None:
-        """Measure every installed engine: latency, memory, difference to fp32, where the time goes."""
-        from acq_isl.cli.bench import SIDES_PX, as_json, bench, plot
-        from acq_isl.cli.roofline import report
-
-        def told(text: str) -> None:
-            if not as_json_:
-                out.print(f"measuring {escape(text)}")
-
-        rows = bench(models or ["demo"], side or SIDES_PX, rounds=rounds, threads=threads, tell=told)
-        if as_json_:
-            sys.stdout.write(as_json(rows) + "\n")
-        else:
-            out.print(_table(rows))
-            for text in dict.fromkeys(f"* {row.backend}: {row.note}" for row in rows if row.note):
-                out.print(escape(text), soft_wrap=True)
-        if png is not None:
-            plot(rows, png)
-        _estimates(out, report([asdict(row) for row in rows]), estimates, silent=as_json_)
-
-    return command
+    rows = bench(models or ["demo"], side or SIDES_PX, rounds=rounds, threads=threads, tell=told)
+    if as_json_:
+        sys.stdout.write(as_json(rows) + "\n")
+    else:
+        show_table(_table(rows))
+        for text in dict.fromkeys(f"* {row.backend}: {row.note}" for row in rows if row.note):
+            out.print(escape(text))
+    if png is not None:
+        plot(rows, png)
+    _estimates(report([asdict(row) for row in rows]), estimates, silent=as_json_)
 
 
-def _estimates(out: Console, text: str, path: Path | None, *, silent: bool) -> None:
+def _estimates(text: str, path: Path | None, *, silent: bool) -> None:
     """Show and write what a GPU took beside the estimates; there is nothing to show without one."""
     if text and not silent:
-        out.print(
-            f"\nestimates, and what was measured here (docs/engines.md):\n\n{escape(text)}", soft_wrap=True
-        )
+        out.print(f"\nestimates, and what was measured here (docs/engines.md):\n\n{escape(text)}")
     if path is not None and text:
         path.write_text(text + "\n", encoding="utf-8")
     elif path is not None:
@@ -132,34 +119,30 @@ def _table(rows: list[Row]) -> Table:
     return table
 
 
-def _accept_int8(out: Console) -> Callable[..., None]:
-    def command(
-        model: Annotated[str, typer.Argument(help="Model file (.onnx), or 'demo'.")],
-        stacks: Annotated[
-            list[Path], typer.Argument(help="z-stacks of yours, TIFF of (planes, rows, columns).")
-        ],
-        above: Annotated[float | None, typer.Option(help="Predicted intensity that makes a nucleus.")] = None,
-        pixel_size_um: Annotated[float | None, typer.Option(min=0.001, help="Else the model's.")] = None,
-        threads: Threads = None,
-    ) -> None:
-        """Make an int8 form of a model, judge it on your stacks, and use it from then on if it is as good."""
-        from acq_isl.engines.int8.accuracy import ABOVE
-        from acq_isl.engines.int8.store import int8_folder
-        from acq_isl.engines.model_file import read_model
-        from acq_isl.engines.openvino.int8 import accept_int8
-        from acq_isl.readers.read import read_stack
+@commands.command("accept-int8")
+def accept_int8(
+    model: Annotated[str, typer.Argument(help="Model file (.onnx), or 'demo'.")],
+    stacks: Annotated[list[Path], typer.Argument(help="z-stacks of yours, TIFF of (planes, rows, columns).")],
+    above: Annotated[float | None, typer.Option(help="Predicted intensity that makes a nucleus.")] = None,
+    pixel_size_um: Annotated[float | None, typer.Option(min=0.001, help="Else the model's.")] = None,
+    threads: Threads = None,
+) -> None:
+    """Make an int8 form of a model, judge it on your stacks, and use it from then on if it is as good."""
+    from acq_isl.engines.int8.accuracy import ABOVE
+    from acq_isl.engines.int8.store import int8_folder
+    from acq_isl.engines.model_file import read_model
+    from acq_isl.engines.openvino.int8 import accept_int8
+    from acq_isl.readers.read import read_stack
 
-        file = read_model(model)
-        read = [read_stack(path, file.info.manifest, pixel_size_um) for path in stacks]
-        note = accept_int8(file, read, above=ABOVE if above is None else above, threads=threads)
-        for label, value in note.pearson.items():
-            out.print(f"{escape(label)}: correlation with fp32 {value:.4f}")
-        if note.f1 is not None:
-            out.print(f"nuclei: F1 {note.f1:.3f} against the {note.nuclei} found in fp32")
-        if note.accepted:
-            out.print(f"[green]accepted[/]; used from now on; kept in {escape(str(int8_folder(file)))}")
-        else:
-            out.print(f"[yellow]not accepted[/]: {escape(note.reason)}")
-            raise typer.Exit(1)
-
-    return command
+    file = read_model(model)
+    read = [read_stack(path, file.info.manifest, pixel_size_um) for path in stacks]
+    note = accept_int8(file, read, above=ABOVE if above is None else above, threads=threads)
+    for label, value in note.pearson.items():
+        out.print(f"{escape(label)}: correlation with fp32 {value:.4f}")
+    if note.f1 is not None:
+        out.print(f"nuclei: F1 {note.f1:.3f} against the {note.nuclei} found in fp32")
+    if note.accepted:
+        out.print(f"[green]accepted[/]; used from now on; kept in {escape(str(int8_folder(file)))}")
+    else:
+        out.print(f"[yellow]not accepted[/]: {escape(note.reason)}")
+        raise typer.Exit(1)

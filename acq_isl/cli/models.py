@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
+from acq_isl.cli.console import out
 from acq_isl.errors import ModelError, PairRefused
 
 if TYPE_CHECKING:
     from acq_isl.evaluation.results import Settings
     from acq_isl.stack import Modality, Polarity
+
+commands = typer.Typer()
 
 _Z_STEP_UM = 1.5
 _GUESSED = (
@@ -99,80 +100,67 @@ Authors = Annotated[list[str] | None, typer.Option(help="Who stands for the pack
 Citations = Annotated[list[str] | None, typer.Option(help="TEXT=DOI; repeatable.")]
 
 
-def add_model_commands(cli: typer.Typer, out: Console) -> None:
-    """Add ``import-reference``, ``evaluate`` and ``export`` to the command line."""
-    cli.command("import-reference")(_import_reference(out))
-    cli.command("evaluate")(_evaluate(out))
-    cli.command("export")(_export(out))
-
-
-def _import_reference(out: Console) -> Callable[..., None]:
-    def command(  # noqa: PLR0913, PLR0917
-        checkpoint: Checkpoint,
-        output: NewModel,
-        heads: Heads = None,
-        form: TheForm = Form.EXACT,
-        statistic: Shown = Statistic.MEDIAN,
-        light: TheLight = Light.PHASE_CONTRAST,
-        pixel_size_um: PixelSize = None,
-        planes: Planes = None,
-        z_step_um: ZStep = None,
-        high_pass_um: HighPass = 6.0,
-    ) -> None:
-        """Make a model of the published in-silico-labelling checkpoint (needs the extra 'train')."""
-        optics = _published(light, pixel_size_um, planes, z_step_um, high_pass_um)
-        try:
-            from acq_isl.training.reference.convert import Optics, import_reference
-        except ModuleNotFoundError as error:
-            raise _no_extra("train", error) from error
-        chosen = None if heads is None else [head.strip() for head in heads.split(",") if head.strip()]
-        made = import_reference(
-            checkpoint,
-            output,
-            Optics(*optics),
-            heads=chosen,
-            form="exact" if form is Form.EXACT else "single phase",
-            statistic="mean" if statistic is Statistic.MEAN else "median",
-        )
-        out.print(f"made {escape(str(output))}: {escape(', '.join(made.label_names))}", soft_wrap=True)
-        if z_step_um is None and made.planes > 1:
-            out.print(f"[yellow]mind[/] {_GUESSED}", soft_wrap=True)
-
-    return command
-
-
-def _evaluate(out: Console) -> Callable[..., None]:
-    def command(  # noqa: PLR0913, PLR0917
-        model: Model,
-        pairs: Pairs,
-        output: Results,
-        split_unit: Unit = SplitUnit.FIELD,
-        truth: Truth = None,
-        objects: Objects = None,
-        z_step_um: FileZStep = None,
-        registration_um: Registration = 1.0,
-        own_range: OwnRange = False,
-        threads: Threads = None,
-    ) -> None:
-        """Hold a model's predictions against real stains: one table and one page with pictures."""
-        from acq_isl.evaluation.results import Settings
-
-        settings = Settings(
-            split_unit=split_unit.value,
-            truth_of=_pairs_of_names(truth or []),
-            objects=tuple(objects or ()),
-            truth_range="pairs" if own_range else "model",
-            registration_um=registration_um,
-            threads=threads,
-        )
-        _evaluated(out, model, (pairs, z_step_um), settings, output)
-
-    return command
-
-
-def _evaluated(
-    out: Console, model: str, pairs: tuple[list[Path], float | None], settings: Settings, folder: Path
+@commands.command("import-reference")
+def import_reference(
+    checkpoint: Checkpoint,
+    output: NewModel,
+    heads: Heads = None,
+    form: TheForm = Form.EXACT,
+    statistic: Shown = Statistic.MEDIAN,
+    light: TheLight = Light.PHASE_CONTRAST,
+    pixel_size_um: PixelSize = None,
+    planes: Planes = None,
+    z_step_um: ZStep = None,
+    high_pass_um: HighPass = 6.0,
 ) -> None:
+    """Make a model of the published in-silico-labelling checkpoint (needs the extra 'train')."""
+    optics = _published(light, pixel_size_um, planes, z_step_um, high_pass_um)
+    try:
+        from acq_isl.training.reference.convert import Optics, import_reference
+    except ModuleNotFoundError as error:
+        raise _no_extra("train", error) from error
+    chosen = None if heads is None else [head.strip() for head in heads.split(",") if head.strip()]
+    made = import_reference(
+        checkpoint,
+        output,
+        Optics(*optics),
+        heads=chosen,
+        form="exact" if form is Form.EXACT else "single phase",
+        statistic="mean" if statistic is Statistic.MEAN else "median",
+    )
+    out.print(f"made {escape(str(output))}: {escape(', '.join(made.label_names))}")
+    if z_step_um is None and made.planes > 1:
+        out.print(f"[yellow]mind[/] {_GUESSED}")
+
+
+@commands.command("evaluate")
+def evaluate(
+    model: Model,
+    pairs: Pairs,
+    output: Results,
+    split_unit: Unit = SplitUnit.FIELD,
+    truth: Truth = None,
+    objects: Objects = None,
+    z_step_um: FileZStep = None,
+    registration_um: Registration = 1.0,
+    own_range: OwnRange = False,
+    threads: Threads = None,
+) -> None:
+    """Hold a model's predictions against real stains: one table and one page with pictures."""
+    from acq_isl.evaluation.results import Settings
+
+    settings = Settings(
+        split_unit=split_unit.value,
+        truth_of=_pairs_of_names(truth or []),
+        objects=tuple(objects or ()),
+        truth_range="pairs" if own_range else "model",
+        registration_um=registration_um,
+        threads=threads,
+    )
+    _evaluated(model, (pairs, z_step_um), settings, output)
+
+
+def _evaluated(model: str, pairs: tuple[list[Path], float | None], settings: Settings, folder: Path) -> None:
     from acq_isl.engines import describe
     from acq_isl.evaluation.evaluate import evaluate
     from acq_isl.evaluation.inputs import find_items
@@ -183,39 +171,37 @@ def _evaluated(
     items = find_items(paths, describe(model).manifest, z_step_um)
     report = evaluate(model, items, settings, lambda name: out.print(f"evaluating {escape(name)}"))
     page, *_ = write_evaluation(folder, report)
-    out.print(escape(as_markdown(report)), soft_wrap=True)
-    out.print(f"report {escape(str(page))}", soft_wrap=True)
+    out.print(escape(as_markdown(report)))
+    out.print(f"report {escape(str(page))}")
     if report.leaks:
         raise typer.Exit(1)
 
 
-def _export(out: Console) -> Callable[..., None]:
-    def command(
-        model: Model,
-        output: Package,
-        bioimageio: Bioimageio = False,
-        author: Authors = None,
-        cite: Citations = None,
-    ) -> None:
-        """Hand a model on to other programs (needs the extra 'bioimageio')."""
-        if not bioimageio:
-            raise ModelError(
-                "it was not said what to make of the model",
-                wanted="--bioimageio",
-                got="nothing",
-                fix="add --bioimageio; to run it with acq-isl the .onnx file itself is all you need",
-            )
-        try:
-            from acq_isl.training.export.bioimageio import export_bioimage
+@commands.command("export")
+def export(
+    model: Model,
+    output: Package,
+    bioimageio: Bioimageio = False,
+    author: Authors = None,
+    cite: Citations = None,
+) -> None:
+    """Hand a model on to other programs (needs the extra 'bioimageio')."""
+    if not bioimageio:
+        raise ModelError(
+            "it was not said what to make of the model",
+            wanted="--bioimageio",
+            got="nothing",
+            fix="add --bioimageio; to run it with acq-isl the .onnx file itself is all you need",
+        )
+    try:
+        from acq_isl.training.export.bioimageio import export_bioimage
 
-            cited = [(text, doi) for text, _, doi in (c.rpartition("=") for c in cite or ())]
-            export_bioimage(model, output, author or (), cited)
-        except ModuleNotFoundError as error:
-            raise _no_extra("bioimageio", error) from error
-        made = escape(str(output))
-        out.print(f"made {made}; try it with: bioimageio test {made}", soft_wrap=True)
-
-    return command
+        cited = [(text, doi) for text, _, doi in (c.rpartition("=") for c in cite or ())]
+        export_bioimage(model, output, author or (), cited)
+    except ModuleNotFoundError as error:
+        raise _no_extra("bioimageio", error) from error
+    made = escape(str(output))
+    out.print(f"made {made}; try it with: bioimageio test {made}")
 
 
 def _pairs_of_names(texts: list[str]) -> dict[str, str]:

@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from acq_isl.cli.build import field_size
+from acq_isl.cli.console import configure_logging, out
 from acq_isl.cli.sim import faulty
 from acq_isl.errors import ExperimentError
-from acq_isl.stream.sockets import is_local
 
 if TYPE_CHECKING:
     from acq_isl.engines.gate import Policy
     from acq_isl.session.replay import Models
     from acq_isl.stream.model_registry import ServedModel
+
+commands = typer.Typer()
 
 Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads for inference.")]
 Backend = Annotated[
@@ -44,13 +45,6 @@ _Gate = Annotated[
 _DEFAULT = "tcp://127.0.0.1:5599"
 
 
-def add_serving_commands(cli: typer.Typer, out: Console, configure_logging: Callable[[bool], None]) -> None:
-    """Add ``serve``, ``swap`` and ``replay`` to the command line."""
-    cli.command("serve")(_serve(out, configure_logging))
-    cli.command("swap")(_swap(out))
-    cli.command("replay")(_replay(out))
-
-
 def load(
     model: str,
     *,
@@ -71,112 +65,106 @@ def load(
     return ServedModel(engine, name or engine.manifest.name, engine.model.sha256, engine.name)
 
 
-def _serve(out: Console, configure_logging: Callable[[bool], None]) -> Callable[..., None]:
-    def command(  # noqa: PLR0913, PLR0917  one parameter an option
-        model: _Served = None,
-        bind: Annotated[str, typer.Option(help="Address to answer at.")] = _DEFAULT,
-        threads: Threads = None,
-        backend: Backend = "auto",
-        field: _Field = None,
-        gate: _Gate = "refuse",
-        keys: Keys = None,
-        announce: Annotated[Path | None, typer.Option(hidden=True)] = None,
-        stop_with_stdin: Annotated[bool, typer.Option(hidden=True)] = False,
-        fault: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
-        verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what happens inside.")] = False,
-    ) -> None:
-        """Predict for clients until stopped with Ctrl-C."""
-        from acq_isl.stream.process import Parent, lower_priority, serve
-        from acq_isl.stream.server import ServerSettings
-        from acq_isl.stream.sockets import server_keys
+@commands.command("serve")
+def serve(
+    model: _Served = None,
+    bind: Annotated[str, typer.Option(help="Address to answer at.")] = _DEFAULT,
+    threads: Threads = None,
+    backend: Backend = "auto",
+    field: _Field = None,
+    gate: _Gate = "refuse",
+    keys: Keys = None,
+    announce: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    stop_with_stdin: Annotated[bool, typer.Option(hidden=True)] = False,
+    fault: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what happens inside.")] = False,
+) -> None:
+    """Predict for clients until stopped with Ctrl-C."""
+    from acq_isl.stream.process import Parent, lower_priority, serve
+    from acq_isl.stream.server import ServerSettings
+    from acq_isl.stream.sockets import server_keys
 
-        configure_logging(verbose)
-        lower_priority()  # before the engines make their threads, which inherit it
-        allowed = None if keys is None else server_keys(keys)
-        field_px = field_size(field) if field else None
+    configure_logging(verbose)
+    lower_priority()  # before the engines make their threads, which inherit it
+    allowed = None if keys is None else server_keys(keys)
+    field_px = field_size(field) if field else None
 
-        def loaded(one: str) -> ServedModel:
-            model = load(one, threads=threads, backend=backend, field_px=field_px, gate=gate)
-            return replace(model, engine=faulty(model.engine, fault))
+    def loaded(one: str) -> ServedModel:
+        model = load(one, threads=threads, backend=backend, field_px=field_px, gate=gate)
+        return replace(model, engine=faulty(model.engine, fault))
 
-        models = [loaded(one) for one in model or ["demo"]]
-        for served in models:
-            out.print(f"{escape(served.name)} at {bind} on {escape(served.backend)}; stop with Ctrl-C")
-            if why := getattr(served.engine, "why", ""):
-                out.print(escape(why), soft_wrap=True)
-        settings = ServerSettings(keys=allowed, load=loaded)
-        serve(models, bind, settings, Parent(announce, stop_with_stdin))
-
-    return command
+    models = [loaded(one) for one in model or ["demo"]]
+    for served in models:
+        out.print(f"{escape(served.name)} at {bind} on {escape(served.backend)}; stop with Ctrl-C")
+        if why := getattr(served.engine, "why", ""):
+            out.print(escape(why))
+    settings = ServerSettings(keys=allowed, load=loaded)
+    serve(models, bind, settings, Parent(announce, stop_with_stdin))
 
 
-def _swap(out: Console) -> Callable[..., None]:
-    def command(
-        address: Annotated[str, typer.Argument(help="Of a running 'acq-isl serve'.")],
-        model: Annotated[str, typer.Argument(help="Model file (.onnx) on the server's computer, or 'demo'.")],
-        name: Annotated[
-            str, typer.Option(help="Model to replace.", show_default="of the same name, or the only one")
-        ] = "",
-        keys: Keys = None,
-        timeout_s: Annotated[float, typer.Option(min=1, help="Longest time for loading.")] = 900.0,
-    ) -> None:
-        """Have a running server replace a model between two stacks; if that fails, the old one stays."""
-        from acq_isl.stream.sockets import client_keys
-        from acq_isl.stream.swap import swap
+@commands.command("swap")
+def swap(
+    address: Annotated[str, typer.Argument(help="Of a running 'acq-isl serve'.")],
+    model: Annotated[str, typer.Argument(help="Model file (.onnx) on the server's computer, or 'demo'.")],
+    name: Annotated[
+        str, typer.Option(help="Model to replace.", show_default="of the same name, or the only one")
+    ] = "",
+    keys: Keys = None,
+    timeout_s: Annotated[float, typer.Option(min=1, help="Longest time for loading.")] = 900.0,
+) -> None:
+    """Have a running server replace a model between two stacks; if that fails, the old one stays."""
+    from acq_isl.stream.sockets import client_keys, is_local
+    from acq_isl.stream.swap import swap
 
-        if is_local(address) and Path(model).exists():
-            model = str(Path(model).resolve())  # the server may run in another folder
-        out.print(f"loading {escape(model)} beside what is served", soft_wrap=True)
-        pair = None if keys is None else client_keys(keys)
-        done = swap(address, model, name, keys=pair, timeout_s=timeout_s)
-        for what, offer in (("was", done.old), ("is", done.new)):
-            title = f"{offer.name} {offer.model_sha256[:12]}".strip()
-            out.print(f"{what:>4} {escape(title)} on {escape(offer.engine)}", soft_wrap=True)
-        for change in done.changes:
-            out.print(f"[yellow]mind[/] {escape(change)}", soft_wrap=True)
-
-    return command
+    if is_local(address) and Path(model).exists():
+        model = str(Path(model).resolve())  # the server may run in another folder
+    out.print(f"loading {escape(model)} beside what is served")
+    pair = None if keys is None else client_keys(keys)
+    done = swap(address, model, name, keys=pair, timeout_s=timeout_s)
+    for what, offer in (("was", done.old), ("is", done.new)):
+        title = f"{offer.name} {offer.model_sha256[:12]}".strip()
+        out.print(f"{what:>4} {escape(title)} on {escape(offer.engine)}")
+    for change in done.changes:
+        out.print(f"[yellow]mind[/] {escape(change)}")
 
 
-def _replay(out: Console) -> Callable[..., None]:
-    def command(  # noqa: PLR0913, PLR0917  one parameter an option
-        folder: Annotated[Path, typer.Argument(help="Run folder, or a spool.")],
-        model: Annotated[
-            list[str] | None,
-            typer.Option(help="Model file, as FILE or NAME=FILE.", show_default="the run's"),
-        ] = None,
-        connect: Annotated[
-            str | None, typer.Option(help="Address of a running 'acq-isl serve' to predict with instead.")
-        ] = None,
-        keys: Keys = None,
-        threads: Threads = None,
-        backend: Backend = "auto",
-        keep: Annotated[bool, typer.Option(help="Leave the stacks in the spool.")] = False,
-    ) -> None:
-        """Predict what waits in an earlier run's spool, and add it to that run's predictions."""
-        from acq_isl.session.replay import Replayed, replay, waiting
+@commands.command("replay")
+def replay(
+    folder: Annotated[Path, typer.Argument(help="Run folder, or a spool.")],
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Model file, as FILE or NAME=FILE.", show_default="the run's"),
+    ] = None,
+    connect: Annotated[
+        str | None, typer.Option(help="Address of a running 'acq-isl serve' to predict with instead.")
+    ] = None,
+    keys: Keys = None,
+    threads: Threads = None,
+    backend: Backend = "auto",
+    keep: Annotated[bool, typer.Option(help="Leave the stacks in the spool.")] = False,
+) -> None:
+    """Predict what waits in an earlier run's spool, and add it to that run's predictions."""
+    from acq_isl.session.replay import Replayed, replay, waiting
 
-        paths, store = waiting(folder)
-        out.print(f"{len(paths)} stacks wait in {escape(str(folder))}", soft_wrap=True)
-        if not paths:
-            return
+    paths, store = waiting(folder)
+    out.print(f"{len(paths)} stacks wait in {escape(str(folder))}")
+    if not paths:
+        return
 
-        def told(one: Replayed) -> None:
-            mark = "[green]done[/]" if one.done else "[yellow]kept[/]"
-            for words in one.told:
-                out.print(f"{mark} {escape(one.path.name)}: {escape(words)}", soft_wrap=True)
+    def told(one: Replayed) -> None:
+        mark = "[green]done[/]" if one.done else "[yellow]kept[/]"
+        for words in one.told:
+            out.print(f"{mark} {escape(one.path.name)}: {escape(words)}")
 
-        def ours(one: str) -> ServedModel:
-            return load(one, threads=threads, backend=backend)
+    def ours(one: str) -> ServedModel:
+        return load(one, threads=threads, backend=backend)
 
-        with _served(connect, keys) if connect else _loaded(model or _models_of(folder), ours) as models:
-            results = replay(folder, models, keep=keep, tell=told)
-        left = sum(not one.done for one in results)
-        out.print(f"{len(results) - left} predicted into {escape(str(store))}, {left} left", soft_wrap=True)
-        if left and not keep:
-            raise typer.Exit(1)
-
-    return command
+    with _served(connect, keys) if connect else _loaded(model or _models_of(folder), ours) as models:
+        results = replay(folder, models, keep=keep, tell=told)
+    left = sum(not one.done for one in results)
+    out.print(f"{len(results) - left} predicted into {escape(str(store))}, {left} left")
+    if left and not keep:
+        raise typer.Exit(1)
 
 
 @contextmanager
@@ -213,4 +201,17 @@ def _models_of(folder: Path) -> tuple[str, ...]:
             return Experiment.from_yaml(place / "experiment.yaml").model_files
     raise ExperimentError(
         f"{folder} does not say which model it was for", fix="name it: acq-isl replay FOLDER --model FILE"
+    )
+
+
+@commands.command()
+def keys(folder: Annotated[Path, typer.Argument(help="New folder for the keys.")]) -> None:
+    """Make keys, so that an engine can be reached from other computers."""
+    from acq_isl.stream.sockets import make_keys
+
+    make_keys(folder)
+    out.print(f"made {folder}")
+    out.print("to the engine's computer:  server.key_secret, client.key   acq-isl serve --keys FOLDER")
+    out.print(
+        "to the microscope:         client.key_secret, server.key   engine: {kind: remote, keys: FOLDER}"
     )

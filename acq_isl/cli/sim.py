@@ -15,28 +15,23 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import useq
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from acq_isl.cli.console import configure_logging, out, show_table
 from acq_isl.errors import ExperimentError, ScopeError
-from acq_isl.experiment.experiment import (
-    Experiment,
-    OpticsSettings,
-    RecordedSpecimen,
-    SimulatedMicroscope,
-    SyntheticSpecimen,
-)
-from acq_isl.experiment.faults import of_engine, parse_fault
-from acq_isl.hooks.connect import recorded_specimen
-from acq_isl.protocols import Engine
-from acq_isl.rules.actions import ImageField
-from acq_isl.scorecard import Scorecard, sentences
-from acq_isl.sim.specimen.recorded import is_published
+
+if TYPE_CHECKING:
+    import useq
+
+    from acq_isl.experiment.experiment import Experiment, RecordedSpecimen, SimulatedMicroscope
+    from acq_isl.protocols import Engine
+    from acq_isl.scorecard import Scorecard
+
+commands = typer.Typer()
 
 Faults = Annotated[
     list[str] | None,
@@ -46,6 +41,9 @@ Faults = Annotated[
 
 def planted(experiment: Experiment, faults: Sequence[str] | None, *, sim: bool = True) -> Experiment:
     """The experiment with further faults; ExperimentError on a real microscope, or if one is misspelt."""
+    from acq_isl.experiment.experiment import SimulatedMicroscope
+    from acq_isl.experiment.faults import parse_fault
+
     if not faults:
         return experiment
     from acq_isl.session.preflight import simulated
@@ -61,6 +59,8 @@ def planted(experiment: Experiment, faults: Sequence[str] | None, *, sim: bool =
 
 def faulty(engine: Engine, faults: Sequence[str] | None) -> Engine:
     """The engine, with its faults where some are named."""
+    from acq_isl.experiment.faults import of_engine, parse_fault
+
     if not faults:
         return engine
     from acq_isl.sim.faulty_engine import FaultyEngine
@@ -71,43 +71,37 @@ def faulty(engine: Engine, faults: Sequence[str] | None) -> Engine:
 _log = logging.getLogger(__name__)
 
 
-def add_sim_command(cli: typer.Typer, out: Console, configure_logging: Callable[[bool], None]) -> None:
-    """Add ``sim`` to the command line."""
-    # What stands behind the script is the script's.
-    settings = {"allow_interspersed_args": False}
-    cli.command("sim", context_settings=settings)(_sim(out, configure_logging))
+@commands.command("sim", context_settings={"allow_interspersed_args": False})
+def sim(
+    script: Annotated[
+        list[str] | None,
+        typer.Argument(help="Your Python script and its arguments.", show_default="a Python prompt"),
+    ] = None,
+    specimen: Annotated[
+        Path | None,
+        typer.Option(help="Your own recording instead of simulated neurons: TIFF, NDTiff or OME-Zarr."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the simulated neurons.")] = 1,
+    camera: Annotated[tuple[int, int], typer.Option(help="Rows and columns of the camera.")] = (512, 512),
+    fault: Faults = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what happens inside.")] = False,
+) -> None:
+    """Start the simulated microscope: a prompt with it, or your own Pycro-Manager script on it."""
+    from acq_isl.experiment.experiment import RecordedSpecimen, SimulatedMicroscope, SyntheticSpecimen
+    from acq_isl.experiment.faults import parse_fault
 
-
-def _sim(out: Console, configure_logging: Callable[[bool], None]) -> Callable[..., None]:
-    def command(
-        script: Annotated[
-            list[str] | None,
-            typer.Argument(help="Your Python script and its arguments.", show_default="a Python prompt"),
-        ] = None,
-        specimen: Annotated[
-            Path | None,
-            typer.Option(help="Your own recording instead of simulated neurons: TIFF, NDTiff or OME-Zarr."),
-        ] = None,
-        seed: Annotated[int, typer.Option(help="Of the simulated neurons.")] = 1,
-        camera: Annotated[tuple[int, int], typer.Option(help="Rows and columns of the camera.")] = (512, 512),
-        fault: Faults = None,
-        verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what happens inside.")] = False,
-    ) -> None:
-        """Start the simulated microscope: a prompt with it, or your own Pycro-Manager script on it."""
-        configure_logging(verbose)
-        source = RecordedSpecimen(folder=specimen) if specimen else SyntheticSpecimen(seed=seed)
-        planted = tuple(map(parse_fault, fault or ()))
-        microscope = SimulatedMicroscope(specimen=source, camera_px=camera, faults=planted)
-        if script and not Path(script[0]).is_file():
-            raise ScopeError(f"there is no script {script[0]}", fix="check the path")
-        with _opened(microscope) as names:
-            if script:
-                _run_script(script)
-            else:
-                out.print(escape(_banner(names)), soft_wrap=True)
-                _prompt(names)
-
-    return command
+    configure_logging(verbose)
+    source = RecordedSpecimen(folder=specimen) if specimen else SyntheticSpecimen(seed=seed)
+    planted = tuple(map(parse_fault, fault or ()))
+    microscope = SimulatedMicroscope(specimen=source, camera_px=camera, faults=planted)
+    if script and not Path(script[0]).is_file():
+        raise ScopeError(f"there is no script {script[0]}", fix="check the path")
+    with _opened(microscope) as names:
+        if script:
+            _run_script(script)
+        else:
+            out.print(escape(_banner(names)))
+            _prompt(names)
 
 
 @contextmanager
@@ -201,6 +195,13 @@ def on_recording(experiment: Experiment, settings: RecordedSpecimen) -> tuple[Ex
     StorageError
         The recording cannot be read, or something about it is not known.
     """
+    import useq
+
+    from acq_isl.experiment.experiment import OpticsSettings, SimulatedMicroscope
+    from acq_isl.hooks.connect import recorded_specimen
+    from acq_isl.rules.actions import ImageField
+    from acq_isl.sim.specimen.recorded import is_published
+
     specimen = recorded_specimen(settings)
     planes, rows, columns = specimen.transmitted.shape
     fluorescent = specimen.channels[1:]
@@ -231,17 +232,21 @@ def on_recording(experiment: Experiment, settings: RecordedSpecimen) -> tuple[Ex
 
 
 def _with_planes(overview: useq.MDASequence, planes: int, step_um: float) -> useq.MDASequence:
+    import useq
+
     if planes == 1:
         return overview.replace(z_plan=None)
     return overview.replace(z_plan=useq.ZRangeAround(range=(planes - 1) * step_um, step=step_um))
 
 
-def show_scorecard(out: Console, card: Scorecard) -> None:
+def show_scorecard(card: Scorecard) -> None:
     """Print what the run was worth, held against the truth."""
+    from acq_isl.scorecard import sentences
+
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for what, text in sentences(card):
         table.add_row(what, escape(text))
     out.print("\n[bold]scorecard[/], held against what is known of the specimen")
-    out.print(table)
+    show_table(table)

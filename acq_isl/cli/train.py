@@ -3,94 +3,86 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from acq_isl.cli.console import configure_logging, out
+
 if TYPE_CHECKING:
     from acq_isl.training.train import Tell
+
+commands = typer.Typer()
 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what happens inside.")]
 _NAMES = {"fields": "reading fields", "training": "training"}
 
 
-def add_train_commands(cli: typer.Typer, out: Console) -> None:
-    """Add ``train`` and ``adapt`` to the command line."""
-    cli.command("train")(_train(out))
-    cli.command("adapt")(_adapt(out))
+@commands.command("train")
+def train(
+    config: Annotated[Path, typer.Argument(help="Training file (.yaml); see examples/train.yaml.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder of the run; a stopped run in it goes on."),
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Train a model on pairs of z-stacks and labels."""
+    from acq_isl.training.config import load_config
+    from acq_isl.training.train import run
+
+    _configure(verbose)
+    loaded = load_config(config)
+    folder = output or Path(f"{config.stem}-run")
+    with progress() as tell:
+        model = run(loaded, folder, tell)
+    show_scores(model)
 
 
-def _train(out: Console) -> Callable[..., None]:
-    def command(
-        config: Annotated[Path, typer.Argument(help="Training file (.yaml); see examples/train.yaml.")],
-        output: Annotated[
-            Path | None,
-            typer.Option("--output", "-o", help="Folder of the run; a stopped run in it goes on."),
-        ] = None,
-        verbose: Verbose = False,
-    ) -> None:
-        """Train a model on pairs of z-stacks and labels."""
-        from acq_isl.training.config import load_config
-        from acq_isl.training.train import run
+@commands.command("adapt")
+def adapt(
+    model: Annotated[Path, typer.Argument(help="weights.safetensors of a run, or a model file (.onnx).")],
+    pairs: Annotated[Path, typer.Option(help="File (.yaml) with data, split and recipe.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the new model.")],
+    label: Annotated[
+        str | None, typer.Option(help="New label that the pairs show; without it, a new microscope.")
+    ] = None,
+    k: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Fields, wells or blocks to learn from; may be repeated.",
+                     show_default="1, 2, 4, 8 as far as there are"),
+    ] = None,
+    verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """Teach a model a new label or a new microscope from a few pairs, and say what that bought."""
+    from acq_isl.training.adapt import adapt
 
-        _log(out, verbose)
-        loaded = load_config(config)
-        folder = output or Path(f"{config.stem}-run")
-        with progress(out) as tell:
-            model = run(loaded, folder, tell)
-        show_scores(out, model)
-
-    return command
-
-
-def _adapt(out: Console) -> Callable[..., None]:
-    def command(
-        model: Annotated[Path, typer.Argument(help="weights.safetensors of a run, or a model file (.onnx).")],
-        pairs: Annotated[Path, typer.Option(help="File (.yaml) with data, split and recipe.")],
-        output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the new model.")],
-        label: Annotated[
-            str | None, typer.Option(help="New label that the pairs show; without it, a new microscope.")
-        ] = None,
-        k: Annotated[
-            list[int] | None,
-            typer.Option(min=1, help="Fields, wells or blocks to learn from; may be repeated.",
-                         show_default="1, 2, 4, 8 as far as there are"),
-        ] = None,
-        verbose: Verbose = False,
-    ) -> None:  # fmt: skip
-        """Teach a model a new label or a new microscope from a few pairs, and say what that bought."""
-        from acq_isl.training.adapt import adapt
-
-        _log(out, verbose)
-        with progress(out) as tell:
-            made = adapt(model, pairs, label, k or (1, 2, 4, 8), output, tell)
-        out.print((output / "transfer.csv").read_text(encoding="utf-8"), markup=False)
-        show_scores(out, made)
-
-    return command
+    _configure(verbose)
+    with progress() as tell:
+        made = adapt(model, pairs, label, k or (1, 2, 4, 8), output, tell)
+    out.print((output / "transfer.csv").read_text(encoding="utf-8"), markup=False)
+    show_scores(made)
 
 
-def show_scores(out: Console, model: Path) -> None:
+def show_scores(model: Path) -> None:
     """Say what a finished model is worth and where it is."""
     from acq_isl.engines import describe
 
     manifest = describe(str(model)).manifest
     for one in manifest.evaluations:
         values = ", ".join(f"{name} {value:.3f}" for name, value in one.metrics.items())
-        out.print(f"{escape(one.label)}, {escape(one.dataset)}, n = {one.n}: {values}", soft_wrap=True)
-    out.print(f"\nmodel     {escape(str(model))}", soft_wrap=True)
-    out.print(f"pictures  {escape(str(model.with_name('panel.png')))}", soft_wrap=True)
+        out.print(f"{escape(one.label)}, {escape(one.dataset)}, n = {one.n}: {values}")
+    out.print(f"\nmodel     {escape(str(model))}")
+    out.print(f"pictures  {escape(str(model.with_name('panel.png')))}")
 
 
 @contextmanager
-def progress(out: Console) -> Iterator[Tell]:
+def progress() -> Iterator[Tell]:
     """Bars that are told of progress; nothing of it is drawn where several processes train."""
     from acq_isl.training.train import Progress as Told
 
@@ -113,46 +105,37 @@ def progress(out: Console) -> Iterator[Tell]:
         yield tell
 
 
-def _log(out: Console, verbose: bool) -> None:
-    handler = RichHandler(console=out, show_path=False, show_time=verbose)
-    level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(message)s", handlers=[handler], force=True)
+def _configure(verbose: bool) -> None:
+    configure_logging(verbose, logging.INFO)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # says each time that torchvision is absent
 
 
-def add_teach_command(cli: typer.Typer, out: Console) -> None:
-    """Add ``teach`` to the command line."""
-    cli.command("teach")(_teach(out))
+@commands.command("teach")
+def teach(
+    models: Annotated[list[str], typer.Argument(help="Model files (.onnx) that teach, or demo.")],
+    pairs: Annotated[list[Path], typer.Option(help="Folder with pairs, or .yaml list of sources.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="New folder for the pairs.")],
+    share: Annotated[float, typer.Option(help="Of the prediction in a label; the rest is truth.")] = 0.7,
+    held_out: Annotated[
+        list[str] | None, typer.Option(help="Well or field that keeps its true labels.")
+    ] = None,
+    z_step_um: Annotated[float | None, typer.Option(help="For TIFF files that do not say it.")] = None,
+) -> None:
+    """Make pairs whose labels are mostly what models predict, to train a smaller model on."""
+    from acq_isl.engines import describe
+    from acq_isl.evaluation.inputs import find_items
+    from acq_isl.evaluation.pseudo_labels import Lesson, teach
 
-
-def _teach(out: Console) -> Callable[..., None]:
-    def command(
-        models: Annotated[list[str], typer.Argument(help="Model files (.onnx) that teach, or demo.")],
-        pairs: Annotated[list[Path], typer.Option(help="Folder with pairs, or .yaml list of sources.")],
-        output: Annotated[Path, typer.Option("--output", "-o", help="New folder for the pairs.")],
-        share: Annotated[float, typer.Option(help="Of the prediction in a label; the rest is truth.")] = 0.7,
-        held_out: Annotated[
-            list[str] | None, typer.Option(help="Well or field that keeps its true labels.")
-        ] = None,
-        z_step_um: Annotated[float | None, typer.Option(help="For TIFF files that do not say it.")] = None,
-    ) -> None:
-        """Make pairs whose labels are mostly what models predict, to train a smaller model on."""
-        from acq_isl.engines import describe
-        from acq_isl.evaluation.inputs import find_items
-        from acq_isl.evaluation.pseudo_labels import Lesson, teach
-
-        items = find_items(pairs, describe(models[0]).manifest, z_step_um)
-        lesson = Lesson(share, tuple(held_out or ()))
-        made = teach(models, items, output, lesson, lambda name: out.print(f"teaching {escape(name)}"))
-        for name, why in made.untouched:
-            out.print(f"[yellow]true labels[/] of {escape(name)}: {escape(why)}", soft_wrap=True)
-        for name, why in made.left_out:
-            out.print(f"[red]left out[/] {escape(name)}: {escape(why)}", soft_wrap=True)
-        for leak in made.leaks:
-            out.print(f"[red]a teacher has seen what is held out[/]: {escape(leak)}", soft_wrap=True)
-        written = escape(str(made.pairs))
-        out.print(f"{len(made.taught)} fields taught; copy {written} into your training file", soft_wrap=True)
-        if made.leaks:
-            raise typer.Exit(1)
-
-    return command
+    items = find_items(pairs, describe(models[0]).manifest, z_step_um)
+    lesson = Lesson(share, tuple(held_out or ()))
+    made = teach(models, items, output, lesson, lambda name: out.print(f"teaching {escape(name)}"))
+    for name, why in made.untouched:
+        out.print(f"[yellow]true labels[/] of {escape(name)}: {escape(why)}")
+    for name, why in made.left_out:
+        out.print(f"[red]left out[/] {escape(name)}: {escape(why)}")
+    for leak in made.leaks:
+        out.print(f"[red]a teacher has seen what is held out[/]: {escape(leak)}")
+    written = escape(str(made.pairs))
+    out.print(f"{len(made.taught)} fields taught; copy {written} into your training file")
+    if made.leaks:
+        raise typer.Exit(1)

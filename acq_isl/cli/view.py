@@ -4,33 +4,27 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
-from acq_isl.events import Event, EventHandler
-from acq_isl.view.feed.address import running_folder
-from acq_isl.view.web.server import (
-    DEFAULT_PORT,
-    Announcement,
-    PageProcess,
-    PageSettings,
-    serve_page,
-    write_announcement,
-)
+from acq_isl.cli.console import out
+
+if TYPE_CHECKING:
+    from acq_isl.events import Event, EventHandler
+    from acq_isl.view.web.server import Announcement, PageSettings
+
+commands = typer.Typer()
 
 Web = Annotated[bool, typer.Option("--web/--no-web", help="Serve a page that shows the run live.")]
 Port = Annotated[
     int | None,
-    typer.Option(
-        min=1, max=65535, help="Port of the page.", show_default=f"{DEFAULT_PORT}, or a free one if taken"
-    ),
+    typer.Option(min=1, max=65535, help="Port of the page.", show_default="8765, or a free one if taken"),
 ]
 Host = Annotated[str, typer.Option(help="Address the page listens at; 0.0.0.0 for other computers, too.")]
 Window = Annotated[bool, typer.Option(help="Open a napari window on the run.")]
@@ -45,35 +39,34 @@ def installed() -> bool:
     return all(find_spec(name) is not None for name in ("starlette", "uvicorn", "websockets"))
 
 
-def make_web_command(out: Console) -> Callable[..., None]:
-    """The command ``acq-isl web``, which prints to ``out``."""
+@commands.command()
+def web(
+    run: Annotated[
+        Path,
+        typer.Argument(help="Run folder, or a folder of runs; the newest one that goes on is taken."),
+    ] = Path("acq-isl-runs"),
+    host: Host = "127.0.0.1",
+    port: Port = None,
+    tls: Tls = None,
+    announce: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    stop_with_stdin: Annotated[bool, typer.Option(hidden=True)] = False,
+) -> None:
+    """Serve the page of a run that goes on, until stopped with Ctrl-C."""
+    from acq_isl.view.feed.address import running_folder
+    from acq_isl.view.web.server import PageSettings, serve_page, write_announcement
 
-    def web(
-        run: Annotated[
-            Path,
-            typer.Argument(help="Run folder, or a folder of runs; the newest one that goes on is taken."),
-        ] = Path("acq-isl-runs"),
-        host: Host = "127.0.0.1",
-        port: Port = None,
-        tls: Tls = None,
-        announce: Annotated[Path | None, typer.Option(hidden=True)] = None,
-        stop_with_stdin: Annotated[bool, typer.Option(hidden=True)] = False,
-    ) -> None:
-        """Serve the page of a run that goes on, until stopped with Ctrl-C."""
+    def announced(where: Announcement) -> None:
+        if announce is not None:
+            write_announcement(announce, where)
+            return
+        _show(where, settings)
+        out.print("stop with Ctrl-C")
 
-        def announced(where: Announcement) -> None:
-            if announce is not None:
-                write_announcement(announce, where)
-                return
-            _show(out, where, settings)
-            out.print("stop with Ctrl-C")
-
-        settings = PageSettings(host, port, *(tls or (None, None)))
-        serve_page(running_folder(run), settings, announced, with_parent=stop_with_stdin)
-
-    return web
+    settings = PageSettings(host, port, *(tls or (None, None)))
+    serve_page(running_folder(run), settings, announced, with_parent=stop_with_stdin)
 
 
+@commands.command()
 def view(
     run: Annotated[
         Path, typer.Argument(help="Run folder, or a folder of runs; the newest one is followed.")
@@ -96,7 +89,7 @@ def open_window(folder: Path) -> None:
 
 
 @contextmanager
-def page(out: Console, settings: PageSettings | None) -> Iterator[EventHandler]:
+def page(settings: PageSettings | None) -> Iterator[EventHandler]:
     """Serve a page beside a run; yields what must hear of the run's news. Nothing without settings.
 
     Afterwards the page stays until Enter is pressed, if somebody sits at the terminal.
@@ -105,11 +98,13 @@ def page(out: Console, settings: PageSettings | None) -> Iterator[EventHandler]:
         yield lambda news: None
         return
 
+    from acq_isl.view.web.server import PageProcess
+
     def ready(where: Announcement | str) -> None:
         if isinstance(where, str):
-            out.print(f"[yellow]mind[/] {escape(where)}", soft_wrap=True)
+            out.print(f"[yellow]mind[/] {escape(where)}")
         else:
-            _show(out, where, settings)
+            _show(where, settings)
 
     with PageProcess(settings, ready) as process:
         yield process.tell
@@ -128,8 +123,8 @@ def both(first: EventHandler, second: EventHandler) -> EventHandler:
     return tell
 
 
-def _show(out: Console, where: Announcement, settings: PageSettings) -> None:
-    out.print(f"live page         {where.operate}", soft_wrap=True)
-    out.print(f"only to look      {where.read}", soft_wrap=True)
+def _show(where: Announcement, settings: PageSettings) -> None:
+    out.print(f"live page         {where.operate}")
+    out.print(f"only to look      {where.read}")
     if not settings.local and settings.certificate is None:
         out.print("[yellow]mind[/] without --tls everybody on the way can read along, the token included")

@@ -11,8 +11,8 @@ from PIL import Image
 from acq_isl.cli import app as cli
 from acq_isl.cli import bench
 from acq_isl.cli.bench import REFERENCE, Row, as_json, plot
-from acq_isl.cli.roofline import GPUS, estimate_ms, report, work
 from acq_isl.engines.model_file import read_model
+from acq_isl.engines.roofline import GPUS, estimate_ms, report, work
 from acq_isl.errors import EngineError, ModelError
 
 SHARES = {"prepare": 5.0, "tiling": 1.0, "upload": 2.0, "compute": 90.0, "download": 1.0, "decode": 1.0}

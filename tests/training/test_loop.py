@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import re
 import signal
@@ -18,13 +17,11 @@ import numpy as np
 import psutil
 import pytest
 import torch
-import typer
 import yaml
-from rich.console import Console
 from scipy import ndimage
 from typer.testing import CliRunner
 
-from acq_isl.cli.train import add_train_commands
+from acq_isl.cli import app
 from acq_isl.errors import ExperimentError, ModelError, TrainingFailed
 from acq_isl.manifest import MANIFEST_KEY, Manifest
 from acq_isl.training import train
@@ -516,13 +513,10 @@ def test_the_command_shows_progress_and_what_came_out(tmp_path, monkeypatch):
         return model
 
     monkeypatch.setattr(train, "run", run)
-    shown = Console(file=io.StringIO(), width=200)
-    cli = typer.Typer()
-    add_train_commands(cli, shown)
     config, *_ = arguments(tmp_path, "out")
-    result = CliRunner().invoke(cli, ["train", config, "-o", str(tmp_path / "out")])
+    result = CliRunner().invoke(app.cli, ["train", config, "-o", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
-    text = shown.file.getvalue()
+    text = result.output
     assert "6/6" in text
     assert "loss -0.500" in text
     assert str(model) in text

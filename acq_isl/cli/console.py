@@ -1,0 +1,43 @@
+"""Where the command line writes to; nothing else configures logging."""
+
+from __future__ import annotations
+
+import logging
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.table import Table
+
+from acq_isl.errors import AcqIslError
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def show_table(table: Table) -> None:
+    """Print a table no wider than the terminal; plain lines are left for the terminal to break."""
+    out.print(table, soft_wrap=False)
+
+
+def configure_logging(verbose: bool, level: int = logging.WARNING) -> None:
+    """Log to standard error from ``level`` up, or everything if the user wants to see what happens inside."""
+    handler = RichHandler(console=err, show_path=False, show_time=verbose)
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else level, format="%(message)s", handlers=[handler], force=True
+    )
+    logging.captureWarnings(True)
+
+
+def show_error(error: AcqIslError, after_s: float) -> None:
+    """A failure as sentences: what, wanted, got, to fix, and what was added on its way."""
+    err.print(f"[red bold]stopped after {after_s:.0f} s[/] {escape(error.what)}")
+    for name, value in (("wanted", error.wanted), ("got", error.got), ("to fix", error.fix)):
+        if value:
+            err.print(f"  {name:>6}: {escape(value)}")
+    show_notes(error)
+
+
+def show_notes(error: BaseException) -> None:
+    for note in getattr(error, "__notes__", ()):
+        err.print(f"  {escape(note)}")
