@@ -12,7 +12,7 @@ from acq_isl.experiment.planning import Optics
 from acq_isl.hooks import CaptureHook
 from acq_isl.stack import Outcome, StackInfo, StackKey
 from acq_isl.stream.client import ClientSettings, EngineClient
-from acq_isl.stream.connection import LinkSettings
+from acq_isl.stream.connection import ConnectionSettings
 from acq_isl.stream.messages import Wanted
 from acq_isl.stream.pending_stack import ClientCounts
 from acq_isl.stream.sockets import client_keys
@@ -70,7 +70,7 @@ class live:
         keys: Path | str | None = None,
     ) -> None:
         settings = ClientSettings(
-            link=LinkSettings(keys=None if keys is None else client_keys(Path(keys))),
+            link=ConnectionSettings(keys=None if keys is None else client_keys(Path(keys))),
             wanted=Wanted(work="live") if wanted is None else wanted,
         )
         self._client = EngineClient(address, spool=Spool(Path(spool)), settings=settings)

@@ -171,10 +171,12 @@ def replay(
 def _served(address: str, keys: Path | None) -> Iterator[Models]:
     """A running server as the one who predicts."""
     from acq_isl.session.replay import ServedModels
-    from acq_isl.stream.connection import LinkSettings
+    from acq_isl.stream.connection import ConnectionSettings
     from acq_isl.stream.sockets import client_keys
 
-    with ServedModels(address, LinkSettings(keys=None if keys is None else client_keys(keys))) as served:
+    with ServedModels(
+        address, ConnectionSettings(keys=None if keys is None else client_keys(keys))
+    ) as served:
         yield served
 
 
@@ -182,14 +184,14 @@ def _served(address: str, keys: Path | None) -> Iterator[Models]:
 def _loaded(models: Sequence[str], ours: Callable[[str], ServedModel]) -> Iterator[Models]:
     """Engines of our own as those who predict."""
     from acq_isl.session.replay import LocalModels
-    from acq_isl.stream.model_registry import Roster
+    from acq_isl.stream.model_registry import ModelRegistry
 
     with ExitStack() as cleanup:
         loaded = []
         for model in models:
             loaded.append(ours(model))
             cleanup.callback(loaded[-1].engine.close)
-        yield LocalModels(Roster(loaded))
+        yield LocalModels(ModelRegistry(loaded))
 
 
 def _models_of(folder: Path) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from acq_isl.rules.label_names import Labels, RunModel
 from acq_isl.session.preflight import check_labels, local_labels
 from acq_isl.stack import Outcome, Slice, StackInfo, StackKey, Unpredicted
 from acq_isl.stream.client import ClientSettings, EngineClient
-from acq_isl.stream.connection import LinkSettings
+from acq_isl.stream.connection import ConnectionSettings
 from acq_isl.stream.messages import Wanted, Welcome
 from acq_isl.stream.process import SERVE, EngineProcess
 from acq_isl.stream.sockets import client_keys
@@ -99,7 +99,7 @@ def open_engine(
             return stack.enter_context(EngineClient(address, spool=spool, settings=settings)), labels, ()
         case RemoteEngine(address=address, keys=keys):
             asked = Labels([RunModel(name) for name in experiment.models or ("",)])
-            link = LinkSettings(keys=client_keys(keys) if keys is not None else None)
+            link = ConnectionSettings(keys=client_keys(keys) if keys is not None else None)
             settings = ClientSettings(link=link, wanted=wanted(experiment, asked))
             client = stack.enter_context(EngineClient(address, spool=spool, settings=settings))
             if not client.wait_connected(_REMOTE_WAIT_S) or (welcome := client.engine) is None:

@@ -21,9 +21,9 @@ from acq_isl.manifest import Manifest
 from acq_isl.stack import Outcome, Prediction, Refusal, Slice, StackKey, Unpredicted, ZStack
 from acq_isl.storage.prediction_store import PredictionStore, field_name, load, stored
 from acq_isl.stream.client import ClientSettings, EngineClient
-from acq_isl.stream.connection import LinkSettings
+from acq_isl.stream.connection import ConnectionSettings
 from acq_isl.stream.messages import Wanted
-from acq_isl.stream.model_registry import Roster
+from acq_isl.stream.model_registry import ModelRegistry
 from acq_isl.stream.spool import SUFFIX, Spool, SpooledStack
 
 STORE = "predictions.ome.zarr"
@@ -64,15 +64,15 @@ class LocalModels:
 
     Parameters
     ----------
-    roster : Roster
+    registry : ModelRegistry
         Closing it stays with the caller.
     """
 
-    def __init__(self, roster: Roster) -> None:
-        self._roster = roster
+    def __init__(self, registry: ModelRegistry) -> None:
+        self._registry = registry
 
     def manifests(self) -> dict[str, tuple[Manifest, str]]:
-        found = {name: self._roster[name] for name in self._roster.names}
+        found = {name: self._registry[name] for name in self._registry.names}
         return {name: (model.engine.manifest, model.sha256) for name, model in found.items()}
 
     def predict(self, stack: ZStack, models: tuple[str, ...]) -> list[Outcome]:
@@ -80,7 +80,7 @@ class LocalModels:
 
     def _one(self, stack: ZStack, model: str) -> Outcome:
         try:
-            return replace(self._roster[model].engine.predict(stack), model=model)
+            return replace(self._registry[model].engine.predict(stack), model=model)
         except StackRefused as refusal:
             return Refusal(stack.info, refusal.what, refusal.fix or "", model)
         except (EngineError, ModelError) as error:
@@ -93,7 +93,7 @@ class ServedModels:
     Parameters
     ----------
     endpoint : str
-    link : LinkSettings, optional
+    link : ConnectionSettings, optional
         With keys, where the server wants them.
     timeout_s : float
         Longest wait for the server, and for the predictions of a stack.
@@ -104,8 +104,10 @@ class ServedModels:
         On entering: nobody answers.
     """
 
-    def __init__(self, endpoint: str, link: LinkSettings | None = None, timeout_s: float = 300.0) -> None:
-        self._endpoint, self._link, self._timeout_s = endpoint, link or LinkSettings(), timeout_s
+    def __init__(
+        self, endpoint: str, link: ConnectionSettings | None = None, timeout_s: float = 300.0
+    ) -> None:
+        self._endpoint, self._link, self._timeout_s = endpoint, link or ConnectionSettings(), timeout_s
         self._wanted = Wanted()
         self._seen: set[StackKey] = set()
         self._open = ExitStack()

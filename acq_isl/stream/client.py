@@ -19,12 +19,12 @@ import numpy as np
 from acq_isl.errors import AcqIslError, SliceLost
 from acq_isl.manifest import Manifest
 from acq_isl.stack import Outcome, Slice, StackInfo, StackKey
-from acq_isl.stream.client_thread import Courier, Patience
-from acq_isl.stream.connection import Link, LinkSettings
+from acq_isl.stream.client_thread import ClientThread, Patience
+from acq_isl.stream.connection import Connection, ConnectionSettings
 from acq_isl.stream.messages import Wanted, Welcome
-from acq_isl.stream.pending_queue import Outbox
+from acq_isl.stream.pending_queue import PendingQueue
 from acq_isl.stream.pending_stack import ClientCounts
-from acq_isl.stream.shared_memory import Ring
+from acq_isl.stream.shared_memory import SharedMemory
 from acq_isl.stream.sockets import is_local
 from acq_isl.stream.spool import Spool, SpoolReason
 
@@ -45,7 +45,7 @@ class ClientSettings:
         When to give a stack up, or to put it on disk.
     spool_timeout_s : float
         Longest time that `drain` and closing give the disk.
-    link : LinkSettings
+    link : ConnectionSettings
     wanted : Wanted or callable
         Models, class of work and deadline, of all stacks or given the `StackInfo` of each.
     """
@@ -54,7 +54,7 @@ class ClientSettings:
     share_memory: bool = True
     patience: Patience = field(default_factory=Patience)
     spool_timeout_s: float = 60.0
-    link: LinkSettings = field(default_factory=LinkSettings)
+    link: ConnectionSettings = field(default_factory=ConnectionSettings)
     wanted: Wanted | Callable[[StackInfo], Wanted] = field(default_factory=Wanted)
 
     def wanted_of(self, info: StackInfo) -> Wanted:
@@ -99,10 +99,12 @@ class EngineClient:
 
     def __enter__(self) -> EngineClient:
         settings = self._settings
-        self._ring = Ring(settings.memory_bytes, shared=settings.share_memory and is_local(self._endpoint))
-        self._box = Outbox(self._ring, settings.wanted_of)
-        self._link = Link(self._endpoint, settings.link, self._ring.offer, self._ring.nonce)
-        self._courier = Courier(self._box, self._changed, self._link, self._spool, settings.patience)
+        self._ring = SharedMemory(
+            settings.memory_bytes, shared=settings.share_memory and is_local(self._endpoint)
+        )
+        self._box = PendingQueue(self._ring, settings.wanted_of)
+        self._link = Connection(self._endpoint, settings.link, self._ring.offer, self._ring.nonce)
+        self._courier = ClientThread(self._box, self._changed, self._link, self._spool, settings.patience)
         try:
             self._courier.start()
         except AcqIslError:

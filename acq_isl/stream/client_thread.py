@@ -17,7 +17,7 @@ import numpy as np
 from acq_isl.errors import StorageError, WireError
 from acq_isl.stack import Slice, StageTimes
 from acq_isl.stream.codec import encode, prediction_of, slice_frames
-from acq_isl.stream.connection import Link
+from acq_isl.stream.connection import Connection
 from acq_isl.stream.messages import (
     Cancel,
     Done,
@@ -30,8 +30,8 @@ from acq_isl.stream.messages import (
     Withdraw,
     Withdrawn,
 )
-from acq_isl.stream.pending_queue import Outbox
-from acq_isl.stream.pending_stack import Held, engine_lost, in_turn, to_withdraw
+from acq_isl.stream.pending_queue import PendingQueue
+from acq_isl.stream.pending_stack import PendingStack, engine_lost, in_turn, to_withdraw
 from acq_isl.stream.spool import Spool, SpoolReason, SpoolWorker
 
 log = logging.getLogger(__name__)
@@ -58,28 +58,33 @@ class Patience:
     absent_s: float = 5.0
 
 
-class Courier:
+class ClientThread:
     """Moves what the outbox holds.
 
     Parameters
     ----------
-    box : Outbox
+    box : PendingQueue
         Only touched while ``changed`` is held, where it does not say otherwise.
     changed : Condition
         Notified when an outcome was added.
-    link : Link
+    link : Connection
         Opened and used by the courier's thread only.
     spool : Spool
     patience : Patience
     """
 
     def __init__(
-        self, box: Outbox, changed: threading.Condition, link: Link, spool: Spool, patience: Patience
+        self,
+        box: PendingQueue,
+        changed: threading.Condition,
+        link: Connection,
+        spool: Spool,
+        patience: Patience,
     ) -> None:
         self._box, self._changed, self._link = box, changed, link
         self._spool, self._patience = spool, patience
         self._worker = SpoolWorker()
-        self._thread = threading.Thread(target=self._run, name="acq-isl courier", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="acq-isl client", daemon=True)
         self._stopping = threading.Event()
         self._absent_since_s: float | None = time.monotonic()
         self._disk_retry_s = 0.0
@@ -184,7 +189,7 @@ class Courier:
                     self._box.settle(held, replace(prediction, times=self._times(held, message)))
             self._changed.notify_all()
 
-    def _times(self, held: Held, message: Result) -> StageTimes:
+    def _times(self, held: PendingStack, message: Result) -> StageTimes:
         first, last = min(held.stack.captured_s), max(held.stack.captured_s)
         complete_s = message.complete_s - self._link.clock_offset_s
         return replace(
@@ -230,7 +235,7 @@ class Courier:
                     self._box.count["sent"] += 1
         return False
 
-    def _frames(self, held: Held, z: int) -> list[bytes | memoryview]:
+    def _frames(self, held: PendingStack, z: int) -> list[bytes | memoryview]:
         slice_ = Slice(held.stack.info, z, held.stack.pixels[z], held.stack.captured_at(z))
         # ZMQ may still read a block that was released, for a stack that was cancelled: the server
         # forgets such a stack, so it does not matter whose pixels it got.
@@ -262,7 +267,7 @@ class Courier:
 
     # Jobs of the spool's thread.
 
-    def _write(self, held: Held, reason: SpoolReason) -> None:
+    def _write(self, held: PendingStack, reason: SpoolReason) -> None:
         try:
             path = self._spool.write(held.spooled(reason))
         except StorageError as error:
@@ -277,7 +282,7 @@ class Courier:
                 self._changed.notify_all()
         self.wake()
 
-    def _read(self, held: Held) -> None:
+    def _read(self, held: PendingStack) -> None:
         try:
             if held.path is None or held.block is None:
                 raise StorageError(f"stack {held.stack.info.key} has no file to be read from")

@@ -42,9 +42,9 @@ from acq_isl.stream.messages import (
     MAX_SIDE_PX,
     MAX_STACK_BYTES,
     VERSION,
+    MemoryRef,
     Message,
     Result,
-    RingRef,
     SliceSent,
     Wanted,
 )
@@ -108,7 +108,7 @@ def decode(frames: Sequence[Frame]) -> tuple[Message, tuple[memoryview, ...]]:
 def slice_frames(
     stack: int,
     slice_: Slice,
-    ref: RingRef | None = None,
+    ref: MemoryRef | None = None,
     wanted: Wanted | None = None,
     left_ms: float | None = None,
 ) -> list[Frame]:

@@ -30,9 +30,9 @@ from acq_isl.stream.messages import (
     Beat,
     Bye,
     Hello,
+    MemoryOffer,
     Message,
     Models,
-    RingOffer,
     Welcome,
 )
 from acq_isl.stream.sockets import ClientKeys, is_ipv6
@@ -44,7 +44,7 @@ _MESSAGES_QUEUED = 64
 
 
 @dataclass(frozen=True, slots=True)
-class LinkSettings:
+class ConnectionSettings:
     """How often to beat and how long to trust a silent server, in seconds.
 
     ``any_model`` agrees to models being replaced by ones with other labels, planes or optics.
@@ -58,21 +58,27 @@ class LinkSettings:
     any_model: bool = False
 
 
-class Link:
+LinkSettings = ConnectionSettings
+"""The name until version 0.1."""
+
+
+class Connection:
     """DEALER socket to a server.
 
     Parameters
     ----------
     endpoint : str
         ZMQ address, such as ``tcp://127.0.0.1:5555``.
-    settings : LinkSettings
-    ring : RingOffer or None
+    settings : ConnectionSettings
+    ring : MemoryOffer or None
         Shared memory to offer.
     nonce : str
         What the server has to read in it.
     """
 
-    def __init__(self, endpoint: str, settings: LinkSettings, ring: RingOffer | None, nonce: str) -> None:
+    def __init__(
+        self, endpoint: str, settings: ConnectionSettings, ring: MemoryOffer | None, nonce: str
+    ) -> None:
         self._endpoint, self._settings, self._ring, self._nonce = endpoint, settings, ring, nonce
         self._session = secrets.token_hex(16)
         self._attempt = 0

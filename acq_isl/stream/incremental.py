@@ -1,8 +1,7 @@
-"""Engines are shown slices as they arrive, so that less is left to do after the last one.
+"""Engines measure slices as they arrive, so that less is left to do after the last one.
 
-On a thread of its own: the socket's has to go on receiving, and the engines' may be predicting another stack.
-It takes one core for about as long as it saves the prediction. What it does not get to, the prediction
-measures itself.
+On a thread of its own: the socket's has to receive, the engines' may be predicting. It takes one core for
+about as long as it saves the prediction. What it does not get to, the prediction measures itself.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import threading
 from acq_isl.errors import ModelError
 from acq_isl.protocols import IncrementalEngine, RunningStatistics
 from acq_isl.stack import StackInfo, Uint16Image
-from acq_isl.stream.model_registry import Roster
+from acq_isl.stream.model_registry import ModelRegistry
 
 log = logging.getLogger(__name__)
 
@@ -24,15 +23,8 @@ _JOIN_S = 10.0
 _PLANES_WAITING = 128
 
 
-class Watch:
-    """What one engine is shown of one stack. The watchman's thread adds, the engines' ends it.
-
-    Parameters
-    ----------
-    engine : IncrementalEngine
-    info : StackInfo
-        Of the stack.
-    """
+class IncrementalStatistics:
+    """Statistics of one stack for one engine: the incremental thread adds planes, the engines' ends it."""
 
     def __init__(self, engine: IncrementalEngine, info: StackInfo) -> None:
         self._engine, self._info = engine, info
@@ -41,7 +33,7 @@ class Watch:
         self._lock = threading.Lock()
 
     def add(self, z: int, plane: Uint16Image) -> None:
-        """Show a plane, unless the watch has ended. An engine may raise anything; then nothing was seen."""
+        """Add a plane, (y, x) uint16, unless it has ended. If the engine raises, nothing was measured."""
         with self._lock:
             if self._ended:
                 return
@@ -50,13 +42,13 @@ class Watch:
                     self._statistics = self._engine.begin_statistics(self._info)
                 self._statistics.add(z, plane)
             except Exception:
-                log.exception("stack %s cannot be looked at while it arrives", self._info.key)
+                log.exception("stack %s cannot be measured while it arrives", self._info.key)
                 self._ended, self._statistics = True, None
 
     def end(self, engine: object, info: StackInfo) -> RunningStatistics | None:
-        """What was seen of a stack, for the engine that predicts it; nothing is added from now on.
+        """What was measured of a stack, for the engine that predicts it; nothing is added from now on.
 
-        None if nothing was seen, or if it was seen by another engine: a model may have been replaced.
+        None if nothing was, or by another engine: a model may have been replaced.
         """
         ours = engine is self._engine and info is self._info
         if not self._lock.acquire(timeout=_PLANE_S):
@@ -68,21 +60,18 @@ class Watch:
             self._lock.release()
 
 
-class Watchman:
-    """The thread that shows planes to engines.
+class IncrementalThread:
+    """The thread that has planes measured."""
 
-    Parameters
-    ----------
-    roster : Roster
-    """
-
-    def __init__(self, roster: Roster) -> None:
-        self._roster = roster
-        self._planes: queue.Queue[tuple[Watch, int, Uint16Image]] = queue.Queue(_PLANES_WAITING)
+    def __init__(self, registry: ModelRegistry) -> None:
+        self._registry = registry
+        self._planes: queue.Queue[tuple[IncrementalStatistics, int, Uint16Image]] = queue.Queue(
+            _PLANES_WAITING
+        )
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="acq-isl watch", daemon=True)
-        self.left_out = 0
-        """Planes that were not shown because too many waited."""
+        self._thread = threading.Thread(target=self._run, name="acq-isl incremental", daemon=True)
+        self.skipped = 0
+        """Planes that were not measured because too many waited."""
 
     def start(self) -> None:
         self._thread.start()
@@ -92,44 +81,45 @@ class Watchman:
         self._stopping.set()
         if self._thread.ident is not None:
             self._thread.join(_JOIN_S)
-        if self.left_out:
-            log.info("%d planes came too fast to be looked at before their stack was complete", self.left_out)
+        if self.skipped:
+            log.info("%d planes came too fast to be measured before their stack was complete", self.skipped)
 
-    def show(self, watches: dict[str, Watch | None], info: StackInfo, z: int, plane: Uint16Image) -> None:
-        """Have the engines of some models look at a plane that will not change, if there is time.
-
-        Returns at once. A plane may come twice; it is looked at once.
+    def add(
+        self, by_model: dict[str, IncrementalStatistics | None], info: StackInfo, z: int, plane: Uint16Image
+    ) -> None:
+        """Have a plane that will not change measured, if there is time. Returns at once.
 
         Parameters
         ----------
-        watches : dict of model to Watch or None
-            Of this stack; begun here for engines that want to see slices.
+        by_model : dict of model name to IncrementalStatistics or None
+            Of this stack; begun here for engines that measure incrementally.
         info : StackInfo
-            Of the stack, the same object for all its planes.
+            The same object for all planes of a stack.
         z : int
+            May come twice; it is measured once.
         plane : (y, x) uint16
         """
-        for model, begun in watches.items():
-            watches[model] = watch = begun or self._begin(model, info)
-            if watch is None:
+        for model, begun in by_model.items():
+            by_model[model] = statistics = begun or self._begin(model, info)
+            if statistics is None:
                 continue
             try:
-                self._planes.put_nowait((watch, z, plane))
+                self._planes.put_nowait((statistics, z, plane))
             except queue.Full:
-                self.left_out += 1
+                self.skipped += 1
 
-    def _begin(self, model: str, info: StackInfo) -> Watch | None:
+    def _begin(self, model: str, info: StackInfo) -> IncrementalStatistics | None:
         try:
-            engine = self._roster[model].engine
+            engine = self._registry[model].engine
         except ModelError:
-            return None  # whoever asked for it is told when the stack is complete
-        return Watch(engine, info) if isinstance(engine, IncrementalEngine) else None
+            return None  # its client is told when the stack is complete
+        return IncrementalStatistics(engine, info) if isinstance(engine, IncrementalEngine) else None
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
-                watch, z, plane = self._planes.get(timeout=_LOOK_S)
+                statistics, z, plane = self._planes.get(timeout=_LOOK_S)
             except queue.Empty:
                 continue
-            watch.add(z, plane)
-            del watch, plane  # while it waits it must not keep a stack's memory
+            statistics.add(z, plane)
+            del statistics, plane  # while it waits it must not keep a stack's memory

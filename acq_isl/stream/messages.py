@@ -28,14 +28,14 @@ Work = Literal["live", "bulk"]
 """Class of work. ``live``: latest first, and before all bulk. ``bulk``: in the order of capture."""
 
 
-class RingOffer(WireModel):
+class MemoryOffer(WireModel):
     """Shared memory the client offers; the server proves that it sees it by reading back the nonce."""
 
     name: Annotated[str, Field(max_length=1024)]
     nbytes: Annotated[int, Field(gt=0, lt=1 << 46)]
 
 
-class RingRef(WireModel):
+class MemoryRef(WireModel):
     """Where in the ring the pixels of a whole stack lie, valid while the generation there is the same."""
 
     offset: _Id
@@ -95,7 +95,7 @@ class Hello(_Message):
     type: Literal["HELLO"] = "HELLO"
     session: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
     attempt: _Id
-    ring: RingOffer | None = None
+    ring: MemoryOffer | None = None
     any_model: bool = False
 
 
@@ -144,7 +144,7 @@ class SliceSent(_Message):
     info: StackInfo
     z_index: _Id
     captured_s: Annotated[float, Field(allow_inf_nan=False)]
-    ring: RingRef | None = None
+    ring: MemoryRef | None = None
     wanted: Wanted = Wanted()
     left_ms: Annotated[float, Field(ge=0, le=MAX_DEADLINE_MS)] | None = None
 

@@ -55,7 +55,7 @@ def named(model: str) -> tuple[str, str]:
     return (name, file) if equals and name and file and not Path(model).exists() else ("", model)
 
 
-class Roster:
+class ModelRegistry:
     """Models in the order in which they were given; the first is the one nobody needs to name.
 
     Read by any thread, changed by the engine's thread only.
@@ -63,7 +63,7 @@ class Roster:
     Parameters
     ----------
     models : sequence of ServedModel
-        Owned from now on: closed with the roster.
+        Owned from now on: closed with the registry.
 
     Raises
     ------

@@ -23,14 +23,14 @@ from acq_isl.stream.assembler import OpenStack
 from acq_isl.stream.messages import Wanted
 from acq_isl.stream.pending_stack import (
     ClientCounts,
-    Held,
+    PendingStack,
     RecentKeys,
     in_flight,
     take_back,
     to_grant,
     to_leave,
 )
-from acq_isl.stream.shared_memory import Ring
+from acq_isl.stream.shared_memory import SharedMemory
 from acq_isl.stream.spool import SpoolReason
 
 _SPARE_STACKS = 2
@@ -38,26 +38,28 @@ _FIRST_RESERVE_BYTES = 64 << 20
 _CANCELLED = "it was cancelled"
 
 
-class Outbox:
+class PendingQueue:
     """All stacks without an outcome, the outcomes nobody took yet, and the counts.
 
     Parameters
     ----------
-    ring : Ring
+    ring : SharedMemory
         Memory for the stacks that wait or travel.
     wanted : callable
         What is wanted of a stack that begins; must not raise.
     """
 
-    def __init__(self, ring: Ring, wanted: Callable[[StackInfo], Wanted] = lambda info: Wanted()) -> None:
+    def __init__(
+        self, ring: SharedMemory, wanted: Callable[[StackInfo], Wanted] = lambda info: Wanted()
+    ) -> None:
         self._ring, self._wanted = ring, wanted
-        self.held: dict[int, Held] = {}
+        self.held: dict[int, PendingStack] = {}
         self.outcomes: list[Outcome] = []
         self.spare: list[Path] = []  # files of the spool that nobody needs any more
         self.unwanted: list[int] = []  # stacks that the server shall forget before it gets others
         self.count: Counter[str] = Counter()
         self._spooled_for: Counter[SpoolReason] = Counter()
-        self._filling: dict[StackKey, Held] = {}
+        self._filling: dict[StackKey, PendingStack] = {}
         self._finished_keys = RecentKeys()
         self._next_id = self._latest_nbytes = 0
 
@@ -69,7 +71,7 @@ class Outbox:
         """Have memory ready for the stacks to come. Needs no lock."""
         self._ring.reserve_ahead(max(_SPARE_STACKS * self._latest_nbytes, _FIRST_RESERVE_BYTES))
 
-    def accept(self, slice_: Slice, now_s: float) -> Held | None:
+    def accept(self, slice_: Slice, now_s: float) -> PendingStack | None:
         """The stack whose memory shall take this slice (then call `landed`); None if it is not wanted.
 
         Duplicates are counted and ignored; without memory the slice is counted as lost.
@@ -92,7 +94,7 @@ class Outbox:
         self.count["bytes_copied"] += slice_.pixels.nbytes
         return held
 
-    def landed(self, held: Held, slice_: Slice, now_s: float) -> None:
+    def landed(self, held: PendingStack, slice_: Slice, now_s: float) -> None:
         """Note that the pixels of a slice are in their place."""
         held.copying -= 1
         held.stack.mark(slice_.z_index, slice_.captured_s, now_s)
@@ -102,9 +104,9 @@ class Outbox:
             if held.cancelled:
                 self.end(held, "cancelled", _CANCELLED)
 
-    def grant(self, credit: int) -> list[Held]:
+    def grant(self, credit: int) -> list[PendingStack]:
         """Give free credit to the stacks whose turn it is; those returned must be read from disk."""
-        to_read: list[Held] = []
+        to_read: list[PendingStack] = []
         free = credit - in_flight(self.held.values())
         for held in to_grant(self.held.values(), free):
             if held.place == "writing":
@@ -134,7 +136,7 @@ class Outbox:
             return "no engine"
         return None
 
-    def spill(self, reason: SpoolReason) -> Held | None:
+    def spill(self, reason: SpoolReason) -> PendingStack | None:
         """The last complete stack in turn that waits in memory, now to be written to disk."""
         for held in to_leave(self.held.values()):
             if held.path is None:
@@ -143,9 +145,9 @@ class Outbox:
             self._leave_memory(held)  # it came from disk and is still there
         return None
 
-    def to_end(self) -> list[Held]:
+    def to_end(self) -> list[PendingStack]:
         """Stacks that shall end and are in memory only, now to be written; those on disk end here."""
-        to_write: list[Held] = []
+        to_write: list[PendingStack] = []
         for held in list(self.held.values()):
             if held.ending is None or held.copying or held.with_disk:
                 continue
@@ -156,7 +158,7 @@ class Outbox:
                 to_write.append(held)
         return to_write
 
-    def written(self, held: Held, path: Path, reason: SpoolReason) -> None:
+    def written(self, held: PendingStack, path: Path, reason: SpoolReason) -> None:
         """A stack is on disk now."""
         held.path = path
         self.count["spooled"] += 1
@@ -164,31 +166,31 @@ class Outbox:
         self._leave_memory(held)
         self._let_go(held)
 
-    def not_written(self, held: Held, why: str) -> None:
+    def not_written(self, held: PendingStack, why: str) -> None:
         """The disk refused a stack: it stays in memory if it may, else it is lost."""
         held.place = "memory"
         if not self._let_go(held) and held.ending is not None:
             self._lose(held, why, "")
 
-    def read(self, held: Held) -> None:
+    def read(self, held: PendingStack) -> None:
         """A stack is back in memory and can be sent."""
         held.place = "memory"
         self.count["replayed"] += 1
         self.count["bytes_copied"] += held.stack.pixels.nbytes
         self._let_go(held)
 
-    def not_read(self, held: Held) -> None:
+    def not_read(self, held: PendingStack) -> None:
         """Nobody had time to read a stack: it goes on waiting on disk."""
         held.credited = False
         self._leave_memory(held)
 
-    def unreadable(self, held: Held, why: str) -> None:
+    def unreadable(self, held: PendingStack, why: str) -> None:
         """The file of a waiting stack is damaged or gone."""
         held.place = "memory"
         if not self._let_go(held):
             self._lose(held, why, str(held.path or ""))
 
-    def end(self, held: Held, reason: SpoolReason, why: str) -> None:
+    def end(self, held: PendingStack, reason: SpoolReason, why: str) -> None:
         """Give a stack up: it goes to disk and becomes `Unpredicted`."""
         if held.ending is None:
             held.ending = (reason, why)
@@ -223,21 +225,21 @@ class Outbox:
             elif not incomplete_only:
                 self.end(held, reason, why)
 
-    def settle(self, held: Held, outcome: Prediction | Refusal) -> None:
+    def settle(self, held: PendingStack, outcome: Prediction | Refusal) -> None:
         """A model has answered; one that had answered before is not heard again."""
         if outcome.model in held.waits_for:
             held.waits_for.remove(outcome.model)
             self._tell(outcome)
             self._answered(held)
 
-    def fail(self, held: Held, model: str, reason: SpoolReason, why: str) -> None:
+    def fail(self, held: PendingStack, model: str, reason: SpoolReason, why: str) -> None:
         """A model will not predict a stack; the others may."""
         if model in held.waits_for:
             held.waits_for.remove(model)
             held.failures[model] = (reason, why)
             self._answered(held)
 
-    def _answered(self, held: Held) -> None:
+    def _answered(self, held: PendingStack) -> None:
         if held.waits_for:
             return
         held.credited = False
@@ -246,7 +248,7 @@ class Outbox:
             held.ending = next(iter(held.failures.values()))
         self._let_go(held)
 
-    def _let_go(self, held: Held) -> bool:
+    def _let_go(self, held: PendingStack) -> bool:
         """Forget a stack that has all its outcomes, unless the disk is using its memory."""
         if not held.settled or held.with_disk:
             return False
@@ -256,7 +258,7 @@ class Outbox:
             self.spare.append(held.path)
         return True
 
-    def _end(self, held: Held, where: str) -> None:
+    def _end(self, held: PendingStack, where: str) -> None:
         """Tell what is not predicted, and where it is."""
         for counted_as, outcome in held.unpredicted(where):
             self.count.update(counted_as)
@@ -265,13 +267,13 @@ class Outbox:
         self._leave_memory(held)
         del self.held[held.id]
 
-    def _lose(self, held: Held, why: str, where: str) -> None:
+    def _lose(self, held: PendingStack, why: str, where: str) -> None:
         """Neither an engine nor the disk has a stack."""
         self.count["lost"] += len(held.stack.present)
         held.blame(why)
         self._end(held, where)
 
-    def _unwant(self, held: Held) -> None:
+    def _unwant(self, held: PendingStack) -> None:
         if held.sent:
             self.unwanted.append(held.id)
         take_back(held)
@@ -281,24 +283,24 @@ class Outbox:
         self.count[names[type(outcome)]] += 1
         self.outcomes.append(outcome)
 
-    def _begin(self, info: StackInfo, now_s: float) -> Held | None:
+    def _begin(self, info: StackInfo, now_s: float) -> PendingStack | None:
         block = self._ring.allocate(info)
         if block is None:
             return None
         stack = OpenStack(info, block.pixels, now_s)
-        held = Held(self._next_id, stack, block, waits_since_s=now_s, wanted=self._wanted(info))
+        held = PendingStack(self._next_id, stack, block, waits_since_s=now_s, wanted=self._wanted(info))
         self._next_id += 1
         self._latest_nbytes = block.nbytes
         self.count["stacks"] += 1
         self.held[held.id] = self._filling[info.key] = held
         return held
 
-    def _stop_filling(self, held: Held) -> None:
+    def _stop_filling(self, held: PendingStack) -> None:
         if self._filling.get(held.stack.info.key) is held:
             del self._filling[held.stack.info.key]
             self._finished_keys.add(held.stack.info.key)
 
-    def _leave_memory(self, held: Held) -> None:
+    def _leave_memory(self, held: PendingStack) -> None:
         held.place = "disk"
         if held.block is not None:
             self._ring.release(held.block)

@@ -70,7 +70,7 @@ class RecentKeys:
 
 
 @dataclass(slots=True, eq=False)
-class Held:
+class PendingStack:
     """One stack that some model has not answered for yet.
 
     Parameters
@@ -217,17 +217,17 @@ class Held:
         self.failures = {model: (r, f"{before}; {why}") for model, (r, before) in self.failures.items()}
 
 
-def in_turn(stacks: Iterable[Held]) -> list[Held]:
+def in_turn(stacks: Iterable[PendingStack]) -> list[PendingStack]:
     """Those with slices to send now, those first that shall be predicted first."""
     return sorted((held for held in stacks if held.credited and held.unsent), key=_turn)
 
 
-def in_flight(stacks: Iterable[Held]) -> int:
+def in_flight(stacks: Iterable[PendingStack]) -> int:
     """How much credit is used."""
     return sum(held.credited for held in stacks)
 
 
-def to_grant(stacks: Iterable[Held], free: int) -> list[Held]:
+def to_grant(stacks: Iterable[PendingStack], free: int) -> list[PendingStack]:
     """The stacks that have their turn while ``free`` credit lasts."""
     if free <= 0:
         return []  # thousands may wait, and this is asked for every slice
@@ -235,7 +235,7 @@ def to_grant(stacks: Iterable[Held], free: int) -> list[Held]:
     return heapq.nsmallest(free, waiting, key=_turn)
 
 
-def to_withdraw(stacks: Collection[Held], credit: int) -> list[Held]:
+def to_withdraw(stacks: Collection[PendingStack], credit: int) -> list[PendingStack]:
     """Stacks at the server that shall give way to a live one that is complete and newer.
 
     The server gives back those that it has not begun; each is asked for once.
@@ -257,13 +257,13 @@ def to_withdraw(stacks: Collection[Held], credit: int) -> list[Held]:
     return asked
 
 
-def take_back(held: Held) -> None:
+def take_back(held: PendingStack) -> None:
     """A stack is not at the server any more."""
     held.credited = held.withdrawing = False
     held.sent.clear()
 
 
-def engine_lost(stacks: Iterable[Held], server_has: frozenset[int] = frozenset()) -> list[int]:
+def engine_lost(stacks: Iterable[PendingStack], server_has: frozenset[int] = frozenset()) -> list[int]:
     """Take back all credit, but for complete stacks that the server has; which of those are unwanted."""
     kept = set()
     for held in stacks:
@@ -275,7 +275,7 @@ def engine_lost(stacks: Iterable[Held], server_has: frozenset[int] = frozenset()
     return sorted(server_has - kept)
 
 
-def to_leave(stacks: Collection[Held]) -> list[Held]:
+def to_leave(stacks: Collection[PendingStack]) -> list[PendingStack]:
     """Complete stacks that wait in memory, those first that can leave it best; none while one does."""
     if any(held.place == "writing" for held in stacks):
         return []
@@ -284,5 +284,5 @@ def to_leave(stacks: Collection[Held]) -> list[Held]:
     return sorted(idle, key=_turn, reverse=True)
 
 
-def _turn(held: Held) -> tuple[int, int]:
+def _turn(held: PendingStack) -> tuple[int, int]:
     return held.turn

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from acq_isl.stack import ZStack
-from acq_isl.stream.incremental import Watch
-from acq_isl.stream.messages import RingRef, Work
-from acq_isl.stream.shared_memory import RingView
+from acq_isl.stream.incremental import IncrementalStatistics
+from acq_isl.stream.messages import MemoryRef, Work
+from acq_isl.stream.shared_memory import SharedMemoryView
 
 LIVE_IN_A_ROW = 8
 
@@ -166,9 +166,9 @@ class Job:
     work : "live" or "bulk"
     due_s : float
         Deadline on the server's monotonic clock.
-    ring, ref : RingView and RingRef, optional
+    ring, ref : SharedMemoryView and MemoryRef, optional
         Where its pixels lie, if in shared memory.
-    watch : Watch, optional
+    statistics : IncrementalStatistics, optional
         What the model's engine was shown of it.
     """
 
@@ -179,9 +179,9 @@ class Job:
     complete_s: float
     work: Work = "bulk"
     due_s: float = math.inf
-    ring: RingView | None = None
-    ref: RingRef | None = None
-    watch: Watch | None = None
+    ring: SharedMemoryView | None = None
+    ref: MemoryRef | None = None
+    statistics: IncrementalStatistics | None = None
 
     @property
     def key(self) -> JobKey:

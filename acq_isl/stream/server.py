@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import logging
 import queue
-import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -36,10 +34,10 @@ from acq_isl.stream.messages import (
     Welcome,
     Withdraw,
 )
-from acq_isl.stream.model_registry import Roster, ServedModel
+from acq_isl.stream.model_registry import ModelRegistry, ServedModel
 from acq_isl.stream.schedule import Job, ScheduleCounts
 from acq_isl.stream.sessions import SessionLimits, Sessions
-from acq_isl.stream.sockets import ServerKeys, is_local, let_in, open_router
+from acq_isl.stream.sockets import ServerKeys, Waker, is_local, let_in, open_router
 from acq_isl.stream.swap import Swapper
 from acq_isl.stream.worker import EngineWorker
 
@@ -91,13 +89,14 @@ class EngineServer:
     def __init__(
         self, models: Sequence[ServedModel], bind: str, settings: ServerSettings | None = None
     ) -> None:
-        self._roster = Roster(models)
+        self._registry = ModelRegistry(models)
         self._bind, self._settings = bind, settings or ServerSettings()
         limits = self._settings.limits
         # One entry for each job within credit at most: the engines' thread adds, the socket's takes.
         self._answers: queue.SimpleQueue[tuple[Job, list[Frame]]] = queue.SimpleQueue()
-        self._worker = EngineWorker(self._roster, limits.credit * limits.clients * MAX_MODELS, self._answered)
-        self._swapper = Swapper(self._roster, self._settings.load, self._worker.between_stacks, self._wake)
+        self._worker = EngineWorker(
+            self._registry, limits.credit * limits.clients * MAX_MODELS, self._answered
+        )
         self._stopping = threading.Event()
         self._io = threading.Thread(target=self._run, name="acq-isl server", daemon=True)
 
@@ -105,7 +104,7 @@ class EngineServer:
         try:
             self._open()
         except BaseException:
-            self._roster.close()
+            self._registry.close()
             raise
         self._worker.start()
         self._io.start()
@@ -121,9 +120,9 @@ class EngineServer:
         welcome = Welcome(
             attempt=0,
             credit=self._settings.limits.credit,
-            models=self._roster.offers,
+            models=self._registry.offers,
         )
-        self._sessions = Sessions(self._settings.limits, welcome, self._worker.watchman)
+        self._sessions = Sessions(self._settings.limits, welcome, self._worker.incremental)
         self._context = zmq.Context()
         self._auth = let_in(self._context, self._settings.keys)
         try:
@@ -135,25 +134,25 @@ class EngineServer:
                 fix="choose another port, or stop the server that has it",
             ) from error
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        self._wake_in, self._wake_out = socket.socketpair()
-        self._wake_in.setblocking(False)
-        self._wake_out.setblocking(False)
+        self._waker = Waker()
+        self._swapper = Swapper(
+            self._registry, self._settings.load, self._worker.between_stacks, self._waker.wake
+        )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stopping.set()
-        self._wake()
+        self._waker.wake()
         self._io.join(timeout=10)
         ended = self._worker.stop()
         self._swapper.stop()
         if ended:
-            self._roster.close()
+            self._registry.close()
         else:
             log.error("the engine does not finish its stack; it is left to the end of the process")
         self._close_context()
-        self._wake_in.close()
-        self._wake_out.close()
+        self._waker.close()
 
     @property
     def running(self) -> bool:
@@ -165,10 +164,6 @@ class EngineServer:
         """What became of the stacks that waited for an engine; one of each stack and model."""
         return self._worker.counts
 
-    def _wake(self) -> None:
-        with suppress(OSError):  # it has been woken often enough, or has ended
-            self._wake_in.send(b"\0")
-
     def _close_context(self) -> None:
         if self._auth is not None:
             self._auth()
@@ -176,19 +171,18 @@ class EngineServer:
 
     def _answered(self, job: Job, frames: list[Frame]) -> None:
         self._answers.put((job, frames))
-        self._wake()
+        self._waker.wake()
 
     # ---- the socket's thread
 
     def _run(self) -> None:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._wake_out, zmq.POLLIN)
+        poller.register(self._waker.socket, zmq.POLLIN)
         try:
             while not self._stopping.is_set():
                 poller.poll(int(_LOOP_S * 1000))
-                with suppress(BlockingIOError):
-                    self._wake_out.recv(4096)
+                self._waker.clear()
                 self._receive()
                 while not self._answers.empty():
                     job, frames = self._answers.get()

@@ -16,20 +16,20 @@ from acq_isl.errors import WireError
 from acq_isl.stack import Slice, ZStack
 from acq_isl.stream.assembler import Assembler
 from acq_isl.stream.codec import Frame, encode, slice_of
-from acq_isl.stream.incremental import Watch, Watchman
+from acq_isl.stream.incremental import IncrementalStatistics, IncrementalThread
 from acq_isl.stream.messages import (
     Bye,
     Expired,
     Failed,
     Hello,
+    MemoryOffer,
     Offer,
-    RingOffer,
     SliceSent,
     Welcome,
     Withdrawn,
 )
 from acq_isl.stream.schedule import Job
-from acq_isl.stream.shared_memory import RingView
+from acq_isl.stream.shared_memory import SharedMemoryView
 
 log = logging.getLogger(__name__)
 
@@ -63,10 +63,12 @@ class _Session:
     identity: bytes
     seen_s: float
     assembler: Assembler
-    offer: RingOffer | None = None
-    ring: RingView | None = None
+    offer: MemoryOffer | None = None
+    ring: SharedMemoryView | None = None
     any_model: bool = False
-    models: dict[int, dict[str, Watch | None]] = field(default_factory=dict)  # asked for, by open stack
+    models: dict[int, dict[str, IncrementalStatistics | None]] = field(
+        default_factory=dict
+    )  # asked for, by open stack
     jobs: dict[tuple[int, str], Job] = field(default_factory=dict)
     answers: dict[tuple[int, str], list[Frame]] = field(default_factory=dict)
 
@@ -84,12 +86,14 @@ class Sessions:
     limits : SessionLimits
     welcome : Welcome
         The greeting; attempt, ring nonce and held stacks are filled in for each client.
-    watchman : Watchman, optional
+    incremental : IncrementalThread, optional
         Shown every slice as soon as it is in its place.
     """
 
-    def __init__(self, limits: SessionLimits, welcome: Welcome, watchman: Watchman | None = None) -> None:
-        self._limits, self._welcome, self._watchman = limits, welcome, watchman
+    def __init__(
+        self, limits: SessionLimits, welcome: Welcome, incremental: IncrementalThread | None = None
+    ) -> None:
+        self._limits, self._welcome, self._incremental = limits, welcome, incremental
         self._sessions: dict[str, _Session] = {}
         self._of_identity: dict[bytes, str] = {}
 
@@ -153,8 +157,8 @@ class Sessions:
         if of is None:
             return []
         models = {name: before.get(name) for name in sent.wanted.names}
-        if self._watchman is not None:
-            self._watchman.show(models, of.info, sent.z_index, of.pixels[sent.z_index])
+        if self._incremental is not None:
+            self._incremental.add(models, of.info, sent.z_index, of.pixels[sent.z_index])
         if zstack is None:
             session.models[sent.stack] = models
             return []
@@ -162,8 +166,8 @@ class Sessions:
         due_s = math.inf if sent.left_ms is None else now_s + sent.left_ms / 1e3
         name, work = self._of_identity[identity], sent.wanted.work
         jobs = [
-            Job(name, sent.stack, model, zstack, unix_s, work, due_s, ring, sent.ring, watch)
-            for model, watch in models.items()
+            Job(name, sent.stack, model, zstack, unix_s, work, due_s, ring, sent.ring, statistics)
+            for model, statistics in models.items()
         ]
         session.jobs |= {(job.stack, job.model): job for job in jobs}
         return jobs
@@ -282,12 +286,12 @@ class Sessions:
         return session.assembler.add(sent.stack, slice_, now_s, into=whole)
 
     @staticmethod
-    def _map(session: _Session, offer: RingOffer | None) -> None:
+    def _map(session: _Session, offer: MemoryOffer | None) -> None:
         if offer == session.offer:
             return
         session.offer, session.ring = offer, None
         if offer is not None:
             try:
-                session.ring = RingView(offer)
+                session.ring = SharedMemoryView(offer)
             except WireError as error:
                 log.info("a client's slices will come through the socket: %s", error)

@@ -31,7 +31,7 @@ import numpy as np
 
 from acq_isl.errors import StorageError, WireError
 from acq_isl.stack import StackInfo, Uint16Image
-from acq_isl.stream.messages import RingOffer, RingRef
+from acq_isl.stream.messages import MemoryOffer, MemoryRef
 
 _MAGIC = b"acq-isl ring 1\0\0"
 _NONCE_BYTES = 16
@@ -54,11 +54,11 @@ class Block:
     pixels: Uint16Image
 
     @property
-    def ref(self) -> RingRef:
-        return RingRef(offset=self.offset, generation=self.generation)
+    def ref(self) -> MemoryRef:
+        return MemoryRef(offset=self.offset, generation=self.generation)
 
 
-class Ring:
+class SharedMemory:
     """The owner's side. Not thread-safe: callers take turns under their own lock.
 
     Parameters
@@ -95,9 +95,9 @@ class Ring:
         """What a server that sees this memory can read in it."""
         self._memory[: len(_MAGIC)] = _MAGIC
         self._memory[len(_MAGIC) : len(_MAGIC) + _NONCE_BYTES] = bytes.fromhex(self.nonce)
-        self.offer = RingOffer(name=name, nbytes=size) if shared else None
+        self.offer = MemoryOffer(name=name, nbytes=size) if shared else None
 
-    def __enter__(self) -> Ring:
+    def __enter__(self) -> SharedMemory:
         return self
 
     def __exit__(
@@ -193,12 +193,12 @@ class Ring:
             self._file = None
 
 
-class RingView:
+class SharedMemoryView:
     """The server's side: a read-only map of a client's arena.
 
     Parameters
     ----------
-    offer : RingOffer
+    offer : MemoryOffer
         What the client says; nothing of it is believed before it was checked.
 
     Raises
@@ -207,7 +207,7 @@ class RingView:
         There is no such memory here, or it is not what was offered.
     """
 
-    def __init__(self, offer: RingOffer) -> None:
+    def __init__(self, offer: MemoryOffer) -> None:
         try:
             self._memory = _map_read_only(offer)
         except (OSError, ValueError) as error:
@@ -217,7 +217,7 @@ class RingView:
         self._size = offer.nbytes
         self.nonce = self._memory[len(_MAGIC) : len(_MAGIC) + _NONCE_BYTES].hex()
 
-    def view(self, ref: RingRef, info: StackInfo) -> Uint16Image:
+    def view(self, ref: MemoryRef, info: StackInfo) -> Uint16Image:
         """The stack at a place, (z, y, x) uint16, read-only and not copied.
 
         Raises
@@ -234,7 +234,7 @@ class RingView:
             raise WireError("the shared memory of a stack was given to another one")
         return _pixels(self._memory, ref.offset, info)
 
-    def holds(self, ref: RingRef) -> bool:
+    def holds(self, ref: MemoryRef) -> bool:
         """Whether the place still belongs to the same stack."""
         (generation,) = struct.unpack("<Q", self._memory[ref.offset : ref.offset + 8])
         return bool(generation == ref.generation)
@@ -255,7 +255,7 @@ def remove_stale_files() -> int:
     return removed
 
 
-def _map_read_only(offer: RingOffer) -> mmap.mmap:
+def _map_read_only(offer: MemoryOffer) -> mmap.mmap:
     if sys.platform == "win32":
         if not re.fullmatch(rf"{_FILE_PREFIX}[0-9a-f]{{32}}", offer.name):
             raise ValueError("not the name of a ring")

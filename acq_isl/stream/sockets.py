@@ -1,4 +1,4 @@
-"""CURVE keys of both ends, for an engine on another host.
+"""Sockets: their addresses, the CURVE keys of both ends, and how a thread that waits for them is woken.
 
 A folder of keys holds the certificates that ``zmq.auth`` writes: ``server.key_secret`` stays with the
 engine; ``server.key`` and ``client.key_secret`` go to the microscope; ``client.key`` stays with the engine.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -127,6 +129,31 @@ def is_local(endpoint: str) -> bool:
 def is_ipv6(endpoint: str) -> bool:
     """Whether an address is written as IPv6; ZMQ must be told."""
     return "[" in endpoint
+
+
+class Waker:
+    """Ends the wait of a thread that polls sockets; that thread polls `socket`, too."""
+
+    def __init__(self) -> None:
+        self._sender, self.socket = socket.socketpair()
+        self._sender.setblocking(False)
+        self.socket.setblocking(False)
+
+    def wake(self) -> None:
+        """Any thread may call it, also when the other one has ended."""
+        with suppress(OSError):  # woken more than often enough, or closed
+            self._sender.send(b"\0")
+
+    def clear(self) -> bool:
+        """Forget the calls of `wake` so far; whether there were any."""
+        try:
+            return bool(self.socket.recv(4096))
+        except BlockingIOError:
+            return False
+
+    def close(self) -> None:
+        self._sender.close()
+        self.socket.close()
 
 
 _MESSAGES_QUEUED = 64

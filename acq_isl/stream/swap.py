@@ -25,7 +25,7 @@ from acq_isl.errors import AcqIslError, EngineError, ModelError, StackRefused, W
 from acq_isl.stack import StackInfo, StackKey, ZStack
 from acq_isl.stream.codec import decode, encode
 from acq_isl.stream.messages import MAX_HEADER_BYTES, Bye, Loading, Message, NotSwapped, Offer, Swap, Swapped
-from acq_isl.stream.model_registry import Roster, ServedModel, changes, close
+from acq_isl.stream.model_registry import ModelRegistry, ServedModel, changes, close
 from acq_isl.stream.sockets import ClientKeys, is_ipv6
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Swapper:
 
     Parameters
     ----------
-    roster : Roster
+    registry : ModelRegistry
     load : callable or None
         Makes a model ready, given its file; None refuses every swap.
     between_stacks : callable
@@ -72,12 +72,12 @@ class Swapper:
 
     def __init__(
         self,
-        roster: Roster,
+        registry: ModelRegistry,
         load: Callable[[str], ServedModel] | None,
         between_stacks: Callable[[Callable[[], None]], bool],
         wake: Callable[[], None],
     ) -> None:
-        self._roster, self._load = roster, load
+        self._registry, self._load = registry, load
         self._between_stacks, self._wake = between_stacks, wake
         self._attempt: _Attempt | None = None
         self._loaded: queue.SimpleQueue[ServedModel | AcqIslError] = queue.SimpleQueue()
@@ -94,7 +94,7 @@ class Swapper:
             return _refusal(EngineError("another model is being loaded", fix="try again when it is there"))
         try:
             if swap.name:
-                _ = self._roster[swap.name]  # before seconds are spent on loading
+                _ = self._registry[swap.name]  # before seconds are spent on loading
         except ModelError as error:
             return _refusal(error)
         attempt = _Attempt(asker, swap, queue.Queue(1))
@@ -134,8 +134,8 @@ class Swapper:
 
     def _decide(self, attempt: _Attempt, new: ServedModel, particular: int) -> Told:
         try:
-            name = self._roster.named(attempt.swap.name, new)
-            old = self._roster[name]
+            name = self._registry.named(attempt.swap.name, new)
+            old = self._registry[name]
             attempt.changes = changes(old.engine.manifest, new.engine.manifest)
             if attempt.changes and particular:
                 raise _unwanted(attempt.changes, particular)
@@ -146,7 +146,7 @@ class Swapper:
             attempt.loser.put(None)
             return self._refuse(attempt, error)
         attempt.old, attempt.new = old.offer, new.offer
-        offers = tuple(attempt.new if one.name == name else one for one in self._roster.offers)
+        offers = tuple(attempt.new if one.name == name else one for one in self._registry.offers)
         return Told(offers=offers)
 
     def _refuse(self, attempt: _Attempt, error: AcqIslError) -> Told:
@@ -156,7 +156,7 @@ class Swapper:
     # ---- on the engines' thread
 
     def _put_in_place(self, name: str, new: ServedModel) -> None:
-        self._replaced.put(self._roster.replace(name, new))
+        self._replaced.put(self._registry.replace(name, new))
         self._wake()
 
     # ---- on the thread of an attempt

@@ -22,9 +22,9 @@ from acq_isl.processing.normalize import all_finite
 from acq_isl.protocols import ConcurrentEngine, Engine, IncrementalEngine
 from acq_isl.stack import Prediction, StageTimes
 from acq_isl.stream.codec import Frame, encode, result_of
-from acq_isl.stream.incremental import Watchman
+from acq_isl.stream.incremental import IncrementalThread
 from acq_isl.stream.messages import Failed, Refused
-from acq_isl.stream.model_registry import Roster
+from acq_isl.stream.model_registry import ModelRegistry
 from acq_isl.stream.schedule import Job, JobKey, Schedule, ScheduleCounts, Ticket
 
 log = logging.getLogger(__name__)
@@ -41,16 +41,18 @@ class EngineWorker:
 
     Parameters
     ----------
-    roster : Roster
+    registry : ModelRegistry
     limit : int
         Jobs that may wait.
     answer : callable
         Told each job and the message that answers it, on one of the engines' threads.
     """
 
-    def __init__(self, roster: Roster, limit: int, answer: Callable[[Job, list[Frame]], None]) -> None:
-        self._roster, self._answer = roster, answer
-        self.watchman = Watchman(roster)
+    def __init__(
+        self, registry: ModelRegistry, limit: int, answer: Callable[[Job, list[Frame]], None]
+    ) -> None:
+        self._registry, self._answer = registry, answer
+        self.incremental = IncrementalThread(registry)
         """To be shown slices as they arrive; starts and stops with the worker."""
         self._schedule: Schedule[JobKey] = Schedule(limit)
         self._jobs: dict[JobKey, Job] = {}
@@ -64,7 +66,7 @@ class EngineWorker:
         ]
 
     def start(self) -> None:
-        self.watchman.start()
+        self.incremental.start()
         for thread in self._threads:
             thread.start()
 
@@ -74,7 +76,7 @@ class EngineWorker:
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        self.watchman.stop()
+        self.incremental.stop()
         for thread in self._threads:
             thread.join(max(deadline_s - time.monotonic(), 0))
         return not any(thread.is_alive() for thread in self._threads)
@@ -119,7 +121,7 @@ class EngineWorker:
         while (work := self._next()) is not None:
             try:
                 if isinstance(work, Job):
-                    self._answer(work, predict(self._roster, work))
+                    self._answer(work, predict(self._registry, work))
                 else:
                     work()
             except Exception:
@@ -157,23 +159,23 @@ class EngineWorker:
         job = self._jobs[ticket.id]
         if any(not isinstance(one, Job) or one.model != job.model for one in self._at_work):
             return False
-        return job.work == "bulk" and len(self._at_work) < at_once(self._roster, job.model)
+        return job.work == "bulk" and len(self._at_work) < at_once(self._registry, job.model)
 
 
-def at_once(roster: Roster, model: str) -> int:
+def at_once(registry: ModelRegistry, model: str) -> int:
     """How many stacks an engine takes at once; 1 unless it is a `ConcurrentEngine`."""
     try:
-        engine = roster[model].engine
+        engine = registry[model].engine
         return engine.at_once if isinstance(engine, ConcurrentEngine) else 1
     except ModelError:  # its client is told when it is its turn
         return 1
 
 
-def predict(roster: Roster, job: Job) -> list[Frame]:
+def predict(registry: ModelRegistry, job: Job) -> list[Frame]:
     """The message that answers a job. An engine may raise anything; the server goes on."""
     taken_s, begin_s = time.time(), time.perf_counter()
     try:
-        engine = roster[job.model].engine
+        engine = registry[job.model].engine
         if not job.intact:
             raise WireError("the client gave the stack's memory to another one")
         prediction = _prediction(engine, job)
@@ -206,7 +208,7 @@ def predict(roster: Roster, job: Job) -> list[Frame]:
 
 def _prediction(engine: Engine, job: Job) -> Prediction:
     """The engine's, which gets what it saw of the stack while it arrived."""
-    seen = None if job.watch is None else job.watch.end(engine, job.zstack.info)
+    seen = None if job.statistics is None else job.statistics.end(engine, job.zstack.info)
     if seen is not None and isinstance(engine, IncrementalEngine):
         return engine.predict(job.zstack, seen)
     return engine.predict(job.zstack)

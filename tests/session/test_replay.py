@@ -14,13 +14,13 @@ from acq_isl.stack import Prediction, ZStack
 from acq_isl.storage.prediction_store import PredictionStore, stored
 from acq_isl.storage.prediction_store import load as load_prediction
 from acq_isl.stream.client import ClientSettings, EngineClient
-from acq_isl.stream.connection import LinkSettings
-from acq_isl.stream.model_registry import Roster, ServedModel
+from acq_isl.stream.connection import ConnectionSettings
+from acq_isl.stream.model_registry import ModelRegistry, ServedModel
 from acq_isl.stream.server import EngineServer
 from acq_isl.stream.spool import Spool, SpooledStack
 from doubles import serving as fake
 
-QUICK = LinkSettings(beat_s=0.05, reconnect_s=0.02, reconnect_max_s=0.05)
+QUICK = ConnectionSettings(beat_s=0.05, reconnect_s=0.02, reconnect_max_s=0.05)
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def spool_one(
 
 
 def local(**engines: object) -> LocalModels:
-    return LocalModels(Roster([ServedModel(e, name, e.sha256) for name, e in engines.items()]))  # type: ignore[attr-defined, arg-type]
+    return LocalModels(ModelRegistry([ServedModel(e, name, e.sha256) for name, e in engines.items()]))  # type: ignore[attr-defined, arg-type]
 
 
 def check_predicted(store: Path, times: range, factor: float = 1.0) -> None:

@@ -44,7 +44,7 @@ from acq_isl.sim.scope.backlash import Play
 from acq_isl.sim.scope.exposure import Exposure
 from acq_isl.sim.scope.faults import PlantedFaults
 from acq_isl.stack import Prediction, Slice, StackInfo, StackKey, StackRequest, ZStack
-from acq_isl.stream.model_registry import Roster, ServedModel
+from acq_isl.stream.model_registry import ModelRegistry, ServedModel
 from acq_isl.stream.schedule import Job
 from acq_isl.stream.worker import predict
 
@@ -513,8 +513,8 @@ def test_what_is_not_a_number_never_counts_as_a_prediction() -> None:
     """Found by planting it: such predictions were counted, kept, and chosen from."""
     job = Job("session", 1, "calm", STACK, 0.0)
     for fault, said in ((EngineWrong("nan"), b"not a number"), (EngineWrong("error"), b"as planted")):
-        roster = Roster([ServedModel(FaultyEngine(Calm(), [fault]), "calm")])
-        (header, *_) = predict(roster, job)
+        registry = ModelRegistry([ServedModel(FaultyEngine(Calm(), [fault]), "calm")])
+        (header, *_) = predict(registry, job)
         assert said in bytes(header)
 
 

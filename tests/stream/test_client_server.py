@@ -23,8 +23,19 @@ from acq_isl.stream import sessions
 from acq_isl.stream.client import ClientSettings, EngineClient
 from acq_isl.stream.client_thread import Patience
 from acq_isl.stream.codec import Frame, decode, encode, slice_frames
-from acq_isl.stream.connection import LinkSettings
-from acq_isl.stream.messages import Alive, Beat, Bye, Done, Failed, Hello, Message, Result, RingOffer, Welcome
+from acq_isl.stream.connection import ConnectionSettings
+from acq_isl.stream.messages import (
+    Alive,
+    Beat,
+    Bye,
+    Done,
+    Failed,
+    Hello,
+    MemoryOffer,
+    Message,
+    Result,
+    Welcome,
+)
 from acq_isl.stream.model_registry import ServedModel
 from acq_isl.stream.server import EngineServer, ServerSettings
 from acq_isl.stream.sessions import SessionLimits
@@ -51,7 +62,7 @@ MANIFEST = Manifest(
     size_step_px=1,
     trained_on="nothing",
 )
-QUICK = LinkSettings(beat_s=0.05, silence_s=10.0, reconnect_s=0.02, reconnect_max_s=0.05)
+QUICK = ConnectionSettings(beat_s=0.05, silence_s=10.0, reconnect_s=0.02, reconnect_max_s=0.05)
 
 
 @dataclass
@@ -195,10 +206,10 @@ def test_a_server_that_cannot_map_the_memory_gets_the_pixels_through_the_socket(
 ) -> None:
     """As in another container: same host, but nothing under the name that the client offers."""
 
-    def nothing_there(offer: RingOffer) -> None:
+    def nothing_there(offer: MemoryOffer) -> None:
         raise WireError("no such memory")
 
-    monkeypatch.setattr(sessions, "RingView", nothing_there)
+    monkeypatch.setattr(sessions, "SharedMemoryView", nothing_there)
     with connected(MeanEngine(), folder) as client:
         assert client.transport == "tcp"
         put_stack(client, 0)

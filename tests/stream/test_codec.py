@@ -26,14 +26,14 @@ from acq_isl.stream.messages import (
     Failed,
     Hello,
     Loading,
+    MemoryOffer,
+    MemoryRef,
     Message,
     Models,
     NotSwapped,
     Offer,
     Refused,
     Result,
-    RingOffer,
-    RingRef,
     SliceSent,
     Swap,
     Swapped,
@@ -61,17 +61,17 @@ PREDICTION = Prediction(
 )
 OFFER = Offer(name="a", manifest="{}", model_sha256="ab", engine="fake")
 HEADERS: list[Message] = [
-    Hello(session="0f" * 16, attempt=7, ring=RingOffer(name="/proc/1/fd/3", nbytes=4096)),
+    Hello(session="0f" * 16, attempt=7, ring=MemoryOffer(name="/proc/1/fd/3", nbytes=4096)),
     Hello(session="0f" * 16, attempt=0),
     Welcome(attempt=7, credit=2, models=(OFFER,), held=(1, 4)),
     Models(models=(OFFER, OFFER)),
-    SliceSent(stack=5, info=INFO, z_index=0, captured_s=1.0, ring=RingRef(offset=4096, generation=9)),
+    SliceSent(stack=5, info=INFO, z_index=0, captured_s=1.0, ring=MemoryRef(offset=4096, generation=9)),
     SliceSent(
         stack=5,
         info=INFO,
         z_index=0,
         captured_s=1.0,
-        ring=RingRef(offset=4096, generation=9),
+        ring=MemoryRef(offset=4096, generation=9),
         wanted=Wanted(models=("a", "b"), work="live", deadline_ms=250.0),
         left_ms=20.5,
     ),
@@ -109,7 +109,7 @@ infos = st.builds(
 
 def header(**changes: Any) -> bytes:
     """The JSON of a slice that lies in the ring, with fields changed or (None) removed."""
-    fields = json.loads(bytes(slice_frames(5, SLICE, RingRef(offset=4096, generation=1))[0]))
+    fields = json.loads(bytes(slice_frames(5, SLICE, MemoryRef(offset=4096, generation=1))[0]))
     fields |= changes
     return json.dumps({name: value for name, value in fields.items() if value is not ...}).encode()
 

@@ -19,9 +19,9 @@ from acq_isl.manifest import Label, Manifest
 from acq_isl.protocols import IncrementalEngine
 from acq_isl.stack import Outcome, Prediction, Refusal, Slice, StackInfo, StackKey, ZStack
 from acq_isl.stream.client import ClientSettings, EngineClient
-from acq_isl.stream.connection import LinkSettings
-from acq_isl.stream.incremental import Watch, Watchman
-from acq_isl.stream.model_registry import Roster, ServedModel
+from acq_isl.stream.connection import ConnectionSettings
+from acq_isl.stream.incremental import IncrementalStatistics, IncrementalThread
+from acq_isl.stream.model_registry import ModelRegistry, ServedModel
 from acq_isl.stream.server import EngineServer
 from acq_isl.stream.spool import Spool
 
@@ -41,7 +41,7 @@ MANIFEST = Manifest(
     size_step_px=1,
     trained_on="nothing",
 )
-QUICK = LinkSettings(beat_s=0.05, silence_s=10.0, reconnect_s=0.02, reconnect_max_s=0.05)
+QUICK = ConnectionSettings(beat_s=0.05, silence_s=10.0, reconnect_s=0.02, reconnect_max_s=0.05)
 INFO = StackInfo(StackKey(0, "A1", "Phase"), (-1.0, 0.0, 1.0), (96, 80), 0.3)
 
 
@@ -64,14 +64,14 @@ class Noting(StackStatistics):
 
     def __init__(self, info: StackInfo, high_pass_px: float) -> None:
         super().__init__(info, high_pass_px)
-        self.info, self.seen = info, []
+        self.info, self.planes = info, []
 
     def add(self, z: int, plane: np.ndarray) -> None:
         super().add(z, plane)
-        self.seen.append((self.info.key.time, z))
+        self.planes.append((self.info.key.time, z))
 
 
-class Shown(Predictor):
+class Incremental(Predictor):
     """A predictor that remembers the statistics that it gave out and got back."""
 
     def __init__(self) -> None:
@@ -88,16 +88,16 @@ class Shown(Predictor):
         return super().predict(stack, statistics)
 
     @property
-    def shown(self) -> set[tuple[int, int]]:
+    def measured(self) -> set[tuple[int, int]]:
         """Time and z."""
-        return {pair for statistics in self.given for pair in statistics.seen}
+        return {pair for statistics in self.given for pair in statistics.planes}
 
 
-class Unseeing:
+class Plain:
     """The same predictor behind the three methods that every engine has."""
 
     def __init__(self) -> None:
-        self._inner = Shown()
+        self._inner = Incremental()
         self.manifest = MANIFEST
 
     def predict(self, stack: ZStack) -> Prediction:
@@ -136,7 +136,7 @@ STACKS = [pixels(time_) for time_ in range(6)]
 
 
 def outcomes(engine: object, folder: Path, *, share_memory: bool, order: tuple[int, ...]) -> list[Outcome]:
-    """What a server says to all stacks, slice by slice, the last one once the others were looked at."""
+    """What a server says to all stacks, slice by slice, the last one once the others were measured."""
     settings = ClientSettings(memory_bytes=8 << 20, share_memory=share_memory, link=QUICK)
     with (
         EngineServer([ServedModel(engine, "", "ab", "fake")], "tcp://127.0.0.1:*") as server,
@@ -147,8 +147,8 @@ def outcomes(engine: object, folder: Path, *, share_memory: bool, order: tuple[i
         for time_, stack in enumerate(STACKS):
             info = replace(INFO, key=replace(INFO.key, time=time_))
             for z in order:
-                if z == order[-1] and isinstance(engine, Shown):
-                    wait_until(lambda now=time_: {(now, one) for one in order[:-1]} <= engine.shown)
+                if z == order[-1] and isinstance(engine, Incremental):
+                    wait_until(lambda now=time_: {(now, one) for one in order[:-1]} <= engine.measured)
                 client.put(Slice(info, z, stack[z], 1.75e9))
             found += client.drain(20)
     return sorted(found, key=lambda one: one.info.key.time)
@@ -156,12 +156,12 @@ def outcomes(engine: object, folder: Path, *, share_memory: bool, order: tuple[i
 
 @pytest.mark.parametrize("share_memory", [True, False])
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
-def test_what_was_seen_before_changes_neither_predictions_nor_refusals(
+def test_what_was_measured_before_changes_neither_predictions_nor_refusals(
     tmp_path: Path, share_memory: bool, order: tuple[int, ...]
 ) -> None:
-    seeing = Shown()
-    with_ = outcomes(seeing, tmp_path / "with", share_memory=share_memory, order=order)
-    without = outcomes(Unseeing(), tmp_path / "without", share_memory=share_memory, order=order)
+    incremental = Incremental()
+    with_ = outcomes(incremental, tmp_path / "with", share_memory=share_memory, order=order)
+    without = outcomes(Plain(), tmp_path / "without", share_memory=share_memory, order=order)
     assert len(with_) == len(without) == len(STACKS)
     for ours, theirs in zip(with_, without, strict=True):
         assert type(ours) is type(theirs)
@@ -173,56 +173,56 @@ def test_what_was_seen_before_changes_neither_predictions_nor_refusals(
             assert (ours.reason, ours.fix) == (theirs.reason, theirs.fix)
     kinds = [type(one) for one in with_]
     assert kinds == [Prediction, Refusal, Refusal, Refusal, Refusal, Prediction]
-    assert seeing.got == seeing.given, "each stack was predicted with what was seen of it"
+    assert incremental.got == incremental.given, "each stack was predicted with what was measured of it"
 
 
-def roster(*engines: object) -> Roster:
-    return Roster([ServedModel(engine, f"model {n}") for n, engine in enumerate(engines)])
+def registry(*engines: object) -> ModelRegistry:
+    return ModelRegistry([ServedModel(engine, f"model {n}") for n, engine in enumerate(engines)])
 
 
-def test_only_engines_that_want_to_see_slices_are_shown_them() -> None:
-    watches: dict[str, Watch | None] = dict.fromkeys(["model 0", "model 1", "nobody"])
-    Watchman(roster(Shown(), Unseeing())).show(watches, INFO, 0, STACKS[0][0])
-    assert [name for name, watch in watches.items() if watch is not None] == ["model 0"]
+def test_only_incremental_engines_measure_slices() -> None:
+    by_model: dict[str, IncrementalStatistics | None] = dict.fromkeys(["model 0", "model 1", "nobody"])
+    IncrementalThread(registry(Incremental(), Plain())).add(by_model, INFO, 0, STACKS[0][0])
+    assert [name for name, statistics in by_model.items() if statistics is not None] == ["model 0"]
 
 
-def test_an_engine_is_shown_no_more_once_it_predicts() -> None:
-    engine = Shown()
-    watch = Watch(engine, INFO)
-    watch.add(0, STACKS[0][0])
-    assert watch.end(engine, INFO) is engine.given[0]
-    watch.add(1, STACKS[0][1])
-    assert engine.shown == {(0, 0)}
+def test_nothing_is_measured_once_the_engine_predicts() -> None:
+    engine = Incremental()
+    statistics = IncrementalStatistics(engine, INFO)
+    statistics.add(0, STACKS[0][0])
+    assert statistics.end(engine, INFO) is engine.given[0]
+    statistics.add(1, STACKS[0][1])
+    assert engine.measured == {(0, 0)}
 
 
-def test_a_model_that_took_anothers_place_gets_nothing_of_what_that_saw() -> None:
-    engine = Shown()
-    watch = Watch(engine, INFO)
-    watch.add(0, STACKS[0][0])
-    assert watch.end(Shown(), INFO) is None
-    assert Watch(engine, INFO).end(engine, INFO) is None, "nothing was seen"
+def test_a_model_that_took_anothers_place_gets_nothing_of_what_that_measured() -> None:
+    engine = Incremental()
+    statistics = IncrementalStatistics(engine, INFO)
+    statistics.add(0, STACKS[0][0])
+    assert statistics.end(Incremental(), INFO) is None
+    assert IncrementalStatistics(engine, INFO).end(engine, INFO) is None, "nothing was measured"
 
 
-def test_what_fails_to_look_is_left_out() -> None:
-    class Blind(Shown):
+def test_what_cannot_be_measured_is_left_out() -> None:
+    class Broken(Incremental):
         def begin_statistics(self, info: StackInfo) -> Noting:
             raise ZeroDivisionError
 
-    engine = Blind()
-    watch = Watch(engine, INFO)
-    watch.add(0, STACKS[0][0])
-    watch.add(1, STACKS[0][1])
-    assert watch.end(engine, INFO) is None
+    engine = Broken()
+    statistics = IncrementalStatistics(engine, INFO)
+    statistics.add(0, STACKS[0][0])
+    statistics.add(1, STACKS[0][1])
+    assert statistics.end(engine, INFO) is None
 
 
 def test_planes_that_come_too_fast_are_counted_and_left_out() -> None:
-    watchman, watches = Watchman(roster(Shown())), {"model 0": None}
+    incremental, by_model = IncrementalThread(registry(Incremental())), {"model 0": None}
     for _ in range(130):  # its thread was not started
-        watchman.show(watches, INFO, 0, STACKS[0][0])
-    assert watchman.left_out == 2
-    watchman.stop()
+        incremental.add(by_model, INFO, 0, STACKS[0][0])
+    assert incremental.skipped == 2
+    incremental.stop()
 
 
-def test_a_ladder_and_a_predictor_want_to_see_slices() -> None:
+def test_our_own_engines_are_incremental() -> None:
     assert issubclass(Ladder, IncrementalEngine) and issubclass(Predictor, IncrementalEngine)
-    assert not issubclass(Unseeing, IncrementalEngine)
+    assert not issubclass(Plain, IncrementalEngine)

@@ -14,9 +14,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precon
 
 from acq_isl.stack import Outcome, Prediction, Refusal, Slice, StackInfo, StackKey, Unpredicted
 from acq_isl.stream.messages import Wanted
-from acq_isl.stream.pending_queue import Outbox
-from acq_isl.stream.pending_stack import Held, engine_lost, to_withdraw
-from acq_isl.stream.shared_memory import Ring
+from acq_isl.stream.pending_queue import PendingQueue
+from acq_isl.stream.pending_stack import PendingStack, engine_lost, to_withdraw
+from acq_isl.stream.shared_memory import SharedMemory
 
 PLANES, SHAPE, CREDIT = 2, (2, 3), 2
 MEMORY_BYTES = 8 * 4096
@@ -43,16 +43,16 @@ class OutboxMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.ring = Ring(MEMORY_BYTES, shared=False)
+        self.ring = SharedMemory(MEMORY_BYTES, shared=False)
         self.free_bytes = self.ring.free_bytes
-        self.box = Outbox(self.ring, lambda info: WANTED[info.key.time % len(WANTED)])
+        self.box = PendingQueue(self.ring, lambda info: WANTED[info.key.time % len(WANTED)])
         self.now_s = 0.0
         self.begun: set[int] = set()
         self.connected = True
         self.at_server: dict[int, set[str]] = {}  # complete stacks and the models that have not answered
         self.working: tuple[int, str] | None = None
         self.computed: set[tuple[int, str]] = set()
-        self.disk: list[Held] = []
+        self.disk: list[PendingStack] = []
         self.files: set[Path] = set()
 
     # ---- the camera

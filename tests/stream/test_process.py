@@ -17,7 +17,7 @@ import pytest
 from acq_isl.errors import EngineError
 from acq_isl.stack import Prediction, Slice, StackInfo, StackKey, Unpredicted
 from acq_isl.stream.client import ClientSettings, EngineClient
-from acq_isl.stream.connection import LinkSettings
+from acq_isl.stream.connection import ConnectionSettings
 from acq_isl.stream.process import EngineProcess
 from acq_isl.stream.spool import Spool
 
@@ -99,7 +99,7 @@ def slice_of(time_: int, z: int) -> Slice:
 
 
 def client_of(endpoint: str, folder: Path) -> EngineClient:
-    link = LinkSettings(beat_s=0.05, reconnect_s=0.02, reconnect_max_s=0.05)
+    link = ConnectionSettings(beat_s=0.05, reconnect_s=0.02, reconnect_max_s=0.05)
     return EngineClient(
         endpoint, spool=Spool(folder), settings=ClientSettings(memory_bytes=4 << 20, link=link)
     )

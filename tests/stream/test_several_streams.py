@@ -13,7 +13,7 @@ import pytest
 from acq_isl.errors import EngineError, ModelError, StackRefused
 from acq_isl.stack import Outcome, Prediction, Refusal, StackInfo, Unpredicted, ZStack
 from acq_isl.stream.client import ClientSettings, EngineClient
-from acq_isl.stream.connection import LinkSettings
+from acq_isl.stream.connection import ConnectionSettings
 from acq_isl.stream.messages import Wanted
 from acq_isl.stream.model_registry import ServedModel
 from acq_isl.stream.server import EngineServer, ServerSettings
@@ -21,7 +21,7 @@ from acq_isl.stream.sessions import SessionLimits
 from acq_isl.stream.spool import Spool
 from doubles import serving as fake
 
-QUICK = LinkSettings(beat_s=0.05, silence_s=10.0, reconnect_s=0.02, reconnect_max_s=0.05)
+QUICK = ConnectionSettings(beat_s=0.05, silence_s=10.0, reconnect_s=0.02, reconnect_max_s=0.05)
 LIVE = Wanted(work="live")
 
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from acq_isl.errors import StorageError, WireError
 from acq_isl.stack import StackInfo, StackKey
 from acq_isl.stream import shared_memory as ring_module
-from acq_isl.stream.messages import RingOffer, RingRef
-from acq_isl.stream.shared_memory import Block, Ring, RingView, remove_stale_files
+from acq_isl.stream.messages import MemoryOffer, MemoryRef
+from acq_isl.stream.shared_memory import Block, SharedMemory, SharedMemoryView, remove_stale_files
 
 MIB = 1 << 20
 linux = pytest.mark.skipif(sys.platform != "linux", reason="memfd and /proc are Linux")
@@ -29,15 +29,15 @@ def info(planes: int = 3, rows: int = 64, columns: int = 32) -> StackInfo:
     return StackInfo(key, tuple(float(z) for z in range(planes)), (rows, columns), 0.3)
 
 
-def offer_of(ring: Ring) -> RingOffer:
+def offer_of(ring: SharedMemory) -> MemoryOffer:
     assert ring.offer is not None
     return ring.offer
 
 
 def test_the_reader_sees_the_writers_pixels_without_a_copy() -> None:
-    with Ring(MIB, shared=True) as ring:
+    with SharedMemory(MIB, shared=True) as ring:
         block = ring.allocate(info())
-        view = RingView(offer_of(ring))
+        view = SharedMemoryView(offer_of(ring))
         assert block is not None
         seen = view.view(block.ref, info())
         block.pixels[1, 2, 3] = 4711
@@ -47,8 +47,8 @@ def test_the_reader_sees_the_writers_pixels_without_a_copy() -> None:
 
 
 def test_a_block_given_to_another_stack_is_noticed() -> None:
-    with Ring(MIB, shared=True) as ring:
-        block, view = ring.allocate(info()), RingView(offer_of(ring))
+    with SharedMemory(MIB, shared=True) as ring:
+        block, view = ring.allocate(info()), SharedMemoryView(offer_of(ring))
         assert block is not None
         assert view.holds(block.ref)
         ring.release(block)
@@ -63,25 +63,25 @@ def test_a_block_given_to_another_stack_is_noticed() -> None:
 @pytest.mark.parametrize(
     "ref",
     [
-        RingRef(offset=0, generation=1),
-        RingRef(offset=4097, generation=1),
-        RingRef(offset=1 << 40, generation=1),
-        RingRef(offset=MIB, generation=1),
+        MemoryRef(offset=0, generation=1),
+        MemoryRef(offset=4097, generation=1),
+        MemoryRef(offset=1 << 40, generation=1),
+        MemoryRef(offset=MIB, generation=1),
     ],
 )
-def test_a_place_outside_of_the_ring_is_refused(ref: RingRef) -> None:
-    with Ring(MIB, shared=True) as ring:
+def test_a_place_outside_of_the_ring_is_refused(ref: MemoryRef) -> None:
+    with SharedMemory(MIB, shared=True) as ring:
         ring.allocate(info())
         with pytest.raises(WireError):
-            RingView(offer_of(ring)).view(ref, info())
+            SharedMemoryView(offer_of(ring)).view(ref, info())
 
 
 def test_a_stack_that_would_reach_past_the_end_is_refused() -> None:
-    with Ring(MIB, shared=True) as ring:
+    with SharedMemory(MIB, shared=True) as ring:
         block = ring.allocate(info())
         assert block is not None
         with pytest.raises(WireError, match="outside"):
-            RingView(offer_of(ring)).view(block.ref, info(rows=16384, columns=16384))
+            SharedMemoryView(offer_of(ring)).view(block.ref, info(rows=16384, columns=16384))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_a_stack_that_would_reach_past_the_end_is_refused() -> None:
 )
 def test_a_name_that_no_ring_has_is_refused(name: str) -> None:
     with pytest.raises(WireError):
-        RingView(RingOffer(name=name, nbytes=4096))
+        SharedMemoryView(MemoryOffer(name=name, nbytes=4096))
 
 
 @linux
@@ -97,18 +97,18 @@ def test_a_descriptor_that_is_no_sealed_ring_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes(8192))
     with path.open("rb") as file, pytest.raises(WireError):
-        RingView(RingOffer(name=f"/proc/{os.getpid()}/fd/{file.fileno()}", nbytes=8192))
+        SharedMemoryView(MemoryOffer(name=f"/proc/{os.getpid()}/fd/{file.fileno()}", nbytes=8192))
 
 
 @linux
 def test_another_size_than_offered_is_refused() -> None:
-    with Ring(MIB, shared=True) as ring, pytest.raises(WireError, match="offered"):
-        RingView(offer_of(ring).model_copy(update={"nbytes": MIB}))
+    with SharedMemory(MIB, shared=True) as ring, pytest.raises(WireError, match="offered"):
+        SharedMemoryView(offer_of(ring).model_copy(update={"nbytes": MIB}))
 
 
 @linux
 def test_a_ring_cannot_shrink_under_its_reader() -> None:
-    with Ring(MIB, shared=True) as ring:
+    with SharedMemory(MIB, shared=True) as ring:
         fd = os.open(offer_of(ring).name, os.O_RDWR)
         try:
             with pytest.raises(PermissionError):
@@ -119,18 +119,18 @@ def test_a_ring_cannot_shrink_under_its_reader() -> None:
 
 def test_memory_that_is_not_there_is_a_storage_error() -> None:
     with pytest.raises(StorageError, match="memory_bytes"):
-        Ring(1 << 62, shared=False)
+        SharedMemory(1 << 62, shared=False)
 
 
 def test_without_sharing_there_is_nothing_to_offer() -> None:
-    with Ring(MIB, shared=False) as ring:
+    with SharedMemory(MIB, shared=False) as ring:
         assert ring.offer is None
         assert ring.allocate(info()) is not None
 
 
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(0, 3)), max_size=30))
 def test_blocks_never_overlap_and_freed_memory_comes_back(steps: list[tuple[int, int]]) -> None:
-    with Ring(MIB // 4, shared=False) as ring:
+    with SharedMemory(MIB // 4, shared=False) as ring:
         everything = ring.free_bytes
         blocks: list[Block] = []
         for planes, release in steps:
@@ -154,8 +154,8 @@ def test_a_ring_file_works_and_is_removed(monkeypatch: pytest.MonkeyPatch, tmp_p
     """The way of systems without memfd."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(ring_module.sys, "platform", "darwin")
-    with Ring(MIB, shared=True) as ring:
-        block, view = ring.allocate(info()), RingView(offer_of(ring))
+    with SharedMemory(MIB, shared=True) as ring:
+        block, view = ring.allocate(info()), SharedMemoryView(offer_of(ring))
         assert block is not None
         block.pixels[:] = 5
         assert np.all(view.view(block.ref, info()) == 5)
@@ -167,9 +167,9 @@ def test_a_ring_file_works_and_is_removed(monkeypatch: pytest.MonkeyPatch, tmp_p
 @posix
 def test_the_file_of_a_killed_owner_is_removed_at_the_next_start(tmp_path: Path) -> None:
     script = (
-        "import sys, tempfile; from acq_isl.stream.shared_memory import Ring\n"
+        "import sys, tempfile; from acq_isl.stream.shared_memory import SharedMemory\n"
         "tempfile.tempdir = sys.argv[1]; sys.platform = 'darwin'\n"
-        "ring = Ring(1 << 20, shared=True); print('ready', flush=True); sys.stdin.read()"
+        "ring = SharedMemory(1 << 20, shared=True); print('ready', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", script, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
@@ -189,6 +189,6 @@ def test_a_full_disk_gives_no_block_instead_of_a_crash(monkeypatch: pytest.Monke
     def full(fd: int, offset: int, count: int) -> None:
         raise OSError(28, "No space left on device")
 
-    with Ring(MIB, shared=True) as ring:
+    with SharedMemory(MIB, shared=True) as ring:
         monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
         assert ring.allocate(info()) is None

@@ -15,7 +15,7 @@ import zmq
 from acq_isl.errors import AcqIslError, EngineError, ModelError
 from acq_isl.stack import Prediction, ZStack
 from acq_isl.stream.client import ClientSettings, EngineClient
-from acq_isl.stream.connection import LinkSettings
+from acq_isl.stream.connection import ConnectionSettings
 from acq_isl.stream.messages import Swapped, Wanted
 from acq_isl.stream.model_registry import ServedModel, changes
 from acq_isl.stream.server import EngineServer, ServerSettings
@@ -24,7 +24,7 @@ from acq_isl.stream.spool import Spool
 from acq_isl.stream.swap import swap
 from doubles import serving as fake
 
-QUICK = LinkSettings(beat_s=0.05, silence_s=10.0, reconnect_s=0.02, reconnect_max_s=0.05)
+QUICK = ConnectionSettings(beat_s=0.05, silence_s=10.0, reconnect_s=0.02, reconnect_max_s=0.05)
 
 
 @dataclass

@@ -14,7 +14,7 @@ import pytest
 from acq_isl.errors import EngineError
 from acq_isl.stack import Prediction, ZStack
 from acq_isl.stream.messages import Work
-from acq_isl.stream.model_registry import Roster, ServedModel
+from acq_isl.stream.model_registry import ModelRegistry, ServedModel
 from acq_isl.stream.schedule import Job
 from acq_isl.stream.worker import EngineWorker
 from doubles import serving as fake
@@ -57,8 +57,8 @@ def job(number: int, work: Work = "bulk", model: str = "mean") -> Job:
 @contextmanager
 def at_work(*engines: Counted) -> Iterator[tuple[EngineWorker, list[int]]]:
     answered: list[int] = []
-    roster = Roster([ServedModel(engine) for engine in engines])  # type: ignore[arg-type]
-    worker = EngineWorker(roster, 100, lambda job, frames: answered.append(job.stack))
+    registry = ModelRegistry([ServedModel(engine) for engine in engines])  # type: ignore[arg-type]
+    worker = EngineWorker(registry, 100, lambda job, frames: answered.append(job.stack))
     worker.start()
     try:
         yield worker, answered

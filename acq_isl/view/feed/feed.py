@@ -7,7 +7,6 @@ reduces and sends them. A viewer that is slow, frozen or gone only fills its own
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 import time
 import uuid
@@ -23,6 +22,7 @@ import zmq
 from acq_isl.commands import Command, describe
 from acq_isl.errors import AcqIslError, StorageError, WireError
 from acq_isl.events import Event
+from acq_isl.stream.sockets import Waker
 from acq_isl.view.feed.address import FeedAddress, new_token, write_address
 from acq_isl.view.feed.encode import Translator
 from acq_isl.view.feed.messages import Parcel, encode
@@ -87,9 +87,7 @@ class Feed:
             raise StorageError(
                 f"the preview feed cannot be opened at {self._bind}", got=str(error)
             ) from error
-        self._wake_in, self._wake_out = socket.socketpair()
-        self._wake_in.setblocking(False)
-        self._wake_out.setblocking(False)
+        self._waker = Waker()
         self._thread.start()
         return self
 
@@ -97,10 +95,9 @@ class Feed:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stopping.set()
-        self._wake()
+        self._waker.wake()
         self._thread.join(timeout=5)
-        self._wake_in.close()
-        self._wake_out.close()
+        self._waker.close()
         with suppress(OSError):  # the folder may have been moved or removed meanwhile
             self._file.unlink(missing_ok=True)
 
@@ -112,7 +109,7 @@ class Feed:
     def tell(self, news: Event) -> None:
         """Take a news; returns at once. Any thread may call it."""
         self._backlog.put(news)
-        self._wake()
+        self._waker.wake()
 
     def orders(self) -> tuple[Command, ...]:
         """CommandSource given since the last call; returns at once."""
@@ -120,11 +117,6 @@ class Feed:
             taken = tuple(self._orders)
             self._orders.clear()
         return taken
-
-    def _wake(self) -> None:
-        # It has been woken more than often enough, or has ended.
-        with suppress(OSError):
-            self._wake_in.send(b"\0")
 
     def _bound(self, kind: int) -> zmq.Socket[bytes]:
         opened = self._context.socket(kind)
@@ -221,8 +213,7 @@ class Feed:
     def _wait(self, longest_s: float) -> None:
         poller = zmq.Poller()
         poller.register(self._desk, zmq.POLLIN)
-        poller.register(self._wake_out, zmq.POLLIN)
+        poller.register(self._waker.socket, zmq.POLLIN)
         soon_s = _QUIET_S if self._unsent_status else longest_s
         poller.poll(round(min(soon_s, longest_s) * 1000))
-        with suppress(BlockingIOError):
-            self._wake_out.recv(4096)
+        self._waker.clear()
