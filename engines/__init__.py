@@ -1,15 +1,34 @@
-"""A ZStack becomes a Prediction. `load_engine` is the door; back ends are imported when they are used."""
+"""A ZStack becomes a Prediction. `load_engine` is the door; back ends are imported when they are used.
+
+For packages that add a back end: `Backend` and what it deals in, `Candidate`, `LoadOptions`, `ModelFile`,
+`Network`, `Predictor`, `Unavailable`.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from acq_isl.engines.backend import Backend, Candidate, LoadOptions, Network, Unavailable
+from acq_isl.engines.gate import Policy
 
 if TYPE_CHECKING:
-    from acq_isl.engines.backends import Unused
-    from acq_isl.engines.fallback import Ladder
-    from acq_isl.engines.gate import Policy
-    from acq_isl.engines.model_file import ModelInfo
+    from acq_isl.engines.fallback import FallbackEngine
+    from acq_isl.engines.model_file import ModelFile, ModelInfo
+    from acq_isl.engines.predictor import Predictor
+
+
+def __getattr__(name: str) -> Any:
+    """What takes a while to import is imported when it is used."""
+    if name == "ModelFile":
+        from acq_isl.engines.model_file import ModelFile
+
+        return ModelFile
+    if name == "Predictor":
+        from acq_isl.engines.predictor import Predictor
+
+        return Predictor
+    raise AttributeError(f"module 'acq_isl.engines' has no attribute {name!r}")
 
 
 def load_engine(
@@ -20,7 +39,7 @@ def load_engine(
     backend: str = "auto",
     field_px: tuple[int, int] | None = None,
     gate: Policy = "refuse",
-) -> Ladder:
+) -> FallbackEngine:
     """Load a model and make it ready to predict.
 
     Parameters
@@ -32,9 +51,10 @@ def load_engine(
     sha256 : str, optional
         Hash the file must have. Without it, ``MODEL.onnx.sha256`` beside the file is used if there.
     backend : str
-        ``auto``, a runtime (``onnxruntime``, ``openvino``, ``tensorrt``), or runtime and precision
-        (``"openvino bf16"``). ``auto`` measures what is installed once on this machine for this model, which
-        takes seconds, and remembers it; when an engine fails, the next fastest goes on, with a warning.
+        ``auto``, a back end (``onnxruntime``, ``openvino``, ``tensorrt``, ``tensorrt_rtx``, or one that
+        another package adds), or back end and precision (``"openvino bf16"``). ``auto`` measures what is
+        installed once on this machine for this model, which takes seconds, and remembers it; when an engine
+        fails, the next fastest goes on, with a warning.
     field_px : (int, int), optional
         Rows and columns of the camera's field, where known: what TensorRT is made fastest at and warmed up
         for. The plan that ``acq-isl build`` made is used whatever it is.
@@ -43,9 +63,9 @@ def load_engine(
 
     Returns
     -------
-    Ladder
+    FallbackEngine
         An `acq_isl.protocols.Engine`, also usable in a ``with`` statement. Its ``name`` and ``why`` tell the
-        choice, and why others were not chosen.
+        selection, and why others were not selected.
 
     Raises
     ------
@@ -54,38 +74,48 @@ def load_engine(
     EngineError
         The network cannot be run, or there is no such back end here.
     """
-    from acq_isl.engines.backends import AUTO, backends, named, unused
-    from acq_isl.engines.fallback import Ladder
+    from acq_isl.engines.backends import AUTO, find_engines
+    from acq_isl.engines.fallback import FallbackEngine
     from acq_isl.engines.model_file import read_model
-    from acq_isl.engines.selection import choose
+    from acq_isl.engines.selection import select
 
     file = read_model(model, sha256=sha256)
-    found = backends(file, threads=threads, sha256=file.info.sha256, field_px=field_px, gate=gate)
+    found = find_engines(file, LoadOptions(threads, field_px, gate))
     if backend != AUTO:
-        return Ladder(named(found, backend))
-    rungs = {one.name: one for one in found if one.common}
-    missing = [f"{one.name} is not used: {one.why}" for one in unused(found)]
-    if len(rungs) == 1:
-        return Ladder(tuple(rungs.values()), "; ".join((*rungs, *missing)))
-    chosen = choose(file, tuple(rungs.values()), threads=threads)
-    return Ladder(
-        [rungs[name] for name in chosen.order], "; ".join((chosen.reason(chosen.order[0]), *missing))
-    )
+        return FallbackEngine([found.named(backend)])
+    automatic = {candidate.name: candidate for candidate in found.candidates if candidate.automatic}
+    missing = [f"{item.name} is not used: {item.why}" for item in found.unavailable]
+    if len(automatic) == 1:
+        return FallbackEngine(tuple(automatic.values()), "; ".join((*automatic, *missing)))
+    selected = select(file, tuple(automatic.values()), threads=threads)
+    why = "; ".join((selected.reason(selected.order[0]), *missing))
+    return FallbackEngine([automatic[name] for name in selected.order], why)
 
 
-def not_used(model: Path | str) -> tuple[Unused, ...]:
+def not_used(model: Path | str) -> tuple[Unavailable, ...]:
     """Back ends that this machine or model does not let us use, each with the reason and its fix."""
-    from acq_isl.engines.backends import backends, unused
+    from acq_isl.engines.backends import find_engines
     from acq_isl.engines.model_file import read_model
 
-    return unused(backends(read_model(model)))
+    return find_engines(read_model(model)).unavailable
 
 
 def describe(model: Path | str) -> ModelInfo:
     """What a model is, without running it; raises `ModelError` like `load_engine`."""
-    from acq_isl.engines import model_file
+    from acq_isl.engines.model_file import read_model
 
-    return model_file.describe(model)
+    return read_model(model).info
 
 
-__all__ = ["describe", "load_engine", "not_used"]
+__all__ = [
+    "Backend",
+    "Candidate",
+    "LoadOptions",
+    "ModelFile",
+    "Network",
+    "Predictor",
+    "Unavailable",
+    "describe",
+    "load_engine",
+    "not_used",
+]

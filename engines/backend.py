@@ -1,60 +1,41 @@
-"""What a back end is to the predictor around it."""
+"""What a back end is: a `Backend` names `Candidate` engines, and each engine predicts with a `Network`.
+
+A package adds a back end with one class that has the members of `Backend` and one entry point of the group
+``acq_isl.backends``; see docs/engines.md.
+"""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from acq_isl.engines.gate import Policy
+from acq_isl.errors import AcqIslError, EngineError
 from acq_isl.stack import Float32Image
 
+if TYPE_CHECKING:
+    from acq_isl.engines.model_file import ModelFile
+    from acq_isl.engines.predictor import Predictor
+
 MEAN, SPREAD, DISTANCE = "mean", "spread", "distance"
-"""Names of what a network gives."""
+"""Names of a network's outputs."""
 
 
 def default_threads() -> int:
     """Physical cores this process may use, less one that the acquisition keeps; at least 1."""
     physical = psutil.cpu_count(logical=False) or 1
-    process = psutil.Process()
-    allowed = len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else physical
+    allowed = physical if sys.platform == "darwin" else len(psutil.Process().cpu_affinity())
     return max(min(physical, allowed) - 1, 1)
 
 
-@dataclass(slots=True)
-class Shares:
-    """Where the milliseconds of one prediction went.
-
-    Parameters
-    ----------
-    prepare_ms : float
-        Content checked, contrast measured, resampled where needed.
-    tile_ms : float
-        Tiles cut and blended.
-    network_ms : float
-        The back end, its copies included.
-    upload_ms, download_ms : float
-        Copies to and from a GPU, as far as the back end counts them.
-    finish_ms : float
-        Numbers checked, brought back to the stack's grid.
-    """
-
-    prepare_ms: float = 0.0
-    tile_ms: float = 0.0
-    network_ms: float = 0.0
-    upload_ms: float = 0.0
-    download_ms: float = 0.0
-    finish_ms: float = 0.0
-
-    @property
-    def total_ms(self) -> float:
-        return self.prepare_ms + self.tile_ms + self.network_ms + self.finish_ms
-
-
 class Network(Protocol):
-    """A back end: runs one model on batches of tiles. Called from one thread at a time per stack."""
+    """Runs one model on batches of tiles. Called from one thread at a time per stack."""
 
     @property
     def name(self) -> str:
@@ -87,3 +68,106 @@ class Network(Protocol):
 
     def close(self) -> None:
         """Free what the back end holds; running it afterwards is an `EngineError`."""
+
+
+@runtime_checkable
+class UsesCores(Protocol):
+    """A `Network` that computes on the processor."""
+
+    @property
+    def threads(self) -> int:
+        """Cores it computes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How engines are to be loaded.
+
+    Parameters
+    ----------
+    threads : int, optional
+        Cores an engine may use; `default_threads` if not given.
+    field_px : (int, int), optional
+        Rows and columns of the camera's field, where known.
+    gate : "refuse" or "warn"
+        What becomes of a stack that looks unlike the training set.
+    """
+
+    threads: int | None = None
+    field_px: tuple[int, int] | None = None
+    gate: Policy = "refuse"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An engine that can be loaded: a back end in one precision.
+
+    Parameters
+    ----------
+    name : str
+        Back end and precision, such as ``"openvino bf16"``; what ``--backend`` takes.
+    open : callable
+        Loads it; raises EngineError or ModelError. Use `load`, which turns other errors into these.
+    automatic : bool
+        Measured, and so perhaps used, with ``--backend auto``; others are used when named only.
+    refused : str
+        Why it is not to be used although it could be; only benchmarks run it.
+    runs_on : str
+        Version and device. The engines are measured again when it changes.
+    """
+
+    name: str
+    open: Callable[[], Predictor]
+    automatic: bool = True
+    refused: str = ""
+    runs_on: str = ""
+
+    def load(self) -> Predictor:
+        """Make the engine ready.
+
+        Raises
+        ------
+        EngineError, ModelError
+        """
+        try:
+            return self.open()
+        except AcqIslError:
+            raise
+        except Exception as error:
+            raise EngineError(
+                f"{self.name} cannot be loaded: {type(error).__name__}: {error}",
+                fix="update the package of this back end, or report the error to its maker",
+            ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """A back end that cannot be used here.
+
+    Parameters
+    ----------
+    name : str
+    why, fix : str
+        For people.
+    broken : bool
+        Somebody installed it, so it should work.
+    """
+
+    name: str
+    why: str
+    fix: str
+    broken: bool = False
+
+
+class Backend(Protocol):
+    """A way to run models. An entry point of the group ``acq_isl.backends`` names its class."""
+
+    @property
+    def name(self) -> str:
+        """First word of its candidates' names, and the name of its entry point."""
+
+    def unavailable(self) -> Unavailable | None:
+        """Why it cannot be used on this machine; None if it can. An EngineError is a reason, too."""
+
+    def candidates(self, model: ModelFile, options: LoadOptions) -> Iterable[Candidate]:
+        """The engines it has for a model, best first; nothing is loaded yet. Asked only where available."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
-from acq_isl.engines.backends import Backend
+from acq_isl.engines.backend import Candidate
 from acq_isl.engines.image_quality import StackStatistics
 from acq_isl.engines.model_file import ModelInfo
 from acq_isl.engines.predictor import Predictor
@@ -20,14 +20,14 @@ from acq_isl.stack import Prediction, StackInfo, ZStack
 _log = logging.getLogger(__name__)
 
 
-class Ladder:
+class FallbackEngine:
     """An `acq_isl.protocols.Engine` that goes on with the next back end when one cannot be loaded or fails.
 
     Threads may share it.
 
     Parameters
     ----------
-    rungs : sequence of Backend
+    candidates : sequence of Candidate
         Best first, at least one.
     why : str
         Why the first of them, for people.
@@ -38,13 +38,13 @@ class Ladder:
         None of them can be loaded; the error is the last one's.
     """
 
-    def __init__(self, rungs: Sequence[Backend], why: str = "") -> None:
-        self._waiting = list(rungs)
+    def __init__(self, candidates: Sequence[Candidate], why: str = "") -> None:
+        self._remaining = list(candidates)
         self._why = why
-        self._falls: tuple[str, ...] = ()
+        self._failures: tuple[str, ...] = ()
         self._lock = threading.Lock()  # guards the change from one engine to the next
         self._closed = False
-        self._engine = self._next(None)
+        self._engine = self._load_next(None)
 
     @property
     def manifest(self) -> Manifest:
@@ -67,10 +67,10 @@ class Ladder:
     @property
     def why(self) -> str:
         """Why this back end, and what happened to those before it; empty if there was no choice."""
-        return "; ".join((*self._falls, *([self._why] if self._why and not self._falls else [])))
+        return "; ".join((*self._failures, *([self._why] if self._why and not self._failures else [])))
 
     def begin_statistics(self, info: StackInfo) -> StackStatistics:
-        """What may be shown the slices of a stack as they arrive; good for every rung."""
+        """What may be shown the slices of a stack as they arrive; good for every engine."""
         return self._engine.begin_statistics(info)
 
     def predict(self, stack: ZStack, statistics: StackStatistics | None = None) -> Prediction:
@@ -88,33 +88,33 @@ class Ladder:
             try:
                 prediction = engine.predict(stack, statistics)
             except EngineError as error:
-                self._descend(engine, error)
+                self._use_next(engine, error)
                 continue
-            return replace(prediction, warnings=(*prediction.warnings, *self._falls))
+            return replace(prediction, warnings=(*prediction.warnings, *self._failures))
 
-    def _descend(self, failed: Predictor, error: EngineError) -> None:
+    def _use_next(self, failed: Predictor, error: EngineError) -> None:
         with self._lock:
-            if self._closed or (failed is self._engine and not self._waiting):
+            if self._closed or (failed is self._engine and not self._remaining):
                 raise error
             if failed is self._engine:  # else another thread has already changed it
-                self._engine = self._next(f"{failed.name} failed: {error.what}", error)
+                self._engine = self._load_next(f"{failed.name} failed: {error.what}", error)
                 failed.close()
 
-    def _next(self, fell: str | None, cause: EngineError | None = None) -> Predictor:
-        """The next engine that loads; what was tried in vain is told."""
+    def _load_next(self, failure: str | None, cause: EngineError | None = None) -> Predictor:
+        """The next engine that loads; what was tried in vain is logged."""
         last: EngineError | ModelError | None = cause
-        falls = [] if fell is None else [fell]
-        while self._waiting:
-            backend = self._waiting.pop(0)
+        failures = [] if failure is None else [failure]
+        while self._remaining:
+            candidate = self._remaining.pop(0)
             try:
-                engine = backend.open()
+                engine = candidate.load()
             except (EngineError, ModelError) as error:
-                falls.append(f"{backend.name} cannot be used: {error.what}")
+                failures.append(f"{candidate.name} cannot be used: {error.what}")
                 last = error
                 continue
-            for fall in falls:
-                _log.warning("%s; going on with %s", fall, engine.name)
-            self._falls += tuple(f"{fall}; predicted with {engine.name}" for fall in falls)
+            for text in failures:
+                _log.warning("%s; going on with %s", text, engine.name)
+            self._failures += tuple(f"{text}; predicted with {engine.name}" for text in failures)
             return engine
         raise last or EngineError("no engine was given", fix="name at least one")
 

@@ -202,11 +202,6 @@ def read_model(model: Path | str, *, sha256: str | None = None) -> ModelFile:
     return ModelFile(content, ModelInfo(where, found, len(content), manifest, opset, inputs, outputs))
 
 
-def describe(model: Path | str) -> ModelInfo:
-    """What a model is, without running it; raises `ModelError` like `read_model`."""
-    return read_model(model).info
-
-
 def _read(model: Path | str) -> tuple[str, bytes, str | None]:
     """Name for people, bytes, and the hash noted beside the file, if any."""
     if model == DEMO:

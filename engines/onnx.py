@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
-from acq_isl.engines.backend import default_threads
+from acq_isl.engines.backend import Candidate, LoadOptions, default_threads
 from acq_isl.engines.gate import Policy
 from acq_isl.engines.model_file import ModelFile, answers, read_model
 from acq_isl.engines.predictor import TILE_PX, Predictor
@@ -34,7 +36,7 @@ _RUNTIME_ERRORS = (
     ValueError,
 )
 
-__all__ = ["OnnxEngine", "OnnxNetwork", "default_threads"]
+__all__ = ["OnnxBackend", "OnnxEngine", "OnnxNetwork", "default_threads"]
 
 
 class OnnxNetwork:
@@ -121,15 +123,13 @@ class OnnxEngine(Predictor):
 
     Parameters
     ----------
-    model : pathlib.Path or str
+    model : ModelFile, pathlib.Path or str
     threads : int, optional
         Cores to use, `default_threads` if not given.
     tile_px : int or None
         Longest tile side; it bounds memory. None infers any field in one piece.
     gate : "refuse" or "warn"
         What becomes of a stack that looks unlike the training set.
-    sha256 : str, optional
-        Hash the file must have.
 
     Raises
     ------
@@ -141,14 +141,26 @@ class OnnxEngine(Predictor):
 
     def __init__(
         self,
-        model: Path | str,
+        model: ModelFile | Path | str,
         *,
         threads: int | None = None,
         tile_px: int | None = TILE_PX,
         gate: Policy = "refuse",
-        sha256: str | None = None,
     ) -> None:
-        file = read_model(model, sha256=sha256)
+        file = model if isinstance(model, ModelFile) else read_model(model)
         network = OnnxNetwork(file, threads=threads)
         network.warm_up(file.info.manifest)
         super().__init__(file.info, network, tile_px=tile_px, gate=gate)
+
+
+class OnnxBackend:
+    """The reference, on every machine."""
+
+    name = "onnxruntime"
+
+    def unavailable(self) -> None:
+        return None
+
+    def candidates(self, model: ModelFile, options: LoadOptions) -> Iterator[Candidate]:
+        load = partial(OnnxEngine, model, threads=options.threads, gate=options.gate)
+        yield Candidate("onnxruntime fp32", load, runs_on=f"onnxruntime {onnxruntime.__version__}")

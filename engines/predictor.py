@@ -14,7 +14,7 @@ from typing import Self
 import numpy as np
 
 from acq_isl.compatibility import Refuse, Resample, Use, check
-from acq_isl.engines.backend import DISTANCE, MEAN, SPREAD, Network, Shares
+from acq_isl.engines.backend import DISTANCE, MEAN, SPREAD, Network
 from acq_isl.engines.gate import RESAMPLED, Policy, judge, measured
 from acq_isl.engines.image_quality import StackStatistics, check_content
 from acq_isl.engines.model_file import ModelInfo
@@ -42,6 +42,36 @@ TILE_PX = 1280
 __all__ = ["TILE_PX", "Network", "Predictor", "Shares"]
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Shares:
+    """Where the milliseconds of one prediction went.
+
+    Parameters
+    ----------
+    prepare_ms : float
+        Content checked, contrast measured, resampled where needed.
+    tile_ms : float
+        Tiles cut and blended.
+    network_ms : float
+        The back end, its copies included.
+    upload_ms, download_ms : float
+        Copies to and from a GPU, as far as the back end counts them.
+    finish_ms : float
+        Numbers checked, brought back to the stack's grid.
+    """
+
+    prepare_ms: float = 0.0
+    tile_ms: float = 0.0
+    network_ms: float = 0.0
+    upload_ms: float = 0.0
+    download_ms: float = 0.0
+    finish_ms: float = 0.0
+
+    @property
+    def total_ms(self) -> float:
+        return self.prepare_ms + self.tile_ms + self.network_ms + self.finish_ms
 
 
 @dataclass(slots=True)

@@ -1,9 +1,8 @@
-"""Which back end runs a model: measured once on this machine, remembered, and said."""
+"""Which engine runs a model: measured once on this machine, remembered, and said."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import logging
 import platform
@@ -17,9 +16,8 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from acq_isl.base import StrictModel
-from acq_isl.engines.backends import Backend, gpu
+from acq_isl.engines.backend import Candidate, default_threads
 from acq_isl.engines.model_file import ModelFile
-from acq_isl.engines.onnx import default_threads
 from acq_isl.engines.predictor import Predictor
 from acq_isl.errors import EngineError, ModelError
 from acq_isl.files import default_folder, write_whole
@@ -31,117 +29,95 @@ _FIELD_PX = 512
 _ROUNDS = 6
 _ENOUGH_S = 6.0  # a slow network is not run often on a slow machine to learn what is clear
 _HASH_DIGITS = 24
-_RETRY = timedelta(hours=1)  # after this, a back end that could not be used is tried again
-_PACKAGES = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "cuda-bindings")
+_RETRY = timedelta(hours=1)  # after this, an engine that could not be used is tried again
 
 
-class Choice(StrictModel):
-    """What was measured, and so chosen."""
+class Selection(StrictModel):
+    """What was measured, and so selected."""
 
     format: str = Field(default="acq-isl-choice/1", pattern=r"^acq-isl-choice/1$")
     machine: tuple[str, ...]
-    """All that the choice depends on: model, versions, processor, GPU, threads."""
+    """All it depends on: model, processor, threads, and each engine with its version and device."""
     took_ms: dict[str, float]
-    """Shortest time for a field of 512x512 pixels, by back end."""
+    """Shortest time for a field of 512x512 pixels, by engine."""
     failed: dict[str, str]
-    """Why a back end could not be used."""
+    """Why an engine could not be used."""
     chosen_at: str
     """ISO 8601 local time with offset."""
 
     @property
     def order(self) -> tuple[str, ...]:
-        """Back ends that worked, fastest first."""
+        """Engines that worked, fastest first."""
         return tuple(sorted(self.took_ms, key=lambda name: self.took_ms[name]))
 
     def reason(self, name: str) -> str:
-        """Why this back end, in a sentence."""
+        """Why this engine, in a sentence."""
         others = [f"{other} {self.took_ms[other]:.0f} ms" for other in self.order if other != name]
-        said = f"{name}: {self.took_ms[name]:.0f} ms for {_FIELD_PX}x{_FIELD_PX} pixels"
-        said += f"; {', '.join(others)}" if others else "; nothing else is installed"
-        said += "".join(f"; {other} cannot be used: {why}" for other, why in self.failed.items())
-        return f"{said}; measured on this machine on {self.chosen_at[:10]}"
+        text = f"{name}: {self.took_ms[name]:.0f} ms for {_FIELD_PX}x{_FIELD_PX} pixels"
+        text += f"; {', '.join(others)}" if others else "; nothing else is installed"
+        text += "".join(f"; {other} cannot be used: {why}" for other, why in self.failed.items())
+        return f"{text}; measured on this machine on {self.chosen_at[:10]}"
 
 
-def choose(
-    model: ModelFile, found: Sequence[Backend], *, threads: int | None = None, folder: Path | None = None
-) -> Choice:
-    """The remembered choice, or a new one by running every back end on a field of 512x512 pixels.
+def select(
+    model: ModelFile,
+    candidates: Sequence[Candidate],
+    *,
+    threads: int | None = None,
+    folder: Path | None = None,
+) -> Selection:
+    """The remembered selection, or a new one by running every candidate on a field of 512x512 pixels.
 
-    Parameters
-    ----------
-    model : ModelFile
-    found : sequence of Backend
-        Those to choose from.
-    threads : int, optional
-    folder : pathlib.Path, optional
-        Where choices are remembered.
-
-    Returns
-    -------
-    Choice
+    Selections are remembered in ``folder``, by default in the user's cache.
 
     Raises
     ------
     EngineError
-        No back end runs the model.
+        No candidate runs the model.
     """
-    machine = _machine(model, found, threads)
+    processor = f"{platform.machine()} {platform.processor()}, {threads or default_threads()} threads"
+    engines = (f"{candidate.name}: {candidate.runs_on}" for candidate in candidates)
+    machine = model.info.sha256, processor, *engines
     digest = hashlib.sha256(json.dumps(machine).encode()).hexdigest()[:_HASH_DIGITS]
     path = (default_folder() / "choices" if folder is None else folder) / f"{digest}.json"
     remembered = _remembered(path, machine)
     if remembered is not None:
         return remembered
-    _log.info("measuring %s for model %s, once", ", ".join(b.name for b in found), model.info.where)
-    choice = _measured(model, found, machine)
-    _remember(path, choice)
-    return choice
-
-
-def _machine(model: ModelFile, found: Sequence[Backend], threads: int | None) -> tuple[str, ...]:
-    versions = []
-    for package in _PACKAGES:
-        try:
-            versions.append(f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    processor = f"{platform.machine()} {platform.processor()}, {threads or default_threads()} threads"
-    names = tuple(backend.name for backend in found)
-    return model.info.sha256, processor, gpu(), *versions, *names
-
-
-def _remembered(path: Path, machine: tuple[str, ...]) -> Choice | None:
+    names = ", ".join(candidate.name for candidate in candidates)
+    _log.info("measuring %s for model %s, once", names, model.info.where)
+    selection = _measured(model, candidates, machine)
     try:
-        choice = Choice.model_validate_json(path.read_bytes())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, selection.model_dump_json(indent=1).encode())
+    except OSError as error:
+        _log.warning("the choice of the engine cannot be remembered in %s: %s", path.parent, error)
+    return selection
+
+
+def _remembered(path: Path, machine: tuple[str, ...]) -> Selection | None:
+    try:
+        selection = Selection.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValidationError) as error:
-        _log.warning(
-            "the choice in %s cannot be used, it is made again: %s", path, str(error).partition("\n")[0]
-        )
+        reason = str(error).partition("\n")[0]
+        _log.warning("the choice in %s cannot be used, it is made again: %s", path, reason)
         return None
-    age = datetime.now().astimezone() - datetime.fromisoformat(choice.chosen_at)
-    if choice.failed and age > _RETRY:  # a driver may have been installed, or another program have ended
+    age = datetime.now().astimezone() - datetime.fromisoformat(selection.chosen_at)
+    if selection.failed and age > _RETRY:  # a driver may have been installed, or another program have ended
         return None
-    return choice if choice.machine == machine and choice.took_ms else None
+    return selection if selection.machine == machine and selection.took_ms else None
 
 
-def _remember(path: Path, choice: Choice) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, choice.model_dump_json(indent=1).encode())
-    except OSError as error:
-        _log.warning("the choice of the engine cannot be remembered in %s: %s", path.parent, error)
-
-
-def _measured(model: ModelFile, found: Sequence[Backend], machine: tuple[str, ...]) -> Choice:
+def _measured(model: ModelFile, candidates: Sequence[Candidate], machine: tuple[str, ...]) -> Selection:
     failed: dict[str, str] = {}
     with ExitStack() as opened:
         engines: dict[str, Predictor] = {}
-        for backend in found:
+        for candidate in candidates:
             try:
-                engines[backend.name] = opened.enter_context(backend.open())
+                engines[candidate.name] = opened.enter_context(candidate.load())
             except (EngineError, ModelError) as error:
-                failed[backend.name] = str(error)
+                failed[candidate.name] = str(error)
         took_ms = _shortest_ms(engines, sample_stack(model, _FIELD_PX), failed)
     for name, why in failed.items():
         _log.warning("engine %s cannot be used: %s", name, why)
@@ -151,12 +127,8 @@ def _measured(model: ModelFile, found: Sequence[Backend], machine: tuple[str, ..
             got="; ".join(f"{name}: {why}" for name, why in failed.items()),
             fix="export the model again with this version of acq-isl",
         )
-    return Choice(
-        machine=machine,
-        took_ms=took_ms,
-        failed=failed,
-        chosen_at=datetime.now().astimezone().isoformat(timespec="seconds"),
-    )
+    now = datetime.now().astimezone().isoformat(timespec="seconds")
+    return Selection(machine=machine, took_ms=took_ms, failed=failed, chosen_at=now)
 
 
 def _shortest_ms(engines: dict[str, Predictor], stack: ZStack, failed: dict[str, str]) -> dict[str, float]:

@@ -17,7 +17,8 @@ import numpy as np
 import psutil
 from PIL import Image, ImageDraw, ImageFont
 
-from acq_isl.engines.backends import Backend, backends
+from acq_isl.engines.backend import Candidate, LoadOptions
+from acq_isl.engines.backends import find_engines
 from acq_isl.engines.model_file import read_model
 from acq_isl.engines.predictor import Predictor, Shares
 from acq_isl.engines.selection import sample_stack
@@ -119,7 +120,7 @@ def bench(
     rows: list[Row] = []
     for model in models:
         file = read_model(model)
-        found = backends(file, threads=threads)
+        found = find_engines(file, LoadOptions(threads)).candidates
         with ExitStack() as opened:
             engines, failed = _open(found, opened)
             for side in sides_px:
@@ -129,20 +130,20 @@ def bench(
                 for name, run in runs.items():
                     memory = _peak_mib(model, name, side, threads) if not run.error else float("nan")
                     row = _row(str(model), name, engines[name].name, side, runs, memory)
-                    refused = next(backend.refused for backend in found if backend.name == name)
+                    refused = next(candidate.refused for candidate in found if candidate.name == name)
                     rows.append(row if not refused else _noted(row, f"not accepted: {refused}"))
             rows += [_failure(str(model), name, why) for name, why in failed.items()]
     return rows
 
 
-def _open(found: Sequence[Backend], opened: ExitStack) -> tuple[dict[str, Predictor], dict[str, str]]:
+def _open(found: Sequence[Candidate], opened: ExitStack) -> tuple[dict[str, Predictor], dict[str, str]]:
     engines: dict[str, Predictor] = {}
     failed: dict[str, str] = {}
-    for backend in found:
+    for candidate in found:
         try:
-            engines[backend.name] = opened.enter_context(backend.open())
+            engines[candidate.name] = opened.enter_context(candidate.load())
         except AcqIslError as error:
-            failed[backend.name] = str(error)
+            failed[candidate.name] = str(error)
     return engines, failed
 
 
@@ -221,9 +222,10 @@ def _peak_mib(model: Path | str, name: str, side: int, threads: int | None) -> f
 def predict_alone(model: Path | str, name: str, side: int, threads: int | None) -> float:
     """Load an engine, predict one field, and return this process's peak memory in MiB."""
     file = read_model(model)
-    backend = next(found for found in backends(file, threads=threads) if found.name == name)
+    found = find_engines(file, LoadOptions(threads)).candidates
+    candidate = next(item for item in found if item.name == name)
     stack = sample_stack(file, side)
-    with backend.open() as engine:
+    with candidate.load() as engine:
         engine.rehearse(stack)
     return _own_peak_bytes() / _MIB
 

@@ -14,8 +14,8 @@ from acq_isl.errors import EngineError
 _log = logging.getLogger(__name__)
 
 FlavourName = Literal["auto", "tensorrt", "rtx"]
-_MODULES = {"rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
-_EXTRAS = {"rtx": "rtx", "tensorrt": "tensorrt"}
+PACKAGES: dict[FlavourName, str] = {"rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
+"""In the order in which ``auto`` tries them."""
 # What the youngest part we use came with; older releases lack one or the other.
 _NEEDED = (
     ("NetworkDefinitionCreationFlag", "STRONGLY_TYPED"),
@@ -102,34 +102,38 @@ def load_flavour(name: FlavourName = "auto", *, capability: str | None = None) -
     if name != "auto":
         return _imported(name)
     reasons = []
-    for candidate in ("rtx", "tensorrt"):
+    for candidate in PACKAGES:
         try:
             flavour = _imported(candidate)
+            if capability is not None:
+                check_gpu(flavour, capability)
         except EngineError as error:
             reasons.append(error)
-            continue
-        if capability is None or not flavour.portable or capability in flavour.targets:
+        else:
             return flavour
-        reasons.append(
-            EngineError(
-                "TensorRT for RTX does not run on this GPU",
-                wanted=", ".join(flavour.targets),
-                got=capability,
-                fix='pip install "acq-isl[tensorrt]", which knows data-centre GPUs',
-            )
-        )
     raise reasons[0]
 
 
-def _imported(name: str) -> Flavour:
-    module = _MODULES[name]
+def check_gpu(flavour: Flavour, capability: str) -> None:
+    """EngineError if plans of this flavour do not run on a GPU, such as ``"sm90"``."""
+    if flavour.portable and capability not in flavour.targets:
+        raise EngineError(
+            "TensorRT for RTX does not run on this GPU",
+            wanted=", ".join(flavour.targets),
+            got=capability,
+            fix='pip install "acq-isl[tensorrt]", which knows data-centre GPUs',
+        )
+
+
+def _imported(name: FlavourName) -> Flavour:
+    module = PACKAGES[name]
     try:
         trt = importlib.import_module(module)
     except (ImportError, OSError, RuntimeError) as error:
         raise EngineError(
             f"{module} cannot be loaded: {error}",
             wanted=f"the package {module}",
-            fix=f'pip install "acq-isl[{_EXTRAS[name]}]", or predict on the processor with onnxruntime',
+            fix=f'pip install "acq-isl[{name}]", or predict on the processor with onnxruntime',
         ) from error
     return checked(Flavour(trt))
 

@@ -10,7 +10,7 @@ from acq_isl.engines.gate import Policy
 from acq_isl.engines.image_quality import StackStatistics
 from acq_isl.engines.model_file import ModelFile, read_model
 from acq_isl.engines.predictor import Predictor, Shares
-from acq_isl.engines.tensorrt.api import Flavour, load_flavour
+from acq_isl.engines.tensorrt.api import Flavour, check_gpu, load_flavour
 from acq_isl.engines.tensorrt.build import BuiltPlan, build
 from acq_isl.engines.tensorrt.cuda import Device, OutOfDeviceMemory
 from acq_isl.engines.tensorrt.network import TensorRTNetwork
@@ -65,6 +65,7 @@ class TensorRTEngine(Predictor):
         try:
             options = resolved(wish, file, store, device.info, flavour)
             flavour = flavour or load_flavour(options.flavour, capability=device.info.capability)
+            check_gpu(flavour, device.info.capability)
             loader = _Loader(file, options, store, device, flavour)
             built, program = loader.load()
         except BaseException:

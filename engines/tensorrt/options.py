@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Literal
 
 from acq_isl.engines.model_file import ModelFile
-from acq_isl.engines.tensorrt.api import Flavour, FlavourName
+from acq_isl.engines.tensorrt.api import PACKAGES, Flavour, FlavourName
 from acq_isl.engines.tensorrt.cuda import GpuInfo
 from acq_isl.engines.tensorrt.plan_cache import PlanNote, PlanStore
 from acq_isl.manifest import Manifest
@@ -26,7 +26,7 @@ _LIVE_MOST_PX = 4096
 _BORDERS = 2  # how many times the usual reflected border fits inside of the profile, on each side
 _BULK_TILE_PX = 1024
 _BULK_TILES = 8
-_FLAVOURS: dict[str, FlavourName] = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
+_FLAVOURS: dict[str, FlavourName] = {package: flavour for flavour, package in PACKAGES.items()}
 _PRECISIONS: dict[str, Precision] = {"fp16": "fp16", "fp32": "fp32", "int8": "int8"}
 _PROFILES: dict[str, ProfileName] = {"live": "live", "bulk": "bulk"}
 
@@ -68,10 +68,13 @@ class LastBuilt:
     field_px : (int, int), optional
         The camera's field, where known. A plan built for it goes before others; if there is no plan at all,
         one is built for it.
+    flavour : "auto", "tensorrt" or "rtx"
+        Whose plans to look at; ``auto``: of whatever is installed.
     """
 
     precision: Precision = "fp16"
     field_px: tuple[int, int] | None = None
+    flavour: FlavourName = "auto"
 
 
 def profile_shapes(manifest: Manifest, options: BuildOptions) -> Shapes:
@@ -136,7 +139,7 @@ def resolved(
     notes = [plan.note for plan in store.list() if plan.note is not None]
     fitting = [note for note in notes if _fits(note, wish, file, gpu, flavour)]
     if not fitting:
-        return BuildOptions(precision=wish.precision, field_px=wish.field_px or FIELD_PX)
+        return BuildOptions(wish.flavour, wish.precision, field_px=wish.field_px or FIELD_PX)
     last = max(fitting, key=lambda n: (n.field_px == wish.field_px, datetime.fromisoformat(n.built_at)))
     _log.info("as built at %s for %d x %d pixels: %s", last.built_at, *last.field_px, store.path(last.key))
     return BuildOptions(
@@ -150,10 +153,10 @@ def resolved(
 
 def _fits(note: PlanNote, wish: LastBuilt, file: ModelFile, gpu: GpuInfo, flavour: Flavour | None) -> bool:
     key = note.key
-    there = key.flavour == flavour.name if flavour else importlib.util.find_spec(key.flavour) is not None
+    package = flavour.name if flavour else PACKAGES.get(wish.flavour)
     return (
-        there
-        and key.flavour in _FLAVOURS
+        key.flavour in _FLAVOURS
+        and (key.flavour == package if package else importlib.util.find_spec(key.flavour) is not None)
         and key.onnx_sha256 == file.info.sha256
         and key.precision == wish.precision
         and key.profile in _PROFILES

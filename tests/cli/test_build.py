@@ -12,10 +12,11 @@ import pytest
 import tifffile
 
 from acq_isl.cli import app as cli
-from acq_isl.engines import backends, load_engine
+from acq_isl.engines import load_engine
 from acq_isl.engines import selection as choice
-from acq_isl.engines.backends import Backend, unused
-from acq_isl.engines.fallback import Ladder
+from acq_isl.engines.backend import Candidate
+from acq_isl.engines.backends import find_engines
+from acq_isl.engines.fallback import FallbackEngine
 from acq_isl.engines.model_file import read_model
 from acq_isl.engines.onnx import OnnxEngine
 from acq_isl.engines.tensorrt import cuda
@@ -204,11 +205,11 @@ def test_a_machine_that_cannot_use_tensorrt_predicts_and_says_why(machine, model
     if "driver" in changes:
         trt = machine(driver=False)
     vars(trt.driver).update({name: value for name, value in changes.items() if name != "driver"})
-    (missing,) = [one for one in unused(backends.backends(read_model(model))) if one.name == "tensorrt"]
+    (missing,) = [one for one in find_engines(read_model(model)).unavailable if one.name == "tensorrt_rtx"]
     assert re.search(why, missing.why) and fix in missing.fix and missing.broken
     with load_engine(model, threads=1) as engine:
         assert engine.predict(tiny.stack()).mean.any()
-        assert "tensorrt" not in engine.name and re.search(f"tensorrt is not used: .*{why}", engine.why)
+        assert "tensorrt" not in engine.name and re.search(f"tensorrt_rtx is not used: .*{why}", engine.why)
     with pytest.raises(EngineError, match=fix):
         load_engine(model, backend="tensorrt")
 
@@ -216,9 +217,10 @@ def test_a_machine_that_cannot_use_tensorrt_predicts_and_says_why(machine, model
 def test_without_the_packages_the_extras_are_named(machine, model, monkeypatch):
     machine()
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    (missing,) = [one for one in unused(()) if one.name == "tensorrt"]
-    assert "neither tensorrt_rtx nor tensorrt" in missing.why and 'acq-isl[rtx]"' in missing.fix
-    assert not missing.broken
+    missing = {one.name: one for one in find_engines(read_model(model)).unavailable}
+    for name, extra in (("tensorrt_rtx", "rtx"), ("tensorrt", "tensorrt")):
+        assert missing[name].why == "not installed" and f'acq-isl[{extra}]"' in missing[name].fix
+        assert not missing[name].broken
 
 
 UNFIT = {
@@ -250,7 +252,7 @@ def test_what_tensorrt_cannot_do_the_next_back_end_does(machine, model, monkeypa
     with load_engine(model, threads=1) as engine:
         assert engine.predict(tiny.stack()).mean.any()
         assert "tensorrt" not in engine.name and re.search(
-            f"tensorrt fp16 cannot be used: .*{why}", engine.why
+            f"tensorrt_rtx fp16 cannot be used: .*{why}", engine.why
         )
     with pytest.raises((EngineError, ModelError), match=why):
         load_engine(model, backend="tensorrt")
@@ -265,9 +267,11 @@ def test_tiles_outside_of_the_profile_go_to_the_next_back_end(machine, model, mo
         engine._tile_px = None  # what no predictor does by itself: a field larger than the plan, in one piece
         return engine
 
-    with Ladder([Backend("tensorrt fp32", small), Backend("cpu", lambda: OnnxEngine(model))]) as ladder:
-        assert ladder.predict(tiny.stack((96, 96))).warnings == ()
-        prediction = ladder.predict(tiny.stack((200, 200)))
+    with FallbackEngine(
+        [Candidate("tensorrt fp32", small), Candidate("cpu", lambda: OnnxEngine(model))]
+    ) as engine:
+        assert engine.predict(tiny.stack((96, 96))).warnings == ()
+        prediction = engine.predict(tiny.stack((200, 200)))
     assert "onnxruntime" in prediction.engine
     assert any("outside of the plan's profile" in warning for warning in prediction.warnings)
 

@@ -14,7 +14,7 @@ import openvino
 from onnx import TensorProto, helper, numpy_helper
 from scipy import ndimage
 
-from acq_isl.engines.backends import backends, named
+from acq_isl.engines.backends import find_engines
 from acq_isl.engines.int8.accuracy import find_objection
 from acq_isl.engines.int8.store import int8_folder
 from acq_isl.engines.model_file import ModelFile, read_model
@@ -314,16 +314,16 @@ def test_the_last_convolution_and_what_follows_keep_their_precision(path):
 def test_int8_is_used_only_once_it_was_accepted(path):
     pytest.importorskip("nncf", reason="the extra [int8] is not installed")
     file = read_model(path)
-    assert "openvino int8" not in [backend.name for backend in backends(file)]
+    assert "openvino int8" not in [backend.name for backend in find_engines(file).candidates]
     with pytest.raises(ModelError, match="no int8 form"):
         OpenVinoEngine(path, precision="int8")
     note = acceptance.accept_int8(file, [cells()], above=0.05, threads=1)
     assert set(note.pearson) == {"nuclei", "axons"} and note.stacks and note.model_sha256 == file.info.sha256
     stored = acceptance.stored_int8(file)
     assert stored is not None and stored[0] == note
-    (int8,) = [backend for backend in backends(file) if backend.name == "openvino int8"]
-    assert (int8.common, bool(int8.refused)) == (note.accepted, not note.accepted)
-    with int8.open() as engine, OnnxEngine(path) as other:
+    (int8,) = [backend for backend in find_engines(file).candidates if backend.name == "openvino int8"]
+    assert (int8.automatic, bool(int8.refused)) == (note.accepted, not note.accepted)
+    with int8.load() as engine, OnnxEngine(path) as other:
         got, wanted = (one.predict(cells(seed=3)).mean for one in (engine, other))
     assert np.corrcoef(got[0].ravel(), wanted[0].ravel())[0, 1] > 0.99
     # Whatever changes afterwards, it is not used any more.
@@ -408,8 +408,8 @@ def test_what_was_not_accepted_is_not_to_be_had_by_name(path):
     file = read_model(path)
     write_judgement(file, judgement(accepted=False, reason="F1 of nuclei against fp32 is 0.9, not 0.99"))
     with pytest.raises(EngineError, match=r"not accepted for this model: F1.*accept-int8"):
-        named(backends(file), "openvino int8")
-    assert named(backends(file), "openvino")[0].name != "openvino int8"
+        find_engines(file).named("openvino int8")
+    assert find_engines(file).named("openvino").name != "openvino int8"
 
 
 class Picky(OpenVinoEngine):

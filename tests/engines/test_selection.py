@@ -7,11 +7,12 @@ import pytest
 
 from acq_isl.engines import load_engine
 from acq_isl.engines import selection as choice
-from acq_isl.engines.backends import Backend, backends, named
-from acq_isl.engines.fallback import Ladder
+from acq_isl.engines.backend import Candidate
+from acq_isl.engines.backends import Found, find_engines
+from acq_isl.engines.fallback import FallbackEngine
 from acq_isl.engines.model_file import ModelFile, ModelInfo
 from acq_isl.engines.predictor import Predictor
-from acq_isl.engines.selection import Choice, choose, sample_stack
+from acq_isl.engines.selection import Selection, sample_stack, select
 from acq_isl.errors import EngineError, ModelError, StackRefused
 from acq_isl.manifest import Label, Manifest
 
@@ -56,14 +57,14 @@ class Flat:
 
 def flat(name, number, **how):
     network = Flat(name, number, **how)
-    return Backend(name, lambda: Predictor(MODEL.info, network)), network
+    return Candidate(name, lambda: Predictor(MODEL.info, network)), network
 
 
 def missing(name, error=EngineError):
     def opened():
         raise error(f"{name} is not there", fix="install it")
 
-    return Backend(name, opened)
+    return Candidate(name, opened)
 
 
 # --- choosing ---
@@ -71,7 +72,7 @@ def missing(name, error=EngineError):
 
 def test_the_fastest_is_chosen_and_said(tmp_path):
     found = [flat("slow fp32", 30)[0], flat("fast fp32", 1)[0]]
-    chosen = choose(MODEL, found, threads=1, folder=tmp_path)
+    chosen = select(MODEL, found, threads=1, folder=tmp_path)
     assert chosen.order == ("fast fp32", "slow fp32") and not chosen.failed
     said = chosen.reason("fast fp32")
     assert said.startswith("fast fp32:") and "slow fp32" in said and "measured on this machine on 20" in said
@@ -79,9 +80,9 @@ def test_the_fastest_is_chosen_and_said(tmp_path):
 
 def test_it_is_measured_once(tmp_path):
     backend, network = flat("a fp32", 1)
-    first = choose(MODEL, [backend, flat("b fp32", 2)[0]], threads=1, folder=tmp_path)
+    first = select(MODEL, [backend, flat("b fp32", 2)[0]], threads=1, folder=tmp_path)
     runs = network.runs
-    again = choose(MODEL, [backend, flat("b fp32", 2)[0]], threads=1, folder=tmp_path)
+    again = select(MODEL, [backend, flat("b fp32", 2)[0]], threads=1, folder=tmp_path)
     assert again == first and network.runs == runs > 1
 
 
@@ -91,30 +92,30 @@ def fresh():
 
 def another_model(tmp_path):
     other = ModelFile(b"", ModelInfo("o", "cd" * 32, 1, MANIFEST, 20, (), ()))
-    choose(other, fresh(), threads=1, folder=tmp_path)
+    select(other, fresh(), threads=1, folder=tmp_path)
 
 
 def another_engine(tmp_path):
-    choose(MODEL, [flat("new fp32", 1)[0]], threads=1, folder=tmp_path)
+    select(MODEL, [flat("new fp32", 1)[0]], threads=1, folder=tmp_path)
 
 
 def other_threads(tmp_path):
-    choose(MODEL, fresh(), threads=2, folder=tmp_path)
+    select(MODEL, fresh(), threads=2, folder=tmp_path)
 
 
 def damaged(tmp_path):
     (file,) = tmp_path.iterdir()
     file.write_text(file.read_text()[:-20])
-    choose(MODEL, fresh(), threads=1, folder=tmp_path)
+    select(MODEL, fresh(), threads=1, folder=tmp_path)
 
 
 @pytest.mark.parametrize("change", [another_model, another_engine, other_threads, damaged])
 def test_whatever_it_depends_on_is_measured_again(tmp_path, monkeypatch, change):
-    choose(MODEL, fresh(), threads=1, folder=tmp_path)
+    select(MODEL, fresh(), threads=1, folder=tmp_path)
     measured = []
     kept = choice._measured
     monkeypatch.setattr(choice, "_measured", lambda *given: measured.append(1) or kept(*given))
-    choose(MODEL, fresh(), threads=1, folder=tmp_path)
+    select(MODEL, fresh(), threads=1, folder=tmp_path)
     assert not measured
     change(tmp_path)
     assert measured
@@ -123,26 +124,26 @@ def test_whatever_it_depends_on_is_measured_again(tmp_path, monkeypatch, change)
 def test_what_cannot_be_used_is_left_out_and_told(tmp_path, caplog):
     broken, _ = flat("breaks fp32", 1, fails=lambda: True)
     found = [missing("gone fp16"), missing("odd fp32", ModelError), broken, flat("works fp32", 1)[0]]
-    chosen = choose(MODEL, found, threads=1, folder=tmp_path)
+    chosen = select(MODEL, found, threads=1, folder=tmp_path)
     assert chosen.order == ("works fp32",) and set(chosen.failed) == {"gone fp16", "odd fp32", "breaks fp32"}
     assert "gone fp16 cannot be used" in caplog.text and "install it" in caplog.text
 
 
 def test_no_engine_at_all_is_an_error(tmp_path):
     with pytest.raises(EngineError, match=r"no engine runs model.*gone fp16 is not there"):
-        choose(MODEL, [missing("gone fp16")], threads=1, folder=tmp_path)
+        select(MODEL, [missing("gone fp16")], threads=1, folder=tmp_path)
 
 
 def test_a_choice_that_cannot_be_kept_is_still_one(tmp_path, caplog):
     file = tmp_path / "file"
     file.write_text("no folder")
-    assert choose(MODEL, fresh(), threads=1, folder=file / "x").order == ("a fp32",)
+    assert select(MODEL, fresh(), threads=1, folder=file / "x").order == ("a fp32",)
     assert "cannot be remembered" in caplog.text or "cannot be used" in caplog.text
 
 
 def test_a_back_end_that_failed_is_tried_again_after_a_while(tmp_path):
     def chosen():
-        return choose(MODEL, [missing("gone fp16"), *fresh()], threads=1, folder=tmp_path)
+        return select(MODEL, [missing("gone fp16"), *fresh()], threads=1, folder=tmp_path)
 
     first = chosen()
     assert chosen() == first
@@ -155,12 +156,14 @@ def test_a_back_end_that_failed_is_tried_again_after_a_while(tmp_path):
 
 
 def test_every_reason_names_what_failed():
-    failed = Choice(machine=("m",), took_ms={"a": 2.0}, failed={"b": "no driver"}, chosen_at="2026-11-22")
+    failed = Selection(machine=("m",), took_ms={"a": 2.0}, failed={"b": "no driver"}, chosen_at="2026-11-22")
     assert "b cannot be used: no driver; measured on this machine" in failed.reason("a")
 
 
 def test_every_reason_names_the_others():
-    chosen = Choice(machine=("m",), took_ms={"a": 2.0, "b": 1.0}, failed={}, chosen_at="2026-11-22T00:00:00")
+    chosen = Selection(
+        machine=("m",), took_ms={"a": 2.0, "b": 1.0}, failed={}, chosen_at="2026-11-22T00:00:00"
+    )
     assert chosen.order == ("b", "a")
     assert chosen.reason("b") == "b: 1 ms for 512x512 pixels; a 2 ms; measured on this machine on 2026-11-22"
 
@@ -170,14 +173,15 @@ def test_every_reason_names_the_others():
 
 def test_a_name_is_found_in_full_or_by_its_runtime():
     found = [flat("openvino bf16", 1)[0], flat("openvino fp32", 1)[0], flat("onnxruntime fp32", 1)[0]]
-    assert named(found, "openvino")[0].name == "openvino bf16"
-    assert named(found, "openvino fp32")[0].name == "openvino fp32"
+    assert Found(found, ()).named("openvino").name == "openvino bf16"
+    assert Found(found, ()).named("openvino fp32").name == "openvino fp32"
     with pytest.raises(EngineError, match=r"no engine 'abacus'.*wanted: auto, openvino bf16.*pip install"):
-        named(found, "abacus")
+        Found(found, ()).named("abacus")
 
 
 def test_onnxruntime_is_always_there():
-    assert backends(MODEL)[-1].name == "onnxruntime fp32" and backends(MODEL)[-1].common
+    last = find_engines(MODEL).candidates[-1]
+    assert last.name == "onnxruntime fp32" and last.automatic
 
 
 def test_the_demo_model_says_what_it_runs_on():
@@ -187,79 +191,81 @@ def test_the_demo_model_says_what_it_runs_on():
         load_engine("demo", backend="abacus")
 
 
-# --- the ladder ---
+# --- falling back ---
 
 
-def test_the_first_rung_does_the_work():
+def test_the_first_engine_does_the_work():
     backend, network = flat("first", 1)
-    with Ladder([backend, missing("second")], "because") as ladder:
-        prediction = ladder.predict(STACK)
-        assert ladder.name == "first" and ladder.why == "because" and ladder.manifest == MANIFEST
+    with FallbackEngine([backend, missing("second")], "because") as engine:
+        prediction = engine.predict(STACK)
+        assert engine.name == "first" and engine.why == "because" and engine.manifest == MANIFEST
     assert prediction.warnings == () and prediction.mean.max() == 1 and network.closed
 
 
-def test_what_was_seen_while_a_stack_arrived_is_good_for_every_rung():
+def test_what_was_seen_while_a_stack_arrived_is_good_for_every_engine():
     first, network = flat("gpu", 1, fails=lambda: True)
-    with Ladder([first, flat("cpu", 2)[0]]) as ladder:
-        statistics = ladder.begin_statistics(STACK.info)
+    with FallbackEngine([first, flat("cpu", 2)[0]]) as engine:
+        statistics = engine.begin_statistics(STACK.info)
         statistics.add(0, STACK.pixels[0])
-        assert ladder.predict(STACK, statistics).mean.max() == 2 and network.runs == 1
+        assert engine.predict(STACK, statistics).mean.max() == 2 and network.runs == 1
 
 
 def test_an_engine_that_cannot_be_loaded_is_passed_over(caplog):
-    with Ladder([missing("gpu"), missing("other", ModelError), flat("cpu", 2)[0]], "because") as ladder:
-        prediction = ladder.predict(STACK)
-        assert ladder.name == "cpu" and "gpu cannot be used: gpu is not there" in ladder.why
+    with FallbackEngine(
+        [missing("gpu"), missing("other", ModelError), flat("cpu", 2)[0]], "because"
+    ) as engine:
+        prediction = engine.predict(STACK)
+        assert engine.name == "cpu" and "gpu cannot be used: gpu is not there" in engine.why
     assert any("gpu cannot be used" in warning and "cpu" in warning for warning in prediction.warnings)
     assert "going on with cpu" in caplog.text
 
 
 def test_an_engine_that_fails_hands_the_stack_to_the_next():
     first, network = flat("gpu", 1, fails=lambda: network.runs > 1)
-    with Ladder([first, missing("none"), flat("cpu", 2)[0]]) as ladder:
-        assert ladder.predict(STACK).mean.max() == 1
-        second = ladder.predict(STACK)
+    with FallbackEngine([first, missing("none"), flat("cpu", 2)[0]]) as engine:
+        assert engine.predict(STACK).mean.max() == 1
+        second = engine.predict(STACK)
         assert second.mean.max() == 2 and second.engine == "cpu"
         assert any("gpu failed: gpu broke" in warning for warning in second.warnings)
         assert network.closed
-        assert ladder.predict(STACK).warnings == second.warnings
+        assert engine.predict(STACK).warnings == second.warnings
 
 
 def test_the_last_failure_is_raised():
     first, _ = flat("gpu", 1, fails=lambda: True)
     second, _ = flat("cpu", 1, fails=lambda: True)
-    ladder = Ladder([first, second])
+    engine = FallbackEngine([first, second])
     with pytest.raises(EngineError, match="cpu broke"):
-        ladder.predict(STACK)
+        engine.predict(STACK)
     with pytest.raises(ModelError, match="b is not there"):
-        Ladder([missing("a"), missing("b", ModelError)])
+        FallbackEngine([missing("a"), missing("b", ModelError)])
 
 
 def test_a_refused_stack_is_no_failure_of_the_engine():
-    with Ladder([flat("gpu", 1)[0], flat("cpu", 2)[0]]) as ladder:
+    with FallbackEngine([flat("gpu", 1)[0], flat("cpu", 2)[0]]) as engine:
         dark = sample_stack(MODEL, 96)
         dark.pixels.flags.writeable = True
         dark.pixels[:] = 5
         with pytest.raises(StackRefused):
-            ladder.predict(dark)
-        assert ladder.name == "gpu"
+            engine.predict(dark)
+        assert engine.name == "gpu"
 
 
-def test_a_closed_ladder_does_not_climb_on():
-    ladder = Ladder([flat("gpu", 1)[0], flat("cpu", 2)[0]])
-    ladder.close()
+def test_a_closed_engine_does_not_go_on():
+    engine = FallbackEngine([flat("gpu", 1)[0], flat("cpu", 2)[0]])
+    engine.close()
     with pytest.raises(EngineError, match="gpu broke"):
-        ladder.predict(STACK)
-    assert ladder.name == "gpu"
+        engine.predict(STACK)
+    assert engine.name == "gpu"
 
 
 def test_threads_that_fail_together_change_the_engine_once():
     broken = threading.Event()
     first, _ = flat("gpu", 1, fails=broken.is_set)
-    with Ladder([first, flat("cpu", 2)[0], flat("never", 3)[0]]) as ladder:
+    with FallbackEngine([first, flat("cpu", 2)[0], flat("never", 3)[0]]) as engine:
         broken.set()
         results = []
-        threads = [threading.Thread(target=lambda: results.append(ladder.predict(STACK))) for _ in range(4)]
+        threads = [threading.Thread(target=lambda: results.append(engine.predict(STACK))) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from acq_isl.cli import app as cli
-from acq_isl.engines import backends
-from acq_isl.engines.backends import Unused
+from acq_isl.engines import LoadOptions, Unavailable, backends
+from acq_isl.engines.model_file import read_model
 from acq_isl.experiment.experiment import HeadlessMicroManager, RunningMicroManager, SimulatedMicroscope
 from acq_isl.session.doctor import Finding, examine
 
@@ -59,9 +59,10 @@ def test_what_is_missing_comes_with_its_fix(
 
 
 def test_it_says_why_this_engine_and_not_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = Unused("tensorrt", "the NVIDIA driver is too old", "update it", broken=True)
-    absent = Unused("openvino", "not installed", "pip install it")
-    monkeypatch.setattr(backends, "unused", lambda found: (broken, absent))
+    broken = Unavailable("tensorrt", "the NVIDIA driver is too old", "update it", broken=True)
+    absent = Unavailable("openvino", "not installed", "pip install it")
+    reference = tuple(backends.OnnxBackend().candidates(read_model("demo"), LoadOptions()))
+    monkeypatch.setattr(backends, "find_engines", lambda *_: backends.Found(reference, (broken, absent)))
     found = {one.part: one for one in examine(SimulatedMicroscope(), "demo", tmp_path)}
     assert "onnxruntime fp32" in found["why this one"].found
     assert "tensorrt is not used: the NVIDIA driver is too old" in found["why this one"].found
