@@ -6,116 +6,15 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
 from acq_isl.engines.backend import Candidate, LoadOptions, default_threads
 from acq_isl.engines.gate import Policy
-from acq_isl.engines.model_file import ModelFile, answers, read_model
+from acq_isl.engines.model_file import ModelFile, read_model
+from acq_isl.engines.onnx_network import OnnxNetwork
 from acq_isl.engines.predictor import TILE_PX, Predictor
-from acq_isl.errors import EngineError, ModelError
-from acq_isl.manifest import Manifest
-from acq_isl.stack import Float32Image
-
-_FATAL_ONLY = 4  # whatever goes wrong is raised; the runtime need not print it as well
-# The runtime's errors have no common base but Exception.
-_RUNTIME_ERRORS = (
-    runtime.EPFail,
-    runtime.EngineError,
-    runtime.Fail,
-    runtime.InvalidArgument,
-    runtime.InvalidGraph,
-    runtime.InvalidProtobuf,
-    runtime.NoModel,
-    runtime.NotImplemented,
-    runtime.RuntimeException,
-    MemoryError,
-    RuntimeError,
-    ValueError,
-)
 
 __all__ = ["OnnxBackend", "OnnxEngine", "OnnxNetwork", "default_threads"]
-
-
-class OnnxNetwork:
-    """One ONNX Runtime session on the CPU. `run` may be called from several threads at once.
-
-    Parameters
-    ----------
-    model : ModelFile
-    threads : int, optional
-        Cores to use, `default_threads` if not given.
-
-    Raises
-    ------
-    ModelError
-        The runtime cannot load the network.
-    """
-
-    def __init__(self, model: ModelFile, *, threads: int | None = None) -> None:
-        self._threads = default_threads() if threads is None else max(threads, 1)
-        self._outputs = answers(model.info.manifest)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = _FATAL_ONLY
-        # Threads that spin between stacks would take the cores from the camera.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        provider: dict[str, str] = {}
-        if model.info.manifest.max_tile_px is not None:
-            # A model that bounds its tiles is short of memory. Planning ahead allocates all of a run once
-            # more beside what the first run left there, and the default arena grows in powers of two.
-            options.enable_mem_pattern = False
-            provider["arena_extend_strategy"] = "kSameAsRequested"
-        try:
-            self._session: onnxruntime.InferenceSession | None = onnxruntime.InferenceSession(
-                model.content, options, providers=[("CPUExecutionProvider", provider)]
-            )
-        except _RUNTIME_ERRORS as error:
-            raise ModelError(
-                f"ONNX Runtime cannot load model {model.info.where}: {error}",
-                wanted=f"operators up to those of onnxruntime {onnxruntime.__version__}",
-                got=f"ONNX opset {model.info.opset}",
-                fix="update onnxruntime, or export the model again with this version of acq-isl",
-            ) from error
-
-    @property
-    def name(self) -> str:
-        return "onnxruntime cpu fp32"
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        return self._outputs
-
-    @property
-    def threads(self) -> int:
-        """Cores it computes on."""
-        return self._threads
-
-    def run(self, tiles: NDArray[np.uint8], inv_sd: Float32Image) -> tuple[Float32Image, ...]:
-        """Infer a batch of tiles; see `acq_isl.engines.predictor.Network`."""
-        session = self._session
-        if session is None:
-            raise EngineError("the engine is closed", fix="load the engine again")
-        try:
-            found = session.run(list(self._outputs), {"stack": tiles, "inv_sd": inv_sd})
-        except _RUNTIME_ERRORS as error:
-            raise EngineError(
-                f"ONNX Runtime failed on tiles of {tiles.shape}: {error}",
-                fix="if memory ran out, use smaller tiles or close other programs",
-            ) from error
-        return tuple(found)
-
-    def warm_up(self, manifest: Manifest) -> None:
-        """Run once on a tile of the smallest size, so that the first stack finds threads and code ready."""
-        step = manifest.size_step_px
-        side = -(-manifest.min_tile_px // step) * step
-        self.run(np.zeros((1, manifest.planes, side, side, 2), np.uint8), np.ones(1, np.float32))
-
-    def close(self) -> None:
-        self._session = None
 
 
 class OnnxEngine(Predictor):

@@ -13,9 +13,9 @@ import openvino
 from numpy.typing import NDArray
 from openvino import properties
 
+from acq_isl.engines.backend import default_threads
 from acq_isl.engines.gate import Policy
 from acq_isl.engines.model_file import ModelFile, answers, read_model
-from acq_isl.engines.onnx import default_threads
 from acq_isl.engines.openvino.background import Background, plane_graph
 from acq_isl.engines.openvino.cache import CompiledCache, CompiledKey
 from acq_isl.engines.openvino.form import (

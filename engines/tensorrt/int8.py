@@ -16,7 +16,7 @@ from acq_isl.engines.int8.calibration import calibration_tiles, split_in_two
 from acq_isl.engines.int8.quantize import quantised
 from acq_isl.engines.int8.store import TENSORRT_FILES, TENSORRT_MAKER, Int8Judgement, Int8Store
 from acq_isl.engines.model_file import ModelFile
-from acq_isl.engines.onnx import OnnxNetwork
+from acq_isl.engines.onnx_network import OnnxNetwork
 from acq_isl.engines.predictor import Predictor
 from acq_isl.stack import ZStack
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from acq_isl.engines.fallback import Ladder
+from acq_isl.engines.fallback import FallbackEngine
 from acq_isl.engines.image_quality import StackStatistics
 from acq_isl.engines.model_file import ModelInfo
 from acq_isl.engines.predictor import Predictor
@@ -224,5 +224,5 @@ def test_planes_that_come_too_fast_are_counted_and_left_out() -> None:
 
 
 def test_our_own_engines_are_incremental() -> None:
-    assert issubclass(Ladder, IncrementalEngine) and issubclass(Predictor, IncrementalEngine)
+    assert issubclass(FallbackEngine, IncrementalEngine) and issubclass(Predictor, IncrementalEngine)
     assert not issubclass(Plain, IncrementalEngine)
