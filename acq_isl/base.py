@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 
 class StrictModel(BaseModel):
@@ -15,3 +18,11 @@ class WireModel(StrictModel):
     """Between programs that both write exact types: nothing is converted, and NaN is told as such."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=True, ser_json_inf_nan="constants")
+
+
+def _expand(path: Any) -> Any:
+    return Path(path).expanduser() if isinstance(path, str) else path
+
+
+Folder = Annotated[Path, BeforeValidator(_expand)]
+"""A path in which ``~`` stands for the user's own folder."""

@@ -10,20 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from acq_isl.record import Counts, Measured, StageLatency
+from acq_isl.record import Counts, StageLatency
+from acq_isl.rules.label_names import LabelStyle
+from acq_isl.rules.measurements import Measured
 from acq_isl.stack import Prediction, Refusal, StackInfo, StackKey, StackRequest, Uint16Image, Unpredicted
 
 Phase = Literal["overview", "predict", "revisit"]
 RunState = Literal["running", "paused", "stopping", "ended", "failed"]
-
-
-@dataclass(frozen=True, slots=True)
-class LabelStyle:
-    """A label that is predicted, its colour as ``#rrggbb``, and its model if the name leaves that open."""
-
-    name: str
-    color: str
-    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)

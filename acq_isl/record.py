@@ -8,29 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from acq_isl.rules.measurements import Measured
 from acq_isl.scorecard import Scorecard
 from acq_isl.stack import Float32Image, Outcome, Refusal, StackInfo, Uint16Image, Unpredicted
 
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """One measurement of a predicted label on one field.
-
-    Parameters
-    ----------
-    name : str
-        For people, such as ``"area fraction of nuclei (predicted) above 0.5"``.
-    value : float
-    unit : str
-        Such as ``"1"``, ``"objects"``.
-    doubt : float
-        One SD of ``value`` that the predicted spread implies, same unit. Display only.
-    """
-
-    name: str
-    value: float
-    unit: str
-    doubt: float
+__all__ = ["Comparison", "Counts", "FieldRecord", "Measured", "RunRecord", "StageLatency"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,7 +13,7 @@ from acq_isl.errors import ActionRefused, ExperimentError
 from acq_isl.hooks.hardware import Hardware, nearest
 from acq_isl.hooks.metadata import read_metadata
 from acq_isl.hooks.progress import AxesKey, axes_key, axes_text
-from acq_isl.rules.rules import Limits
+from acq_isl.rules import Limits
 from acq_isl.stack import StackKey, StackRequest
 
 Event = dict[str, Any]

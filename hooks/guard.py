@@ -22,7 +22,7 @@ from acq_isl.hooks.user_calls import within
 from acq_isl.hooks.user_hooks import EventHooks, UserHooks
 from acq_isl.hooks.watchdog import Safety, Watch
 from acq_isl.protocols import SliceSink
-from acq_isl.rules.rules import Limits
+from acq_isl.rules import Limits
 from acq_isl.stack import StackRequest, Uint16Image
 
 logger = logging.getLogger(__name__)

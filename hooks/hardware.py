@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from acq_isl.errors import AcquisitionFailed, ActionRefused, ExperimentError, ScopeError
-from acq_isl.rules.rules import Limits
+from acq_isl.rules import Limits
 
 logger = logging.getLogger(__name__)
 

@@ -6,70 +6,38 @@ also inside the useq parts, where useq itself would ignore them.
 
 from __future__ import annotations
 
-import difflib
-import types
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import useq
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    Field,
-    ValidationError,
-    WrapValidator,
-    model_validator,
-)
-from pydantic_core import ErrorDetails
+from pydantic import Field, ValidationError, model_validator
 
-from acq_isl.base import StrictModel
+from acq_isl.base import Folder, StrictModel
 from acq_isl.errors import ExperimentError
-from acq_isl.experiment.faults import FaultText
-from acq_isl.experiment.simulated import Life, PhaseContrastOptics, SimulatedOptics
-from acq_isl.rules.measurements import Measurement
-from acq_isl.rules.rules import Best, Limits, Trigger
+from acq_isl.experiment.simulated import RecordedSpecimen, SimulatedMicroscope, SyntheticSpecimen
+from acq_isl.experiment.strict import Sequence, explain
+from acq_isl.plugins import packages_of
+from acq_isl.rules import Best, Limits, Measurement, Trigger
 from acq_isl.stack import Modality, Polarity
 from acq_isl.stream.messages import MAX_DEADLINE_MS, MAX_MODELS
 
-
-def _unknown(key: str, valid: list[str], where: str) -> str:
-    near = difflib.get_close_matches(key, valid, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"valid keys are {', '.join(sorted(valid))}"
-    return f"unknown key '{key}'{where}; {hint}"
-
-
-def _refuse_ignored(raw: object, parsed: object, where: str = "") -> None:
-    """Compare what was written with what useq understood; what it ignored is an error."""
-    if isinstance(raw, Mapping) and isinstance(parsed, BaseModel):
-        fields = type(parsed).model_fields
-        known = set(fields) | {field.alias for field in fields.values() if field.alias}
-        for key, value in raw.items():
-            if key not in known:
-                raise ValueError(_unknown(str(key), sorted(known), f" in {where}" if where else ""))
-            _refuse_ignored(value, getattr(parsed, key, None), f"{where}.{key}" if where else key)
-    elif isinstance(raw, (list, tuple)) and isinstance(parsed, (list, tuple)):
-        for index, (one, other) in enumerate(zip(raw, parsed, strict=False)):
-            _refuse_ignored(one, other, f"{where}[{index}]")
-
-
-def _strict_sequence(raw: Any, handler: Any) -> useq.MDASequence:
-    # 'tpgcz' keeps the planes of a stack together, which useq's own default order does not promise.
-    given = {"axis_order": "tpgcz", **raw} if isinstance(raw, Mapping) else raw
-    parsed: useq.MDASequence = handler(given)
-    _refuse_ignored(raw, parsed)
-    return parsed
-
-
-Sequence = Annotated[useq.MDASequence, WrapValidator(_strict_sequence)]
-
-
-def _expanded(path: Any) -> Any:
-    return Path(path).expanduser() if isinstance(path, str) else path
-
-
-Folder = Annotated[Path, BeforeValidator(_expanded)]
+__all__ = [
+    "Experiment",
+    "Folder",
+    "HeadlessMicroManager",
+    "LocalEngine",
+    "MicroscopeSettings",
+    "NoEngine",
+    "OpticsSettings",
+    "RecordedSpecimen",
+    "RemoteEngine",
+    "RunningMicroManager",
+    "Sequence",
+    "SimulatedMicroscope",
+    "SyntheticSpecimen",
+    "measurements",
+]
 
 
 class OpticsSettings(StrictModel):
@@ -102,49 +70,6 @@ class NoEngine(StrictModel):
     """Acquire everything, predict nothing; stacks wait in the spool of the run."""
 
     kind: Literal["none"] = "none"
-
-
-class SyntheticSpecimen(StrictModel):
-    """Neurons that are computed, without end in x and y."""
-
-    kind: Literal["synthetic"] = "synthetic"
-    seed: int = 1
-    life: Life = Life()
-    """What changes with time; by default nothing does."""
-    optics: SimulatedOptics = PhaseContrastOptics()
-    """The light it is seen in. `Experiment.optics` says what the model is told of it."""
-
-
-class RecordedSpecimen(StrictModel):
-    """A z-stack and label images that somebody recorded, tiled over the stage."""
-
-    kind: Literal["recorded"] = "recorded"
-    folder: Folder
-    """TIFF files (or one file), an NDTiff data set, or an OME-Zarr image."""
-    transmitted: str | None = None
-    """Channel of transmitted light, where its name does not tell."""
-    position: str | None = None
-    time: int | None = Field(default=None, ge=0)
-    z_step_um: float | None = Field(default=None, gt=0)
-    pixel_size_um: float | None = Field(default=None, gt=0)
-    """Lengths are only needed where the files do not say."""
-
-
-class SimulatedMicroscope(StrictModel):
-    """The real Micro-Manager core with demo devices and a computed or recorded specimen."""
-
-    kind: Literal["simulated"] = "simulated"
-    specimen: SyntheticSpecimen | RecordedSpecimen = Field(
-        default_factory=SyntheticSpecimen, discriminator="kind"
-    )
-    camera_px: tuple[int, int] = (512, 512)
-    """Rows and columns of the camera."""
-    time_scale: float = Field(default=1.0, ge=0)
-    """How many seconds pass for the specimen in one second."""
-    prepare_ahead: int = Field(default=0, ge=0, le=4)
-    """Fields of a scan that a second thread draws in advance; the images are the same."""
-    faults: tuple[FaultText, ...] = ()
-    """What goes wrong on purpose, such as ``focus-drift:2``; see docs/simulator.md."""
 
 
 class RunningMicroManager(StrictModel):
@@ -192,6 +117,8 @@ class Experiment(StrictModel):
     truth: dict[str, str] = Field(default_factory=dict)
     """Which fluorescence channel shows which predicted label, to score the prediction."""
     limits: Limits = Limits()
+    plugins: dict[str, str] = Field(default_factory=dict)
+    """Package of each kind that acq-isl has not itself, as `to_yaml` writes it down."""
     output: Folder = Path("acq-isl-runs")
     prediction_timeout_s: float = Field(default=120.0, gt=0)
     """How long to wait for predictions after the last overview slice before going on without them."""
@@ -239,9 +166,9 @@ class Experiment(StrictModel):
             got, wanted = type(raw).__name__, "keys such as name and overview"
             raise ExperimentError(f"{name} is not an experiment", wanted=wanted, got=got)
         try:
-            return cls.model_validate(raw)
+            return cls.model_validate(raw, context=raw.get("plugins"))
         except ValidationError as error:
-            problems = [_explain(detail) for detail in error.errors()]
+            problems = [explain(detail, cls) for detail in error.errors()]
             raise ExperimentError(f"{name}: {'; '.join(problems)}") from error
 
     def to_yaml(self) -> str:
@@ -251,44 +178,15 @@ class Experiment(StrictModel):
         data["overview"] = _sequence_data(self.overview)
         if self.revisit is not None:
             data["revisit"] = _sequence_data(self.revisit)
+        data["plugins"] = {**self.plugins, **packages_of(self)}
         return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
 
 def measurements(experiment: Experiment) -> tuple[Measurement, ...]:
     """What the rules of an experiment look at, that of the choice first, each once."""
     chosen = [experiment.choose.measurement] if experiment.choose else []
-    return tuple(dict.fromkeys([*chosen, *(one.when.measurement for one in experiment.triggers)]))
+    return tuple(dict.fromkeys([*chosen, *(trigger.when.measurement for trigger in experiment.triggers)]))
 
 
 def _sequence_data(sequence: useq.MDASequence) -> Any:
     return sequence.model_dump(mode="json", exclude_unset=True, exclude={"uid"})
-
-
-def _explain(detail: ErrorDetails) -> str:
-    where = ".".join(str(part) for part in detail["loc"])
-    if detail["type"] == "extra_forbidden":
-        parent, key = detail["loc"][:-1], str(detail["loc"][-1])
-        inside = f" in {'.'.join(map(str, parent))}" if parent else ""
-        return _unknown(key, _keys_at(Experiment, parent), inside)
-    message = detail["msg"].removeprefix("Value error, ")
-    return f"{where}: {message}" if where else message
-
-
-def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """Valid keys of the model that a pydantic error location points into."""
-    found: list[type[BaseModel]] = [model]
-    for part in location:
-        if isinstance(part, int):
-            continue
-        fields = [one.model_fields[part] for one in found if part in one.model_fields]
-        if fields:
-            found = [inner for field in fields for inner in _models(field.annotation)]
-        else:  # the tag of a union
-            found = [one for one in found if part in get_args(one.model_fields["kind"].annotation)] or found
-    return sorted({key for one in found for key in one.model_fields})
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    if get_origin(annotation) in (Union, types.UnionType, Annotated, tuple, list, dict):
-        return [model for part in get_args(annotation) for model in _models(part)]
-    return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []

@@ -1,19 +1,20 @@
-"""Light in which a simulated specimen is seen: part of an experiment file, made by `acq_isl.sim`."""
+"""The simulated microscope of an experiment file, its specimen and its light. `acq_isl.sim` makes it."""
 
 from __future__ import annotations
 
 import math
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from acq_isl.base import Folder, StrictModel
+from acq_isl.experiment.faults import FaultText
 
 _Positive = Annotated[float, Field(gt=0)]
 
 
-class _Optics(BaseModel):
+class _Optics(StrictModel):
     """What all kinds of light have; apertures hold at 0.3 um per unbinned pixel (20x)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     numerical_aperture: _Positive = 0.49
     wavelength_um: float = Field(default=0.55, ge=0.3, le=1.2)
@@ -105,10 +106,8 @@ SimulatedOptics = Annotated[
 ]
 
 
-class Life(BaseModel):
+class Life(StrictModel):
     """Rates of drift, growth and death. By default a culture stands still, as at time 0."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     prevalence: float = Field(default=0.0, ge=0, le=1)
     """Share of neurons that are dying at time 0."""
@@ -134,3 +133,46 @@ class Life(BaseModel):
         return cls(
             prevalence=0.03, death_rate_per_h=0.01, drift_um_h=4.0, growth_um_h=15.0, phototoxicity_per_h=0.02
         )
+
+
+class SyntheticSpecimen(StrictModel):
+    """Neurons that are computed, without end in x and y."""
+
+    kind: Literal["synthetic"] = "synthetic"
+    seed: int = 1
+    life: Life = Life()
+    """What changes with time; by default nothing does."""
+    optics: SimulatedOptics = PhaseContrastOptics()
+    """The light it is seen in. `Experiment.optics` says what the model is told of it."""
+
+
+class RecordedSpecimen(StrictModel):
+    """A z-stack and label images that somebody recorded, tiled over the stage."""
+
+    kind: Literal["recorded"] = "recorded"
+    folder: Folder
+    """TIFF files (or one file), an NDTiff data set, or an OME-Zarr image."""
+    transmitted: str | None = None
+    """Channel of transmitted light, where its name does not tell."""
+    position: str | None = None
+    time: int | None = Field(default=None, ge=0)
+    z_step_um: float | None = Field(default=None, gt=0)
+    pixel_size_um: float | None = Field(default=None, gt=0)
+    """Lengths are only needed where the files do not say."""
+
+
+class SimulatedMicroscope(StrictModel):
+    """The real Micro-Manager core with demo devices and a computed or recorded specimen."""
+
+    kind: Literal["simulated"] = "simulated"
+    specimen: SyntheticSpecimen | RecordedSpecimen = Field(
+        default_factory=SyntheticSpecimen, discriminator="kind"
+    )
+    camera_px: tuple[int, int] = (512, 512)
+    """Rows and columns of the camera."""
+    time_scale: float = Field(default=1.0, ge=0)
+    """How many seconds pass for the specimen in one second."""
+    prepare_ahead: int = Field(default=0, ge=0, le=4)
+    """Fields of a scan that a second thread draws in advance; the images are the same."""
+    faults: tuple[FaultText, ...] = ()
+    """What goes wrong on purpose, such as ``focus-drift:2``; see docs/simulator.md."""

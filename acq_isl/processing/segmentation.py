@@ -68,7 +68,7 @@ def segment(image: Float32Image, above: float, min_area_um2: float, pixel_size_u
     seeds = np.zeros(image.shape, np.int32)
     seeds[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
     objects = watershed(-depth, seeds, mask=bright)
-    return _numbered(_drop_small(objects, min_px))
+    return number_objects(_drop_small(objects, min_px))
 
 
 def object_score(found: Mask, true: Mask, iou: float = 0.5) -> ObjectScore:
@@ -91,7 +91,8 @@ def object_score(found: Mask, true: Mask, iou: float = 0.5) -> ObjectScore:
     return ObjectScore(2 * matched / (n_found + n_true), n_found, n_true, matched)
 
 
-def _numbered(objects: NDArray[Any]) -> Mask:
+def number_objects(objects: NDArray[Any]) -> Mask:
+    """Objects of a (y, x) integer image, 0 is background, numbered from 1 without gaps."""
     there = np.bincount(objects.ravel()) > 0
     there[0] = False
     numbered: Mask = np.cumsum(there, dtype=np.int32)[objects] * (objects > 0).astype(np.int32)

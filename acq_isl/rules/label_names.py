@@ -10,13 +10,21 @@ from typing import Literal
 import numpy as np
 
 from acq_isl.errors import ModelError
-from acq_isl.events import LabelStyle
 from acq_isl.manifest import Manifest
 from acq_isl.processing.display import PALETTE
 from acq_isl.stack import Outcome, Prediction, Refusal, StageTimes, Unpredicted
 
 Standing = Literal["predicted", "refused", "spooled"]
 MAX_LABELS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class LabelStyle:
+    """A label that is predicted, its colour as ``#rrggbb``, and its model if the name leaves that open."""
+
+    name: str
+    color: str
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,124 +1,243 @@
-"""Numbers from predicted labels, with the doubt they imply; and scores against a measurement. Pure."""
+"""Numbers from predicted labels, with the uncertainty that the predicted spread implies. Pure.
+
+How sure a number is, one SD: with m the predicted mean and s the stated spread of a pixel, N pixels measured,
+and p = Phi((m - above) / s) the probability that a pixel is truly above the threshold,
+
+* area fraction: sqrt(mean(p (1 - p)) / M)
+* mean intensity: sqrt(mean(s^2) / M)
+* object count: sqrt(sum over bright spots of p (1 - p)), p at the brightest pixel of each spot,
+  found or just missed (variance of a Poisson binomial)
+
+M = max(N pixel area / `CORRELATION_AREA_UM2`, 1) is the number of patches that err independently: within a
+patch errors are taken to be the same, between patches unrelated, and different objects to err independently.
+Nobody checked that on your cells. An error common to the whole field (focus, another cell type), a wrong
+spread, and objects merged or split are not in it. For display, never a gate.
+"""
 
 from __future__ import annotations
 
+import logging
+from abc import abstractmethod
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 from scipy import ndimage, special
 
-from acq_isl.base import StrictModel
 from acq_isl.errors import ExperimentError
-from acq_isl.processing.segmentation import segment, smooth, spots
-from acq_isl.record import Measured
+from acq_isl.plugins import PluginPoint
+from acq_isl.processing.segmentation import smooth, spots
+from acq_isl.rules.segmenters import Segmenter, Watershed, find_objects
 from acq_isl.stack import Float32Image, Outcome, Prediction, StackKey
 
 # Patches of this area are taken to err together. Integral of the autocorrelation of the error of a
 # simple predictor (log z-variance) on the one real field at hand: 151 (DAPI), 237 (MAP2), 70 (NFH) um^2.
 CORRELATION_AREA_UM2 = 150.0
+log = logging.getLogger(__name__)
 
 
-class AreaFraction(StrictModel):
-    """Share of the field in which a predicted label is brighter than a threshold."""
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Unit of a measurement, and how numbers in it are written.
 
-    kind: Literal["area_fraction"] = "area_fraction"
+    Parameters
+    ----------
+    name : str
+        In records, such as ``fraction``.
+    text : str
+        For people, such as ``% of the area``; the name if not given.
+    scale : float
+        What is written is the value times this.
+    digits : int
+        After the decimal point.
+    """
+
+    name: str
+    text: str = ""
+    scale: float = 1.0
+    digits: int = 3
+
+    def write(self, value: float, uncertainty: float = np.nan) -> str:
+        """A number as a person writes it, such as ``12.3 ± 0.4 % of the area`` or ``41 objects``."""
+        if not np.isfinite(value):
+            return "no number"
+        number, text = f"{value * self.scale:.{self.digits}f}", self.text or self.name
+        if np.isfinite(uncertainty):
+            number += f" ± {uncertainty * self.scale:.{max(self.digits, 1)}f}"
+        return f"{number} {text[:-1] if text == 'objects' and number == '1' else text}"
+
+
+FRACTION = Unit("fraction", "% of the area", 100.0, 1)
+OBJECTS = Unit("objects", digits=0)
+INTENSITY = Unit("relative intensity")
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One measurement of a predicted label on one field.
+
+    Parameters
+    ----------
+    name : str
+        For people, such as ``area of nuclei (predicted) above 0.5``.
+    value : float
+    unit : str
+        Name of the unit, such as ``fraction``.
+    doubt : float
+        One SD of ``value`` that the predicted spread implies, same unit. Display only.
+    text : str
+        Value, uncertainty and unit for people, such as ``12.3 ± 0.4 % of the area``.
+    """
+
+    name: str
+    value: float
+    unit: str
+    doubt: float
+    text: str = ""
+
+
+class Measurement(PluginPoint):
+    """Plug-in point: a number from one predicted label of one field.
+
+    A kind of your own derives from this class and is an entry point in ``acq_isl.measurements``.
+    """
+
+    plugin_group: ClassVar[str] = "acq_isl.measurements"
+    unit: ClassVar[Unit]
+    """In which it measures."""
+
+    kind: str
     label: str
     """Bare label name, such as ``nuclei``."""
+
+    @classmethod
+    def built_in(cls) -> tuple[type[Measurement], ...]:
+        return AreaFraction, ObjectCount, MeanIntensity
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """What is measured, for people, such as ``number of objects in nuclei (predicted)``."""
+
+    @abstractmethod
+    def measure(self, prediction: Prediction) -> tuple[float, float]:
+        """Value and uncertainty, one SD, in the unit; NaN for what is not known.
+
+        The prediction has the label. `inner_planes` gives its pixels without the unsure margin.
+        """
+
+
+class AreaFraction(Measurement):
+    """Share of the field in which a predicted label is brighter than a threshold."""
+
+    unit = FRACTION
+    kind: Literal["area_fraction"] = "area_fraction"
     above: float = Field(default=0.5, allow_inf_nan=False)
     """Predicted intensity; 1 is the bright end of the training truth."""
 
+    @property
+    def title(self) -> str:
+        return f"area of {self.label} (predicted) above {self.above:g}"
 
-class ObjectCount(StrictModel):
+    def measure(self, prediction: Prediction) -> tuple[float, float]:
+        mean, spread = inner_planes(prediction, self.label)
+        p = _probability(mean, spread, self.above)
+        value = float(np.mean(mean > self.above)) if np.isfinite(mean).all() else np.nan
+        return value, float(np.sqrt(np.mean(p * (1 - p)) / _patches(mean.size, prediction)))
+
+
+class ObjectCount(Measurement):
     """Number of separate objects, such as nuclei, of a predicted label."""
 
+    unit = OBJECTS
     kind: Literal["object_count"] = "object_count"
-    label: str
     above: float = Field(default=0.5, allow_inf_nan=False)
     """Predicted intensity; 1 is the bright end of the training truth."""
     min_area_um2: float = Field(default=20.0, ge=0, allow_inf_nan=False)
     """Smaller objects are debris; in square micrometres of specimen."""
+    segmenter: Segmenter | None = None
+    """What tells objects apart; by default a watershed above the threshold."""
+
+    @property
+    def title(self) -> str:
+        return f"number of objects in {self.label} (predicted)"
+
+    @property
+    def objects_by(self) -> Segmenter:
+        return self.segmenter or Watershed(above=self.above, min_area_um2=self.min_area_um2)
+
+    def measure(self, prediction: Prediction) -> tuple[float, float]:
+        """An object counts where its centroid lies, so none is cut."""
+        index = prediction.labels.index(self.label)
+        mean, spread = prediction.mean[index], prediction.spread[index]
+        if not np.isfinite(mean).all():
+            return np.nan, np.nan
+        pixel, inner = prediction.info.pixel_size_um, _inner(prediction)
+        objects = find_objects(self.objects_by, mean, pixel)
+        numbers = np.arange(1, objects.max(initial=0) + 1)
+        centres = ndimage.center_of_mass(objects > 0, objects, numbers)
+        inside = [
+            all(side.start <= at < side.stop for side, at in zip(inner, yx, strict=True)) for yx in centres
+        ]
+        smoothed = smooth(mean, pixel)
+        radius = max(int(np.sqrt(self.min_area_um2 / np.pi) / pixel), 1)
+        bright = tuple(spots(smoothed[inner], radius).T)
+        p = _probability(smoothed[inner][bright], spread[inner][bright], self.above)
+        return float(sum(inside)), float(np.sqrt(np.sum(p * (1 - p))))
 
 
-class MeanIntensity(StrictModel):
+class MeanIntensity(Measurement):
     """Mean predicted intensity of a label over the field."""
 
+    unit = INTENSITY
     kind: Literal["mean_intensity"] = "mean_intensity"
-    label: str
 
+    @property
+    def title(self) -> str:
+        return f"mean intensity of {self.label} (predicted)"
 
-Measurement = Annotated[AreaFraction | ObjectCount | MeanIntensity, Field(discriminator="kind")]
+    def measure(self, prediction: Prediction) -> tuple[float, float]:
+        mean, spread = inner_planes(prediction, self.label)
+        variance = np.mean(np.square(spread, dtype=np.float64)) / _patches(mean.size, prediction)
+        return float(mean.mean(dtype=np.float64)), float(np.sqrt(variance))
 
 
 def measure(prediction: Prediction, measurement: Measurement) -> Measured:
-    """Measure one predicted label of one field.
-
-    The margin of ``border_px``, where the network saw beyond the image, is left out, at most a quarter
-    of the field on each side; an object counts where its centroid lies, so none is cut.
-
-    Doubt, one SD, with m the predicted mean and s the stated spread of a pixel, N pixels measured, and
-    p = Phi((m - above) / s) the probability that a pixel is truly above the threshold:
-
-    * area fraction: sqrt(mean(p (1 - p)) / M)
-    * mean intensity: sqrt(mean(s^2) / M)
-    * object count: sqrt(sum over bright spots of p (1 - p)), p at the brightest pixel of each spot,
-      found or just missed (variance of a Poisson binomial)
-
-    M = max(N pixel area / `CORRELATION_AREA_UM2`, 1) is the number of patches that err independently:
-    within a patch errors are taken to be the same, between patches unrelated, and different objects to
-    err independently. Nobody checked that on your cells. An error common to the whole field (focus, another
-    cell type), a wrong spread, and objects merged or split are not in it. For display, never a gate.
-
-    Raises
-    ------
-    ExperimentError
-        The prediction has no such label.
-    """
-    match measurement:
-        case AreaFraction():
-            return _area_fraction(prediction, measurement)
-        case ObjectCount():
-            return _object_count(prediction, measurement)
-        case MeanIntensity():
-            return _mean_intensity(prediction, measurement)
+    """Measure one predicted label of one field; ExperimentError if the prediction has no such label."""
+    if measurement.label not in prediction.labels:
+        raise ExperimentError(
+            f"the model does not predict {measurement.label!r}",
+            wanted=f"one of {', '.join(prediction.labels)}",
+            got=measurement.label,
+            fix="correct the label in the experiment, or choose a model that predicts it",
+        )
+    value, uncertainty = measurement.measure(prediction)
+    unit = measurement.unit
+    return Measured(measurement.title, value, unit.name, uncertainty, unit.write(value, uncertainty))
 
 
 def title(measurement: Measurement) -> str:
-    """What is measured, for people, such as ``number of objects in nuclei (predicted)``."""
-    match measurement:
-        case AreaFraction(label=label, above=above):
-            return f"area of {label} (predicted) above {above:g}"
-        case ObjectCount(label=label):
-            return f"number of objects in {label} (predicted)"
-        case MeanIntensity(label=label):
-            return f"mean intensity of {label} (predicted)"
+    """What is measured, for people."""
+    return measurement.title
 
 
-def readable(measured: Measured, *, doubt: bool = True) -> str:
-    """A measurement as a person writes it, such as ``12.3 ± 0.4 % of the area`` or ``41 ± 3 objects``."""
-    scale, digits, unit = {"fraction": (100.0, 1, "% of the area"), "objects": (1.0, 0, "objects")}.get(
-        measured.unit, (1.0, 3, measured.unit)
-    )
-    if not np.isfinite(measured.value):
-        return "no number"
-    shown = f"{measured.value * scale:.{digits}f}"
-    if doubt and np.isfinite(measured.doubt):
-        shown += f" ± {measured.doubt * scale:.{max(digits, 1)}f}"
-    return f"{shown} {unit[:-1] if unit == 'objects' and shown == '1' else unit}"
+def readable(measured: Measured) -> str:
+    """A measurement as a person writes it, such as ``12.3 ± 0.4 % of the area``."""
+    units = {unit.name: unit for unit in (FRACTION, OBJECTS, INTENSITY)}
+    unit = units.get(measured.unit, Unit(measured.unit))
+    return measured.text or unit.write(measured.value, measured.doubt)
 
 
-def _planes(prediction: Prediction, label: str) -> tuple[Float32Image, Float32Image]:
-    if label not in prediction.labels:
-        raise ExperimentError(
-            f"the model does not predict {label!r}",
-            wanted=f"one of {', '.join(prediction.labels)}",
-            got=label,
-            fix="correct the label in the experiment, or choose a model that predicts it",
-        )
-    index = prediction.labels.index(label)
-    return prediction.mean[index], prediction.spread[index]
+def inner_planes(prediction: Prediction, label: str) -> tuple[Float32Image, Float32Image]:
+    """Mean and spread of a label, (y, x) float32 each, without the margin of ``border_px``.
+
+    In the margin the network saw beyond the image. At most a quarter of the field is left out on each side.
+    """
+    index, inner = prediction.labels.index(label), _inner(prediction)
+    return prediction.mean[index][inner], prediction.spread[index][inner]
 
 
 def _inner(prediction: Prediction) -> tuple[slice, slice]:
@@ -138,54 +257,26 @@ def _patches(pixels: int, prediction: Prediction) -> float:
     return max(pixels * prediction.info.pixel_size_um**2 / CORRELATION_AREA_UM2, 1.0)
 
 
-def _area_fraction(prediction: Prediction, wanted: AreaFraction) -> Measured:
-    mean, spread = (plane[_inner(prediction)] for plane in _planes(prediction, wanted.label))
-    p = _probability(mean, spread, wanted.above)
-    doubt = np.sqrt(np.mean(p * (1 - p)) / _patches(mean.size, prediction))
-    value = float(np.mean(mean > wanted.above)) if np.isfinite(mean).all() else float("nan")
-    return Measured(title(wanted), value, "fraction", float(doubt))
-
-
-def _mean_intensity(prediction: Prediction, wanted: MeanIntensity) -> Measured:
-    mean, spread = (plane[_inner(prediction)] for plane in _planes(prediction, wanted.label))
-    doubt = np.sqrt(np.mean(np.square(spread, dtype=np.float64)) / _patches(mean.size, prediction))
-    return Measured(title(wanted), float(mean.mean(dtype=np.float64)), "relative intensity", float(doubt))
-
-
-def _object_count(prediction: Prediction, wanted: ObjectCount) -> Measured:
-    mean, spread = _planes(prediction, wanted.label)
-    if not np.isfinite(mean).all():
-        return Measured(title(wanted), float("nan"), "objects", float("nan"))
-    pixel = prediction.info.pixel_size_um
-    inner = _inner(prediction)
-    objects = segment(mean, wanted.above, wanted.min_area_um2, pixel)
-    centres = ndimage.center_of_mass(objects > 0, objects, np.arange(1, objects.max(initial=0) + 1))
-    inside = [inner[0].start <= y < inner[0].stop and inner[1].start <= x < inner[1].stop for y, x in centres]
-    smoothed = smooth(mean, pixel)
-    radius = max(int(np.sqrt(wanted.min_area_um2 / np.pi) / pixel), 1)
-    bright = tuple(spots(smoothed[inner], radius).T)
-    p = _probability(smoothed[inner][bright], spread[inner][bright], wanted.above)
-    return Measured(title(wanted), float(sum(inside)), "objects", float(np.sqrt(np.sum(p * (1 - p)))))
-
-
-class Readings:
-    """Measurements of a run by field; owned by the session."""
+class MeasurementCache:
+    """Measurements of a run by field, each made once; owned by the session."""
 
     def __init__(self) -> None:
         self._found: dict[tuple[StackKey, Measurement], Measured] = {}
-        self._strange: set[str] = set()
+        self._problems: dict[str, None] = {}
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Labels that rules look at and no prediction had."""
-        return tuple(f"the model does not predict {one!r}: no rule can look at it" for one in self._strange)
+        """Labels that rules look at and no prediction had, and measurements that failed."""
+        return tuple(self._problems)
 
-    def all_of(self, prediction: Prediction, measurements: Iterable[Measurement]) -> tuple[Measured, ...]:
-        """What is measured on a prediction, as `of`; labels that it has not are left out."""
-        found = (self.of(prediction, one) for one in measurements)
-        return tuple(one for one in found if one is not None)
+    def measure_all(
+        self, prediction: Prediction, measurements: Iterable[Measurement]
+    ) -> tuple[Measured, ...]:
+        """What is measured on a prediction, as `measure`; labels that it has not are left out."""
+        found = (self.measure(prediction, measurement) for measurement in measurements)
+        return tuple(measured for measured in found if measured is not None)
 
-    def of(self, outcome: Outcome, measurement: Measurement) -> Measured | None:
+    def measure(self, outcome: Outcome, measurement: Measurement) -> Measured | None:
         """What is measured on an outcome; None without a prediction, or without the label in it.
 
         Of a `Prediction` it is measured once: later calls may come with reduced images.
@@ -194,9 +285,16 @@ class Readings:
             return None
         place = (outcome.info.key, measurement)
         if place not in self._found:
-            if measurement.label not in outcome.labels:
+            label = measurement.label
+            if label not in outcome.labels:
                 # Only a server that was not there at the start can surprise a run with its labels.
-                self._strange.add(measurement.label)
+                self._problems[f"the model does not predict {label!r}: no rule can look at it"] = None
                 return None
-            self._found[place] = measure(outcome, measurement)
+            try:
+                self._found[place] = measure(outcome, measurement)
+            except Exception as error:  # of a plug-in
+                log.warning("%s cannot be measured", measurement.title, exc_info=True)
+                why = f"{type(error).__name__}: {error}"
+                self._problems[f"{measurement.title} was not measured: {why}"] = None
+                self._found[place] = Measured(measurement.title, np.nan, measurement.unit.name, np.nan)
         return self._found[place]

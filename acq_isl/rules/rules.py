@@ -5,41 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, assert_never
 
 from pydantic import Field, model_validator
 
 from acq_isl.base import StrictModel
-from acq_isl.record import Measured
-from acq_isl.rules.actions import (
-    Action,
-    Call,
-    ImageField,
-    Limits,
-    SetPreset,
-    check_action,
-    check_request,
-    describe,
-)
-from acq_isl.rules.measurements import Measurement, readable, title
+from acq_isl.rules.actions import Action, Decision
+from acq_isl.rules.measurements import Measured, Measurement, readable
 from acq_isl.stack import Outcome, Prediction, Refusal, StackKey, Unpredicted
-
-__all__ = [
-    "Action",
-    "Best",
-    "Call",
-    "Choice",
-    "Decision",
-    "ImageField",
-    "Limits",
-    "SetPreset",
-    "Threshold",
-    "Trigger",
-    "check_action",
-    "check_request",
-    "decide",
-    "rank",
-]
 
 
 class Threshold(StrictModel):
@@ -113,34 +86,6 @@ class Choice:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What a trigger made of one field.
-
-    Parameters
-    ----------
-    key : StackKey
-        The field's stack.
-    rule : str
-        Name of the trigger.
-    what : str
-        What is to be done, for people; ``"nothing"`` if ``action`` is None.
-    why : str
-    value, threshold : float
-        In the unit of the measurement; ``value`` is NaN without a prediction.
-    action : Action or None
-        None if the trigger does not fire.
-    """
-
-    key: StackKey
-    rule: str
-    what: str
-    why: str
-    value: float
-    threshold: float
-    action: Action | None
-
-
 def rank(rule: Best, fields: Sequence[tuple[Outcome, Measured | None]]) -> tuple[Choice, ...]:
     """Order fields by a measurement and choose the best ``k``.
 
@@ -168,7 +113,7 @@ def rank(rule: Best, fields: Sequence[tuple[Outcome, Measured | None]]) -> tuple
 
 def _choice(rule: Best, ranked: list[tuple[StackKey, Measured]], place: int) -> Choice:
     key, measured = ranked[place]
-    what = f"{title(rule.measurement)}: {readable(measured)}"
+    what = f"{rule.measurement.title}: {readable(measured)}"
     position = f"rank {place + 1} of {len(ranked)}, {'highest' if rule.descending else 'lowest'} first"
     if place >= rule.k:
         return Choice(key, place + 1, False, measured, f"Not chosen: {what} ({position}; {rule.k} wanted).")
@@ -186,8 +131,10 @@ def _unranked(outcome: Outcome) -> str:
             return f"Not ranked: the model refused this stack, {reason.rstrip('.')}."
         case Unpredicted(reason=reason):
             return f"Not ranked: this stack was captured but not predicted, {reason.rstrip('.')}."
-        case _:
+        case Prediction():
             return "Not ranked: the measurement gave no number."
+        case _:
+            assert_never(outcome)
 
 
 def decide(trigger: Trigger, outcome: Outcome, measured: Measured | None, fired: int) -> Decision:
@@ -211,8 +158,8 @@ def decide(trigger: Trigger, outcome: Outcome, measured: Measured | None, fired:
 
     if not isinstance(outcome, Prediction) or measured is None:
         return nothing(_unranked(outcome).replace("Not ranked: ", "No decision: "))
-    seen = f"{title(when.measurement)} is {readable(measured)}"
-    wanted = f"{when.side} {readable(Measured('', limit, measured.unit, 0.0), doubt=False)}"
+    seen = f"{when.measurement.title} is {readable(measured)}"
+    wanted = f"{when.side} {when.measurement.unit.write(limit)}"
     if not when.passed(measured.value):
         return nothing(f"{seen}, not {wanted}", measured.value)
     if fired >= trigger.at_most:
@@ -220,6 +167,5 @@ def decide(trigger: Trigger, outcome: Outcome, measured: Measured | None, fired:
     why = f"{seen}, {wanted}"
     if outcome.warnings:
         why += f" (mind: {'; '.join(outcome.warnings)})"
-    return Decision(
-        outcome.info.key, trigger.name, describe(trigger.do), why, measured.value, limit, trigger.do
-    )
+    action = trigger.do
+    return Decision(outcome.info.key, trigger.name, action.title, why, measured.value, limit, action)

@@ -18,6 +18,7 @@ from acq_isl.engines import describe, load_engine, not_used
 from acq_isl.errors import AcqIslError
 from acq_isl.experiment.experiment import MicroscopeSettings
 from acq_isl.hooks import open_microscope
+from acq_isl.plugins import broken_plugins
 from acq_isl.session.summary import versions
 from acq_isl.stack import StackInfo, StackKey, ZStack
 
@@ -64,6 +65,9 @@ def examine(settings: MicroscopeSettings, model: str, folder: Path) -> Iterator[
     yield _disk(folder)
     yield from _guarded("engine", lambda: _engine(model))
     yield _gpu()
+    for plugin in broken_plugins():
+        fix = f"update or uninstall {plugin.package}"
+        yield Finding(f"plug-in {plugin.name}", "warning", f"not used: {plugin.why}", fix)
 
 
 def _guarded(part: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:

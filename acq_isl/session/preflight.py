@@ -83,16 +83,16 @@ def local_labels(experiment: Experiment) -> Labels:
 
 
 def _check_reach(request: StackRequest, reach: Limits) -> None:
-    for axis, values in (("x", (request.x_um,)), ("y", (request.y_um,)), ("z", request.z_um)):
-        bounds = getattr(reach, f"{axis}_um")
-        outside = [value for value in values if bounds and not bounds[0] <= value <= bounds[1]]
-        if outside:
-            raise ExperimentError(
-                f"the stage cannot go to {request.key}",
-                wanted=f"{axis} from {bounds[0]:g} to {bounds[1]:g} um",
-                got=f"{outside[0]:g} um",
-                fix="move the position",
-            )
+    places = {"x": (request.x_um,), "y": (request.y_um,), "z": request.z_um}
+    for axis, (low, high) in reach.stage.items():
+        for value in places[axis]:
+            if not low <= value <= high:
+                raise ExperimentError(
+                    f"the stage cannot go to {request.key}",
+                    wanted=f"{axis} from {low:g} to {high:g} um",
+                    got=f"{value:g} um",
+                    fix="move the position",
+                )
 
 
 def _all_requests(experiment: Experiment, plan: tuple[Cycle, ...]) -> Iterator[StackRequest]:

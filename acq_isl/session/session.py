@@ -7,6 +7,7 @@ between two stacks, and after the last one the session waits no longer than the 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -30,14 +31,16 @@ from acq_isl.experiment.experiment import Experiment, measurements
 from acq_isl.experiment.planning import Cycle, visits
 from acq_isl.processing.display import preview
 from acq_isl.protocols import Microscope, PredictionSource
-from acq_isl.rules.actions import Call, ImageField, SetPreset, check_action, check_request
+from acq_isl.rules import Choice, Decision, Limits, Measurement, Occasion, check_request, decide, rank
+from acq_isl.rules.actions import check_preset
 from acq_isl.rules.label_names import Labels, Standing, joined, standing, together
-from acq_isl.rules.measurements import Measurement, Readings
-from acq_isl.rules.rules import Choice, Decision, decide, rank
+from acq_isl.rules.measurements import MeasurementCache
 from acq_isl.session.operator import Operator, Stopped
 from acq_isl.stack import Outcome, Prediction, Refusal, StackKey, StackRequest, Unpredicted
 from acq_isl.storage.decision_log import Ledger
 from acq_isl.view.notebook import session_html
+
+log = logging.getLogger(__name__)
 
 
 class PredictionStore(Protocol):
@@ -127,6 +130,27 @@ class Field:
         return tuple(one for one in self.outcomes if not isinstance(one, Prediction))
 
 
+@dataclass(frozen=True, slots=True)
+class _ActionTools:
+    """What an action may do, within the limits; see `acq_isl.rules.ActionTools`."""
+
+    microscope: Microscope
+    limits: Limits
+    expose: Callable[[StackRequest], None]
+    run: Callable[[str], str]
+
+    def set_preset(self, group: str, preset: str) -> None:
+        check_preset(f"set {group} to {preset}", group, preset, self.limits)
+        self.microscope.set_preset(group, preset)
+
+    def acquire(self, request: StackRequest) -> None:
+        check_request(request, self.limits)
+        self.expose(request)
+
+    def call(self, function: str) -> str:
+        return self.run(function)
+
+
 class Session:
     """One run of an experiment on instruments that are open.
 
@@ -150,7 +174,7 @@ class Session:
         self.decide_ms: list[float] = []
         self.warnings: list[str] = []
         self._lost: SliceLost | None = None
-        self._readings = Readings()
+        self._measured = MeasurementCache()
         self._undecided: list[Prediction] = []
         self._visits = 0
         self._control = Operator(instruments.commands, self._visit, self._note_command, instruments.emit)
@@ -184,7 +208,7 @@ class Session:
             for outcome in self._drained():
                 self._take(outcome)
         finally:
-            self.warnings += self._readings.warnings
+            self.warnings += self._measured.warnings
         if self._lost is not None:
             raise self._lost
 
@@ -225,7 +249,7 @@ class Session:
         self._keep(outcome)  # with the labels as its model names them
         shown = self.labels.shown(outcome)
         field.answers[outcome.model] = preview(shown)
-        numbers = self._readings.all_of(shown, self._looked_at(outcome.model))
+        numbers = self._measured.measure_all(shown, self._looked_at(outcome.model))
         spent_ms = (time.perf_counter() - began) * 1e3
         self._tools.emit(Predicted(shown, numbers, spent_ms))
         self.decide_ms.append(spent_ms)
@@ -257,7 +281,9 @@ class Session:
             looked_at = trigger.when.measurement
             if self.labels.owner(looked_at.label) != outcome.model:
                 continue
-            decision = decide(trigger, outcome, self._readings.of(outcome, looked_at), self._fired[index])
+            decision = decide(
+                trigger, outcome, self._measured.measure(outcome, looked_at), self._fired[index]
+            )
             if decision.action is not None:
                 self._fired[index] += 1
                 found.append(decision)
@@ -273,38 +299,31 @@ class Session:
         if self._control.stopping:
             self._note(decision, "not done: the operator stopped the run")
             return
+        occasion = Occasion(field, prediction, decision)
         try:
-            check_action(action, prediction.info, self._experiment.limits)
-            match action:
-                case SetPreset(group=group, preset=preset):
-                    self._tools.microscope.set_preset(group, preset)
-                    done = "done"
-                case ImageField():
-                    done = self._image(action, field)
-                case Call(function=function):
-                    done = self._tools.call(function, decision, prediction)
-        except ActionRefused as error:
-            done = f"refused: {error}"
-            self.warnings.append(f"{decision.rule} at {field.key.position}: {error}")
-        except SliceLost:
+            action.check(prediction.info, self._experiment.limits)
+            done = action.carry_out(occasion, self._action_tools(occasion))
+        except (SliceLost, Stopped):
             raise
-        except AcqIslError as error:
-            done = f"failed: {error}"
+        except Exception as error:  # a plug-in may fail in any way
+            done = f"{'refused' if isinstance(error, ActionRefused) else 'failed'}: {error}"
             self.warnings.append(f"{decision.rule} at {field.key.position}: {error}")
+            if not isinstance(error, AcqIslError):
+                log.warning("the action %s failed", action.kind, exc_info=True)
         self._note(decision, done)
 
-    def _image(self, action: ImageField, field: StackRequest) -> str:
-        middle_um = (field.z_um[0] + field.z_um[-1]) / 2
-        imaged = {request.key for request in self.acquired}
-        for channel in action.channels:
-            key = StackKey(field.key.time, field.key.position, channel)
-            if key in imaged:
-                continue
-            z_um = tuple(middle_um + offset for offset in action.z_offsets_um)
-            image = replace(field, key=key, z_um=z_um, group=action.group, preset=channel, predict=False)
-            image = replace(image, modality="fluorescence", polarity="unknown")
-            self._acquire(replace(image, exposure_ms=action.exposure_ms))
-        return "done"
+    def _action_tools(self, occasion: Occasion) -> _ActionTools:
+        def acquire(request: StackRequest) -> None:
+            if request.key not in {earlier.key for earlier in self.acquired}:
+                self._acquire(request)
+
+        call = self._tools.call
+        return _ActionTools(
+            self._tools.microscope,
+            self._experiment.limits,
+            acquire,
+            lambda function: call(function, occasion.decision, occasion.prediction),
+        )
 
     def _choose(self, cycle: Cycle) -> list[Field]:
         rule = self._experiment.choose
@@ -314,7 +333,7 @@ class Session:
         model = self.labels.owner(rule.measurement.label)
         fields = [self.fields[request.key] for request in cycle.requests]
         outcomes = [one for field in fields if (one := field.answers.get(model or "")) is not None]
-        choices = rank(rule, [(one, self._readings.of(one, rule.measurement)) for one in outcomes])
+        choices = rank(rule, [(one, self._measured.measure(one, rule.measurement)) for one in outcomes])
         self.decide_ms.append((time.perf_counter() - began) * 1e3)
         for choice in choices:
             self.fields[choice.key].choice = choice

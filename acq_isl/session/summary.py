@@ -15,8 +15,8 @@ from acq_isl.errors import AcqIslError, ExperimentError
 from acq_isl.experiment.experiment import Experiment, measurements
 from acq_isl.processing.statistics import pearson
 from acq_isl.record import Comparison, Counts, FieldRecord, Measured, RunRecord, StageLatency
+from acq_isl.rules import Measurement
 from acq_isl.rules.label_names import Standing
-from acq_isl.rules.measurements import Measurement
 from acq_isl.session.grading.scores import object_f1, pair_labels, to_bright_end
 from acq_isl.session.session import Field, Session
 from acq_isl.stack import Prediction, StackKey, StackRequest, StageTimes, Uint16Image

@@ -30,7 +30,7 @@ from acq_isl.hooks.pycromanager_backend import Run
 from acq_isl.hooks.user_calls import within
 from acq_isl.hooks.user_hooks import EventHooks
 from acq_isl.hooks.watchdog import Watch
-from acq_isl.rules.rules import Limits
+from acq_isl.rules import Limits
 from acq_isl.stack import Slice, StackKey, StackRequest
 
 

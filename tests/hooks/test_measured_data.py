@@ -199,7 +199,7 @@ if sys.argv[2] == "plain":
     acquisition.acquire(events).await_image_saved([event["axes"] for event in events])
 else:
     from acq_isl.hooks import GuardedAcquisition
-    from acq_isl.rules.rules import Limits
+    from acq_isl.rules import Limits
     acquisition = GuardedAcquisition(folder, "m", limits=Limits()).__enter__()
     acquisition.run_events(events)
     acquisition._open.watch.stored(acquisition._progress.unsaved)

@@ -22,7 +22,7 @@ import pytest
 
 from acq_isl.errors import AcquisitionFailed, ActionRefused, ExperimentError, SliceLost
 from acq_isl.hooks import GuardedAcquisition, Safety, UserHooks
-from acq_isl.rules.rules import Limits
+from acq_isl.rules import Limits
 from acq_isl.stack import StackKey, StackRequest
 
 Z_LIMITS = Limits(z_um=(-100, 100))

@@ -16,7 +16,7 @@ import zarr
 from acq_isl.errors import StorageError
 from acq_isl.hooks import GuardedAcquisition
 from acq_isl.readers.image import RecordedField, label_of
-from acq_isl.rules.rules import Limits
+from acq_isl.rules import Limits
 from acq_isl.sim import RecordedSpecimen, ScopeSettings, SimulatedScope
 from acq_isl.stack import StackKey, StackRequest
 

@@ -11,8 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from acq_isl.errors import ActionRefused
 from acq_isl.record import Measured
-from acq_isl.rules.measurements import AreaFraction, ObjectCount
-from acq_isl.rules.rules import (
+from acq_isl.rules import (
     Action,
     Best,
     Call,
@@ -26,6 +25,7 @@ from acq_isl.rules.rules import (
     decide,
     rank,
 )
+from acq_isl.rules.measurements import AreaFraction, ObjectCount
 from acq_isl.stack import Outcome, Prediction, Refusal, StackInfo, StackKey, StackRequest, Unpredicted
 
 NUCLEI = ObjectCount(label="nuclei")

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from acq_isl.record import Comparison
 from acq_isl.report.figures import objects
+from acq_isl.rules import Best, SetPreset, Threshold, Trigger
 from acq_isl.rules.measurements import ObjectCount
-from acq_isl.rules.rules import Best, SetPreset, Threshold, Trigger
 from acq_isl.scorecard import Scorecard, Spread, sentences
 from acq_isl.session.grade import match_light
 from acq_isl.session.grading import scores as grading

@@ -15,8 +15,8 @@ from acq_isl.errors import AcquisitionFailed, SliceLost, StorageError
 from acq_isl.events import Decided, Event, Predicted, Step
 from acq_isl.experiment.experiment import Experiment
 from acq_isl.experiment.planning import Optics, Place, cycles
+from acq_isl.rules import Action, ActionTools, Decision, MeanIntensity, Occasion, Threshold, Trigger
 from acq_isl.rules.label_names import Labels, RunModel
-from acq_isl.rules.rules import Decision
 from acq_isl.session.session import Instruments, Session
 from acq_isl.stack import Outcome, Prediction, Refusal, StackInfo, StackRequest, Uint16Image, Unpredicted
 from acq_isl.storage.decision_log import Ledger, read
@@ -197,6 +197,60 @@ def test_a_trigger_acts_between_two_fields(
     idle = [line for line in bench.lines("decision") if line["done"] == "nothing"]
     assert len(idle) == 3  # two below the threshold, one above but only one action is allowed
     assert len(session.warnings) == (1 if done.startswith(("refused", "failed")) else 0)
+
+
+class Plugin(Action):
+    """What an action of somebody else's may do, right or wrong."""
+
+    kind: str = "plugin"
+    presets: tuple[str, ...] = ()
+    exposure_ms: float = 1.0
+
+    @property
+    def title(self) -> str:
+        return "do it"
+
+    def carry_out(self, occasion: Occasion, tools: ActionTools) -> str:
+        for preset in self.presets:
+            tools.set_preset("Channel", preset)
+        field = occasion.field
+        key, light = replace(field.key, channel="DAPI"), self.exposure_ms
+        tools.acquire(replace(field, key=key, preset="DAPI", exposure_ms=light, predict=False))
+        if not self.presets:
+            raise ZeroDivisionError("a slip")
+        return f"{occasion.decision.rule}, {occasion.prediction.labels[0]}, {tools.call('lab.mine:act')}"
+
+
+@pytest.mark.parametrize(
+    "action, logged, done",
+    [
+        (
+            Plugin(presets=("DAPI", "Phase")),
+            ["set Channel DAPI", "set Channel Phase", "DAPI p00_001 3"],
+            "bright, nuclei, called lab.mine:act for p00_001",
+        ),
+        (Plugin(presets=("UV",)), [], "refused: not done: set Channel to UV"),
+        (
+            Plugin(presets=("DAPI",), exposure_ms=500),
+            ["set Channel DAPI"],
+            "refused: not done: acquire",
+        ),
+        (Plugin(), ["DAPI p00_001 3"], "failed: a slip"),
+    ],
+)
+def test_an_action_of_another_package_is_held_to_the_limits(
+    tmp_path: Path, action: Action, logged: list[str], done: str
+) -> None:
+    limits = "limits: {exposure_ms: 100, presets: {Channel: [Phase, DAPI, NFH]}}\n"
+    bench = Bench(tmp_path, EXPERIMENT.replace("revisit", "#") + limits)
+    when = Threshold(measurement=MeanIntensity(label="nuclei"), above=0.5)
+    trigger = Trigger(name="bright", when=when, do=action)
+    bench.experiment = bench.experiment.model_copy(update={"triggers": (trigger,)})
+    session = bench.run()
+    assert [line for line in bench.scope.log if not line.startswith("Phase")] == logged
+    acted = [line for line in bench.lines("decision") if line["done"] != "nothing"]
+    assert len(acted) == 1 and str(acted[0]["done"]).startswith(done)
+    assert len(session.warnings) == (0 if done.startswith("bright") else 1)
 
 
 def test_what_a_trigger_imaged_is_not_imaged_again(tmp_path: Path) -> None:

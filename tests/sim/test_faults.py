@@ -37,7 +37,7 @@ from acq_isl.experiment.faults import (
     parse_fault,
 )
 from acq_isl.hooks import GuardedAcquisition
-from acq_isl.rules.rules import Limits
+from acq_isl.rules import Limits
 from acq_isl.sim import CameraSettings, ScopeSettings, SimulatedScope, View
 from acq_isl.sim.faulty_engine import FaultyEngine
 from acq_isl.sim.scope.backlash import Play

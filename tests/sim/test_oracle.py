@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from acq_isl.hooks import CaptureHook, GuardedAcquisition, UserHooks, open_measured
-from acq_isl.rules.rules import Limits
+from acq_isl.rules import Limits
 from acq_isl.sim import CameraSettings, ScopeSettings, SimulatedScope, View
 from acq_isl.stack import Slice, StackKey, StackRequest
 

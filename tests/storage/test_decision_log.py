@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acq_isl.errors import StorageError
+from acq_isl.rules import Decision, SetPreset
 from acq_isl.rules.measurements import ObjectCount
-from acq_isl.rules.rules import Decision, SetPreset
 from acq_isl.stack import StackKey
 from acq_isl.storage.decision_log import Ledger, read, verify
 

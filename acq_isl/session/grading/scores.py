@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from acq_isl.processing.segmentation import object_score, segment
+from acq_isl.processing.segmentation import object_score
 from acq_isl.processing.statistics import pearson
-from acq_isl.rules.measurements import AreaFraction, Measurement, ObjectCount, measure, title
-from acq_isl.rules.rules import Best, Trigger
+from acq_isl.rules import AreaFraction, Best, Measurement, ObjectCount, Segmenter, Trigger, Watershed
+from acq_isl.rules.measurements import measure
+from acq_isl.rules.segmenters import find_objects
 from acq_isl.scorecard import CellScore, ChoiceScore, LabelScore, TriggerScore
 from acq_isl.stack import Float32Image, Prediction, StackKey
 
@@ -86,11 +87,9 @@ def pair_labels(
         if label not in truth:
             continue
         predicted, true = prediction.label(label), np.asarray(truth[label], np.float32)
-        objects = [
-            segment(image, *bounds(label, rules), prediction.info.pixel_size_um)
-            for image in (predicted, true)
-        ]
-        score = object_score(objects[0], objects[1])
+        segmenter, pixel_um = segmenter_of(label, rules), prediction.info.pixel_size_um
+        found, real = (find_objects(segmenter, image, pixel_um) for image in (predicted, true))
+        score = object_score(found, real)
         pairs.append(LabelPair(label, pearson(predicted, true), score.found, score.true, score.matched))
     return tuple(pairs)
 
@@ -108,11 +107,14 @@ def to_bright_end(image: NDArray[Any]) -> Float32Image:
     return scaled.astype(np.float32)
 
 
-def bounds(label: str, rules: Sequence[Measurement]) -> tuple[float, float]:
-    """Threshold, and smallest area in um^2, of objects in a label: those of the rules, where one says."""
-    above = [one.above for one in rules if isinstance(one, ObjectCount | AreaFraction) and one.label == label]
-    least = [one.min_area_um2 for one in rules if isinstance(one, ObjectCount) and one.label == label]
-    return (above or [_ABOVE])[0], (least or [_LEAST_UM2])[0]
+def segmenter_of(label: str, rules: Sequence[Measurement]) -> Segmenter:
+    """What tells the objects of a label apart: as the rules do, where one looks at it."""
+    looking = [rule for rule in rules if rule.label == label]
+    for rule in looking:
+        if isinstance(rule, ObjectCount):
+            return rule.objects_by
+    above = next((rule.above for rule in looking if isinstance(rule, AreaFraction)), _ABOVE)
+    return Watershed(above=above, min_area_um2=_LEAST_UM2)
 
 
 def measure_truth(
@@ -164,7 +166,7 @@ def score_choice(rule: Best, fields: Sequence[KnownField]) -> ChoiceScore | None
         left = [key for key in values if key.time == time and key not in chosen]
         missed += sorted(left, key=lambda key: truly[key])[:count]
     return ChoiceScore(
-        what=title(rule.measurement),
+        what=rule.measurement.title,
         chosen=len(chosen),
         right=len(chosen) - len(wrong),
         ranked=len(values),

@@ -23,8 +23,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from acq_isl.base import WireModel
 from acq_isl.errors import WireError
-from acq_isl.events import Bound, LabelStyle, Phase, RunState
-from acq_isl.record import Counts, Measured, StageLatency
+from acq_isl.events import Bound, Phase, RunState
+from acq_isl.record import Counts, StageLatency
+from acq_isl.rules.label_names import LabelStyle
+from acq_isl.rules.measurements import Measured
 from acq_isl.stack import StackKey, StageTimes
 
 VERSION = 1

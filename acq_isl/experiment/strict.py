@@ -1,0 +1,83 @@
+"""What is written in an experiment file is understood, or an error that names the nearest valid key.
+
+Also inside the useq-schema parts, where useq itself would ignore a key that it does not know.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Mapping
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import useq
+from pydantic import BaseModel, WrapValidator
+from pydantic_core import ErrorDetails
+
+from acq_isl.plugins import PluginPoint
+
+
+def explain(detail: ErrorDetails, model: type[BaseModel]) -> str:
+    """One error of pydantic in a file that is read as ``model``: where, and what to change."""
+    where = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        parent, key = detail["loc"][:-1], str(detail["loc"][-1])
+        return _unknown(key, _keys_at(model, parent), ".".join(map(str, parent)))
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
+
+
+def _unknown(key: str, valid: list[str], where: str) -> str:
+    near = difflib.get_close_matches(key, valid, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"valid keys are {', '.join(sorted(valid))}"
+    return f"unknown key '{key}'{f' in {where}' if where else ''}; {hint}"
+
+
+def _refuse_ignored(raw: object, parsed: object, where: str = "") -> None:
+    """Compare what was written with what useq understood; what it ignored is an error."""
+    if isinstance(raw, Mapping) and isinstance(parsed, BaseModel):
+        fields = type(parsed).model_fields
+        names = {**{name: name for name in fields}, **{f.alias: n for n, f in fields.items() if f.alias}}
+        values = vars(parsed)  # not dict(): a sequence iterates over its events
+        for key, value in raw.items():
+            if key not in names:
+                raise ValueError(_unknown(str(key), sorted(names), where))
+            _refuse_ignored(value, values.get(names[key]), f"{where}.{key}" if where else key)
+    elif isinstance(raw, (list, tuple)) and isinstance(parsed, (list, tuple)):
+        for index, (item, understood) in enumerate(zip(raw, parsed, strict=False)):
+            _refuse_ignored(item, understood, f"{where}[{index}]")
+
+
+def _strict_sequence(raw: Any, handler: Any) -> useq.MDASequence:
+    # 'tpgcz' keeps the planes of a stack together, which useq's own default order does not promise.
+    given = {"axis_order": "tpgcz", **raw} if isinstance(raw, Mapping) else raw
+    parsed: useq.MDASequence = handler(given)
+    _refuse_ignored(raw, parsed)
+    return parsed
+
+
+Sequence = Annotated[useq.MDASequence, WrapValidator(_strict_sequence)]
+"""A useq-schema sequence; a key that useq would ignore is an error."""
+
+
+def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """Valid keys of the model that a pydantic error location points into."""
+    found: list[type[BaseModel]] = [model]
+    for part in location:
+        if isinstance(part, int):
+            continue
+        fields = [inner.model_fields[part] for inner in found if part in inner.model_fields]
+        if fields:
+            found = [inner for field in fields for inner in _models(field.annotation)]
+        else:  # the tag of a union
+            tagged = [one for one in found if part in get_args(one.model_fields["kind"].annotation)]
+            found = tagged or found
+    return sorted({key for inner in found for key in inner.model_fields})
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if get_origin(annotation) in (Union, types.UnionType, Annotated, tuple, list, dict):
+        return [model for part in get_args(annotation) for model in _models(part)]
+    if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        return []
+    return list(annotation.kinds().values()) if issubclass(annotation, PluginPoint) else [annotation]

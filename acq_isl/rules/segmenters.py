@@ -1,0 +1,64 @@
+"""How the objects of a predicted label are told apart. Pure."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from acq_isl.plugins import PluginPoint
+from acq_isl.processing.segmentation import Mask, number_objects, segment
+from acq_isl.stack import Float32Image
+
+
+class Segmenter(PluginPoint):
+    """Plug-in point: a predicted label becomes separate objects.
+
+    A kind of your own derives from this class and is an entry point in ``acq_isl.segmenters``.
+    """
+
+    plugin_group: ClassVar[str] = "acq_isl.segmenters"
+
+    @classmethod
+    def built_in(cls) -> tuple[type[Segmenter], ...]:
+        return (Watershed,)
+
+    @abstractmethod
+    def segment(self, image: Float32Image, pixel_size_um: float) -> Mask:
+        """Objects of a predicted label.
+
+        Parameters
+        ----------
+        image : (y, x) float32
+            Predicted intensity; 0 is background, 1 the bright end of the training truth.
+        pixel_size_um : float
+
+        Returns
+        -------
+        (y, x) int32
+            0 is background, every object has a number of its own.
+        """
+
+
+class Watershed(Segmenter):
+    """Objects brighter than a threshold; touching round ones are split at their waist."""
+
+    kind: Literal["watershed"] = "watershed"
+    above: float = Field(default=0.5, allow_inf_nan=False)
+    """Predicted intensity; 1 is the bright end of the training truth."""
+    min_area_um2: float = Field(default=20.0, ge=0, allow_inf_nan=False)
+    """Smaller objects are debris; in square micrometres of specimen."""
+
+    def segment(self, image: Float32Image, pixel_size_um: float) -> Mask:
+        return segment(image, self.above, self.min_area_um2, pixel_size_um)
+
+
+def find_objects(segmenter: Segmenter, image: Float32Image, pixel_size_um: float) -> Mask:
+    """Objects of an image, (y, x) int32, numbered from 1 without gaps; ValueError for no mask."""
+    objects = np.asarray(segmenter.segment(image, pixel_size_um))
+    if objects.shape != image.shape or objects.dtype.kind not in "iu" or objects.min(initial=0) < 0:
+        got = f"{objects.shape} {objects.dtype}"
+        raise ValueError(f"{segmenter.kind} must give {image.shape} whole numbers from 0 on, not {got}")
+    return number_objects(objects)
