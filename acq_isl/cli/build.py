@@ -70,7 +70,7 @@ def build(
     if precision == "int8":
         _judge(file, stack or [], above)
     gpu = _gpu()
-    with _told() as progress:
+    with _progress() as progress:
         built = build(file, options, gpu=gpu, progress=progress)
     _say(built, gpu)
 
@@ -103,14 +103,14 @@ def _gpu() -> GpuInfo | None:
 
 
 @contextmanager
-def _told() -> Iterator[Callable[[BuildStep], None]]:
+def _progress() -> Iterator[Callable[[BuildStep], None]]:
     """One bar for the outermost phase, which begins first; the phase at work in words beside it."""
     columns = (TextColumn("building"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=out, transient=True) as bars:
         task: list[TaskID] = []
         outermost: list[str] = []
 
-        def told(step: BuildStep) -> None:
+        def advance(step: BuildStep) -> None:
             if not task:
                 task.append(bars.add_task("", total=step.total))
                 outermost.append(step.phase)
@@ -119,7 +119,7 @@ def _told() -> Iterator[Callable[[BuildStep], None]]:
             else:
                 bars.update(task[0], description=escape(f"{step.phase} {step.done}/{step.total}"))
 
-        yield told
+        yield advance
 
 
 def _say(built: BuiltPlan, gpu: GpuInfo | None) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TaskID, TextColumn
 from rich.table import Table
 
 from acq_isl.errors import AcqIslError
@@ -18,6 +21,25 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 def show_table(table: Table) -> None:
     """Print a table no wider than the terminal; plain lines are left for the terminal to break."""
     out.print(table, soft_wrap=False)
+
+
+Advance = Callable[[str, int, int, str], None]
+"""Told a phase, how many of how many are done, and a word about it."""
+
+
+@contextmanager
+def progress_bars(titles: Mapping[str, str], time_column: ProgressColumn) -> Iterator[Advance]:
+    """One bar for each phase that has begun, in the order of beginning."""
+    columns = (TextColumn("{task.description:>22}"), BarColumn(), MofNCompleteColumn(), time_column)
+    with Progress(*columns, TextColumn("{task.fields[text]}"), console=out) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def advance(phase: str, done: int, total: int, text: str) -> None:
+            if phase not in tasks:
+                tasks[phase] = bars.add_task(titles[phase], total=total, text="")
+            bars.update(tasks[phase], completed=done, total=total, text=text)
+
+        yield advance
 
 
 def configure_logging(verbose: bool, level: int = logging.WARNING) -> None:

@@ -53,11 +53,11 @@ def bench(
     from acq_isl.cli.bench import SIDES_PX, as_json, bench, plot
     from acq_isl.engines.roofline import report
 
-    def told(text: str) -> None:
+    def announce(text: str) -> None:
         if not as_json_:
             out.print(f"measuring {escape(text)}")
 
-    rows = bench(models or ["demo"], side or SIDES_PX, rounds=rounds, threads=threads, tell=told)
+    rows = bench(models or ["demo"], side or SIDES_PX, rounds=rounds, threads=threads, tell=announce)
     if as_json_:
         sys.stdout.write(as_json(rows) + "\n")
     else:

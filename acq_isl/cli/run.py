@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import TimeElapsedColumn
 from rich.table import Table
 
-from acq_isl.cli.console import configure_logging, err, out, show_notes, show_table
+from acq_isl.cli.console import configure_logging, err, out, progress_bars, show_notes, show_table
 from acq_isl.cli.sim import Faults, planted, show_scorecard
 from acq_isl.cli.view import Port, Web, Window, both, installed, open_window, page
 
@@ -71,8 +71,8 @@ def demo(
         recording = RecordedSpecimen(
             folder=specimen, pixel_size_um=pixel_size, z_step_um=z_step, transmitted=transmitted
         )
-        experiment, told = on_recording(experiment, recording)
-        out.print(f"{escape(str(specimen))}: {escape(told)}")
+        experiment, found = on_recording(experiment, recording)
+        out.print(f"{escape(str(specimen))}: {escape(found)}")
     experiment = planted(experiment, fault)
     served = PageSettings() if (installed() if web is None else web) else None
     adjusted = _adjusted(experiment, output, engine)
@@ -150,8 +150,8 @@ def _run(experiment: Experiment, *, sim: bool, verbose: bool, web: PageSettings 
     configure_logging(verbose)
     with page(web) as shown:
         try:
-            with _progress() as told:
-                result = run_experiment(experiment, sim=sim, watch=both(told, shown))
+            with _progress() as bars:
+                result = run_experiment(experiment, sim=sim, watch=both(bars, shown))
         except KeyboardInterrupt as stop:
             err.print("[red bold]stopped by Ctrl-C[/]")
             show_notes(stop)
@@ -191,25 +191,14 @@ def _summary(record: RunRecord) -> None:
 def _progress() -> Iterator[EventHandler]:
     from acq_isl.events import Step
 
-    names = {"overview": "imaging without stain", "predict": "predicting labels", "revisit": "fluorescence"}
-    columns = (
-        TextColumn("{task.description:>22}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[text]}"),
-    )
-    with Progress(*columns, console=out) as bars:
-        tasks: dict[str, TaskID] = {}
+    titles = {"overview": "imaging without stain", "predict": "predicting labels", "revisit": "fluorescence"}
+    with progress_bars(titles, TimeElapsedColumn()) as advance:
 
-        def told(step: Event) -> None:
-            if not isinstance(step, Step):
-                return
-            if step.phase not in tasks:
-                tasks[step.phase] = bars.add_task(names[step.phase], total=step.total, text="")
-            bars.update(tasks[step.phase], completed=step.done, total=step.total, text=step.text)
+        def handle(event: Event) -> None:
+            if isinstance(event, Step):
+                advance(event.phase, event.done, event.total, event.text)
 
-        yield told
+        yield handle
 
 
 def show_plan(experiment: Experiment, *, sim: bool) -> None:

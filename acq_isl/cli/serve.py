@@ -89,16 +89,16 @@ def serve(
     allowed = None if keys is None else server_keys(keys)
     field_px = field_size(field) if field else None
 
-    def loaded(one: str) -> ServedModel:
-        model = load(one, threads=threads, backend=backend, field_px=field_px, gate=gate)
+    def load_here(name: str) -> ServedModel:
+        model = load(name, threads=threads, backend=backend, field_px=field_px, gate=gate)
         return replace(model, engine=faulty(model.engine, fault))
 
-    models = [loaded(one) for one in model or ["demo"]]
+    models = [load_here(name) for name in model or ["demo"]]
     for served in models:
         out.print(f"{escape(served.name)} at {bind} on {escape(served.backend)}; stop with Ctrl-C")
         if why := getattr(served.engine, "why", ""):
             out.print(escape(why))
-    settings = ServerSettings(keys=allowed, load=loaded)
+    settings = ServerSettings(keys=allowed, load=load_here)
     serve(models, bind, settings, Parent(announce, stop_with_stdin))
 
 
@@ -151,17 +151,17 @@ def replay(
     if not paths:
         return
 
-    def told(one: Replayed) -> None:
-        mark = "[green]done[/]" if one.done else "[yellow]kept[/]"
-        for words in one.told:
-            out.print(f"{mark} {escape(one.path.name)}: {escape(words)}")
+    def show(stack: Replayed) -> None:
+        mark = "[green]done[/]" if stack.done else "[yellow]kept[/]"
+        for words in stack.told:
+            out.print(f"{mark} {escape(stack.path.name)}: {escape(words)}")
 
-    def ours(one: str) -> ServedModel:
-        return load(one, threads=threads, backend=backend)
+    def load_here(name: str) -> ServedModel:
+        return load(name, threads=threads, backend=backend)
 
-    with _served(connect, keys) if connect else _loaded(model or _models_of(folder), ours) as models:
-        results = replay(folder, models, keep=keep, tell=told)
-    left = sum(not one.done for one in results)
+    with _served(connect, keys) if connect else _loaded(model or _models_of(folder), load_here) as models:
+        results = replay(folder, models, keep=keep, tell=show)
+    left = sum(not stack.done for stack in results)
     out.print(f"{len(results) - left} predicted into {escape(str(store))}, {left} left")
     if left and not keep:
         raise typer.Exit(1)

@@ -210,7 +210,7 @@ def on_recording(experiment: Experiment, settings: RecordedSpecimen) -> tuple[Ex
             specimen=settings, camera_px=(min(rows, _LARGEST_PX), min(columns, _LARGEST_PX))
         ),
         "overview": _with_planes(experiment.overview, planes, specimen.z_step_um),
-        "truth": {label: one.channel for label, one in specimen.labels.items() if label in experiment.truth},
+        "truth": {name: label.channel for name, label in specimen.labels.items() if name in experiment.truth},
         "triggers": tuple(
             trigger
             for trigger in experiment.triggers

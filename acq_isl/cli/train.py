@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import TimeRemainingColumn
 
-from acq_isl.cli.console import configure_logging, out
+from acq_isl.cli.console import configure_logging, out, progress_bars
 
 if TYPE_CHECKING:
     from acq_isl.training.train import Tell
@@ -74,35 +74,25 @@ def show_scores(model: Path) -> None:
     from acq_isl.engines import describe
 
     manifest = describe(str(model)).manifest
-    for one in manifest.evaluations:
-        values = ", ".join(f"{name} {value:.3f}" for name, value in one.metrics.items())
-        out.print(f"{escape(one.label)}, {escape(one.dataset)}, n = {one.n}: {values}")
+    for scores in manifest.evaluations:
+        values = ", ".join(f"{name} {value:.3f}" for name, value in scores.metrics.items())
+        out.print(f"{escape(scores.label)}, {escape(scores.dataset)}, n = {scores.n}: {values}")
     out.print(f"\nmodel     {escape(str(model))}")
     out.print(f"pictures  {escape(str(model.with_name('panel.png')))}")
 
 
 @contextmanager
 def progress() -> Iterator[Tell]:
-    """Bars that are told of progress; nothing of it is drawn where several processes train."""
-    from acq_isl.training.train import Progress as Told
+    """Bars for what a training tells; nothing is drawn where several processes train."""
+    from acq_isl.training.train import Progress
 
-    columns = (
-        TextColumn("{task.description:>16}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[text]}"),
-    )
-    with Progress(*columns, console=out) as bars:
-        tasks: dict[str, TaskID] = {}
+    with progress_bars(_NAMES, TimeRemainingColumn()) as advance:
 
-        def tell(told: Told) -> None:
-            if told.phase not in tasks:
-                tasks[told.phase] = bars.add_task(_NAMES[told.phase], total=told.total, text="")
-            text = escape(told.text) if told.loss is None else f"loss {told.loss:.3f}"
-            bars.update(tasks[told.phase], completed=told.done, total=told.total, text=text)
+        def handle(step: Progress) -> None:
+            text = escape(step.text) if step.loss is None else f"loss {step.loss:.3f}"
+            advance(step.phase, step.done, step.total, text)
 
-        yield tell
+        yield handle
 
 
 def _configure(verbose: bool) -> None:
