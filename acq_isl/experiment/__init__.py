@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,7 +10,8 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     # On first use: a simulator that needs the names of faults only must not load useq-schema.
-    module = import_module("acq_isl.experiment.experiment")
-    if name in module.__all__:
-        return getattr(module, name)
+    import acq_isl.experiment.experiment as home
+
+    if name in home.__all__:
+        return getattr(home, name)
     raise AttributeError(f"module 'acq_isl.experiment' has no attribute {name!r}")

@@ -17,8 +17,8 @@ from acq_isl.base import Folder, StrictModel
 from acq_isl.errors import ExperimentError
 from acq_isl.experiment.simulated import RecordedSpecimen, SimulatedMicroscope, SyntheticSpecimen
 from acq_isl.experiment.strict import Sequence, explain
-from acq_isl.plugins import packages_of
 from acq_isl.rules import Best, Limits, Measurement, Trigger
+from acq_isl.rules.plugins import packages_of
 from acq_isl.stack import Modality, Polarity
 from acq_isl.stream.messages import MAX_DEADLINE_MS, MAX_MODELS
 

@@ -14,7 +14,7 @@ import useq
 from pydantic import BaseModel, WrapValidator
 from pydantic_core import ErrorDetails
 
-from acq_isl.plugins import PluginPoint
+from acq_isl.rules.plugins import PluginPoint
 
 
 def explain(detail: ErrorDetails, model: type[BaseModel]) -> str:

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from acq_isl.base import StrictModel
 from acq_isl.errors import ActionRefused
-from acq_isl.plugins import PluginPoint
+from acq_isl.rules.plugins import PluginPoint
 from acq_isl.stack import Prediction, StackInfo, StackKey, StackRequest
 
 _FUNCTION = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"

@@ -28,8 +28,8 @@ from pydantic import Field
 from scipy import ndimage, special
 
 from acq_isl.errors import ExperimentError
-from acq_isl.plugins import PluginPoint
 from acq_isl.processing.segmentation import smooth, spots
+from acq_isl.rules.plugins import PluginPoint
 from acq_isl.rules.segmenters import Segmenter, Watershed, find_objects
 from acq_isl.stack import Float32Image, Outcome, Prediction, StackKey
 

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from acq_isl.plugins import PluginPoint
 from acq_isl.processing.segmentation import Mask, number_objects, segment
+from acq_isl.rules.plugins import PluginPoint
 from acq_isl.stack import Float32Image
 
 

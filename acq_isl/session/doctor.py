@@ -18,7 +18,7 @@ from acq_isl.engines import describe, load_engine, not_used
 from acq_isl.errors import AcqIslError
 from acq_isl.experiment.experiment import MicroscopeSettings
 from acq_isl.hooks import open_microscope
-from acq_isl.plugins import broken_plugins
+from acq_isl.rules.plugins import broken_plugins
 from acq_isl.session.summary import versions
 from acq_isl.stack import StackInfo, StackKey, ZStack
 

@@ -18,11 +18,11 @@ from acq_isl.events import Bound, Event, EventHandler, RunEnded, RunStarted, ign
 from acq_isl.experiment.experiment import Experiment, SimulatedMicroscope
 from acq_isl.experiment.planning import Cycle
 from acq_isl.hooks import GuardedAcquisition, OpenMicroscope, Safety, call_user_function, open_microscope
-from acq_isl.plugins import RULES, broken_plugins
 from acq_isl.record import RunRecord
 from acq_isl.report.report import write_report
 from acq_isl.rules.actions import Limits
 from acq_isl.rules.label_names import Labels
+from acq_isl.rules.plugins import broken_plugins
 from acq_isl.session.engine import WithoutEngine, lost, open_engine, state
 from acq_isl.session.grade import marked
 from acq_isl.session.preflight import new_folder, prepare, simulated
@@ -298,7 +298,7 @@ def _opened(
         instruments = Instruments(
             microscope, source, store, ledger, call_user_function, gauge.tell, cast.orders, labels=labels
         )
-        warnings = (*warnings, *cast.warnings, *map(str, broken_plugins(RULES)))
+        warnings = (*warnings, *cast.warnings, *map(str, broken_plugins()))
         yield _Parts(experiment, instruments, microscope, source, labels, warnings)
 
 

@@ -12,7 +12,6 @@ import pytest
 
 from acq_isl.errors import ExperimentError
 from acq_isl.experiment import Experiment
-from acq_isl.plugins import broken_plugins, forget_plugins
 from acq_isl.rules import (
     Action,
     MeanIntensity,
@@ -21,6 +20,7 @@ from acq_isl.rules import (
     Segmenter,
 )
 from acq_isl.rules.measurements import MeasurementCache, measure
+from acq_isl.rules.plugins import broken_plugins, forget_plugins
 from acq_isl.stack import Prediction, StackInfo, StackKey
 
 PIXEL_UM = 0.5

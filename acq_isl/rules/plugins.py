@@ -1,10 +1,10 @@
-"""What other packages add to acq-isl, found by their entry points."""
+"""Kinds of measurements, actions and segmenters that other packages add, found by their entry points."""
 
 from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
@@ -15,8 +15,6 @@ from pydantic_core import CoreSchema, core_schema
 
 from acq_isl.base import StrictModel
 
-RULES = ("acq_isl.measurements", "acq_isl.actions", "acq_isl.segmenters")
-GROUPS = (*RULES, "acq_isl.backends", "acq_isl.readers")
 _OURS = "acq-isl"
 log = logging.getLogger(__name__)
 
@@ -117,12 +115,9 @@ class PluginPoint(StrictModel):
         return read
 
 
-def broken_plugins(groups: Iterable[str] = GROUPS) -> tuple[BrokenPlugin, ...]:
-    """Plug-ins of these groups that are installed and cannot be used."""
-    chosen = set(groups)
-    broken = [plugin for group in chosen for plugin in find_plugins(group).broken]
-    points = [point for point in PluginPoint.__subclasses__() if point.plugin_group in chosen]
-    return (*broken, *(plugin for point in points for plugin in _kinds(point)[1]))
+def broken_plugins() -> tuple[BrokenPlugin, ...]:
+    """Plug-ins of all points that are installed and cannot be used."""
+    return tuple(plugin for point in PluginPoint.__subclasses__() for plugin in _kinds(point)[1])
 
 
 def packages_of(model: StrictModel) -> dict[str, str]:
@@ -143,7 +138,7 @@ def packages_of(model: StrictModel) -> dict[str, str]:
 def _kinds(point: type[PluginPoint]) -> tuple[dict[str, Any], tuple[BrokenPlugin, ...]]:
     found: dict[str, Any] = {one.model_fields["kind"].default: one for one in point.built_in()}
     plugins = find_plugins(point.plugin_group)
-    broken = []
+    broken = list(plugins.broken)
     for name, plugin in plugins.objects.items():
         if why := _fault(point, name, plugin, found):
             broken.append(BrokenPlugin(point.plugin_group, name, plugins.packages[name], why))
@@ -180,7 +175,7 @@ def _unknown_kind(point: type[PluginPoint], kind: object, context: Any) -> str:
     near = difflib.get_close_matches(str(kind), there, n=1)
     text = f"there is no {what} {kind!r}; "
     text += f"did you mean {near[0]!r}?" if near else f"there are {', '.join(there)}"
-    for broken in (*find_plugins(point.plugin_group).broken, *_kinds(point)[1]):
+    for broken in _kinds(point)[1]:
         if broken.name == kind:
             return f"{text}; {broken}"
     package = context.get(kind) if isinstance(context, Mapping) else None
