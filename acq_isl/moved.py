@@ -50,7 +50,7 @@ sim.core sim.scope.core; sim.core_faults sim.scope.core_faults; sim.core_stages 
 sim.dose sim.specimen.dose; sim.exposure sim.scope.exposure; sim.faults sim.scope.faults;
 sim.fluorescence sim.optics.fluorescence; sim.illumination sim.optics.illumination;
 sim.illumination_disc sim.optics.illumination; sim.lamp sim.optics.source;
-sim.lattice sim.optics.resampling; sim.life sim.specimen.life; sim.neurons sim.specimen.neurons;
+sim.lattice sim.optics.resampling; sim.life sim.specimen.culture; sim.neurons sim.specimen.neurons;
 sim.play sim.scope.backlash; sim.prefetch sim.scope.render; sim.read_ndtiff readers.ndtiff;
 sim.read_zarr readers.ome_zarr; sim.recorded sim.specimen.recorded; sim.recorded_field readers.image;
 sim.recorded_path readers.read; sim.render sim.scope.render; sim.resample sim.specimen.recorded;

@@ -24,7 +24,7 @@ from acq_isl.sim.optics.illumination import (
     PhaseContrast,
     Transmitted,
 )
-from acq_isl.sim.optics.resampling import through
+from acq_isl.sim.optics.resampling import resample
 from acq_isl.sim.optics.transmitted import TransmittedField
 from acq_isl.sim.scope.camera import Camera, CameraSettings
 from acq_isl.sim.specimen.synthetic import SyntheticSpecimen
@@ -69,7 +69,7 @@ def steps(field: TransmittedField) -> dict[str, Callable[[int], object]]:
         ],
         "all of the fine points": lambda n: imaging.image(without, n / 7),
         "fine points and correction": lambda n: imaging.image(fields, n / 7),
-        "onto camera pixels": lambda n: through(field.rows, image, field.columns),
+        "onto camera pixels": lambda n: resample(field.rows, image, field.columns),
     }
 
 

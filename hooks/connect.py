@@ -115,7 +115,7 @@ def _simulated(settings: SimulatedMicroscope) -> Iterator[OpenMicroscope]:
 def transmitted_light(settings: SimulatedOptics) -> Transmitted:
     """The optics that an experiment asks for, computed as finely as live images are."""
     from acq_isl.sim.optics.illumination import DIC, LIVE_PHASE_CONTRAST, Brightfield, Oblique
-    from acq_isl.sim.optics.source import LIVE_GRID_UM_NA, Lamp
+    from acq_isl.sim.optics.source import LIVE_GRID_UM_NA, Spectrum
 
     live: Transmitted
     match settings:
@@ -129,7 +129,7 @@ def transmitted_light(settings: SimulatedOptics) -> Transmitted:
             live = DIC()
     given = settings.model_dump(exclude={"kind", "lamp_width_um"})
     width_um = settings.lamp_width_um
-    lamp = Lamp.band(settings.wavelength_um, width_um) if width_um > 0 else None
+    lamp = Spectrum.band(settings.wavelength_um, width_um) if width_um > 0 else None
     return replace(live, lamp=lamp, **given)
 
 

@@ -19,13 +19,8 @@ _SOFT_PX = 2.0
 class Stain:
     """A fluorophore and the label it shows.
 
-    Parameters
-    ----------
-    channel, label : str
-    emission_um : float
-        Middle of the emission in vacuum.
-    lifetime_ms : float
-        Dose after which 1/e of it still shines, in milliseconds of nominal light.
+    ``emission_um`` is the middle of the emission in vacuum, ``lifetime_ms`` the dose after which 1/e of it
+    still shines, in milliseconds of nominal light.
     """
 
     channel: str
@@ -44,12 +39,7 @@ STAINS = (
 
 @dataclass(frozen=True, slots=True)
 class Widefield:
-    """A wide-field fluorescence microscope: all light of all heights reaches the camera, in focus or not.
-
-    Parameters
-    ----------
-    numerical_aperture, medium_index : float
-    """
+    """A wide-field fluorescence microscope: all light of all heights reaches the camera, in focus or not."""
 
     numerical_aperture: float = 0.49
     medium_index: float = 1.33
@@ -80,14 +70,8 @@ class Widefield:
 class StainedField:
     """Density of a fluorophore around a view, ready for any focus.
 
-    Parameters
-    ----------
-    spectra : (layer, fy, fx) complex64
-        Of the density in each layer.
-    shape, padded : (int, int)
-        Of the lattice, and with room for a fast transform.
-    frequency : (fy, fx) float32
-        In cycles per um.
+    ``spectra`` (layer, fy, fx) complex64 are those of the density in each layer; ``padded`` is the grid's
+    ``shape`` with room for a fast transform; ``frequency`` (fy, fx) float32 is in cycles per um.
     """
 
     spectra: NDArray[np.complex64]
@@ -100,15 +84,7 @@ class StainedField:
     def of(
         cls, label: Float32Image, path_um: Float32Image, step_um: float, heights_um: tuple[float, ...]
     ) -> StainedField:
-        """Give each layer the part of a label that its share of the matter there has.
-
-        Parameters
-        ----------
-        label : (y, x) float32
-            Projection of the stained structure, 0..1.
-        path_um : (layer, y, x) float32
-            Matter in each layer.
-        """
+        """Give each layer the part of a label (y, x), 0..1, that its share of the matter has."""
         sigma = (0, _SOFT_PX, _SOFT_PX)
         matter = ndimage.gaussian_filter(np.maximum(path_um, 0), sigma) + np.float32(1e-6)
         density = label * matter / matter.sum(axis=0)
@@ -119,7 +95,7 @@ class StainedField:
         return cls(fft.rfft2(density, sides), size, (sides[0], sides[1]), frequency, heights_um)
 
     def image(self, microscope: Widefield, emission_um: float, z_um: float) -> Float32Image:
-        """Light on the lattice with the focus ``z_um`` above the glass; 1 is a label of 1 in focus."""
+        """Light on the grid with the focus ``z_um`` above the glass; 1 is a label of 1 in focus."""
         total = np.zeros(self.frequency.shape, np.complex64)
         for spectrum, height in zip(self.spectra, self.heights_um, strict=True):
             total += spectrum * microscope.transfer(emission_um, z_um - height, self.frequency)

@@ -11,28 +11,18 @@ from scipy import sparse
 from acq_isl.stack import Float32Image
 
 _LOBES = 3
-_SIGMAS = 4.0
 
 
-def centred(count: int, step_um: float) -> Float32Image:
+def centred_positions(count: int, step_um: float) -> Float32Image:
     """Places of ``count`` samples about 0, in um."""
     return ((np.arange(count) - (count - 1) / 2) * step_um).astype(np.float32)
 
 
-def lanczos(at_um: Float32Image, step_um: float, count: int, out_step_um: float) -> Any:
-    """Matrix that resamples ``count`` samples at the given places; a low pass when it makes fewer.
+def lanczos_matrix(at_um: Float32Image, step_um: float, count: int, out_step_um: float) -> Any:
+    """Sparse (out, count) float32 matrix, rows of sum 1, that resamples ``count`` samples.
 
-    Parameters
-    ----------
-    at_um : (out,) float32
-        Places wanted, from the first sample.
-    step_um, out_step_um : float
-        Distance of the samples there are, and of those wanted.
-    count : int
-
-    Returns
-    -------
-    (out, count) sparse float32, rows of sum 1
+    ``at_um`` (out,) are the places wanted, from the first sample; ``step_um`` and ``out_step_um`` are the
+    distances of the samples there are, and of those wanted; it is a low pass where it makes fewer.
     """
     width = max(step_um, out_step_um)
     places, distance = _near(at_um, step_um, count, _LOBES * width)
@@ -41,16 +31,10 @@ def lanczos(at_um: Float32Image, step_um: float, count: int, out_step_um: float)
     return _matrix(places, weights, count)
 
 
-def gaussian(at_um: Float32Image, step_um: float, count: int, sigma_um: float) -> Any:
-    """As `lanczos`, with Gaussian weights."""
-    places, distance = _near(at_um, step_um, count, _SIGMAS * sigma_um)
-    return _matrix(places, np.exp(-0.5 * (distance / sigma_um) ** 2), count)
-
-
-def through(rows: Any, image: Float32Image, columns: Any) -> Float32Image:
+def resample(rows: Any, image: Float32Image, columns: Any) -> Float32Image:
     """Resample the last two axes of an image by one matrix each."""
     if image.ndim > 2:
-        return np.stack([through(rows, layer, columns) for layer in image])
+        return np.stack([resample(rows, layer, columns) for layer in image])
     # A sparse matrix works on rows of memory, so the image is turned for its second axis.
     turned = columns @ np.ascontiguousarray((rows @ image).T)
     resampled: Float32Image = np.ascontiguousarray(turned.T, dtype=np.float32)

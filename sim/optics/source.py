@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from scipy import special
 
 Points = NDArray[np.float64]
+WeightedPoints = tuple[Points, NDArray[np.float64]]
+"""Places (s, 2), x and y in NA, and weights (s,)."""
 
 FINE_GRID_UM_NA = 0.196
 """Distance of computed samples times the aperture: .4 um at NA .49, NRMSE .012 against a much finer grid."""
@@ -18,16 +20,11 @@ _GOLDEN_RAD = np.pi * (3 - np.sqrt(5))
 
 
 @dataclass(frozen=True, slots=True)
-class Lamp:
-    """A spectrum, as the camera sees it behind all filters.
+class Spectrum:
+    """A lamp's spectrum, as the camera sees it behind all filters; weights need not add up to 1.
 
-    Source points are dealt the wavelengths in turn, so a spectrum costs no more than one wavelength.
-    Dispersion of the specimen is left out: the optical path is the same at all wavelengths.
-
-    Parameters
-    ----------
-    wavelengths_um, weights : tuple of float
-        In vacuum; weights need not add up to 1.
+    Source points are dealt the wavelengths (in vacuum) in turn, so a spectrum costs no more than one
+    wavelength. Dispersion of the specimen is left out: the optical path is the same at all wavelengths.
 
     Raises
     ------
@@ -48,7 +45,7 @@ class Lamp:
             raise ValueError("wavelengths and weights of a lamp must be above 0")
 
     @classmethod
-    def band(cls, middle_um: float, width_um: float, colours: int = 3) -> Lamp:
+    def band(cls, middle_um: float, width_um: float, colours: int = 3) -> Spectrum:
         """A Gaussian spectrum of full width ``width_um`` at half height, as wavelengths of equal weight.
 
         Equal weights because each colour gets as many source points; middle and variance are exact.
@@ -58,50 +55,49 @@ class Lamp:
         return cls(tuple(float(middle_um + sigma * node) for node in nodes), (1 / colours,) * colours)
 
 
+Lamp = Spectrum  # its earlier name
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Source:
-    """Points that together stand for an extended source.
-
-    Parameters
-    ----------
-    place_na : (s, 2) float64
-        x and y in numerical aperture.
-    weights : (s,) float64
-    wavelengths_um : (s,) float64
-    """
+    """Points that together stand for an extended source: (s, 2) x and y in NA, (s,) weights, (s,) um."""
 
     place_na: Points
     weights: NDArray[np.float64]
     wavelengths_um: NDArray[np.float64]
 
 
-def lamp_of(lamp: Lamp | None, wavelength_um: float) -> Lamp:
-    """The lamp, or one of a single wavelength."""
-    return lamp or Lamp((wavelength_um,), (1.0,))
-
-
-def dealt(place_na: Points, weights: NDArray[np.float64], lamp: Lamp) -> Source:
-    """Give each point one colour of the lamp, in turn."""
-    turn = np.arange(len(weights)) % len(lamp.weights)
-    return Source(
-        place_na, weights * np.array(lamp.weights)[turn], np.array(lamp.wavelengths_um, np.float64)[turn]
-    )
-
-
-def disc(radius_na: float, count: int) -> tuple[Points, NDArray[np.float64]]:
-    """Points (s, 2) spread evenly over a disc, as a sunflower's seeds (Vogel 1979), and weights (s,)."""
+def sample_disc(radius_na: float, count: int) -> WeightedPoints:
+    """Points spread evenly over a disc, as a sunflower's seeds (Vogel 1979)."""
     number = np.arange(count)
     radius, angle = radius_na * np.sqrt((number + 0.5) / count), number * _GOLDEN_RAD
-    place = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    place = _on_circles(radius, angle)
     return place - place.mean(axis=0), np.full(count, 1 / count)
 
 
-def annulus(inner_na: float, outer_na: float, count: int) -> tuple[Points, NDArray[np.float64]]:
-    """Points (s, 2) on an annulus, alternately at a quarter and three quarters of its width; weights (s,).
+def sample_annulus(inner_na: float, outer_na: float, count: int) -> WeightedPoints:
+    """Points on an annulus, alternately at a quarter and three quarters of its width.
 
     Two radii: with one, the correlation with a full source stays at .98 however many points there are.
     """
-    number = np.arange(count)
-    radius = inner_na + (outer_na - inner_na) * np.where(number % 2, 0.75, 0.25)
-    angle = 2 * np.pi * number / count
-    return radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1), radius / radius.sum()
+    radius = _two_radii(inner_na, outer_na, count)
+    return _on_circles(radius, 2 * np.pi * np.arange(count) / count), radius / radius.sum()
+
+
+def sample_arc(inner_na: float, outer_na: float, direction_rad: float, count: int) -> WeightedPoints:
+    """Points on half an annulus about a direction; weights fall as the cosine towards the arc's ends."""
+    turn = np.pi * ((np.arange(count) + 0.5) / count - 0.5)
+    weights = np.cos(turn)
+    place = _on_circles(_two_radii(inner_na, outer_na, count), direction_rad + turn)
+    return place, weights / weights.sum()
+
+
+def _two_radii(inner_na: float, outer_na: float, count: int) -> NDArray[np.float64]:
+    radius: NDArray[np.float64] = inner_na + (outer_na - inner_na) * np.where(
+        np.arange(count) % 2, 0.75, 0.25
+    )
+    return radius
+
+
+def _on_circles(radius: NDArray[np.float64], angle: NDArray[np.float64]) -> Points:
+    return radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import fft
 
 from acq_isl.sim.optics.illumination import Transmitted
-from acq_isl.sim.optics.resampling import centred, lanczos, through
+from acq_isl.sim.optics.resampling import centred_positions, lanczos_matrix, resample
 from acq_isl.sim.optics.wave_optics import ExitFields, Imaging
 from acq_isl.sim.view import View
 from acq_isl.stack import Float32Image
@@ -21,16 +21,10 @@ _LEAST_UM = 96.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Matter:
-    """Optical path around a view, on a lattice of its own.
+    """Optical path around a view, (layer, y, x) float32 um, on a grid of its own with this step.
 
-    Parameters
-    ----------
-    path_um : (layer, y, x) float32
-    step_um : float
-    middle_um : (float, float)
-        The view's middle from the middle of the lattice's first pixel: y, x.
-    heights_um : tuple of float
-        Of the layers, rising.
+    ``middle_um`` is the view's middle from the middle of the grid's first pixel (y, x), ``heights_um`` those
+    of the layers, rising.
     """
 
     path_um: Float32Image
@@ -52,15 +46,10 @@ class TransmittedField:
     def light(self, z_um: float) -> Float32Image:
         """Light relative to empty medium with the focus ``z_um`` above the glass, (y, x) float32."""
         image = self.imaging.image(self.fields, z_um)
-        light = through(self.rows, image, self.columns)
+        light = resample(self.rows, image, self.columns)
         np.maximum(light, 0, out=light)
         light *= self.static
         return light
-
-    @property
-    def bytes(self) -> int:
-        """Memory it takes."""
-        return self.fields.bytes + self.static.nbytes
 
 
 def extents_um(view: View) -> tuple[float, float]:
@@ -72,14 +61,8 @@ def extents_um(view: View) -> tuple[float, float]:
 def prepare(optics: Transmitted, view: View, matter: Matter, static: Float32Image) -> TransmittedField:
     """Pass the light through the specimen: all that does not depend on the focus.
 
-    Parameters
-    ----------
-    optics : Transmitted
-        Scaled to the objective already.
-    view : View
-    matter : Matter
-    static : (y, x) float32
-        What the camera's own pattern multiplies light with.
+    ``optics`` are scaled to the objective already; ``static`` (y, x) float32 is what the camera's own pattern
+    multiplies light with.
     """
     grid_um = optics.grid_um_na / optics.numerical_aperture
     sides = [
@@ -87,13 +70,13 @@ def prepare(optics: Transmitted, view: View, matter: Matter, static: Float32Imag
     ]
     imaging = Imaging(optics, (sides[0], sides[1]), grid_um, matter.heights_um)
     to_grid = [
-        lanczos(centred(side, grid_um) + start, matter.step_um, count, grid_um)
+        lanczos_matrix(centred_positions(side, grid_um) + start, matter.step_um, count, grid_um)
         for side, start, count in zip(sides, matter.middle_um, matter.path_um.shape[1:], strict=True)
     ]
-    path = through(to_grid[0], matter.path_um, to_grid[1])
+    path = resample(to_grid[0], matter.path_um, to_grid[1])
     pixel = view.pixel_size_um
     rows, columns = (
-        lanczos(centred(out, pixel) + (side - 1) / 2 * grid_um, grid_um, side, pixel)
+        lanczos_matrix(centred_positions(out, pixel) + (side - 1) / 2 * grid_um, grid_um, side, pixel)
         for out, side in zip(view.shape, sides, strict=True)
     )
     return TransmittedField(imaging, imaging.exit_fields(path), rows, columns, static)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
-from acq_isl.sim.optics.illumination import DIC, Transmitted, points_of
+from acq_isl.sim.optics.illumination import DIC, Transmitted
 from acq_isl.sim.optics.source import Source
 from acq_isl.stack import Float32Image
 
@@ -53,20 +53,11 @@ class CoarseField:
 class ExitFields:
     """Fields in the objective's back focal plane, one per source point, from which any focus follows.
 
-    Parameters
-    ----------
-    spectra : (s, my, mx) complex64
-        Shifted so that the pupil's middle is the array's middle; source weights included.
-    coarse : tuple of CoarseField
+    ``spectra`` is (s, my, mx) complex64, the pupil's middle in the array's middle, source weights included.
     """
 
     spectra: Complex
     coarse: tuple[CoarseField, ...] = ()
-
-    @property
-    def bytes(self) -> int:
-        """Memory they take."""
-        return self.spectra.nbytes + sum(part.spectrum.nbytes for part in self.coarse)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,15 +73,8 @@ class Imaging:
     computed again on a grid that holds coarse frequencies only, once with many points and once with the
     few, and their difference is added: a control variate, at a fifth of the cost.
 
-    Parameters
-    ----------
-    optics : PhaseContrast, Oblique, Brightfield or DIC
-    shape : (int, int)
-        Rows and columns of the grid; images are periodic with it.
-    grid_um : float
-        Sampling of the grid; 0.4 um holds all that NA .49 transmits (NRMSE .012 of a finer grid).
-    heights_um : tuple of float
-        Heights of the layers, rising; light passes the first one first.
+    Images are periodic with the grid's ``shape``; ``grid_um`` 0.4 holds all that NA .49 transmits (NRMSE .012
+    of a finer grid). ``heights_um`` of the layers rise; light passes the first one first.
     """
 
     optics: Transmitted
@@ -101,13 +85,13 @@ class Imaging:
     @cached_property
     def beams(self) -> tuple[Beam, ...]:
         """One for each source point; weights make empty medium 1."""
-        return self._beams(points_of(self.optics))
+        return self._beams(self.optics.colour(*self.optics.source()))
 
     @cached_property
     def many_beams(self) -> tuple[Beam, ...]:
         """Those that correct the coarse part of the image."""
         count = self.optics.coarse_points
-        return self._beams(self.optics.spread(count)) if count else ()
+        return self._beams(self.optics.colour(*self.optics.fill(count))) if count else ()
 
     @cached_property
     def coarse_shape(self) -> tuple[int, int]:
@@ -155,7 +139,7 @@ class Imaging:
 
     @cached_property
     def _box(self) -> tuple[int, int]:
-        shortest = float(points_of(self.optics).wavelengths_um.min())
+        shortest = min(beam.wavelength_um for beam in self.beams)
         reach = self.optics.numerical_aperture / shortest * (1 + 2 * _SOFT)
         sides = (min(2 * int(np.ceil(reach * side * self.grid_um)) + 1, side) for side in self.shape)
         return next(sides), next(sides)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,18 @@ from acq_isl.sim.specimen.cells import (
     Floats,
     Region,
     Strokes,
+    join,
+    select,
 )
-from acq_isl.sim.specimen.life import Fates, Moment, drifted_um, duration_s, fates, onset_s, stream
+from acq_isl.sim.specimen.culture import (
+    Fates,
+    Moment,
+    compute_drift_um,
+    compute_duration_s,
+    compute_onset_s,
+    draw_fates,
+    make_random,
+)
 from acq_isl.sim.specimen.neurites import walk
 
 _HOUR_S = 3600.0
@@ -31,51 +41,46 @@ _TABLE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Aged:
-    """A region at one time.
-
-    Parameters
-    ----------
-    region : Region
-    progress : (cell,) float64
-        Of dying: below 0 alive, from 1 on dead.
-    """
+class AgedRegion:
+    """A region at one time; progress of dying, (cell,) float64, is below 0 alive, from 1 on dead."""
 
     region: Region
     progress: Floats
 
 
-def aged(region: Region, seed: int, life: Life, now: Moment | None) -> Aged:
+def age_region(region: Region, seed: int, life: Life, now: Moment | None) -> AgedRegion:
     """A region as drawn for time 0, at ``now``; None is time 0 with nobody dying."""
     if now is None or not region.cells:
-        return Aged(region, np.full(len(region.cells), -np.inf))
-    laid = fates(seed, region)
-    began_s = onset_s(laid, region, life, now)
-    progress = (now.time_s - began_s) / duration_s(laid, life)
+        return AgedRegion(region, np.full(len(region.cells), -np.inf))
+    fates = draw_fates(seed, region)
+    began_s = compute_onset_s(fates, region, life, now)
+    progress = (now.time_s - began_s) / compute_duration_s(fates, life)
     # What is dying neither crawls nor grows.
     awake_s = np.clip(began_s, 0.0, now.time_s)
-    moved = drifted_um(laid, life, awake_s) if life.drift_um_h else np.zeros((2, len(awake_s)))
-    cells = tuple(_cell(cell, x, y, p) for cell, y, x, p in zip(region.cells, *moved, progress, strict=True))
+    moved = compute_drift_um(fates, life, awake_s) if life.drift_um_h else np.zeros((2, len(awake_s)))
+    cells = tuple(
+        _age_cell(cell, x, y, p) for cell, y, x, p in zip(region.cells, *moved, progress, strict=True)
+    )
     strokes = region.strokes
     if life.growth_um_h:
-        strokes = _grown(strokes, stream(seed, region, 1), life.growth_um_h * awake_s / _HOUR_S)
-    strokes = _fragmented(_carried(strokes, moved), progress, stream(seed, region, 2))
-    beads = _joined(_followed(region, cells), _shed(region.cells, cells, laid, progress))
-    return Aged(Region(region.x, region.y, cells, _inside(strokes), beads), progress)
+        strokes = _grow(strokes, make_random(seed, region, 1), life.growth_um_h * awake_s / _HOUR_S)
+    strokes = _fragment(_carry(strokes, moved), progress, make_random(seed, region, 2))
+    beads = join(_move_nucleoli(region, cells), _shed_blebs(region.cells, cells, fates, progress))
+    return AgedRegion(Region(region.x, region.y, cells, _cut(strokes), beads), progress)
 
 
-def _smooth(value: NDArray[np.floating] | float) -> Floats:
+def _ease(value: NDArray[np.floating] | float) -> Floats:
     """0 below 0, 1 above 1, without a corner between."""
     part = np.clip(value, 0.0, 1.0)
     return np.asarray(part * part * (3 - 2 * part), np.float64)
 
 
-def _cell(cell: Cell, dx: float, dy: float, progress: float) -> Cell:
+def _age_cell(cell: Cell, dx: float, dy: float, progress: float) -> Cell:
     """A dying soma rounds up and shrinks, its nucleus condenses and shines, its stain for dendrites goes."""
     here = replace(cell, x=cell.x + dx, y=cell.y + dy)
     if progress <= 0:
         return here
-    gone, mean = float(_smooth(progress)), float(np.sqrt(cell.long * cell.short))
+    gone, mean = float(_ease(progress)), float(np.sqrt(cell.long * cell.short))
 
     def towards(now: float, end: float) -> float:
         return (1 - gone) * now + gone * end
@@ -89,23 +94,23 @@ def _cell(cell: Cell, dx: float, dy: float, progress: float) -> Cell:
         # Water leaves, dry mass stays for the most part, so the index rises.
         index=cell.index * shrunken**0.6, nucleus=towards(cell.nucleus * mean, 0.4 * mean) / long,
         nucleus_index=towards(cell.nucleus_index, 0.012), dna=towards(cell.dna, 1.15),
-        mtubules=cell.mtubules * (1 - 0.75 * gone), dead=float(_smooth((progress - 0.2) / 0.6)),
+        mtubules=cell.mtubules * (1 - 0.75 * gone), dead=float(_ease((progress - 0.2) / 0.6)),
         wobble=(*(ruffled * w for w in cell.wobble[:3]), *cell.wobble[3:]),
     )  # fmt: skip
 
 
-def _owned(strokes: Strokes, of_cell: NDArray[np.floating], otherwise: float) -> Floats:
+def _of_owner(strokes: Strokes, of_cell: NDArray[np.floating], otherwise: float) -> Floats:
     """A value of the cell that each point belongs to."""
     return np.where(strokes.cell >= 0, of_cell[strokes.cell], otherwise)
 
 
-def _carried(strokes: Strokes, moved: Floats) -> Strokes:
+def _carry(strokes: Strokes, moved: Floats) -> Strokes:
     felt = np.exp(-strokes.along / _FOLLOW_UM)
-    y, x = (_owned(strokes, along, 0.0) * felt for along in moved)
+    y, x = (_of_owner(strokes, along, 0.0) * felt for along in moved)
     return replace(strokes, x=(strokes.x + x).astype(np.float32), y=(strokes.y + y).astype(np.float32))
 
 
-def _grown(strokes: Strokes, rng: np.random.Generator, grown_um: Floats) -> Strokes:
+def _grow(strokes: Strokes, rng: np.random.Generator, grown_um: Floats) -> Strokes:
     """Paths of cells go on where they ended, as far as each cell has grown."""
     ends = np.flatnonzero(np.diff(strokes.path, append=-1) & (strokes.cell >= 0))
     before = np.maximum(ends - 4, 0)
@@ -120,66 +125,54 @@ def _grown(strokes: Strokes, rng: np.random.Generator, grown_um: Floats) -> Stro
     length_um = STEP_UM * np.arange(1, walks.x.shape[1] + 1)
     path, step = np.nonzero(walks.exists & (length_um[None] <= pace[:, None]))
     tip = ends[path]
-    added = {one.name: getattr(strokes, one.name)[tip] for one in fields(Strokes)}
-    added |= {
-        "x": walks.x[path, step],
-        "y": walks.y[path, step],
-        "along": strokes.along[tip] + length_um[step],
-    }
-    return Strokes(
-        **{
-            name: np.concatenate([getattr(strokes, name), new.astype(getattr(strokes, name).dtype)])
-            for name, new in added.items()
-        }
-    )
+    added = select(strokes, tip)
+    x, y, along = walks.x[path, step], walks.y[path, step], strokes.along[tip] + length_um[step]
+    singles = (column.astype(np.float32) for column in (x, y, along))
+    return join(strokes, replace(added, **dict(zip(("x", "y", "along"), singles, strict=True))))
 
 
-def _fragmented(strokes: Strokes, progress: Floats, rng: np.random.Generator) -> Strokes:
+def _fragment(strokes: Strokes, progress: Floats, rng: np.random.Generator) -> Strokes:
     """Neurites of dying cells swell into beads with gaps between; those of dead ones vanish by and by."""
-    dice, dying = rng.random(_TABLE), _owned(strokes, progress, -1.0)
+    dice, dying = rng.random(_TABLE), _of_owner(strokes, progress, -1.0)
     if not (dying > 0).any():
         return strokes
     piece = np.floor(strokes.along / _PIECE_UM).astype(np.int64)
     luck = dice[(strokes.path * 131 + piece) % _TABLE]
-    broken = _smooth(dying)
+    broken = _ease(dying)
     within = np.abs(strokes.along / _PIECE_UM - piece - 0.5)
     there = (luck > 0.75 * broken + 0.25 * np.clip((dying - 1) / 4, 0, 1)) & (within < 0.5 - 0.25 * broken)
     there |= dying <= 0
     swollen = strokes.radius + ((broken > 0.4) & (strokes.radius < len(RADII_UM) - 1))
     pale = 1 - 0.5 * broken
-    kept = {one.name: getattr(strokes, one.name)[there] for one in fields(Strokes)}
-    kept["radius"] = swollen[there].astype(np.uint8)
-    for stain in ("dendrite", "axon"):
-        kept[stain] = (kept[stain] * pale[there]).astype(np.float32)
-    return Strokes(**kept)
+    left = select(strokes, there)
+    dendrite, axon = ((stain * pale[there]).astype(np.float32) for stain in (left.dendrite, left.axon))
+    return replace(left, radius=swollen[there].astype(np.uint8), dendrite=dendrite, axon=axon)
 
 
-def _inside(strokes: Strokes) -> Strokes:
+def _cut(strokes: Strokes) -> Strokes:
     low, high = np.minimum(strokes.x, strokes.y), np.maximum(strokes.x, strokes.y)
     inside = (low > -REACH_UM) & (high < REGION_UM + REACH_UM)
-    return Strokes(*(getattr(strokes, one.name)[inside] for one in fields(Strokes)))
+    return select(strokes, inside)
 
 
-def _followed(region: Region, cells: tuple[Cell, ...]) -> Beads:
+def _move_nucleoli(region: Region, cells: tuple[Cell, ...]) -> Beads:
     """Nucleoli stay where they are in their cell."""
     beads, owned = region.beads, region.beads.cell >= 0
     owner = beads.cell[owned]
     scale = np.array([new.long / old.long for new, old in zip(cells, region.cells, strict=True)])[owner]
-    placed = {}
-    for axis in "xy":
-        old, new = (np.array([getattr(cell, axis) for cell in some])[owner] for some in (region.cells, cells))
-        placed[axis] = getattr(beads, axis).copy()
-        placed[axis][owned] = new + (placed[axis][owned] - old) * scale
-    return replace(beads, **placed)
+    old, new = (np.array([(cell.x, cell.y) for cell in some])[owner].T for some in (region.cells, cells))
+    place = np.stack([beads.x, beads.y])
+    place[:, owned] = new + (place[:, owned] - old) * scale
+    return replace(beads, x=place[0], y=place[1])
 
 
-def _shed(before: tuple[Cell, ...], now: tuple[Cell, ...], laid: Fates, progress: Floats) -> Beads:
+def _shed_blebs(before: tuple[Cell, ...], now: tuple[Cell, ...], fates: Fates, progress: Floats) -> Beads:
     """Blebs about dying cells, (bleb,) spheres of dense matter."""
     dying = np.flatnonzero(progress > 0.1)
-    angle, far, size = (column[dying] for column in laid.blebs)
+    angle, far, size = (column[dying] for column in fates.blebs)
     here = [now[number] for number in dying]
-    x, y, long = (np.array([getattr(cell, name) for cell in here])[:, None] for name in ("x", "y", "long"))
-    radius = np.broadcast_to(size * _smooth((progress[dying, None] - 0.1) / 0.5), angle.shape)
+    x, y, long = np.array([(cell.x, cell.y, cell.long) for cell in here]).reshape(-1, 3).T[:, :, None]
+    radius = np.broadcast_to(size * _ease((progress[dying, None] - 0.1) / 0.5), angle.shape)
     optical = np.array([before[number].index for number in dying])[:, None] * 2.5
     layer = np.array([cell.layer for cell in here], np.uint8)[:, None]
     columns = {
@@ -193,9 +186,3 @@ def _shed(before: tuple[Cell, ...], now: tuple[Cell, ...], laid: Fates, progress
     flat = {name: np.broadcast_to(column, angle.shape).ravel() for name, column in columns.items()}
     none = np.zeros(angle.size)
     return Beads(**flat, dna=none, mtubules=none, dead=none)
-
-
-def _joined(first: Beads, second: Beads) -> Beads:
-    return Beads(
-        *(np.concatenate([getattr(first, one.name), getattr(second, one.name)]) for one in fields(Beads))
-    )

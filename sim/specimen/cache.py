@@ -1,4 +1,4 @@
-"""What was made last stays at hand, within a bound, for any number of threads."""
+"""A cache of the results used last, for any number of threads."""
 
 from __future__ import annotations
 
@@ -11,16 +11,11 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Shelf(Generic[T]):
-    """Remembers results by key; the one not used for longest is forgotten.
+class ResultCache(Generic[T]):
+    """Remembers at most ``size`` results by key; the one not used for longest is forgotten.
 
-    Two threads that want the same make it once; threads that want different things do not wait for
-    each other.
-
-    Parameters
-    ----------
-    size : int
-        Results kept at most.
+    Two threads that want the same make it once; threads that want different results do not wait for each
+    other.
     """
 
     def __init__(self, size: int) -> None:

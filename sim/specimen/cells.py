@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,18 +29,9 @@ _FLAT_UM = 2.0
 class Culture:
     """How dense and how optically strong the culture is; 1 is the ordinary amount.
 
-    Parameters
-    ----------
-    density : float
-        Neurons per area.
-    debris : float
-        Beads, droplets and dead cells per area.
-    carpet : float
-        Path of the unresolved layer of fine processes on the glass.
-    index : float
-        Refractive index differences of all matter.
-    height : float
-        Heights of the layers.
+    ``density`` of neurons per area, ``debris`` (beads, droplets, dead cells) per area, optical path of the
+    ``carpet`` of unresolved fine processes on the glass, refractive ``index`` differences of all matter,
+    ``height`` of the layers.
     """
 
     density: float = 1.0
@@ -130,6 +122,22 @@ class Region:
     beads: Beads
 
 
-def natural(value: int) -> int:
+Table = TypeVar("Table", Strokes, Beads)
+
+
+def select(table: Table, rows: NDArray[np.bool_] | NDArray[np.intp]) -> Table:
+    """Some rows of all arrays of a table."""
+    return replace(table, **{column.name: getattr(table, column.name)[rows] for column in fields(table)})
+
+
+def join(first: Table, second: Table) -> Table:
+    """Two tables one after the other."""
+    names = [column.name for column in fields(first)]
+    return replace(
+        first, **{name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in names}
+    )
+
+
+def to_seed(value: int) -> int:
     """Whole numbers as seeds, which must not be negative: 0, -1, 1, -2, 2 become 0, 1, 2, 3, 4."""
     return 2 * value if value >= 0 else -2 * value - 1

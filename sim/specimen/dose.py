@@ -1,4 +1,4 @@
-"""How much light each place of a specimen has met. Pure."""
+"""How much light each place of a specimen has met."""
 
 from __future__ import annotations
 
@@ -16,14 +16,9 @@ _Area = tuple[float, float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class DoseMap:
-    """Total illumination as rectangles with a dose each; where they overlap doses add up.
+    """Total illumination: (left, top, right, bottom) in um and a dose in ms of nominal light; doses add up.
 
     Light of a wide-field microscope passes the whole depth, so height does not matter.
-
-    Parameters
-    ----------
-    areas : tuple
-        Pairs of (left, top, right, bottom) in um and the dose in milliseconds of nominal light.
     """
 
     areas: tuple[tuple[_Area, float], ...] = ()
@@ -32,14 +27,19 @@ class DoseMap:
     def of(cls, light: Iterable[Light], channel: str | None = None) -> DoseMap:
         """Sum exposures, those of one channel or of all. Exposures of the same area become one."""
         total: defaultdict[_Area, float] = defaultdict(float)
-        for one in light:
-            if channel is None or one.channel == channel:
-                width, height = one.width_um / 2, one.height_um / 2
-                area = (one.x_um - width, one.y_um - height, one.x_um + width, one.y_um + height)
-                total[area] += one.dose_ms
+        for exposure in light:
+            if channel is None or exposure.channel == channel:
+                x_um, y_um, width, height = (
+                    exposure.x_um,
+                    exposure.y_um,
+                    exposure.width_um,
+                    exposure.height_um,
+                )
+                area = (x_um - width / 2, y_um - height / 2, x_um + width / 2, y_um + height / 2)
+                total[area] += exposure.dose_ms
         return cls(tuple(total.items()))
 
-    def seen(self, view: View) -> Float32Image | None:
+    def project(self, view: View) -> Float32Image | None:
         """Dose on the pixels of a view in ms, (y, x) float32; None where no light was."""
         image: Float32Image | None = None
         for (left, top, right, bottom), dose in self.areas:

@@ -13,10 +13,10 @@ from acq_isl.sim.specimen.cells import RADII_UM, REACH_UM, REGION_UM, STEP_UM, C
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Walks:
-    """Paths of many neurites at once: (path, step) positions, which steps exist, and whose they are.
+    """Paths of many neurites: (path, step) positions, which steps exist; (path,) whose they are.
 
     ``cell`` is -1 where no cell of the region is at the other end; ``start_um`` is how far from the soma a
-    path begins. Both (path,).
+    path begins.
     """
 
     x: Floats
@@ -53,12 +53,12 @@ def grow_neurites(
 ) -> Strokes:
     """Dendrites, twigs, axons, passing axons and bundles of one region with its corner at ``origin``."""
     parts = []
-    dendrites, thick = _dendrites(rng, neurons)
-    twigs, thin = _twigs(rng, dendrites)
+    dendrites, thick = _grow_dendrites(rng, neurons)
+    twigs, thin = _grow_twigs(rng, dendrites)
     for walks, start in ((dendrites, thick), (twigs, thin)):
         radius = np.clip(start[:, None] - np.floor(2.5 * walks.along()), 0, 5)
         parts.append(_ink(rng, walks, radius, (rng.uniform(0.3, 0.7), rng.uniform(0.05, 0.2))))
-    for walks, axon in _axons(rng, neurons, origin):
+    for walks, axon in _grow_axons(rng, neurons, origin):
         radius = np.broadcast_to(rng.choice(4, (len(walks.x), 1), p=(0.15, 0.35, 0.35, 0.15)), walks.x.shape)
         parts.append(_ink(rng, walks, radius, (rng.uniform(0.0, 0.08), axon)))
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
@@ -75,7 +75,7 @@ def grow_neurites(
     )
 
 
-def _dendrites(rng: np.random.Generator, neurons: tuple[Cell, ...]) -> tuple[_Walks, Floats]:
+def _grow_dendrites(rng: np.random.Generator, neurons: tuple[Cell, ...]) -> tuple[_Walks, Floats]:
     count = rng.integers(1, 5, len(neurons))
     owner = np.repeat(np.arange(len(neurons)), count)
     angle = rng.uniform(0, 2 * np.pi, len(owner))
@@ -87,7 +87,7 @@ def _dendrites(rng: np.random.Generator, neurons: tuple[Cell, ...]) -> tuple[_Wa
     return walks, rng.choice((2.0, 3.0, 4.0, 5.0), len(owner), p=(0.25, 0.4, 0.3, 0.05))
 
 
-def _twigs(rng: np.random.Generator, parents: _Walks) -> tuple[_Walks, Floats]:
+def _grow_twigs(rng: np.random.Generator, parents: _Walks) -> tuple[_Walks, Floats]:
     which = rng.integers(0, max(len(parents.x), 1), int(0.8 * len(parents.x)))
     last = parents.exists.sum(axis=1)[which]
     at = (rng.uniform(0.2, 0.8, len(which)) * last).astype(int)
@@ -101,7 +101,9 @@ def _twigs(rng: np.random.Generator, parents: _Walks) -> tuple[_Walks, Floats]:
     return owned, np.full(len(which), 2.0)
 
 
-def _axons(rng: np.random.Generator, neurons: tuple[Cell, ...], origin: Floats) -> list[tuple[_Walks, float]]:
+def _grow_axons(
+    rng: np.random.Generator, neurons: tuple[Cell, ...], origin: Floats
+) -> list[tuple[_Walks, float]]:
     place = np.array([(cell.x, cell.y) for cell in neurons]).reshape(-1, 2)
     own = walk(rng, place, rng.uniform(0, 2 * np.pi, len(place)), rng.uniform(60, 230, len(place)), 8.0)
     own = replace(own, cell=np.arange(len(place)))
@@ -117,11 +119,11 @@ def _axons(rng: np.random.Generator, neurons: tuple[Cell, ...], origin: Floats) 
         rng.uniform(120, 300, trunks), 14.0,
     )  # fmt: skip
     for _ in range(int(rng.integers(3, 10))):
-        result.append((_beside(rng, trunk), rng.uniform(0.7, 1.0)))
+        result.append((_bundle(rng, trunk), rng.uniform(0.7, 1.0)))
     return result
 
 
-def _beside(rng: np.random.Generator, trunk: _Walks) -> _Walks:
+def _bundle(rng: np.random.Generator, trunk: _Walks) -> _Walks:
     """A copy of each path that wanders 0.3-0.9 um about it, as axons do in a bundle."""
     paths, steps = trunk.x.shape
     knots = rng.normal(0, 0.6, (2, paths, steps // 60 + 2))

@@ -5,30 +5,27 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from acq_isl.sim.specimen.cells import REGION_UM, Beads, Cell, Culture, Floats, Region, natural
+from acq_isl.sim.specimen.cells import REGION_UM, Beads, Cell, Culture, Floats, Region, to_seed
 from acq_isl.sim.specimen.neurites import grow_neurites
 
 
 def grow_region(seed: int, column: int, row: int, culture: Culture) -> Region:
     """Draw the objects of one region; the same arguments always give the same objects.
 
-    Parameters
-    ----------
-    seed : int
-    column, row : int
-        The region covers x from ``column * REGION_UM`` and y from ``row * REGION_UM``.
-    culture : Culture
+    The region covers x from ``column * REGION_UM`` and y from ``row * REGION_UM``.
     """
-    rng = np.random.default_rng([seed, natural(column), natural(row)])
+    rng = np.random.default_rng([seed, to_seed(column), to_seed(row)])
     origin = np.array([column * REGION_UM, row * REGION_UM])
-    places = _places(rng, culture.density) + origin
-    neurons = tuple(_neuron(rng, x, y, culture) for x, y in places)
-    glia = tuple(_glia(rng, origin + rng.uniform(0, REGION_UM, 2), culture) for _ in range(rng.poisson(10)))
+    places = _place_neurons(rng, culture.density) + origin
+    neurons = tuple(_draw_neuron(rng, x, y, culture) for x, y in places)
+    glia = tuple(
+        _draw_glia(rng, origin + rng.uniform(0, REGION_UM, 2), culture) for _ in range(rng.poisson(10))
+    )
     strokes = grow_neurites(rng, neurons, origin, culture)
-    return Region(origin[0], origin[1], neurons + glia, strokes, _beads(rng, neurons, origin, culture))
+    return Region(origin[0], origin[1], neurons + glia, strokes, _draw_beads(rng, neurons, origin, culture))
 
 
-def _places(rng: np.random.Generator, density: float) -> Floats:
+def _place_neurons(rng: np.random.Generator, density: float) -> Floats:
     """Neurons stand in clusters of very different size, touching each other, with a few alone."""
     wanted: list[Floats] = [rng.uniform(0, REGION_UM, (rng.poisson(14 * density), 2))]
     for _ in range(rng.poisson(9 * density)):
@@ -48,47 +45,49 @@ def _places(rng: np.random.Generator, density: float) -> Floats:
     return np.array(kept).reshape(-1, 2)
 
 
-def _wobble(rng: np.random.Generator, amount: float) -> tuple[float, ...]:
+def _draw_wobble(rng: np.random.Generator, amount: float) -> tuple[float, ...]:
     return tuple(rng.normal(0, amount, 3) / (1.0, 1.4, 2.0)) + tuple(rng.uniform(0, 2 * np.pi, 3))
 
 
-def _neuron(rng: np.random.Generator, x: float, y: float, culture: Culture) -> Cell:
+def _draw_neuron(rng: np.random.Generator, x: float, y: float, culture: Culture) -> Cell:
     long = rng.uniform(4.2, 6.3)
     return Cell(
         x, y, long, long * rng.uniform(0.6, 0.95), rng.uniform(0, np.pi),
         thickness=rng.uniform(5, 9), index=culture.index * rng.uniform(0.007, 0.02),
         layer=int(rng.choice(3, p=(0.25, 0.5, 0.25))), nucleus=rng.uniform(0.62, 0.8),
         nucleus_index=culture.index * rng.uniform(-0.006, 0.002), dna=rng.uniform(0.35, 0.75),
-        mtubules=rng.uniform(0.45, 0.95), wobble=_wobble(rng, 0.05),
+        mtubules=rng.uniform(0.45, 0.95), wobble=_draw_wobble(rng, 0.05),
     )  # fmt: skip
 
 
-def _glia(rng: np.random.Generator, place: Floats, culture: Culture) -> Cell:
+def _draw_glia(rng: np.random.Generator, place: Floats, culture: Culture) -> Cell:
     long = rng.uniform(11, 24)
     return Cell(
         float(place[0]), float(place[1]), long, long * rng.uniform(0.5, 0.95), rng.uniform(0, np.pi),
         thickness=rng.uniform(0.6, 1.6), index=culture.index * rng.uniform(0.006, 0.014), layer=0,
         nucleus=rng.uniform(0.3, 0.45), nucleus_index=culture.index * 0.003, dna=rng.uniform(0.08, 0.25),
-        mtubules=rng.uniform(0.02, 0.12), wobble=_wobble(rng, 0.13),
+        mtubules=rng.uniform(0.02, 0.12), wobble=_draw_wobble(rng, 0.13),
     )  # fmt: skip
 
 
-def _beads(rng: np.random.Generator, neurons: tuple[Cell, ...], origin: Floats, culture: Culture) -> Beads:
+def _draw_beads(
+    rng: np.random.Generator, neurons: tuple[Cell, ...], origin: Floats, culture: Culture
+) -> Beads:
     rows: list[Floats] = []
     cells: list[int] = []
     for count, low, high in ((420, 0.2, 0.6), (48, 0.7, 2.0)):
         n = int(rng.poisson(count * culture.debris))
         place = origin + rng.uniform(0, REGION_UM, (n, 2))
         radius, index = rng.uniform(low, high, n), rng.uniform(0.03, 0.08, n)
-        rows.append(_rows(place, radius, index, rng.choice(3, n)))
+        rows.append(_make_rows(place, radius, index, rng.choice(3, n)))
     for _ in range(int(rng.poisson(14 * culture.debris))):
-        rows.append(_dead_cell(rng, origin + rng.uniform(0, REGION_UM, 2)))
+        rows.append(_draw_dead_cell(rng, origin + rng.uniform(0, REGION_UM, 2)))
     loose = sum(map(len, rows))
     for number, cell in enumerate(neurons):
         n = int(rng.integers(1, 4))
         cells += [number] * n
         place = np.array([cell.x, cell.y]) + rng.normal(0, 0.22 * cell.short, (n, 2))
-        rows.append(_rows(place, rng.uniform(0.5, 0.9, n), np.full(n, 0.02), cell.layer))
+        rows.append(_make_rows(place, rng.uniform(0.5, 0.9, n), np.full(n, 0.02), cell.layer))
     table = np.concatenate(rows)
     x, y, radius, index, layer, dna, mtubules = table.T
     owner = np.array([-1] * loose + cells, np.int32)
@@ -98,13 +97,13 @@ def _beads(rng: np.random.Generator, neurons: tuple[Cell, ...], origin: Floats, 
     )
 
 
-def _rows(place: Floats, radius: Floats, index: Floats, layer: int | NDArray[np.int64]) -> Floats:
+def _make_rows(place: Floats, radius: Floats, index: Floats, layer: int | NDArray[np.int64]) -> Floats:
     """Beads without any stain: x, y, radius, index, layer, and two zeros."""
     n = len(place)
     return np.column_stack([place, radius, index, np.broadcast_to(layer, n), np.zeros((n, 2))])
 
 
-def _dead_cell(rng: np.random.Generator, place: Floats) -> Floats:
+def _draw_dead_cell(rng: np.random.Generator, place: Floats) -> Floats:
     """A shrunken ball with a bright, compact nucleus and lumps of condensed matter."""
     size, layer = rng.uniform(2.1, 4.6), rng.integers(0, 3)
     ball = [*place, size, rng.uniform(0.012, 0.03), layer, 0.0, rng.uniform(0.3, 0.9)]
@@ -112,5 +111,5 @@ def _dead_cell(rng: np.random.Generator, place: Floats) -> Floats:
     nucleus = [*middle, 0.65 * size, 0.008, layer, rng.uniform(0.8, 1.3), 0.0]
     n = int(rng.integers(4, 17))
     around = place + rng.normal(0, 0.5 * size, (n, 2))
-    lumps = _rows(around, rng.uniform(0.3, 1.1, n), rng.uniform(0.02, 0.06, n), int(layer))
+    lumps = _make_rows(around, rng.uniform(0.3, 1.1, n), rng.uniform(0.02, 0.06, n), int(layer))
     return np.vstack([ball, nucleus, lumps])

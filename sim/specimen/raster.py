@@ -1,7 +1,8 @@
-"""Regions of a culture become optical path and label images on the specimen's own pixel lattice."""
+"""Regions of a culture become optical path and label images on the specimen's own pixel grid."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -22,8 +23,8 @@ from acq_isl.sim.specimen.cells import (
 )
 from acq_isl.stack import Float32Image
 
-LATTICE_UM = 0.3
-"""Pixel of the lattice; pixel (0, 0) has its middle at x = y = LATTICE_UM / 2."""
+GRID_UM = 0.3
+"""Pixel of the grid; pixel (0, 0) has its middle at x = y = GRID_UM / 2."""
 _PAD_PX = 48
 _BLOCK_PX = 256
 _LAYERS = len(LAYER_HEIGHTS_UM)
@@ -31,7 +32,7 @@ _LAYERS = len(LAYER_HEIGHTS_UM)
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A rectangle of lattice pixels: first row and column, and their numbers."""
+    """A rectangle of grid pixels: first row and column, and their numbers."""
 
     row: int
     column: int
@@ -46,12 +47,8 @@ class Window:
 class Raster:
     """What lies in a window.
 
-    Parameters
-    ----------
-    path_um : (layer, y, x) float32
-        Optical path difference to the medium, in micrometres.
-    nuclei, dendrites, axons, dead : (y, x) float32
-        True labels, 0..1; ``dead`` are the nuclei of dying and dead cells.
+    ``path_um`` (layer, y, x) float32 is the optical path difference to the medium; the others (y, x) float32
+    are true labels, 0..1, ``dead`` the nuclei of dying and dead cells.
     """
 
     path_um: Float32Image
@@ -60,8 +57,13 @@ class Raster:
     axons: Float32Image
     dead: Float32Image
 
+    def label(self, name: str) -> Float32Image:
+        """A true label by its name."""
+        labels = {"nuclei": self.nuclei, "dendrites": self.dendrites, "axons": self.axons, "dead": self.dead}
+        return labels[name]
 
-def rasterise(regions: Iterable[Region], window: Window, seed: int, culture: Culture) -> Raster:
+
+def draw_raster(regions: Iterable[Region], window: Window, seed: int, culture: Culture) -> Raster:
     """Draw all regions that reach into a window. Neighbouring windows agree where they overlap."""
     big = window.grown(_PAD_PX)
     path = np.zeros((_LAYERS, big.rows, big.columns), np.float32)
@@ -74,48 +76,49 @@ def rasterise(regions: Iterable[Region], window: Window, seed: int, culture: Cul
             _draw_cell(cell, big, soma, (nuclei, bodies, dead))
         _draw_beads(region.beads, big, path, (nuclei, bodies, dead))
         spectra.add(region)
-    texture = _world_noise(big, (seed, 1))
-    grain = 0.14 * _smooth_noise(texture, 1.2) + 0.12 * _smooth_noise(texture, 2.5)
+    texture = _draw_noise(big, (seed, 1))
+    grain = 0.14 * _blur_noise(texture, 1.2) + 0.12 * _blur_noise(texture, 2.5)
     path += soma * (1 + grain)
     lines, dendrites, axons = spectra.images()
     path += lines
-    carpet = _world_noise(big, (seed, 2))
+    carpet = _draw_noise(big, (seed, 2))
     for sigma, amount in ((10.0, 0.006), (2.5, 0.0016)):
-        path[0] += culture.carpet * amount * _smooth_noise(carpet, sigma)
+        path[0] += culture.carpet * amount * _blur_noise(carpet, sigma)
     cut = (slice(_PAD_PX, -_PAD_PX), slice(_PAD_PX, -_PAD_PX))
     return Raster(
-        np.ascontiguousarray(path[(slice(None), *cut)]), _label(nuclei * (1 + 0.6 * grain), cut),
-        _label(np.maximum(bodies, dendrites), cut), _label(np.maximum(axons, 0.06 * bodies), cut),
-        _label(dead, cut),
+        np.ascontiguousarray(path[(slice(None), *cut)]), _resolve(nuclei * (1 + 0.6 * grain), cut),
+        _resolve(np.maximum(bodies, dendrites), cut), _resolve(np.maximum(axons, 0.06 * bodies), cut),
+        _resolve(dead, cut),
     )  # fmt: skip
 
 
-def _label(image: NDArray[np.floating], cut: tuple[slice, slice]) -> Float32Image:
+def _resolve(image: NDArray[np.floating], cut: tuple[slice, slice]) -> Float32Image:
     # What a fluorescence microscope resolves of it: about 0.3 um.
     seen: Float32Image = np.clip(ndimage.gaussian_filter(image, 0.9)[cut], 0, 1).astype(np.float32)
     return seen
 
 
-def _smooth_noise(white: Float32Image, sigma: float) -> Float32Image:
+def _blur_noise(white: Float32Image, sigma: float) -> Float32Image:
     """White noise blurred by a Gaussian, which leaves the variance 1 / (4 pi sigma^2), brought back to 1."""
     noise: Float32Image = ndimage.gaussian_filter(white, sigma) * np.float32(2 * np.sqrt(np.pi) * sigma)
     return noise
 
 
-def _world_noise(window: Window, key: tuple[int, int]) -> Float32Image:
-    """White noise that belongs to the plane, not to the window: drawn per block of the lattice."""
+def _draw_noise(window: Window, key: tuple[int, int]) -> Float32Image:
+    """White noise that belongs to the plane, not to the window: drawn per block of the grid."""
     out = np.empty((window.rows, window.columns), np.float32)
-    for block_row in range(window.row // _BLOCK_PX, (window.row + window.rows - 1) // _BLOCK_PX + 1):
-        for block_column in range(
-            window.column // _BLOCK_PX, (window.column + window.columns - 1) // _BLOCK_PX + 1
-        ):
-            place = [2 * abs(v) + (v < 0) for v in (block_row, block_column)]
-            block = np.random.default_rng([*key, *place]).standard_normal((_BLOCK_PX, _BLOCK_PX), np.float32)
-            top, left = block_row * _BLOCK_PX - window.row, block_column * _BLOCK_PX - window.column
-            there = _clip(top, left, _BLOCK_PX, _BLOCK_PX, out.shape)
-            if there is not None:
-                target, source = there
-                out[target] = block[source]
+    blocks = (
+        range(start // _BLOCK_PX, (start + count - 1) // _BLOCK_PX + 1)
+        for start, count in ((window.row, window.rows), (window.column, window.columns))
+    )
+    for row, column in itertools.product(*blocks):
+        place = [2 * abs(v) + (v < 0) for v in (row, column)]
+        block = np.random.default_rng([*key, *place]).standard_normal((_BLOCK_PX, _BLOCK_PX), np.float32)
+        top, left = row * _BLOCK_PX - window.row, column * _BLOCK_PX - window.column
+        there = _clip(top, left, _BLOCK_PX, _BLOCK_PX, out.shape)
+        if there is not None:
+            target, source = there
+            out[target] = block[source]
     return out
 
 
@@ -133,22 +136,22 @@ def _clip(
     return (slice(r0, r1), slice(c0, c1)), (slice(r0 - top, r1 - top), slice(c0 - left, c1 - left))
 
 
-def _patch(
+def _place_patch(
     x_um: float, y_um: float, reach_um: float, window: Window
 ) -> tuple[int, int, NDArray[np.floating], NDArray[np.floating]]:
     """Top and left of a square patch about a point, and the offsets of its pixels from it in um."""
-    reach = int(np.ceil(reach_um / LATTICE_UM)) + 2
-    row, column = int(np.floor(y_um / LATTICE_UM)), int(np.floor(x_um / LATTICE_UM))
+    reach = int(np.ceil(reach_um / GRID_UM)) + 2
+    row, column = int(np.floor(y_um / GRID_UM)), int(np.floor(x_um / GRID_UM))
     span = np.arange(-reach, reach + 1)
-    dy = (row + span + 0.5) * LATTICE_UM - y_um
-    dx = (column + span + 0.5) * LATTICE_UM - x_um
+    dy = (row + span + 0.5) * GRID_UM - y_um
+    dx = (column + span + 0.5) * GRID_UM - x_um
     return row - reach - window.row, column - reach - window.column, dy, dx
 
 
 def _draw_cell(
     cell: Cell, window: Window, soma: Float32Image, labels: tuple[Float32Image, Float32Image, Float32Image]
 ) -> None:
-    top, left, dy, dx = _patch(cell.x, cell.y, 1.35 * cell.long, window)
+    top, left, dy, dx = _place_patch(cell.x, cell.y, 1.35 * cell.long, window)
     there = _clip(top, left, len(dy), len(dx), soma.shape[1:])
     if there is None:
         return
@@ -181,13 +184,13 @@ def _brighten(image: Float32Image, target: tuple[slice, slice], light: NDArray[n
 def _draw_beads(
     beads: Beads, window: Window, path: Float32Image, labels: tuple[Float32Image, Float32Image, Float32Image]
 ) -> None:
-    column, row = beads.x / LATTICE_UM - window.column, beads.y / LATTICE_UM - window.row
-    reach = beads.radius / LATTICE_UM + 3
+    column, row = beads.x / GRID_UM - window.column, beads.y / GRID_UM - window.row
+    reach = beads.radius / GRID_UM + 3
     near = (column > -reach) & (column < window.columns + reach)
     near &= (row > -reach) & (row < window.rows + reach)
     for i in np.flatnonzero(near):
         radius = float(beads.radius[i])
-        top, left, dy, dx = _patch(float(beads.x[i]), float(beads.y[i]), radius, window)
+        top, left, dy, dx = _place_patch(float(beads.x[i]), float(beads.y[i]), radius, window)
         there = _clip(top, left, len(dy), len(dx), path.shape[1:])
         if there is None:
             continue
@@ -217,8 +220,8 @@ class _Spectra:
 
     def add(self, region: Region) -> None:
         strokes = region.strokes
-        column = (strokes.x + region.x) / LATTICE_UM - 0.5 - self._window.column
-        row = (strokes.y + region.y) / LATTICE_UM - 0.5 - self._window.row
+        column = (strokes.x + region.x) / GRID_UM - 0.5 - self._window.column
+        row = (strokes.y + region.y) / GRID_UM - 0.5 - self._window.row
         near = (column >= 0) & (column < self._window.columns - 1)
         near &= (row >= 0) & (row < self._window.rows - 1)
         if near.any():
@@ -226,11 +229,11 @@ class _Spectra:
 
     def _gathered(self) -> tuple[NDArray[np.complex64], NDArray[np.complex64]]:
         """Spectra of path by layer and of the two labels; all regions share the transforms."""
-        fy = fft.fftfreq(self._shape[0], LATTICE_UM)[:, None]
-        fx = fft.rfftfreq(self._shape[1], LATTICE_UM)[None]
+        fy = fft.fftfreq(self._shape[0], GRID_UM)[:, None]
+        fx = fft.rfftfreq(self._shape[1], GRID_UM)[None]
         f = np.hypot(fy, fx).astype(np.float32)
         # Half a pixel of blur keeps the discs of less than a pixel from ringing.
-        soft = np.exp(-2 * (np.pi * 0.5 * LATTICE_UM * f) ** 2).astype(np.float32)
+        soft = np.exp(-2 * (np.pi * 0.5 * GRID_UM * f) ** 2).astype(np.float32)
         path = np.zeros((_LAYERS, *f.shape), np.complex64)
         labels = np.zeros((2, *f.shape), np.complex64)
         for size, radius in enumerate(RADII_UM):
@@ -241,10 +244,10 @@ class _Spectra:
             for layer in range(_LAYERS):
                 there = [(row, column, s.index, pick & (s.layer == layer)) for s, row, column, pick in drawn]
                 path[layer] += disc * self._splat(there)
-            labels[0] += disc * self._splat(
-                [(row, column, s.dendrite, pick) for s, row, column, pick in drawn]
-            )
-            labels[1] += disc * self._splat([(row, column, s.axon, pick) for s, row, column, pick in drawn])
+            dendrites = [(row, column, s.dendrite, pick) for s, row, column, pick in drawn]
+            axons = [(row, column, s.axon, pick) for s, row, column, pick in drawn]
+            labels[0] += disc * self._splat(dendrites)
+            labels[1] += disc * self._splat(axons)
         return path, labels
 
     def _splat(
@@ -265,7 +268,7 @@ class _Spectra:
 
     def images(self) -> tuple[Float32Image, Float32Image, Float32Image]:
         """Path in um per layer, and the dendrite and axon labels, saturating with thickness."""
-        scale = STEP_UM / LATTICE_UM**2
+        scale = STEP_UM / GRID_UM**2
         rows, columns = self._window.rows, self._window.columns
         lines, labels = self._gathered()
         path = fft.irfft2(lines, self._shape)[:, :rows, :columns] * scale

@@ -16,15 +16,8 @@ _PERIOD_PX = 1024
 class Sensor:
     """Static pattern, relative to the local light.
 
-    Parameters
-    ----------
-    seed : int
-    grain : float
-        SD of the fine grain.
-    dust : float
-        Number of dust rings in a 1024 x 1024 sensor area.
-    dust_contrast : float
-        Largest contrast of a ring.
+    ``grain`` is the SD of the fine grain, ``dust`` the number of rings in a 1024 x 1024 sensor area,
+    ``dust_contrast`` the largest contrast of a ring.
     """
 
     seed: int = 0
@@ -40,7 +33,7 @@ class Sensor:
         smooth = np.exp(-2 * (np.pi * 0.9 * f) ** 2) + 0.6 * np.exp(-2 * (np.pi * 2.5 * f) ** 2)
         noise = fft.irfft2(fft.rfft2(rng.standard_normal(shape, np.float32)) * smooth, shape)
         image = (self.grain * noise / max(float(noise.std()), 1e-9)).astype(np.float32)
-        lattice = np.arange(_PERIOD_PX)
+        places = np.arange(_PERIOD_PX)
         for _ in range(int(rng.poisson(self.dust))):
             place, radius = rng.uniform(0, _PERIOD_PX, 2), rng.uniform(2.0, 6.0)
             strength = self.dust_contrast * rng.uniform(0.2, 1) * rng.choice((1, 1, 1, -1))
@@ -50,7 +43,7 @@ class Sensor:
             y, x = ((near + int(p) - p) / radius for p in place)
             square = y[:, None] ** 2 + x[None] ** 2
             ring = (1 - square) * np.exp(-square) * (1 + lean[0] * y[:, None] + lean[1] * x[None])
-            image[np.ix_(lattice[rows], lattice[columns])] += (strength * ring).astype(np.float32)
+            image[np.ix_(places[rows], places[columns])] += (strength * ring).astype(np.float32)
         centred: Float32Image = image - image.mean()
         return centred
 

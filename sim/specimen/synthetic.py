@@ -9,17 +9,17 @@ import numpy as np
 from acq_isl.experiment.simulated import Life
 from acq_isl.sim.optics.fluorescence import STAINS, Stain, StainedField, Widefield
 from acq_isl.sim.optics.illumination import LIVE_PHASE_CONTRAST, Transmitted, describe_optics
-from acq_isl.sim.optics.resampling import centred, lanczos, through
+from acq_isl.sim.optics.resampling import centred_positions, lanczos_matrix, resample
 from acq_isl.sim.optics.transmitted import MARGIN_UM, Matter, TransmittedField, extents_um, prepare
-from acq_isl.sim.specimen.aging import aged
-from acq_isl.sim.specimen.cache import Shelf
+from acq_isl.sim.specimen.aging import age_region
+from acq_isl.sim.specimen.cache import ResultCache
 from acq_isl.sim.specimen.cells import LAYER_HEIGHTS_UM, REACH_UM, REGION_UM, Culture, Region
+from acq_isl.sim.specimen.culture import Moment, find_moment
 from acq_isl.sim.specimen.dose import DoseMap
-from acq_isl.sim.specimen.life import Moment, moment
 from acq_isl.sim.specimen.neurons import grow_region
-from acq_isl.sim.specimen.raster import LATTICE_UM, Raster, Window, rasterise
+from acq_isl.sim.specimen.raster import GRID_UM, Raster, Window, draw_raster
 from acq_isl.sim.specimen.sensor import Sensor, on_sensor
-from acq_isl.sim.specimen.truth import CellTruth, Rectangle, cells_of
+from acq_isl.sim.specimen.truth import CellTruth, Rectangle, list_cells
 from acq_isl.sim.view import UNTOUCHED, History, View
 from acq_isl.stack import Float32Image
 
@@ -36,12 +36,10 @@ _FIELDS_KEPT = 5
 class SyntheticSpecimen:
     """Neurons on glass, unbounded in x and y, the same wherever one looks first. Safe to use from threads.
 
-    What is seen depends on seed, place, time and what was done to the specimen (both in the `View`), not
-    on what was looked at before.
-    Transmitted light by `acq_isl.sim.optics.wave_optics`, stains in wide-field fluorescence, which bleaches.
-    No noise: the camera adds it. Objectives are told
-    apart by their pixel size: apertures scale as (0.3 um / unbinned pixel)^0.7, which gives NA .30 at
-    10x, .49 at 20x and .80 at 40x.
+    A picture depends on seed, place, time and what was done to the specimen (both in the `View`), not on what
+    was looked at before. Transmitted light by `acq_isl.sim.optics.wave_optics`, stains in wide-field
+    fluorescence, which bleaches; no noise: the camera adds it. The pixel size tells objectives apart:
+    apertures scale as (0.3 um / unbinned pixel)^0.7, which gives NA .30 at 10x, .49 at 20x and .80 at 40x.
 
     Parameters
     ----------
@@ -69,10 +67,10 @@ class SyntheticSpecimen:
         self.life = life or Life()
         self._pattern = (sensor or Sensor(seed)).pattern()
         self._stains = {stain.channel: stain for stain in STAINS}
-        self._regions: Shelf[Region] = Shelf(_REGIONS_KEPT)
-        self._rasters: Shelf[Raster] = Shelf(_FIELDS_KEPT)
-        self._fields: Shelf[TransmittedField] = Shelf(_FIELDS_KEPT)
-        self._stained_fields: Shelf[tuple[StainedField, Window]] = Shelf(_FIELDS_KEPT)
+        self._regions: ResultCache[Region] = ResultCache(_REGIONS_KEPT)
+        self._rasters: ResultCache[Raster] = ResultCache(_FIELDS_KEPT)
+        self._fields: ResultCache[TransmittedField] = ResultCache(_FIELDS_KEPT)
+        self._stained_fields: ResultCache[tuple[StainedField, Window]] = ResultCache(_FIELDS_KEPT)
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -90,57 +88,60 @@ class SyntheticSpecimen:
         A channel that is not one of `channels` is dark.
         """
         if view.channel == self.channels[0]:
-            return self._transmitted(view)
+            light = self._field(view).light(view.z_um + FOCUS_UM)
+            light *= np.float32(_BACKGROUND)
+            return light
         if view.channel in self._stains:
             return self._fluorescent(view, self._stains[view.channel])
         return np.zeros(view.shape, np.float32)
 
     def truth(self, view: View) -> dict[str, Float32Image]:
         """True ``nuclei``, ``dendrites``, ``axons`` and ``dead``, each (y, x) float32 in 0..1, at any z."""
-        return {stain.label: self._resampled(view, stain.label).clip(0, 1) for stain in STAINS}
+        window, raster = self._raster(view)
+        return {
+            stain.label: self._on_pixels(view, window, raster.label(stain.label)).clip(0, 1)
+            for stain in STAINS
+        }
 
     def path(self, view: View) -> Float32Image:
         """True optical path of all layers together in um, (y, x) float32, on the view's pixels."""
-        return self._resampled(view, "path_um")
+        window, raster = self._raster(view)
+        return self._on_pixels(view, window, raster.path_um.sum(axis=0))
 
     def cells(
         self, area: Rectangle, time_s: float = 0.0, history: History = UNTOUCHED
     ) -> tuple[CellTruth, ...]:
         """All cells with their middle in an area, and the remains of dead ones, at a time."""
-        now = moment(self.life, time_s, history)
+        now = find_moment(self.life, time_s, history)
         # Cells drift over the borders of their region, but not as far as neurites reach.
         regions = list(self._around(area.left, area.top, area.right, area.bottom))
         return tuple(
             cell
             for region in regions
-            for cell in cells_of(aged(region, self.seed, self.life, now), self.culture.height, FOCUS_UM)
+            for cell in list_cells(
+                age_region(region, self.seed, self.life, now), self.culture.height, FOCUS_UM
+            )
             if area.holds(cell.x_um, cell.y_um)
         )
 
     def prepare(self, view: View) -> None:
         """Do what pictures at this place have in common at any focus, so that `render` has less to do."""
-        stain = self._stains.get(view.channel)
         if view.channel == self.channels[0]:
             self._field(view)
-        elif stain is not None:
-            self._stained(view, stain)
-
-    def _transmitted(self, view: View) -> Float32Image:
-        light = self._field(view).light(view.z_um + FOCUS_UM)
-        light *= np.float32(_BACKGROUND)
-        return light
+        elif view.channel in self._stains:
+            self._stained(view, self._stains[view.channel])
 
     def _field(self, view: View) -> TransmittedField:
         return self._fields.get(self._key(view), lambda: self._prepare(view))
 
     def _key(self, view: View) -> tuple[object, ...]:
         place = (view.x_um, view.y_um, view.pixel_size_um, view.shape)
-        now = moment(self.life, view.time_s, view.history)
+        now = find_moment(self.life, view.time_s, view.history)
         return (*place, view.sensor_origin_px, view.binning, now)
 
     def _prepare(self, view: View) -> TransmittedField:
         window, raster = self._raster(view)
-        matter = Matter(raster.path_um, LATTICE_UM, _starts(view, window, LATTICE_UM), _heights(self.culture))
+        matter = Matter(raster.path_um, GRID_UM, _middle_um(view, window), _heights(self.culture))
         static = 1 + on_sensor(self._pattern, view.sensor_origin_px, view.shape, view.binning)
         return prepare(self._objective(view), view, matter, static)
 
@@ -152,7 +153,7 @@ class SyntheticSpecimen:
         field, window = self._stained(view, stain)
         image = field.image(microscope, stain.emission_um, view.z_um + FOCUS_UM)
         light = np.float32(_STAIN_LIGHT) * self._on_pixels(view, window, image)
-        dose = DoseMap.of(view.history.light, stain.channel).seen(view)
+        dose = DoseMap.of(view.history.light, stain.channel).project(view)
         if dose is not None:
             light *= np.exp(-dose / np.float32(stain.lifetime_ms))
         seen: Float32Image = np.maximum(light, 0) + np.float32(_STAIN_BACKGROUND)
@@ -161,28 +162,28 @@ class SyntheticSpecimen:
     def _stained(self, view: View, stain: Stain) -> tuple[StainedField, Window]:
         def make() -> tuple[StainedField, Window]:
             window, raster = self._raster(view)
-            label: Float32Image = getattr(raster, stain.label)
-            return StainedField.of(label, raster.path_um, LATTICE_UM, _heights(self.culture)), window
+            label = raster.label(stain.label)
+            return StainedField.of(label, raster.path_um, GRID_UM, _heights(self.culture)), window
 
         return self._stained_fields.get((stain, *self._key(view)), make)
 
     def _raster(self, view: View) -> tuple[Window, Raster]:
         # 4 um more than the optics need: the grid is rounded up to a good FFT length.
         reach = [extent * 1.04 / 2 + MARGIN_UM + 4.0 for extent in extents_um(view)]
-        row, column = (int((c - r) // LATTICE_UM) for c, r in zip((view.y_um, view.x_um), reach, strict=True))
-        rows, columns = (int(np.ceil(2 * r / LATTICE_UM)) + 1 for r in reach)
+        row, column = (int((c - r) // GRID_UM) for c, r in zip((view.y_um, view.x_um), reach, strict=True))
+        rows, columns = (int(np.ceil(2 * r / GRID_UM)) + 1 for r in reach)
         window = Window(row, column, rows, columns)
-        now = moment(self.life, view.time_s, view.history)
+        now = find_moment(self.life, view.time_s, view.history)
         return window, self._rasters.get((window, now), lambda: self._draw(window, now))
 
     def _draw(self, window: Window, now: Moment | None) -> Raster:
-        left, top = window.column * LATTICE_UM, window.row * LATTICE_UM
-        right, bottom = left + window.columns * LATTICE_UM, top + window.rows * LATTICE_UM
+        left, top = window.column * GRID_UM, window.row * GRID_UM
+        right, bottom = left + window.columns * GRID_UM, top + window.rows * GRID_UM
         regions = (
-            aged(region, self.seed, self.life, now).region
+            age_region(region, self.seed, self.life, now).region
             for region in self._around(left, top, right, bottom)
         )
-        return rasterise(regions, window, self.seed, self.culture)
+        return draw_raster(regions, window, self.seed, self.culture)
 
     def _around(self, left: float, top: float, right: float, bottom: float) -> Iterator[Region]:
         """Regions of which something may lie in a rectangle in um."""
@@ -197,27 +198,21 @@ class SyntheticSpecimen:
     def _region(self, column: int, row: int) -> Region:
         return self._regions.get((column, row), lambda: grow_region(self.seed, column, row, self.culture))
 
-    def _resampled(self, view: View, what: str) -> Float32Image:
-        window, raster = self._raster(view)
-        source: Float32Image = raster.path_um.sum(axis=0) if what == "path_um" else getattr(raster, what)
-        return self._on_pixels(view, window, source)
-
     def _on_pixels(self, view: View, window: Window, source: Float32Image) -> Float32Image:
-        starts = _starts(view, window, LATTICE_UM)
+        starts = _middle_um(view, window)
         rows, columns = (
-            lanczos(centred(side, view.pixel_size_um) + start, LATTICE_UM, count, view.pixel_size_um)
+            lanczos_matrix(
+                centred_positions(side, view.pixel_size_um) + start, GRID_UM, count, view.pixel_size_um
+            )
             for side, start, count in zip(view.shape, starts, source.shape, strict=True)
         )
-        return through(rows, source, columns)
+        return resample(rows, source, columns)
 
 
 def _heights(culture: Culture) -> tuple[float, ...]:
     return tuple(culture.height * height for height in LAYER_HEIGHTS_UM)
 
 
-def _starts(view: View, window: Window, step_um: float) -> tuple[float, float]:
-    """The view's middle in um from the middle of the window's first pixel: y, x."""
-    return (
-        view.y_um - (window.row + 0.5) * step_um,
-        view.x_um - (window.column + 0.5) * step_um,
-    )
+def _middle_um(view: View, window: Window) -> tuple[float, float]:
+    """The view's middle from the middle of the window's first pixel: y, x."""
+    return view.y_um - (window.row + 0.5) * GRID_UM, view.x_um - (window.column + 0.5) * GRID_UM

@@ -8,8 +8,8 @@ from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from acq_isl.sim.specimen.aging import Aged
-from acq_isl.sim.specimen.cells import LAYER_HEIGHTS_UM, REGION_UM, Cell, natural
+from acq_isl.sim.specimen.aging import AgedRegion
+from acq_isl.sim.specimen.cells import LAYER_HEIGHTS_UM, REGION_UM, Cell, to_seed
 from acq_isl.sim.view import History
 
 CellState = Literal["alive", "dying", "dead"]
@@ -75,25 +75,19 @@ class KnowsCells(Protocol):
         """All cells with their middle in an area at a time, after what was done."""
 
 
-def cells_of(aged: Aged, height: float, focus_um: float) -> Iterator[CellTruth]:
+def list_cells(aged: AgedRegion, height: float, focus_um: float) -> Iterator[CellTruth]:
     """Cells of a region, and then its remains.
 
-    Parameters
-    ----------
-    aged : Aged
-    height : float
-        `acq_isl.sim.specimen.cells.Culture.height`.
-    focus_um : float
-        Height above the glass that is in focus at 0.
+    ``height`` is that of the `Culture`, ``focus_um`` the height above the glass that is in focus at 0.
     """
     region, beads = aged.region, aged.region.beads
-    place = "_".join(str(natural(round(edge / REGION_UM))) for edge in (region.x, region.y))
+    place = "_".join(str(to_seed(round(edge / REGION_UM))) for edge in (region.x, region.y))
     z_um = [height * layer - focus_um for layer in LAYER_HEIGHTS_UM]
     for number, (cell, progress) in enumerate(zip(region.cells, aged.progress, strict=True)):
         yield _cell_truth(f"{place}_{number}", cell, float(progress), z_um[cell.layer])
     # Remains are drawn as a ball and its nucleus, in this order.
     for number, at in enumerate(np.flatnonzero((beads.dead > 0) & (beads.cell < 0))):
-        ball, nucleus = (float(beads.radius[one]) for one in (at - 1, at))
+        ball, nucleus = (float(radius) for radius in beads.radius[at - 1 : at + 1])
         markers = _markers(float(beads.dna[at]), float(beads.mtubules[at - 1]), float(beads.dead[at]))
         x_um, y_um = float(beads.x[at - 1]), float(beads.y[at - 1])
         z = z_um[int(beads.layer[at])]
@@ -111,6 +105,6 @@ def _cell_truth(name: str, cell: Cell, progress: float, z_um: float) -> CellTrut
 
 
 def _markers(dna: float, mtubules: float, dead: float) -> dict[str, float]:
-    # Neurofilament shows the soma as faintly as specimen_raster draws it.
+    # Neurofilament shows the soma as faintly as acq_isl.sim.specimen.raster draws it.
     shown = {"nuclei": dna, "dendrites": mtubules, "axons": 0.06 * mtubules, "dead": dead}
     return {label: min(light, 1.0) for label, light in shown.items()}

@@ -11,7 +11,7 @@ from acq_isl.experiment.simulated import SimulatedOptics
 from acq_isl.hooks import open_microscope
 from acq_isl.hooks.connect import transmitted_light
 from acq_isl.sim.optics.illumination import DIC, LIVE_PHASE_CONTRAST, Brightfield, Oblique, Transmitted
-from acq_isl.sim.optics.source import LIVE_GRID_UM_NA, Lamp
+from acq_isl.sim.optics.source import LIVE_GRID_UM_NA, Spectrum
 
 LIVE_OBLIQUE = Oblique(coarse_points=60, grid_um_na=LIVE_GRID_UM_NA)
 SEEN: dict[str, Transmitted] = {
@@ -21,7 +21,7 @@ SEEN: dict[str, Transmitted] = {
     "{kind: dic}": DIC(),
     "{kind: dic, shear_um: 0.2, bias_rad: 1.5}": DIC(shear_um=0.2, bias_rad=1.5),
     "{kind: brightfield, condenser_na: 0.1, lamp_width_um: 0.06}": Brightfield(
-        condenser_na=0.1, lamp=Lamp.band(0.55, 0.06)
+        condenser_na=0.1, lamp=Spectrum.band(0.55, 0.06)
     ),
 }
 REFUSED = {

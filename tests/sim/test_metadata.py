@@ -17,7 +17,7 @@ from acq_isl.sim.optics.illumination import (
     PhaseContrast,
     describe_optics,
 )
-from acq_isl.sim.optics.source import Lamp
+from acq_isl.sim.optics.source import Spectrum
 from acq_isl.sim.specimen.cells import Culture
 from acq_isl.sim.specimen.synthetic import SyntheticSpecimen
 
@@ -31,7 +31,7 @@ def test_the_text_tells_optics_apart_and_makes_them_again(optics):
 
 
 def test_a_lamp_is_told_by_its_colours():
-    told = json.loads(describe_optics(Brightfield(lamp=Lamp((0.5, 0.6), (1.0, 2.0)))))
+    told = json.loads(describe_optics(Brightfield(lamp=Spectrum((0.5, 0.6), (1.0, 2.0)))))
     assert told["lamp"] == {"wavelengths_um": [0.5, 0.6], "weights": [1.0, 2.0]}
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from acq_isl.sim.optics.fluorescence import StainedField, Widefield
 from acq_isl.sim.optics.illumination import DIC, Brightfield, Oblique, PhaseContrast
-from acq_isl.sim.optics.source import Lamp, annulus, disc
+from acq_isl.sim.optics.source import Spectrum, sample_annulus, sample_disc
 from acq_isl.sim.optics.wave_optics import Imaging
 from acq_isl.sim.specimen.dose import DoseMap
 from acq_isl.sim.specimen.sensor import Sensor
@@ -62,13 +62,13 @@ def test_a_small_bias_shows_more_contrast():
 def test_random_microscopes_are_sound_and_the_same_again(kind, seed):
     optics = kind.sample(np.random.default_rng(seed))
     assert optics == kind.sample(np.random.default_rng(seed))
-    spread = optics.spread(24)
+    spread = optics.colour(*optics.fill(24))
     assert np.hypot(*spread.place_na.T).max() < optics.numerical_aperture
     assert spread.weights.min() > 0
 
 
 def test_a_lamp_keeps_its_middle_and_width():
-    lamp = Lamp.band(0.55, 0.06)
+    lamp = Spectrum.band(0.55, 0.06)
     weights = np.array(lamp.weights) / sum(lamp.weights)
     middle = weights @ lamp.wavelengths_um
     assert middle == pytest.approx(0.55)
@@ -79,14 +79,14 @@ def test_a_lamp_keeps_its_middle_and_width():
 @pytest.mark.parametrize("lamp", [((0.5,), (1.0, 1.0)), ((), ()), ((0.5,), (0.0,)), ((-0.5,), (1.0,))])
 def test_an_impossible_lamp_is_refused(lamp):
     with pytest.raises(ValueError):
-        Lamp(*lamp)
+        Spectrum(*lamp)
 
 
 @pytest.mark.parametrize("points", [12, 60, 144])
 def test_sources_are_filled_evenly(points):
-    for place, weights in (disc(0.3, points), annulus(0.2, 0.24, points)):
+    for place, weights in (sample_disc(0.3, points), sample_annulus(0.2, 0.24, points)):
         np.testing.assert_allclose(weights @ place, 0, atol=3e-3)
-    place, weights = disc(0.3, points)
+    place, weights = sample_disc(0.3, points)
     assert weights @ np.sum(place**2, axis=1) == pytest.approx(0.3**2 / 2, rel=0.05)
 
 
@@ -142,12 +142,12 @@ def test_doses_add_up_where_areas_overlap():
     )
     assert len(dose.areas) == 2
     for x_um, dose_ms in ((195.0, 7.0), (205.0, 8.0), (215.0, 1.0), (300.0, None)):
-        place = dose.seen(replace(VIEW, x_um=x_um, y_um=210.0, shape=(1, 1)))
+        place = dose.project(replace(VIEW, x_um=x_um, y_um=210.0, shape=(1, 1)))
         assert dose_ms == (None if place is None else place.item())
-    seen = dose.seen(VIEW)
+    seen = dose.project(VIEW)
     assert seen is not None
     assert seen.max() == pytest.approx(8.0)
     # All of the first area, 20 by 16.8 um, is in the view, and 15.2 um of the other one.
     assert seen.sum() * 0.3**2 == pytest.approx(7 * 20 * 16.8 + 20 * 15.2, rel=1e-3)
-    assert dose.seen(replace(VIEW, x_um=-5000.0)) is None
-    assert DoseMap.of([light()], "DAPI").seen(VIEW) is None
+    assert dose.project(replace(VIEW, x_um=-5000.0)) is None
+    assert DoseMap.of([light()], "DAPI").project(VIEW) is None

@@ -9,7 +9,7 @@ import pytest
 from scipy import fft, ndimage
 
 from acq_isl.sim.optics.illumination import DIC, LIVE_PHASE_CONTRAST, Brightfield, Oblique, PhaseContrast
-from acq_isl.sim.optics.source import Lamp
+from acq_isl.sim.optics.source import Spectrum
 from acq_isl.sim.optics.wave_optics import Imaging
 from acq_isl.sim.specimen.cells import LAYER_HEIGHTS_UM
 from doubles.weak_phase import weak_phase_transfer
@@ -23,7 +23,7 @@ MODALITIES = {
     "live": LIVE_PHASE_CONTRAST,
     "white lamp": replace(
         LIVE_PHASE_CONTRAST,
-        lamp=Lamp.band(0.55, 0.06),
+        lamp=Spectrum.band(0.55, 0.06),
     ),
     "bright field": Brightfield(),
     "DIC": DIC(),
@@ -90,7 +90,7 @@ def layered_object(grid_um, slices):
 
 GOLDEN = {
     "live": (LIVE_PHASE_CONTRAST, 0.99),
-    "live, white lamp": (replace(LIVE_PHASE_CONTRAST, lamp=Lamp.band(0.55, 0.06)), 0.99),
+    "live, white lamp": (replace(LIVE_PHASE_CONTRAST, lamp=Spectrum.band(0.55, 0.06)), 0.99),
     "centred": (replace(LIVE_PHASE_CONTRAST, decentre_na=(0.0, 0.0)), 0.993),
     "oblique": (Oblique(points=12, coarse_points=60), 0.99),
     "bright field": (Brightfield(), 0.988),
@@ -113,10 +113,10 @@ def test_three_layers_and_few_points_agree_with_a_finer_reference(sliced, optics
     fast = imaging(optics, 0.4, heights)
     fields = fast.exit_fields(path)
     path, heights = sliced[16]
-    lamp = optics.lamp or Lamp((optics.wavelength_um,), (1.0,))
+    lamp = optics.lamp or Spectrum((optics.wavelength_um,), (1.0,))
     wanted = np.zeros((3, 320, 320))
     for colour, weight in zip(lamp.wavelengths_um, lamp.weights, strict=True):
-        fine = Filled(replace(optics, lamp=Lamp((colour,), (1.0,))), (320, 320), 0.3, heights)
+        fine = Filled(replace(optics, lamp=Spectrum((colour,), (1.0,))), (320, 320), 0.3, heights)
         reference = fine.exit_fields(path)
         wanted += weight * np.array([fine.image(reference, z_um) for z_um in (-3.0, 4.0, 9.0)])
     for z_um, image in zip((-3.0, 4.0, 9.0), wanted, strict=True):
@@ -130,7 +130,7 @@ class Filled(Imaging):
     @property
     def beams(self):
         if "filled" not in self.__dict__:
-            self.__dict__["filled"] = self._beams(self.optics.spread(96))
+            self.__dict__["filled"] = self._beams(self.optics.colour(*self.optics.fill(96)))
         return self.__dict__["filled"]
 
     many_beams = ()

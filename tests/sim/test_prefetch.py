@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from acq_isl.sim.scope.render import Prefetch, ahead
-from acq_isl.sim.specimen.cache import Shelf
+from acq_isl.sim.specimen.cache import ResultCache
 from acq_isl.sim.specimen.synthetic import SyntheticSpecimen
 from acq_isl.sim.view import Preparable, View
 
@@ -82,40 +82,40 @@ def test_a_prepared_place_looks_the_same():
 
 
 def test_a_shelf_makes_each_thing_once_and_forgets_the_oldest():
-    shelf, made = Shelf(2), []
+    cache, made = ResultCache(2), []
 
     def make(key):
         made.append(key)
         return key
 
     for key in ("a", "b", "a", "c", "a", "b"):
-        assert shelf.get(key, lambda key=key: make(key)) == key
+        assert cache.get(key, lambda key=key: make(key)) == key
     assert made == ["a", "b", "c", "b"]
-    assert "c" not in shelf
+    assert "c" not in cache
 
 
 def test_a_shelf_keeps_no_error():
-    shelf = Shelf(2)
+    cache = ResultCache(2)
 
     def fail():
         raise ValueError("once")
 
     with pytest.raises(ValueError, match="once"):
-        shelf.get("a", fail)
-    assert shelf.get("a", lambda: 1) == 1
+        cache.get("a", fail)
+    assert cache.get("a", lambda: 1) == 1
 
 
 def test_two_threads_wait_for_the_same_thing_and_not_for_another():
-    shelf, gate, answers = Shelf(4), threading.Event(), []
+    cache, gate, answers = ResultCache(4), threading.Event(), []
 
     def make():
         assert gate.wait(WAIT_S)
         return 1
 
-    threads = [threading.Thread(target=lambda: answers.append(shelf.get("a", make))) for _ in range(2)]
+    threads = [threading.Thread(target=lambda: answers.append(cache.get("a", make))) for _ in range(2)]
     for thread in threads:
         thread.start()
-    assert shelf.get("b", lambda: 2) == 2
+    assert cache.get("b", lambda: 2) == 2
     gate.set()
     for thread in threads:
         thread.join(WAIT_S)

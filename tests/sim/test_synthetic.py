@@ -12,7 +12,7 @@ from scipy import ndimage
 from acq_isl.sim.optics.illumination import Oblique
 from acq_isl.sim.specimen.cells import REACH_UM, REGION_UM, Culture
 from acq_isl.sim.specimen.neurons import grow_region
-from acq_isl.sim.specimen.raster import Window, rasterise
+from acq_isl.sim.specimen.raster import Window, draw_raster
 from acq_isl.sim.specimen.sensor import Sensor, on_sensor
 from acq_isl.sim.specimen.synthetic import SyntheticSpecimen
 from acq_isl.sim.view import Specimen, View
@@ -82,8 +82,8 @@ def test_overlapping_views_agree(specimen):
 def test_windows_agree_where_they_overlap_and_across_region_borders():
     culture = Culture()
     regions = [grow_region(3, column, row, culture) for column in (-1, 0) for row in (0, 1)]
-    whole = rasterise(regions, Window(960, -60, 128, 128), 3, culture)
-    part = rasterise(regions, Window(992, -20, 64, 72), 3, culture)
+    whole = draw_raster(regions, Window(960, -60, 128, 128), 3, culture)
+    part = draw_raster(regions, Window(992, -20, 64, 72), 3, culture)
     np.testing.assert_allclose(whole.path_um[:, 32:96, 40:112], part.path_um, atol=2e-5)
     np.testing.assert_allclose(whole.nuclei[32:96, 40:112], part.nuclei, atol=1e-5)
 

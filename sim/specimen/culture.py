@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from acq_isl.experiment.simulated import Life
-from acq_isl.sim.specimen.cells import REGION_UM, Floats, Region, natural
-from acq_isl.sim.view import History
+from acq_isl.sim.specimen.cells import REGION_UM, Floats, Region, to_seed
+from acq_isl.sim.view import History, Light
 
 _STREAM = 7919  # apart from the random numbers that place the cells
 _MODES = 3
@@ -29,7 +29,7 @@ class Moment:
     history: History
 
 
-def moment(life: Life, time_s: float, history: History) -> Moment | None:
+def find_moment(life: Life, time_s: float, history: History) -> Moment | None:
     """The step of time at which a culture is seen; None while it looks as it did at time 0."""
     at_s = max(np.floor(time_s / life.tick_s), 0) * life.tick_s
     past = history.until(at_s)
@@ -42,42 +42,32 @@ def moment(life: Life, time_s: float, history: History) -> Moment | None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fates:
-    """What is laid down for the cells of a region, whatever will be done to them.
-
-    Parameters
-    ----------
-    resistance : (cell,) float64
-        Accumulated hazard (chance per hour, summed over hours) at which a cell begins to die; exponential
-        with mean 1. Infinite for glia.
-    rank : (cell,) float64
-        0..1; cells below the prevalence are dying at time 0.
-    progress : (cell,) float64
-        How far those are, 0..1.
-    pace : (cell,) float64
-        Duration of dying relative to the median.
-    sway : (3, 2, cell, mode) float64
-        Amplitude, period and phase of the drift in y and x.
-    blebs : (3, cell, bleb) float64
-        Angle, distance and size of what a dying cell sheds.
-    """
+    """What is laid down for the cells of a region, whatever will be done to them; all float64."""
 
     resistance: Floats
+    """(cell,): accumulated hazard (chance per hour, summed over hours) at which a cell begins to die;
+    exponential with mean 1, infinite for glia."""
     rank: Floats
+    """(cell,), 0..1: cells below the prevalence are dying at time 0."""
     progress: Floats
+    """(cell,): how far those are, 0..1."""
     pace: Floats
+    """(cell,): duration of dying relative to the median."""
     sway: Floats
+    """(3, 2, cell, mode): amplitude, period and phase of the drift in y and x."""
     blebs: Floats
+    """(3, cell, bleb): angle, distance and size of what a dying cell sheds."""
 
 
-def stream(seed: int, region: Region, number: int) -> np.random.Generator:
+def make_random(seed: int, region: Region, number: int) -> np.random.Generator:
     """Random numbers of a region beside those that place its objects."""
     place = (round(region.x / REGION_UM), round(region.y / REGION_UM))
-    return np.random.default_rng([seed, *(natural(index) for index in place), _STREAM + number])
+    return np.random.default_rng([seed, *(to_seed(index) for index in place), _STREAM + number])
 
 
-def fates(seed: int, region: Region) -> Fates:
+def draw_fates(seed: int, region: Region) -> Fates:
     """What is laid down for the cells of a region; the same arguments always give the same."""
-    rng = stream(seed, region, 0)
+    rng = make_random(seed, region, 0)
     count = len(region.cells)
     mortal = np.array([cell.is_neuron for cell in region.cells], bool)
     sway = np.stack(
@@ -100,7 +90,7 @@ def fates(seed: int, region: Region) -> Fates:
     )
 
 
-def onset_s(laid: Fates, region: Region, life: Life, now: Moment) -> Floats:
+def compute_onset_s(fates: Fates, region: Region, life: Life, now: Moment) -> Floats:
     """When each cell began to die, in seconds, (cell,) float64; infinite if it has not by then.
 
     Death rates add up over time (hazard), and a cell gives in when the sum passes its resistance. Rates
@@ -110,27 +100,27 @@ def onset_s(laid: Fates, region: Region, life: Life, now: Moment) -> Floats:
     starts, rates = _rates(region, life, now)
     gained = rates[:, :-1] * np.diff(starts) / _HOUR_S
     reached = np.concatenate([np.zeros((len(rates), 1)), np.cumsum(gained, axis=1)], axis=1)
-    last = np.maximum(np.sum(reached <= laid.resistance[:, None], axis=1) - 1, 0)
+    last = np.maximum(np.sum(reached <= fates.resistance[:, None], axis=1) - 1, 0)
     cells = np.arange(len(rates))
-    left, rate = laid.resistance - reached[cells, last], rates[cells, last]
+    left, rate = fates.resistance - reached[cells, last], rates[cells, last]
     wait_s = np.divide(left * _HOUR_S, rate, out=np.full(len(rates), np.inf), where=rate > 0)
     begun = starts[last] + wait_s
     begun[begun > now.time_s] = np.inf
-    early = laid.rank < life.prevalence
-    return np.where(early, -laid.progress * duration_s(laid, life), begun)
+    early = fates.rank < life.prevalence
+    return np.where(early, -fates.progress * compute_duration_s(fates, life), begun)
 
 
-def duration_s(laid: Fates, life: Life) -> Floats:
+def compute_duration_s(fates: Fates, life: Life) -> Floats:
     """Time from onset to death, (cell,) float64 seconds."""
-    return laid.pace * life.dying_h * _HOUR_S
+    return fates.pace * life.dying_h * _HOUR_S
 
 
-def drifted_um(laid: Fates, life: Life, time_s: Floats) -> Floats:
+def compute_drift_um(fates: Fates, life: Life, time_s: Floats) -> Floats:
     """How far each cell is from where it was at time 0, at a time of its own: (2, cell) y and x, in um.
 
     A sum of slow oscillations: smooth, without end, and never far.
     """
-    strength, pace, phase = laid.sway
+    strength, pace, phase = fates.sway
     period_h = np.array(_PERIODS_H) * pace
     # Speeds of all modes and both axes together have the RMS drift_um_h.
     amplitude = strength * life.drift_um_h * period_h / (2 * np.pi) / np.sqrt(_MODES)
@@ -142,14 +132,14 @@ def drifted_um(laid: Fates, life: Life, time_s: Floats) -> Floats:
 def _rates(region: Region, life: Life, now: Moment) -> tuple[Floats, Floats]:
     """Times from which on a rate holds, (event,), and each cell's death rate from then on, (cell, event)."""
     light, drugs = now.history.light, now.history.drugs
-    x, y = (np.array([getattr(cell, axis) for cell in region.cells]) for axis in "xy")
-    hits = [one for one in light if _touches(region, one.x_um, one.y_um, one.width_um, one.height_um)]
-    times = np.unique([0.0, *(one.time_s for one in hits), *(one.time_s for one in drugs)])
+    x, y = np.array([(cell.x, cell.y) for cell in region.cells]).T
+    hits = [exposure for exposure in light if _touches(exposure, region)]
+    times = np.unique([0.0, *(event.time_s for event in (*hits, *drugs))])
     added = np.zeros((len(x), len(times)))
-    for one, event in zip(hits, np.searchsorted(times, [one.time_s for one in hits]), strict=True):
-        lit = (np.abs(x - one.x_um) <= one.width_um / 2) & (np.abs(y - one.y_um) <= one.height_um / 2)
-        harm = _HARM.get(one.channel, _HARM_TRANSMITTED)
-        added[lit, event] += life.phototoxicity_per_h * harm * one.dose_ms / 1000
+    for hit, event in zip(hits, np.searchsorted(times, [hit.time_s for hit in hits]), strict=True):
+        lit = (np.abs(x - hit.x_um) <= hit.width_um / 2) & (np.abs(y - hit.y_um) <= hit.height_um / 2)
+        harm = _HARM.get(hit.channel, _HARM_TRANSMITTED)
+        added[lit, event] += life.phototoxicity_per_h * harm * hit.dose_ms / 1000
     dose = np.zeros(len(times))
     for drug in drugs:
         dose[times >= drug.time_s] = drug.dose
@@ -157,9 +147,7 @@ def _rates(region: Region, life: Life, now: Moment) -> tuple[Floats, Floats]:
     return times, np.maximum(rates, 0.0)
 
 
-def _touches(region: Region, x_um: float, y_um: float, width_um: float, height_um: float) -> bool:
-    far = (
-        abs(x_um - region.x - REGION_UM / 2) - width_um / 2,
-        abs(y_um - region.y - REGION_UM / 2) - height_um / 2,
-    )
-    return max(far) <= REGION_UM / 2
+def _touches(light: Light, region: Region) -> bool:
+    x_um, y_um = (corner + REGION_UM / 2 for corner in (region.x, region.y))
+    beside_um = (abs(light.x_um - x_um) - light.width_um / 2, abs(light.y_um - y_um) - light.height_um / 2)
+    return max(beside_um) <= REGION_UM / 2

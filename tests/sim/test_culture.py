@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acq_isl.experiment.simulated import Life
-from acq_isl.sim.specimen.aging import aged
+from acq_isl.sim.specimen.aging import age_region
 from acq_isl.sim.specimen.cells import REACH_UM, REGION_UM, Culture
-from acq_isl.sim.specimen.life import duration_s, fates, moment, onset_s
+from acq_isl.sim.specimen.culture import compute_duration_s, compute_onset_s, draw_fates, find_moment
 from acq_isl.sim.specimen.neurons import grow_region
 from acq_isl.sim.specimen.synthetic import SyntheticSpecimen
 from acq_isl.sim.specimen.truth import Rectangle
@@ -26,7 +26,7 @@ VIEW = View(150.0, 150.0, 0.0, "Phase", 0.3, (160, 160))
 AREA = Rectangle.around(150.0, 150.0, (400.0, 400.0))
 REGION = grow_region(4, 0, 0, Culture())
 TRAINED_LABELS = [379971, 1035152, 530926]
-LAID = fates(4, REGION)
+FATES = draw_fates(4, REGION)
 
 
 def light(time_s, *, x_um=150.0, channel="MAP2", dose_ms=1000.0, width_um=100.0):
@@ -42,9 +42,9 @@ def share(life, hours, history=UNTOUCHED):
     begun, neurons = 0, 0
     for column in range(4):
         region = grow_region(4, column, 0, Culture())
-        now = moment(life, hours * HOUR, history)
+        now = find_moment(life, hours * HOUR, history)
         mortal = np.array([cell.is_neuron for cell in region.cells])
-        begun += np.isfinite(onset_s(fates(4, region), region, life, now))[mortal].sum()
+        begun += np.isfinite(compute_onset_s(draw_fates(4, region), region, life, now))[mortal].sum()
         neurons += mortal.sum()
     return begun / neurons
 
@@ -103,8 +103,8 @@ def test_what_is_done_later_changes_nothing_before(when, later, doses):
         for more, dose in zip(sorted(later), doses, strict=False)
     ]
     lit = tuple(light((when + more) * HOUR + LIVELY.tick_s) for more in sorted(later))
-    early = moment(LIVELY, when * HOUR, History())
-    assert moment(LIVELY, when * HOUR, History(lit, tuple(done))) == early
+    early = find_moment(LIVELY, when * HOUR, History())
+    assert find_moment(LIVELY, when * HOUR, History(lit, tuple(done))) == early
 
 
 @settings(max_examples=40, deadline=None)
@@ -116,8 +116,8 @@ def test_nobody_comes_back_to_life_and_onsets_stay(hours, events):
     drugs = tuple(Drug(hour * HOUR, dose) for hour, dose in sorted(events))
     lit = tuple(light(hour * HOUR) for hour, _ in sorted(events))
     history = History(lit, drugs)
-    early, late = (moment(LIVELY, hour * HOUR, history) for hour in sorted(hours))
-    before, after = (onset_s(LAID, REGION, LIVELY, now) for now in (early, late))
+    early, late = (find_moment(LIVELY, hour * HOUR, history) for hour in sorted(hours))
+    before, after = (compute_onset_s(FATES, REGION, LIVELY, now) for now in (early, late))
     begun = np.isfinite(before)
     np.testing.assert_allclose(before[begun], after[begun], rtol=1e-9, atol=1e-3)
     assert (after[~begun] >= early.time_s - 1e-3).all()
@@ -155,7 +155,7 @@ def test_prevalence_is_a_share_of_neurons_and_the_rest_stays():
 def test_the_drug_kills_from_its_time_on_and_can_be_washed_out():
     life = Life(death_rate_per_h=0.0, drug_per_h=0.5)
     given_at_5 = History(drugs=(Drug(5 * HOUR, 1.0),))
-    assert moment(life, 5 * HOUR - 1, given_at_5) is None
+    assert find_moment(life, 5 * HOUR - 1, given_at_5) is None
     assert share(life, 7.0, given_at_5) == pytest.approx(1 - np.exp(-0.5 * 2), abs=0.06)
     washed = History(drugs=(Drug(5 * HOUR, 1.0), Drug(6 * HOUR, 0.0)))
     assert share(life, 30.0, washed) == pytest.approx(1 - np.exp(-0.5), abs=0.06)
@@ -165,17 +165,17 @@ def test_the_drug_kills_from_its_time_on_and_can_be_washed_out():
 
 def test_light_kills_where_it_fell():
     life = Life(phototoxicity_per_h=0.3)
-    now = moment(life, 4 * HOUR, History((light(0.0), light(HOUR, channel="Phase"))))
-    begun = np.isfinite(onset_s(LAID, REGION, life, now))
+    now = find_moment(life, 4 * HOUR, History((light(0.0), light(HOUR, channel="Phase"))))
+    begun = np.isfinite(compute_onset_s(FATES, REGION, life, now))
     lit = np.array([abs(cell.x - 150) < 50 and abs(cell.y - 150) < 50 for cell in REGION.cells])
     assert begun[lit].any() and not begun[~lit].any()
-    ultraviolet = moment(life, 4 * HOUR, History((light(0.0, channel="DAPI"),)))
-    assert np.isfinite(onset_s(LAID, REGION, life, ultraviolet)).sum() > begun.sum()
-    assert moment(Life(), 4 * HOUR, History((light(0.0),))) is None
+    ultraviolet = find_moment(life, 4 * HOUR, History((light(0.0, channel="DAPI"),)))
+    assert np.isfinite(compute_onset_s(FATES, REGION, life, ultraviolet)).sum() > begun.sum()
+    assert find_moment(Life(), 4 * HOUR, History((light(0.0),))) is None
 
 
 def test_dying_takes_its_time():
-    assert np.median(duration_s(LAID, Life(dying_h=2.0))) == pytest.approx(2 * HOUR, rel=0.15)
+    assert np.median(compute_duration_s(FATES, Life(dying_h=2.0))) == pytest.approx(2 * HOUR, rel=0.15)
 
 
 # how it looks
@@ -212,24 +212,28 @@ def test_the_stain_for_dead_cells_shows_them_and_nobody_else():
 
 def test_neurites_of_the_dead_fall_apart():
     life = Life(prevalence=1.0)
-    later = [aged(REGION, 4, life, moment(life, hour * HOUR, History())) for hour in (0.0, 4.0, 30.0)]
+    later = [
+        age_region(REGION, 4, life, find_moment(life, hour * HOUR, History())) for hour in (0.0, 4.0, 30.0)
+    ]
     own = [int((one.region.strokes.cell >= 0).sum()) for one in later]
     assert REGION.strokes.x.size > own[0] > 3 * own[1] and own[2] == 0
-    assert (later[2].progress[: len(LAID.progress)][LAID.resistance < np.inf] > 1).all()
+    assert (later[2].progress[: len(FATES.progress)][FATES.resistance < np.inf] > 1).all()
     passing = [int((one.region.strokes.cell < 0).sum()) for one in later]
     assert passing[0] == passing[2] == int((REGION.strokes.cell < 0).sum())
 
 
 def test_neurites_grow_on_from_where_they_were():
     life = Life(growth_um_h=10.0)
-    one, two = (aged(REGION, 4, life, moment(life, h * HOUR, History())).region.strokes for h in (1.0, 2.0))
+    early, late = (
+        age_region(REGION, 4, life, find_moment(life, h * HOUR, History())).region.strokes for h in (1.0, 2.0)
+    )
     was = REGION.strokes
-    assert was.x.size < one.x.size < two.x.size
-    np.testing.assert_array_equal(one.x[: was.x.size], was.x)
-    added = {(float(x), float(y)) for x, y in zip(one.x[was.x.size :], one.y[was.x.size :], strict=True)}
-    assert added <= {(float(x), float(y)) for x, y in zip(two.x, two.y, strict=True)}
+    assert was.x.size < early.x.size < late.x.size
+    np.testing.assert_array_equal(early.x[: was.x.size], was.x)
+    added = {(float(x), float(y)) for x, y in zip(early.x[was.x.size :], early.y[was.x.size :], strict=True)}
+    assert added <= {(float(x), float(y)) for x, y in zip(late.x, late.y, strict=True)}
     # 10 um an hour in steps of 0.3 um, or 2 um for a dendrite, where the path did not end at the border.
-    steps = np.bincount(one.path[was.x.size :])
+    steps = np.bincount(early.path[was.x.size :])
     assert set(np.unique(steps[steps > 0])) >= {6, 33} and steps.max() <= 66
 
 
@@ -239,7 +243,9 @@ def test_cells_drift_slowly_and_not_far():
         hour: np.array(
             [
                 (cell.x, cell.y)
-                for cell in aged(REGION, 4, life, moment(life, hour * HOUR, History())).region.cells
+                for cell in age_region(
+                    REGION, 4, life, find_moment(life, hour * HOUR, History())
+                ).region.cells
             ]
         )
         for hour in (0.0, 5.0, 5.25, 100.0)
@@ -252,7 +258,7 @@ def test_cells_drift_slowly_and_not_far():
 def test_nothing_that_lives_reaches_further_than_promised():
     life = LIVELY.model_copy(update={"growth_um_h": 50.0, "prevalence": 0.3})
     for hours in (0.0, 3.0, 20.0):
-        strokes = aged(REGION, 4, life, moment(life, hours * HOUR, History())).region.strokes
+        strokes = age_region(REGION, 4, life, find_moment(life, hours * HOUR, History())).region.strokes
         for along in (strokes.x, strokes.y):
             assert -REACH_UM <= along.min() <= along.max() <= REGION_UM + REACH_UM
 
