@@ -164,8 +164,7 @@ def _evaluated(model: str, pairs: tuple[list[Path], float | None], settings: Set
     from acq_isl.engines import describe
     from acq_isl.evaluation.evaluate import evaluate
     from acq_isl.evaluation.inputs import find_items
-    from acq_isl.evaluation.page import write_evaluation
-    from acq_isl.evaluation.tables import as_markdown
+    from acq_isl.evaluation.page import as_markdown, write_evaluation
 
     paths, z_step_um = pairs
     items = find_items(paths, describe(model).manifest, z_step_um)

@@ -114,11 +114,13 @@ def teach(
     """Make pairs whose labels are mostly what models predict, to train a smaller model on."""
     from acq_isl.engines import describe
     from acq_isl.evaluation.inputs import find_items
-    from acq_isl.evaluation.pseudo_labels import Lesson, teach
+    from acq_isl.evaluation.pseudo_labels import Blend, write_pseudo_labels
 
     items = find_items(pairs, describe(models[0]).manifest, z_step_um)
-    lesson = Lesson(share, tuple(held_out or ()))
-    made = teach(models, items, output, lesson, lambda name: out.print(f"teaching {escape(name)}"))
+    blend = Blend(share, tuple(held_out or ()))
+    made = write_pseudo_labels(
+        models, items, output, blend, lambda name: out.print(f"teaching {escape(name)}")
+    )
     for name, why in made.untouched:
         out.print(f"[yellow]true labels[/] of {escape(name)}: {escape(why)}")
     for name, why in made.left_out:
@@ -126,6 +128,6 @@ def teach(
     for leak in made.leaks:
         out.print(f"[red]a teacher has seen what is held out[/]: {escape(leak)}")
     written = escape(str(made.pairs))
-    out.print(f"{len(made.taught)} fields taught; copy {written} into your training file")
+    out.print(f"{len(made.blended)} fields taught; copy {written} into your training file")
     if made.leaks:
         raise typer.Exit(1)

@@ -5,32 +5,13 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from acq_isl.stack import Float32Image, Uint16Image
+from acq_isl.stack import Float32Image
 
-_SMOOTH_UM = 1.2
-_LEAST_SHARE = 1e-3
 # Immerkaer, "Fast Noise Variance Estimation", Computer Vision and Image Understanding 64 (1996).
 _NOISE_KERNEL = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
 
 
-def structure(stack: Uint16Image, pixel_size_um: float) -> Float32Image:
-    """Logarithm of the variance over z, smoothed by 1.2 um: where a transmitted-light stack shows anything.
-
-    Parameters
-    ----------
-    stack : (z, y, x) uint16
-    pixel_size_um : float
-
-    Returns
-    -------
-    (y, x) float32
-    """
-    variance = ndimage.gaussian_filter(stack.astype(np.float32).var(axis=0), _SMOOTH_UM / pixel_size_um)
-    shown: Float32Image = np.log(variance + _LEAST_SHARE * variance.mean() + np.float32(1e-6))
-    return shown
-
-
-def fitted(guess: Float32Image, truth: Float32Image) -> Float32Image:
+def fit_line(guess: Float32Image, truth: Float32Image) -> Float32Image:
     """``guess`` scaled and shifted to the least squared difference from ``truth``, which favours it."""
     centred = guess - guess.mean(dtype=np.float64)
     power = float(np.mean(np.square(centred, dtype=np.float64)))
@@ -38,7 +19,7 @@ def fitted(guess: Float32Image, truth: Float32Image) -> Float32Image:
     return np.asarray(slope * centred + truth.mean(dtype=np.float64), np.float32)
 
 
-def second_reading(truth: Float32Image, displaced_px: float, seed: int) -> Float32Image:
+def expose_again(truth: Float32Image, displaced_px: float, seed: int) -> Float32Image:
     """The real stain as a second exposure might show it: its noise drawn again, and a little displaced.
 
     The noise's SD is estimated from the image (Immerkaer 1996), which structure as fine as a pixel

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,49 +15,48 @@ from acq_isl.compatibility import Refuse, Resample, check
 from acq_isl.engines.model_file import ModelInfo, read_model
 from acq_isl.engines.onnx import OnnxEngine
 from acq_isl.errors import PairRefused, StackRefused
-from acq_isl.evaluation import baselines
-from acq_isl.evaluation.gate_test import Trial
-from acq_isl.evaluation.ground_truth import Truths
+from acq_isl.evaluation.baselines import expose_again, fit_line
+from acq_isl.evaluation.gate_test import GateTest
+from acq_isl.evaluation.ground_truth import GroundTruth
 from acq_isl.evaluation.results import CEILING, FLOOR, MODEL, Report, Score, Settings, ShownField, SplitUnit
 from acq_isl.evaluation.scores import (
-    PixelScore,
-    Segmenter,
-    SpreadScore,
-    added,
+    find_objects,
     foreground_threshold,
-    object_scores,
-    otsu,
-    pixel_score,
-    spread_score,
+    otsu_threshold,
+    score_objects,
+    score_pixels,
+    score_std,
 )
 from acq_isl.processing.normalize import resample, resize
-from acq_isl.processing.segmentation import Mask, ObjectScore
 from acq_isl.protocols import Engine
 from acq_isl.stack import Float32Image, StackInfo, StackKey, Uint16Image, ZStack
 from acq_isl.training.data.pairs import Checks, Item, Recording, examine
+from acq_isl.training.data.registration import structure
 
 _SHOWN = 6
+_FLOOR_UM = 1.2
 _TRUTH = "truth"
 _UNKNOWN = "the model file does not say what it was trained on, so nobody knows that this is new"
-_Tell = Callable[[str], None]
 
 
 @dataclass(slots=True)
 class _Part:
     """One label of one field, one way; images are kept for labels with objects, in half precision."""
 
-    unit: str
-    label: str
-    way: str
-    pixels: PixelScore
-    spread: SpreadScore | None = None
-    image: NDArray[np.float16] | None = None
-    pixel_size_um: float = 1.0
-    objects: Mapping[float, ObjectScore] = field(default_factory=dict)
+    score: Score
+    pixel_size_um: float
+    image: NDArray[np.float16] | None
+
+    @property
+    def float_image(self) -> Float32Image:
+        return np.asarray(self.image, np.float32)
 
 
 def evaluate(
-    model: Path | str, items: Sequence[Item], settings: Settings, tell: _Tell = lambda _: None
+    model: Path | str,
+    items: Sequence[Item],
+    settings: Settings,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Evaluate a model on recorded pairs.
 
@@ -69,10 +69,6 @@ def evaluate(
     tell : callable
         Hears the name of each field before its turn.
 
-    Returns
-    -------
-    Report
-
     Raises
     ------
     PairRefused
@@ -81,47 +77,49 @@ def evaluate(
     """
     began_s = time.monotonic()
     file = read_model(model)
-    units = _units(items, settings.split_unit)
-    truths = Truths.of(file.info.manifest, items, settings)
+    units = _name_units(items, settings.split_unit)
+    truth = GroundTruth.match(file.info.manifest, items, settings)
     parts: list[_Part] = []
     shown: list[ShownField] = []
     refused: list[tuple[str, str]] = []
-    leaks = seen_in_training(file.info, items)
     warnings = [_UNKNOWN] * (file.info.manifest.training is None)
     # A stack that the gate would refuse is scored all the same: what it is worth is the question here.
-    with OnnxEngine(model, threads=settings.threads, gate="warn") as engine:
-        trial = Trial(file, settings.threads)
-        try:
-            for item in items:
-                tell(item.name)
-                try:
-                    recording = item.load()
-                    warnings += examine(recording, item.name, Checks())
-                    made = _field(engine, recording, truths, settings, (units[item.name], item.name))
-                    trial.add(*_on_grid(engine, recording, made[1]))
-                except (PairRefused, StackRefused) as error:
-                    refused.append((item.name, str(error)))
-                    continue
-                parts += made[0]
-                warnings += [f"{item.name}: {text}" for text in made[2]]
-                if len(shown) < _SHOWN and made[1].unit not in {one.unit for one in shown}:
-                    shown.append(made[1])
-            conditions = trial.results()
-        finally:
-            trial.close()
-        name = engine.name
+    with (
+        OnnxEngine(model, threads=settings.threads, gate="warn") as engine,
+        closing(GateTest(file, settings.threads)) as gate_test,
+    ):
+        for item in items:
+            tell(item.name)
+            try:
+                recording = item.load()
+                warnings += examine(recording, item.name, Checks())
+                scored = _score_field(engine, recording, truth, settings, (units[item.name], item.name))
+                gate_test.add(*_bring_to_model(engine, recording, scored[1]))
+            except (PairRefused, StackRefused) as error:
+                refused.append((item.name, str(error)))
+                continue
+            parts += scored[0]
+            warnings += [f"{item.name}: {text}" for text in scored[2]]
+            if len(shown) < _SHOWN and scored[1].unit not in {field.unit for field in shown}:
+                shown.append(scored[1])
+        perturbations, name = gate_test.results(), engine.name
     if not parts:
-        raise _nothing(refused)
-    scores = _added(_with_objects(parts, truths))
+        got = "; ".join(f"{name}: {why}" for name, why in refused[:3]) or "no fields"
+        raise PairRefused(
+            "no field could be scored", wanted="at least one", got=got, fix="see the reasons above"
+        )
     return Report(
-        file.info, name, settings, scores, conditions, truths.words, tuple(shown), tuple(refused),
-        leaks, tuple(dict.fromkeys(warnings)), time.monotonic() - began_s,
+        file.info, name, settings, _pool_units(_with_objects(parts, truth)), perturbations, truth.origins,
+        tuple(shown), tuple(refused), find_leaks(file.info, items), tuple(dict.fromkeys(warnings)),
+        time.monotonic() - began_s,
     )  # fmt: skip
 
 
-def _units(items: Sequence[Item], split_unit: SplitUnit) -> dict[str, str]:
+def _name_units(items: Sequence[Item], split_unit: SplitUnit) -> dict[str, str]:
     """Held-out unit by field."""
-    unknown = [item.name for item in items if item.well is None] if split_unit == "well" else []
+    if split_unit == "field":
+        return {item.name: item.name for item in items}
+    unknown = [item.name for item in items if item.well is None]
     if unknown:
         raise PairRefused(
             "nobody knows from which wells these fields are",
@@ -129,10 +127,10 @@ def _units(items: Sequence[Item], split_unit: SplitUnit) -> dict[str, str]:
             got=f"none for {', '.join(unknown[:5])}",
             fix="put the well into the folder or file names, or use --split-unit field and say so",
         )
-    return {item.name: (item.well or item.name) if split_unit == "well" else item.name for item in items}
+    return {item.name: item.well or item.name for item in items}
 
 
-def seen_in_training(info: ModelInfo, items: Iterable[Item]) -> tuple[str, ...]:
+def find_leaks(info: ModelInfo, items: Iterable[Item]) -> tuple[str, ...]:
     """Which of these fields the model was trained on, by its own account."""
     training = info.manifest.training
     if training is None:
@@ -148,14 +146,7 @@ def seen_in_training(info: ModelInfo, items: Iterable[Item]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _nothing(refused: list[tuple[str, str]]) -> PairRefused:
-    got = "; ".join(f"{name}: {why}" for name, why in refused[:3]) or "no fields"
-    return PairRefused(
-        "no field could be scored", wanted="at least one", got=got, fix="see the reasons above"
-    )
-
-
-def stack_of(recording: Recording, name: str, engine: Engine) -> ZStack:
+def make_stack(recording: Recording, name: str, engine: Engine) -> ZStack:
     """What an engine is shown of a recording; modality and polarity are taken on trust."""
     planes, rows, columns = recording.stack.shape
     manifest = engine.manifest
@@ -167,48 +158,44 @@ def stack_of(recording: Recording, name: str, engine: Engine) -> ZStack:
     return ZStack(info, recording.stack, (0.0,) * planes)
 
 
-def _field(
-    engine: Engine, recording: Recording, truths: Truths, settings: Settings, names: tuple[str, str]
+def _score_field(
+    engine: Engine, recording: Recording, truth: GroundTruth, settings: Settings, names: tuple[str, str]
 ) -> tuple[list[_Part], ShownField, tuple[str, ...]]:
     """Score every label of one field, of these names of unit and field, in every way; with warnings."""
     unit, name = names
-    displaced_px = settings.registration_um / recording.pixel_size_um
-    prediction = engine.predict(stack_of(recording, name, engine))
-    scaled = truths.scaled(recording)
+    pixel_um = recording.pixel_size_um
+    prediction = engine.predict(make_stack(recording, name, engine))
+    true = truth.scale(recording)
     parts: list[_Part] = []
     shown: dict[str, tuple[Float32Image, Float32Image, Float32Image]] = {}
-    floor = baselines.structure(recording.stack, recording.pixel_size_um)
-    for label, truth in scaled.items():
+    floor = structure(recording.stack, _FLOOR_UM / pixel_um)
+    for label, image in true.items():
         index = prediction.labels.index(label)
-        mean, spread = prediction.mean[index], prediction.spread[index]
-        shown[label] = truth, mean, spread
+        mean, std = prediction.mean[index], prediction.spread[index]
+        shown[label] = image, mean, std
         ways = {
-            _TRUTH: truth,
+            _TRUTH: image,
             MODEL: mean,
-            FLOOR: baselines.fitted(floor, truth),
-            CEILING: baselines.second_reading(truth, displaced_px, seed=len(parts)),
+            FLOOR: fit_line(floor, image),
+            CEILING: expose_again(image, settings.registration_um / pixel_um, seed=len(parts)),
         }
-        others = {f"real {key}": image for key, image in scaled.items() if key != label}
-        ways |= {way: baselines.fitted(image, truth) for way, image in others.items()}
-        valid = truths.valid(recording, label)
-        for way, image in ways.items():
-            keep = label in truths.objects and way in (_TRUTH, MODEL, FLOOR, CEILING)
-            parts.append(
-                _Part(
-                    unit, label, way, pixel_score(image, truth, valid),
-                    spread_score(mean, spread, truth, truth > otsu([truth])) if way == MODEL else None,
-                    image.astype(np.float16) if keep else None, recording.pixel_size_um,
-                )
-            )  # fmt: skip
+        kept = set(ways) if label in truth.objects else set()
+        ways |= {f"real {key}": fit_line(other, image) for key, other in true.items() if key != label}
+        valid = truth.valid(recording, label)
+        for way, guess in ways.items():
+            score = Score(unit, label, way, score_pixels(guess, image, valid))
+            if way == MODEL:
+                score = replace(score, std=score_std(mean, std, image, image > otsu_threshold([image])))
+            parts.append(_Part(score, pixel_um, guess.astype(np.float16) if way in kept else None))
     middle = recording.stack[len(recording.stack) // 2]
-    return parts, ShownField(name, unit, recording.pixel_size_um, middle, shown), prediction.warnings
+    return parts, ShownField(name, unit, pixel_um, middle, shown), prediction.warnings
 
 
-def _on_grid(
+def _bring_to_model(
     engine: Engine, recording: Recording, shown: ShownField
-) -> tuple[Uint16Image, dict[str, Float32Image]]:
+) -> tuple[Uint16Image, Mapping[str, Float32Image]]:
     """Stack and truths on the model's planes and pixels."""
-    stack = stack_of(recording, shown.name, engine)
+    stack = make_stack(recording, shown.name, engine)
     verdict = check(engine.manifest, stack.info)
     if isinstance(verdict, Refuse):
         raise StackRefused(verdict.reason, fix=verdict.fix)
@@ -217,46 +204,34 @@ def _on_grid(
     return pixels, {label: resize(images[0], shape) for label, images in shown.labels.items()}
 
 
-def _with_objects(parts: list[_Part], truths: Truths) -> list[_Part]:
-    """Add object scores: one threshold for all fields together, one segmenter for every way."""
-    for label in truths.objects:
+def _with_objects(parts: Sequence[_Part], truth: GroundTruth) -> list[Score]:
+    """All scores, with objects: one threshold for all fields together, one segmenter for every way."""
+    for label in truth.objects:
         ways = {
-            way: [part for part in parts if part.label == label and part.way == way]
+            way: [part for part in parts if (part.score.label, part.score.way) == (label, way)]
             for way in (_TRUTH, MODEL, FLOOR, CEILING)
         }
-        thresholds = {way: _threshold(own) for way, own in ways.items()}
+        if not ways[_TRUTH]:
+            continue
+        thresholds = {
+            way: foreground_threshold([part.float_image for part in own], own[0].pixel_size_um)
+            for way, own in ways.items()
+        }
         thresholds[CEILING] = thresholds[_TRUTH]
-        true = [_objects(part, thresholds[_TRUTH]) for part in ways[_TRUTH]]
+        found = {
+            way: [find_objects(part.float_image, thresholds[way], part.pixel_size_um) for part in own]
+            for way, own in ways.items()
+        }
         for way in (MODEL, FLOOR, CEILING):
-            for part, wanted in zip(ways[way], true, strict=True):
-                part.objects = object_scores(_objects(part, thresholds[way]), wanted)
-    return [part for part in parts if part.way != _TRUTH]
+            for part, objects, true in zip(ways[way], found[way], found[_TRUTH], strict=True):
+                part.score = replace(part.score, objects=score_objects(objects, true))
+    return [part.score for part in parts if part.score.way != _TRUTH]
 
 
-def _threshold(parts: list[_Part]) -> float:
-    images = [_single(part) for part in parts]
-    return foreground_threshold(images, parts[0].pixel_size_um) if images else 0.0
-
-
-def _objects(part: _Part, above: float) -> Mask:
-    return Segmenter(above, part.pixel_size_um)(_single(part))
-
-
-def _single(part: _Part) -> Float32Image:
-    return np.asarray(part.image, np.float32)
-
-
-def _added(parts: list[_Part]) -> tuple[Score, ...]:
+def _pool_units(scores: Sequence[Score]) -> tuple[Score, ...]:
     """Fields of the same unit together."""
-    groups: dict[tuple[str, str, str], list[_Part]] = {}
-    for part in parts:
-        groups.setdefault((part.unit, part.label, part.way), []).append(part)
-    scores = []
-    for key, group in groups.items():
-        pixels, spread = group[0].pixels, group[0].spread
-        for part in group[1:]:
-            pixels = pixels + part.pixels
-            spread = spread + part.spread if spread is not None and part.spread is not None else None
-        objects = {iou: added([part.objects[iou] for part in group]) for iou in group[0].objects}
-        scores.append(Score(*key, len(group), pixels, spread, objects))
-    return tuple(scores)
+    pooled: dict[tuple[str, str, str], Score] = {}
+    for score in scores:
+        key = score.unit, score.label, score.way
+        pooled[key] = pooled[key] + score if key in pooled else score
+    return tuple(pooled.values())

@@ -1,4 +1,4 @@
-"""Does the model's gate notice stacks that do not fit? The predicted spread does not, as shown beside it."""
+"""Does the model's gate notice stacks that do not fit? The predicted SD does not, as shown beside it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 
 from acq_isl.engines.model_file import ModelFile, answers
 from acq_isl.engines.onnx import OnnxNetwork
-from acq_isl.evaluation.perturbations import AS_TRAINED, CONDITIONS, ZOOMS, zoomed
-from acq_isl.evaluation.scores import PixelScore, auroc, pixel_score
-from acq_isl.manifest import Manifest
+from acq_isl.evaluation.perturbations import AS_TRAINED, PERTURBATIONS, ZOOMS, zoom
+from acq_isl.evaluation.scores import PixelScore, auroc, score_pixels
 from acq_isl.processing.normalize import inverse_contrast
 from acq_isl.stack import Float32Image, Uint16Image
 
@@ -20,10 +19,12 @@ _LONGEST_PX = 1280
 _TILE_PX = 256
 _WINDOWS = 3  # of 128 px at a pitch of 64: a tile of 256 px
 
+_Values = NDArray[np.floating]
+
 
 @dataclass(frozen=True, slots=True)
-class Condition:
-    """What one condition did.
+class PerturbationScore:
+    """What one perturbation did.
 
     Parameters
     ----------
@@ -31,12 +32,12 @@ class Condition:
     pearson : mapping of label to float
         All pixels of all fields together.
     loss : float
-        Mean Pearson as trained, less that under this condition.
+        Mean Pearson as trained, less that under this perturbation.
     gate : float
-        AUROC of the model's distances, each relative to its limit, the largest of them; tiles of about
-        256 px under this condition against tiles as trained. NaN without a gate.
-    spread : float
-        The same of the mean predicted spread.
+        AUROC of the model's distances, each relative to its limit, the largest of them; perturbed tiles of
+        about 256 px against tiles as trained. NaN without a gate.
+    std : float
+        The same of the mean predicted SD.
     flagged : float
         Share of the tiles beyond a limit of the gate; as trained these are false alarms.
     tiles : int
@@ -46,73 +47,74 @@ class Condition:
     pearson: Mapping[str, float]
     loss: float
     gate: float
-    spread: float
+    std: float
     flagged: float
     tiles: int
 
 
 @dataclass(slots=True)
-class _Seen:
+class _Found:
+    """Of one perturbation so far: pixels by label, and of each tile the distance and the mean SD."""
+
     pixels: dict[str, PixelScore] = field(default_factory=dict)
-    distances: list[NDArray[np.floating]] = field(default_factory=list)
-    spreads: list[NDArray[np.floating]] = field(default_factory=list)
+    distances: _Values = field(default_factory=lambda: np.zeros(0))
+    stds: _Values = field(default_factory=lambda: np.zeros(0))
+
+    @property
+    def pearson(self) -> float:
+        return float(np.mean([score.pearson for score in self.pixels.values()]))
 
 
-class Trial:
-    """Runs a model under every condition, field by field; owns its session."""
+class GateTest:
+    """Runs a model under every perturbation, field by field; owns its session."""
 
     def __init__(self, model: ModelFile, threads: int | None) -> None:
-        self._manifest: Manifest = model.info.manifest
+        self._manifest = model.info.manifest
         self._network = OnnxNetwork(model, threads=threads)
-        self._seen = {name: _Seen() for name in CONDITIONS}
+        self._found = {name: _Found() for name in PERTURBATIONS}
 
     def add(self, stack: Uint16Image, truths: Mapping[str, Float32Image]) -> None:
-        """Try one field, already on the model's planes and pixels; ``truths`` by label, from 0 to 1."""
+        """Test one field on the model's planes and pixels, (z, y, x); truths by label, (y, x) from 0 to 1."""
         labels = [name for name in self._manifest.label_names if name in truths]
-        true = np.stack([truths[label] for label in labels])
-        for name, change in CONDITIONS.items():
-            changed = change(stack)
-            follow = zoomed(true, ZOOMS[name]) if name in ZOOMS else true
-            rows, columns = (slice(*self._cut(side)) for side in changed.shape[1:])
-            if min(rows.stop - rows.start, columns.stop - columns.start) < self._manifest.min_tile_px:
-                continue
-            self._run(
-                self._seen[name],
-                changed[:, rows, columns],
-                dict(zip(labels, follow[:, rows, columns], strict=True)),
-            )
+        truth = np.stack([truths[label] for label in labels])
+        for name, perturb in PERTURBATIONS.items():
+            perturbed = perturb(stack)
+            seen = zoom(truth, ZOOMS[name]) if name in ZOOMS else truth
+            rows, columns = (self._middle(side) for side in perturbed.shape[1:])
+            if min(rows.stop - rows.start, columns.stop - columns.start) >= self._manifest.min_tile_px:
+                true = dict(zip(labels, seen[:, rows, columns], strict=True))
+                self._run(self._found[name], perturbed[:, rows, columns], true)
 
-    def results(self) -> tuple[Condition, ...]:
-        """All conditions so far, as trained first; empty if no field was large enough."""
-        clean = self._seen[AS_TRAINED]
+    def results(self) -> tuple[PerturbationScore, ...]:
+        """All perturbations so far, as trained first; empty if no field was large enough."""
+        clean = self._found[AS_TRAINED]
         if not clean.pixels:
             return ()
-        before = _mean_pearson(clean)
         return tuple(
-            Condition(
+            PerturbationScore(
                 name,
-                {label: score.pearson for label, score in seen.pixels.items()},
-                before - _mean_pearson(seen),
-                _apart(_distances(clean), _distances(seen), same=name == AS_TRAINED),
-                _apart(_spreads(clean), _spreads(seen), same=name == AS_TRAINED),
-                float(np.mean(_distances(seen) > 1)) if seen.distances else float("nan"),
-                _spreads(seen).size,
+                {label: score.pearson for label, score in found.pixels.items()},
+                clean.pearson - found.pearson,
+                _separation(clean.distances, found.distances),
+                _separation(clean.stds, found.stds),
+                float(np.mean(found.distances > 1)) if found.distances.size else float("nan"),
+                found.stds.size,
             )
-            for name, seen in self._seen.items()
-            if seen.pixels
+            for name, found in self._found.items()
+            if found.pixels
         )
 
     def close(self) -> None:
         self._network.close()
 
-    def _cut(self, side: int) -> tuple[int, int]:
+    def _middle(self, side: int) -> slice:
         """The middle of an axis, a multiple of the size step and no longer than fits in memory."""
         step = self._manifest.size_step_px
         length = min(side, self._manifest.max_tile_px or _LONGEST_PX, _LONGEST_PX) // step * step
         start = (side - length) // 2
-        return start, start + length
+        return slice(start, start + length)
 
-    def _run(self, seen: _Seen, stack: Uint16Image, truths: Mapping[str, Float32Image]) -> None:
+    def _run(self, found: _Found, stack: Uint16Image, truths: Mapping[str, Float32Image]) -> None:
         manifest = self._manifest
         inv_sd = inverse_contrast(stack, manifest.high_pass_um / manifest.pixel_size_um)
         counts = np.ascontiguousarray(stack, "<u2")
@@ -123,35 +125,23 @@ class Trial:
         inner = slice(manifest.blank_px, -manifest.blank_px or None)
         for label, truth in truths.items():
             mean = named["mean"][0, manifest.label_names.index(label)]
-            score = pixel_score(mean[inner, inner], truth[inner, inner])
-            seen.pixels[label] = seen.pixels[label] + score if label in seen.pixels else score
-        seen.spreads.append(_tiled(named["spread"][0, :, inner, inner].mean(axis=0), _TILE_PX, np.mean))
+            score = score_pixels(mean[inner, inner], truth[inner, inner])
+            found.pixels[label] = found.pixels[label] + score if label in found.pixels else score
+        stds = _summarise_tiles(named["spread"][0, :, inner, inner].mean(axis=0), _TILE_PX, np.mean)
+        found.stds = np.concatenate([found.stds, stds])
         if manifest.gate is not None:
             limits = np.asarray(manifest.gate.limits)
-            tiles = [_tiled(distance, _WINDOWS, np.median) for distance in named["distance"][0]]
-            seen.distances.append((np.stack(tiles) / limits[:, None]).max(axis=0))
+            tiles = [_summarise_tiles(distance, _WINDOWS, np.median) for distance in named["distance"][0]]
+            distances = (np.stack(tiles) / limits[:, None]).max(axis=0)
+            found.distances = np.concatenate([found.distances, distances])
 
 
-def _tiled(
-    image: NDArray[np.floating], side: int, summary: Callable[..., np.floating]
-) -> NDArray[np.floating]:
+def _summarise_tiles(image: _Values, side: int, summary: Callable[..., np.floating]) -> _Values:
     """One number for each whole tile of an image, at least for one."""
     rows, columns = (range(0, max(length - side, 0) + 1, side) for length in image.shape)
     return np.array([summary(image[r : r + side, c : c + side]) for r in rows for c in columns])
 
 
-def _distances(seen: _Seen) -> NDArray[np.floating]:
-    return np.concatenate([*seen.distances, np.zeros(0)])
-
-
-def _spreads(seen: _Seen) -> NDArray[np.floating]:
-    return np.concatenate([*seen.spreads, np.zeros(0)])
-
-
-def _apart(clean: NDArray[np.floating], strange: NDArray[np.floating], *, same: bool) -> float:
-    """AUROC; as trained, one half of the tiles against the other."""
-    return auroc(clean[::2], clean[1::2]) if same else auroc(clean, strange)
-
-
-def _mean_pearson(seen: _Seen) -> float:
-    return float(np.mean([score.pearson for score in seen.pixels.values()]))
+def _separation(clean: _Values, strange: _Values) -> float:
+    """AUROC of perturbed tiles against tiles as trained; of these, one half against the other."""
+    return auroc(clean[::2], clean[1::2]) if strange is clean else auroc(clean, strange)

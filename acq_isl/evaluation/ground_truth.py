@@ -23,7 +23,7 @@ _Range = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Truths:
+class GroundTruth:
     """The truth of every label that was recorded.
 
     Parameters
@@ -34,37 +34,32 @@ class Truths:
         Counts that stand for 0 and 1, by label, where the recording does not say it itself.
     objects : tuple of str
         Labels whose separate objects are compared.
-    words : mapping of str to str
+    origins : mapping of str to str
         Where the range comes from, by label, for people.
     """
 
     keys: Mapping[str, str]
     ranges: Mapping[str, _Range]
     objects: tuple[str, ...]
-    words: Mapping[str, str]
+    origins: Mapping[str, str]
 
     @classmethod
-    def of(cls, manifest: Manifest, items: Sequence[Item], settings: Settings) -> Self:
+    def match(cls, manifest: Manifest, items: Sequence[Item], settings: Settings) -> Self:
         """Match stains with labels and find their ranges; `PairRefused` if nothing matches."""
         recorded = tuple(dict.fromkeys(name for item in items for name in item.labels))
-        keys = matched(manifest.labels, recorded, settings.truth_of)
-        ranges: dict[str, _Range] = {}
-        words: dict[str, str] = {}
-        for label in manifest.labels:
-            if label.name in keys and label.truth_range is not None and settings.truth_range == "model":
-                ranges[label.name] = label.truth_range
-                words[label.name] = "the model file's range"
-        missing = {name: key for name, key in keys.items() if name not in ranges}
-        ranges |= _pooled(items, missing)
-        low, high = _PERCENTILES
-        for name in missing:
-            words[name] = f"percentiles {low:g} and {high:g} of all pairs evaluated here together"
+        keys = match_stains(manifest.labels, recorded, settings.truth_of)
+        own = {label.name: label.truth_range for label in manifest.labels if settings.truth_range == "model"}
+        pooled = _pool_ranges(items, {name: key for name, key in keys.items() if own.get(name) is None})
+        ranges, origins = {}, {}
         for name, key in keys.items():
-            words[name] = f"{key} from {ranges[name][0]:.6g} to {ranges[name][1]:.6g} counts, {words[name]}"
+            low, high = ranges[name] = own.get(name) or pooled[name]
+            origin = "percentiles {:g} and {:g} of all pairs evaluated here together".format(*_PERCENTILES)
+            origin = origin if name in pooled else "the model file's range"
+            origins[name] = f"{key} from {low:.6g} to {high:.6g} counts, {origin}"
         nuclei = tuple(name for name in keys if name.casefold().startswith("nuclei"))
-        return cls(keys, ranges, tuple(n for n in settings.objects if n in keys) or nuclei, words)
+        return cls(keys, ranges, tuple(n for n in settings.objects if n in keys) or nuclei, origins)
 
-    def scaled(self, recording: Recording) -> dict[str, Float32Image]:
+    def scale(self, recording: Recording) -> dict[str, Float32Image]:
         """By label, (y, x) float32 from 0 to 1, of the stains that this field has."""
         images = {}
         for label, key in self.keys.items():
@@ -79,7 +74,9 @@ class Truths:
         return recording.valid.get(self.keys[label])
 
 
-def matched(labels: Iterable[Label], recorded: Sequence[str], chosen: Mapping[str, str]) -> dict[str, str]:
+def match_stains(
+    labels: Iterable[Label], recorded: Sequence[str], chosen: Mapping[str, str]
+) -> dict[str, str]:
     """Name of the recorded stain by label: as chosen, or of the label's own name, or of its marker.
 
     Raises
@@ -92,10 +89,9 @@ def matched(labels: Iterable[Label], recorded: Sequence[str], chosen: Mapping[st
     names = [label.name for label in labels]
     wrong = [f"{a}={b}" for a, b in chosen.items() if a not in names or b.casefold() not in known]
     for label in labels:
-        if label.name in chosen and not wrong:
-            found[label.name] = known[chosen[label.name].casefold()]
-            continue
         words = (label.name.casefold(), *re.findall(r"[\w-]+", label.marker.casefold()))
+        if label.name in chosen:
+            words = (chosen[label.name].casefold(),)
         fitting = next((known[word] for word in words if word in known), None)
         if fitting is not None:
             found[label.name] = fitting
@@ -110,9 +106,9 @@ def matched(labels: Iterable[Label], recorded: Sequence[str], chosen: Mapping[st
     return found
 
 
-def _pooled(items: Sequence[Item], keys: Mapping[str, str]) -> dict[str, _Range]:
+def _pool_ranges(items: Sequence[Item], keys: Mapping[str, str]) -> dict[str, _Range]:
     """Percentiles over all fields together, of recordings that do not say it themselves."""
-    samples: dict[str, list[NDArray[Any]]] = {}
+    samples: dict[str, list[NDArray[Any]]] = {label: [] for label in keys}
     for item in items if keys else ():
         try:
             recording = item.load()
@@ -121,10 +117,11 @@ def _pooled(items: Sequence[Item], keys: Mapping[str, str]) -> dict[str, _Range]
         for label, key in keys.items():
             if key in recording.labels:
                 image = np.asarray(recording.labels[key]).ravel()
-                samples.setdefault(label, []).append(image[:: max(image.size // _SAMPLED_PX, 1)])
+                samples[label].append(image[:: max(image.size // _SAMPLED_PX, 1)])
     ranges = {}
-    for label in keys:
-        pixels = np.concatenate([*samples.get(label, ()), np.zeros(0)])
-        low, high = np.percentile(pixels, _PERCENTILES) if pixels.size else (0.0, 1.0)
+    for label, parts in samples.items():
+        low, high = (
+            np.percentile(np.concatenate(parts, dtype=np.float64), _PERCENTILES) if parts else (0.0, 1.0)
+        )
         ranges[label] = (float(low), float(high) if high > low else float(low) + 1.0)
     return ranges

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from acq_isl.engines.model_file import ModelInfo
-from acq_isl.evaluation.gate_test import Condition
-from acq_isl.evaluation.scores import PixelScore, SpreadScore
+from acq_isl.evaluation.gate_test import PerturbationScore
+from acq_isl.evaluation.scores import PixelScore, StdScore, add_objects
 from acq_isl.processing.segmentation import ObjectScore
 from acq_isl.stack import Float32Image, Uint16Image
 
@@ -45,33 +45,42 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How well one way of guessing did on one label of one held-out unit.
+    """How well one way of guessing did on one label of one held-out unit; fields of a unit are added.
 
     Parameters
     ----------
     unit, label : str
     way : str
         ``model``, ``floor``, ``ceiling``, or ``real NAME``: the stain of another label, taken as a guess.
-    fields : int
     pixels : PixelScore
-    spread : SpreadScore or None
+    std : StdScore or None
         Of the model only.
     objects : mapping of IoU to ObjectScore
         Empty for labels without separate objects.
+    fields : int
     """
 
     unit: str
     label: str
     way: str
-    fields: int
     pixels: PixelScore
-    spread: SpreadScore | None = None
+    std: StdScore | None = None
     objects: Mapping[float, ObjectScore] = field(default_factory=dict)
+    fields: int = 1
+
+    def __add__(self, other: Score) -> Score:
+        return replace(
+            self,
+            pixels=self.pixels + other.pixels,
+            std=None if self.std is None or other.std is None else self.std + other.std,
+            objects={iou: add_objects([one, other.objects[iou]]) for iou, one in self.objects.items()},
+            fields=self.fields + other.fields,
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ShownField:
-    """A field to be looked at: middle plane, and by label the truth, mean and spread, 0 to 1."""
+    """A field to be looked at: middle plane, and by label the truth, mean and SD, 0 to 1."""
 
     name: str
     unit: str
@@ -82,20 +91,35 @@ class ShownField:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Report:
-    """Everything an evaluation found."""
+    """Everything an evaluation found.
+
+    Parameters
+    ----------
+    model : ModelInfo
+    engine : str
+    settings : Settings
+    scores : tuple of Score
+    perturbations : tuple of PerturbationScore
+    truths : mapping of str to str
+        How the recorded counts were scaled, by label, for people.
+    shown : tuple of ShownField
+    refused : tuple of (str, str)
+        Fields that could not be scored, with the reason.
+    leaks : tuple of str
+        What is known of these fields having been trained on.
+    warnings : tuple of str
+    seconds : float
+    """
 
     model: ModelInfo
     engine: str
     settings: Settings
     scores: tuple[Score, ...]
-    conditions: tuple[Condition, ...]
+    perturbations: tuple[PerturbationScore, ...]
     truths: Mapping[str, str]
-    """How the recorded counts were scaled, by label, for people."""
     shown: tuple[ShownField, ...]
     refused: tuple[tuple[str, str], ...]
-    """Fields that could not be scored, with the reason."""
     leaks: tuple[str, ...]
-    """What is known of these fields having been trained on."""
     warnings: tuple[str, ...]
     seconds: float
 
@@ -110,5 +134,4 @@ class Report:
     @property
     def fields(self) -> int:
         """Fields that were scored."""
-        first = {s.unit: s.fields for s in self.scores if s.way == MODEL}
-        return sum(first.values())
+        return sum({score.unit: score.fields for score in self.scores if score.way == MODEL}.values())

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Self
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
 from acq_isl.processing.segmentation import Mask, ObjectScore, object_score, segment, smooth
+from acq_isl.processing.statistics import pearson_of_sums
 from acq_isl.stack import Float32Image
 
 IOUS = (0.5, 0.3)
 MIN_OBJECT_UM2 = 20.0
 _RANKED_PX = 2**17  # ranks of more pixels tell nothing new and take seconds
 _BINS = 512
+_SSIM_WINDOW_PX = 7
 
 
 @dataclass(frozen=True, slots=True)
-class PixelScore:
+class _Sums:
+    """Numbers that are added field by field."""
+
+    def __add__(self, other: Self) -> Self:
+        names = [field.name for field in fields(self)]
+        return replace(self, **{name: getattr(self, name) + getattr(other, name) for name in names})
+
+
+@dataclass(frozen=True, slots=True)
+class PixelScore(_Sums):
     """Agreement of two images pixel by pixel, as sums over one or more fields.
 
     Parameters
@@ -43,16 +55,10 @@ class PixelScore:
     absolute: float
     structure: float
 
-    def __add__(self, other: Self) -> PixelScore:
-        return PixelScore(**_sums(self, other))
-
     @property
     def pearson(self) -> float:
         """Correlation over all pixels together; NaN where either image is constant."""
-        one, two = self.aa - self.a**2 / self.n, self.bb - self.b**2 / self.n
-        if one <= 1e-12 * self.aa or two <= 1e-12 * self.bb:
-            return float("nan")
-        return float(np.clip((self.ab - self.a * self.b / self.n) / np.sqrt(one * two), -1, 1))
+        return pearson_of_sums(self.n, self.a, self.b, self.aa, self.bb, self.ab)
 
     @property
     def ssim(self) -> float:
@@ -66,8 +72,8 @@ class PixelScore:
 
 
 @dataclass(frozen=True, slots=True)
-class SpreadScore:
-    """Whether the stated spread is the error's, as sums over one or more fields.
+class StdScore(_Sums):
+    """Whether the stated SD is the error's, as sums over one or more fields.
 
     Parameters
     ----------
@@ -85,9 +91,6 @@ class SpreadScore:
     inside_bright: int
     ranks: float
 
-    def __add__(self, other: Self) -> SpreadScore:
-        return SpreadScore(**_sums(self, other))
-
     @property
     def coverage(self) -> float:
         """Share of pixels within one stated SD; .68 if errors are normal and the SD is right."""
@@ -104,11 +107,7 @@ class SpreadScore:
         return self.ranks / self.n
 
 
-def _sums(one: PixelScore | SpreadScore, other: PixelScore | SpreadScore) -> dict[str, Any]:
-    return {name: getattr(one, name) + getattr(other, name) for name in one.__dataclass_fields__}
-
-
-def pixel_score(
+def score_pixels(
     predicted: Float32Image, truth: Float32Image, valid: NDArray[np.bool_] | None = None
 ) -> PixelScore:
     """Compare two (y, x) images in which 0 is background and 1 the bright end of the truth.
@@ -124,49 +123,30 @@ def pixel_score(
     where = np.ones(truth.shape, bool) if valid is None else valid
     a, b = (np.asarray(image, np.float64)[where] for image in (predicted, truth))
     ssim = float("nan")
-    if min(truth.shape) >= 7 and a.size:
+    if min(truth.shape) >= _SSIM_WINDOW_PX and a.size:
         ssim = float(structural_similarity(truth, predicted, data_range=1.0, full=True)[1][where].mean())
     sums = float(a.sum()), float(b.sum()), float(a @ a), float(b @ b), float(a @ b)
     return PixelScore(a.size, *sums, float(np.abs(a - b).sum()), ssim * a.size)
 
 
-def spread_score(
-    predicted: Float32Image, spread: Float32Image, truth: Float32Image, bright: NDArray[np.bool_]
-) -> SpreadScore:
+def score_std(
+    predicted: Float32Image, std: Float32Image, truth: Float32Image, bright: NDArray[np.bool_]
+) -> StdScore:
     """Hold the stated SD of each pixel against its error; ``bright`` is the truth's foreground."""
     error = np.abs(predicted - truth)
-    inside = error <= spread
+    inside = error <= std
     step = max(error.size // _RANKED_PX, 1)
-    ranks = (
-        stats.spearmanr(spread.ravel()[::step], error.ravel()[::step]).statistic if np.ptp(spread) else 0.0
-    )
-    return SpreadScore(
-        error.size,
-        int(inside.sum()),
-        int(bright.sum()),
-        int((inside & bright).sum()),
-        float(ranks) * error.size,
-    )
+    ranks = stats.spearmanr(std.ravel()[::step], error.ravel()[::step]).statistic if np.ptp(std) else 0.0
+    counts = int(inside.sum()), int(bright.sum()), int((inside & bright).sum())
+    return StdScore(error.size, *counts, float(ranks) * error.size)
 
 
-@dataclass(frozen=True, slots=True)
-class Segmenter:
-    """Finds objects: smoothed by .5 um, above a threshold, split at waists, at least 20 um^2.
-
-    Parameters
-    ----------
-    above : float
-    pixel_size_um : float
-    """
-
-    above: float
-    pixel_size_um: float
-
-    def __call__(self, image: Float32Image) -> Mask:
-        return segment(image, self.above, MIN_OBJECT_UM2, self.pixel_size_um)
+def find_objects(image: Float32Image, above: float, pixel_size_um: float) -> Mask:
+    """Number the objects: smoothed by .5 um, above a threshold, split at waists, at least 20 um^2."""
+    return segment(image, above, MIN_OBJECT_UM2, pixel_size_um)
 
 
-def otsu(images: list[Float32Image]) -> float:
+def otsu_threshold(images: Sequence[Float32Image]) -> float:
     """Threshold that parts the pixels of all images together into two classes of least variance (Otsu 1979).
 
     0 if all pixels are equal.
@@ -182,17 +162,17 @@ def otsu(images: list[Float32Image]) -> float:
     return float(threshold_otsu(hist=(counts, (edges[1:] + edges[:-1]) / 2)))
 
 
-def foreground_threshold(images: list[Float32Image], pixel_size_um: float) -> float:
+def foreground_threshold(images: Sequence[Float32Image], pixel_size_um: float) -> float:
     """Otsu's threshold of images smoothed as objects are found in them."""
-    return otsu([smooth(image, pixel_size_um) for image in images])
+    return otsu_threshold([smooth(image, pixel_size_um) for image in images])
 
 
-def object_scores(found: Mask, true: Mask) -> dict[float, ObjectScore]:
+def score_objects(found: Mask, true: Mask) -> dict[float, ObjectScore]:
     """Found against true objects at each IoU of `IOUS`."""
     return {iou: object_score(found, true, iou) for iou in IOUS}
 
 
-def added(scores: list[ObjectScore]) -> ObjectScore:
+def add_objects(scores: Sequence[ObjectScore]) -> ObjectScore:
     """Objects of several fields together."""
     found, true, matched = (sum(getattr(s, name) for s in scores) for name in ("found", "true", "matched"))
     return ObjectScore(2 * matched / (found + true) if found + true else float("nan"), found, true, matched)

@@ -1,4 +1,4 @@
-"""An evaluation as tables: CSV and JSON for programs, Markdown for people."""
+"""An evaluation as tables: CSV and JSON for programs, rows of text for people."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
 from statistics import fmean
 from typing import Any
 
@@ -18,80 +18,58 @@ COLUMNS = (
     *(f"f1_iou_{iou:g}" for iou in IOUS), "objects_found", "objects_true", "count_bias",
     "coverage", "coverage_foreground", "spread_error_rank_correlation",
 )  # fmt: skip
+_SUMMED = ("fields", "pixels", "objects_found", "objects_true", "count_bias")
 _SHORT = {
-    "pearson": "Pearson",
-    "ssim": "SSIM",
-    "mae": "MAE",
-    "f1_iou_0.5": "F1 @.5",
-    "f1_iou_0.3": "F1 @.3",
-    "objects_found": "found",
-    "objects_true": "true",
-    "count_bias": "bias",
-    "coverage": "cover",
-    "coverage_foreground": "cover, bright",
-    "spread_error_rank_correlation": "rank corr.",
-}
-_NONE = "-"
+    "pearson": "Pearson", "ssim": "SSIM", "mae": "MAE", "f1_iou_0.5": "F1 @.5", "f1_iou_0.3": "F1 @.3",
+    "objects_found": "found", "objects_true": "true", "count_bias": "bias", "coverage": "cover",
+    "coverage_foreground": "cover, bright", "spread_error_rank_correlation": "rank corr.",
+}  # fmt: skip
+LABEL_TITLES = ("label", "way", "n", *_SHORT.values())
+
+Row = dict[str, Any]
+"""A line of the table by column; None where a number does not apply or is none."""
 
 
-def row(score: Score) -> dict[str, Any]:
-    """One line of the table; None where a number does not apply or is none."""
-    first = next(iter(score.objects.values()), None)
-    spread = score.spread
-    values = {
-        "unit": score.unit,
-        "label": score.label,
-        "way": score.way,
-        "fields": score.fields,
-        "pixels": score.pixels.n,
-        "pearson": score.pixels.pearson,
-        "ssim": score.pixels.ssim,
-        "mae": score.pixels.mae,
-        **{f"f1_iou_{iou:g}": one.f1 for iou, one in score.objects.items()},
-        **({} if first is None else {
-            "objects_found": first.found, "objects_true": first.true, "count_bias": first.found - first.true,
-        }),
-        **({} if spread is None else {
-            "coverage": spread.coverage,
-            "coverage_foreground": spread.coverage_foreground,
-            "spread_error_rank_correlation": spread.rank_correlation,
-        }),
-    }  # fmt: skip
-    return {name: _number(values.get(name)) for name in COLUMNS}
+def _row(score: Score) -> Row:
+    values: Row = {"unit": score.unit, "label": score.label, "way": score.way, "fields": score.fields}
+    pixels, std = score.pixels, score.std
+    values |= {"pixels": pixels.n, "pearson": pixels.pearson, "ssim": pixels.ssim, "mae": pixels.mae}
+    for iou, one in score.objects.items():
+        values |= {f"f1_iou_{iou:g}": one.f1, "objects_found": one.found, "objects_true": one.true}
+        values["count_bias"] = one.found - one.true
+    if std is not None:
+        values |= {"coverage": std.coverage, "coverage_foreground": std.coverage_foreground}
+        values["spread_error_rank_correlation"] = std.rank_correlation
+    return {name: _finite(values.get(name)) for name in COLUMNS}
 
 
-def _number(value: Any) -> Any:
+def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def rows(report: Report) -> list[dict[str, Any]]:
-    """Every unit, label and way."""
-    return [row(score) for score in report.scores]
+def list_rows(report: Report, label: str | None = None, way: str | None = None) -> list[Row]:
+    """Every unit, label and way, or only those of a label and way."""
+    return [
+        _row(score) for score in report.scores if label in (None, score.label) and way in (None, score.way)
+    ]
 
 
-def ways(report: Report, label: str) -> tuple[str, ...]:
+def choose_ways(report: Report, label: str) -> tuple[str, ...]:
     """Model, floor, the best of the other stains, and ceiling: what a label is read beside."""
     found = dict.fromkeys(score.way for score in report.scores if score.label == label)
     others = [way for way in found if way not in (MODEL, FLOOR, CEILING)]
-    best = sorted(others, key=lambda way: summary(report, label, way)["pearson"] or -1.0)[-1:]
+    best = sorted(others, key=lambda way: summarise(report, label, way)["pearson"] or -1.0)[-1:]
     return tuple(way for way in (MODEL, FLOOR, *best, CEILING) if way in found)
 
 
-def summary(report: Report, label: str, way: str) -> dict[str, Any]:
+def summarise(report: Report, label: str, way: str) -> Row:
     """Mean over the held-out units; objects are added up."""
-    own = [row(score) for score in report.scores if (score.label, score.way) == (label, way)]
-    means: dict[str, Any] = {"label": label, "way": way, "units": len(own)}
+    own = list_rows(report, label, way)
+    means: Row = {"label": label, "way": way, "units": len(own)}
     for name in COLUMNS[3:]:
-        values = [one[name] for one in own if one[name] is not None]
-        total = name in ("fields", "pixels", "objects_found", "objects_true", "count_bias")
-        means[name] = None if not values else sum(values) if total else fmean(values)
+        values = [row[name] for row in own if row[name] is not None]
+        means[name] = None if not values else sum(values) if name in _SUMMED else fmean(values)
     return means
-
-
-def spans(report: Report, label: str, way: str, name: str) -> tuple[float, ...]:
-    """The single units' values of one column."""
-    own = (row(score)[name] for score in report.scores if (score.label, score.way) == (label, way))
-    return tuple(value for value in own if value is not None)
 
 
 def as_csv(report: Report) -> str:
@@ -99,7 +77,7 @@ def as_csv(report: Report) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows(report))
+    writer.writerows(list_rows(report))
     return text.getvalue()
 
 
@@ -118,24 +96,24 @@ def as_json(report: Report) -> str:
         "leaks": report.leaks,
         "warnings": report.warnings,
         "refused": dict(report.refused),
-        "rows": rows(report),
+        "rows": list_rows(report),
         "conditions": [
             {
                 "condition": one.name,
-                "pearson": {label: _number(value) for label, value in one.pearson.items()},
-                "pearson_lost": _number(one.loss),
-                "auroc_gate": _number(one.gate),
-                "auroc_spread": _number(one.spread),
-                "tiles_flagged": _number(one.flagged),
+                "pearson": {label: _finite(value) for label, value in one.pearson.items()},
+                "pearson_lost": _finite(one.loss),
+                "auroc_gate": _finite(one.gate),
+                "auroc_spread": _finite(one.std),
+                "tiles_flagged": _finite(one.flagged),
                 "tiles": one.tiles,
             }
-            for one in report.conditions
+            for one in report.perturbations
         ],
         "evaluations": [
             {
                 "label": label, "dataset": "", "split_unit": unit, "n": len(report.units),
                 "metrics": {
-                    name: value for name, value in summary(report, label, MODEL).items()
+                    name: value for name, value in summarise(report, label, MODEL).items()
                     if name in COLUMNS[5:] and value is not None
                 },
             }
@@ -145,7 +123,7 @@ def as_json(report: Report) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def header(report: Report) -> str:
+def describe_units(report: Report) -> str:
     """What the numbers are of; nothing is called held out that nobody knows to be."""
     unit, n = report.settings.split_unit, len(report.units)
     known = report.model.manifest.training is not None and not report.leaks
@@ -155,83 +133,28 @@ def header(report: Report) -> str:
     return f"{text} (split unit: {unit}, n = {n})"
 
 
-def as_markdown(report: Report) -> str:
-    """Tables of labels and conditions, with what they are of."""
-    model = report.model.manifest
-    lines = [f"# {model.name} {model.version} on {header(report)}", ""]
-    lines += [f"- model {report.model.sha256[:12]}, {report.engine}"]
-    lines += [f"- truth of {label}: {words}" for label, words in report.truths.items()]
-    lines += [f"- **{warning}**" for warning in (*report.leaks, *report.warnings)]
-    lines += [f"- not scored: {name}: {why}" for name, why in report.refused]
-    lines += ["", *_table(LABEL_TITLES, label_rows(report)), ""]
-    lines += [f"- {explanation}" for explanation in explanations(report)]
-    if report.conditions:
-        lines += ["", *_table(condition_titles(report), condition_rows(report))]
-    lines += ["", gate_words(report), ""]
-    return "\n".join(lines)
-
-
-def explanations(report: Report) -> list[str]:
-    """How to read the columns."""
-    return [
-        "Means over the units; objects are summed.",
-        "Floor: logarithm of the variance over z, smoothed by 1.2 um, fitted to each truth. "
-        "Real NAME: the stain of another label taken as a guess, likewise. "
-        "Ceiling: the real stain itself with its noise drawn anew, "
-        f"displaced by {report.settings.registration_um:g} um.",
-        "SSIM and MAE: on a scale where 1 is the bright end of the truth, data range 1.",
-        "Objects: the same segmenter in every way (Otsu's threshold over all fields, waists split, "
-        "from 20 um^2), matched one to one at an IoU; bias is found less true.",
-        "Cover: share of pixels within one stated SD (.68 if it were right), everywhere and where the "
-        "stain is bright. Rank corr.: Spearman of stated SD and error.",
-    ]
-
-
-def gate_words(report: Report) -> str:
-    """What the model can and cannot notice."""
-    if report.model.manifest.gate is None:
-        return (
-            "This model gives no distance to its training set: nothing but metadata and content checks tells "
-            "whether a stack fits it. The predicted spread does not."
-        )
-    if not report.conditions:
-        return "No field was large enough to try the model's gate on."
-    return (
-        "Gate: the model's distances to its training set, tiles of about 256 px under a condition against "
-        "tiles as trained; flagged as trained are false alarms. The spread is for display, never a gate."
-    )
-
-
-LABEL_TITLES = ("label", "way", "n", *_SHORT.values())
-
-
-def label_rows(report: Report) -> Iterable[Sequence[str]]:
-    """What each label is worth, beside floor and ceiling."""
+def label_rows(report: Report) -> Iterator[tuple[str, ...]]:
+    """What each label is worth, beside floor and ceiling, under `LABEL_TITLES`."""
     for label in report.labels:
-        for way in ways(report, label):
-            found = summary(report, label, way)
-            yield (label, way, str(found["units"]), *(text(found[name]) for name in _SHORT))
+        for way in choose_ways(report, label):
+            means = summarise(report, label, way)
+            yield (label, way, str(means["units"]), *(as_text(means[name]) for name in _SHORT))
 
 
-def condition_titles(report: Report) -> tuple[str, ...]:
-    """Of the table of conditions."""
-    return ("condition", *report.labels, "Pearson lost", "gate AUROC", "tiles flagged", "spread AUROC")
+def perturbation_titles(report: Report) -> tuple[str, ...]:
+    return ("perturbation", *report.labels, "Pearson lost", "gate AUROC", "tiles flagged", "SD AUROC")
 
 
-def condition_rows(report: Report) -> Iterable[Sequence[str]]:
+def perturbation_rows(report: Report) -> Iterator[tuple[str, ...]]:
     """Pearson by label, what it lost, and what would have noticed."""
-    for one in report.conditions:
-        values = [one.pearson.get(label) for label in report.labels]
-        yield (one.name, *map(text, (*values, one.loss, one.gate, one.flagged, one.spread)))
+    for one in report.perturbations:
+        values = (*map(one.pearson.get, report.labels), one.loss, one.gate, one.flagged, one.std)
+        yield (one.name, *map(as_text, values))
 
 
-def text(value: Any) -> str:
+def as_text(value: Any) -> str:
     """A number for people; a dash for none."""
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return _NONE
+    value = _finite(value)
+    if value is None:
+        return "-"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def _table(titles: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
-    lines = [titles, ["---"] * len(titles), *body]
-    return [f"| {' | '.join(line)} |" for line in lines]

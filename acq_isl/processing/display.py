@@ -107,6 +107,17 @@ def tinted(gray: Uint8Image, color: str) -> Uint8Image:
     return picture
 
 
+def additive_error(predicted: NDArray[np.float32], truth: NDArray[np.float32]) -> Uint8Image:
+    """Truth and prediction in one picture, (y, x, 3), as in Christiansen et al., Cell 2018.
+
+    Of (y, x) images from 0 to 1: truth in blue (0, .5, 1) and prediction in orange (1, .5, 0), added. Grey
+    where they agree, orange where only the prediction is bright, blue where only the stain is.
+    """
+    t, p = (np.clip(image, 0, 1)[..., None] for image in (truth, predicted))
+    summed = t * np.float32([0.0, 0.5, 1.0]) + p * np.float32([1.0, 0.5, 0.0])
+    return np.asarray(np.rint(255 * np.clip(summed, 0, 1)), np.uint8)
+
+
 def overlaid(first: Uint8Image, second: Uint8Image) -> Uint8Image:
     """First in magenta, second in green: white where both are bright, (y, x, 3)."""
     rows, columns = (min(a, b) for a, b in zip(first.shape, second.shape, strict=True))

@@ -19,11 +19,11 @@ from scipy import ndimage
 from acq_isl.cli import app as cli
 from acq_isl.errors import PairRefused
 from acq_isl.evaluation.evaluate import evaluate
-from acq_isl.evaluation.ground_truth import matched
+from acq_isl.evaluation.ground_truth import match_stains
 from acq_isl.evaluation.inputs import find_items
-from acq_isl.evaluation.page import render, write_evaluation
+from acq_isl.evaluation.page import as_markdown, render, write_evaluation
 from acq_isl.evaluation.results import CEILING, FLOOR, MODEL, Settings
-from acq_isl.evaluation.tables import as_json, as_markdown, header, ways
+from acq_isl.evaluation.tables import as_json, choose_ways, describe_units
 from acq_isl.manifest import Label, Manifest, Training
 from acq_isl.training.data.pairs import Item
 from doubles import tiny_model as tiny
@@ -70,10 +70,10 @@ def report(model: Path, plate: Path):
 def test_every_label_is_scored_beside_floor_and_ceiling(report) -> None:
     assert report.units == ("plate/A1", "plate/A2", "plate/B1")
     assert report.labels == ("nuclei", "axons")
-    assert ways(report, "nuclei") == (MODEL, FLOOR, "real axons", CEILING)
+    assert choose_ways(report, "nuclei") == (MODEL, FLOOR, "real axons", CEILING)
     for score in report.scores:
         assert score.pixels.n == 96 * 112
-        assert (score.spread is None) == (score.way != MODEL)
+        assert (score.std is None) == (score.way != MODEL)
         assert bool(score.objects) == (score.label == "nuclei" and score.way in (MODEL, FLOOR, CEILING))
     by_way = {(s.unit, s.label, s.way): s.pixels.pearson for s in report.scores}
     for unit in report.units:
@@ -81,9 +81,9 @@ def test_every_label_is_scored_beside_floor_and_ceiling(report) -> None:
 
 
 def test_the_header_says_what_was_held_out(report, model: Path, plate: Path) -> None:
-    assert header(report) == "3 held-out fields (split unit: field, n = 3)"
+    assert describe_units(report) == "3 held-out fields (split unit: field, n = 3)"
     wells = run(model, find_items([plate], tiny.MANIFEST, 1.5), split_unit="well")
-    assert header(wells) == "3 held-out wells with 3 fields (split unit: well, n = 3)"
+    assert describe_units(wells) == "3 held-out wells with 3 fields (split unit: well, n = 3)"
     assert "held-out" in as_markdown(wells).splitlines()[0]
 
 
@@ -100,24 +100,24 @@ def test_scores_of_trained_fields_are_not_called_held_out(tmp_path: Path, plate:
     path = tiny.write(tmp_path, manifest=tiny.MANIFEST.model_copy(update={"training": training}))
     found = run(path, find_items([plate], tiny.MANIFEST, 1.5))
     assert len(found.leaks) == 2
-    assert "held-out" not in header(found)
+    assert "held-out" not in describe_units(found)
     assert "plate/B1" in render(found) and "not of held-out images" in render(found)
 
 
 def test_a_model_that_does_not_say_what_it_saw_is_not_believed(tmp_path: Path, plate: Path) -> None:
     found = run(tiny.write(tmp_path), find_items([plate], tiny.MANIFEST, 1.5))
-    assert header(found) == "3 fields (split unit: field, n = 3)"
+    assert describe_units(found) == "3 fields (split unit: field, n = 3)"
     assert any("nobody knows" in warning for warning in found.warnings)
     assert "no distance to its training set" in as_markdown(found)
 
 
-def test_nine_conditions_with_the_gate_beside_the_spread(report) -> None:
-    assert len(report.conditions) == 9
-    clean = report.conditions[0]
+def test_nine_perturbations_with_the_gate_beside_the_sd(report) -> None:
+    assert len(report.perturbations) == 9
+    clean = report.perturbations[0]
     assert (clean.name, clean.loss) == ("as trained", 0)
-    for one in report.conditions:
+    for one in report.perturbations:
         assert set(one.pearson) == {"nuclei", "axons"}
-        assert 0 <= one.gate <= 1 and 0 <= one.spread <= 1 and 0 <= one.flagged <= 1
+        assert 0 <= one.gate <= 1 and 0 <= one.std <= 1 and 0 <= one.flagged <= 1
     assert "flagged as trained are false alarms" in as_markdown(report)
 
 
@@ -189,7 +189,7 @@ def test_the_page_needs_nothing_from_outside(report) -> None:
 )
 def test_stains_are_matched_with_labels(recorded, chosen, wanted) -> None:
     labels = (Label(name="nuclei", marker="DAPI or Hoechst 33342"), Label(name="axons", marker="NFH"))
-    assert matched(labels, recorded, chosen) == wanted
+    assert match_stains(labels, recorded, chosen) == wanted
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_stains_are_matched_with_labels(recorded, chosen, wanted) -> None:
 )
 def test_stains_that_fit_no_label_are_asked_about(recorded, chosen) -> None:
     with pytest.raises(PairRefused, match="--truth LABEL=STAIN"):
-        matched((Label(name="nuclei", marker="DAPI"),), recorded, chosen)
+        match_stains((Label(name="nuclei", marker="DAPI"),), recorded, chosen)
 
 
 def test_wells_come_from_the_folders(plate: Path) -> None:

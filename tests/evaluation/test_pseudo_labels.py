@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 from acq_isl.cli.app import cli
 from acq_isl.engines.onnx import OnnxEngine
 from acq_isl.errors import ExperimentError, PairRefused
-from acq_isl.evaluation.evaluate import stack_of
-from acq_isl.evaluation.ground_truth import Truths
+from acq_isl.evaluation.evaluate import make_stack
+from acq_isl.evaluation.ground_truth import GroundTruth
 from acq_isl.evaluation.inputs import find_items
-from acq_isl.evaluation.pseudo_labels import Lesson, teach
+from acq_isl.evaluation.pseudo_labels import Blend, write_pseudo_labels
 from acq_isl.evaluation.results import Settings
 from acq_isl.manifest import Training
 from acq_isl.training.data.source_base import Nominal
@@ -60,32 +60,32 @@ def read_back(made):
 
 
 def test_labels_are_blends_that_training_reads(tmp_path, model, plate):
-    made = teach([model, model], plate, tmp_path / "out", Lesson(0.7, ["A2"], threads=1))
-    assert len(made.taught) == 1
+    made = write_pseudo_labels([model, model], plate, tmp_path / "out", Blend(0.7, ["A2"], threads=1))
+    assert len(made.blended) == 1
     assert [why for _, why in made.untouched if why != "held out"], "A3 is refused, with the reason"
     found, items = read_back(made)
     assert found["split"] == {"by": "well", "held_out": ["A2"]}
     with OnnxEngine(model, threads=1) as engine:
-        truths = Truths.of(engine.manifest, plate, Settings())
+        truth = GroundTruth.match(engine.manifest, plate, Settings())
         for item in plate:
             recording, written = item.load(), items[item.well].load()
             np.testing.assert_array_equal(written.stack, recording.stack)
             assert written.pixel_size_um == pytest.approx(recording.pixel_size_um)
             assert written.z_step_um == pytest.approx(recording.z_step_um)
-            for label, truth in truths.scaled(recording).items():
+            for label, scaled in truth.scale(recording).items():
                 if item.well == "A1":
-                    prediction = engine.predict(stack_of(recording, item.name, engine))
+                    prediction = engine.predict(make_stack(recording, item.name, engine))
                     mean = prediction.mean[prediction.labels.index(label)]
-                    low, high = truths.ranges[label]
-                    counts = low + (0.7 * mean + 0.3 * truth) * (high - low)
+                    low, high = truth.ranges[label]
+                    counts = low + (0.7 * mean + 0.3 * scaled) * (high - low)
                     np.testing.assert_allclose(written.labels[label], counts, rtol=1e-5)
-                    assert np.abs(0.7 * mean - 0.7 * truth).max() > 0.01
+                    assert np.abs(0.7 * mean - 0.7 * scaled).max() > 0.01
                 else:
-                    np.testing.assert_array_equal(written.labels[label], recording.labels[truths.keys[label]])
+                    np.testing.assert_array_equal(written.labels[label], recording.labels[truth.keys[label]])
 
 
 def test_what_was_taught_is_marked(tmp_path, model, plate):
-    made = teach([model], plate, tmp_path / "out", Lesson(0.5, threads=1))
+    made = write_pseudo_labels([model], plate, tmp_path / "out", Blend(0.5, threads=1))
     digest, marks = hashlib.sha256(Path(model).read_bytes()).hexdigest(), {}
     for path in (tmp_path / "out").rglob("*.ome.tif"):
         if path.name != "stack.ome.tif":
@@ -108,12 +108,12 @@ def test_what_was_taught_is_marked(tmp_path, model, plate):
 )
 def test_what_cannot_be_taught_is_explained(tmp_path, model, plate, more, error, says):
     with pytest.raises(error, match=says):
-        teach([model], plate, tmp_path / "out", Lesson(**more))
+        write_pseudo_labels([model], plate, tmp_path / "out", Blend(**more))
 
 
 def test_a_folder_in_use_is_not_written_into(tmp_path, model, plate):
     with pytest.raises(ExperimentError, match="something in it"):
-        teach([model], plate, tmp_path / "plate")
+        write_pseudo_labels([model], plate, tmp_path / "plate")
 
 
 def test_the_command(tmp_path, model, plate):
@@ -130,7 +130,7 @@ def test_a_teacher_that_has_seen_what_is_held_out_is_told(tmp_path, plate):
     seen = tiny.MANIFEST.model_copy(update={"training": Training(wells=("A1", "A2"))})
     (tmp_path / "seen").mkdir()
     model = tiny.write(tmp_path / "seen", manifest=seen)
-    made = teach([model], plate, tmp_path / "out", Lesson(held_out=["A2"], threads=1))
+    made = write_pseudo_labels([model], plate, tmp_path / "out", Blend(held_out=["A2"], threads=1))
     assert len(made.leaks) == 1
     assert made.leaks[0].endswith("A2")
     given = ["teach", str(model), "--pairs", str(tmp_path / "plate"), "-o", str(tmp_path / "again")]
@@ -147,8 +147,8 @@ def in_memory(plate, number, recording=None, **changes):
 def test_other_times_of_a_place_that_is_held_out_are_not_taught(tmp_path, model, plate):
     items = [in_memory(plate, 0, name="t0", field="p"), in_memory(plate, 1, name="t1", field="p")]
     items.append(in_memory(plate, 1, name="other"))
-    made = teach([model], items, tmp_path / "out", Lesson(held_out=["t0"], threads=1))
-    assert made.taught == ("other",)
+    made = write_pseudo_labels([model], items, tmp_path / "out", Blend(held_out=["t0"], threads=1))
+    assert made.blended == ("other",)
     split = yaml.safe_load(made.pairs.read_text(encoding="utf-8"))["split"]
     assert split == {"by": "field", "held_out": ["A1/0000-t0", "A2/0001-t1"]}
 
@@ -158,13 +158,13 @@ def test_what_cannot_be_trusted_is_predicted_or_left_out(tmp_path, model, plate)
     known[:, 48:] = True
     masked = {"valid": {"nuclei": known}}
     items = [in_memory(plate, number, recording=masked) for number in (0, 1)]
-    made = teach([model], items, tmp_path / "out", Lesson(0.7, ["A2"], threads=1))
+    made = write_pseudo_labels([model], items, tmp_path / "out", Blend(0.7, ["A2"], threads=1))
     _, written = read_back(made)
     assert set(written["A2"].load().labels) == {"axons"}
     with OnnxEngine(model, threads=1) as engine:
-        truths = Truths.of(engine.manifest, items, Settings())
-        prediction = engine.predict(stack_of(items[0].load(), "A1", engine))
-    low, high = truths.ranges["nuclei"]
+        truth = GroundTruth.match(engine.manifest, items, Settings())
+        prediction = engine.predict(make_stack(items[0].load(), "A1", engine))
+    low, high = truth.ranges["nuclei"]
     mean = low + prediction.mean[prediction.labels.index("nuclei")] * (high - low)
     label = written["A1"].load().labels["nuclei"]
     np.testing.assert_allclose(label[:, :48], mean[:, :48], rtol=1e-5)
@@ -176,12 +176,12 @@ def test_a_field_that_cannot_be_read_is_told_and_the_others_are_taught(tmp_path,
         raise PairRefused("sizes differ")
 
     items = [replace(plate[1], load=damaged), plate[0]]
-    made = teach([model], items, tmp_path / "out", Lesson(threads=1))
-    assert made.taught == (plate[0].name,)
+    made = write_pseudo_labels([model], items, tmp_path / "out", Blend(threads=1))
+    assert made.blended == (plate[0].name,)
     assert "sizes differ" in dict(made.left_out)[plate[1].name]
 
 
 def test_wells_that_would_become_one_are_refused(tmp_path, model, plate):
     items = [replace(plate[0], well="p/A1"), replace(plate[1], well="p-A1")]
     with pytest.raises(PairRefused, match="as one"):
-        teach([model], items, tmp_path / "out")
+        write_pseudo_labels([model], items, tmp_path / "out")

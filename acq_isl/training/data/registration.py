@@ -54,11 +54,11 @@ class Registration:
         return float(np.hypot(*self.shift_px))
 
 
-def structure(stack: NDArray[np.uint16]) -> Image:
-    """Logarithm of the variance through focus of a (z, y, x) stack; of one plane, of its gradient."""
+def structure(stack: NDArray[np.uint16], smooth_px: float = _FINE_PX) -> Image:
+    """Where a (z, y, x) stack shows anything: log of the variance over z; of one plane, of its gradient."""
     planes = stack.astype(np.float32)
     raw = planes.var(axis=0) if len(planes) > 1 else ndimage.gaussian_gradient_magnitude(planes[0], 1.0)
-    smooth = ndimage.gaussian_filter(raw, _FINE_PX)
+    smooth = ndimage.gaussian_filter(raw, smooth_px)
     seen: Image = np.log(smooth + 1e-3 * smooth.mean() + 1e-6)
     return seen
 
