@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Literal, assert_never
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from acq_isl.manifest import Manifest
 from acq_isl.processing.display import PALETTE
 from acq_isl.stack import Outcome, Prediction, Refusal, StageTimes, Unpredicted
 
-Standing = Literal["predicted", "refused", "spooled"]
+Status = Literal["predicted", "refused", "spooled"]
 MAX_LABELS = 32
 
 
@@ -29,16 +29,7 @@ class LabelStyle:
 
 @dataclass(frozen=True, slots=True)
 class RunModel:
-    """A model of a run.
-
-    Parameters
-    ----------
-    asked_as : str
-        Name by which it is asked for; empty for the first of its engine.
-    manifest : Manifest or None
-        None where no engine has told it yet.
-    sha256 : str
-    """
+    """A model of a run: its name, empty for the first of its engine, and what is known of it."""
 
     asked_as: str = ""
     manifest: Manifest | None = None
@@ -61,13 +52,8 @@ class RunModel:
 class Labels:
     """Which model predicts which label, and what the label is called in a run.
 
-    A label that one model alone predicts keeps its name. One that several predict is called ``model/label``,
+    A label that only one model predicts keeps its name. One that several predict is called ``model/label``,
     and so is every label while it is not known what the models predict.
-
-    Parameters
-    ----------
-    models : sequence of RunModel
-        At least one; each has another ``asked_as``.
 
     Raises
     ------
@@ -76,29 +62,25 @@ class Labels:
     """
 
     def __init__(self, models: Sequence[RunModel] = (RunModel(),)) -> None:
-        self._models = {one.asked_as: one for one in models}
-        bare = [(one, label) for one in models if one.manifest for label in one.manifest.labels]
-        often = Counter(label.name for _, label in bare)
-        self._called: dict[tuple[str, str], str] = {}
+        self._models = {model.asked_as: model for model in models}
+        self.several = len(self._models) > 1
+        self._run_names: dict[tuple[str, str], str] = {}
         styles: list[LabelStyle] = []
-        for model, label in bare:
-            name = label.name if often[label.name] == 1 else f"{model.name}/{label.name}"
-            self._called[model.asked_as, label.name] = name
+        predicted = [(model, label) for model in models if model.manifest for label in model.manifest.labels]
+        uses = Counter(label.name for _, label in predicted)
+        for model, label in predicted:
+            name = label.name if uses[label.name] == 1 else f"{model.name}/{label.name}"
+            self._run_names[model.asked_as, label.name] = name
             by = model.name if self.several and name == label.name else ""  # else the name says it
-            styles.append(LabelStyle(name, _hue(label.color, [one.color for one in styles]), by))
+            styles.append(LabelStyle(name, _free_hue(label.color, [style.color for style in styles]), by))
         self.styles = tuple(styles)
-        names = [one.name for one in styles]
-        if len(set(names)) < len(names) or (self.several and len(names) > MAX_LABELS):
+        if len(set(self.names)) < len(styles) or (self.several and len(styles) > MAX_LABELS):
             raise ModelError(
                 "the labels of these models cannot be shown together",
                 wanted=f"up to {MAX_LABELS} names that differ",
-                got=", ".join(names),
+                got=", ".join(self.names),
                 fix="take fewer models, or give others of their names: models: [mine=FILE, theirs=FILE]",
             )
-
-    @property
-    def several(self) -> bool:
-        return len(self._models) > 1
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -107,68 +89,61 @@ class Labels:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the labels are called; empty while that is not known."""
-        return tuple(one.name for one in self.styles)
-
-    @property
-    def known(self) -> bool:
-        """Whether it is known what the models predict."""
-        return bool(self.styles)
+        """What the labels are called; empty while it is not known what the models predict."""
+        return tuple(style.name for style in self.styles)
 
     @property
     def titles(self) -> str:
         """The models, for people."""
-        return ", ".join(one.title for one in self._models.values() if one.title)
+        return ", ".join(model.title for model in self._models.values() if model.title)
 
     @property
     def by_model(self) -> dict[str, str]:
         """Model of each label, for people; empty with one model only."""
-        named = {name: self._models[model].name for (model, _), name in self._called.items()}
+        named = {name: self._models[model].name for (model, _), name in self._run_names.items()}
         return named if self.several else {}
 
     @property
     def colors(self) -> dict[str, str]:
         """Hue of each label."""
-        return {one.name: one.color for one in self.styles}
+        return {style.name: style.color for style in self.styles}
 
     @property
     def store_colors(self) -> dict[str, str]:
         """As `colors`, and by ``model/label``, as the store knows the labels of several models."""
-        called = {f"{model}/{bare}": self.colors[name] for (model, bare), name in self._called.items()}
-        return {**self.colors, **called}
+        stored = {f"{model}/{label}": self.colors[name] for (model, label), name in self._run_names.items()}
+        return {**self.colors, **stored}
 
     def owner(self, label: str) -> str | None:
         """The model, as it is asked for, whose label this is; None if it is nobody's."""
         if not self.several:
-            return next(iter(self._models))
-        for (model, _), name in self._called.items():
+            return self.models[0]
+        for (model, _), name in self._run_names.items():
             if name == label:
                 return model
-        called = (model for model in self._models if label.startswith(f"{model}/"))
-        return None if self.known else next(called, None)
+        named = (model for model in self._models if label.startswith(f"{model}/"))
+        return None if self.styles else next(named, None)
 
-    def bare(self, label: str) -> str:
+    def name_in_model(self, label: str) -> str:
         """The label's name in its own model."""
-        return next((bare for (_, bare), name in self._called.items() if name == label), label)
+        return next((own for (_, own), name in self._run_names.items() if name == label), label)
 
-    def shown(self, prediction: Prediction) -> Prediction:
+    def rename(self, prediction: Prediction) -> Prediction:
         """A prediction with its labels called as in this run."""
         if not self.several:
             return prediction
         model = prediction.model
-        names = (self._called.get((model, one), f"{model}/{one}") for one in prediction.labels)
+        names = (self._run_names.get((model, label), f"{model}/{label}") for label in prediction.labels)
         return replace(prediction, labels=tuple(names))
 
 
-def _hue(stated: str, taken: Collection[str]) -> str:
-    """A hue that no other label has; two models know nothing of each other's."""
-    used = {one.lower() for one in taken}
-    if stated.lower() not in used:
-        return stated
-    return next((one for one in PALETTE if one.lower() not in used), stated)
+def _free_hue(stated: str, taken: Collection[str]) -> str:
+    """A hue that no other label has: two models know nothing of each other's."""
+    used = {hue.lower() for hue in taken}
+    return next((hue for hue in (stated, *PALETTE) if hue.lower() not in used), stated)
 
 
-def standing(outcome: Outcome) -> Standing:
+def status_of(outcome: Outcome) -> Status:
     """What became of a stack with one model."""
     match outcome:
         case Prediction():
@@ -177,17 +152,19 @@ def standing(outcome: Outcome) -> Standing:
             return "refused"
         case Unpredicted():
             return "spooled"
+        case _:
+            assert_never(outcome)
 
 
-def together(each: Collection[Standing], models: int) -> Standing | None:
+def combine_status(answers: Collection[Status], models: int) -> Status | None:
     """What became of a stack with all models: predicted only by all; None while an answer is missing."""
-    if len(each) < models:
+    if len(answers) < models:
         return None
-    order: tuple[Standing, ...] = ("spooled", "refused", "predicted")
-    return next(one for one in order if one in each)
+    order: tuple[Status, ...] = ("spooled", "refused", "predicted")
+    return next(status for status in order if status in answers)
 
 
-def joined(answers: Iterable[Outcome]) -> Outcome | None:
+def merge_outcomes(answers: Iterable[Outcome]) -> Outcome | None:
     """What models say of one field, as one outcome; None without any.
 
     Labels of one model are there whatever another says: who refused it or is late stands in the warnings.
@@ -196,11 +173,11 @@ def joined(answers: Iterable[Outcome]) -> Outcome | None:
     found = tuple(answers)
     if len(found) < 2:
         return found[0] if found else None
-    predictions = [one for one in found if isinstance(one, Prediction)]
+    predictions = [outcome for outcome in found if isinstance(outcome, Prediction)]
+    missing = [outcome for outcome in found if not isinstance(outcome, Prediction)]
     if not predictions:
-        return _nothing([one for one in found if not isinstance(one, Prediction)])
-    said = (f"{one.model}: {words}" for one in predictions for words in one.warnings)
-    missing = (told(one) for one in found if not isinstance(one, Prediction))
+        return _merge_missing(missing)
+    warnings = (f"{one.model}: {warning}" for one in predictions for warning in one.warnings)
     return Prediction(
         info=predictions[0].info,
         labels=tuple(label for one in predictions for label in one.labels),
@@ -209,9 +186,9 @@ def joined(answers: Iterable[Outcome]) -> Outcome | None:
         model_sha256=", ".join(one.model_sha256 for one in predictions),
         model_name=", ".join(one.model_name for one in predictions),
         engine=", ".join(dict.fromkeys(one.engine for one in predictions)),
-        warnings=(*missing, *said),
+        warnings=(*map(explain, missing), *warnings),
         border_px=max(one.border_px for one in predictions),
-        times=slowest([one.times for one in predictions]),
+        times=slowest_times([one.times for one in predictions]),
         distances=tuple(
             replace(distance, name=f"{one.model}: {distance.name}")
             for one in predictions
@@ -220,22 +197,22 @@ def joined(answers: Iterable[Outcome]) -> Outcome | None:
     )
 
 
-def told(outcome: Refusal | Unpredicted) -> str:
-    """Why a model gave no labels, in words, with the model's name."""
-    if isinstance(outcome, Refusal):
-        return f"{outcome.model} refused this stack: {outcome.reason}"
-    return f"{outcome.model} did not predict this stack: {outcome.reason}"
-
-
-def slowest(times: Sequence[StageTimes]) -> StageTimes:
-    """Of each stage the longest."""
-    return StageTimes(**{one.name: max(getattr(t, one.name) for t in times) for one in fields(StageTimes)})
-
-
-def _nothing(answers: Sequence[Refusal | Unpredicted]) -> Refusal | Unpredicted:
-    reason = "; ".join(f"{one.model}: {one.reason}" for one in answers)
-    waits = [one for one in answers if isinstance(one, Unpredicted)]
-    if waits:
-        return Unpredicted(waits[0].info, reason, waits[0].where)
-    fixes = dict.fromkeys(one.fix for one in answers if isinstance(one, Refusal))
+def _merge_missing(answers: Sequence[Refusal | Unpredicted]) -> Refusal | Unpredicted:
+    reason = "; ".join(f"{answer.model}: {answer.reason}" for answer in answers)
+    for answer in answers:
+        if isinstance(answer, Unpredicted):
+            return Unpredicted(answer.info, reason, answer.where)
+    fixes = dict.fromkeys(answer.fix for answer in answers if isinstance(answer, Refusal))
     return Refusal(answers[0].info, reason, "; ".join(fixes))
+
+
+def explain(outcome: Refusal | Unpredicted) -> str:
+    """Why a model gave no labels, in words, with the model's name."""
+    what = "refused" if isinstance(outcome, Refusal) else "did not predict"
+    return f"{outcome.model} {what} this stack: {outcome.reason}"
+
+
+def slowest_times(times: Sequence[StageTimes]) -> StageTimes:
+    """Of each stage the longest."""
+    stages = (field.name for field in fields(StageTimes))
+    return StageTimes(**{stage: max(getattr(one, stage) for one in times) for stage in stages})

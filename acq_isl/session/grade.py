@@ -88,7 +88,7 @@ def _scorecard(run: _Run, decisions: Sequence[Mapping[str, Any]]) -> Scorecard:
     seen = [field for field in session.fields.values() if taken.get(field.request.key)]
     fields = [_field(run, one, taken[one.request.key], number) for number, one in enumerate(seen)]
     overview, rules = {one.request.key for one in seen}, measurements(experiment)
-    label = session.labels.bare(rules[0].label) if rules else None  # as the specimen names it
+    label = session.labels.name_in_model(rules[0].label) if rules else None  # as the specimen names it
     stained = {
         (one.request.key.time, one.request.key.position) for one in imaged if one.request.key not in overview
     }
@@ -141,7 +141,7 @@ def _field(run: _Run, field: Field, taken: tuple[Taken, ...], number: int) -> Kn
 def _compared(run: _Run, known: KnownField, full: Prediction, true: Mapping[str, Float32Image]) -> KnownField:
     """With what a model's pictures say: labels, and what the rules measure on prediction and truth."""
     rules = [one for one in measurements(run.experiment) if one.label in full.labels]
-    bare = {label: run.session.labels.bare(label) for label in full.labels}
+    bare = {label: run.session.labels.name_in_model(label) for label in full.labels}
     truth = {label: true[name] for label, name in bare.items() if name in true}
     if not run.knows_cells:
         scaled: dict[str, Float32Image] = {name: grading.to_bright_end(one) for name, one in truth.items()}

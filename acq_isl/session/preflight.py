@@ -116,7 +116,7 @@ def check_labels(experiment: Experiment, known: Labels) -> None:
     if experiment.choose is not None:
         wanted.add(experiment.choose.measurement.label)
     for label in sorted(wanted - set(labels)):
-        same = [one for one in labels if known.bare(one) == label]
+        same = [one for one in labels if known.name_in_model(one) == label]
         near = same or difflib.get_close_matches(label, labels, n=1)
         models = " and ".join(experiment.model_files)
         raise ExperimentError(

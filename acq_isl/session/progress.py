@@ -19,7 +19,7 @@ from acq_isl.events import (
     Step,
 )
 from acq_isl.record import Counts
-from acq_isl.rules.label_names import Standing, standing, together
+from acq_isl.rules.label_names import Status, combine_status, status_of
 from acq_isl.session.summary import latencies
 from acq_isl.stack import Outcome, StackKey, StageTimes
 
@@ -64,7 +64,7 @@ class ProgressMeter:
         self._decide_ms: deque[float] = deque(maxlen=_RECENT)
         self._models = models
         self._waiting: dict[StackKey, int] = {}
-        self._answers: dict[StackKey, dict[str, Standing]] = {}
+        self._answers: dict[StackKey, dict[str, Status]] = {}
         self._began_s = self._told_s = monotonic()
         self._rested_s = 0.0
         self._paused_s: float | None = None
@@ -105,9 +105,9 @@ class ProgressMeter:
         """Count a stack once all models have answered, and otherwise once more has become known of it."""
         key = outcome.info.key
         answers = self._answers.setdefault(key, {})
-        before = together(answers.values(), self._models)
-        answers[outcome.model] = standing(outcome)
-        after = together(answers.values(), self._models)
+        before = combine_status(answers.values(), self._models)
+        answers[outcome.model] = status_of(outcome)
+        after = combine_status(answers.values(), self._models)
         if after is None or after == before:
             return
         self._waiting.pop(key, None)

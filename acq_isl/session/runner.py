@@ -243,7 +243,7 @@ class _Parts:
 
     def stored(self, path: Path) -> Callable[[StackKey, str], Prediction]:
         """How to read a model's prediction of a stack back, with labels called as in this run."""
-        return lambda key, model: self.labels.shown(load(path, field_name(key, model)))
+        return lambda key, model: self.labels.rename(load(path, field_name(key, model)))
 
     def news(self, started: str, folder: Path, scope: OpenMicroscope, plan: tuple[Cycle, ...]) -> RunStarted:
         core = scope.core

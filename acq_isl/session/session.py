@@ -33,7 +33,7 @@ from acq_isl.processing.display import preview
 from acq_isl.protocols import Microscope, PredictionSource
 from acq_isl.rules import Choice, Decision, Limits, Measurement, Occasion, check_request, decide, rank
 from acq_isl.rules.actions import check_preset
-from acq_isl.rules.label_names import Labels, Standing, joined, standing, together
+from acq_isl.rules.label_names import Labels, Status, combine_status, merge_outcomes, status_of
 from acq_isl.rules.measurements import MeasurementCache
 from acq_isl.session.operator import Operator, Stopped
 from acq_isl.stack import Outcome, Prediction, Refusal, StackKey, StackRequest, Unpredicted
@@ -113,12 +113,12 @@ class Field:
     @property
     def outcome(self) -> Outcome | None:
         """What all models have said until now, as one; None before any has."""
-        return joined(self.outcomes)
+        return merge_outcomes(self.outcomes)
 
     @property
-    def standing(self) -> Standing | None:
+    def status(self) -> Status | None:
         """What became of the stack; None until every model has answered."""
-        return together([standing(one) for one in self.outcomes], len(self.models))
+        return combine_status([status_of(one) for one in self.outcomes], len(self.models))
 
     @property
     def predictions(self) -> tuple[Prediction, ...]:
@@ -182,7 +182,7 @@ class Session:
     def _repr_html_(self) -> str:
         rows = []
         for field in self.fields.values():
-            words = field.choice.reason if field.choice else field.standing or "waiting"
+            words = field.choice.reason if field.choice else field.status or "waiting"
             chosen = field.choice is not None and field.choice.chosen
             info = next((one.info for one in field.outcomes), None)
             rows.append((info, str(field.request.key), chosen, words if info else "waiting"))
@@ -247,7 +247,7 @@ class Session:
             self._tools.emit(NotPredicted(outcome))
             return
         self._keep(outcome)  # with the labels as its model names them
-        shown = self.labels.shown(outcome)
+        shown = self.labels.rename(outcome)
         field.answers[outcome.model] = preview(shown)
         numbers = self._measured.measure_all(shown, self._looked_at(outcome.model))
         spent_ms = (time.perf_counter() - began) * 1e3
@@ -395,7 +395,7 @@ class Session:
         self._tools.emit(Decided(decision.key, decision.rule, decision.what, decision.why, done))
 
     def _predicted(self, cycle: Cycle) -> int:
-        return sum(self.fields[request.key].standing == "predicted" for request in cycle.requests)
+        return sum(self.fields[request.key].status == "predicted" for request in cycle.requests)
 
     def _wait_until(self, moment_s: float) -> None:
         while (left_s := moment_s - self._tools.now()) > 0:

@@ -16,7 +16,7 @@ from acq_isl.experiment.experiment import Experiment, measurements
 from acq_isl.processing.statistics import pearson
 from acq_isl.record import Comparison, Counts, FieldRecord, Measured, RunRecord, StageLatency
 from acq_isl.rules import Measurement
-from acq_isl.rules.label_names import Standing
+from acq_isl.rules.label_names import Status
 from acq_isl.session.grading.scores import object_f1, pair_labels, to_bright_end
 from acq_isl.session.session import Field, Session
 from acq_isl.stack import Prediction, StackKey, StackRequest, StageTimes, Uint16Image
@@ -98,9 +98,9 @@ def summarise(experiment: Experiment, session: Session, kept: Kept, origin: Orig
 
 def count(session: Session, captured: int, lost: int) -> Counts:
     """Slices by what became of them; predicted are those that all models predicted."""
-    by_kind: dict[Standing, int] = {"predicted": 0, "refused": 0, "spooled": 0}
+    by_kind: dict[Status, int] = {"predicted": 0, "refused": 0, "spooled": 0}
     for field in session.fields.values():
-        if (state := field.standing) is not None:
+        if (state := field.status) is not None:
             by_kind[state] += len(field.request.z_um)
     return Counts(
         requested=sum(len(request.z_um) for request in session.asked),

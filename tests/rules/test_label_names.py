@@ -9,7 +9,7 @@ import pytest
 
 from acq_isl.errors import ModelError
 from acq_isl.manifest import Label, Manifest
-from acq_isl.rules.label_names import Labels, RunModel, joined, standing, together
+from acq_isl.rules.label_names import Labels, RunModel, combine_status, merge_outcomes, status_of
 from acq_isl.stack import Outcome, Prediction, Refusal, StackInfo, StackKey, StageTimes, Unpredicted
 
 INFO = StackInfo(StackKey(0, "A1", "Phase"), (0.0,), (4, 4), 0.3)
@@ -50,16 +50,16 @@ def test_only_labels_that_several_models_predict_are_qualified() -> None:
     labels = Labels([RunModel("a", manifest("nuclei", "axons")), RunModel("b", manifest("axons", "soma"))])
     assert labels.names == ("nuclei", "a/axons", "b/axons", "soma")
     assert [labels.owner(one) for one in labels.names] == ["a", "a", "b", "b"]
-    assert [labels.bare(one) for one in labels.names] == ["nuclei", "axons", "axons", "soma"]
+    assert [labels.name_in_model(one) for one in labels.names] == ["nuclei", "axons", "axons", "soma"]
     assert labels.owner("axons") is None and labels.owner("a/nuclei") is None
-    assert labels.shown(predicted("b", "axons", "soma")).labels == ("b/axons", "soma")
+    assert labels.rename(predicted("b", "axons", "soma")).labels == ("b/axons", "soma")
     assert labels.by_model == {"nuclei": "a", "a/axons": "a", "b/axons": "b", "soma": "b"}
 
 
 def test_one_model_keeps_its_labels_and_needs_no_name() -> None:
     labels = Labels([RunModel("", manifest("nuclei"), "ab" * 32)])
     one = predicted("", "nuclei")
-    assert labels.shown(one) is one and labels.owner("whatever") == "" and labels.by_model == {}
+    assert labels.rename(one) is one and labels.owner("whatever") == "" and labels.by_model == {}
     assert labels.titles == "m 1 (abababababab)"
 
 
@@ -73,8 +73,8 @@ def test_hues_of_two_models_are_told_apart() -> None:
 
 def test_labels_nobody_knows_yet_are_found_by_their_model() -> None:
     labels = Labels([RunModel("a"), RunModel("b")])
-    assert labels.owner("b/axons") == "b" and labels.owner("axons") is None and not labels.known
-    assert labels.shown(predicted("b", "axons")).labels == ("b/axons",)
+    assert labels.owner("b/axons") == "b" and labels.owner("axons") is None and not labels.names
+    assert labels.rename(predicted("b", "axons")).labels == ("b/axons",)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_labels_that_cannot_be_shown_together_are_refused(models: list[RunModel]
 def test_labels_of_all_that_predicted_are_there_and_the_rest_is_told() -> None:
     one, other = predicted("a", "x", value=0.2, warnings=("dim",)), predicted("d", "y", "z", value=0.4)
     for order in itertools.permutations([one, REFUSED, LATE, other]):
-        found = joined(order)
+        found = merge_outcomes(order)
         assert isinstance(found, Prediction)
         assert {name: found.label(name)[0, 0] for name in found.labels} == {
             "x": np.float32(0.2),
@@ -112,12 +112,12 @@ def test_labels_of_all_that_predicted_are_there_and_the_rest_is_told() -> None:
 
 
 def test_without_any_prediction_every_reason_is_told() -> None:
-    both = joined([REFUSED, LATE])
+    both = merge_outcomes([REFUSED, LATE])
     assert isinstance(both, Unpredicted) and both.where == "spool"
     assert both.reason == "b: reversed planes; c: not begun in time"
-    refused = joined([REFUSED, Refusal(INFO, "too dim", "more light", "a")])
+    refused = merge_outcomes([REFUSED, Refusal(INFO, "too dim", "more light", "a")])
     assert isinstance(refused, Refusal) and refused.fix == "turn them; more light"
-    assert joined([]) is None and joined([LATE]) is LATE
+    assert merge_outcomes([]) is None and merge_outcomes([LATE]) is LATE
 
 
 @pytest.mark.parametrize(
@@ -134,4 +134,4 @@ def test_without_any_prediction_every_reason_is_told() -> None:
 def test_a_stack_is_predicted_when_all_models_have(
     answers: tuple[Outcome, ...], models: int, expected: str | None
 ) -> None:
-    assert together([standing(one) for one in answers], models) == expected
+    assert combine_status([status_of(one) for one in answers], models) == expected

@@ -457,7 +457,7 @@ def test_a_slow_model_holds_up_neither_triggers_nor_the_labels_of_others(tmp_pat
     first, *others = session.fields.values()
     assert isinstance(first.outcome, Prediction) and first.outcome.labels == ("quick/nuclei",)
     assert first.outcome.warnings == ("slow did not predict this stack: too late",)
-    assert [field.standing for field in session.fields.values()] == ["spooled", *["predicted"] * 3]
+    assert [field.status for field in session.fields.values()] == ["spooled", *["predicted"] * 3]
     labels = {one.outcome.labels for one in others if isinstance(one.outcome, Prediction)}
     assert labels == {("quick/nuclei", "slow/nuclei")}
     reasons = {f.request.key.position: f.choice.reason for f in session.fields.values() if f.choice}

@@ -11,7 +11,7 @@ import numpy as np
 
 from acq_isl import events
 from acq_isl.record import Counts
-from acq_isl.rules.label_names import slowest
+from acq_isl.rules.label_names import slowest_times
 from acq_isl.stack import Refusal, StackKey
 from acq_isl.view.feed import messages as sent
 from acq_isl.view.feed.messages import Answered, NotPredicted, Parcel, Predicted
@@ -74,7 +74,7 @@ def _predicted(answers: dict[str, Parcel], last: Parcel) -> Parcel:
             "measured": tuple(number for _, one in said for number in one.measured)[:_LINES],
             "warnings": tuple(warnings[:_LINES]),
             "engine": ", ".join(dict.fromkeys(one.engine for _, one in said))[:_NAME],
-            "times": slowest([one.times for _, one in said]),
+            "times": slowest_times([one.times for _, one in said]),
         }
     )
     mean = np.concatenate([one[0] for one in pictures])
