@@ -64,16 +64,13 @@ class Decision:
     Parameters
     ----------
     key : StackKey
-        The field's stack.
     rule : str
         Name of the trigger.
-    what : str
-        What is to be done, for people; ``"nothing"`` if ``action`` is None.
-    why : str
+    what, why : str
+        For people; ``what`` is ``"nothing"`` if the trigger does not fire, and ``action`` is None.
     value, threshold : float
         In the unit of the measurement; ``value`` is NaN without a prediction.
     action : Action or None
-        None if the trigger does not fire.
     """
 
     key: StackKey

@@ -41,19 +41,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Unit of a measurement, and how numbers in it are written.
-
-    Parameters
-    ----------
-    name : str
-        In records, such as ``fraction``.
-    text : str
-        For people, such as ``% of the area``; the name if not given.
-    scale : float
-        What is written is the value times this.
-    digits : int
-        After the decimal point.
-    """
+    """Unit of a measurement, and how numbers in it are written: times ``scale``, with ``text`` behind."""
 
     name: str
     text: str = ""
@@ -82,14 +70,14 @@ class Measured:
     Parameters
     ----------
     name : str
-        For people, such as ``area of nuclei (predicted) above 0.5``.
+        What was measured, for people.
     value : float
     unit : str
         Name of the unit, such as ``fraction``.
     doubt : float
         One SD of ``value`` that the predicted spread implies, same unit. Display only.
     text : str
-        Value, uncertainty and unit for people, such as ``12.3 ± 0.4 % of the area``.
+        All of it for people, such as ``12.3 ± 0.4 % of the area``.
     """
 
     name: str
@@ -217,11 +205,6 @@ def measure(prediction: Prediction, measurement: Measurement) -> Measured:
     value, uncertainty = measurement.measure(prediction)
     unit = measurement.unit
     return Measured(measurement.title, value, unit.name, uncertainty, unit.write(value, uncertainty))
-
-
-def title(measurement: Measurement) -> str:
-    """What is measured, for people."""
-    return measurement.title
 
 
 def readable(measured: Measured) -> str:

@@ -21,9 +21,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class BrokenPlugin:
-    """A plug-in that is installed and cannot be used: its group, name, package, and why."""
+    """A plug-in that is installed and cannot be used: its name, package, and why."""
 
-    group: str
     name: str
     package: str
     why: str
@@ -33,48 +32,18 @@ class BrokenPlugin:
 
 
 @dataclass(frozen=True, slots=True)
-class Plugins:
-    """The plug-ins of one group that are installed beside acq-isl.
+class _Kinds:
+    """Class of every kind of a point, package and version of those that are not ours, and what is broken."""
 
-    Parameters
-    ----------
-    objects : mapping of name to object
-        What each entry point leads to.
-    packages : mapping of name to str
-        Package and version of each, such as ``my-plugin==1.0``.
-    broken : tuple of BrokenPlugin
-    """
-
-    objects: Mapping[str, Any]
-    packages: Mapping[str, str]
+    classes: dict[str, Any]
+    packages: dict[str, str]
     broken: tuple[BrokenPlugin, ...]
-
-
-@cache
-def find_plugins(group: str) -> Plugins:
-    """Load the entry points of a group, once; one that fails is logged and listed as broken."""
-    objects: dict[str, Any] = {}
-    packages: dict[str, str] = {}
-    broken = []
-    for entry in entry_points(group=group):
-        package = "" if entry.dist is None else entry.dist.name
-        if package == _OURS:
-            continue  # built in: known without metadata, which a checkout may have of an older version
-        try:
-            if entry.name in objects:
-                raise ValueError(f"{packages[entry.name]} has one of this name")
-            objects[entry.name] = entry.load()
-            packages[entry.name] = f"{package}=={entry.dist.version}" if entry.dist else ""
-        except Exception as error:
-            log.warning("the plug-in %r of %s cannot be loaded", entry.name, package, exc_info=True)
-            broken.append(BrokenPlugin(group, entry.name, package, f"{type(error).__name__}: {error}"))
-    return Plugins(objects, packages, tuple(broken))
 
 
 def forget_plugins() -> None:
     """Look for plug-ins anew, such as one that was installed while this program runs."""
-    for cached in (find_plugins, _kinds, _adapter):
-        cached.cache_clear()
+    _find.cache_clear()
+    _adapter.cache_clear()
 
 
 class PluginPoint(StrictModel):
@@ -96,7 +65,7 @@ class PluginPoint(StrictModel):
     @classmethod
     def kinds(cls) -> dict[str, type[Self]]:
         """Class of every kind that can be used."""
-        return _kinds(cls)[0]
+        return dict(_find(cls).classes)
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -109,7 +78,7 @@ class PluginPoint(StrictModel):
         if isinstance(raw, cls):
             return raw
         kind = raw.get("kind") if isinstance(raw, Mapping) else None
-        if kind not in cls.kinds():
+        if not isinstance(kind, str) or kind not in cls.kinds():
             raise ValueError(_unknown_kind(cls, kind, info.context))
         read: Self = _adapter(cls).validate_python(raw, context=info.context)
         return read
@@ -117,16 +86,15 @@ class PluginPoint(StrictModel):
 
 def broken_plugins() -> tuple[BrokenPlugin, ...]:
     """Plug-ins of all points that are installed and cannot be used."""
-    return tuple(plugin for point in PluginPoint.__subclasses__() for plugin in _kinds(point)[1])
+    return tuple(plugin for point in PluginPoint.__subclasses__() for plugin in _find(point).broken)
 
 
 def packages_of(model: StrictModel) -> dict[str, str]:
     """Package and version by kind of every plug-in that a model or its fields use."""
     found = {}
-    if isinstance(model, PluginPoint):
-        packages = find_plugins(model.plugin_group).packages
-        if model.kind in packages:
-            found[model.kind] = packages[model.kind]
+    for point in PluginPoint.__subclasses__():
+        if isinstance(model, point) and model.kind in _find(point).packages:
+            found[model.kind] = _find(point).packages[model.kind]
     for _, value in model:
         for inner in value if isinstance(value, tuple) else (value,):
             if isinstance(inner, StrictModel):
@@ -135,28 +103,38 @@ def packages_of(model: StrictModel) -> dict[str, str]:
 
 
 @cache
-def _kinds(point: type[PluginPoint]) -> tuple[dict[str, Any], tuple[BrokenPlugin, ...]]:
-    found: dict[str, Any] = {one.model_fields["kind"].default: one for one in point.built_in()}
-    plugins = find_plugins(point.plugin_group)
-    broken = list(plugins.broken)
-    for name, plugin in plugins.objects.items():
-        if why := _fault(point, name, plugin, found):
-            broken.append(BrokenPlugin(point.plugin_group, name, plugins.packages[name], why))
-            log.warning("%s", broken[-1])
+def _find(point: type[PluginPoint]) -> _Kinds:
+    """Load the entry points of a point, once; what cannot be used is logged and listed as broken."""
+    classes: dict[str, Any] = {one.model_fields["kind"].default: one for one in point.built_in()}
+    packages: dict[str, str] = {}
+    broken = []
+    for entry in entry_points(group=point.plugin_group):
+        package = entry.dist.name if entry.dist else "an unknown package"
+        if package == _OURS:
+            continue  # built in: known without metadata, which a checkout may have of an older version
+        try:
+            plugin = entry.load()
+            why = _fault(point, entry.name, plugin, classes)
+        except Exception as error:
+            log.warning("the plug-in %r of %s cannot be loaded", entry.name, package, exc_info=True)
+            why = f"{type(error).__name__}: {error}"
+        if why:
+            broken.append(BrokenPlugin(entry.name, package, why))
         else:
-            found[name] = plugin
-    return found, tuple(broken)
+            classes[entry.name] = plugin
+            packages[entry.name] = f"{package}=={entry.dist.version}" if entry.dist else package
+    return _Kinds(classes, packages, tuple(broken))
 
 
-def _fault(point: type[PluginPoint], name: str, plugin: Any, found: Mapping[str, Any]) -> str:
+def _fault(point: type[PluginPoint], name: str, plugin: Any, classes: Mapping[str, Any]) -> str:
     """What keeps a plug-in from being a kind of a point; empty if nothing does."""
     if not (isinstance(plugin, type) and issubclass(plugin, point)):
         return f"it is no class derived from {point.__module__}.{point.__name__}"
     kind = plugin.model_fields["kind"].default
     if kind != name:
         return f"its entry point is named {name!r}, its kind {kind!r}"
-    if name in found:
-        return f"acq-isl has a kind {name!r} of its own"
+    if name in classes:
+        return f"there is another {name!r}, in {classes[name].__module__}"
     missing = sorted(plugin.__abstractmethods__)
     return f"it does not define {', '.join(missing)}" if missing else ""
 
@@ -171,11 +149,11 @@ def _unknown_kind(point: type[PluginPoint], kind: object, context: Any) -> str:
     """What is wrong with a kind, the nearest that there is, and which package has it, if that is known."""
     what, there = point.__name__.lower(), sorted(point.kinds())
     if kind is None:
-        return f"a {what} needs its kind, one of {', '.join(there)}"
+        return f"every {what} needs its kind, one of {', '.join(there)}"
     near = difflib.get_close_matches(str(kind), there, n=1)
     text = f"there is no {what} {kind!r}; "
     text += f"did you mean {near[0]!r}?" if near else f"there are {', '.join(there)}"
-    for broken in _kinds(point)[1]:
+    for broken in _find(point).broken:
         if broken.name == kind:
             return f"{text}; {broken}"
     package = context.get(kind) if isinstance(context, Mapping) else None

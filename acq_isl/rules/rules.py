@@ -66,18 +66,7 @@ class Best(StrictModel):
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Where a field stands in a ranking.
-
-    Parameters
-    ----------
-    key : StackKey
-    rank : int or None
-        1 is best; None if the field cannot be ranked.
-    chosen : bool
-    measured : Measured or None
-    reason : str
-        One sentence for a microscopist.
-    """
+    """Where a field stands in a ranking, and why; rank 1 is best, None if it cannot be ranked."""
 
     key: StackKey
     rank: int | None
@@ -87,28 +76,21 @@ class Choice:
 
 
 def rank(rule: Best, fields: Sequence[tuple[Outcome, Measured | None]]) -> tuple[Choice, ...]:
-    """Order fields by a measurement and choose the best ``k``.
+    """Order fields by ``rule.measurement``, which comes with each, and choose the best ``k``.
 
-    Parameters
-    ----------
-    rule : Best
-    fields : sequence of (Outcome, Measured or None)
-        Every field with its measurement by ``rule.measurement``.
-
-    Returns
-    -------
-    tuple of Choice
-        Ranked fields first, best first (equal values in the order given), then those that cannot be
-        ranked: refused, not predicted, or measured as not a number. Those are never chosen.
+    Ranked fields come first, best first (equal values in the order given), then those that cannot be ranked:
+    refused, not predicted, or measured as not a number. Those are never chosen.
     """
-    ranked = [
-        (o.info.key, m) for o, m in fields if isinstance(o, Prediction) and m and math.isfinite(m.value)
-    ]
+    ranked: list[tuple[StackKey, Measured]] = []
+    unranked = []
+    for outcome, measured in fields:
+        key = outcome.info.key
+        if isinstance(outcome, Prediction) and measured and math.isfinite(measured.value):
+            ranked.append((key, measured))
+        else:
+            unranked.append(Choice(key, None, False, measured, _why_unranked(outcome)))
     ranked.sort(key=lambda field: field[1].value, reverse=rule.descending)
-    choices = [_choice(rule, ranked, place) for place in range(len(ranked))]
-    done = {key for key, _ in ranked}
-    choices += [Choice(o.info.key, None, False, m, _unranked(o)) for o, m in fields if o.info.key not in done]
-    return tuple(choices)
+    return (*(_choice(rule, ranked, place) for place in range(len(ranked))), *unranked)
 
 
 def _choice(rule: Best, ranked: list[tuple[StackKey, Measured]], place: int) -> Choice:
@@ -125,7 +107,7 @@ def _choice(rule: Best, ranked: list[tuple[StackKey, Measured]], place: int) -> 
     return Choice(key, place + 1, True, measured, reason)
 
 
-def _unranked(outcome: Outcome) -> str:
+def _why_unranked(outcome: Outcome) -> str:
     match outcome:
         case Refusal(reason=reason):
             return f"Not ranked: the model refused this stack, {reason.rstrip('.')}."
@@ -138,34 +120,29 @@ def _unranked(outcome: Outcome) -> str:
 
 
 def decide(trigger: Trigger, outcome: Outcome, measured: Measured | None, fired: int) -> Decision:
-    """What a trigger does about one field.
+    """What a trigger does about one field; it never fires without a prediction.
 
     Parameters
     ----------
     trigger : Trigger
     outcome : Outcome
-        Anything but a `Prediction` never fires.
     measured : Measured or None
         Of this field, by ``trigger.when.measurement``.
     fired : int
         How often the trigger fired in this run already.
     """
-    when = trigger.when
-    limit = when.value
-
-    def nothing(why: str, value: float = math.nan) -> Decision:
-        return Decision(outcome.info.key, trigger.name, "nothing", why, value, limit, None)
-
+    when, key = trigger.when, outcome.info.key
     if not isinstance(outcome, Prediction) or measured is None:
-        return nothing(_unranked(outcome).replace("Not ranked: ", "No decision: "))
-    seen = f"{when.measurement.title} is {readable(measured)}"
-    wanted = f"{when.side} {when.measurement.unit.write(limit)}"
+        why = _why_unranked(outcome).replace("Not ranked: ", "No decision: ")
+        return Decision(key, trigger.name, "nothing", why, math.nan, when.value, None)
+    found = f"{when.measurement.title} is {readable(measured)}"
+    wanted = f"{when.side} {when.measurement.unit.write(when.value)}"
     if not when.passed(measured.value):
-        return nothing(f"{seen}, not {wanted}", measured.value)
-    if fired >= trigger.at_most:
-        return nothing(f"{seen}, {wanted}, but the trigger may act only {trigger.at_most} x", measured.value)
-    why = f"{seen}, {wanted}"
-    if outcome.warnings:
-        why += f" (mind: {'; '.join(outcome.warnings)})"
-    action = trigger.do
-    return Decision(outcome.info.key, trigger.name, action.title, why, measured.value, limit, action)
+        action, why = None, f"{found}, not {wanted}"
+    elif fired >= trigger.at_most:
+        action, why = None, f"{found}, {wanted}, but the trigger may act only {trigger.at_most} x"
+    else:
+        warnings = f" (mind: {'; '.join(outcome.warnings)})" if outcome.warnings else ""
+        action, why = trigger.do, f"{found}, {wanted}{warnings}"
+    what = action.title if action else "nothing"
+    return Decision(key, trigger.name, what, why, measured.value, when.value, action)

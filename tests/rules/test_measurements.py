@@ -17,7 +17,6 @@ from acq_isl.rules.measurements import (
     ObjectCount,
     measure,
     readable,
-    title,
 )
 from acq_isl.stack import Prediction, StackInfo, StackKey
 
@@ -178,7 +177,7 @@ def test_measurements_are_written_for_people(measured: Measured, text: str) -> N
 
 def test_every_title_says_predicted() -> None:
     for measurement in (AreaFraction(label="n"), ObjectCount(label="n"), MeanIntensity(label="n")):
-        assert "n (predicted)" in title(measurement)
+        assert "n (predicted)" in measurement.title
 
 
 def test_objects_are_numbered_without_gaps_also_when_they_fill_the_field() -> None:

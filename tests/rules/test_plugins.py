@@ -172,7 +172,7 @@ def test_the_file_beside_a_run_names_the_packages(install: Install) -> None:
         ),
         ("kind: two_presets", "kind: preset", "there is no action 'preset'; did you mean 'set_preset'"),
         ("kind: every_pixel", "kind: cellpose", "there is no segmenter 'cellpose'"),
-        ("kind: brightest, ", "", "a measurement needs its kind, one of area_fraction, brightest"),
+        ("kind: brightest, ", "", "every measurement needs its kind, one of area_fraction, brightest"),
         ("above: 0.3", "abov: 0.3", "'abov' in choose.measurement.object_count.segmenter.*'above'"),
         ("presets: [DAPI, Phase]", "presets: [DAPI]", "triggers.0.do.two_presets.presets"),
     ],
@@ -206,7 +206,7 @@ def test_a_broken_plugin_is_told_and_does_no_harm(install: Install, module: str,
 def test_a_kind_of_our_own_is_not_replaced(install: Install) -> None:
     module = BRIGHTEST.replace('"brightest"', '"mean_intensity"')
     install({"brightest.py": module}, "[acq_isl.measurements]\nmean_intensity = brightest:Brightest\n")
-    assert "of its own" in broken_plugins()[0].why
+    assert "there is another" in broken_plugins()[0].why
     assert Measurement.kinds()["mean_intensity"] is MeanIntensity
 
 
