@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 from pydantic_core import to_json
 
 from acq_isl.errors import StorageError
@@ -30,20 +31,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """An unbroken ledger.
-
-    Parameters
-    ----------
-    lines : int
-    closed : bool
-        Whether it was closed in order. If not, the run ended hard, or lines were cut off its end.
-    seal : str
-        Hash of the last line. Noted elsewhere (the report has it), it vouches for all lines before.
-    """
+    """An unbroken ledger."""
 
     lines: int
     closed: bool
+    """Whether it was closed in order. If not, the run ended hard, or lines were cut off its end."""
     seal: str
+    """Hash of the last line. Noted elsewhere (the report has it), it vouches for all lines before."""
 
 
 class Ledger:
@@ -53,18 +47,8 @@ class Ledger:
     ``previous`` (seal of the line before, 64 zeros for the first) and ``sha256`` (its own seal: the hash
     of the line without that entry). Entries of any run are read back by `verify` and `read`.
 
-    An existing ledger is verified and continued. Safe to use from several threads.
-
-    Parameters
-    ----------
-    path : Path
-    clock : callable
-        Unix time in seconds.
-
-    Raises
-    ------
-    StorageError
-        The file cannot be written, or it exists and is damaged.
+    An existing ledger is verified and continued. Safe to use from several threads. StorageError on entry if
+    the file cannot be written, or exists and is damaged. ``clock`` gives Unix time in seconds.
     """
 
     def __init__(self, path: Path | str, clock: Callable[[], float] = time.time) -> None:
@@ -109,19 +93,14 @@ class Ledger:
             return {position: dict(channels) for position, channels in self._dose_ms.items()}
 
     def write(self, kind: str, **entries: Any) -> dict[str, Any]:
-        """Append one record and return it as written.
+        """Append one record and return it as written; StorageError if the disk is full or gone.
 
         Entries may be numbers, text, lists, mappings, dataclasses and pydantic models; a number that is
         not finite is written as null.
-
-        Raises
-        ------
-        StorageError
-            The disk is full or gone, or the ledger is not open.
         """
         if clash := _RESERVED & entries.keys():
             raise ValueError(
-                f"entries must not be called {', '.join(sorted(clash))}; the ledger writes these"
+                f"the ledger writes {', '.join(sorted(clash))} itself: call the entries otherwise"
             )
         with self._lock:
             now = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds")
@@ -136,9 +115,9 @@ class Ledger:
         total = exposure_ms * slices
         if not (math.isfinite(total) and total >= 0):
             raise ValueError(f"a dose is finite and not negative, not {slices} x {exposure_ms} ms")
-        entries = {"position": position, "channel": channel, "exposure_ms": total, "slices": slices}
         with self._lock:
             sum_ms = self._dose_ms.get(position, {}).get(channel, 0.0) + total
+            entries = {"position": position, "channel": channel, "exposure_ms": total, "slices": slices}
             self.write("dose", **entries, sum_ms=sum_ms)
 
     def _append(self, line: bytes) -> None:
@@ -180,16 +159,11 @@ class Ledger:
 
 
 def verify(path: Path | str) -> Verified:
-    """Check every seal of a ledger.
+    """Check every seal of a ledger; StorageError names the first line that does not hold.
 
     Any line that was edited, removed, added or moved is found. Not found: a whole ledger written anew
     by somebody who recomputes all seals, and whole lines cut off the end of a run that ended hard; compare
     `Verified.seal` with the one noted in the report.
-
-    Raises
-    ------
-    StorageError
-        The file cannot be read, or the chain is broken; names the first line that does not hold.
     """
     count, seal, kind = 0, _START, ""
     for line in _lines(Path(path)):
@@ -206,9 +180,8 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise StorageError(
-            f"the ledger {path} cannot be read", got=error.strerror, fix="check the path"
-        ) from error
+        what = f"the ledger {path} cannot be read"
+        raise StorageError(what, got=error.strerror, fix="check the path") from error
     if data and not data.endswith(b"\n"):
         raise _broken(path, data.count(b"\n"), "a last line that was cut off, as after a power failure")
     seal = _START
@@ -220,9 +193,8 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise _broken(path, number, "a line that is not a ledger record") from error
         if not intact:
-            raise _broken(
-                path, number, "a seal that does not match: a line was edited, removed, added or moved"
-            )
+            got = "a seal that does not match: a line was edited, removed, added or moved"
+            raise _broken(path, number, got)
         seal = held
         yield {**line, _SEAL: held}
 
@@ -243,8 +215,9 @@ def _hash(line: Mapping[str, Any]) -> str:
 
 def _plain(entries: Mapping[str, Any]) -> dict[str, Any]:
     """JSON's own types only, so that a line reads back as it was hashed."""
-    text = to_json(
-        entries, inf_nan_mode="null", fallback=lambda x: x.tolist() if hasattr(x, "tolist") else str(x)
-    )
-    plain: dict[str, Any] = json.loads(text)
+
+    def fallback(value: Any) -> Any:
+        return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
+
+    plain: dict[str, Any] = json.loads(to_json(entries, inf_nan_mode="null", fallback=fallback))
     return plain

@@ -19,48 +19,32 @@ from acq_isl.stack import Distance, Prediction, StackInfo, StageTimes
 _LARGEST_CHUNK_PX = 1024
 
 
-def read_field(folder: Path, kept: Mapping[str, Any]) -> Prediction:
-    """The prediction that was written into a folder.
+def read_field(folder: Path, provenance: Mapping[str, Any]) -> Prediction:
+    """The prediction in a folder, whose provenance is in the image's attributes.
 
-    Parameters
-    ----------
-    folder : Path
-    kept : mapping
-        The provenance in the image's attributes.
-
-    Raises
-    ------
-    KeyError, ValueError, OSError
-        It was not written by `write_field`.
+    KeyError, ValueError or OSError if `write_field` did not write it.
     """
     import zarr
 
     planes = np.asarray(zarr.open_array(folder / "0", mode="r")[:])
     return Prediction(
-        info=TypeAdapter(StackInfo).validate_python(kept["stack"]),
-        labels=tuple(kept["labels"]),
+        info=TypeAdapter(StackInfo).validate_python(provenance["stack"]),
+        labels=tuple(provenance["labels"]),
         mean=planes[0::2],
         spread=planes[1::2],
-        model_sha256=kept["model"]["sha256"],
-        model_name=kept["model"]["name"],
-        engine=kept["engine"],
-        warnings=tuple(kept["warnings"]),
-        border_px=kept["border_px"],
-        times=TypeAdapter(StageTimes).validate_python(kept["latency_ms"]),
-        model=kept.get("asked_as", ""),
-        distances=TypeAdapter(tuple[Distance, ...]).validate_python(kept.get("distances", ())),
+        model_sha256=provenance["model"]["sha256"],
+        model_name=provenance["model"]["name"],
+        engine=provenance["engine"],
+        warnings=tuple(provenance["warnings"]),
+        border_px=provenance["border_px"],
+        times=TypeAdapter(StageTimes).validate_python(provenance["latency_ms"]),
+        model=provenance.get("asked_as", ""),
+        distances=TypeAdapter(tuple[Distance, ...]).validate_python(provenance.get("distances", ())),
     )
 
 
 def write_field(folder: Path, prediction: Prediction, colors: Mapping[str, str]) -> None:
-    """Write a prediction as an OME-Zarr image into a new folder.
-
-    Parameters
-    ----------
-    folder : Path
-    prediction : Prediction
-    colors : mapping of label, or ``model/label``, to ``#rrggbb``
-    """
+    """Write a prediction into a new folder; ``colors`` are by label, or ``model/label``, as ``#rrggbb``."""
     from yaozarrs.write.v05 import write_image
 
     planes = np.empty((2 * len(prediction.labels), *prediction.info.shape), np.float32)
@@ -119,7 +103,7 @@ def _provenance(prediction: Prediction) -> dict[str, Any]:
         "latency_ms": asdict(prediction.times),
         "warnings": list(prediction.warnings),
         "border_px": prediction.border_px,
-        "distances": [asdict(one) for one in prediction.distances],
+        "distances": [asdict(distance) for distance in prediction.distances],
         "stack": asdict(prediction.info),
         "software": {"acq-isl": version("acq-isl")},
     }

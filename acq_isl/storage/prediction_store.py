@@ -24,6 +24,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from acq_isl.errors import StorageError
+from acq_isl.files import write_whole
 from acq_isl.stack import Prediction, StackKey
 from acq_isl.storage.ome_zarr import read_field, write_field
 
@@ -50,7 +51,7 @@ class PredictionStore:
     Parameters
     ----------
     path : Path
-        The store; must not exist, or be empty, unless it is to be extended.
+        StorageError on entry if it exists and is not empty, is in use or cannot be written.
     colors : mapping of label to ``#rrggbb``
     queue_fields : int
         Predictions that may wait for the disk.
@@ -58,8 +59,6 @@ class PredictionStore:
         How long `put` may wait for a place in the queue, and closing for the disk.
     extend : bool
         Add to a store that is there; what is in it stays as it is.
-
-    Raises StorageError on entry if the folder exists, is in use or cannot be written, later as `put` says.
     """
 
     def __init__(
@@ -96,14 +95,13 @@ class PredictionStore:
             self._owned.acquire(timeout=0)
             if there:
                 self._names = list(stored(self._path))
-                self._forget_halves()
+                for begun in filter(Path.is_dir, self._partial.iterdir()):  # by a run that was killed
+                    shutil.rmtree(begun, ignore_errors=True)
             else:
-                root = _group({"version": "0.5", "bioformats2raw.layout": 3})
-                _write_json(self._path / "zarr.json", root)
+                self._write_group(".", {"version": "0.5", "bioformats2raw.layout": 3})
         except Timeout as error:
-            raise StorageError(
-                f"{self._path} is being written by another process", fix="wait until that run has ended"
-            ) from error
+            what = f"{self._path} is being written by another process"
+            raise StorageError(what, fix="wait until that run has ended") from error
         except OSError as error:
             self._owned.release()
             raise self._unwritable(error) from error
@@ -173,17 +171,14 @@ class PredictionStore:
             except BaseException:
                 shutil.rmtree(self._partial / name, ignore_errors=True)  # a full disk needs the room
                 raise
-            series = [*self._names, name]
-            (self._path / "OME").mkdir(exist_ok=True)
-            _write_json(self._path / "OME" / "zarr.json", _group({"version": "0.5", "series": series}))
+            self._write_group("OME", {"version": "0.5", "series": [*self._names, name]})
             self._names.append(name)
             return name
 
-    def _forget_halves(self) -> None:
-        """What a killed run had begun to write is no prediction."""
-        for folder in self._partial.iterdir():
-            if folder.is_dir():
-                shutil.rmtree(folder, ignore_errors=True)
+    def _write_group(self, name: str, ome: Mapping[str, Any]) -> None:
+        group = {"zarr_format": 3, "node_type": "group", "attributes": {"ome": ome}}
+        (self._path / name).mkdir(exist_ok=True)
+        write_whole(self._path / name / "zarr.json", json.dumps(group, indent=2))
 
     def _name(self, prediction: Prediction) -> str:
         """Folder name of a field; a second prediction of it by the same model gets a number."""
@@ -222,29 +217,12 @@ def stored(path: Path | str) -> tuple[str, ...]:
 
 
 def load(path: Path | str, name: str) -> Prediction:
-    """Read a prediction back, equal to the one that was put.
-
-    Raises
-    ------
-    StorageError
-        There is no such field, or it was not written by acq-isl.
-    """
+    """Read a prediction back, equal to the one that was put; StorageError if acq-isl did not write it."""
     folder = Path(path) / name
     try:
         return read_field(folder, _read_json(folder / "zarr.json")["attributes"]["acq_isl"])
     except (KeyError, ValueError, OSError) as error:
         raise StorageError(f"{folder} is no prediction of acq-isl", got=str(error), fix="check it") from error
-
-
-def _group(ome: Mapping[str, Any]) -> dict[str, Any]:
-    return {"zarr_format": 3, "node_type": "group", "attributes": {"ome": dict(ome)}}
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """In one move, so that a reader or a kill never finds half a file."""
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(json.dumps(content, indent=2), encoding="utf-8")
-    fresh.replace(path)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
