@@ -62,6 +62,11 @@ class ScaleBar:
         return f"{self.um / 1000:g} mm" if self.um >= 1000 else f"{self.um:g} µm"
 
 
+def spare_hue(number: int) -> str:
+    """Colour for the label of this number that has none of its own."""
+    return PALETTE[number % len(PALETTE)]
+
+
 def reduced(image: NDArray[Any], longest_px: int) -> NDArray[np.float32]:
     """A real (y, x) image with its longest side at most ``longest_px``, by area averaging; never enlarged."""
     from PIL import Image

@@ -4,55 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
-
-import numpy as np
 
 from acq_isl.errors import StorageError
-from acq_isl.record import Counts, FieldRecord, RunRecord, StageLatency
-from acq_isl.report import figures as gallery
+from acq_isl.files import write_whole
+from acq_isl.record import Comparison, Counts, FieldRecord, RunRecord, StageLatency
+from acq_isl.report.figures import draw_chosen, draw_mosaic, hues, rank_order
 from acq_isl.rules.measurements import readable
-from acq_isl.scorecard import Scorecard, sentences
-from acq_isl.stack import Prediction, Refusal, Unpredicted
+from acq_isl.scorecard import sentences
+from acq_isl.stack import Prediction, Refusal, StackInfo, Unpredicted
 
 _MOST_LINES = 500
-_STAGES = {
-    "expose": "camera exposes the stack",
-    "transfer": "last slice travels to the engine",
-    "wait": "stack waits for the engine",
-    "infer": "network computes",
-    "decode": "labels are put together",
-    "decide": "measure, rank, decide",
-}
 
 
 def write_report(path: Path | str, record: RunRecord) -> None:
-    """Write a run as one HTML file.
+    """Write a run as one HTML file, which replaces the one that may be there.
 
     Pictures are reduced so that the file stays near 5 MB also for large runs; the data keep every pixel.
-
-    Parameters
-    ----------
-    path : Path
-        The file; replaced if it exists.
-    record : RunRecord
 
     Raises
     ------
     StorageError
         The file cannot be written.
     """
-    target = Path(path)
-    fresh = target.with_name(target.name + ".new")
     try:
-        fresh.write_text(render(record), encoding="utf-8")
-        fresh.replace(target)
+        write_whole(Path(path), render(record))
     except OSError as error:
         raise StorageError(
-            f"the report {target} cannot be written",
+            f"the report {path} cannot be written",
             got=error.strerror or str(error),
             fix="free some disk space or close the program that holds the file; the data are not affected",
         ) from error
@@ -69,35 +49,25 @@ def render(record: RunRecord) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    colors = gallery.hues(record)
+    words = (describe_place, describe_state, describe_objects, meaning, readable, duration, score, sentences)
+    pages.filters.update({function.__name__: function for function in words})
+    colors = hues(record)
     return pages.get_template("report.html").render(
         record=record,
         headline=headline(record),
         duration=_run_time(record.duration_s),
-        labels=[(name, color, gallery.by(record, name)) for name, color in colors.items()],
-        mosaic=gallery.mosaic(record.fields, colors),
-        chosen=gallery.chosen(record, colors),
-        scorecard=_scorecard(record.scorecard),
-        counts=_counts(record.counts),
+        labels=[(name, color, model_of(record, name)) for name, color in colors.items()],
+        models={comparison.label: model_of(record, comparison.label) for comparison in record.comparisons},
+        mosaic=draw_mosaic(record.fields, colors),
+        chosen=draw_chosen(record, colors),
         balance=_balance(record.counts),
         waterfall=_waterfall(record.latencies),
-        refused=_refused(record.fields),
-        ranking=[_ranked(field) for field in sorted(record.fields, key=gallery.by_rank)],
+        missing=_group_missing(record.fields),
+        ranking=sorted(record.fields, key=rank_order),
         decisions=_decisions(record.decisions),
         dose=_dose(record.decisions),
         seal=str(record.decisions[-1].get("sha256", "")) if record.decisions else "",
-        files=[(what, where, quote(where.replace("\\", "/"))) for what, where in record.files.items()],
     )
-
-
-def _scorecard(card: Scorecard | None) -> dict[str, Any] | None:
-    if card is None:
-        return None
-    labels = [asdict(one) for one in card.labels]
-    for one in labels:
-        one |= {name: f"{one[name]:.2f}" if math.isfinite(one[name]) else "-" for name in ("pearson", "f1")}
-    # The table says of the labels what the last sentence does.
-    return {"lines": [line for line in sentences(card) if line[0] != "labels"], "labels": labels}
 
 
 def headline(record: RunRecord) -> str:
@@ -107,36 +77,36 @@ def headline(record: RunRecord) -> str:
         return "No field was imaged."
     predicted = sum(isinstance(field.outcome, Prediction) for field in record.fields)
     chosen = sum(field.chosen for field in record.fields)
-    text = f"{_many(fields, 'field')} imaged without stain."
+    text = f"{_were(fields, 'field')} imaged without stain."
     if predicted == 0:
-        return f"{text} No labels were predicted: {_refused(record.fields)[0]['reason'].rstrip('.')}."
+        return f"{text} No labels were predicted: {_group_missing(record.fields)[0]['reason'].rstrip('.')}."
     where = ("it" if fields == 1 else "all of them") if predicted == fields else f"{predicted} of them"
     models = len(set(record.label_models.values()))
     who, they = (f"{models} models", "they") if models > 1 else ("A model", "it")
-    text += f" {who} predicted {_and(list(gallery.hues(record)))} in {where}."
+    text += f" {who} predicted {_and(list(hues(record)))} in {where}."
     if chosen:
-        text += f" {_many(chosen, 'field')} chosen by what {they} predicted."
+        text += f" {_were(chosen, 'field')} chosen by what {they} predicted."
     visited = {comparison.info.key for comparison in record.comparisons}
     if visited:
         same = visited == {field.info.key for field in record.fields if field.chosen}
-        which = ("It was" if chosen == 1 else "They were") if same else _many(len(visited), "field")
+        which = ("It was" if chosen == 1 else "They were") if same else _were(len(visited), "field")
         text += f" {which} then imaged in fluorescence{_agreement(record)}."
     return text
 
 
 def _agreement(record: RunRecord) -> str:
+    by_label: dict[str, list[float]] = {}
+    for comparison in record.comparisons:
+        if math.isfinite(comparison.pearson):
+            by_label.setdefault(comparison.label, []).append(comparison.pearson)
     spans = []
-    for label in dict.fromkeys(comparison.label for comparison in record.comparisons):
-        scores = [
-            one.pearson for one in record.comparisons if one.label == label and math.isfinite(one.pearson)
-        ]
-        if scores:
-            span = " to ".join(dict.fromkeys(f"{end(scores):.2f}" for end in (min, max)))
-            spans.append(f"r = {span} for {label}")
+    for label, scores in by_label.items():
+        span = " to ".join(dict.fromkeys(f"{end(scores):.2f}" for end in (min, max)))
+        spans.append(f"r = {span} for {label}")
     return f": prediction and stain agree with {_and(spans)}" if spans else ""
 
 
-def _many(number: int, noun: str) -> str:
+def _were(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)} {'was' if number == 1 else 'were'}"
 
 
@@ -144,17 +114,46 @@ def _and(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def _ranked(field: FieldRecord) -> dict[str, Any]:
-    measured = readable(field.measured) if field.measured else ""
-    return {
-        "field": field,
-        "place": gallery.place(field.info),
-        "measured": measured,
-        "state": gallery.state(field),
-    }
+def model_of(record: RunRecord, label: str) -> str:
+    """The model of a label, if there are several and the label does not say."""
+    model = record.label_models.get(label, "")
+    return "" if label.startswith(f"{model}/") else model
 
 
-def _refused(fields: Sequence[FieldRecord]) -> list[dict[str, Any]]:
+def describe_place(info: StackInfo) -> str:
+    time = f", time point {info.key.time}" if info.key.time else ""
+    return f"{info.key.position}{time}, x {info.x_um:.0f} µm, y {info.y_um:.0f} µm"
+
+
+def describe_state(field: FieldRecord) -> str:
+    if isinstance(field.outcome, Prediction):
+        return "predicted in part" if field.without else "predicted"
+    return "refused" if isinstance(field.outcome, Refusal) else "not predicted"
+
+
+def describe_objects(comparison: Comparison) -> str:
+    """How many separate objects agree; empty without any."""
+    if not math.isfinite(comparison.f1):
+        return ""
+    counts = f"{comparison.found} predicted, {comparison.true} in the stain"
+    return f"Separate objects: F1 = {comparison.f1:.2f} ({counts})."
+
+
+def meaning(pearson: float) -> str:
+    """What a Pearson correlation of prediction and stain says."""
+    if not math.isfinite(pearson):
+        return "No score: one of the two pictures is the same everywhere."
+    levels = ((0.8, "Close"), (0.6, "Good"), (0.4, "Partial"), (0.2, "Weak"))
+    word = next((word for least, word in levels if pearson >= least), "No")
+    return f"{word} agreement of the two brightness patterns (1: the same, 0: unrelated)."
+
+
+def score(value: float) -> str:
+    """A score with two digits, or a dash for none."""
+    return f"{value:.2f}" if math.isfinite(value) else "-"
+
+
+def _group_missing(fields: Sequence[FieldRecord]) -> list[dict[str, Any]]:
     """Fields that a model did not predict by its reason, the most frequent first."""
     groups: dict[tuple[str, str, str], list[str]] = {}
     for field in fields:
@@ -164,29 +163,16 @@ def _refused(fields: Sequence[FieldRecord]) -> list[dict[str, Any]]:
                 case Refusal(reason=reason, fix=fix):
                     key = ("refused", by + reason, fix)
                 case Unpredicted(reason=reason):
-                    fix = "the stacks are kept and can be predicted later"
-                    key = ("not predicted", by + reason, fix)
-                case _:
+                    key = ("not predicted", by + reason, "the stacks are kept and can be predicted later")
+                case Prediction():
                     continue
             groups.setdefault(key, []).append(str(field.info.key))
     ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
     return [{"state": key[0], "reason": key[1], "fix": key[2], "places": places} for key, places in ordered]
 
 
-def _counts(counts: Counts) -> list[tuple[str, int, str]]:
-    return [
-        ("requested", counts.requested, "slices the experiment asked for"),
-        ("captured", counts.captured, "slices the camera delivered"),
-        ("predicted", counts.predicted, "went into a prediction"),
-        ("refused", counts.refused, "the model declined, with a reason"),
-        ("spooled", counts.spooled, "kept on disk, waiting for an engine"),
-        ("measured only", counts.not_for_prediction, "fluorescence and such, not for prediction"),
-        ("lost", counts.lost, "must be 0"),
-    ]
-
-
 def _balance(counts: Counts) -> str:
-    """What is wrong with the counts, in words; empty if they add up."""
+    """What is wrong with the counts; empty if they add up."""
     used = counts.predicted + counts.refused + counts.spooled + counts.not_for_prediction
     if used + counts.lost != counts.captured and counts.lost == 0:
         return f"The counts do not add up: {counts.captured} slices captured, {used} accounted for."
@@ -194,26 +180,22 @@ def _balance(counts: Counts) -> str:
 
 
 def _waterfall(latencies: Sequence[StageLatency]) -> dict[str, Any] | None:
-    """Stages one after the other at their medians, each with the way to its 95th percentile."""
+    """Stages one after the other at their medians, each with the way to its 95th percentile, in 1/1000."""
     finite = [one for one in latencies if math.isfinite(one.p50_ms) and math.isfinite(one.p95_ms)]
-    starts = [0.0, *np.cumsum([one.p50_ms for one in finite]).tolist()]
-    total = max([start + one.p95_ms for start, one in zip(starts, finite, strict=False)], default=0.0)
+    starts = [sum(earlier.p50_ms for earlier in finite[:number]) for number in range(len(finite))]
+    total = max([start + one.p95_ms for start, one in zip(starts, finite, strict=True)], default=0.0)
     if total <= 0:
         return None
     rows = [
         {
-            "stage": one.stage,
-            "what": _STAGES.get(one.stage, ""),
+            "latency": one,
             "start": 1000 * start / total,
             "p50": max(1000 * one.p50_ms / total, 2.0),
             "p95": 1000 * one.p95_ms / total,
-            "p50_text": duration(one.p50_ms),
-            "p95_text": duration(one.p95_ms),
         }
-        for start, one in zip(starts, finite, strict=False)
+        for start, one in zip(starts, finite, strict=True)
     ]
-    after = sum(one.p50_ms for one in finite if one.stage != "expose")
-    return {"rows": rows, "after": duration(after)}
+    return {"rows": rows, "after_ms": sum(one.p50_ms for one in finite if one.stage != "expose")}
 
 
 def _run_time(seconds: float) -> str:
@@ -232,39 +214,20 @@ def duration(ms: float) -> str:
 
 def _decisions(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Decisions that led to an action, and those that did not; how many more there are than are shown."""
-    every = [_decision(line) for line in lines if line.get("kind") in ("decision", "order")]
-    acted = [line for line in every if line["what"] != "nothing"]
-    idle = [line for line in every if line["what"] == "nothing"]
-    return {
-        "acted": acted[:_MOST_LINES],
-        "idle": idle[:_MOST_LINES],
-        "more": sum(max(len(some) - _MOST_LINES, 0) for some in (acted, idle)),
-    }
-
-
-def _decision(line: dict[str, Any]) -> dict[str, str]:
-    key = line.get("key") or {}
-    return {
-        "time": str(line.get("time", ""))[11:19],
-        "place": f"{key.get('position', '')}{' t' + str(key['time']) if key.get('time') else ''}",
-        "rule": str(line.get("rule", "")),
-        "what": str(line.get("what", "")),
-        "done": str(line.get("done", "")),
-        "why": str(line.get("why", "")),
-    }
+    decided = [line for line in lines if line.get("kind") in ("decision", "order")]
+    acted = [line for line in decided if line.get("what") != "nothing"]
+    idle = [line for line in decided if line.get("what") == "nothing"]
+    more = sum(max(len(some) - _MOST_LINES, 0) for some in (acted, idle))
+    return {"acted": acted[:_MOST_LINES], "idle": idle[:_MOST_LINES], "more": more}
 
 
 def _dose(decisions: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Milliseconds of light by position and channel; None without any."""
     sums: dict[str, dict[str, float]] = {}
     for line in decisions:
         if line.get("kind") == "dose":
-            channels = sums.setdefault(str(line["position"]), {})
-            channels[str(line["channel"])] = channels.get(str(line["channel"]), 0.0) + float(
-                line["exposure_ms"]
-            )
-    names = list(dict.fromkeys(name for channels in sums.values() for name in channels))
-    rows = [
-        (position, [duration(channels[name]) if name in channels else "" for name in names])
-        for position, channels in sums.items()
-    ]
-    return {"channels": names, "rows": rows} if rows else None
+            position, channel = str(line["position"]), str(line["channel"])
+            channels = sums.setdefault(position, {})
+            channels[channel] = channels.get(channel, 0.0) + float(line["exposure_ms"])
+    names = dict.fromkeys(name for channels in sums.values() for name in channels)
+    return {"channels": list(names), "positions": sums} if sums else None

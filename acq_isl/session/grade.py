@@ -19,7 +19,7 @@ from acq_isl.session.grading import targeting as aiming
 from acq_isl.session.grading.scores import KnownCell, KnownField
 from acq_isl.session.grading.targeting import Imaged, Lit
 from acq_isl.session.session import Field, Session
-from acq_isl.session.summary import Kept
+from acq_isl.session.summary import Stored
 from acq_isl.sim import KnowsCells, Rectangle, SimulatedScope, Taken, View
 from acq_isl.stack import Float32Image, Prediction, StackKey, StackRequest
 
@@ -34,13 +34,15 @@ _TOO_MANY = f"Labels and choices beyond the first {_MOST_FIELDS} fields."
 
 
 def marked(
-    record: RunRecord, experiment: Experiment, session: Session, kept: Kept, scope: SimulatedScope | None
+    record: RunRecord, experiment: Experiment, session: Session, stored: Stored, scope: SimulatedScope | None
 ) -> RunRecord:
     """The record with its scorecard; unchanged after a run on a real microscope, or without any image."""
     if scope is None or not session.acquired:
         return record
     try:
-        return replace(record, scorecard=_scorecard(_Run(experiment, session, kept, scope), record.decisions))
+        return replace(
+            record, scorecard=_scorecard(_Run(experiment, session, stored, scope), record.decisions)
+        )
     except AcqIslError as error:
         return replace(record, warnings=(*record.warnings, f"this run is not graded: {error}"))
 
@@ -49,7 +51,7 @@ def marked(
 class _Run:
     experiment: Experiment
     session: Session
-    kept: Kept
+    stored: Stored
     scope: SimulatedScope
 
     @property
@@ -134,7 +136,7 @@ def _field(run: _Run, field: Field, taken: tuple[Taken, ...], number: int) -> Kn
         # Not through the scope: after a planted fault its core may not answer, and the truth needs none.
         true = run.scope.specimen.truth(_view(run, field.predictions[0], taken[-1]))
         for one in field.predictions:
-            known = _compared(run, known, run.kept.prediction(known.key, one.model), true)
+            known = _compared(run, known, run.stored.prediction(known.key, one.model), true)
     return known
 
 

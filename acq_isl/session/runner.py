@@ -28,7 +28,7 @@ from acq_isl.session.grade import marked
 from acq_isl.session.preflight import new_folder, prepare, simulated
 from acq_isl.session.progress import ProgressMeter
 from acq_isl.session.session import Instruments, Session
-from acq_isl.session.summary import Kept, Origin, summarise, versions
+from acq_isl.session.summary import Origin, Stored, summarise, versions
 from acq_isl.stack import Prediction, StackKey
 from acq_isl.storage.decision_log import Ledger
 from acq_isl.storage.decision_log import read as read_ledger
@@ -213,9 +213,9 @@ def _carry_out(
             if session is not None:
                 # Only now is everything on disk that the pictures are read from.
                 origin = parts.origin(started, time.monotonic() - began, scope.description)
-                kept = Kept(parts.microscope.images, parts.stored(folder / _STORE))
-                record = _with_ending(summarise(experiment, session, kept, origin), folder, failure)
-                record = marked(record, experiment, session, kept, scope.simulated)
+                stored = Stored(parts.microscope.images, parts.stored(folder / _STORE))
+                record = _with_ending(summarise(experiment, session, stored, origin), folder, failure)
+                record = marked(record, experiment, session, stored, scope.simulated)
                 write_report(report, record)
             cast.tell(RunEnded(failure, str(report) if record is not None else ""))
     return RunResult(folder, report, record)

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage.transform import resize
 
 from acq_isl.errors import AcqIslError, ExperimentError
 from acq_isl.experiment.experiment import Experiment, measurements
+from acq_isl.processing.display import reduced, stretched
 from acq_isl.processing.statistics import pearson
-from acq_isl.record import Comparison, Counts, FieldRecord, Measured, RunRecord, StageLatency
+from acq_isl.record import Comparison, Counts, FieldRecord, RunRecord, StageLatency
 from acq_isl.rules import Measurement
 from acq_isl.rules.label_names import Status
 from acq_isl.session.grading.scores import object_f1, pair_labels, to_bright_end
@@ -22,8 +22,8 @@ from acq_isl.session.session import Field, Session
 from acq_isl.stack import Prediction, StackKey, StackRequest, StageTimes, Uint16Image
 
 _THUMBNAIL_PX = 384
-PACKAGES = ("acq-isl", "pycromanager", "pymmcore", "numpy", "pyzmq", "onnxruntime", "zarr", "useq-schema")
 _STAGES = ("expose", "transfer", "wait", "infer", "decode")
+PACKAGES = ("acq-isl", "pycromanager", "pymmcore", "numpy", "pyzmq", "onnxruntime", "zarr", "useq-schema")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,37 +44,28 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """How to read back what is on disk.
+class Stored:
+    """How to read back what is on disk; both raise AcqIslError.
 
     Parameters
     ----------
     images : callable
-        Measured slices of a request, (z, y, x) uint16; raises AcqIslError.
+        Measured slices of a request, (z, y, x) uint16.
     prediction : callable
-        Prediction of a stack by its key and by a model's name, in full, with labels called as in the run;
-        raises AcqIslError.
+        Prediction of a stack by its key and by a model's name, in full, with labels called as in the run.
     """
 
     images: Callable[[StackRequest], Uint16Image]
     prediction: Callable[[StackKey, str], Prediction]
 
 
-def summarise(experiment: Experiment, session: Session, kept: Kept, origin: Origin) -> RunRecord:
-    """Gather the record of a run, also of one that ended early.
-
-    Parameters
-    ----------
-    experiment : Experiment
-    session : Session
-    kept : Kept
-    origin : Origin
-    """
+def summarise(experiment: Experiment, session: Session, stored: Stored, origin: Origin) -> RunRecord:
+    """Gather the record of a run, also of one that ended early."""
     fields = [field for field in session.fields.values() if field.answers]
     predictions = [prediction for field in fields for prediction in field.predictions]
-    records, warnings = _fields(fields, kept)
-    comparisons, more = _comparisons(experiment, session, kept)
-    engines = {prediction.engine for prediction in predictions}
+    warnings = [*origin.warnings, *session.warnings]
+    records = [_record(field, stored, warnings) for field in fields]
+    comparisons = _comparisons(experiment, session, stored, warnings)
     return RunRecord(
         name=experiment.name,
         started=origin.started,
@@ -82,15 +73,15 @@ def summarise(experiment: Experiment, session: Session, kept: Kept, origin: Orig
         scope=origin.scope,
         model=origin.model,
         model_colors=dict(origin.model_colors),
-        engine=", ".join(sorted(engines)),
-        fields=records,
+        engine=", ".join(sorted({prediction.engine for prediction in predictions})),
+        fields=tuple(record for record in records if record is not None),
         comparisons=comparisons,
         decisions=(),
         counts=count(session, origin.captured, origin.lost),
         latencies=latencies([prediction.times for prediction in predictions], session.decide_ms),
         versions=dict(origin.versions),
         files=dict(origin.files),
-        warnings=tuple(dict.fromkeys((*origin.warnings, *session.warnings, *warnings, *more))),
+        warnings=tuple(dict.fromkeys(warnings)),
         experiment_yaml=experiment.to_yaml(),
         label_models=dict(origin.label_models),
     )
@@ -98,18 +89,16 @@ def summarise(experiment: Experiment, session: Session, kept: Kept, origin: Orig
 
 def count(session: Session, captured: int, lost: int) -> Counts:
     """Slices by what became of them; predicted are those that all models predicted."""
-    by_kind: dict[Status, int] = {"predicted": 0, "refused": 0, "spooled": 0}
+    by_status: dict[Status, int] = {"predicted": 0, "refused": 0, "spooled": 0}
     for field in session.fields.values():
-        if (state := field.status) is not None:
-            by_kind[state] += len(field.request.z_um)
+        if (status := field.status) is not None:
+            by_status[status] += len(field.request.z_um)
     return Counts(
         requested=sum(len(request.z_um) for request in session.asked),
         captured=captured,
-        predicted=by_kind["predicted"],
-        refused=by_kind["refused"],
-        spooled=by_kind["spooled"],
         not_for_prediction=sum(len(request.z_um) for request in session.acquired if not request.predict),
         lost=lost,
+        **by_status,
     )
 
 
@@ -117,10 +106,10 @@ def latencies(times: Sequence[StageTimes], decide_ms: Sequence[float]) -> tuple[
     """Median and 95th percentile of every stage, in milliseconds; nothing without predictions."""
     if not times:
         return ()
-    samples = {stage: [getattr(one, f"{stage}_ms") for one in times] for stage in _STAGES}
+    samples = {stage: [getattr(stages, f"{stage}_ms") for stages in times] for stage in _STAGES}
     samples["decide"] = list(decide_ms) or [0.0]
     return tuple(
-        StageLatency(stage, float(np.percentile(values, 50)), float(np.percentile(values, 95)))
+        StageLatency(stage, *(float(np.percentile(values, percent)) for percent in (50, 95)))
         for stage, values in samples.items()
     )
 
@@ -136,72 +125,49 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _fields(fields: Sequence[Field], kept: Kept) -> tuple[tuple[FieldRecord, ...], list[str]]:
-    records, warnings = [], []
-    for field in fields:
-        outcome = field.outcome
-        if outcome is None:
-            continue
-        choice, measured = field.choice, None
-        if choice is not None and isinstance(choice.measured, Measured):
-            measured = choice.measured
-        try:
-            picture = thumbnail(kept.images(field.request))
-        except AcqIslError as error:
-            picture = np.zeros((16, 16), np.uint8)
-            warnings.append(f"no picture of {field.request.key}: {error.what}")
-        records.append(
-            FieldRecord(
-                outcome.info,
-                picture,
-                outcome,
-                measured,
-                choice.rank if choice else None,
-                choice.chosen if choice else False,
-                choice.reason if choice else "",
-                field.without if len(field.models) > 1 else (),
-            )
-        )
-    return tuple(records), warnings
+def _record(field: Field, stored: Stored, warnings: list[str]) -> FieldRecord | None:
+    outcome, choice = field.outcome, field.choice
+    if outcome is None:
+        return None
+    try:
+        picture = thumbnail(stored.images(field.request))
+    except AcqIslError as error:
+        picture = np.zeros((16, 16), np.uint8)
+        warnings.append(f"no picture of {field.request.key}: {error.what}")
+    without = field.without if len(field.models) > 1 else ()
+    if choice is None:
+        return FieldRecord(outcome.info, picture, outcome, without=without)
+    chosen = choice.measured, choice.rank, choice.chosen, choice.reason
+    return FieldRecord(outcome.info, picture, outcome, *chosen, without)
 
 
 def thumbnail(stack: Uint16Image) -> NDArray[np.uint8]:
-    """Sharpest plane of a stack for display, (y, x) uint8, at most 384 pixels a side.
-
-    Parameters
-    ----------
-    stack : (z, y, x) uint16
-    """
+    """Sharpest plane of a stack, (z, y, x) uint16, for display: (y, x) uint8, at most 384 pixels a side."""
     # The plane with most detail between neighbouring pixels; noise adds the same to all planes.
     detail = [float(np.var(np.diff(plane[::2, ::2].astype(np.float32), axis=0))) for plane in stack]
-    plane = stack[int(np.argmax(detail))].astype(np.float32)
-    shrink = max(plane.shape) / _THUMBNAIL_PX
-    if shrink > 1:
-        shape = tuple(max(round(side / shrink), 1) for side in plane.shape)
-        plane = resize(plane, shape, order=1, anti_aliasing=True)
+    plane = reduced(stack[int(np.argmax(detail))], _THUMBNAIL_PX)
     low, high = np.percentile(plane, (0.5, 99.5))
-    shown: NDArray[np.uint8] = np.clip((plane - low) / max(high - low, 1.0) * 255, 0, 255).astype(np.uint8)
-    return shown
+    return stretched(plane, low, max(high, low + 1.0))
 
 
 def _comparisons(
-    experiment: Experiment, session: Session, kept: Kept
-) -> tuple[tuple[Comparison, ...], list[str]]:
+    experiment: Experiment, session: Session, stored: Stored, warnings: list[str]
+) -> tuple[Comparison, ...]:
     acquired, rules = {request.key: request for request in session.acquired}, measurements(experiment)
     found: list[Comparison] = []
-    warnings: list[str] = []
     for field in session.fields.values():
         by_label = {label: one.model for one in field.predictions for label in one.labels}
         for label, channel in experiment.truth.items():
             key = StackKey(field.request.key.time, field.request.key.position, channel)
-            if key in acquired and label in by_label:
-                try:
-                    prediction = kept.prediction(field.request.key, by_label[label])
-                    images = kept.images(acquired[key])
-                    found.append(compare(prediction, label, images, acquired[key].preset, rules))
-                except AcqIslError as error:
-                    warnings.append(f"{label} at {key} was not compared: {error.what}")
-    return tuple(found), warnings
+            if key not in acquired or label not in by_label:
+                continue
+            try:
+                prediction = stored.prediction(field.request.key, by_label[label])
+                images = stored.images(acquired[key])
+                found.append(compare(prediction, label, images, acquired[key].preset, rules))
+            except AcqIslError as error:
+                warnings.append(f"{label} at {key} was not compared: {error.what}")
+    return tuple(found)
 
 
 def compare(

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from acq_isl.errors import StorageError
 from acq_isl.processing import display as pictures
 from acq_isl.record import Comparison, Counts, FieldRecord, Measured, RunRecord, StageLatency
-from acq_isl.report.figures import meaning
-from acq_isl.report.report import duration, headline, render, write_report
+from acq_isl.report.report import duration, headline, meaning, render, write_report
 from acq_isl.scorecard import ChoiceScore, LabelScore, LightScore, Scorecard, Spread
 from acq_isl.stack import Outcome, Prediction, Refusal, StackInfo, StackKey, Unpredicted
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acq_isl.record import Comparison
-from acq_isl.report.figures import objects
+from acq_isl.report.report import describe_objects
 from acq_isl.rules import Best, SetPreset, Threshold, Trigger
 from acq_isl.rules.measurements import ObjectCount
 from acq_isl.scorecard import Scorecard, Spread, sentences
@@ -233,8 +233,8 @@ def test_objects_of_a_comparison_in_words() -> None:
     compared = Comparison(
         prediction(discs([])).info, "nuclei", "DAPI", discs([]), discs([]).astype(np.uint16), 0.5
     )
-    assert objects(compared) == ""
-    assert objects(replace(compared, f1=0.5, found=3, true=1)) == (
+    assert describe_objects(compared) == ""
+    assert describe_objects(replace(compared, f1=0.5, found=3, true=1)) == (
         "Separate objects: F1 = 0.50 (3 predicted, 1 in the stain)."
     )
 
