@@ -181,21 +181,21 @@ def _balance(counts: Counts) -> str:
 
 def _waterfall(latencies: Sequence[StageLatency]) -> dict[str, Any] | None:
     """Stages one after the other at their medians, each with the way to its 95th percentile, in 1/1000."""
-    finite = [one for one in latencies if math.isfinite(one.p50_ms) and math.isfinite(one.p95_ms)]
-    starts = [sum(earlier.p50_ms for earlier in finite[:number]) for number in range(len(finite))]
-    total = max([start + one.p95_ms for start, one in zip(starts, finite, strict=True)], default=0.0)
+    stages = [stage for stage in latencies if math.isfinite(stage.p50_ms) and math.isfinite(stage.p95_ms)]
+    starts = [sum(earlier.p50_ms for earlier in stages[:number]) for number in range(len(stages))]
+    total = max([start + stage.p95_ms for start, stage in zip(starts, stages, strict=True)], default=0.0)
     if total <= 0:
         return None
     rows = [
         {
-            "latency": one,
+            "latency": stage,
             "start": 1000 * start / total,
-            "p50": max(1000 * one.p50_ms / total, 2.0),
-            "p95": 1000 * one.p95_ms / total,
+            "p50": max(1000 * stage.p50_ms / total, 2.0),
+            "p95": 1000 * stage.p95_ms / total,
         }
-        for start, one in zip(starts, finite, strict=True)
+        for start, stage in zip(starts, stages, strict=True)
     ]
-    return {"rows": rows, "after_ms": sum(one.p50_ms for one in finite if one.stage != "expose")}
+    return {"rows": rows, "after_ms": sum(stage.p50_ms for stage in stages if stage.stage != "expose")}
 
 
 def _run_time(seconds: float) -> str:
