@@ -119,7 +119,7 @@ def additive_error(predicted: NDArray[np.float32], truth: NDArray[np.float32]) -
     where they agree, orange where only the prediction is bright, blue where only the stain is.
     """
     t, p = (np.clip(image, 0, 1)[..., None] for image in (truth, predicted))
-    summed = t * np.float32([0.0, 0.5, 1.0]) + p * np.float32([1.0, 0.5, 0.0])
+    summed = t * np.array([0.0, 0.5, 1.0], np.float32) + p * np.array([1.0, 0.5, 0.0], np.float32)
     return np.asarray(np.rint(255 * np.clip(summed, 0, 1)), np.uint8)
 
 
