@@ -13,6 +13,7 @@ from typing import Literal
 from acq_isl.record import Counts, StageLatency
 from acq_isl.rules.label_names import LabelStyle
 from acq_isl.rules.measurements import Measured
+from acq_isl.rules.rules import Choice
 from acq_isl.stack import Prediction, Refusal, StackInfo, StackKey, StackRequest, Uint16Image, Unpredicted
 
 Phase = Literal["overview", "predict", "revisit"]
@@ -144,15 +145,7 @@ class NotPredicted:
     outcome: Refusal | Unpredicted
 
 
-@dataclass(frozen=True, slots=True)
-class FieldRanked:
-    """Where a field stands, and whether it was chosen; as in ``rules.Choice``."""
-
-    key: StackKey
-    rank: int | None
-    chosen: bool
-    measured: Measured | None
-    reason: str
+FieldRanked = Choice
 
 
 @dataclass(frozen=True, slots=True)

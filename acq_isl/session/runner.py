@@ -27,7 +27,7 @@ from acq_isl.session.engine import WithoutEngine, lost, open_engine, state
 from acq_isl.session.grade import marked
 from acq_isl.session.preflight import new_folder, prepare, simulated
 from acq_isl.session.progress import ProgressMeter
-from acq_isl.session.session import Instruments, Session
+from acq_isl.session.session import Session, SessionTools
 from acq_isl.session.summary import Origin, Stored, summarise, versions
 from acq_isl.stack import Prediction, StackKey
 from acq_isl.storage.decision_log import Ledger
@@ -204,7 +204,7 @@ def _carry_out(
         try:
             with _opened(experiment, scope, folder, plan, cast) as parts:
                 cast.tell(parts.news(started, folder, scope, plan))
-                session = Session(experiment, plan, parts.instruments)
+                session = Session(experiment, plan, parts.tools)
                 session.run()
         except BaseException as error:
             failure = f"the run ended early: {error or type(error).__name__}"
@@ -235,7 +235,7 @@ class _Parts:
     """What is open during a run."""
 
     experiment: Experiment
-    instruments: Instruments
+    tools: SessionTools
     microscope: GuardedAcquisition
     source: EngineClient | WithoutEngine
     labels: Labels
@@ -295,11 +295,11 @@ def _opened(
         counters = (lambda: microscope.captured, lambda: lost(source))
         slices = expected_slices(experiment, plan)
         gauge = ProgressMeter(cast.tell, counters, lambda: state(source), slices, models=len(labels.models))
-        instruments = Instruments(
+        tools = SessionTools(
             microscope, source, store, ledger, call_user_function, gauge.tell, cast.orders, labels=labels
         )
         warnings = (*warnings, *cast.warnings, *map(str, broken_plugins()))
-        yield _Parts(experiment, instruments, microscope, source, labels, warnings)
+        yield _Parts(experiment, tools, microscope, source, labels, warnings)
 
 
 def _safety(experiment: Experiment) -> Safety:

@@ -20,7 +20,6 @@ from acq_isl.events import (
     Decided,
     EventHandler,
     FieldImaged,
-    FieldRanked,
     FieldsRanked,
     NotPredicted,
     Phase,
@@ -31,7 +30,7 @@ from acq_isl.experiment.experiment import Experiment, measurements
 from acq_isl.experiment.planning import Cycle, visits
 from acq_isl.processing.display import preview
 from acq_isl.protocols import Microscope, PredictionSource
-from acq_isl.rules import Choice, Decision, Limits, Measurement, Occasion, check_request, decide, rank
+from acq_isl.rules import Choice, Decision, Limits, Occasion, check_request, decide, rank
 from acq_isl.rules.actions import check_preset
 from acq_isl.rules.label_names import Labels, Status, combine_status, merge_outcomes, status_of
 from acq_isl.rules.measurements import MeasurementCache
@@ -51,58 +50,35 @@ class PredictionStore(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Instruments:
-    """What a session works with; opened and closed by whoever starts it.
-
-    Parameters
-    ----------
-    microscope : Microscope
-    predictions : PredictionSource
-    store : PredictionStore
-    ledger : Ledger
-    call : callable
-        Runs a user's function by its name with the decision and the prediction, guarded, and returns
-        what became of it in words.
-    emit : callable
-        Gets the events of the run; must return quickly.
-    commands : callable
-        An operator's commands since the last call.
-    now, sleep : callable
-        Monotonic clock in seconds, and how to wait for it.
-    labels : Labels
-        Which model predicts what.
-    """
+class SessionTools:
+    """What a session works with; opened and closed by whoever starts it."""
 
     microscope: Microscope
     predictions: PredictionSource
     store: PredictionStore
     ledger: Ledger
     call: Callable[[str, Decision, Prediction], str]
+    """Runs a user's function by its name, guarded; returns what became of it, in words."""
     emit: EventHandler
+    """Gets the events of the run; must return quickly."""
     commands: CommandSource = no_commands
+    """An operator's commands since the last call."""
     now: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     labels: Labels = dataclasses.field(default_factory=Labels)
+    """Which model predicts what."""
 
 
 @dataclass(slots=True)
 class Field:
-    """What is known so far of one overview field; owned by the session.
-
-    Parameters
-    ----------
-    request : StackRequest
-    models : tuple of str
-        Who is asked about it, by name; their answers are told in this order, whichever comes first.
-    answers : dict of str to Outcome
-        What each model said, by the name it was asked by, with labels called as in the run. The images of a
-        prediction are reduced, for display: a run of a thousand fields must fit into memory.
-    choice : Choice or None
-    """
+    """What is known so far of one overview field; owned by the session."""
 
     request: StackRequest
     models: tuple[str, ...] = ("",)
+    """Who is asked about it, by name; their answers stand in this order, whichever comes first."""
     answers: dict[str, Outcome] = dataclasses.field(default_factory=dict)
+    """What each model said, with labels called as in the run. The images of a prediction are reduced, for
+    display: a run of a thousand fields must fit into memory."""
     choice: Choice | None = None
 
     @property
@@ -130,43 +106,14 @@ class Field:
         return tuple(one for one in self.outcomes if not isinstance(one, Prediction))
 
 
-@dataclass(frozen=True, slots=True)
-class _ActionTools:
-    """What an action may do, within the limits; see `acq_isl.rules.ActionTools`."""
-
-    microscope: Microscope
-    limits: Limits
-    expose: Callable[[StackRequest], None]
-    run: Callable[[str], str]
-
-    def set_preset(self, group: str, preset: str) -> None:
-        check_preset(f"set {group} to {preset}", group, preset, self.limits)
-        self.microscope.set_preset(group, preset)
-
-    def acquire(self, request: StackRequest) -> None:
-        check_request(request, self.limits)
-        self.expose(request)
-
-    def call(self, function: str) -> str:
-        return self.run(function)
-
-
 class Session:
-    """One run of an experiment on instruments that are open.
+    """One run of an experiment; ``plan`` holds its overview stacks by time point."""
 
-    Parameters
-    ----------
-    experiment : Experiment
-    plan : sequence of Cycle
-        Overview stacks by time point.
-    instruments : Instruments
-    """
-
-    def __init__(self, experiment: Experiment, plan: Sequence[Cycle], instruments: Instruments) -> None:
+    def __init__(self, experiment: Experiment, plan: Sequence[Cycle], tools: SessionTools) -> None:
         self._experiment = experiment
         self._plan = plan
-        self._tools = instruments
-        self.labels = instruments.labels
+        self._tools = tools
+        self.labels = tools.labels
         self._fired: Counter[int] = Counter()
         self.fields: dict[StackKey, Field] = {}
         self.asked: list[StackRequest] = []
@@ -177,7 +124,7 @@ class Session:
         self._measured = MeasurementCache()
         self._undecided: list[Prediction] = []
         self._visits = 0
-        self._control = Operator(instruments.commands, self._visit, self._note_command, instruments.emit)
+        self._operator = Operator(tools.commands, self._visit, self._note_command, tools.emit)
 
     def _repr_html_(self) -> str:
         rows = []
@@ -205,8 +152,7 @@ class Session:
                     self._revisit(field)
         except Stopped:
             self.warnings.append(f"stopped by the operator after {len(self.acquired)} stacks")
-            for outcome in self._drained():
-                self._take(outcome)
+            self._take_all()
         finally:
             self.warnings += self._measured.warnings
         if self._lost is not None:
@@ -218,20 +164,24 @@ class Session:
         for done, request in enumerate(cycle.requests, start=1):
             self._acquire(request)
             self._step("overview", done, len(cycle.requests), f"imaged {request.key.position}")
-            for outcome in self._tools.predictions.poll():
-                self._take(outcome)
+            self._take_ready()
         self._step("predict", self._predicted(cycle), len(cycle.requests), "waiting for the engine")
-        for outcome in self._drained():
-            self._take(outcome)
+        self._take_all()
         self._step("predict", self._predicted(cycle), len(cycle.requests), "")
 
-    def _drained(self) -> list[Outcome]:
+    def _take_ready(self) -> None:
+        for outcome in self._tools.predictions.poll():
+            self._take(outcome)
+
+    def _take_all(self) -> None:
         try:
-            return self._tools.predictions.drain(self._experiment.prediction_timeout_s)
+            outcomes = self._tools.predictions.drain(self._experiment.prediction_timeout_s)
         except SliceLost as error:
             # The measured data is complete, so the run is finished first, and then fails.
             self._lost = error
-            return self._tools.predictions.poll()
+            outcomes = self._tools.predictions.poll()
+        for outcome in outcomes:
+            self._take(outcome)
 
     def _take(self, outcome: Outcome) -> None:
         """Keep an outcome and let the triggers look at it."""
@@ -246,29 +196,26 @@ class Session:
                 self._decisions(outcome)
             self._tools.emit(NotPredicted(outcome))
             return
-        self._keep(outcome)  # with the labels as its model names them
-        shown = self.labels.rename(outcome)
-        field.answers[outcome.model] = preview(shown)
-        numbers = self._measured.measure_all(shown, self._looked_at(outcome.model))
-        spent_ms = (time.perf_counter() - began) * 1e3
-        self._tools.emit(Predicted(shown, numbers, spent_ms))
-        self.decide_ms.append(spent_ms)
-        self._undecided.append(shown)
-        self._decide()
-
-    def _looked_at(self, model: str) -> list[Measurement]:
-        """What rules measure on the labels of a model."""
+        self._store(outcome)  # with the labels as its model names them
+        renamed = self.labels.rename(outcome)
+        field.answers[outcome.model] = preview(renamed)
         owner = self.labels.owner
-        return [one for one in measurements(self._experiment) if owner(one.label) == model]
+        rules = [rule for rule in measurements(self._experiment) if owner(rule.label) == outcome.model]
+        measured = self._measured.measure_all(renamed, rules)
+        spent_ms = (time.perf_counter() - began) * 1e3
+        self._tools.emit(Predicted(renamed, measured, spent_ms))
+        self.decide_ms.append(spent_ms)
+        self._undecided.append(renamed)
+        self._decide()
 
     def _decide(self) -> None:
         """Act on what was predicted, but never while the operator has the microscope."""
-        while self._undecided and not self._control.paused:
+        while self._undecided and not self._operator.paused:
             prediction = self._undecided.pop(0)
             for decision in self._decisions(prediction):
                 self._act(decision, self.fields[prediction.info.key].request, prediction)
 
-    def _keep(self, prediction: Prediction) -> None:
+    def _store(self, prediction: Prediction) -> None:
         try:
             self._tools.store.put(prediction)
         except StorageError as error:
@@ -278,12 +225,11 @@ class Session:
     def _decisions(self, outcome: Outcome) -> list[Decision]:
         found = []
         for index, trigger in enumerate(self._experiment.triggers):
-            looked_at = trigger.when.measurement
-            if self.labels.owner(looked_at.label) != outcome.model:
+            measurement = trigger.when.measurement
+            if self.labels.owner(measurement.label) != outcome.model:
                 continue
-            decision = decide(
-                trigger, outcome, self._measured.measure(outcome, looked_at), self._fired[index]
-            )
+            measured = self._measured.measure(outcome, measurement)
+            decision = decide(trigger, outcome, measured, self._fired[index])
             if decision.action is not None:
                 self._fired[index] += 1
                 found.append(decision)
@@ -296,13 +242,14 @@ class Session:
         action = decision.action
         if action is None:
             return
-        if self._control.stopping:
+        if self._operator.stopping:
             self._note(decision, "not done: the operator stopped the run")
             return
         occasion = Occasion(field, prediction, decision)
+        tools = _ActionTools(self._tools, self._experiment.limits, self._acquire, occasion)
         try:
             action.check(prediction.info, self._experiment.limits)
-            done = action.carry_out(occasion, self._action_tools(occasion))
+            done = action.carry_out(occasion, tools)
         except (SliceLost, Stopped):
             raise
         except Exception as error:  # a plug-in may fail in any way
@@ -312,49 +259,36 @@ class Session:
                 log.warning("the action %s failed", action.kind, exc_info=True)
         self._note(decision, done)
 
-    def _action_tools(self, occasion: Occasion) -> _ActionTools:
-        def acquire(request: StackRequest) -> None:
-            if request.key not in {earlier.key for earlier in self.acquired}:
-                self._acquire(request)
-
-        call = self._tools.call
-        return _ActionTools(
-            self._tools.microscope,
-            self._experiment.limits,
-            acquire,
-            lambda function: call(function, occasion.decision, occasion.prediction),
-        )
-
     def _choose(self, cycle: Cycle) -> list[Field]:
         rule = self._experiment.choose
         if rule is None:
             return []
         began = time.perf_counter()
-        model = self.labels.owner(rule.measurement.label)
-        fields = [self.fields[request.key] for request in cycle.requests]
-        outcomes = [one for field in fields if (one := field.answers.get(model or "")) is not None]
+        model = self.labels.owner(rule.measurement.label) or ""
+        answers = [self.fields[request.key].answers for request in cycle.requests]
+        outcomes = [by_model[model] for by_model in answers if model in by_model]
         choices = rank(rule, [(one, self._measured.measure(one, rule.measurement)) for one in outcomes])
         self.decide_ms.append((time.perf_counter() - began) * 1e3)
         for choice in choices:
             self.fields[choice.key].choice = choice
             self._tools.ledger.write("choice", **asdict(choice))
-        ranked = [FieldRanked(c.key, c.rank, c.chosen, c.measured, c.reason) for c in choices]
-        self._tools.emit(FieldsRanked(tuple(ranked)))
+        self._tools.emit(FieldsRanked(choices))
         return [self.fields[choice.key] for choice in choices if choice.chosen]
 
     def _revisit(self, field: Field) -> None:
         sequence = self._experiment.revisit
         if sequence is None:
             return
-        imaged = {request.key for request in self.acquired}
         requests = visits(sequence, field.request, field.request.key.time)
         for done, request in enumerate(requests, start=1):
-            if request.key not in imaged:
-                self._acquire(request)
+            self._acquire(request)
             self._step("revisit", done, len(requests), f"{request.preset} at {request.key.position}")
 
     def _acquire(self, request: StackRequest) -> None:
-        self._control.listen(self._rest)
+        """Image a stack that was not imaged before, once operator and triggers have had their turn."""
+        if request.key in {earlier.key for earlier in self.acquired}:
+            return
+        self._operator.listen(self._rest)
         self._decide()
         self._expose(request)
 
@@ -368,8 +302,7 @@ class Session:
 
     def _rest(self, seconds: float) -> None:
         self._tools.sleep(seconds)
-        for outcome in self._tools.predictions.poll():
-            self._take(outcome)
+        self._take_ready()
 
     def _visit(self, command: GoTo) -> str:
         """Go where the operator wants and take one plane there: checked, dosed and kept like any other."""
@@ -399,8 +332,29 @@ class Session:
 
     def _wait_until(self, moment_s: float) -> None:
         while (left_s := moment_s - self._tools.now()) > 0:
-            self._control.listen(self._rest)
+            self._operator.listen(self._rest)
             self._rest(min(left_s, 0.5))
 
     def _step(self, phase: Phase, done: int, total: int, text: str) -> None:
         self._tools.emit(Step(phase, done, total, text))
+
+
+@dataclass(frozen=True, slots=True)
+class _ActionTools:
+    """What an action may do, within the limits of the experiment; see `acq_isl.rules.ActionTools`."""
+
+    tools: SessionTools
+    limits: Limits
+    expose: Callable[[StackRequest], None]
+    occasion: Occasion
+
+    def set_preset(self, group: str, preset: str) -> None:
+        check_preset(f"set {group} to {preset}", group, preset, self.limits)
+        self.tools.microscope.set_preset(group, preset)
+
+    def acquire(self, request: StackRequest) -> None:
+        check_request(request, self.limits)
+        self.expose(request)
+
+    def call(self, function: str) -> str:
+        return self.tools.call(function, self.occasion.decision, self.occasion.prediction)

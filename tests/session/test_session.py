@@ -17,7 +17,7 @@ from acq_isl.experiment.experiment import Experiment
 from acq_isl.experiment.planning import Optics, Place, cycles
 from acq_isl.rules import Action, ActionTools, Decision, MeanIntensity, Occasion, Threshold, Trigger
 from acq_isl.rules.label_names import Labels, RunModel
-from acq_isl.session.session import Instruments, Session
+from acq_isl.session.session import Session, SessionTools
 from acq_isl.stack import Outcome, Prediction, Refusal, StackInfo, StackRequest, Uint16Image, Unpredicted
 from acq_isl.storage.decision_log import Ledger, read
 
@@ -114,7 +114,7 @@ class Bench:
     def run(self) -> Session:
         plan = cycles(self.experiment.overview, PLACE, Optics())
         with Ledger(self.path, clock=lambda: 0.0) as ledger:
-            tools = Instruments(
+            tools = SessionTools(
                 self.scope,
                 self.scope,
                 self.store,
