@@ -79,6 +79,15 @@ class UsesCores(Protocol):
         """Cores it computes on."""
 
 
+@runtime_checkable
+class CountsCopies(Protocol):
+    """A `Network` that copies to and from a device."""
+
+    @property
+    def copies_ms(self) -> tuple[float, float]:
+        """Milliseconds of all copies to the device and from it so far."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
     """How engines are to be loaded.

@@ -18,28 +18,19 @@ RESAMPLED = frozenset({"focus"})
 """Distances that resampling itself changes, since it softens: beyond their limit they only warn then."""
 
 
-def measured(gate: Gate, windows: Sequence[Float32Image]) -> tuple[Distance, ...]:
+def measure_distances(gate: Gate, windows: Sequence[Float32Image]) -> tuple[Distance, ...]:
     """Distances of a whole stack: the median over the windows of all its tiles, so that dust counts little.
 
-    Parameters
-    ----------
-    gate : Gate
-    windows : sequence of (tile, K, h, w) float32
-        The network's output ``distance``, batch by batch; one K for each name of the gate.
-
-    Returns
-    -------
-    tuple of Distance
-        In the order of ``gate.names``.
+    ``windows`` is the network's output ``distance``, (tile, K, h, w) float32 batch by batch, with one K for
+    each name of the gate; distances come in the order of ``gate.names``.
     """
-    values = np.concatenate(
-        [np.moveaxis(some, 1, 0).reshape(len(gate.names), -1) for some in windows], axis=1
-    )
+    names = gate.names
+    values = np.concatenate([np.moveaxis(w, 1, 0).reshape(len(names), -1) for w in windows], axis=1)
     medians = np.median(values, axis=1).tolist()
-    return tuple(Distance(*one) for one in zip(gate.names, medians, gate.limits, strict=True))
+    return tuple(Distance(*parts) for parts in zip(names, medians, gate.limits, strict=True))
 
 
-def judge(
+def judge_distances(
     key: StackKey, distances: Sequence[Distance], policy: Policy, excused: frozenset[str] = frozenset()
 ) -> tuple[str, ...]:
     """Warnings for a stack whose distances lie beyond their limits; none for one that looks as it should.
@@ -51,11 +42,11 @@ def judge(
     StackRefused
         A distance lies beyond its limit, and the policy is to refuse.
     """
-    far = [one for one in distances if one.beyond]
+    far = [distance for distance in distances if distance.beyond]
     if not far:
         return ()
-    got = ", ".join(f"{one.name} {one.value:.3g}, limit {one.limit:.3g}" for one in far)
-    if policy == "refuse" and any(one.name not in excused for one in far):
+    got = ", ".join(f"{distance.name} {distance.value:.3g}, limit {distance.limit:.3g}" for distance in far)
+    if policy == "refuse" and any(distance.name not in excused for distance in far):
         raise StackRefused(
             f"stack {key} does not look like those the model was trained on",
             wanted="distances to the training set within their limits",

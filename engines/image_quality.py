@@ -1,4 +1,4 @@
-"""Whether there is a picture in a stack at all: what metadata cannot tell. Pure."""
+"""Image quality of a stack, which metadata cannot tell: dark, clipped, repeated, nothing but noise. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from acq_isl.engines.pipeline import Each
+from acq_isl.engines.pipeline import ParallelMap
 from acq_isl.errors import EngineError, StackRefused
 from acq_isl.processing.normalize import ContrastMeter
 from acq_isl.stack import Float32Image, StackInfo, Uint16Image, ZStack
@@ -26,13 +26,8 @@ _LEAST_STRUCTURE = 0.15
 class StackStatistics:
     """What has to be known of a stack before it is predicted, measured plane by plane, in any order.
 
-    An engine process may show it each slice as it arrives, so that little is left to do after the last one.
-
-    Parameters
-    ----------
-    info : StackInfo
-    high_pass_px : float
-        Of the model, in pixels of the stack.
+    An engine process may add each slice as it arrives, so that little is left to do after the last one.
+    ``high_pass_px`` is the model's, in pixels of the stack.
     """
 
     def __init__(self, info: StackInfo, high_pass_px: float) -> None:
@@ -41,20 +36,20 @@ class StackStatistics:
         self._ranges: dict[int, _Range] = {}
 
     def add(self, z: int, plane: Uint16Image) -> None:
-        """Look at plane number ``z``, (y, x) uint16, once its pixels will not change any more."""
+        """Measure plane number ``z``, (y, x) uint16, once its pixels will not change any more."""
         if z not in self._ranges:
             self._ranges[z] = _Range.of(plane)
             self._contrast.add(z, plane)
 
-    def complete(self, stack: ZStack, each: Each) -> None:
-        """Look at all planes it was not shown; EngineError if it is of another stack."""
+    def complete(self, stack: ZStack, parallel_map: ParallelMap) -> None:
+        """Measure the planes that are missing; EngineError if this is of another stack."""
         if stack.info != self._info:
             raise EngineError(
                 f"what was measured for stack {self._info.key} was handed over with {stack.info.key}",
                 fix="report this to the maker of the engine process",
             )
         missing = [z for z in range(len(stack.pixels)) if z not in self._ranges]
-        each(lambda z: self.add(z, stack.pixels[z]), missing)
+        parallel_map(lambda z: self.add(z, stack.pixels[z]), missing)
 
     @property
     def ranges(self) -> list[_Range]:
@@ -67,24 +62,18 @@ class StackStatistics:
         return self._contrast.inverse
 
 
-def check_content(stack: ZStack, statistics: StackStatistics | None = None) -> None:
+def check_image_quality(stack: ZStack, statistics: StackStatistics | None = None) -> None:
     """Refuse a stack that is dark, constant, clipped, repeated, or nothing but camera noise.
 
     Normalisation would blow each of these up to full contrast, and the network would predict cells
-    from nothing. Costs two milliseconds on 13 planes of 1024x1024, little of it after complete statistics.
-
-    Parameters
-    ----------
-    stack : ZStack
-    statistics : StackStatistics, optional
-        A complete one of this stack.
+    from nothing. Costs two milliseconds on 13 planes of 1024x1024, little of it with complete statistics.
 
     Raises
     ------
     StackRefused
     """
     ranges = [_Range.of(plane) for plane in stack.pixels] if statistics is None else statistics.ranges
-    flat = np.array([z for z, one in enumerate(ranges) if one.low == one.high], np.intp)
+    flat = np.array([z for z, span in enumerate(ranges) if span.low == span.high], np.intp)
     if flat.size:
         raise StackRefused(
             f"stack {stack.info.key} has planes without any picture",
@@ -118,9 +107,9 @@ class _Range:
 
 
 def _check_clipped(stack: ZStack, ranges: list[_Range]) -> None:
-    low, high = min(one.low for one in ranges), max(one.high for one in ranges)
-    at_high = sum(one.high_px for one in ranges if one.high == high)
-    at_low = sum(one.low_px for one in ranges if one.low == low)
+    low, high = min(span.low for span in ranges), max(span.high for span in ranges)
+    at_high = sum(span.high_px for span in ranges if span.high == high)
+    at_low = sum(span.low_px for span in ranges if span.low == low)
     for limit, pixels, end, fix in (
         (high, at_high, "brightest", "shorten the exposure or dim the lamp"),
         (low, at_low, "darkest", "lengthen the exposure or raise the camera's offset"),
@@ -183,16 +172,8 @@ def largest_structure(plane: Uint16Image) -> float:
 
     1 - D(1) / D(4) with D(k) the variance of the difference of pixels k columns apart (the structure
     function): 0 for white noise whatever its gain, offset and illumination, towards 1 for a smooth
-    picture. The largest value of all 64x64 blocks, so that one cell in an empty field counts.
-
-    Parameters
-    ----------
-    plane : (y, x) uint16
-        At least 64x68.
-
-    Returns
-    -------
-    float
+    picture. The largest value of all 64x64 blocks, so that one cell in an empty field counts. The plane is
+    (y, x) uint16 of at least 64x68.
     """
     counts = plane.astype(np.float32)
     near, far = (_difference_variance(counts, apart) for apart in (1, _FAR_PX))

@@ -8,27 +8,26 @@ import time
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Self
+from typing import Self, assert_never
 
 import numpy as np
 
 from acq_isl.compatibility import Refuse, Resample, Use, check
-from acq_isl.engines.backend import DISTANCE, MEAN, SPREAD, Network
-from acq_isl.engines.gate import RESAMPLED, Policy, judge, measured
-from acq_isl.engines.image_quality import StackStatistics, check_content
+from acq_isl.engines.backend import DISTANCE, MEAN, SPREAD, CountsCopies, Network
+from acq_isl.engines.gate import RESAMPLED, Policy, judge_distances, measure_distances
+from acq_isl.engines.image_quality import StackStatistics, check_image_quality
 from acq_isl.engines.model_file import ModelInfo
 from acq_isl.engines.pipeline import (
     AT_ONCE,
-    Answered,
-    Each,
+    AsyncNetwork,
     Field,
-    Slotted,
+    ParallelMap,
+    Result,
     check_finite,
-    through,
-    whole,
+    crop_to_field,
+    run_tiles,
     worker_count,
-    workers,
+    worker_threads,
 )
 from acq_isl.errors import EngineError, ModelError, StackRefused
 from acq_isl.manifest import Manifest
@@ -51,7 +50,7 @@ class Shares:
     Parameters
     ----------
     prepare_ms : float
-        Content checked, contrast measured, resampled where needed.
+        Image quality checked, contrast measured, resampled where needed.
     tile_ms : float
         Tiles cut and blended.
     network_ms : float
@@ -74,12 +73,23 @@ class Shares:
         return self.prepare_ms + self.tile_ms + self.network_ms + self.finish_ms
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Prepared:
+    """Pixels as the model wants them, (z, y, x) uint16, 1 / their contrast, and how they were resampled."""
+
+    pixels: Uint16Image
+    inv_sd: np.float32
+    warnings: tuple[str, ...]
+    scale: float = 1.0
+    excused: frozenset[str] = frozenset()
+
+
 @dataclass(slots=True)
-class _Answer:
-    """What the network says of a field: mean and spread, (label, y, x), and the distances of each batch."""
+class _Outputs:
+    """A network's outputs for a field: mean and std, (label, y, x), and the distances of each batch."""
 
     mean: Float32Image
-    spread: Float32Image
+    std: Float32Image
     windows: list[Float32Image] = field(default_factory=list)
     busy_ms: float = 0.0
 
@@ -124,12 +134,11 @@ class Predictor:
     ) -> None:
         rules = model.manifest
         self._model, self._network, self._gate = model, network, gate
-        self._outputs = getattr(network, "outputs", (MEAN, SPREAD))
-        if rules.gate is not None and DISTANCE not in self._outputs:
+        if rules.gate is not None and DISTANCE not in network.outputs:
             raise ModelError(
                 f"{network.name} cannot tell whether a stack looks like those {model.where} was trained on",
                 wanted=f"an output {DISTANCE!r}, which the model's gate needs",
-                got=", ".join(self._outputs),
+                got=", ".join(network.outputs),
                 fix="use another engine, such as onnxruntime, or build the plan again",
             )
         self._tile_px, self._tiles_per_batch = tile_px, tiles_per_batch
@@ -137,6 +146,7 @@ class Predictor:
             self._tile_px = min(tile_px, rules.max_tile_px)
         self._rule = TileRule(rules.min_tile_px, rules.halo_px, rules.size_step_px)
         self._margin_px = rules.halo_px if rules.margin_px is None else rules.margin_px
+        self._high_pass_px = rules.high_pass_um / rules.pixel_size_um
         self._workers = worker_count(network)
         least_px = max(rules.size_step_px, rules.blank_px)
         self._border_px = least_px if border_px is None else max(border_px, rules.blank_px)
@@ -157,11 +167,11 @@ class Predictor:
     @property
     def at_once(self) -> int:
         """How many stacks several threads may hand it to be done sooner than one after the other."""
-        return AT_ONCE if isinstance(self._network, Slotted) else 1
+        return AT_ONCE if isinstance(self._network, AsyncNetwork) else 1
 
     def begin_statistics(self, info: StackInfo) -> StackStatistics:
-        """What may be shown the slices of a stack as they arrive, so that `predict` has less to do."""
-        return StackStatistics(info, self.manifest.high_pass_um / self.manifest.pixel_size_um)
+        """Empty statistics, to be filled as slices arrive, so that `predict` has less to do."""
+        return StackStatistics(info, self._high_pass_px)
 
     def predict(self, stack: ZStack, statistics: StackStatistics | None = None) -> Prediction:
         """Predict all labels of a stack of any field size.
@@ -184,128 +194,129 @@ class Predictor:
         return self.predict_timed(stack, statistics)[0]
 
     def rehearse(self, stack: ZStack) -> tuple[Prediction, Shares]:
-        """`predict_timed` of a made-up stack: its looks are measured, but not held against it."""
+        """`predict_timed` of a made-up stack: its distances are measured, but it is not refused for them."""
         return self.predict_timed(stack, gate="warn")
 
     def predict_timed(
         self, stack: ZStack, statistics: StackStatistics | None = None, gate: Policy | None = None
     ) -> tuple[Prediction, Shares]:
         """`predict`, and where its time went; ``gate`` instead of the engine's own."""
-        with workers(self._workers) as each:
-            return self._predicted(
-                stack, statistics or self.begin_statistics(stack.info), each, gate or self._gate
-            )
+        statistics = statistics or self.begin_statistics(stack.info)
+        with worker_threads(self._workers) as parallel_map:
+            return self._predict(stack, statistics, parallel_map, gate or self._gate)
 
-    def _predicted(
-        self, stack: ZStack, statistics: StackStatistics, each: Each, gate: Policy
+    def _predict(
+        self, stack: ZStack, statistics: StackStatistics, parallel_map: ParallelMap, policy: Policy
     ) -> tuple[Prediction, Shares]:
         began_s = time.perf_counter()
-        verdict = _checked(self.manifest, stack)
-        statistics.complete(stack, each)
-        check_content(stack, statistics)
-        pixels, scale, inv_sd = self._normalised(stack, verdict, statistics)
+        prepared = self._prepare(stack, statistics, parallel_map)
         shares = Shares(prepare_ms=_since_ms(began_s))
         began_s = time.perf_counter()
-        field = pixels.shape[1], pixels.shape[2]
-        plan = plan_tiles(field, self._rule, tile_px=self._tile_px, border_px=self._border_px)
-        answer = self._infer(pixels, inv_sd, plan, shares, each)
+        field_px = prepared.pixels.shape[1], prepared.pixels.shape[2]
+        plan = plan_tiles(field_px, self._rule, tile_px=self._tile_px, border_px=self._border_px)
+        outputs = self._run(Field(prepared.pixels, plan, prepared.inv_sd), shares, parallel_map)
         shares.tile_ms = max(_since_ms(began_s) - shares.network_ms, 0.0)
         began_s = time.perf_counter()
-        check_finite((answer.mean, answer.spread, *answer.windows), stack, each)
-        distances, warnings = self._judged(stack, answer, verdict, gate)
-        mean, spread = (map_back(values, stack.info.shape) for values in (answer.mean, answer.spread))
+        check_finite((outputs.mean, outputs.std, *outputs.windows), stack, parallel_map)
+        distances, warnings = self._judge(stack, outputs, prepared.excused, policy)
+        mean, std = (map_back(values, stack.info.shape) for values in (outputs.mean, outputs.std))
         shares.finish_ms = _since_ms(began_s)
         _log.debug("%s: %d tiles, %.0f ms", stack.info.key, len(plan.tiles), shares.total_ms)
+        border_px = math.ceil(self._margin_px / prepared.scale)
         prediction = Prediction(
             info=stack.info,
             labels=self.manifest.label_names,
             mean=mean,
-            spread=spread,
+            spread=std,
             model_sha256=self._model.sha256,
             model_name=f"{self.manifest.name} {self.manifest.version}",
             engine=self._network.name,
-            warnings=(*(verdict.warnings if isinstance(verdict, Resample) else verdict.notes), *warnings),
-            border_px=min(math.ceil(self._margin_px / scale), *((n + 1) // 2 for n in stack.info.shape)),
+            warnings=(*prepared.warnings, *warnings),
+            border_px=min(border_px, *((n + 1) // 2 for n in stack.info.shape)),
             times=StageTimes(infer_ms=shares.network_ms, decode_ms=shares.total_ms - shares.network_ms),
             distances=distances,
         )
         return prediction, shares
 
-    def _normalised(
-        self, stack: ZStack, verdict: Use | Resample, statistics: StackStatistics
-    ) -> tuple[Uint16Image, float, np.float32]:
-        """Pixels of the model's planes and size, their scale, and the reciprocal of their contrast."""
-        if isinstance(verdict, Use):
-            return stack.pixels, 1.0, statistics.inverse_contrast
-        pixels = resample(stack, verdict)
-        high_pass_px = self.manifest.high_pass_um / self.manifest.pixel_size_um
-        return pixels, verdict.xy_scale, inverse_contrast(pixels, high_pass_px)
+    def _prepare(self, stack: ZStack, statistics: StackStatistics, parallel_map: ParallelMap) -> _Prepared:
+        """Pixels of the model's planes and size; StackRefused if the stack does not fit the model."""
+        verdict = check(self.manifest, stack.info)
+        if isinstance(verdict, Refuse):
+            raise StackRefused(f"stack {stack.info.key}: {verdict.reason}", fix=verdict.fix)
+        statistics.complete(stack, parallel_map)
+        check_image_quality(stack, statistics)
+        match verdict:
+            case Use():
+                return _Prepared(stack.pixels, statistics.inverse_contrast, verdict.notes)
+            case Resample():
+                pixels = resample(stack, verdict)
+                inv_sd = inverse_contrast(pixels, self._high_pass_px)
+                return _Prepared(pixels, inv_sd, verdict.warnings, verdict.xy_scale, RESAMPLED)
+            case _:
+                assert_never(verdict)
 
-    def _judged(
-        self, stack: ZStack, answer: _Answer, verdict: Use | Resample, policy: Policy
+    def _judge(
+        self, stack: ZStack, outputs: _Outputs, excused: frozenset[str], policy: Policy
     ) -> tuple[tuple[Distance, ...], tuple[str, ...]]:
         """Distances to the training set, and warnings; StackRefused where that is the policy."""
         if self.manifest.gate is None:
             return (), ()
-        distances = measured(self.manifest.gate, answer.windows)
-        excused = RESAMPLED if isinstance(verdict, Resample) else frozenset[str]()
-        return distances, judge(stack.info.key, distances, policy, excused)
+        distances = measure_distances(self.manifest.gate, outputs.windows)
+        return distances, judge_distances(stack.info.key, distances, policy, excused)
 
-    def _infer(
-        self, pixels: Uint16Image, inv_sd: np.float32, plan: TilePlan, shares: Shares, each: Each
-    ) -> _Answer:
-        """What the network says of the whole field; adds its time to the shares."""
-        before = _copies_ms(self._network)
-        with closing(
-            through(self._network, Field(pixels, plan, inv_sd), self._tiles_per_batch, each)
-        ) as found:
-            answer = self._whole(found, plan, each) if len(plan.tiles) == 1 else self._blended(found, plan)
-        after = _copies_ms(self._network)
-        shares.network_ms = answer.busy_ms
-        shares.upload_ms, shares.download_ms = after[0] - before[0], after[1] - before[1]
-        return answer
+    def _run(self, field: Field, shares: Shares, parallel_map: ParallelMap) -> _Outputs:
+        """The network's outputs for the whole field; adds its time to the shares."""
+        up_ms, down_ms = _copies_ms(self._network)
+        with closing(run_tiles(self._network, field, self._tiles_per_batch, parallel_map)) as results:
+            if len(field.plan.tiles) == 1:
+                outputs = self._crop(next(results), field.plan, parallel_map)
+            else:
+                outputs = self._blend(results, field.plan)
+        after_ms = _copies_ms(self._network)
+        shares.network_ms = outputs.busy_ms
+        shares.upload_ms, shares.download_ms = after_ms[0] - up_ms, after_ms[1] - down_ms
+        return outputs
 
-    def _whole(self, found: Iterable[Answered], plan: TilePlan, each: Each) -> _Answer:
-        ((tiles, outputs, busy_ms),) = found
-        mean, spread, *windows = self._checked_shapes(outputs, (len(tiles), *plan.tile_shape))
-        return _Answer(whole(mean, plan, each), whole(spread, plan, each), windows, busy_ms)
+    def _crop(self, result: Result, plan: TilePlan, parallel_map: ParallelMap) -> _Outputs:
+        mean, std, *windows = self._by_name(result, plan)
+        mean, std = (crop_to_field(values, plan, parallel_map) for values in (mean, std))
+        return _Outputs(mean, std, windows, result[2])
 
-    def _blended(self, found: Iterable[Answered], plan: TilePlan) -> _Answer:
+    def _blend(self, results: Iterable[Result], plan: TilePlan) -> _Outputs:
         shape = (len(self.manifest.labels), *plan.field_shape)
-        answer = _Answer(np.zeros(shape, np.float32), np.zeros(shape, np.float32))
-        for tiles, outputs, busy_ms in found:
-            mean, spread, *windows = self._checked_shapes(outputs, (len(tiles), *plan.tile_shape))
-            answer.busy_ms += busy_ms
-            answer.windows.extend(windows)
-            for out, values in ((answer.mean, mean), (answer.spread, spread)):
-                for one, tile in zip(values, tiles, strict=True):
-                    blend(out, one, plan, tile)
-        return answer
+        outputs = _Outputs(np.zeros(shape, np.float32), np.zeros(shape, np.float32))
+        for result in results:
+            mean, std, *windows = self._by_name(result, plan)
+            outputs.busy_ms += result[2]
+            outputs.windows.extend(windows)
+            for out, values in ((outputs.mean, mean), (outputs.std, std)):
+                for image, tile in zip(values, result[0], strict=True):
+                    blend(out, image, plan, tile)
+        return outputs
 
-    def _checked_shapes(
-        self, outputs: tuple[Float32Image, ...], tiles: tuple[int, int, int]
-    ) -> tuple[Float32Image, ...]:
-        """Mean, spread, and distance if the model has a gate, for that many tiles of (h, w)."""
-        rules = self.manifest
-        named = dict(zip(self._outputs, outputs, strict=False))
-        image = tiles[0], len(rules.labels), *tiles[1:]
-        wanted: dict[str, tuple[int, ...]] = {MEAN: image, SPREAD: image}
+    def _by_name(self, result: Result, plan: TilePlan) -> tuple[Float32Image, ...]:
+        """Mean, std, and distance if there is a gate; EngineError if their shapes are not the model's."""
+        rules, count = self.manifest, len(result[0])
+        outputs = dict(zip(self._network.outputs, result[1], strict=False))
+        image = count, len(rules.labels), *plan.tile_shape
+        shapes: dict[str, tuple[int, ...]] = {MEAN: image, SPREAD: image}
         if rules.gate is not None:  # on a grid of its own, which only has to be there
-            grid = named[DISTANCE].shape[2:] if DISTANCE in named else ()
-            wanted[DISTANCE] = (
-                tiles[0],
+            grid = outputs[DISTANCE].shape[2:] if DISTANCE in outputs else ()
+            shapes[DISTANCE] = (
+                count,
                 len(rules.gate.names),
                 *(grid if len(grid) == 2 and all(grid) else (1, 1)),
             )
-        for name, shape in wanted.items():
-            if name not in named or named[name].shape != shape or named[name].dtype != np.float32:
+        for name, shape in shapes.items():
+            values = outputs.get(name)
+            if values is None or values.shape != shape or values.dtype != np.float32:
                 raise EngineError(
                     f"{self._network.name} answered with arrays of another shape than the model's",
                     wanted=f"{name} {shape} float32",
-                    got=f"{named[name].shape} {named[name].dtype}" if name in named else "nothing",
+                    got="nothing" if values is None else f"{values.shape} {values.dtype}",
                     fix="export the model again; its file does not do what its manifest says",
                 )
-        return tuple(named[name] for name in wanted)
+        return tuple(outputs[name] for name in shapes)
 
     def close(self) -> None:
         self._network.close()
@@ -313,24 +324,13 @@ class Predictor:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
 
 def _copies_ms(network: Network) -> tuple[float, float]:
-    """Up and down so far, of a network that counts them in ``times``."""
-    times = getattr(network, "times", None)
-    return (0.0, 0.0) if times is None else (times.upload_ms, times.download_ms)
+    return network.copies_ms if isinstance(network, CountsCopies) else (0.0, 0.0)
 
 
 def _since_ms(began_s: float) -> float:
     return (time.perf_counter() - began_s) * 1e3
-
-
-def _checked(manifest: Manifest, stack: ZStack) -> Use | Resample:
-    verdict = check(manifest, stack.info)
-    if isinstance(verdict, Refuse):
-        raise StackRefused(f"stack {stack.info.key}: {verdict.reason}", fix=verdict.fix)
-    return verdict

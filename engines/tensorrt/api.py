@@ -1,4 +1,4 @@
-"""TensorRT 10, TensorRT 11 and TensorRT for RTX behind one door. What differs is asked for, never guessed."""
+"""TensorRT 10, TensorRT 11 and TensorRT for RTX as one. What differs is asked for, never guessed."""
 
 from __future__ import annotations
 
@@ -28,13 +28,9 @@ _KEPT_MESSAGES = 20
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Flavour:
-    """An installed TensorRT.
+    """An installed TensorRT: the module ``tensorrt`` or ``tensorrt_rtx``, and what it can do.
 
-    Parameters
-    ----------
-    trt : module
-        ``tensorrt`` or ``tensorrt_rtx``. Typed Any: no stubs fit all three (see docs/engines.md); a test
-        holds every attribute we use against the API surfaces instead.
+    Typed Any: no stubs fit all versions; a test holds every attribute we use against their API surfaces.
     """
 
     trt: Any
@@ -64,6 +60,11 @@ class Flavour:
         return hasattr(self.trt, "IRuntimeCache")
 
     @property
+    def checks_plans(self) -> bool:
+        """The runtime tells whether a plan fits before it loads it."""
+        return hasattr(self.trt.Runtime, "get_engine_validity")
+
+    @property
     def times_kernels(self) -> bool:
         """Kernels are chosen by timing them on this GPU, and the times can be kept for the next build.
 
@@ -81,23 +82,9 @@ class Flavour:
 
 
 def load_flavour(name: FlavourName = "auto", *, capability: str | None = None) -> Flavour:
-    """Import TensorRT.
+    """Import TensorRT; ``auto`` takes TensorRT for RTX where it knows the GPU, such as ``"sm90"``, if any.
 
-    Parameters
-    ----------
-    name : "auto", "tensorrt" or "rtx"
-        ``auto`` takes TensorRT for RTX where it is installed and knows the GPU, else TensorRT.
-    capability : str, optional
-        The GPU, such as ``"sm90"``, if there is one.
-
-    Returns
-    -------
-    Flavour
-
-    Raises
-    ------
-    EngineError
-        Not installed, not loadable, or too old.
+    EngineError if it is not installed, not loadable, or too old.
     """
     if name != "auto":
         return _imported(name)
@@ -152,7 +139,7 @@ def checked(flavour: Flavour) -> Flavour:
 
 
 class Messages:
-    """What TensorRT said: handed to logging, and errors kept, since its calls only say that they failed."""
+    """TensorRT's messages: logged, and errors kept, since its calls only say that they failed."""
 
     def __init__(self, flavour: Flavour) -> None:
         self._errors: deque[str] = deque(maxlen=_KEPT_MESSAGES)
@@ -191,15 +178,7 @@ def _logger(trt: Any, errors: deque[str]) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class BuildStep:
-    """How far a build is.
-
-    Parameters
-    ----------
-    phase : str
-        In TensorRT's words.
-    done, total : int
-        Steps of this phase.
-    """
+    """How far a build is: steps of a phase, named in TensorRT's words."""
 
     phase: str
     done: int

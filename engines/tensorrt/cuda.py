@@ -1,6 +1,6 @@
 """The GPU through NVIDIA's driver API: memory, streams, events, graphs. Needs the display driver only.
 
-One `Device` owns everything it hands out and frees it when it is closed. Calls go through
+Calls go through
 ``cuda.bindings.driver``, which loads the driver when the first function is called.
 """
 
@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -23,7 +22,6 @@ from acq_isl.errors import EngineError
 
 _log = logging.getLogger(__name__)
 _OLDEST_DRIVER = 12_000  # what the wheels of TensorRT for CUDA 12 need, as the driver counts versions
-_READ_ONLY = 8  # CU_MEMHOSTREGISTER_READ_ONLY, a macro of the driver's header
 _SPIN_S = 0.002  # polls this long before it sleeps between polls: live predictions take milliseconds
 _PAUSE_S = 0.0002
 
@@ -34,39 +32,22 @@ class OutOfDeviceMemory(EngineError):
 
 @dataclass(frozen=True, slots=True)
 class GpuInfo:
-    """A GPU, as plans are keyed by it.
-
-    Parameters
-    ----------
-    name : str
-        Such as ``"NVIDIA GeForce RTX 4090"``.
-    capability : str
-        Compute capability in the form of build targets, such as ``"sm89"``.
-    memory_bytes : int
-    driver : int
-        Newest CUDA version the driver can run, 1000 * major + 10 * minor.
-    """
+    """A GPU, as plans are keyed by it."""
 
     name: str
+    """Such as ``"NVIDIA GeForce RTX 4090"``."""
     capability: str
+    """In the form of build targets, such as ``"sm89"``."""
     memory_bytes: int
     driver: int
+    """Newest CUDA version the driver can run, 1000 * major + 10 * minor."""
 
 
 class Device:
-    """One GPU, opened. Every thread that uses it calls `make_current` first.
+    """One GPU by its number, opened. Every thread that uses it calls `make_current` first.
 
-    Parameters
-    ----------
-    ordinal : int
-        Number of the GPU, from 0.
-    driver : module, optional
-        ``cuda.bindings.driver`` or something with its functions.
-
-    Raises
-    ------
-    EngineError
-        No cuda-bindings, no driver, a driver too old, or no such GPU.
+    ``driver`` is ``cuda.bindings.driver`` or something with its functions. Raises EngineError without
+    cuda-bindings, without a driver or with one too old, and where there is no such GPU.
     """
 
     def __init__(self, ordinal: int = 0, *, driver: Any = None) -> None:
@@ -74,7 +55,6 @@ class Device:
         cu = self._cu
         self._context: Any = None
         self._freeing = ExitStack()
-        self._registered: dict[int, int] = {}
         self._do("start the NVIDIA driver", cu.cuInit, 0)
         version = int(self._do("read the driver's version", cu.cuDriverGetVersion))
         if version < _OLDEST_DRIVER:
@@ -178,21 +158,6 @@ class Device:
     def free_pinned(self, memory: NDArray[np.uint8]) -> None:
         self._do("free host memory", self._cu.cuMemFreeHost, memory.ctypes.data)
 
-    def register(self, memory: NDArray[np.uint8]) -> None:
-        """Page-lock memory, such as a ring; not every GPU can if it is mapped for reading only."""
-        flags = 0 if memory.flags.writeable else _READ_ONLY
-        self._do("page-lock the ring", self._cu.cuMemHostRegister, memory.ctypes.data, memory.nbytes, flags)
-        self._registered[memory.ctypes.data] = memory.nbytes
-
-    def unregister(self, memory: NDArray[np.uint8]) -> None:
-        self._registered.pop(memory.ctypes.data, None)
-        self._do("release the ring", self._cu.cuMemHostUnregister, memory.ctypes.data)
-
-    def is_registered(self, memory: NDArray[Any]) -> bool:
-        """Whether all of an array lies in registered memory."""
-        first, stop = memory.ctypes.data, memory.ctypes.data + memory.nbytes
-        return any(start <= first and stop <= start + n for start, n in self._registered.items())
-
     def copy_up(self, target: int, source: NDArray[Any], stream: Any) -> None:
         """Queue a copy from host to device; ``source`` stays untouched until the stream has passed it."""
         address, size = source.ctypes.data, source.nbytes
@@ -207,7 +172,7 @@ class Device:
         self._do("set an event", self._cu.cuEventRecord, event, stream)
 
     def hold(self, stream: Any, event: Any) -> None:
-        """Let a stream wait for an event, on the GPU."""
+        """Have a stream wait for an event, on the GPU."""
         self._do("wait for an event", self._cu.cuStreamWaitEvent, stream, event, 0)
 
     def passed(self, event: Any) -> bool:
@@ -273,17 +238,12 @@ class Device:
             return
         self.make_current()
         self._context = None
-        with self._freeing:  # in reverse, and each even if another fails
-            for address in self._registered:
-                self._freeing.callback(self._do, "release the ring", self._cu.cuMemHostUnregister, address)
-            self._registered.clear()
+        self._freeing.close()  # in reverse, and each even if another fails
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
 

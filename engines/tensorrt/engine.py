@@ -12,7 +12,7 @@ from acq_isl.engines.model_file import ModelFile, read_model
 from acq_isl.engines.predictor import Predictor, Shares
 from acq_isl.engines.tensorrt.api import Flavour, check_gpu, load_flavour
 from acq_isl.engines.tensorrt.build import BuiltPlan, build
-from acq_isl.engines.tensorrt.cuda import Device, OutOfDeviceMemory
+from acq_isl.engines.tensorrt.cuda import Device, GpuInfo, OutOfDeviceMemory
 from acq_isl.engines.tensorrt.network import TensorRTNetwork
 from acq_isl.engines.tensorrt.options import BuildOptions, LastBuilt, resolved
 from acq_isl.engines.tensorrt.plan_cache import KeptFile, PlanStore
@@ -26,21 +26,10 @@ _log = logging.getLogger(__name__)
 class TensorRTEngine(Predictor):
     """A model file, ready to predict on an NVIDIA GPU.
 
-    The plan is found or built, checked, loaded, and warmed up. A plan that the runtime does not take is
-    built again. Tiles that do not fit into the GPU's memory are made smaller, with a warning.
-
-    Parameters
-    ----------
-    model : ModelFile, pathlib.Path or str
-    options : BuildOptions or LastBuilt
-        What plan to use: exactly this, or as it was built last, such as by ``acq-isl build``.
-    store : PlanStore, optional
-    device : Device, optional
-        Owned from now on; GPU 0 if not given.
-    flavour : Flavour, optional
-        Instead of ``options.flavour``.
-    gate : "refuse" or "warn"
-        What becomes of a stack that looks unlike the training set.
+    The plan is found or built, checked, loaded, and warmed up: exactly that of the options, or as it was
+    built last. A plan that the runtime does not take is built again. Tiles that do not fit into the GPU's
+    memory are made smaller, with a warning. The device is owned, and GPU 0 if not given; ``flavour`` goes
+    before that of the options.
 
     Raises
     ------
@@ -66,8 +55,7 @@ class TensorRTEngine(Predictor):
             options = resolved(wish, file, store, device.info, flavour)
             flavour = flavour or load_flavour(options.flavour, capability=device.info.capability)
             check_gpu(flavour, device.info.capability)
-            loader = _Loader(file, options, store, device, flavour)
-            built, program = loader.load()
+            built, program = _Loader(file, options, store, device.info, flavour).load()
         except BaseException:
             device.close()
             raise
@@ -85,13 +73,13 @@ class TensorRTEngine(Predictor):
 
     @property
     def network(self) -> TensorRTNetwork:
-        """The plan on the GPU, for its times and for registering a ring."""
+        """The plan on the GPU, for its times."""
         return self._gpu
 
     def predict_timed(
         self, stack: ZStack, statistics: StackStatistics | None = None, gate: Policy | None = None
     ) -> tuple[Prediction, Shares]:
-        """Predict all labels of a stack; see `Predictor.predict_timed`."""
+        """See `Predictor.predict_timed`."""
         while True:
             try:
                 prediction, shares = super().predict_timed(stack, statistics, gate)
@@ -137,7 +125,7 @@ class _Loader:
     file: ModelFile
     options: BuildOptions
     store: PlanStore
-    device: Device
+    gpu: GpuInfo
     flavour: Flavour
 
     def load(self) -> tuple[BuiltPlan, Program]:
@@ -153,11 +141,9 @@ class _Loader:
         return built, self._program(built)
 
     def _build(self) -> BuiltPlan:
-        gpu, flavour, store = self.device.info, self.flavour, self.store
-        return build(self.file, self.options, store=store, gpu=gpu, flavour=flavour)
+        return build(self.file, self.options, store=self.store, gpu=self.gpu, flavour=self.flavour)
 
     def _program(self, built: BuiltPlan) -> Program:
-        gpu = self.device.info
-        name = f"{built.note.plan_sha256[:16]}-{gpu.capability}-{gpu.driver}.kernels"
+        name = f"{built.note.plan_sha256[:16]}-{self.gpu.capability}-{self.gpu.driver}.kernels"
         kernels = KeptFile(self.store.folder / name) if self.flavour.keeps_kernels else None
         return Program(self.flavour, built.content, self.file.info.manifest, kernels)

@@ -27,46 +27,17 @@ _HALF_MAX = float(np.finfo(np.float16).max)
 
 
 def full(content: bytes, outputs: Sequence[str] = IMAGES) -> bytes:
-    """The master as TensorRT takes it, every float in fp32.
+    """The fp32 ONNX master as TensorRT takes it: the same function, with only these outputs.
 
-    Parameters
-    ----------
-    content : bytes
-        An ONNX model as `acq_isl.engines.model_file.read_model` checked it.
-    outputs : sequence of str
-        Those to keep, `acq_isl.engines.model_file.ModelInfo.answers`.
-
-    Returns
-    -------
-    bytes
-        The same function of the same inputs, metadata included.
-
-    Raises
-    ------
-    ModelError
-        The graph computes with camera bytes in a way that floats cannot stand in for.
+    ModelError if it computes with camera bytes in a way that floats cannot stand in for.
     """
     return bytes(Graph(content, outputs).model.SerializeToString())
 
 
 def mixed(content: bytes, outputs: Sequence[str] = IMAGES) -> bytes:
-    """fp16 with islands of fp32; images are float16, the distance float32.
+    """The fp32 master as fp16 with islands of fp32; images are float16, the distance float32.
 
-    Parameters
-    ----------
-    content : bytes
-        The fp32 master.
-    outputs : sequence of str
-        Those to keep.
-
-    Returns
-    -------
-    bytes
-
-    Raises
-    ------
-    ModelError
-        The graph has control flow, no contrast input, or weights beyond what fp16 holds.
+    ModelError if it has control flow, no contrast input, or weights beyond what fp16 holds.
     """
     return _Emitter(Graph(content, outputs), rounded=False).model()
 
@@ -77,17 +48,6 @@ def rehearsal(content: bytes, outputs: Sequence[str] = IMAGES) -> bytes:
     ONNX Runtime has hardly any fp16 kernels for processors; given `mixed` it computes in fp32 and drops the
     casts between, so that a comparison would show nothing. Here the rounding is spelt out. Sums inside of one
     convolution are fp32, as they are in TensorRT's kernels.
-
-    Parameters
-    ----------
-    content : bytes
-        The fp32 master.
-    outputs : sequence of str
-        Those to keep.
-
-    Returns
-    -------
-    bytes
     """
     return _Emitter(Graph(content, outputs), rounded=True).model()
 
@@ -97,16 +57,16 @@ class _Emitter:
 
     def __init__(self, graph: Graph, *, rounded: bool) -> None:
         self._graph, self._rounded = graph, rounded
-        self._half = half_nodes(graph)
+        self._fp16_nodes = half_nodes(graph)
         self._nodes: list[onnx.NodeProto] = []
         self._weights: dict[str, onnx.TensorProto] = {}
-        self._is_half: set[str] = set()  # values that are fp16, or rounded to it
+        self._are_fp16: set[str] = set()  # values that are fp16, or rounded to it
         self._cast: dict[tuple[str, bool], str] = {}
 
     def model(self) -> bytes:
         source = self._graph.model
         for index, node in enumerate(self._graph.nodes):
-            self._node(node, index in self._half)
+            self._node(node, index in self._fp16_nodes)
         for port in source.graph.output:
             if self._graph.types[port.name] == FLOAT:
                 self._output(port)
@@ -136,7 +96,7 @@ class _Emitter:
         if half:
             for place, name in enumerate(node.output):
                 if self._graph.types.get(name) == FLOAT:
-                    self._is_half.add(name)
+                    self._are_fp16.add(name)
                     if self._rounded:
                         new.output[place] = f"{name}_exact"
                         self._round(f"{name}_exact", self._inner(name))
@@ -160,7 +120,7 @@ class _Emitter:
         """The value in the wanted type."""
         if name in self._graph.weights:
             return self._weight(name, half)
-        if (name in self._is_half) == half or (self._rounded and not half):
+        if (name in self._are_fp16) == half or (self._rounded and not half):
             return self._inner(name)
         key = (name, half)
         if key not in self._cast:

@@ -35,46 +35,29 @@ _PROFILES: dict[str, ProfileName] = {"live": "live", "bulk": "bulk"}
 class BuildOptions:
     """What to build.
 
-    Parameters
-    ----------
-    flavour : "auto", "tensorrt" or "rtx"
-    precision : "fp16", "fp32" or "int8"
-        ``int8`` needs a form of the model judged on the user's stacks (`acq_isl.engines.tensorrt.int8`).
-    profile : "live" or "bulk"
-        ``live``: one tile at a time, fastest at the camera's field, any field up to 4096 pixels in one piece.
-        ``bulk``: batches of tiles.
-    targets : tuple of str
-        GPUs to build for, such as ``("sm86", "sm89")``; none named: all that the flavour can (RTX), or
-        the one in the machine (tensorrt).
-    field_px : (int, int)
-        Rows and columns of the camera's field; what ``live`` is fastest at. ``bulk`` makes tiles no
-        larger than its longer side, nor than 1024 pixels.
+    ``int8`` needs a form of the model judged on the user's stacks (`acq_isl.engines.tensorrt.int8`).
+    ``live``: one tile at a time, fastest at the camera's field, any field up to 4096 pixels in one piece.
+    ``bulk``: batches of tiles, no larger than the field's longer side, nor than 1024 pixels.
     """
 
     flavour: FlavourName = "auto"
     precision: Precision = "fp16"
     profile: ProfileName = "live"
     targets: tuple[str, ...] = ()
+    """GPUs such as ``"sm86"``; none named: all that RTX can, or the one in the machine."""
     field_px: tuple[int, int] = FIELD_PX
+    """Rows and columns of the camera's field."""
 
 
 @dataclass(frozen=True, slots=True)
 class LastBuilt:
-    """As the plan was that was built last for the model: what ``acq-isl build`` made is what is served.
-
-    Parameters
-    ----------
-    precision : "fp16", "fp32" or "int8"
-    field_px : (int, int), optional
-        The camera's field, where known. A plan built for it goes before others; if there is no plan at all,
-        one is built for it.
-    flavour : "auto", "tensorrt" or "rtx"
-        Whose plans to look at; ``auto``: of whatever is installed.
-    """
+    """As the plan was that was built last for the model: what ``acq-isl build`` made is what is served."""
 
     precision: Precision = "fp16"
     field_px: tuple[int, int] | None = None
+    """The camera's field, where known: plans for it go first, and without any plan one is built for it."""
     flavour: FlavourName = "auto"
+    """Whose plans to look at; ``auto``: of whatever is installed."""
 
 
 def profile_shapes(manifest: Manifest, options: BuildOptions) -> Shapes:
@@ -115,24 +98,10 @@ def resolved(
     gpu: GpuInfo,
     flavour: Flavour | None = None,
 ) -> BuildOptions:
-    """The options to serve with.
+    """The options to serve with: those given, or of a plan built before, or the usual ones.
 
-    Parameters
-    ----------
-    wish : BuildOptions or LastBuilt
-    file : ModelFile
-    store : PlanStore
-        Where plans built before are.
-    gpu : GpuInfo
-        The GPU that is to run it.
-    flavour : Flavour, optional
-        The only one to use; any that is installed if not given.
-
-    Returns
-    -------
-    BuildOptions
-        Those given; or of a plan built before for this model, precision and GPU, whatever version built it:
-        one for the very field before others, the latest before earlier ones; or the usual ones.
+    A plan for this model, precision and GPU, whatever version built it: one for the very field before others,
+    the latest before earlier ones. ``flavour`` is the only one to use, if it is loaded already.
     """
     if isinstance(wish, BuildOptions):
         return wish

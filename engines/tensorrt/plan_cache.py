@@ -1,4 +1,4 @@
-"""Built plans on disk: keyed by everything they depend on, checked before use, rebuilt when in doubt."""
+"""Built plans on disk: keyed by everything they depend on, checked before use, built again when in doubt."""
 
 from __future__ import annotations
 
@@ -69,30 +69,18 @@ class PlanNote(StrictModel):
 
 @dataclass(frozen=True, slots=True)
 class StoredPlan:
-    """A plan on disk.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-    note : PlanNote or None
-        None if the note beside it is missing or damaged; such a plan is never used.
-    size_bytes : int
-    """
+    """A plan on disk."""
 
     path: Path
     note: PlanNote | None
+    """None if it is missing or damaged; such a plan is never used."""
     size_bytes: int
 
 
 class PlanStore:
-    """A folder of plans that several processes may share.
+    """A folder of plans that several processes may share, by default in the user's cache.
 
-    Parameters
-    ----------
-    folder : pathlib.Path, optional
-        `default_folder` if not given. Made when the first plan is kept.
-    lock_timeout_s : float
-        How long to wait for another process that builds the same plan.
+    A process waits for ``lock_timeout_s`` for another one that builds the same plan.
     """
 
     def __init__(self, folder: Path | None = None, *, lock_timeout_s: float = _LOCK_TIMEOUT_S) -> None:
@@ -105,13 +93,7 @@ class PlanStore:
 
     @contextmanager
     def locked(self, key: PlanKey) -> Iterator[None]:
-        """Keep other processes from building the same plan at the same time.
-
-        Raises
-        ------
-        EngineError
-            The folder cannot be written, or another process holds the lock for too long.
-        """
+        """Keep other processes from building the same plan at the same time; EngineError if that fails."""
         lock = filelock.FileLock(self.path(key).with_suffix(".lock"), timeout=self._lock_timeout_s)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -137,7 +119,8 @@ class PlanStore:
             note = _note(path)
             content = path.read_bytes()
         except (OSError, ValidationError) as error:
-            _log.warning("plan %s cannot be used and will be rebuilt: %s", path, _first_line(error))
+            reason = str(error).partition("\n")[0]
+            _log.warning("plan %s cannot be used and will be rebuilt: %s", path, reason)
             return None
         if note.key != key:
             _log.warning("plan %s was built for something else and will be rebuilt", path)
@@ -148,13 +131,7 @@ class PlanStore:
         return content, note
 
     def save(self, content: bytes, note: PlanNote) -> Path:
-        """Keep a plan; a reader sees the old one or the new one, never half of it.
-
-        Raises
-        ------
-        EngineError
-            The disk is full or the folder cannot be written.
-        """
+        """Keep a plan, whole or not at all; EngineError if the folder cannot be written."""
         path = self.path(note.key)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -187,17 +164,9 @@ class PlanStore:
         return tuple(sorted(found, key=lambda p: (p.note.model, p.note.built_at) if p.note else ("", "")))
 
     def clear(self, onnx_sha256: str | None = None) -> tuple[int, int]:
-        """Delete plans and what was kept with them; how many files and bytes. They are rebuilt when needed.
+        """Delete the plans of a model, or all, and what was kept with them; how many files and bytes.
 
-        Parameters
-        ----------
-        onnx_sha256 : str, optional
-            Of the model whose plans to delete; everything if not given.
-
-        Raises
-        ------
-        EngineError
-            A file is in use or may not be deleted.
+        EngineError if a file is in use or may not be deleted.
         """
         files, size = 0, 0
         for path in tuple(self._all() if onnx_sha256 is None else self._of(onnx_sha256)):
@@ -231,10 +200,6 @@ def _note(path: Path) -> PlanNote:
     return PlanNote.model_validate_json(_note_path(path).read_bytes())
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
-
-
 def _unwritable(folder: Path, error: OSError) -> EngineError:
     return EngineError(
         f"plans cannot be kept in {folder}: {error}",
@@ -248,12 +213,9 @@ _HASH_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class KeptFile:
-    """A file of TensorRT's with its hash in front. Losing it costs time, never a result.
+    """A file of TensorRT's with its hash in front, such as its runtime cache. Losing it costs time only.
 
-    Parameters
-    ----------
-    path : pathlib.Path
-        Named after all it depends on: a file of another GPU, driver or version is never looked at.
+    It is named after all it depends on: a file of another GPU, driver or version is never looked at.
     """
 
     path: Path

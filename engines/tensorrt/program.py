@@ -34,42 +34,20 @@ class PlanRefused(EngineError):
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """An input or output of a plan.
-
-    Parameters
-    ----------
-    name : str
-    is_input : bool
-    dtype : numpy.dtype
-    shapes : tuple of three shapes
-        Smallest, optimal and largest of an input; empty for outputs.
-    """
+    """An input or output of a plan."""
 
     name: str
     is_input: bool
     dtype: np.dtype[Any]
     shapes: tuple[Shape, ...] = ()
+    """Smallest, optimal and largest of an input; empty for outputs."""
 
 
 class Program:
-    """A plan the runtime has taken, and what it says of its inputs and outputs.
+    """A plan the runtime has taken, whose inputs and outputs are the manifest's.
 
-    Parameters
-    ----------
-    flavour : Flavour
-    plan : bytes
-        Trusted: its hash was checked.
-    manifest : Manifest
-        What inputs and outputs are held against.
-    kernels : KeptFile, optional
-        Where compiled kernels are kept, if the flavour compiles any.
-
-    Raises
-    ------
-    PlanRefused
-        The runtime does not take the plan, or it is another model's.
-    EngineError
-        The runtime cannot start.
+    The plan is trusted: its hash was checked. Compiled kernels are kept in ``kernels``. Raises PlanRefused if
+    the runtime does not take the plan or it is another model's, EngineError if the runtime cannot start.
     """
 
     def __init__(
@@ -80,14 +58,14 @@ class Program:
         self.answers = answers(manifest)
         """Outputs in the order in which they are handed out."""
         self._messages = Messages(flavour)
-        self._runtime: Any = self._started()
-        self._engine: Any = self._loaded(plan)
+        self._runtime: Any = self._start_runtime()
+        self._engine: Any = self._load(plan)
         self.ports = self._read_ports()
         self._check_ports()
         self._cache: Any = None
-        self._config: Any = self._configured()
+        self._config: Any = self._configure()
 
-    def _started(self) -> Any:
+    def _start_runtime(self) -> Any:
         try:
             return self.flavour.trt.Runtime(self._messages.logger)
         except TypeError as error:  # how pybind11 says that the C++ side made no object
@@ -97,9 +75,9 @@ class Program:
                 fix="update the NVIDIA driver, or predict on the processor with onnxruntime",
             ) from error
 
-    def _loaded(self, plan: bytes) -> Any:
+    def _load(self, plan: bytes) -> Any:
         trt, runtime = self.flavour.trt, self._runtime
-        if hasattr(runtime, "get_engine_validity"):
+        if self.flavour.checks_plans:
             validity = runtime.get_engine_validity(plan[: runtime.engine_header_size])[0]
             if validity == trt.EngineValidity.SUBOPTIMAL:
                 _log.warning("the plan runs on this GPU, but one built for it would be faster")
@@ -136,10 +114,10 @@ class Program:
         return tuple(ports)
 
     def _check_ports(self) -> None:
-        half, full = np.dtype(np.float16), np.dtype(np.float32)
+        fp16, fp32 = np.dtype(np.float16), np.dtype(np.float32)
         wanted: dict[str, tuple[bool, tuple[np.dtype[Any], ...]]]
-        wanted = {"stack": (True, (np.dtype(np.uint8),)), "inv_sd": (True, (full,))}
-        wanted |= {name: (False, (half, full)) for name in self.answers}
+        wanted = {"stack": (True, (np.dtype(np.uint8),)), "inv_sd": (True, (fp32,))}
+        wanted |= {name: (False, (fp16, fp32)) for name in self.answers}
         fits = {port.name for port in self.ports} == wanted.keys() and all(
             port.is_input == wanted[port.name][0] and port.dtype in wanted[port.name][1]
             for port in self.ports
@@ -153,7 +131,7 @@ class Program:
                 fix="build it again with acq-isl build",
             )
 
-    def _configured(self) -> Any:
+    def _configure(self) -> Any:
         trt = self.flavour.trt
         config = self._engine.create_runtime_config()
         # We lend the memory for intermediate results, so that running out of it is ours to handle.
@@ -165,8 +143,8 @@ class Program:
             config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
         if self.flavour.keeps_kernels:
             self._cache = config.create_runtime_cache()
-            kept = self._kernels.load() if self._kernels else None
-            if kept is not None and not self._cache.deserialize(kept):
+            kernels = self._kernels.load() if self._kernels else None
+            if kernels is not None and not self._cache.deserialize(kernels):
                 _log.warning("kept kernels do not fit any more, they will be compiled again")
             config.set_runtime_cache(self._cache)
         return config
@@ -175,27 +153,9 @@ class Program:
         return next(port for port in self.ports if port.name == name)
 
     def context(self, shapes: dict[str, Shape]) -> tuple[Any, dict[str, Shape], int]:
-        """Make ready to run inputs of these shapes.
+        """TensorRT's context to run inputs of these shapes, the outputs' shapes, and bytes of scratch memory.
 
-        Parameters
-        ----------
-        shapes : dict of str to tuple of int
-            Of every input.
-
-        Returns
-        -------
-        context
-            TensorRT's execution context; wants the address of its scratch memory.
-        outputs : dict of str to tuple of int
-            Shape of every output.
-        scratch_bytes : int
-
-        Raises
-        ------
-        OutOfDeviceMemory
-            Smaller tiles may fit.
-        EngineError
-            A shape is outside of the plan's profile.
+        Raises OutOfDeviceMemory where smaller tiles may fit, EngineError for shapes outside of the profile.
         """
         context = self._engine.create_execution_context(self._config)
         if context is None:
@@ -230,7 +190,7 @@ class Program:
                 fix="export the model again with this version of acq-isl",
             )
 
-    def keep_kernels(self) -> None:
+    def save_kernels(self) -> None:
         """Write down the kernels that were compiled so far."""
         if self._cache is not None and self._kernels is not None:
             serialized = self._cache.serialize()
@@ -239,9 +199,9 @@ class Program:
 
     def failure(self, what: str, fix: str) -> EngineError:
         """What TensorRT complained about since the last time; `OutOfDeviceMemory` if it was memory."""
-        said = self._messages.take() or "no reason given"
-        kind = OutOfDeviceMemory if tells_of_memory(said) else EngineError
-        return kind(f"{self.flavour.name} could not {what}", got=said, fix=fix)
+        reason = self._messages.take() or "no reason given"
+        kind = OutOfDeviceMemory if tells_of_memory(reason) else EngineError
+        return kind(f"{self.flavour.name} could not {what}", got=reason, fix=fix)
 
     def close(self) -> None:
         # TensorRT asks that what was made last goes first.

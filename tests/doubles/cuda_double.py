@@ -62,13 +62,10 @@ class Driver:
         self.capability, self.version, self.devices = (8, 9), 12_080, 1
         self.device: dict[int, ctypes.Array] = {}
         self.host: dict[int, ctypes.Array] = {}
-        self.registered: dict[int, int] = {}
         self.streams: dict[int, SimpleNamespace] = {}
         self.events: dict[int, SimpleNamespace] = {}
         self.graphs: dict[int, list] = {}
         self.contexts = 0
-        self.register_flags: list[int] = []
-        self.registers_read_only = True
         self.broken: CUresult | None = None
         self.stuck = False
         self.copied_up = self.launched = 0
@@ -83,7 +80,6 @@ class Driver:
         counted = {
             "device memory": len(self.device),
             "host memory": len(self.host),
-            "registered": len(self.registered),
             "streams": len(self.streams),
             "events": len(self.events),
             "graphs": len(self.graphs),
@@ -208,19 +204,9 @@ class Driver:
     def cuMemFreeHost(self, p):
         return (OK if self.host.pop(int(p), None) else BAD,)
 
-    def cuMemHostRegister(self, p, bytesize, Flags):
-        self.register_flags.append(Flags)
-        if Flags == 8 and not self.registers_read_only:
-            return (CUresult.CUDA_ERROR_NOT_SUPPORTED,)
-        self.registered[int(p)] = bytesize
-        return (self._guarded(),)
-
-    def cuMemHostUnregister(self, p):
-        return (OK if self.registered.pop(int(p), None) else BAD,)
-
     def _page_locked(self, address, nbytes) -> bool:
-        blocks = {base: ctypes.sizeof(block) for base, block in self.host.items()} | self.registered
-        return any(base <= address and address + nbytes <= base + size for base, size in blocks.items())
+        blocks = self.host.items()
+        return any(base <= address and address + nbytes <= base + ctypes.sizeof(b) for base, b in blocks)
 
     def cuMemcpyHtoDAsync(self, dstDevice, srcHost, ByteCount, hStream):
         if not self._page_locked(srcHost, ByteCount):

@@ -17,13 +17,13 @@ HERE = Path(__file__).resolve().parent
 ENGINES = HERE.parents[1] / "engines" / "tensorrt"
 LIST = HERE / "tensorrt_surface.json"
 SURFACES = ("trt10", "trt11", "rtx")
-FILES = ("api.py", "build.py", "program.py", "network.py")
+FILES = ("api.py", "compile.py", "program.py", "context.py")
 
 # Which TensorRT object each name stands for, by file. Everything typed Any in these files must be here.
 MODULE = "module"
 NAMES: dict[str, dict[str, str | None]] = {
     "api.py": {"trt": MODULE, "self.trt": MODULE, "flavour.trt": MODULE, "severity": None},
-    "build.py": {
+    "compile.py": {
         "trt": MODULE,
         "flavour.trt": MODULE,
         "builder": "Builder",
@@ -51,7 +51,7 @@ NAMES: dict[str, dict[str, str | None]] = {
         "kinds": "DataType",
         "strategies": "DynamicShapesKernelSpecializationStrategy",
     },
-    "network.py": {
+    "context.py": {
         "self._context": "IExecutionContext",
         "self.up": None,
         "self.compute": None,

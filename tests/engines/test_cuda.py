@@ -85,8 +85,6 @@ WITHOUT_DRIVER = [
     ("free", lambda d: d.free(64)),
     ("pinned", lambda d: d.pinned(64)),
     ("free pinned", lambda d: d.free_pinned(np.zeros(4, np.uint8))),
-    ("register", lambda d: d.register(np.zeros(4, np.uint8))),
-    ("unregister", lambda d: d.unregister(np.zeros(4, np.uint8))),
     ("copy up", lambda d: d.copy_up(64, np.zeros(4, np.uint8), 0)),
     ("copy down", lambda d: d.copy_down(np.zeros(4, np.uint8), 64, 0)),
     ("record", lambda d: d.record(0, 0)),
@@ -113,7 +111,7 @@ def no_driver():
 @pytest.mark.parametrize(("name", "use"), WITHOUT_DRIVER, ids=lambda v: v if isinstance(v, str) else "")
 def test_every_call_reaches_the_real_bindings(name, use, no_driver):
     device = Device.__new__(Device)
-    device._cu, device._context, device._registered = no_driver, no_driver.CUcontext(0), {}
+    device._cu, device._context = no_driver, no_driver.CUcontext(0)
     with pytest.raises(EngineError, match="NVIDIA"):
         use(device)
 
@@ -182,28 +180,11 @@ def test_the_double_shows_a_missing_event():
     assert seen == {7, 0xAB}
 
 
-def test_pageable_memory_is_refused_and_registered_memory_is_not(device):
+def test_pageable_memory_is_refused(device):
     stream, address = device.stream(), device.allocate(64)
-    memory = np.zeros(64, np.uint8)
     with pytest.raises(EngineError, match="copy to the GPU"):
-        device.copy_up(address, memory, stream)
-    device.register(memory)
-    assert device.is_registered(memory[8:16])
-    assert not device.is_registered(np.zeros(4, np.uint8))
-    device.copy_up(address, memory, stream)
-    device.unregister(memory)
-    assert not device.is_registered(memory)
+        device.copy_up(address, np.zeros(64, np.uint8), stream)
     device.free(address)
-
-
-def test_a_ring_mapped_for_reading_is_registered_as_such(device, driver):
-    real = pytest.importorskip("cuda.bindings.driver", exc_type=ImportError)
-    ring = np.zeros(64, np.uint8)
-    device.register(ring)
-    device.unregister(ring)
-    ring.flags.writeable = False
-    device.register(ring)
-    assert driver.register_flags == [0, real.CU_MEMHOSTREGISTER_READ_ONLY]
 
 
 def test_memory_that_runs_out_is_an_error_of_its_own(driver):
@@ -276,7 +257,6 @@ def test_a_capture_that_fails_leaves_the_stream_usable(device, driver):
 
 def test_a_closed_gpu_cannot_be_used(driver):
     device = Device(driver=driver)
-    device.register(np.zeros(4, np.uint8))
     device.close()
     device.close()
     assert device.closed

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from acq_isl.engines.gate import RESAMPLED, judge, measured
+from acq_isl.engines.gate import RESAMPLED, judge_distances, measure_distances
 from acq_isl.engines.model_file import read_model
 from acq_isl.engines.onnx import OnnxEngine
 from acq_isl.engines.predictor import Predictor
@@ -167,7 +167,7 @@ def test_the_median_over_all_windows_of_all_tiles_counts():
     gate = Gate(names=("a", "b"), limits=(2.5, 9.0), false_alarms=0)
     first = np.array([[[[1.0, 2.0], [3.0, 100.0]], [[9.0, 9.0], [9.0, 9.0]]]], np.float32)
     second = np.array([[[[2.0]], [[9.5]]], [[[2.0]], [[8.0]]]], np.float32)
-    assert measured(gate, [first, second]) == (Distance("a", 2.0, 2.5), Distance("b", 9.0, 9.0))
+    assert measure_distances(gate, [first, second]) == (Distance("a", 2.0, 2.5), Distance("b", 9.0, 9.0))
 
 
 @pytest.mark.parametrize(
@@ -177,12 +177,12 @@ def test_the_median_over_all_windows_of_all_tiles_counts():
 def test_a_limit_may_be_reached_but_not_passed(values, beyond):
     distances = [Distance(*one) for one in zip(("a", "b"), values, (2.0, 3.0), strict=True)]
     key = StackKey(0, "A1", "Phase")
-    warnings = judge(key, distances, "warn")
+    warnings = judge_distances(key, distances, "warn")
     assert [one.name for one in distances if one.beyond] == list(beyond)
     assert len(warnings) == bool(beyond) and all(f"{name} " in warnings[0] for name in beyond)
     if beyond:
         with pytest.raises(StackRefused):
-            judge(key, distances, "refuse")
+            judge_distances(key, distances, "refuse")
 
 
 @RUNTIMES
@@ -198,7 +198,7 @@ def test_what_resampling_itself_changes_only_warns():
     far = Distance("focus", 3.0, 1.0)
     key = tiny.stack((128, 128)).info.key
     with pytest.raises(StackRefused):
-        judge(key, [far], "refuse")
-    assert judge(key, [far], "refuse", RESAMPLED)
+        judge_distances(key, [far], "refuse")
+    assert judge_distances(key, [far], "refuse", RESAMPLED)
     with pytest.raises(StackRefused, match="polarity"):
-        judge(key, [far, Distance("polarity", 2.0, 0.0)], "refuse", RESAMPLED)
+        judge_distances(key, [far, Distance("polarity", 2.0, 0.0)], "refuse", RESAMPLED)

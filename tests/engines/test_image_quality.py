@@ -7,7 +7,7 @@ import pytest
 import tifffile
 from scipy import ndimage
 
-from acq_isl.engines.image_quality import check_content, largest_structure
+from acq_isl.engines.image_quality import check_image_quality, largest_structure
 from acq_isl.errors import StackRefused
 from acq_isl.stack import StackInfo, StackKey, ZStack
 
@@ -57,7 +57,7 @@ NO_PICTURES = [
 def test_what_is_no_picture_is_refused_with_the_fix(pixels, said):
     pixels = np.clip(np.rint(pixels), 0, 65535)
     with pytest.raises(StackRefused, match=said) as caught:
-        check_content(stack_of(pixels))
+        check_image_quality(stack_of(pixels))
     assert "B3 t2 Phase" in str(caught.value) and caught.value.fix
 
 
@@ -83,7 +83,7 @@ PICTURES = [
 
 @pytest.mark.parametrize("pixels", [c[1] for c in PICTURES], ids=[c[0] for c in PICTURES])
 def test_a_picture_is_not_refused(pixels):
-    check_content(stack_of(np.clip(np.rint(pixels), 0, 65535)))
+    check_image_quality(stack_of(np.clip(np.rint(pixels), 0, 65535)))
 
 
 def test_structure_does_not_depend_on_gain_offset_or_noise_level():
@@ -100,7 +100,7 @@ def test_structure_does_not_depend_on_gain_offset_or_noise_level():
 @pytest.mark.skipif(not FIELD.exists(), reason=f"needs {FIELD}")
 def test_the_recorded_field_and_any_part_of_it_is_a_picture():
     field = tifffile.imread(FIELD)
-    check_content(stack_of(field))
+    check_image_quality(stack_of(field))
     for y in range(0, 1024 - 255, 256):
         for x in range(0, 704 - 255, 224):
-            check_content(stack_of(field[:, y : y + 256, x : x + 256]))
+            check_image_quality(stack_of(field[:, y : y + 256, x : x + 256]))

@@ -5,9 +5,9 @@ import threading
 import numpy as np
 import pytest
 
-from acq_isl.engines import pipeline as flight
+from acq_isl.engines import pipeline
 from acq_isl.engines.onnx import OnnxEngine
-from acq_isl.engines.pipeline import AT_ONCE, Field, Slotted, through
+from acq_isl.engines.pipeline import AT_ONCE, AsyncNetwork, Field, run_tiles
 from acq_isl.engines.tensorrt.api import Flavour
 from acq_isl.engines.tensorrt.cuda import Device
 from acq_isl.engines.tensorrt.engine import TensorRTEngine
@@ -24,9 +24,9 @@ RULE = TileRule(min_px=32, halo_px=4, step_px=8)
 PLAN = plan_tiles((64, 200), RULE, tile_px=64, border_px=8)
 
 
-def one_by_one(work, numbers):
+def map_in_turn(function, numbers):
     for number in numbers:
-        work(number)
+        function(number)
 
 
 def field():
@@ -58,10 +58,10 @@ class Recorder:
 @pytest.mark.parametrize("tiles_per_batch", [1, 2, 3, 100])
 def test_batches_come_back_in_order_and_as_they_were_cut(tiles_per_batch):
     network, wanted = Recorder(), field()
-    found = list(through(network, wanted, tiles_per_batch, one_by_one))
+    found = list(run_tiles(network, wanted, tiles_per_batch, map_in_turn))
     assert [tile for tiles, _, _ in found for tile in tiles] == list(PLAN.tiles)
     for tiles, (answer,), busy_ms in found:
-        cut = flight.cut_tiles(wanted.pixels, PLAN, tiles, None, one_by_one)
+        cut = pipeline.cut_tiles(wanted.pixels, PLAN, tiles, None, map_in_turn)
         np.testing.assert_array_equal(answer[:, 0], cut.sum(axis=1, dtype=np.float32) / 2)
         assert busy_ms > 0
     alone = tiles_per_batch >= len(PLAN.tiles)
@@ -73,25 +73,25 @@ def test_the_next_batch_is_cut_while_one_is_computed(monkeypatch):
     count = len(PLAN.tiles)
     was_cut = [threading.Event() for _ in range(count + 1)]
     was_cut[count].set()
-    waited, cut, number = [], flight.cut_tiles, iter(range(count))
+    waited, cut, number = [], pipeline.cut_tiles, iter(range(count))
 
     def signalling(*args):
         made = cut(*args)
         was_cut[next(number)].set()
         return made
 
-    monkeypatch.setattr(flight, "cut_tiles", signalling)
+    monkeypatch.setattr(pipeline, "cut_tiles", signalling)
     network = Recorder(lambda run: waited.append(was_cut[run].wait(WAIT_S)))
-    assert len(list(through(network, field(), 1, one_by_one))) == count >= 3
+    assert len(list(run_tiles(network, field(), 1, map_in_turn))) == count >= 3
     assert all(waited)
 
 
 def test_never_more_batches_than_there_is_memory_for(monkeypatch):
-    made, cut = [], flight.cut_tiles
+    made, cut = [], pipeline.cut_tiles
     monkeypatch.setattr(
-        flight, "cut_tiles", lambda *args: made.append(args[3].base.ctypes.data) or cut(*args)
+        pipeline, "cut_tiles", lambda *args: made.append(args[3].base.ctypes.data) or cut(*args)
     )
-    list(through(Recorder(), field(), 1, one_by_one))
+    list(run_tiles(Recorder(), field(), 1, map_in_turn))
     assert len(made) == len(PLAN.tiles) and len(set(made)) <= AT_ONCE
 
 
@@ -104,13 +104,13 @@ def test_an_error_of_the_network_ends_it_and_nothing_runs_on(failing):
     network = Recorder(fail)
     found = []
     with pytest.raises(EngineError, match="it broke"):
-        found.extend(tiles for tiles, _, _ in through(network, field(), 1, one_by_one))
+        found.extend(tiles for tiles, _, _ in run_tiles(network, field(), 1, map_in_turn))
     assert len(found) <= failing - 1 and not any(thread.is_alive() for thread in network.threads)
 
 
 def test_who_stops_reading_leaves_nothing_running():
     network = Recorder()
-    reading = through(network, field(), 1, one_by_one)
+    reading = run_tiles(network, field(), 1, map_in_turn)
     next(reading)
     reading.close()
     assert network.running == 0 and not any(thread.is_alive() for thread in network.threads)
@@ -144,7 +144,7 @@ def reference(engine, stack):
 
 def test_tiles_are_cut_into_page_locked_memory(gpu, monkeypatch):
     engine, _ = gpu
-    assert isinstance(engine.network, Slotted)
+    assert isinstance(engine.network, AsyncNetwork)
     stack = tiny.stack((150, 170))
     wanted = reference(engine, stack)
     monkeypatch.setattr(np, "copyto", lambda *_: pytest.fail("tiles were copied once more"))
@@ -161,7 +161,7 @@ def test_two_batches_are_on_the_gpu_at_once(gpu, monkeypatch):
         "start",
         lambda *args: started.append(1) or most.append(len(started) - len(fetched)) or start(*args),
     )
-    monkeypatch.setattr(engine.network, "finish", lambda lane: fetched.append(1) or finish(lane))
+    monkeypatch.setattr(engine.network, "finish", lambda context: fetched.append(1) or finish(context))
     engine.predict(tiny.stack((150, 170)))
     assert len(started) >= 4 and max(most) == AT_ONCE
 
@@ -189,7 +189,7 @@ def test_threads_whose_fields_have_many_tiles_do_not_wait_for_each_other_for_eve
 def test_a_batch_that_cannot_be_cut_gives_its_place_back(gpu, monkeypatch):
     engine, _ = gpu
     stack = tiny.stack((150, 170))
-    wanted, cut, calls = reference(engine, stack).mean, flight.cut_tiles, []
+    wanted, cut, calls = reference(engine, stack).mean, pipeline.cut_tiles, []
 
     def failing(*args):
         calls.append(1)
@@ -198,7 +198,7 @@ def test_a_batch_that_cannot_be_cut_gives_its_place_back(gpu, monkeypatch):
         return cut(*args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(flight, "cut_tiles", failing)
+        patched.setattr(pipeline, "cut_tiles", failing)
         with pytest.raises(MemoryError):
             engine.predict(stack)
     np.testing.assert_array_equal(engine.predict(stack).mean, wanted)  # both places are free again
@@ -208,17 +208,17 @@ def test_memory_is_not_freed_while_somebody_writes_to_it(gpu):
     """Another thread met an error and closes the engine; tiles are still being cut into its memory."""
     engine, driver = gpu
     network = engine.network
-    slot = network.slot((1, tiny.PLANES, 64, 64, 2))
+    request = network.request((1, tiny.PLANES, 64, 64, 2))
     network._fail(EngineError("another thread's batch failed"))
     closing = threading.Thread(target=engine.close)
     closing.start()
     with pytest.raises(EngineError, match="another thread's batch failed"):
-        network.slot((1, tiny.PLANES, 64, 64, 2))
-    address = slot.tiles.ctypes.data
-    slot.tiles[:] = 7
+        network.request((1, tiny.PLANES, 64, 64, 2))
+    address = request.tiles.ctypes.data
+    request.tiles[:] = 7
     closing.join(0.3)  # time enough to free it, if it does not wait
     assert closing.is_alive() and address in driver.host
-    slot.drop()
+    request.release()
     closing.join(WAIT_S)
     assert not closing.is_alive() and address not in driver.host
 

@@ -40,7 +40,7 @@ MODEL = ModelInfo("blur.onnx", "ab" * 32, 1, MANIFEST, 20, (), ())
 class BlurNetwork:
     """Reads camera bytes, blurs the mean of the planes, and keeps a list of what it was given."""
 
-    name = "blur cpu fp32"
+    name, outputs = "blur cpu fp32", ("mean", "spread")
 
     def __init__(self, answer=None):
         self.shapes, self.inv_sds, self.closed, self.answer = [], [], False, answer

@@ -39,6 +39,8 @@ STACK = sample_stack(MODEL, 96)
 class Flat:
     """Answers its own number everywhere, after work that grows with it; or fails when told."""
 
+    outputs = ("mean", "spread")
+
     def __init__(self, name, number, *, fails=lambda: False):
         self.name, self._number, self._fails, self.runs, self.closed = name, number, fails, 0, False
 

@@ -18,11 +18,13 @@ from acq_isl.engines.onnx import OnnxEngine, OnnxNetwork
 from acq_isl.engines.tensorrt import api as trt_api
 from acq_isl.engines.tensorrt import fp16 as precision
 from acq_isl.engines.tensorrt.api import Flavour, Messages, load_flavour
-from acq_isl.engines.tensorrt.build import build, check_network, parse
+from acq_isl.engines.tensorrt.build import build
+from acq_isl.engines.tensorrt.compile import check_network, parse
 from acq_isl.engines.tensorrt.cuda import Device, OutOfDeviceMemory
 from acq_isl.engines.tensorrt.engine import TensorRTEngine
+from acq_isl.engines.tensorrt.fp16_values import to_float32
 from acq_isl.engines.tensorrt.int8 import make_form
-from acq_isl.engines.tensorrt.network import LANES, widened
+from acq_isl.engines.tensorrt.network import CONTEXTS
 from acq_isl.engines.tensorrt.options import BuildOptions, LastBuilt
 from acq_isl.engines.tensorrt.plan_cache import KeptFile, PlanStore
 from acq_isl.engines.tensorrt.program import Program
@@ -73,6 +75,14 @@ def bench(tmp_path):
     made.close()
 
 
+def submit(network, tiles, inv_sd):
+    """A batch that was started and whose result was not fetched yet."""
+    request = network.request(tiles.shape)
+    request.tiles[:] = tiles
+    request.start(inv_sd)
+    return request
+
+
 def same(prediction, wanted):
     np.testing.assert_array_equal(prediction.mean, wanted.mean)
     np.testing.assert_array_equal(prediction.spread, wanted.spread)
@@ -89,8 +99,8 @@ def test_predictions_are_those_of_the_reference_whatever_order_the_gpu_works_in(
         for number, shape in enumerate([(72, 88), (96, 96), (33, 47), (96, 96)]):
             stack = tiny.stack(shape, seed=number)
             same(engine.predict(stack), reference.predict(stack))
-    # The graph on tensorrt, the runtime's own on RTX; warmed up in each lane of each of the three shapes.
-    assert trt.driver.launched == (0 if rtx else 3 * LANES + 4)
+    # The graph on tensorrt, the runtime's own on RTX; warmed up in each context of each of the three shapes.
+    assert trt.driver.launched == (0 if rtx else 3 * CONTEXTS + 4)
 
 
 def test_a_field_larger_than_the_profile_is_tiled_and_batched(bench, model):
@@ -100,7 +110,7 @@ def test_a_field_larger_than_the_profile_is_tiled_and_batched(bench, model):
     before = trt.executed
     with OnnxEngine(model, threads=1) as reference:
         np.testing.assert_allclose(engine.predict(stack).mean, reference.predict(stack).mean, atol=1e-5)
-    assert trt.executed - before == LANES + 1  # one batch of all tiles: warm-up of its shape, and itself
+    assert trt.executed - before == CONTEXTS + 1  # one batch of all tiles: warm-up of its shape, and itself
 
 
 def test_fp16_comes_down_as_two_bytes_and_goes_out_as_float32(bench, model):
@@ -118,10 +128,10 @@ def test_fp16_comes_down_as_two_bytes_and_goes_out_as_float32(bench, model):
 
 def test_every_fp16_number_comes_out_as_it_is():
     every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
-    np.testing.assert_array_equal(widened(every), every.astype(np.float32))  # NaN and infinity too
+    np.testing.assert_array_equal(to_float32(every), every.astype(np.float32))  # NaN and infinity too
     finite = every[np.isfinite(every)].reshape(2, -1)
-    np.testing.assert_array_equal(widened(finite), finite.astype(np.float32))
-    assert np.signbit(widened(np.array([-0.0], np.float16)))[0] and widened(every[:0]).shape == (0,)
+    np.testing.assert_array_equal(to_float32(finite), finite.astype(np.float32))
+    assert np.signbit(to_float32(np.array([-0.0], np.float16)))[0] and to_float32(every[:0]).shape == (0,)
 
 
 def test_results_stay_when_the_next_batch_comes(bench, model):
@@ -130,7 +140,7 @@ def test_results_stay_when_the_next_batch_comes(bench, model):
     batches = [(feeds["stack"][i : i + 1], feeds["inv_sd"][i : i + 1]) for i in range(3)]
     first, _ = network.run(*batches[0])
     kept = first.copy()
-    for batch in batches[1:] * LANES:
+    for batch in batches[1:] * CONTEXTS:
         network.run(*batch)
     np.testing.assert_array_equal(first, kept)
 
@@ -188,7 +198,7 @@ def test_threads_share_an_engine(bench, model):
             same(got[index], reference.predict(stack))
 
 
-def test_batches_overlap_up_to_the_number_of_lanes(bench, model):
+def test_batches_overlap_up_to_the_number_of_contexts(bench, model):
     engine, trt = bench.open(model)
     network = engine.network
     feeds = as_inputs(sample_tiles(tiny.MANIFEST, 3))
@@ -196,7 +206,7 @@ def test_batches_overlap_up_to_the_number_of_lanes(bench, model):
     inv_sd = [feeds["inv_sd"][i : i + 1] for i in range(3)]
     alone = [network.run(t, s)[0] for t, s in zip(tiles, inv_sd, strict=True)]
     trt.driver.stuck = True
-    pending = [network.submit(tiles[i], inv_sd[i]) for i in range(LANES)]
+    pending = [submit(network, tiles[i], inv_sd[i]) for i in range(CONTEXTS)]
     third = []
     thread = threading.Thread(target=lambda: third.append(network.run(tiles[2], inv_sd[2])))
     thread.start()
@@ -209,41 +219,12 @@ def test_batches_overlap_up_to_the_number_of_lanes(bench, model):
     assert network.times.upload_ms > 0
 
 
-def test_stacks_in_a_registered_ring_are_not_copied_on_the_host(bench, model, monkeypatch):
-    engine, _ = bench.open(model)
-    network = engine.network
-    feeds = as_inputs(sample_tiles(tiny.MANIFEST, 1))
-    ring = np.zeros(4 * feeds["stack"].nbytes, np.uint8)
-    slot = ring[: feeds["stack"].nbytes].reshape(feeds["stack"].shape)
-    slot[:] = feeds["stack"]
-    wanted = network.run(feeds["stack"], feeds["inv_sd"])
-    network.register_host(ring)
-    copies = []
-    monkeypatch.setattr(np, "copyto", lambda *args: copies.append(args))
-    got = network.run(slot, feeds["inv_sd"])
-    assert copies == []
-    np.testing.assert_array_equal(got[0], wanted[0])
-    monkeypatch.undo()
-    network.unregister_host(ring)
-
-
-def test_a_ring_that_cannot_be_registered_is_copied_from(bench, model, caplog):
-    engine, trt = bench.open(model)
-    feeds = as_inputs(sample_tiles(tiny.MANIFEST, 1))
-    wanted = engine.network.run(feeds["stack"], feeds["inv_sd"])
-    trt.driver.registers_read_only = False
-    feeds["stack"].flags.writeable = False
-    assert not engine.network.register_host(feeds["stack"].reshape(-1))
-    assert "stacks are copied once more" in caplog.text
-    np.testing.assert_array_equal(engine.network.run(feeds["stack"], feeds["inv_sd"])[0], wanted[0])
-
-
 def test_many_field_sizes_do_not_pile_up(bench, model):
     engine, trt = bench.open(model)
     for side in range(40, 120, 8):
         engine.predict(tiny.stack((side, side)))
-    # four shapes kept, two lanes each, two inputs and two outputs each, and one scratch for each shape
-    assert len(trt.driver.device) == 4 * (LANES * 4 + 1)
+    # four shapes kept, two contexts each, two inputs and two outputs each, and one scratch for each shape
+    assert len(trt.driver.device) == 4 * (CONTEXTS * 4 + 1)
 
 
 # -- warm-up and kept kernels
@@ -294,7 +275,7 @@ def test_kernels_are_kept_as_soon_as_they_are_warm(bench, model):
 def test_results_may_be_fetched_by_another_thread(bench, model):
     engine, _ = bench.open(model)
     feeds = as_inputs(sample_tiles(tiny.MANIFEST, 1))
-    pending, got = engine.network.submit(feeds["stack"], feeds["inv_sd"]), []
+    pending, got = submit(engine.network, feeds["stack"], feeds["inv_sd"]), []
     thread = threading.Thread(target=lambda: got.append(pending.result()))
     thread.start()
     thread.join(30)
@@ -752,8 +733,8 @@ def test_a_real_gpu_overlaps_batches_and_gives_the_gates_distance(real, tmp_path
     batches = [(feeds["stack"][i : i + 1], feeds["inv_sd"][i : i + 1]) for i in range(4)]
     wanted = [OnnxNetwork(read_model(path)).run(*batch) for batch in batches]
     with TensorRTEngine(path, HALF, store=store, device=Device(), flavour=flavour) as engine:
-        pending = [engine.network.submit(*batch) for batch in batches[:LANES]]
-        got = [one.result() for one in pending] + [engine.network.run(*batch) for batch in batches[LANES:]]
+        pending = [submit(engine.network, *batch) for batch in batches[:CONTEXTS]]
+        got = [one.result() for one in pending] + [engine.network.run(*batch) for batch in batches[CONTEXTS:]]
     for (mean, _, distance), (true_mean, _, true_distance) in zip(got, wanted, strict=True):
         assert np.corrcoef(mean.ravel(), true_mean.ravel())[0, 1] > 0.999
         np.testing.assert_allclose(distance, true_distance, rtol=0.01)

@@ -7,7 +7,8 @@ import pytest
 
 from acq_isl.engines.model_file import read_model
 from acq_isl.engines.tensorrt.api import Flavour
-from acq_isl.engines.tensorrt.build import _lend_timings, build
+from acq_isl.engines.tensorrt.build import build
+from acq_isl.engines.tensorrt.compile import _lend_timings
 from acq_isl.engines.tensorrt.cuda import Device, GpuInfo
 from acq_isl.engines.tensorrt.engine import TensorRTEngine
 from acq_isl.engines.tensorrt.options import BuildOptions, LastBuilt, resolved

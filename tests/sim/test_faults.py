@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import acq_isl
-from acq_isl.engines.image_quality import check_content
+from acq_isl.engines.image_quality import check_image_quality
 from acq_isl.errors import AcquisitionFailed, EngineError, ExperimentError, ScopeError, StackRefused
 from acq_isl.experiment.experiment import Experiment, SimulatedMicroscope
 from acq_isl.experiment.faults import (
@@ -429,9 +429,9 @@ def test_stacks_behind_a_stuck_shutter_are_refused_by_the_engine(tmp_path: Path)
             acquisition.acquire(one)
             info = StackInfo(one.key, one.z_um, (96, 96), 0.3)
             stacks[one.key.position] = ZStack(info, acquisition.images(one), (0.0,) * 5)
-    check_content(stacks["A"])
+    check_image_quality(stacks["A"])
     with pytest.raises(StackRefused):
-        check_content(stacks["B"])
+        check_image_quality(stacks["B"])
 
 
 # the engine

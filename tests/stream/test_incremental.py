@@ -48,7 +48,7 @@ INFO = StackInfo(StackKey(0, "A1", "Phase"), (-1.0, 0.0, 1.0), (96, 80), 0.3)
 class MeanNetwork:
     """Predicts the mean over z of what is normalised, so it depends on the contrast that is measured."""
 
-    name, threads = "mean", 1
+    name, outputs, threads = "mean", ("mean", "spread"), 1
 
     def run(self, tiles: np.ndarray, inv_sd: np.ndarray) -> tuple[np.ndarray, ...]:
         counts = tiles.view("<u2")[..., 0].astype(np.float32)
