@@ -9,6 +9,7 @@ In a notebook::
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,21 @@ _HOME = {
 __all__ = ["CaptureHook", "Experiment", "GuardedAcquisition", "RunResult", "live", "load_engine", "run"]
 
 
+def load_ipython_extension(shell: Any) -> None:
+    """``%load_ext acq_isl``: notebooks show stacks, predictions, sessions and runs as pictures and tables."""
+    from acq_isl.view.notebook import register
+
+    register(shell)
+
+
+def _load_into_notebook() -> None:
+    """As ``%load_ext acq_isl``, where this package is imported by a notebook."""
+    if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()) is not None:
+        load_ipython_extension(shell)
+
+
 follow_old_names()
+_load_into_notebook()
 
 
 def __getattr__(name: str) -> Any:

@@ -1,23 +1,58 @@
-"""What happens in a run, as it happens: one frozen event each. The only way to watch a run.
+"""What happens in a run: one vocabulary of frozen events, from the session to every viewer and the web page.
 
 A session hands its events to an `EventHandler` on its own thread and goes on at once, so the handler must
 return quickly, never raise, and never change what it is given.
+
+Events are plain dataclasses: making one checks nothing and costs nothing on the thread of the camera. Where
+they are received, `Event` is a tagged union of pydantic, with the bounds stated here. Arrays (`Seen.pixels`,
+`Predicted.prediction`) stand beside an event in the process that made it; they are no part of its JSON.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field
+from pydantic_core import core_schema
 
 from acq_isl.record import Counts, StageLatency
 from acq_isl.rules.label_names import LabelStyle
 from acq_isl.rules.measurements import Measured
 from acq_isl.rules.rules import Choice
-from acq_isl.stack import Prediction, Refusal, StackInfo, StackKey, StackRequest, Uint16Image, Unpredicted
+from acq_isl.stack import (
+    Prediction,
+    Refusal,
+    StackKey,
+    StackRequest,
+    StageTimes,
+    Uint16Image,
+    Unpredicted,
+)
+
+MAX_SIDE_PX = 1024
+MAX_LABELS = 32
+MAX_FIELDS = 20_000
+MAX_LINES = 64
+MAX_NAME, MAX_TEXT = 256, 8192
 
 Phase = Literal["overview", "predict", "revisit"]
 RunState = Literal["running", "paused", "stopping", "ended", "failed"]
+OVER: tuple[RunState, ...] = ("ended", "failed")
+
+_Name = Annotated[str, Field(max_length=MAX_NAME)]
+_Text = Annotated[str, Field(max_length=MAX_TEXT)]
+_Side = Annotated[int, Field(ge=1, le=MAX_SIDE_PX)]
+_Real = Annotated[float, Field(allow_inf_nan=False)]
+_Numbers = Annotated[tuple[Measured, ...], Field(max_length=MAX_LINES)]
+
+
+class _Beside:
+    """Marks what travels beside the JSON: not written to it, and nothing but null is read from it."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        return core_schema.none_schema()
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +62,22 @@ class Bound:
     what: str
     low: float | None
     high: float
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedField:
+    """An overview stack of the plan: the middle of its field of view and of its z on the stage."""
+
+    key: StackKey
+    x_um: _Real
+    y_um: _Real
+    z_um: _Real
+    planes: Annotated[int, Field(ge=1)]
+
+    @classmethod
+    def of(cls, request: StackRequest) -> Self:
+        z_um = (request.z_um[0] + request.z_um[-1]) / 2
+        return cls(request.key, request.x_um, request.y_um, z_um, len(request.z_um))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +95,7 @@ class RunStarted:
     scope, model : str
         For people; ``model`` is empty without an engine.
     labels : tuple of LabelStyle
-    fields : tuple of StackRequest
+    fields : tuple of PlannedField
         Overview stacks, in the order of acquisition.
     fov_um : (float, float)
         Width and height of a field of view in micrometres.
@@ -55,61 +106,69 @@ class RunStarted:
         How many models predict each field.
     """
 
-    name: str
-    started: str
-    folder: str
-    scope: str
-    model: str
-    labels: tuple[LabelStyle, ...]
-    fields: tuple[StackRequest, ...]
-    fov_um: tuple[float, float]
-    limits: tuple[Bound, ...] = ()
-    choice: str = ""
+    name: _Text
+    started: _Name
+    folder: _Text
+    scope: _Text
+    model: _Text
+    labels: Annotated[tuple[LabelStyle, ...], Field(max_length=MAX_LABELS)]
+    fields: Annotated[tuple[PlannedField, ...], Field(max_length=MAX_FIELDS)]
+    fov_um: tuple[_Real, _Real]
+    limits: Annotated[tuple[Bound, ...], Field(max_length=MAX_LINES)] = ()
+    choice: _Text = ""
     models: int = 1
+    kind: Literal["run_started"] = "run_started"
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """How far the run is.
-
-    Parameters
-    ----------
-    phase : str
-    done, total : int
-        Stacks.
-    text : str
-        What has just happened, for people.
-    """
+    """How far the run is: ``done`` of ``total`` stacks of a phase, and what has just happened, for people."""
 
     phase: Phase
     done: int
     total: int
-    text: str
+    text: _Text
+    kind: Literal["step"] = "step"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Seen:
-    """A measured plane, reduced for display. Told on the acquisition's image thread.
+    """A measured plane, reduced for display. Made on the acquisition's image thread.
 
     Parameters
     ----------
-    info : StackInfo
-        The stack it is from; ``info.modality`` tells transmitted light from fluorescence.
-    z_um : float
-        Stage z of the plane.
-    pixels : (y, x) uint16
-        Every n-th camera pixel in both directions, a copy.
-    pixel_size_um : float
-        Distance of neighbouring pixels of this picture in the specimen.
+    key : StackKey
+        The stack it is from; ``key.channel`` names the light.
     predict : bool
         Whether the stack is for prediction (an overview stack), or measured only (fluorescence).
+    x_um, y_um, z_um : float
+        Middle of the picture on the stage.
+    pixel_size_um : float
+        Distance of neighbouring pixels of this picture in the specimen.
+    shape : (int, int)
+        Rows and columns.
+    captured_s : float
+        Unix time.
+    low, high : float
+        Counts between which it is best displayed; the full range until the feed has looked.
+    pixels : (y, x) uint16 or None
+        Every n-th camera pixel in both directions, a copy.
     """
 
-    info: StackInfo
-    z_um: float
-    pixels: Uint16Image
-    pixel_size_um: float
-    predict: bool = True
+    key: StackKey
+    predict: bool
+    x_um: _Real
+    y_um: _Real
+    z_um: _Real
+    pixel_size_um: _Real
+    shape: tuple[_Side, _Side]
+    captured_s: _Real
+    low: _Real = 0.0
+    high: _Real = 65535.0
+    kind: Literal["seen"] = "seen"
+    pixels: Annotated[Uint16Image | None, _Beside(), Field(exclude=True)] = field(
+        default=None, compare=False, repr=False
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,42 +176,107 @@ class FieldImaged:
     """All slices of a stack were captured and handed to storage."""
 
     request: StackRequest
+    kind: Literal["field_imaged"] = "field_imaged"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Predicted:
-    """A model's prediction arrived; if there are several, the others' have news of their own.
+    """Predicted labels of an overview stack: computed, never measured.
+
+    If several models predict, each has an event of its own in the session; the feed merges them.
 
     Parameters
     ----------
-    prediction : Prediction
-        As it is, not copied.
+    key : StackKey
+    x_um, y_um, pixel_size_um, shape
+        Of the pictures; as in `Seen`.
+    labels : tuple of str
     measured : tuple of Measured
         What the rules measured on it.
+    warnings : tuple of str
+    engine : str
+    times : StageTimes
     decide_ms : float
-        How long that took.
+        How long measuring and deciding took.
+    model : str
+        Name by which the model was asked for.
+    prediction : Prediction or None
+        As it is, not copied.
     """
 
-    prediction: Prediction
-    measured: tuple[Measured, ...]
-    decide_ms: float
+    key: StackKey
+    x_um: _Real
+    y_um: _Real
+    pixel_size_um: _Real
+    shape: tuple[_Side, _Side]
+    labels: Annotated[tuple[_Name, ...], Field(min_length=1, max_length=MAX_LABELS)]
+    measured: _Numbers
+    warnings: Annotated[tuple[_Text, ...], Field(max_length=MAX_LINES)]
+    engine: _Name
+    times: StageTimes
+    decide_ms: _Real = 0.0
+    model: _Name = ""
+    kind: Literal["predicted"] = "predicted"
+    prediction: Annotated[Prediction | None, _Beside(), Field(exclude=True)] = field(
+        default=None, compare=False, repr=False
+    )
+
+    @classmethod
+    def of(cls, prediction: Prediction, measured: tuple[Measured, ...], decide_ms: float) -> Self:
+        info = prediction.info
+        return cls(
+            key=info.key,
+            x_um=info.x_um,
+            y_um=info.y_um,
+            pixel_size_um=info.pixel_size_um,
+            shape=info.shape,
+            labels=prediction.labels,
+            measured=measured,
+            warnings=prediction.warnings,
+            engine=prediction.engine,
+            times=prediction.times,
+            decide_ms=decide_ms,
+            model=prediction.model,
+            prediction=prediction,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class NotPredicted:
-    """A stack was refused by a model, or waits for an engine."""
+    """A stack was refused by a model, or waits for an engine (``state``), why, and what to do."""
 
-    outcome: Refusal | Unpredicted
+    key: StackKey
+    state: Literal["refused", "waits"]
+    reason: _Text
+    fix: _Text
+    model: _Name = ""
+    kind: Literal["not_predicted"] = "not_predicted"
+
+    @classmethod
+    def of(cls, outcome: Refusal | Unpredicted) -> Self:
+        if isinstance(outcome, Refusal):
+            return cls(outcome.info.key, "refused", outcome.reason, outcome.fix, outcome.model)
+        fix = f"it waits in {outcome.where}"
+        return cls(outcome.info.key, "waits", outcome.reason, fix, outcome.model)
 
 
-FieldRanked = Choice
+@dataclass(frozen=True, slots=True)
+class FieldRanked(Choice):
+    """Where a field stands, and whether it was chosen."""
+
+    kind: Literal["field_ranked"] = "field_ranked"
+
+    @classmethod
+    def of(cls, choice: Choice) -> Self:
+        return cls(choice.key, choice.rank, choice.chosen, choice.measured, choice.reason)
 
 
 @dataclass(frozen=True, slots=True)
 class FieldsRanked:
-    """The fields of one time point were ranked, best first."""
+    """The fields of one time point were ranked, best first; the feed sends them one by one."""
 
-    fields: tuple[FieldRanked, ...]
+    fields: Annotated[tuple[Choice, ...], Field(max_length=MAX_FIELDS)]
+    kind: Literal["fields_ranked"] = "fields_ranked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,18 +292,22 @@ class Decided:
     what, why : str
     done : str
         ``"done"``, ``"nothing"``, ``"refused: ..."`` and so on.
+    time_s : float
+        Unix time; 0 until the feed has stamped it.
     """
 
     key: StackKey | None
-    rule: str
-    what: str
-    why: str
-    done: str
+    rule: _Name
+    what: _Text
+    why: _Text
+    done: _Text
+    time_s: _Real = 0.0
+    kind: Literal["decided"] = "decided"
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
-    """Where the run stands, in numbers; told after every stack and while the session waits.
+class Progress:
+    """Where the run stands, in numbers; after every stack and while the session waits.
 
     Parameters
     ----------
@@ -196,9 +324,10 @@ class Figures:
 
     counts: Counts
     late: int
-    latencies: tuple[StageLatency, ...]
-    engine: str
+    latencies: Annotated[tuple[StageLatency, ...], Field(max_length=16)]
+    engine: _Text
     remaining_s: float | None
+    kind: Literal["progress"] = "progress"
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,38 +335,54 @@ class StateChanged:
     """The run paused, went on, or is about to stop, and why."""
 
     state: RunState
-    why: str
+    why: _Text
+    kind: Literal["state_changed"] = "state_changed"
 
 
 @dataclass(frozen=True, slots=True)
 class RunEnded:
-    """The run is over.
+    """The run is over; ``failure`` is empty if it ended in order, ``report`` (a path) if there is none."""
 
-    Parameters
-    ----------
-    failure : str
-        Empty if it ended in order.
-    report : str
-        Path of the report; empty if there is none.
+    failure: _Text
+    report: _Text
+    kind: Literal["run_ended"] = "run_ended"
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """What all events so far amount to, sent twice a second, so that silence means that a run is gone.
+
+    ``dropped`` counts pictures the feed dropped, ``elapsed_s`` is since the start, ``sent_s`` Unix time,
+    ``report`` a path once there is one; ``why`` explains ``state``.
     """
 
-    failure: str
-    report: str
+    state: RunState = "running"
+    why: _Text = ""
+    step: Step = Step("overview", 0, 0, "")
+    progress: Progress = Progress(Counts(), 0, (), "", None)
+    report: _Text = ""
+    elapsed_s: _Real = 0.0
+    dropped: int = 0
+    sent_s: _Real = 0.0
+    kind: Literal["run_status"] = "run_status"
 
 
-Event = (
+Event = Annotated[
     RunStarted
     | Step
     | Seen
     | FieldImaged
     | Predicted
     | NotPredicted
+    | FieldRanked
     | FieldsRanked
     | Decided
-    | Figures
+    | Progress
     | StateChanged
     | RunEnded
-)
+    | RunStatus,
+    Field(discriminator="kind"),
+]
 EventHandler = Callable[[Event], None]
 
 
@@ -246,6 +391,7 @@ def ignore_event(event: Event) -> None:
 
 
 # Names that these had before.
+Figures = Progress
 News = Event
 Tell = EventHandler
 untold = ignore_event

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, runtime_checkable
 
+from acq_isl.events import Event
 from acq_isl.manifest import Manifest
 from acq_isl.stack import Outcome, Prediction, Slice, StackInfo, StackRequest, Uint16Image, ZStack
 
@@ -112,6 +113,23 @@ class Microscope(Protocol):
         """The measured slices of an acquired request, (z, y, x) uint16; SliceLost if any is not there."""
 
 
+class RunView(Protocol):
+    """What watches a run; handed to ``acq_isl.run(..., views=[...])`` and called on one thread of its own.
+
+    It never slows the run: events wait in a bounded queue, and where a view is slow, it gets the newest
+    picture first and the oldest are dropped. An error in it is logged once, and it gets no more events.
+    """
+
+    def setup(self) -> None:
+        """The run begins: open what is needed."""
+
+    def handle(self, event: Event) -> None:
+        """Show an event, which is not to be changed."""
+
+    def close(self) -> None:
+        """The run is over, or an event could not be shown: close what is open."""
+
+
 __all__ = [
     "ConcurrentEngine",
     "CopyingSink",
@@ -120,6 +138,7 @@ __all__ = [
     "MeasuredSink",
     "Microscope",
     "PredictionSource",
+    "RunView",
     "RunningStatistics",
     "SliceSink",
 ]

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from acq_isl.errors import StackRefused
-
-
-def _html(function: str, thing: object) -> str:
-    # Looked up when a notebook asks: pictures are no business of the lowest layer.
-    return str(getattr(import_module("acq_isl.view.notebook"), function)(thing))
-
 
 Uint16Image = NDArray[np.uint16]
 Float32Image = NDArray[np.float32]
@@ -135,9 +128,6 @@ class ZStack:
                 fix="check camera ROI, binning and bit depth; they must not change within a run",
             )
 
-    def _repr_html_(self) -> str:
-        return _html("stack_html", self)
-
 
 @dataclass(frozen=True, slots=True)
 class StageTimes:
@@ -231,9 +221,6 @@ class Prediction:
         plane: Float32Image = self.mean[self.labels.index(name)]
         return plane
 
-    def _repr_html_(self) -> str:
-        return _html("prediction_html", self)
-
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
@@ -244,9 +231,6 @@ class Refusal:
     fix: str
     model: str = ""
 
-    def _repr_html_(self) -> str:
-        return _html("outcome_html", self)
-
 
 @dataclass(frozen=True, slots=True)
 class Unpredicted:
@@ -256,9 +240,6 @@ class Unpredicted:
     reason: str
     where: str
     model: str = ""
-
-    def _repr_html_(self) -> str:
-        return _html("outcome_html", self)
 
 
 Outcome = Prediction | Refusal | Unpredicted

@@ -59,7 +59,7 @@ def row(text: str, folder: Path) -> str:
     microscope = experiment.microscope.model_copy(update={"faults": faults})
     heard = [time.monotonic()]
 
-    def watch(news: Event) -> None:
+    def watch(event: Event) -> None:
         heard.append(time.monotonic())
 
     began = time.monotonic()

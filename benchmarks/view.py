@@ -32,12 +32,11 @@ import numpy as np
 from acq_isl.events import Predicted
 from acq_isl.experiment.experiment import SimulatedMicroscope
 from acq_isl.hooks import GuardedAcquisition, open_microscope
-from acq_isl.record import Measured
 from acq_isl.rules.actions import Limits
+from acq_isl.rules.measurements import Measured
 from acq_isl.stack import Prediction, Slice, StackInfo, StackKey, StackRequest
+from acq_isl.view.feed import Feed
 from acq_isl.view.feed.address import FeedAddress, read_address
-from acq_isl.view.feed.feed import Feed
-from acq_isl.view.feed.messages import Predicted as PredictedSent
 from acq_isl.view.feed.previews import WatchedSink
 from acq_isl.view.feed.reader import FeedReader
 
@@ -56,8 +55,8 @@ def watch(address: FeedAddress, ready: Connection) -> None:
         while not ready.poll():
             reader.wait(0.05)
             for one in reader.take():
-                if isinstance(one.message, PredictedSent):
-                    latencies.append(time.time() - one.message.measured[0].value)
+                if isinstance(one.event, Predicted):
+                    latencies.append(time.time() - one.event.measured[0].value)
         ready.send((latencies, reader.skipped, reader.missed))
 
 
@@ -92,8 +91,8 @@ def prediction(key: StackKey, side: int) -> Prediction:
     return Prediction(info, LABELS, mean, mean / 4, "0", "m", "e")
 
 
-def told(one: Prediction) -> Predicted:
-    return Predicted(one, (Measured("told", time.time(), "s", 0.0),), 0.0)
+def stamped(one: Prediction) -> Predicted:
+    return Predicted.of(one, (Measured("sent", time.time(), "s", 0.0),), 0.0)
 
 
 def feed_row(count: int, frozen: bool, seconds: float) -> tuple[str, ...]:
@@ -104,7 +103,7 @@ def feed_row(count: int, frozen: bool, seconds: float) -> tuple[str, ...]:
             began = time.monotonic()
             while (now := time.monotonic()) - began < seconds:
                 before = time.perf_counter()
-                feed.tell(told(one))
+                feed.handle(stamped(one))
                 spent.append((time.perf_counter() - before) * 1e3)
                 time.sleep(max(0.0, now + 1 / RATE_HZ - time.monotonic()))
             for connection in connections:
@@ -144,7 +143,7 @@ def acquisition_row(count: int, frozen: bool, stacks: int) -> tuple[str, ...]:
         feed = stack.enter_context(Feed(folder))
         stack.enter_context(viewers(read_address(folder), count, frozen))
         watched = False
-        sink = WatchedSink(Nowhere(), lambda news: feed.tell(news) if watched else None)
+        sink = WatchedSink(Nowhere(), lambda event: feed.handle(event) if watched else None)
         scope = stack.enter_context(GuardedAcquisition(folder, "measured", sink=sink, limits=Limits()))
         one = prediction(StackKey(0, "p0", "Phase"), 512)
         spent_s: dict[bool, list[float]] = {False: [], True: []}
@@ -152,7 +151,7 @@ def acquisition_row(count: int, frozen: bool, stacks: int) -> tuple[str, ...]:
             watched = number % 2 == 1
             began = time.perf_counter()
             if watched:
-                feed.tell(told(one))
+                feed.handle(stamped(one))
             scope.acquire(request(number))
             spent_s[watched].append(time.perf_counter() - began)
     without, with_ = (13 / statistics.median(spent_s[watched][1:]) for watched in (False, True))

@@ -25,16 +25,17 @@ from typing import Any
 
 import numpy as np
 
-from acq_isl.events import LabelStyle, Predicted, RunStarted, Seen
-from acq_isl.record import Measured
-from acq_isl.stack import Prediction, StackInfo, StackKey, StackRequest
-from acq_isl.view.feed.feed import Feed
+from acq_isl.events import LabelStyle, PlannedField, Predicted, RunStarted, Seen
+from acq_isl.rules.measurements import Measured
+from acq_isl.stack import Prediction, Slice, StackInfo, StackKey, StackRequest
+from acq_isl.view.feed import Feed
+from acq_isl.view.feed.previews import preview_of
 from acq_isl.view.napari.window import watch
 
 SIDE, SIZE_UM, COLUMNS = 512, 0.3, 3
 LABELS = (LabelStyle("nuclei", "#56B4E9"), LabelStyle("dendrites", "#E69F00"), LabelStyle("axons", "#CC79A7"))
 Z_UM = tuple(1.5 * n for n in range(13))
-TOLD_PER_S = 30.0
+EVENTS_PER_S = 30.0
 
 
 def request(number: int) -> StackRequest:
@@ -53,13 +54,14 @@ class Pictures:
         self._mean = [random.random((3, SIDE, SIDE), np.float32) ** 4 for _ in range(8)]
         self._spread = np.full((3, SIDE, SIDE), 0.05, np.float32)
 
-    def news(self, number: int, turn: int) -> tuple[Seen, Predicted]:
+    def events(self, number: int, turn: int) -> tuple[Seen, Predicted]:
         one = request(number)
         info = StackInfo(one.key, Z_UM, (SIDE, SIDE), SIZE_UM, one.x_um, one.y_um)
         labels = tuple(style.name for style in LABELS)
         found = Prediction(info, labels, self._mean[turn % 8], self._spread, "0" * 64, "noise", "none")
         measured = (Measured("noise", float(turn), "objects", 1.0),)
-        return Seen(info, 0.0, self._light[turn % 8], SIZE_UM), Predicted(found, measured, 1.0)
+        plane = Slice(info, 0, self._light[turn % 8], 0.0)
+        return preview_of(plane, predict=True), Predicted.of(found, measured, 1.0)
 
 
 class Window:
@@ -92,8 +94,8 @@ class Window:
 
 def started(folder: Path, fields: int) -> RunStarted:
     fov = SIDE * SIZE_UM
-    requests = tuple(request(number) for number in range(fields))
-    return RunStarted("noise", "now", str(folder), "none", "noise", LABELS, requests, (fov, fov))
+    planned = tuple(PlannedField.of(request(number)) for number in range(fields))
+    return RunStarted("noise", "now", str(folder), "none", "noise", LABELS, planned, (fov, fov))
 
 
 def first_picture(window: Window, root: Path, pictures: Pictures, turn: int) -> float:
@@ -101,14 +103,14 @@ def first_picture(window: Window, root: Path, pictures: Pictures, turn: int) -> 
     folder.mkdir()
     with Feed(folder) as feed:
         window.live.connect(str(folder))
-        feed.tell(started(folder, COLUMNS * COLUMNS))
+        feed.handle(started(folder, COLUMNS * COLUMNS))
         window.until(lambda: window.live._scene is not None and window.live._model.status is not None, 20)
         window.until(lambda: False, 0.5)
         before = window.live.drawn
-        light, predicted = pictures.news(4, turn)
-        feed.tell(light)
+        light, predicted = pictures.events(4, turn)
+        feed.handle(light)
         began = time.perf_counter()
-        feed.tell(predicted)
+        feed.handle(predicted)
 
         def shown() -> bool:
             one = window.live._model.shown
@@ -125,35 +127,35 @@ def updates(window: Window, root: Path, pictures: Pictures, fields: int, seconds
     folder = root / f"updates{fields}"
     folder.mkdir()
     context = multiprocessing.get_context("spawn")
-    teller = context.Process(target=tell, args=(folder, fields), daemon=True)
-    teller.start()
+    process = context.Process(target=emit, args=(folder, fields), daemon=True)
+    process.start()
     window.live.connect(str(folder))
     try:
         if not window.until(lambda: window.live._model.newest is not None, 60):
-            raise SystemExit("nothing was told")
+            raise SystemExit("nothing arrived")
         window.until(lambda: False, 3.0)
         frames, drawn = len(window.frames), window.live.drawn
         used, began = time.process_time(), time.perf_counter()
         window.until(lambda: False, seconds)
         taken, used = time.perf_counter() - began, time.process_time() - used
     finally:
-        teller.kill()
-        teller.join()
+        process.kill()
+        process.join()
     updates = min(len(window.frames) - frames, window.live.drawn - drawn)
     return updates / taken, used / max(updates, 1) * 1e3, used / taken
 
 
-def tell(folder: Path, fields: int) -> None:
+def emit(folder: Path, fields: int) -> None:
     """A run's feed, in a process of its own."""
     pictures = Pictures()
     with Feed(folder) as feed:
-        feed.tell(started(folder, fields))
+        feed.handle(started(folder, fields))
         began, turn = time.perf_counter(), 0
         while True:
-            for news in pictures.news(turn % fields, turn):
-                feed.tell(news)
+            for event in pictures.events(turn % fields, turn):
+                feed.handle(event)
             turn += 1
-            time.sleep(max(began + turn / TOLD_PER_S - time.perf_counter(), 0.0))
+            time.sleep(max(began + turn / EVENTS_PER_S - time.perf_counter(), 0.0))
 
 
 def main() -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,10 +14,10 @@ from rich.table import Table
 
 from acq_isl.cli.console import configure_logging, err, out, progress_bars, show_notes, show_table
 from acq_isl.cli.sim import Faults, planted, show_scorecard
-from acq_isl.cli.view import Port, Web, Window, both, installed, open_window, page
+from acq_isl.cli.view import Port, Web, Window, installed, open_window, page
 
 if TYPE_CHECKING:
-    from acq_isl.events import Event, EventHandler
+    from acq_isl.events import Event
     from acq_isl.experiment.experiment import Experiment
     from acq_isl.experiment.planning import Cycle
     from acq_isl.record import RunRecord
@@ -148,10 +147,9 @@ def _run(experiment: Experiment, *, sim: bool, verbose: bool, web: PageSettings 
     from acq_isl.session.runner import run as run_experiment
 
     configure_logging(verbose)
-    with page(web) as shown:
+    with page(web) as show_page:
         try:
-            with _progress() as bars:
-                result = run_experiment(experiment, sim=sim, watch=both(bars, shown))
+            result = run_experiment(experiment, sim=sim, watch=show_page, views=[_ProgressBars()])
         except KeyboardInterrupt as stop:
             err.print("[red bold]stopped by Ctrl-C[/]")
             show_notes(stop)
@@ -187,18 +185,28 @@ def _summary(record: RunRecord) -> None:
         out.print(f"[yellow]mind[/] {escape(warning)}")
 
 
-@contextmanager
-def _progress() -> Iterator[EventHandler]:
-    from acq_isl.events import Step
+class _ProgressBars:
+    """A `RunView`: one bar for each phase of the run."""
 
-    titles = {"overview": "imaging without stain", "predict": "predicting labels", "revisit": "fluorescence"}
-    with progress_bars(titles, TimeElapsedColumn()) as advance:
+    def __init__(self) -> None:
+        self._open = ExitStack()
 
-        def handle(event: Event) -> None:
-            if isinstance(event, Step):
-                advance(event.phase, event.done, event.total, event.text)
+    def setup(self) -> None:
+        titles = {
+            "overview": "imaging without stain",
+            "predict": "predicting labels",
+            "revisit": "fluorescence",
+        }
+        self._advance = self._open.enter_context(progress_bars(titles, TimeElapsedColumn()))
 
-        yield handle
+    def handle(self, event: Event) -> None:
+        from acq_isl.events import Step
+
+        if isinstance(event, Step):
+            self._advance(event.phase, event.done, event.total, event.text)
+
+    def close(self) -> None:
+        self._open.close()
 
 
 def show_plan(experiment: Experiment, *, sim: bool) -> None:

@@ -16,7 +16,7 @@ from rich.markup import escape
 from acq_isl.cli.console import out
 
 if TYPE_CHECKING:
-    from acq_isl.events import Event, EventHandler
+    from acq_isl.events import EventHandler
     from acq_isl.view.web.server import Announcement, PageSettings
 
 commands = typer.Typer()
@@ -90,12 +90,14 @@ def open_window(folder: Path) -> None:
 
 @contextmanager
 def page(settings: PageSettings | None) -> Iterator[EventHandler]:
-    """Serve a page beside a run; yields what must hear of the run's news. Nothing without settings.
+    """Serve a page beside a run; yields what must get the run's events. Nothing without settings.
 
     Afterwards the page stays until Enter is pressed, if somebody sits at the terminal.
     """
+    from acq_isl.events import ignore_event
+
     if settings is None:
-        yield lambda news: None
+        yield ignore_event
         return
 
     from acq_isl.view.web.server import PageProcess
@@ -107,20 +109,10 @@ def page(settings: PageSettings | None) -> Iterator[EventHandler]:
             _show(where, settings)
 
     with PageProcess(settings, ready) as process:
-        yield process.tell
+        yield process.handle
         if process.serving and sys.stdin is not None and sys.stdin.isatty():
             out.print("\nthe page stays open; press Enter to end")
             sys.stdin.readline()
-
-
-def both(first: EventHandler, second: EventHandler) -> EventHandler:
-    """EventHandler two."""
-
-    def tell(news: Event) -> None:
-        first(news)
-        second(news)
-
-    return tell
 
 
 def _show(where: Announcement, settings: PageSettings) -> None:

@@ -1,4 +1,4 @@
-"""Where a run stands, in numbers: worked out from its news, on the way to whoever watches."""
+"""Where a run stands, in numbers: worked out from its events, on the way to whoever watches."""
 
 from __future__ import annotations
 
@@ -11,29 +11,28 @@ from acq_isl.events import (
     Event,
     EventHandler,
     FieldImaged,
-    Figures,
     NotPredicted,
     Predicted,
-    RunEnded,
+    Progress,
     StateChanged,
     Step,
 )
 from acq_isl.record import Counts
-from acq_isl.rules.label_names import Status, combine_status, status_of
+from acq_isl.rules.label_names import Status, combine_status
 from acq_isl.session.summary import latencies
-from acq_isl.stack import Outcome, StackKey, StageTimes
+from acq_isl.stack import StackKey, StageTimes
 
 _RECENT = 256
 _LEAST_S = 0.2
 
 
 class ProgressMeter:
-    """Hands news on, and adds `Figures` after those that change a number, at most five times a second.
+    """Hands events on, and adds `Progress` after those that change a number, at most five times a second.
 
     Parameters
     ----------
-    tell : callable
-        Whoever is told.
+    emit : callable
+        Gets all of them.
     counters : (callable, callable)
         Slices captured and lost so far.
     engine : callable
@@ -48,7 +47,7 @@ class ProgressMeter:
 
     def __init__(
         self,
-        tell: EventHandler,
+        emit: EventHandler,
         counters: tuple[Callable[[], int], Callable[[], int]],
         engine: Callable[[], str],
         slices: tuple[int, int],
@@ -56,64 +55,65 @@ class ProgressMeter:
         *,
         models: int = 1,
     ) -> None:
-        self._tell = tell
+        self._emit = emit
         self._captured, self._lost = counters
         self._engine, self._slices, self._monotonic = engine, slices, monotonic
         self._counts = Counts()
         self._recent: deque[StageTimes] = deque(maxlen=_RECENT)
         self._decide_ms: deque[float] = deque(maxlen=_RECENT)
         self._models = models
+        self._planes: dict[StackKey, int] = {}
         self._waiting: dict[StackKey, int] = {}
         self._answers: dict[StackKey, dict[str, Status]] = {}
-        self._began_s = self._told_s = monotonic()
+        self._began_s = self._emitted_s = monotonic()
         self._rested_s = 0.0
         self._paused_s: float | None = None
 
-    def tell(self, news: Event) -> None:
-        """Hand a news on; from the session's thread."""
-        self._tell(news)
-        match news:
+    def handle(self, event: Event) -> None:
+        """Hand an event on; from the session's thread."""
+        self._emit(event)
+        match event:
             case FieldImaged(request=request):
                 planes = len(request.z_um)
                 self._count(requested=planes, not_for_prediction=0 if request.predict else planes)
                 if request.predict:
-                    self._waiting[request.key] = planes
-            case Predicted(prediction=prediction):
-                self._recent.append(prediction.times)
-                self._decide_ms.append(news.decide_ms)
-                self._outcome(prediction)
-            case NotPredicted(outcome=outcome):
-                self._outcome(outcome)
+                    self._waiting[request.key] = self._planes[request.key] = planes
+            case Predicted():
+                self._recent.append(event.times)
+                self._decide_ms.append(event.decide_ms)
+                self._count_answer(event.key, event.model, "predicted")
+            case NotPredicted(state=state):
+                self._count_answer(event.key, event.model, "refused" if state == "refused" else "spooled")
             case StateChanged(state=state):
                 self._clock_pauses(paused=state == "paused")
-            case Step() | RunEnded():
+            case Step():
                 pass
             case _:
                 return
         now = self._monotonic()
-        if now - self._told_s >= _LEAST_S or isinstance(news, RunEnded | StateChanged):
-            self._told_s = now
-            self._tell(self.figures())
+        if now - self._emitted_s >= _LEAST_S or isinstance(event, StateChanged):
+            self._emitted_s = now
+            self._emit(self.progress())
 
-    def figures(self) -> Figures:
+    def progress(self) -> Progress:
         """Where the run stands now."""
         counts = replace(self._counts, captured=self._captured(), lost=self._lost())
         stages = latencies(list(self._recent), list(self._decide_ms))
-        return Figures(counts, sum(self._waiting.values()), stages, self._engine(), self._remaining_s())
+        return Progress(counts, sum(self._waiting.values()), stages, self._engine(), self._remaining_s())
 
-    def _outcome(self, outcome: Outcome) -> None:
+    def _count_answer(self, key: StackKey, model: str, status: Status) -> None:
         """Count a stack once all models have answered, and otherwise once more has become known of it."""
-        key = outcome.info.key
         answers = self._answers.setdefault(key, {})
         before = combine_status(answers.values(), self._models)
-        answers[outcome.model] = status_of(outcome)
+        answers[model] = status
         after = combine_status(answers.values(), self._models)
         if after is None or after == before:
             return
         self._waiting.pop(key, None)
+        planes = self._planes.get(key, 0)
         if before is not None:
-            self._count(**{before: -outcome.info.planes})
-        self._count(**{after: outcome.info.planes})
+            self._count(**{before: -planes})
+        self._count(**{after: planes})
 
     def _count(self, **more: int) -> None:
         changes = {name: getattr(self._counts, name) + number for name, number in more.items()}

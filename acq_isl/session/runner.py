@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import datetime
-import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-from acq_isl.commands import Command
 from acq_isl.errors import StorageError
-from acq_isl.events import Bound, Event, EventHandler, RunEnded, RunStarted, ignore_event
+from acq_isl.events import Bound, EventHandler, PlannedField, RunEnded, RunStarted, ignore_event
 from acq_isl.experiment.experiment import Experiment, SimulatedMicroscope
 from acq_isl.experiment.planning import Cycle
 from acq_isl.hooks import GuardedAcquisition, OpenMicroscope, Safety, call_user_function, open_microscope
+from acq_isl.protocols import RunView
 from acq_isl.record import RunRecord
 from acq_isl.report.report import write_report
 from acq_isl.rules.actions import Limits
@@ -29,66 +26,13 @@ from acq_isl.session.preflight import new_folder, prepare, simulated
 from acq_isl.session.progress import ProgressMeter
 from acq_isl.session.session import Session, SessionTools
 from acq_isl.session.summary import Origin, Stored, summarise, versions
+from acq_isl.session.views import Views
 from acq_isl.stack import Prediction, StackKey
 from acq_isl.storage.decision_log import Ledger
 from acq_isl.storage.decision_log import read as read_ledger
 from acq_isl.storage.prediction_store import PredictionStore, field_name, load
 from acq_isl.stream.client import EngineClient
-from acq_isl.view.feed.feed import Feed
 from acq_isl.view.feed.previews import WatchedSink
-from acq_isl.view.notebook import run_html
-
-log = logging.getLogger(__name__)
-
-
-class Broadcast:
-    """The feed of a run, and one watcher in this process.
-
-    A feed that cannot be opened becomes one of `warnings`, and a watcher that raises is not told again:
-    the run goes on.
-
-    Parameters
-    ----------
-    folder : Path
-        Run folder.
-    watch : callable
-        Told of every news as well, on the thread on which it happens.
-    """
-
-    def __init__(self, folder: Path, watch: EventHandler) -> None:
-        self._folder = folder
-        self._watch: EventHandler | None = watch
-        self._feed: Feed | None = None
-        self._stack = ExitStack()
-        self.warnings: list[str] = []
-
-    def __enter__(self) -> Self:
-        try:
-            self._feed = self._stack.enter_context(Feed(self._folder))
-        except StorageError as error:
-            self.warnings.append(f"nobody can watch this run: {error}")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
-
-    def tell(self, news: Event) -> None:
-        """Hand on; returns at once, never raises. Any thread may call it."""
-        if self._feed is not None:
-            self._feed.tell(news)
-        if self._watch is None:
-            return
-        try:
-            self._watch(news)
-        except Exception:
-            self._watch = None
-            log.warning("the watcher of the run failed and is not told again", exc_info=True)
-
-    def orders(self) -> tuple[Command, ...]:
-        """What viewers ordered since the last call."""
-        return () if self._feed is None else self._feed.orders()
 
 
 def expected_slices(experiment: Experiment, plan: tuple[Cycle, ...]) -> tuple[int, int]:
@@ -148,9 +92,6 @@ class RunResult:
     report: Path
     record: RunRecord
 
-    def _repr_html_(self) -> str:
-        return run_html(self.record, str(self.folder), str(self.report))
-
     @property
     def chosen(self) -> tuple[str, ...]:
         """Names of the chosen fields, best first."""
@@ -158,7 +99,13 @@ class RunResult:
         return tuple(name for _, name in chosen)
 
 
-def run(experiment: Experiment, *, sim: bool = False, watch: EventHandler = ignore_event) -> RunResult:
+def run(
+    experiment: Experiment,
+    *,
+    sim: bool = False,
+    watch: EventHandler = ignore_event,
+    views: Sequence[RunView] = (),
+) -> RunResult:
     """Run an experiment from the first field to the report.
 
     Parameters
@@ -167,7 +114,9 @@ def run(experiment: Experiment, *, sim: bool = False, watch: EventHandler = igno
     sim : bool
         On a simulated microscope, whatever the experiment names.
     watch : callable
-        Told of everything that happens, on the thread on which it happens; must return quickly.
+        Gets every event, on the thread on which it happens; must return quickly.
+    views : sequence of RunView
+        Get the events on threads of their own, whatever time they take; see `acq_isl.protocols.RunView`.
 
     Raises
     ------
@@ -180,7 +129,7 @@ def run(experiment: Experiment, *, sim: bool = False, watch: EventHandler = igno
         plan = prepare(experiment, scope)
         folder = new_folder(experiment)
         try:
-            return _carry_out(experiment, scope, plan, folder, watch)
+            return _carry_out(experiment, scope, plan, folder, Views(folder, watch, views))
         except BaseException as error:
             error.add_note(f"what was captured until then is in {folder}")
             raise
@@ -191,7 +140,7 @@ def _carry_out(
     scope: OpenMicroscope,
     plan: tuple[Cycle, ...],
     folder: Path,
-    watch: EventHandler,
+    views: Views,
 ) -> RunResult:
     """Run with everything open; the report is written however it ends."""
     (folder / "experiment.yaml").write_text(experiment.to_yaml(), encoding="utf-8")
@@ -199,11 +148,11 @@ def _carry_out(
     record: RunRecord | None = None
     failure = ""
     report = folder / "report.html"
-    with Broadcast(folder, watch) as cast:
+    with views:
         session: Session | None = None
         try:
-            with _opened(experiment, scope, folder, plan, cast) as parts:
-                cast.tell(parts.news(started, folder, scope, plan))
+            with _opened(experiment, scope, folder, plan, views) as parts:
+                views.handle(parts.start(started, folder, scope, plan))
                 session = Session(experiment, plan, parts.tools)
                 session.run()
         except BaseException as error:
@@ -217,7 +166,7 @@ def _carry_out(
                 record = _with_ending(summarise(experiment, session, stored, origin), folder, failure)
                 record = marked(record, experiment, session, stored, scope.simulated)
                 write_report(report, record)
-            cast.tell(RunEnded(failure, str(report) if record is not None else ""))
+            views.handle(RunEnded(failure, str(report) if record is not None else ""))
     return RunResult(folder, report, record)
 
 
@@ -245,7 +194,7 @@ class _Parts:
         """How to read a model's prediction of a stack back, with labels called as in this run."""
         return lambda key, model: self.labels.rename(load(path, field_name(key, model)))
 
-    def news(self, started: str, folder: Path, scope: OpenMicroscope, plan: tuple[Cycle, ...]) -> RunStarted:
+    def start(self, started: str, folder: Path, scope: OpenMicroscope, plan: tuple[Cycle, ...]) -> RunStarted:
         core = scope.core
         pixel_um = core.get_pixel_size_um()
         return RunStarted(
@@ -255,7 +204,7 @@ class _Parts:
             scope=scope.description,
             model=self.labels.titles,
             labels=self.labels.styles,
-            fields=tuple(request for cycle in plan for request in cycle.requests),
+            fields=tuple(PlannedField.of(request) for cycle in plan for request in cycle.requests),
             fov_um=(core.get_image_width() * pixel_um, core.get_image_height() * pixel_um),
             limits=bounds(self.experiment.limits),
             choice=choice(self.experiment),
@@ -280,7 +229,7 @@ class _Parts:
 
 @contextmanager
 def _opened(
-    experiment: Experiment, scope: OpenMicroscope, folder: Path, plan: tuple[Cycle, ...], cast: Broadcast
+    experiment: Experiment, scope: OpenMicroscope, folder: Path, plan: tuple[Cycle, ...], views: Views
 ) -> Iterator[_Parts]:
     """Open everything a run needs, innermost what must be closed first: the acquisition."""
     field_px = scope.core.get_image_height(), scope.core.get_image_width()
@@ -288,17 +237,17 @@ def _opened(
         ledger = stack.enter_context(Ledger(folder / "decisions.jsonl"))
         source, labels, warnings = open_engine(experiment, folder, field_px, stack)
         store = stack.enter_context(PredictionStore(folder / _STORE, labels.store_colors, timeout_s=_DISK_S))
-        sink, safety = WatchedSink(source, cast.tell), _safety(experiment)
+        sink, safety = WatchedSink(source, views.handle), _safety(experiment)
         microscope = stack.enter_context(
             GuardedAcquisition(folder, "measured", sink=sink, limits=experiment.limits, safety=safety)
         )
         counters = (lambda: microscope.captured, lambda: lost(source))
-        slices = expected_slices(experiment, plan)
-        gauge = ProgressMeter(cast.tell, counters, lambda: state(source), slices, models=len(labels.models))
+        slices, models = expected_slices(experiment, plan), len(labels.models)
+        meter = ProgressMeter(views.handle, counters, lambda: state(source), slices, models=models)
         tools = SessionTools(
-            microscope, source, store, ledger, call_user_function, gauge.tell, cast.orders, labels=labels
+            microscope, source, store, ledger, call_user_function, meter.handle, views.commands, labels=labels
         )
-        warnings = (*warnings, *cast.warnings, *map(str, broken_plugins()))
+        warnings = (*warnings, *views.warnings, *map(str, broken_plugins()))
         yield _Parts(experiment, tools, microscope, source, labels, warnings)
 
 

@@ -37,7 +37,6 @@ from acq_isl.rules.measurements import MeasurementCache
 from acq_isl.session.operator import Operator, Stopped
 from acq_isl.stack import Outcome, Prediction, Refusal, StackKey, StackRequest, Unpredicted
 from acq_isl.storage.decision_log import Ledger
-from acq_isl.view.notebook import session_html
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +110,7 @@ class Session:
 
     def __init__(self, experiment: Experiment, plan: Sequence[Cycle], tools: SessionTools) -> None:
         self._experiment = experiment
+        self.name = experiment.name
         self._plan = plan
         self._tools = tools
         self.labels = tools.labels
@@ -125,15 +125,6 @@ class Session:
         self._undecided: list[Prediction] = []
         self._visits = 0
         self._operator = Operator(tools.commands, self._visit, self._note_command, tools.emit)
-
-    def _repr_html_(self) -> str:
-        rows = []
-        for field in self.fields.values():
-            words = field.choice.reason if field.choice else field.status or "waiting"
-            chosen = field.choice is not None and field.choice.chosen
-            info = next((one.info for one in field.outcomes), None)
-            rows.append((info, str(field.request.key), chosen, words if info else "waiting"))
-        return session_html(self._experiment.name, rows)
 
     def run(self) -> None:
         """Acquire, predict, choose and revisit, one time point after the other.
@@ -194,7 +185,7 @@ class Session:
             field.answers[outcome.model] = outcome
             if not isinstance(outcome, Unpredicted):
                 self._decisions(outcome)
-            self._tools.emit(NotPredicted(outcome))
+            self._tools.emit(NotPredicted.of(outcome))
             return
         self._store(outcome)  # with the labels as its model names them
         renamed = self.labels.rename(outcome)
@@ -203,7 +194,7 @@ class Session:
         rules = [rule for rule in measurements(self._experiment) if owner(rule.label) == outcome.model]
         measured = self._measured.measure_all(renamed, rules)
         spent_ms = (time.perf_counter() - began) * 1e3
-        self._tools.emit(Predicted(renamed, measured, spent_ms))
+        self._tools.emit(Predicted.of(renamed, measured, spent_ms))
         self.decide_ms.append(spent_ms)
         self._undecided.append(renamed)
         self._decide()

@@ -1,4 +1,4 @@
-"""How stacks, predictions and runs look in a notebook: HTML that explains itself, pictures inside. Pure.
+"""How stacks, predictions and runs look in a notebook: HTML that explains itself, pictures inside.
 
 Everything predicted has a hatched border and a badge; colours are readable in light and dark notebooks.
 """
@@ -6,18 +6,21 @@ Everything predicted has a hatched border and a badge; colours are readable in l
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from acq_isl.processing.display import PALETTE, data_uri, display_range, reduced, stretched, tinted
 from acq_isl.rules.measurements import readable
-from acq_isl.stack import Prediction, Refusal, StackInfo, Unpredicted, ZStack
+from acq_isl.stack import Outcome, Prediction, Refusal, StackInfo, StackRequest, Unpredicted, ZStack
 
 if TYPE_CHECKING:
     from acq_isl.record import FieldRecord, RunRecord
+    from acq_isl.rules.label_names import Status
+    from acq_isl.rules.rules import Choice
 
 _EDGE_PX = 220
 _MOST_PLANES = 5
@@ -66,7 +69,7 @@ def prediction_html(prediction: Prediction) -> str:
         "model": f"{prediction.model_name} ({prediction.model_sha256[:12]})",
         "engine": f"{prediction.engine}, inference {times.infer_ms:.0f} ms",
     }
-    minds = "".join(f"<p><b>Mind:</b> {_safe(one)}</p>" for one in prediction.warnings)
+    minds = "".join(f"<p><b>Mind:</b> {_safe(text)}</p>" for text in prediction.warnings)
     title = f"Prediction for {prediction.info.key}: computed, never measured"
     return _block(title, minds + _table(facts) + _row(pictures))
 
@@ -80,15 +83,44 @@ def outcome_html(outcome: Refusal | Unpredicted) -> str:
     return _block(f"Not predicted: {outcome.info.key}", _table(facts))
 
 
-def run_html(record: RunRecord, folder: str, report: str) -> str:
-    """A run: what became of its slices, its chosen fields, and where everything is.
+class Result(Protocol):
+    """A run that is over."""
 
-    Parameters
-    ----------
-    record : RunRecord
-    folder, report : str
-        Paths.
-    """
+    @property
+    def record(self) -> RunRecord: ...
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def report(self) -> Path: ...
+
+
+class SessionField(Protocol):
+    """What a session knows of a field."""
+
+    request: StackRequest
+    choice: Choice | None
+
+    @property
+    def outcome(self) -> Outcome | None: ...
+
+    @property
+    def status(self) -> Status | None: ...
+
+
+class RunningSession(Protocol):
+    """A session that is going on or over."""
+
+    name: str
+
+    @property
+    def fields(self) -> Mapping[Any, SessionField]: ...
+
+
+def run_html(result: Result) -> str:
+    """A run: what became of its slices, its chosen fields, and where everything is."""
+    record = result.record
     counts = record.counts
     facts = {
         "started": f"{record.started}, took {record.duration_s:.0f} s",
@@ -96,43 +128,56 @@ def run_html(record: RunRecord, folder: str, report: str) -> str:
         "model": record.model or "none",
         "slices": f"{counts.captured} captured, {counts.predicted} predicted, {counts.refused} refused, "
         f"{counts.spooled} not predicted, {counts.lost} lost",
-        "folder": folder,
-        "report": report,
+        "folder": str(result.folder),
+        "report": str(result.report),
     }
-    warnings = "".join(f"<p><b>Mind:</b> {_safe(one)}</p>" for one in record.warnings)
-    fields = sorted(record.fields, key=lambda one: (not one.chosen, one.rank or len(record.fields) + 1))
-    pictures = [_field(one) for one in fields[:_MOST_FIELDS]]
+    warnings = "".join(f"<p><b>Mind:</b> {_safe(text)}</p>" for text in record.warnings)
+    fields = sorted(record.fields, key=lambda field: (not field.chosen, field.rank or len(record.fields) + 1))
+    pictures = [_field(field) for field in fields[:_MOST_FIELDS]]
     more = len(fields) - len(pictures)
     rest = f"<p>{more} more fields are in the report.</p>" if more > 0 else ""
     return _block(f"Run: {record.name}", warnings + _table(facts) + _row(pictures) + rest)
 
 
-def session_html(name: str, fields: Sequence[tuple[StackInfo | None, str, bool, str]]) -> str:
-    """A session that is going on or over: its fields, one line each.
-
-    Parameters
-    ----------
-    name : str
-    fields : sequence of (StackInfo or None, str, bool, str)
-        Where (None before it was imaged), name, whether it was chosen, and what is known of it.
-    """
-    rows = "".join(
-        f"<tr><td>{'★ ' if chosen else ''}{_safe(field)}</td>"
-        f"<td>{f'x {info.x_um:.0f}, y {info.y_um:.0f} µm' if info else 'not imaged yet'}</td>"
-        f"<td style='text-align:left'>{_safe(words)}</td></tr>"
-        for info, field, chosen, words in fields
-    )
+def session_html(session: RunningSession) -> str:
+    """A session that is going on or over: its fields, one line each."""
+    rows = []
+    for field in session.fields.values():
+        outcome = field.outcome
+        chosen = "★ " if field.choice is not None and field.choice.chosen else ""
+        place, words = "not imaged yet", "waiting"
+        if outcome is not None:
+            place = f"x {outcome.info.x_um:.0f}, y {outcome.info.y_um:.0f} µm"
+            words = field.choice.reason if field.choice else field.status or "waiting"
+        rows.append(
+            f"<tr><td>{chosen}{_safe(str(field.request.key))}</td><td>{place}</td>"
+            f"<td style='text-align:left'>{_safe(words)}</td></tr>"
+        )
     head = "<tr><th>field</th><th>place</th><th style='text-align:left'>what is known</th></tr>"
-    return _block(
-        f"Session: {name}", f"<table>{head}{rows}</table>" if rows else "<p>Nothing imaged yet.</p>"
-    )
+    table = f"<table>{head}{''.join(rows)}</table>" if rows else "<p>Nothing imaged yet.</p>"
+    return _block(f"Session: {session.name}", table)
 
 
-def _field(one: FieldRecord) -> str:
-    chosen = f"{one.rank}. chosen, " if one.chosen and one.rank else ""
-    measured = f"\n{one.measured.name}: {readable(one.measured)}" if one.measured else ""
-    picture = reduced(one.thumbnail, _EDGE_PX).astype(np.uint8)
-    return _figure(picture, f"{chosen}{one.info.key.position}{measured}", predicted=False)
+def register(shell: Any) -> None:
+    """Let an IPython shell show what this program makes."""
+    formatter = shell.display_formatter.formatters["text/html"]
+    shown: dict[tuple[str, str], Callable[[Any], str]] = {
+        ("acq_isl.stack", "ZStack"): stack_html,
+        ("acq_isl.stack", "Prediction"): prediction_html,
+        ("acq_isl.stack", "Refusal"): outcome_html,
+        ("acq_isl.stack", "Unpredicted"): outcome_html,
+        ("acq_isl.session.session", "Session"): session_html,
+        ("acq_isl.session.runner", "RunResult"): run_html,
+    }
+    for (module, name), function in shown.items():
+        formatter.for_type_by_name(module, name, function)
+
+
+def _field(field: FieldRecord) -> str:
+    chosen = f"{field.rank}. chosen, " if field.chosen and field.rank else ""
+    measured = f"\n{field.measured.name}: {readable(field.measured)}" if field.measured else ""
+    picture = reduced(field.thumbnail, _EDGE_PX).astype(np.uint8)
+    return _figure(picture, f"{chosen}{field.info.key.position}{measured}", predicted=False)
 
 
 def _facts(info: StackInfo) -> dict[str, str]:

@@ -20,6 +20,7 @@ from acq_isl.rules.label_names import Labels, RunModel
 from acq_isl.session.session import Session, SessionTools
 from acq_isl.stack import Outcome, Prediction, Refusal, StackInfo, StackRequest, Uint16Image, Unpredicted
 from acq_isl.storage.decision_log import Ledger, read
+from acq_isl.view.notebook import session_html
 
 PLACE = Place(0.0, 0.0, 0.0, (10.0, 10.0))
 EXPERIMENT = """
@@ -422,7 +423,7 @@ def test_whatever_happens_is_told(tmp_path: Path) -> None:
 
 
 def test_a_notebook_sees_how_far_it_is(tmp_path: Path) -> None:
-    shown = Bench(tmp_path).run()._repr_html_()
+    shown = session_html(Bench(tmp_path).run())
     assert shown.count("★") == 2 and "p00_003" in shown and "rank 1 of 4" in shown
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -12,22 +14,25 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from acq_isl.events import LabelStyle
-from acq_isl.processing.display import PALETTE, Box
-from acq_isl.record import Counts, Measured
-from acq_isl.stack import StackKey, StageTimes
-from acq_isl.view.feed.messages import (
+from acq_isl.events import (
     Decided,
-    Light,
-    Message,
+    Event,
+    FieldRanked,
+    LabelStyle,
     NotPredicted,
-    Parcel,
-    Plan,
     PlannedField,
     Predicted,
-    Ranked,
-    Status,
+    Progress,
+    RunStarted,
+    RunStatus,
+    Seen,
+    Step,
 )
+from acq_isl.processing.display import PALETTE, Box
+from acq_isl.record import Counts
+from acq_isl.rules.measurements import Measured
+from acq_isl.stack import StackKey, StageTimes
+from acq_isl.view.feed.messages import Message
 from acq_isl.view.napari.marks import BADGE_COLOR, BADGE_INK, badge, hatch
 from acq_isl.view.napari.model import LiveModel
 from acq_isl.view.napari.mosaic import Mosaic, Places, Shade, fitted, placed
@@ -54,69 +59,58 @@ def key(position: str, channel: str = "Phase", time: int = 0) -> StackKey:
     return StackKey(time, position, channel)
 
 
-def plan(places: Sequence[tuple[float, float]], seq: int = 0, fov: float = FOV) -> Plan:
-    fields = tuple(
-        PlannedField(key=key(f"A{number}"), x_um=x, y_um=y, z_um=0.0, planes=13)
-        for number, (x, y) in enumerate(places)
-    )
-    return Plan(
-        run=RUN, seq=seq, name="a run", started="now", folder="here", scope="simulated", model="demo",
-        labels=(LabelStyle("nuclei", "#56B4E9"), LabelStyle("axons", "no hue")),
-        fields=fields, fov_um=(fov, fov), limits=(), choice="",
-    )  # fmt: skip
+def plan(places: Sequence[tuple[float, float]], fov: float = FOV) -> RunStarted:
+    fields = tuple(PlannedField(key(f"A{n}"), x, y, 0.0, 13) for n, (x, y) in enumerate(places))
+    labels = (LabelStyle("nuclei", "#56B4E9"), LabelStyle("axons", "no hue"))
+    return RunStarted("a run", "now", "here", "simulated", "demo", labels, fields, (fov, fov))
+
+
+def message(seq: int, event: Event, *images: NDArray[Any]) -> Message:
+    return Message(RUN, seq, event, images)
 
 
 ROW = [(0.0, 0.0), (FOV, 0.0), (2 * FOV, 0.0), (3 * FOV, 0.0), (4 * FOV, 0.0)]
 
 
-def light(seq: int, position: str, *, channel: str = "Phase", time: int = 0, predict: bool = True) -> Parcel:
+def light(seq: int, position: str, *, channel: str = "Phase", time: int = 0, predict: bool = True) -> Message:
     number = int(position[1:]) if position[1:].isdigit() else 0
-    message = Light(
-        run=RUN, seq=seq, key=key(position, channel, time), predict=predict, x_um=FOV * number, y_um=0.0,
-        z_um=0.0, pixel_size_um=0.3, shape=(SIDE, SIDE), low=100.0 + seq, high=900.0 + seq, captured_s=0.0,
+    event = Seen(
+        key(position, channel, time), predict, FOV * number, 0.0, 0.0, 0.3, (SIDE, SIDE), 0.0,
+        low=100.0 + seq, high=900.0 + seq,
     )  # fmt: skip
-    return Parcel(message, (np.full((SIDE, SIDE), 500, np.uint16),))
+    return message(seq, event, np.full((SIDE, SIDE), 500, np.uint16))
 
 
-def predicted(seq: int, position: str, *, time: int = 0, labels: tuple[str, ...] = LABELS) -> Parcel:
-    message = Predicted(
-        run=RUN, seq=seq, key=key(position, time=time), x_um=0.0, y_um=0.0, pixel_size_um=0.3,
-        shape=(SIDE, SIDE), labels=labels, measured=(Measured("area <of> nuclei", 0.123, "fraction", 0.004),),
-        warnings=("resampled",), engine="cpu", times=StageTimes(infer_ms=140.0),
+def predicted(seq: int, position: str, *, time: int = 0, labels: tuple[str, ...] = LABELS) -> Message:
+    measured = (Measured("area <of> nuclei", 0.123, "fraction", 0.004),)
+    event = Predicted(
+        key(position, time=time), 0.0, 0.0, 0.3, (SIDE, SIDE), labels, measured, ("resampled",), "cpu",
+        StageTimes(infer_ms=140.0),
     )  # fmt: skip
     mean = np.full((len(labels), SIDE, SIDE), 200, np.uint8)
-    return Parcel(message, (mean, np.zeros((SIDE, SIDE), np.uint8)))
+    return message(seq, event, mean, np.zeros((SIDE, SIDE), np.uint8))
 
 
-def refused(seq: int, position: str, state: str = "refused") -> Parcel:
-    message = NotPredicted.model_validate(
-        {"run": RUN, "seq": seq, "key": key(position), "state": state, "reason": "too dark", "fix": "lamp"}
-    )
-    return Parcel(message)
+def refused(seq: int, position: str, state: Literal["refused", "waits"] = "refused") -> Message:
+    return message(seq, NotPredicted(key(position), state, "too dark", "lamp"))
 
 
-def ranked(seq: int, position: str, rank: int | None, *, chosen: bool = False) -> Parcel:
+def ranked(seq: int, position: str, rank: int | None, *, chosen: bool = False) -> Message:
     measured = Measured("number of objects in nuclei (predicted)", 34.0, "objects", 3.0)
-    message = Ranked(
-        run=RUN, seq=seq, key=key(position), rank=rank, chosen=chosen, measured=measured, reason="Chosen: 34."
-    )
-    return Parcel(message)
+    return message(seq, FieldRanked(key(position), rank, chosen, measured, "Chosen: 34."))
 
 
-def status(seq: int, **changed: object) -> Status:
-    known = {
-        "run": RUN, "seq": seq, "state": "running", "why": "", "phase": "overview", "done": 2, "total": 9,
-        "text": "imaged A1", "counts": Counts(117, 26, 13), "late": 13, "latencies": (), "report": "",
-        "engine": "predicting", "elapsed_s": 1.0, "remaining_s": 30.0, "dropped": 0, "sent_s": 0.0,
-    }  # fmt: skip
-    return Status.model_validate(known | changed)
+def status(*, done: int = 2, remaining_s: float = 30.0, **changed: Any) -> RunStatus:
+    step = Step("overview", done, 9, "imaged A1")
+    progress = Progress(Counts(117, 26, 13), 13, (), "predicting", remaining_s)
+    return RunStatus(step=step, progress=progress, **changed)
 
 
-def model_of(*parcels: Parcel | Message, places: Sequence[tuple[float, float]] = ROW) -> LiveModel:
+def model_of(*messages: Message, places: Sequence[tuple[float, float]] = ROW) -> LiveModel:
     model = LiveModel()
-    model.take(Parcel(plan(places)))
-    for one in parcels:
-        model.take(one if isinstance(one, Parcel) else Parcel(one))
+    model.take(message(0, plan(places)))
+    for each in messages:
+        model.take(each)
     return model
 
 
@@ -127,7 +121,7 @@ def model_of(*parcels: Parcel | Message, places: Sequence[tuple[float, float]] =
 @settings(max_examples=60, deadline=None)
 def test_every_place_of_the_map_leads_to_its_place_on_the_stage(cells: list[tuple[int, int]]) -> None:
     model = LiveModel()
-    model.take(Parcel(plan([(x * FOV, y * FOV) for x, y in cells])))
+    model.take(message(0, plan([(x * FOV, y * FOV) for x, y in cells])))
     for one in model.fields.values():
         x, y = one.box.x + one.box.width * 0.75, one.box.y + one.box.height / 4
         found = coordinates(model, x, y)
@@ -172,7 +166,7 @@ def test_the_map_stays_within_its_pixels() -> None:
 
 
 @pytest.mark.parametrize(
-    "parcels, newest",
+    "messages, newest",
     [
         ([], None),
         ([light(1, "A0")], "A0"),
@@ -186,8 +180,8 @@ def test_the_map_stays_within_its_pixels() -> None:
     ids=["nothing", "light", "newer light", "prediction stays until the next", "two predictions",
          "out of order", "the engine lags", "fluorescence"],
 )  # fmt: skip
-def test_the_newest_field_is_followed(parcels: list[Parcel], newest: str | None) -> None:
-    assert model_of(*parcels).newest == newest
+def test_the_newest_field_is_followed(messages: list[Message], newest: str | None) -> None:
+    assert model_of(*messages).newest == newest
 
 
 def test_a_picked_field_stays_until_the_run_is_followed_again() -> None:
@@ -202,14 +196,14 @@ def test_a_picked_field_stays_until_the_run_is_followed_again() -> None:
 
 
 def test_older_messages_change_nothing() -> None:
-    model = model_of(predicted(5, "A0"), ranked(6, "A0", 1), status(9))
+    model = model_of(predicted(5, "A0"), ranked(6, "A0", 1), message(9, status()))
     before = model.fields["A0"].predicted
     model.changes()
-    for late in (predicted(4, "A0"), refused(3, "A0"), ranked(2, "A0", 7), Parcel(status(8, done=1))):
+    for late in (predicted(4, "A0"), refused(3, "A0"), ranked(2, "A0", 7), message(8, status(done=1))):
         model.take(late)
     one = model.fields["A0"]
     assert (one.predicted, one.ranked.rank if one.ranked else None) == (before, 1)
-    assert model.status is not None and model.status.done == 2
+    assert model.status is not None and model.status.step.done == 2
     assert not model.changes().fields
 
 
@@ -234,7 +228,7 @@ def test_a_refusal_and_a_prediction_replace_each_other() -> None:
 def test_pictures_that_come_before_the_plan_are_kept() -> None:
     model = LiveModel()
     model.take(predicted(5, "A1"))
-    model.take(Parcel(plan(ROW)))
+    model.take(message(0, plan(ROW)))
     one = model.fields["A1"]
     assert one.predicted is not None and one.planned is not None
     assert one.box.x == pytest.approx(FOV / 2)
@@ -249,7 +243,7 @@ def test_a_place_an_operator_went_to_is_a_field_of_its_own() -> None:
 
 def test_pictures_beyond_the_memory_go_but_numbers_stay() -> None:
     model = LiveModel(max_bytes=3 * SIDE * SIDE * 5)
-    model.take(Parcel(plan(ROW)))
+    model.take(message(0, plan(ROW)))
     for number in range(5):
         model.take(light(2 * number, f"A{number}"))
         model.take(predicted(2 * number + 1, f"A{number}"))
@@ -263,9 +257,8 @@ def test_pictures_beyond_the_memory_go_but_numbers_stay() -> None:
 def test_decisions_are_bounded() -> None:
     model = model_of()
     for seq in range(1000):
-        decided = Decided(run=RUN, seq=seq, time_s=0.0, key=None, rule="r", what="w", why="y", done="done")
-        model.take(Parcel(decided))
-    assert len(model.decisions) == 200 and model.decisions[-1].seq == 999
+        model.take(message(seq, Decided(None, "r", "w", "y", "done", float(seq))))
+    assert len(model.decisions) == 200 and model.decisions[-1].time_s == 999
 
 
 def test_the_light_range_is_the_middle_of_the_fields() -> None:
@@ -377,7 +370,7 @@ def test_the_banner_says_what_is_predicted() -> None:
     assert banner(LiveModel()) == "waiting for the run"
     assert banner(model_of()) == "PREDICTED, not measured: nuclei, axons"
     without = LiveModel()
-    without.take(Parcel(plan(ROW).model_copy(update={"labels": ()})))
+    without.take(message(0, replace(plan(ROW), labels=())))
     assert "everything shown is measured" in banner(without)
 
 
@@ -391,18 +384,18 @@ def test_the_banner_says_what_is_predicted() -> None:
     ],
 )  # fmt: skip
 def test_the_state_is_told_in_one_line(changed: dict[str, object], alive: bool, has: str) -> None:
-    assert has in status_lines(status(1, **changed), alive)[0]
+    assert has in status_lines(status(**changed), alive)[0]
 
 
 def test_the_picture_itself_says_the_state_in_a_few_words() -> None:
     assert short_state(None, alive=False) == "waiting for the run"
-    assert short_state(status(1, why="x" * 500), alive=True) == "overview 2 of 9"
-    assert "does not answer; last heard: overview 2 of 9" in short_state(status(1), alive=False)
-    assert short_state(status(1, state="ended", report="/r" * 200), alive=False) == "ended"
+    assert short_state(status(why="x" * 500), alive=True) == "overview 2 of 9"
+    assert "does not answer; last heard: overview 2 of 9" in short_state(status(), alive=False)
+    assert short_state(status(state="ended", report="/r" * 200), alive=False) == "ended"
 
 
 def test_the_numbers_are_told() -> None:
-    _, numbers = status_lines(status(1, dropped=3, remaining_s=600.0), alive=True)
+    _, numbers = status_lines(status(dropped=3, remaining_s=600.0), alive=True)
     parts = (
         "26 slices captured",
         "13 predicted",
@@ -426,16 +419,16 @@ def test_a_field_tells_its_numbers_and_nothing_of_it_is_markup() -> None:
 
 def test_decisions_are_listed_newest_first() -> None:
     decided = [
-        Decided(run=RUN, seq=n, time_s=0.0, key=key("A0") if n % 2 else None, rule=f"rule{n}", what="image",
-                why="because", done="done") for n in range(8)
-    ]  # fmt: skip
+        Decided(key("A0") if n % 2 else None, f"rule{n}", "image", "because", "done", float(n))
+        for n in range(8)
+    ]
     words = decision_words(decided)
     assert words.index("rule7") < words.index("rule6") and "rule2" not in words and "at A0" in words
     assert "None so far" in decision_words([])
 
 
 @pytest.mark.parametrize(
-    "parcels, color, width, text",
+    "messages, color, width, text",
     [
         ([], "#5a5a5a", 1.0, ""),
         ([light(1, "A0")], "#a0a0a0", 1.0, ""),
@@ -446,8 +439,8 @@ def test_decisions_are_listed_newest_first() -> None:
     ],
     ids=["planned", "imaged", "refused", "waits", "ranked", "not rankable"],
 )
-def test_frames_say_how_a_field_stands(parcels: list[Parcel], color: str, width: float, text: str) -> None:
-    found = outline(model_of(*parcels).fields["A0"], ranked=5)
+def test_frames_say_how_a_field_stands(messages: list[Message], color: str, width: float, text: str) -> None:
+    found = outline(model_of(*messages).fields["A0"], ranked=5)
     assert (found.color, found.width, found.text) == (color, width, text)
 
 

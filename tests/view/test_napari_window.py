@@ -19,12 +19,24 @@ import tifffile
 
 from acq_isl.commands import Command, GoTo, Stop
 from acq_isl.errors import AcqIslError
-from acq_isl.events import FieldRanked, FieldsRanked, LabelStyle, Predicted, RunEnded, RunStarted, Seen, Step
-from acq_isl.record import Measured
-from acq_isl.stack import Prediction, StackInfo, StackKey, StackRequest, StageTimes
-from acq_isl.view.feed.encode import Translator
-from acq_isl.view.feed.feed import Feed
-from acq_isl.view.feed.messages import Parcel
+from acq_isl.events import (
+    Event,
+    FieldRanked,
+    FieldsRanked,
+    LabelStyle,
+    PlannedField,
+    Predicted,
+    RunEnded,
+    RunStarted,
+    Seen,
+    Step,
+)
+from acq_isl.rules.measurements import Measured
+from acq_isl.stack import Prediction, Slice, StackInfo, StackKey, StackRequest, StageTimes
+from acq_isl.view.feed import Feed
+from acq_isl.view.feed.encode import MessageMaker
+from acq_isl.view.feed.messages import Message
+from acq_isl.view.feed.previews import preview_of
 from acq_isl.view.feed.requests import Answer
 from acq_isl.view.napari.window import check
 
@@ -61,13 +73,13 @@ def info(number: int, channel: str = "Phase") -> StackInfo:
 
 def started(fields: int = 3) -> RunStarted:
     labels = (LabelStyle("nuclei", "#56B4E9"), LabelStyle("axons", "#E69F00"))
-    requests = tuple(request(number) for number in range(fields))
-    return RunStarted("a run", "now", "here", "simulated", "demo", labels, requests, (FOV, FOV))
+    planned = tuple(PlannedField.of(request(number)) for number in range(fields))
+    return RunStarted("a run", "now", "here", "simulated", "demo", labels, planned, (FOV, FOV))
 
 
 def seen(number: int, channel: str = "Phase", *, level: int = 3000) -> Seen:
     ramp = np.linspace(0, level, SIDE * SIDE).reshape(SIDE, SIDE).astype(np.uint16)
-    return Seen(info(number, channel), 0.0, ramp, SIZE_UM, predict=channel == "Phase")
+    return preview_of(Slice(info(number, channel), 6, ramp, 0.0), channel == "Phase")
 
 
 def predicted(number: int) -> Predicted:
@@ -77,7 +89,7 @@ def predicted(number: int) -> Predicted:
     measured = (Measured("number of objects in nuclei (predicted)", 1.0, "objects", 0.1),)
     times = StageTimes(infer_ms=140.0)
     spread = np.zeros_like(mean)
-    return Predicted(
+    return Predicted.of(
         Prediction(info(number), ("nuclei", "axons"), mean, spread, "0" * 64, "demo", "cpu", times=times),
         measured,
         1.0,
@@ -95,28 +107,28 @@ def ranked(*chosen: int, fields: int = 3) -> FieldsRanked:
 
 
 class Tape:
-    """A source that plays news, and keeps the orders it is given."""
+    """A source that plays events, and keeps the commands it is given."""
 
     def __init__(self) -> None:
-        self._translator = Translator("1" * 32)
+        self._maker = MessageMaker("1" * 32)
         self._seq = 0
-        self._parcels: list[Parcel] = []
-        self.orders: list[Command] = []
+        self.messages: list[Message] = []
+        self.commands: list[Command] = []
         self.alive = True
 
-    def play(self, *news: Any) -> None:
-        for one in news:
+    def play(self, *events: Event) -> None:
+        for event in events:
             self._seq += 1
-            self._parcels += self._translator.parcels(one, self._seq)
+            self.messages += self._maker.messages(event, self._seq)
         self._seq += 1
-        self._parcels.append(self._translator.status(0, self._seq))
+        self.messages.append(self._maker.status(0, self._seq))
 
-    def take(self, limit: int | None = None) -> list[Parcel]:
-        taken, self._parcels = self._parcels[:limit], self._parcels[limit:] if limit else []
+    def take(self, limit: int | None = None) -> list[Message]:
+        taken, self.messages = self.messages[:limit], self.messages[limit:] if limit else []
         return taken
 
-    def order(self, order: Command, *, by: str = "operator") -> Answer:
-        self.orders.append(order)
+    def send(self, command: Command, *, by: str = "operator") -> Answer:
+        self.commands.append(command)
         return Answer(id=1, taken=True, text=f"taken from {by}")
 
 
@@ -145,10 +157,10 @@ class Window:
             if self.raised:
                 raise self.raised[0]
 
-    def play(self, *news: Any) -> None:
+    def play(self, *events: Event) -> None:
         self.live.follow(self.tape) if self.live._source is None else None
-        self.tape.play(*news)
-        self.until(lambda: not self.tape._parcels)
+        self.tape.play(*events)
+        self.until(lambda: not self.tape.messages)
         self.live.tick()
 
     def layer(self, name: str) -> Any:
@@ -194,7 +206,7 @@ def test_labels_of_several_models_are_layers_that_say_whose_they_are(window: Win
     for label, model in (("nuclei", "first"), ("second/axons", "second")):
         mean = np.ones((1, SIDE, SIDE), np.float32)
         one = Prediction(info(0), (label,), mean, 0 * mean, "0" * 64, model, "cpu", model=model)
-        window.play(Predicted(one, (), 1.0))
+        window.play(Predicted.of(one, (), 1.0))
     names = [layer.name for layer in window.viewer.layers]
     assert names[2:4] == ["nuclei (predicted), first", "second/axons (predicted)"]
     window.until(lambda: window.layer(names[2]).data.max() == 255, "the first model's labels are gone")
@@ -323,13 +335,13 @@ def test_go_there_and_stop_are_orders_to_the_run(window: Window) -> None:
     window.live.click(12.0, 3.0)
     window.words()
     window.button("Go there").click()
-    window.until(lambda: window.tape.orders == [GoTo(x_um=12.0, y_um=3.0)])
+    window.until(lambda: window.tape.commands == [GoTo(x_um=12.0, y_um=3.0)])
     window.until(lambda: "taken from operator, napari" in window.words())
     window.button("Stop").click()
     window.app.processEvents()
-    assert len(window.tape.orders) == 1
+    assert len(window.tape.commands) == 1
     window.button("Click again").click()
-    window.until(lambda: window.tape.orders[1:] == [Stop()])
+    window.until(lambda: window.tape.commands[1:] == [Stop()])
     assert window.button("Stop").isEnabled()
 
 
@@ -371,7 +383,7 @@ def test_fluorescence_is_a_layer_of_its_own_beside_the_prediction(window: Window
 
 @needs_window
 def test_frames_are_coloured_by_rank_and_the_chosen_ones_say_why(window: Window) -> None:
-    window.play(started(), *(news(n) for n in range(3) for news in (seen, predicted)), ranked(1))
+    window.play(started(), *(made(n) for n in range(3) for made in (seen, predicted)), ranked(1))
     fields = window.layer("fields")
     assert len(fields.data) == 3 and len({tuple(color) for color in fields.edge_color}) == 3
     words = [text.replace("\n", " ") for text in fields.features["words"]]
@@ -429,27 +441,27 @@ def test_a_window_waits_for_a_run_and_finds_one_that_is_in_its_middle(window: Wi
     folder = tmp_path / "run"
     folder.mkdir()
     with Feed(folder) as feed:
-        for news in (started(), seen(0), predicted(0), seen(1), predicted(1), ranked(1)):
-            feed.tell(news)
+        for event in (started(), seen(0), predicted(0), seen(1), predicted(1), ranked(1)):
+            feed.handle(event)
         window.until(lambda: len(window.viewer.layers) == 7, "the run was not found")
         window.until(lambda: "because of its nuclei" in window.words(), "what was missed was not asked for")
         window.until(lambda: window.button("Stop").isEnabled())
         window.button("Pause").click()
         window.until(lambda: "pause: after the stack" in window.words())
-        window.until(feed.orders)
+        window.until(feed.commands)
     window.until(lambda: "does not answer" in window.viewer.canvas.overlays.text.text)
 
 
 @needs_window
 def test_another_run_can_be_followed_while_one_goes_on(window: Window, tmp_path: Path) -> None:
     with Feed(tmp_path) as first:
-        first.tell(started(2))
+        first.handle(started(2))
         window.live.connect(str(tmp_path))
         window.until(lambda: window.live._scene is not None and len(window.layer("fields").data) == 2)
         other = tmp_path / "other"
         other.mkdir()
         with Feed(other) as second:
-            second.tell(started(5))
+            second.handle(started(5))
             window.live.connect(str(other))
             window.until(lambda: len(window.layer("fields").data) == 5, "it stayed with the first run")
 

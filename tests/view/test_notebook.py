@@ -5,15 +5,26 @@ from __future__ import annotations
 import base64
 import io
 import re
+import sys
+from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from acq_isl.record import Counts, FieldRecord, Measured, RunRecord
-from acq_isl.stack import Prediction, Refusal, StackInfo, StackKey, Unpredicted, ZStack
-from acq_isl.view.notebook import outcome_html, prediction_html, run_html, session_html, stack_html
+import acq_isl
+from acq_isl.record import Counts, FieldRecord, RunRecord
+from acq_isl.rules.measurements import Measured
+from acq_isl.rules.rules import Choice
+from acq_isl.session.runner import RunResult
+from acq_isl.session.session import Field, Session
+from acq_isl.stack import Prediction, Refusal, StackInfo, StackKey, StackRequest, Unpredicted, ZStack
+from acq_isl.view.notebook import outcome_html, prediction_html, register, run_html, session_html, stack_html
 
 INFO = StackInfo(
     StackKey(0, "A1 <b>", "Phase"), tuple(1.5 * n for n in range(13)), (300, 400), 0.3, 12.0, -7.0
@@ -67,6 +78,10 @@ def record(fields: int = 2) -> RunRecord:
     )  # fmt: skip
 
 
+def result(fields: int = 2) -> RunResult:
+    return RunResult(Path("/data/run <1>"), Path("/data/run/report.html"), record(fields))
+
+
 def test_a_stack_shows_planes_from_top_to_bottom() -> None:
     pixels = np.random.default_rng(0).integers(0, 4000, (13, 300, 400)).astype(np.uint16)
     page = stack_html(ZStack(INFO, pixels, (0.0,) * 13))
@@ -105,7 +120,7 @@ def test_a_stack_without_prediction_says_why(outcome: Refusal | Unpredicted, has
 
 
 def test_a_run_shows_its_chosen_fields_first_and_says_where_it_is() -> None:
-    page = run_html(record(15), "/data/run <1>", "/data/run/report.html")
+    page = run_html(result(15))
     assert len(pictures(page)) == 12
     assert page.index("1. chosen") < page.index("MEASURED", page.index("1. chosen"))
     for words in (
@@ -119,22 +134,92 @@ def test_a_run_shows_its_chosen_fields_first_and_says_where_it_is() -> None:
         assert words in page
 
 
+def session(*fields: Field) -> SimpleNamespace:
+    return SimpleNamespace(name="<i>", fields={field.request.key: field for field in fields})
+
+
 def test_a_session_lists_its_fields() -> None:
-    page = session_html("s", [(INFO, "A1", True, "rank 1"), (None, "A2", False, "")])
+    key = StackKey(0, "A2", "Phase")
+    chosen = Choice(INFO.key, 1, True, None, "rank 1")
+    request = StackRequest(INFO.key, 12.0, -7.0, INFO.z_um, "Channel", "Phase", 10.0)
+    known = Field(request, answers={"": prediction()}, choice=chosen)
+    page = session_html(session(known, Field(replace(request, key=key))))
     pictures(page)
-    assert "★ A1" in page and "not imaged yet" in page
-    assert "Nothing imaged yet" in session_html("s", [])
+    assert "★ A1" in page and "x 12, y -7 µm" in page and "rank 1" in page and "not imaged yet" in page
+    assert "Nothing imaged yet" in session_html(session())
 
 
 def test_names_are_never_markup() -> None:
-    for page in (prediction_html(prediction()), run_html(record(), "f", "r"), session_html("<i>", [])):
+    for page in (prediction_html(prediction()), run_html(result()), session_html(session())):
         assert "<b>, " not in page and "<fields>" not in page and "<i>" not in page
         pictures(page)
 
 
-def test_a_notebook_asks_the_things_themselves() -> None:
-    one = prediction()
+class FakeFormatter:
+    """Finds the function of an object as IPython's formatters do: by module and name of its class."""
+
+    def __init__(self) -> None:
+        self._functions: dict[tuple[str, str], Callable[[Any], str]] = {}
+
+    def for_type_by_name(self, module: str, name: str, function: Callable[[Any], str]) -> None:
+        self._functions[module, name] = function
+
+    def __call__(self, shown: object) -> str | None:
+        function = self._functions.get((type(shown).__module__, type(shown).__name__))
+        return None if function is None else function(shown)
+
+
+class FakeShell:
+    """An IPython shell as far as formatters go."""
+
+    def __init__(self) -> None:
+        self.html = FakeFormatter()
+        self.display_formatter = SimpleNamespace(formatters={"text/html": self.html})
+
+
+def real_formatter() -> Callable[[object], str | None]:
+    formatters = pytest.importorskip("IPython.core.formatters", reason="pip install ipython")
+    formatter = formatters.DisplayFormatter()
+    register(SimpleNamespace(display_formatter=formatter))
+    found: Callable[[object], str | None] = formatter.formatters["text/html"]
+    return found
+
+
+def fake_formatter() -> Callable[[object], str | None]:
+    shell = FakeShell()
+    register(shell)
+    return shell.html
+
+
+@pytest.mark.parametrize("formatter", [fake_formatter, real_formatter])
+def test_a_notebook_shows_what_this_program_makes(
+    formatter: Callable[[], Callable[[object], str | None]],
+) -> None:
+    shows = formatter()
     stack = ZStack(INFO, np.zeros((13, 300, 400), np.uint16), (0.0,) * 13)
-    for thing in (one, stack, Refusal(INFO, "why", "how"), Unpredicted(INFO, "why", "where")):
-        assert "A1 &lt;b&gt;" in thing._repr_html_()
-    assert "PREDICTED" in one._repr_html_()
+    outcomes = (prediction(), Refusal(INFO, "why", "how"), Unpredicted(INFO, "why", "where"))
+    for shown in (stack, *outcomes):
+        assert "A1 &lt;b&gt;" in (shows(shown) or "")
+    assert "PREDICTED" in (shows(outcomes[0]) or "") and "Run: best" in (shows(result()) or "")
+    assert shows(INFO) is None
+    # The class, not an open session, which needs instruments; its fields are what is shown.
+    opened = object.__new__(Session)
+    opened.name, opened.fields = "a session", {}
+    assert "Session: a session" in (shows(opened) or "")
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_notebook_that_imports_the_package_needs_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, running: bool
+) -> None:
+    shell = FakeShell()
+    fake = SimpleNamespace(get_ipython=lambda: shell if running else None)
+    monkeypatch.setitem(sys.modules, "IPython", fake)  # type: ignore[arg-type]
+    acq_isl._load_into_notebook()
+    assert (shell.html(prediction()) is not None) == running
+
+
+def test_the_extension_can_be_loaded_by_hand() -> None:
+    shell = FakeShell()
+    acq_isl.load_ipython_extension(shell)
+    assert "PREDICTED" in (shell.html(prediction()) or "")

@@ -20,11 +20,12 @@ import pytest
 from acq_isl import events
 from acq_isl.commands import Command, GoTo, Pause, Resume, Stop
 from acq_isl.errors import ExperimentError
-from acq_isl.events import Event, FieldRanked, LabelStyle, RunStarted, Seen
+from acq_isl.events import Event, FieldRanked, LabelStyle, PlannedField, Predicted, Progress, RunStarted
 from acq_isl.record import Counts, StageLatency
-from acq_isl.stack import Prediction, StackInfo, StackKey, StackRequest, StageTimes
-from acq_isl.view.feed.encode import Translator
-from acq_isl.view.feed.feed import Feed
+from acq_isl.stack import Prediction, Slice, StackInfo, StackKey, StackRequest, StageTimes
+from acq_isl.view.feed import Feed
+from acq_isl.view.feed.encode import MessageMaker
+from acq_isl.view.feed.previews import preview_of
 from acq_isl.view.web.clients import packet
 from acq_isl.view.web.server import Announcement, PageProcess, PageSettings
 
@@ -63,15 +64,16 @@ class LiveRun:
             )
             for n in range(4)
         )
+        planned = tuple(PlannedField.of(request) for request in self.requests)
         labels = (LabelStyle("nuclei", "#56b4e9"), LabelStyle("dendrites", "#e69f00"))
         self.started = RunStarted(
-            "a run by hand", "now", str(folder), "hand", "m", labels, self.requests, (28.8, 28.8)
+            "a run by hand", "now", str(folder), "hand", "m", labels, planned, (28.8, 28.8)
         )
         self.given: list[Command] = []
 
-    def tell(self, *news: Event) -> None:
-        for one in news:
-            self.feed.tell(one)
+    def play(self, *happened: Event) -> None:
+        for event in happened:
+            self.feed.handle(event)
 
     def info(self, n: int) -> StackInfo:
         one = self.requests[n]
@@ -80,7 +82,10 @@ class LiveRun:
     def image(self, n: int) -> None:
         y, x = np.mgrid[:SIDE, :SIDE]
         pixels = (1000 + 400 * np.sin(x / (4 + n)) * np.cos(y / 7)).astype(np.uint16)
-        self.tell(Seen(self.info(n), 1.5, pixels, 0.3), events.FieldImaged(self.requests[n]))
+        self.play(
+            preview_of(Slice(self.info(n), 1, pixels, 0.0), predict=True),
+            events.FieldImaged(self.requests[n]),
+        )
 
     def predict(self, n: int) -> None:
         mean = np.zeros((2, SIDE, SIDE), np.float32)
@@ -96,18 +101,18 @@ class LiveRun:
             "e",
             times=StageTimes(1, 2, 3, 4, 5),
         )
-        self.tell(events.Predicted(one, (), 1.0))
+        self.play(Predicted.of(one, (), 1.0))
 
-    def play(self, fields: int = 4) -> None:
-        self.tell(self.started)
+    def play_overview(self, fields: int = 4) -> None:
+        self.play(self.started)
         for n in range(fields):
             self.image(n)
             self.predict(n)
         latencies = tuple(StageLatency(s, 10.0, 20.0) for s in ("expose", "transfer", "infer"))
         counts = Counts(requested=12, captured=12, predicted=12)
-        self.tell(
+        self.play(
             events.Step("overview", fields, 4, "imaged"),
-            events.Figures(counts, 0, latencies, "ready, e", 5.0),
+            Progress(counts, 0, latencies, "ready, e", 5.0),
         )
 
     def rank(self) -> None:
@@ -115,14 +120,14 @@ class LiveRun:
             FieldRanked(one.key, n + 1, n < 2, None, f"Chosen: because of {n}")
             for n, one in enumerate(self.requests)
         )
-        self.tell(events.FieldsRanked(tuple(ranked)))
+        self.play(events.FieldsRanked(tuple(ranked)))
 
-    def ordered(self, *wanted: Command) -> None:
+    def received(self, *wanted: Command) -> None:
         def look() -> bool:
-            self.given += self.feed.orders()
+            self.given += self.feed.commands()
             return tuple(self.given) == wanted
 
-        until(look, f"the orders {wanted}")
+        until(look, f"the commands {wanted}")
 
 
 @pytest.fixture()
@@ -135,7 +140,7 @@ def run(tmp_path: Path) -> Iterator[LiveRun]:
 def served(run: LiveRun, settings: PageSettings | None = None) -> Iterator[Announcement]:
     found: list[Announcement | str] = []
     with PageProcess(settings or PageSettings(port=free_port()), found.append) as process:
-        process.tell(run.started)
+        process.handle(run.started)
         where = until(lambda: found, "the page")[0]
         assert isinstance(where, Announcement), where
         yield where
@@ -197,9 +202,13 @@ class Visitor:
                 return header
         raise AssertionError("not in time")
 
-    def order(self, order: Command) -> dict[str, Any]:
-        self.socket.send(json.dumps({"type": "ORDER", "id": 7, "order": order.model_dump()}))
-        return self.read_until(lambda header: header["type"] == "ANSWER")
+    def send(self, command: Command) -> dict[str, Any]:
+        self.socket.send(json.dumps({"type": "ORDER", "id": 7, "order": command.model_dump()}))
+        return self.read_until(lambda header: header.get("type") == "ANSWER")
+
+
+def of_kind(kind: str) -> Callable[[dict[str, Any]], bool]:
+    return lambda header: header.get("event", {}).get("kind") == kind
 
 
 # --- the server ------------------------------------------------------------------------------------
@@ -208,12 +217,12 @@ class Visitor:
 def test_a_packet_carries_its_pictures_as_jpeg() -> None:
     mean = np.zeros((1, 16, 16), np.float32)
     info = StackInfo(StackKey(0, "p", "Phase"), (0.0,), (16, 16), 0.3)
-    news = events.Predicted(Prediction(info, ("nuclei",), mean, mean, "0", "m", "e"), (), 0.0)
-    (parcel,) = Translator("0" * 32).parcels(news, 1)
-    one = packet(parcel)
+    event = Predicted.of(Prediction(info, ("nuclei",), mean, mean, "0", "m", "e"), (), 0.0)
+    (message,) = MessageMaker("0" * 32).messages(event, 1)
+    one = packet(message)
     (length,) = struct.unpack("<I", one.frame[:4])
     header = json.loads(one.frame[4 : 4 + length])
-    assert header["type"] == "PREDICTED" and len(header["jpegs"]) == 2
+    assert header["event"]["kind"] == "predicted" and len(header["jpegs"]) == 2
     assert one.frame[4 + length :].startswith(b"\xff\xd8") and one.nbytes == sum(header["jpegs"])
 
 
@@ -234,15 +243,15 @@ def test_the_page_is_complete_and_guarded(run: LiveRun) -> None:
 
 
 def test_a_visitor_sees_and_the_operator_orders(run: LiveRun) -> None:
-    run.play()
+    run.play_overview()
     with served(run) as where, Visitor(where.read) as guest, Visitor(where.operate) as operator:
         assert (guest.role, operator.role) == ("reader", "operator")
-        assert guest.read_until(lambda h: h["type"] == "PLAN")["name"] == "a run by hand"
-        guest.read_until(lambda h: h["type"] == "PREDICTED")
-        refused = guest.order(Stop())
+        assert guest.read_until(of_kind("run_started"))["event"]["name"] == "a run by hand"
+        guest.read_until(of_kind("predicted"))
+        refused = guest.send(Stop())
         assert not refused["taken"] and "may only look" in refused["text"]
-        assert operator.order(Pause())["taken"]
-        run.ordered(Pause())
+        assert operator.send(Pause())["taken"]
+        run.received(Pause())
 
 
 @pytest.mark.parametrize(
@@ -272,15 +281,15 @@ def test_a_foreign_page_gets_nothing(run: LiveRun) -> None:
 
 
 def test_a_huge_frame_closes_that_viewer_only(run: LiveRun) -> None:
-    run.play()
+    run.play_overview()
     with served(run) as where, Visitor(where.read) as good, Visitor(where.read) as bad:
         with pytest.raises(closed.ConnectionClosed):
             bad.socket.send("x" * 50_000_000)
             while True:
                 bad.socket.recv(timeout=LIMIT_S)
-        good.read_until(lambda h: h["type"] == "STATUS")
+        good.read_until(of_kind("run_status"))
         run.predict(0)
-        good.read_until(lambda h: h["type"] == "PREDICTED")
+        good.read_until(of_kind("predicted"))
 
 
 def test_beyond_this_computer_everybody_needs_a_token(run: LiveRun) -> None:
@@ -302,10 +311,10 @@ def test_a_taken_port_is_told_and_the_run_goes_on(run: LiveRun) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with PageProcess(PageSettings(port=taken.getsockname()[1]), found.append) as process:
-            process.tell(run.started)
+            process.handle(run.started)
             text = until(lambda: found, "the refusal")[0]
     assert isinstance(text, str) and "cannot be served" in text and "--port" in text
-    run.play()
+    run.play_overview()
 
 
 def test_wrong_certificates_are_told(run: LiveRun) -> None:
@@ -318,15 +327,15 @@ def test_wrong_certificates_are_told(run: LiveRun) -> None:
 
 
 def test_a_viewer_that_sleeps_gets_the_newest_when_it_wakes(run: LiveRun) -> None:
-    run.play()
+    run.play_overview()
     with served(run) as where, Visitor(where.read) as awake, Visitor(where.read) as asleep:
 
         def latest(header: dict[str, Any]) -> bool:
-            return header["type"] == "DECIDED" and header["what"] == "199"
+            return of_kind("decided")(header) and header["event"]["what"] == "199"
 
         for n in range(200):
             run.predict(n % 4)
-            run.tell(events.Decided(run.requests[0].key, "r", str(n), "why", "done"))
+            run.play(events.Decided(run.requests[0].key, "r", str(n), "why", "done"))
         awake.read_until(latest)
         for _ in range(8):
             asleep.read()
@@ -334,7 +343,7 @@ def test_a_viewer_that_sleeps_gets_the_newest_when_it_wakes(run: LiveRun) -> Non
             asleep.read(timeout_s=0.3)
         asleep.confirm()
         asleep.read_until(latest)
-        pictures = [one for one in asleep.frames if one["type"] == "PREDICTED"]
+        pictures = [frame for frame in asleep.frames if of_kind("predicted")(frame)]
         assert len(pictures) < 50, "a sleeping viewer is not fed with what is old"
 
 
@@ -382,7 +391,7 @@ def mean_color(page: Any) -> list[float]:
 
 
 def test_a_label_is_toggled_and_what_is_predicted_says_so(run: LiveRun, chromium: Any) -> None:
-    run.play()
+    run.play_overview()
     with served(run) as where, opened(chromium, where.read) as page:
         has_text(page, "#name", "a run by hand")
         has_text(page, "#badge", "PREDICTED")
@@ -400,7 +409,7 @@ def test_a_label_is_toggled_and_what_is_predicted_says_so(run: LiveRun, chromium
 
 
 def test_a_field_is_pressed_with_mouse_and_keys(run: LiveRun, chromium: Any) -> None:
-    run.play()
+    run.play_overview()
     run.rank()
     with served(run) as where, opened(chromium, where.operate) as page:
         fields = page.locator("#outlines [role=button]")
@@ -412,34 +421,34 @@ def test_a_field_is_pressed_with_mouse_and_keys(run: LiveRun, chromium: Any) -> 
         has_text(page, "#about", "because of 3")
         has_text(page, "#decisions", "chosen, rank 1")
         page.locator("#go").click()
-        run.ordered(GoTo(x_um=30.0, y_um=30.0))
+        run.received(GoTo(x_um=30.0, y_um=30.0))
         page.keyboard.press("f")
         until(lambda: page.locator("#follow").get_attribute("aria-pressed") == "true", "following")
 
 
 def test_pause_resume_and_stop_reach_the_run(run: LiveRun, chromium: Any) -> None:
-    run.play()
+    run.play_overview()
     with served(run) as where, opened(chromium, where.operate) as page:
         has_text(page, "#state", "running")
         page.keyboard.press("p")
-        run.ordered(Pause())
-        run.tell(events.StateChanged("paused", "paused by the operator"))
+        run.received(Pause())
+        run.play(events.StateChanged("paused", "paused by the operator"))
         has_text(page, "#pause", "Resume")
         page.locator("#pause").click()
-        run.ordered(Pause(), Resume())
+        run.received(Pause(), Resume())
         page.locator("#stop").click()
         page.get_by_role("button", name="Go on").click()
         page.keyboard.press("s")
         page.locator("#stop-yes").click()
-        run.ordered(Pause(), Resume(), Stop())
+        run.received(Pause(), Resume(), Stop())
         (run.folder / "report.html").write_text("<p>report</p>")
-        run.tell(events.StateChanged("stopping", ""), events.RunEnded("", str(run.folder / "report.html")))
+        run.play(events.StateChanged("stopping", ""), events.RunEnded("", str(run.folder / "report.html")))
         has_text(page, "#state", "ended")
         has_text(page, "#notice", "The run is over.")
 
 
 def test_the_page_comes_back_after_the_server_was_restarted(run: LiveRun, chromium: Any) -> None:
-    run.play(fields=1)
+    run.play_overview(fields=1)
     settings = PageSettings(port=free_port())
     with served(run, settings) as where:
         context = opened(chromium, where.operate)
@@ -453,12 +462,12 @@ def test_the_page_comes_back_after_the_server_was_restarted(run: LiveRun, chromi
         has_text(page, "#state", "running")
         has_text(page, "#map-note", "4 of 4 fields predicted")
         page.keyboard.press("p")
-        run.ordered(Pause())
+        run.received(Pause())
         context.__exit__(None, None, None)
 
 
 def test_a_slow_viewer_does_not_hold_up_the_other(run: LiveRun, chromium: Any) -> None:
-    run.play(fields=0)
+    run.play_overview(fields=0)
     with served(run) as where, Visitor(where.read), opened(chromium, where.read) as page:
         for n in range(4):
             run.image(n)
@@ -471,7 +480,7 @@ def test_a_slow_viewer_does_not_hold_up_the_other(run: LiveRun, chromium: Any) -
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_words_can_be_read(run: LiveRun, chromium: Any, scheme: str) -> None:
     """WCAG AA: 4.5 to 1 for every colour of words on the ground it stands on."""
-    run.play()
+    run.play_overview()
     run.rank()
     pairs = [
         ("--ink", "--card"),
@@ -506,7 +515,7 @@ def contrast(first: str, second: str) -> float:
 
 
 def test_a_phone_needs_no_sideways_scrolling(run: LiveRun, chromium: Any) -> None:
-    run.play()
+    run.play_overview()
     run.rank()
     with (
         served(run) as where,

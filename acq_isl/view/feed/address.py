@@ -7,14 +7,15 @@ import secrets
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from acq_isl.base import WireModel
 from acq_isl.errors import ExperimentError, StorageError
 
 FILE = "live.json"
 
 
-class FeedAddress(BaseModel):
+class FeedAddress(WireModel):
     """How a viewer reaches a run.
 
     Parameters
@@ -22,12 +23,10 @@ class FeedAddress(BaseModel):
     run : str
         32 hexadecimal digits.
     feed, desk : str
-        ZMQ addresses: PUB of the feed, ROUTER that answers questions and takes orders.
+        ZMQ addresses: PUB of the feed, ROUTER that answers questions and takes commands.
     read_token, operator_token : str
-        What a web page's visitor must know to look, and to give orders. The desk wants the second one.
+        What a web page's visitor must know to look, and to give commands.
     """
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     run: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
     feed: str

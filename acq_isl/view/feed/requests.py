@@ -1,4 +1,4 @@
-"""What a viewer asks of a run, and the answers: questions for the present state, and orders. Pure."""
+"""What a viewer asks of a run, and the answers: questions for the latest state, and commands. Pure."""
 
 from __future__ import annotations
 
@@ -13,35 +13,36 @@ from acq_isl.errors import WireError
 from acq_isl.view.feed.messages import VERSION
 
 MAX_REQUEST_BYTES = 4096
-_Version = Annotated[int, Field(ge=VERSION, le=VERSION)]
-_Id = Annotated[int, Field(ge=0, lt=1 << 53)]
+RequestId = Annotated[int, Field(ge=0, lt=1 << 53)]
+Token = Annotated[str, Field(max_length=256)]
 
 
-class Ask(StrictModel):
+class _Versioned(StrictModel):
+    version: Annotated[int, Field(ge=VERSION, le=VERSION)] = VERSION
+
+
+class Ask(_Versioned):
     """Send me what is kept and was sent after ``since``: the messages of the feed, one by one."""
 
     type: Literal["ASK"] = "ASK"
-    version: _Version = VERSION
     since: Annotated[int, Field(ge=-1, lt=1 << 53)] = -1
 
 
-class Give(StrictModel):
-    """Do this. ``by`` says who or what asks, for the ledger."""
+class Give(_Versioned):
+    """Carry out a command. ``by`` says who or what asks, for the ledger."""
 
     type: Literal["GIVE"] = "GIVE"
-    version: _Version = VERSION
-    id: _Id
-    token: Annotated[str, Field(max_length=256)]
+    id: RequestId
+    token: Token
     by: Annotated[str, Field(max_length=64)] = "operator"
     order: Command
 
 
-class Answer(StrictModel):
-    """Whether an order was taken; what became of it is told on the feed and in the ledger."""
+class Answer(_Versioned):
+    """Whether a command was taken; what became of it is on the feed and in the ledger."""
 
     type: Literal["ANSWER"] = "ANSWER"
-    version: _Version = VERSION
-    id: _Id
+    id: RequestId
     taken: bool
     text: Annotated[str, Field(max_length=1024)]
 
@@ -60,19 +61,19 @@ def read_request(frame: bytes) -> Request:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "request"
         raise WireError(
-            f"a request does not follow version {VERSION} of the desk: {where}: {first['msg']}",
+            f"a request does not follow version {VERSION} of the feed: {where}: {first['msg']}",
             fix="run the same version of acq-isl on both sides",
         ) from error
 
 
 def read_answer(frame: bytes) -> Answer:
-    """The desk's answer to an order; WireError if it is none."""
+    """The run's answer to a command; WireError if it is none."""
     try:
         return Answer.model_validate_json(frame)
     except ValidationError as error:
-        raise WireError("the desk answered something that is no answer", got=str(error)[:200]) from error
+        raise WireError("the run's answer is none", got=str(error)[:200]) from error
 
 
-def same_token(given: str, wanted: str) -> bool:
+def same_token(given: str, expected: str) -> bool:
     """Compared in a time that does not tell how much of it is right."""
-    return hmac.compare_digest(given.encode(), wanted.encode())
+    return hmac.compare_digest(given.encode(), expected.encode())

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from acq_isl.view.feed.messages import Light, Predicted
+from acq_isl.events import Predicted, Seen
 from acq_isl.view.napari.marks import badge
 from acq_isl.view.napari.model import FieldView
 from acq_isl.view.napari.mosaic import Mosaic, Places, Shade
@@ -76,18 +76,18 @@ class PictureLayers:
             Counts to show transmitted light between, unless the user has set that.
         """
         seen, found = one.light, one.predicted
-        self._draw(LIGHT, one, (seen.message, seen.pixels) if seen else None)
+        self._draw(LIGHT, one, (seen.event, seen.pixels) if seen else None)
         for label in self._hues:
             plane = found.plane(label) if found else None
-            self._draw(predicted(label), one, (found.message, plane) if found and plane is not None else None)
-        self._draw(DOUBT, one, (found.message, found.doubt) if found else None)
+            self._draw(predicted(label), one, (found.event, plane) if found and plane is not None else None)
+        self._draw(DOUBT, one, (found.event, found.uncertainty) if found else None)
         for channel in sorted(one.measured.keys() - set(self._channels)):
             self._add_measured(channel)
         for channel in self._channels:
             seen = one.measured.get(channel)
-            self._draw(measured(channel), one, (seen.message, seen.pixels) if seen else None)
+            self._draw(measured(channel), one, (seen.event, seen.pixels) if seen else None)
             if seen:
-                self._limit(measured(channel), (seen.message.low, seen.message.high))
+                self._limit(measured(channel), (seen.event.low, seen.event.high))
         if light_range is not None:
             self._limit(LIGHT, light_range)
 
@@ -104,7 +104,7 @@ class PictureLayers:
             self._left_out = ""
         planes = None
         if one.predicted is not None:
-            none = np.zeros(one.predicted.doubt.shape, np.uint8)
+            none = np.zeros(one.predicted.uncertainty.shape, np.uint8)
             found = [one.predicted.plane(label) for label in self._hues]
             planes = np.stack([none if plane is None else plane for plane in found]) if found else None
         self._mosaic.put(one.box, one.light.pixels if one.light else None, planes)
@@ -127,9 +127,7 @@ class PictureLayers:
             self._limit(predicted(label), (0, 255))
         self._limit(DOUBT, _DOUBT_LIMITS)
 
-    def _draw(
-        self, name: str, one: FieldView, picture: tuple[Light | Predicted, NDArray[Any]] | None
-    ) -> None:
+    def _draw(self, name: str, one: FieldView, picture: tuple[Seen | Predicted, NDArray[Any]] | None) -> None:
         layer = self._layers[name]
         if layer not in self._viewer.layers:  # the user has removed it
             return
@@ -137,23 +135,23 @@ class PictureLayers:
             layer.data[...] = 0
             self._refresh(layer)
             return
-        message, pixels = picture
+        event, pixels = picture
         if layer.data.shape != pixels.shape:
             with self._setting():
                 layer.data = np.array(pixels)
         else:
             np.copyto(layer.data, pixels)
-        if isinstance(message, Predicted):
+        if isinstance(event, Predicted):
             badge((pixels.shape[0], pixels.shape[1])).paint(layer.data)
-        if not self._place(layer, one, message):
+        if not self._place(layer, one, event):
             self._refresh(layer)
 
-    def _place(self, layer: Any, one: FieldView, message: Light | Predicted) -> bool:
+    def _place(self, layer: Any, one: FieldView, event: Seen | Predicted) -> bool:
         """Move a layer to where its field lies; whether it was moved, and so drawn anew."""
-        size, (dx, dy) = message.pixel_size_um, one.shift_um
-        rows, columns = message.shape
+        size, (dx, dy) = event.pixel_size_um, one.shift_um
+        rows, columns = event.shape
         # napari places the middle of the first pixel.
-        corner = (message.y_um + dy - (rows - 1) / 2 * size, message.x_um + dx - (columns - 1) / 2 * size)
+        corner = (event.y_um + dy - (rows - 1) / 2 * size, event.x_um + dx - (columns - 1) / 2 * size)
         scaled, moved = tuple(layer.scale) != (size, size), tuple(layer.translate) != corner
         # Setting them draws the layer. Their events would have the viewer work out the extent of all layers
         # anew, 10 ms for each layer, though it is the map's, which stays.

@@ -5,25 +5,32 @@ Owned by the thread of the window. It knows neither napari nor Qt, so it is test
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, assert_never
 
 from numpy.typing import NDArray
 
-from acq_isl.processing.display import Box
-from acq_isl.view.feed.messages import (
+from acq_isl.events import (
     Decided,
-    Light,
+    FieldImaged,
+    FieldRanked,
+    FieldsRanked,
     NotPredicted,
-    Parcel,
-    Plan,
     PlannedField,
     Predicted,
-    Ranked,
-    Status,
+    Progress,
+    RunEnded,
+    RunStarted,
+    RunStatus,
+    Seen,
+    StateChanged,
+    Step,
 )
+from acq_isl.processing.display import Box
+from acq_isl.view.feed.messages import Message
 from acq_isl.view.napari.mosaic import Places, placed
 
 PICTURE_BYTES = 256 << 20
@@ -34,24 +41,24 @@ _UNANSWERED = 3  # overview fields that may pass without a prediction before the
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Measurement:
-    """A measured plane, (y, x) uint16, with what is known of it."""
+class SeenPlane:
+    """A measured plane, (y, x) uint16, with its event."""
 
-    message: Light
+    event: Seen
     pixels: NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Prediction:
-    """Predicted labels (label, y, x) uint8 and doubt (y, x) uint8, 255 for 1.0, with what is known."""
+class PredictedLabels:
+    """Predicted labels (label, y, x) uint8 and uncertainty (y, x) uint8, 255 for 1.0, with their event."""
 
-    message: Predicted
+    event: Predicted
     mean: NDArray[Any]
-    doubt: NDArray[Any]
+    uncertainty: NDArray[Any]
 
     def plane(self, label: str) -> NDArray[Any] | None:
         """A label's (y, x) picture; None if it was not predicted."""
-        names = self.message.labels
+        names = self.event.labels
         return self.mean[names.index(label)] if label in names else None
 
 
@@ -66,27 +73,27 @@ class FieldView:
     box: Box
     planned: PlannedField | None
     time: int = -1
-    light: Measurement | None = None
-    predicted: Prediction | None = None
-    measured: dict[str, Measurement] = field(default_factory=dict)
+    light: SeenPlane | None = None
+    predicted: PredictedLabels | None = None
+    measured: dict[str, SeenPlane] = dataclasses.field(default_factory=dict)
     refused: NotPredicted | None = None
-    ranked: Ranked | None = None
-    _seq: dict[str, int] = field(default_factory=dict)
+    ranked: FieldRanked | None = None
+    _seq: dict[str, int] = dataclasses.field(default_factory=dict)
 
-    def newer(self, message: Light | Predicted | NotPredicted | Ranked) -> bool:
-        """Whether a message is news; what belongs to an earlier time point goes when a later one begins."""
-        if message.key.time < self.time:
+    def newer(self, event: Seen | Predicted | NotPredicted | FieldRanked, seq: int) -> bool:
+        """Whether an event is new; what belongs to an earlier time point goes when a later one begins."""
+        if event.key.time < self.time:
             return False
-        if message.key.time > self.time:
-            self.time = message.key.time
+        if event.key.time > self.time:
+            self.time = event.key.time
             self.light = self.predicted = self.refused = self.ranked = None
             self.measured.clear()
             self._seq.clear()
-        outcome = isinstance(message, Predicted | NotPredicted)
-        place = "outcome" if outcome else f"{message.type} {message.key.channel}"
-        if self._seq.get(place, -1) >= message.seq:
+        outcome = isinstance(event, Predicted | NotPredicted)
+        place = "outcome" if outcome else f"{event.kind} {event.key.channel}"
+        if self._seq.get(place, -1) >= seq:
             return False
-        self._seq[place] = message.seq
+        self._seq[place] = seq
         return True
 
     @property
@@ -100,9 +107,10 @@ class FieldView:
     @property
     def nbytes(self) -> int:
         """Of all pictures."""
-        lights = [*self.measured.values(), *([self.light] if self.light else [])]
-        predicted = self.predicted.mean.nbytes + self.predicted.doubt.nbytes if self.predicted else 0
-        return predicted + sum(one.pixels.nbytes for one in lights)
+        planes = [plane.pixels for plane in (self.light, *self.measured.values()) if plane]
+        if self.predicted is not None:
+            planes += [self.predicted.mean, self.predicted.uncertainty]
+        return sum(plane.nbytes for plane in planes)
 
     def forget_pictures(self) -> None:
         """Give the memory back; numbers and reasons stay."""
@@ -115,7 +123,7 @@ class Changes:
     """What has to be drawn anew."""
 
     plan: bool = False
-    fields: set[str] = field(default_factory=set)
+    fields: set[str] = dataclasses.field(default_factory=set)
     """Fields with a new picture."""
     outlines: bool = False
     words: bool = False
@@ -132,8 +140,9 @@ class LiveModel:
 
     def __init__(self, max_bytes: int = PICTURE_BYTES) -> None:
         self._max_bytes = max_bytes
-        self.plan: Plan | None = None
-        self.status: Status | None = None
+        self.plan: RunStarted | None = None
+        self.status: RunStatus | None = None
+        self._plan_seq = self._status_seq = -1
         self.places: Places | None = None
         self.fields: OrderedDict[str, FieldView] = OrderedDict()
         self.decisions: deque[Decided] = deque(maxlen=_DECISIONS)
@@ -164,27 +173,32 @@ class LiveModel:
     @property
     def light_range(self) -> tuple[float, float] | None:
         """Counts to show transmitted light between: the middle of what the newest fields suggest."""
-        lights = [one.light for name in list(self._recent)[-_RANGE_FIELDS:] if (one := self.fields[name])]
-        messages = [light.message for light in lights if light is not None]
-        if not messages:
+        lights = [light for name in list(self._recent)[-_RANGE_FIELDS:] if (light := self.fields[name].light)]
+        if not lights:
             return None
-        low, high = median(m.low for m in messages), median(m.high for m in messages)
+        low, high = median(light.event.low for light in lights), median(light.event.high for light in lights)
         return low, max(high, low + 1.0)
 
-    def take(self, parcel: Parcel) -> None:
+    def take(self, message: Message) -> None:
         """Learn from a message; what is older than what is known changes nothing."""
-        match parcel.message:
-            case Plan() as plan:
-                self._start(plan)
-            case Status() as status:
-                if self.status is None or status.seq > self.status.seq:
-                    self.status = status
+        match message.event:
+            case RunStarted() as plan:
+                if message.seq > self._plan_seq:
+                    self._plan_seq = message.seq
+                    self._start(plan)
+            case RunStatus() as status:
+                if message.seq > self._status_seq:
+                    self.status, self._status_seq = status, message.seq
                     self._changes.words = True
             case Decided() as decided:
                 self.decisions.append(decided)
                 self._changes.words = True
-            case Light() | Predicted() | NotPredicted() | Ranked() as message:
-                self._about_field(message, parcel.pictures)
+            case Seen() | Predicted() | NotPredicted() | FieldRanked() as event:
+                self._learn_of_field(event, message)
+            case Step() | FieldImaged() | FieldsRanked() | Progress() | StateChanged() | RunEnded():
+                pass  # the status says it
+            case event:
+                assert_never(event)
 
     def changes(self) -> Changes:
         """What has changed since the last call."""
@@ -202,9 +216,7 @@ class LiveModel:
         under = [one for one in self.fields.values() if _holds(one.box, x, y)]
         return min(under, key=lambda one: _distance(one.box, x, y), default=None)
 
-    def _start(self, plan: Plan) -> None:
-        if self.plan is not None and plan.seq <= self.plan.seq:
-            return
+    def _start(self, plan: RunStarted) -> None:
         self.plan = plan
         first = {one.key.position: one for one in reversed(plan.fields)}
         order = dict.fromkeys(one.key.position for one in plan.fields)
@@ -220,43 +232,41 @@ class LiveModel:
             self.fields[name] = early
         self._changes = Changes(True, {n for n, one in known.items() if one.nbytes}, True, True)
 
-    def _about_field(
-        self, message: Light | Predicted | NotPredicted | Ranked, pictures: tuple[NDArray[Any], ...]
-    ) -> None:
-        name = message.key.position
+    def _learn_of_field(self, event: Seen | Predicted | NotPredicted | FieldRanked, message: Message) -> None:
+        name = event.key.position
         if name not in self.fields:
-            if not isinstance(message, Light | Predicted):
+            if not isinstance(event, Seen | Predicted):
                 return
-            self.fields[name] = FieldView(name, _box(message), None)
+            self.fields[name] = FieldView(name, _box(event), None)
             self._changes.outlines = True
-        one = self.fields[name]
-        if not one.newer(message):
+        field = self.fields[name]
+        if not field.newer(event, message.seq):
             return
-        match message:
-            case Light():
-                self._see(one, Measurement(message, pictures[0]))
+        match event:
+            case Seen():
+                self._add_plane(field, SeenPlane(event, message.images[0]), message.seq)
             case Predicted():
-                one.predicted, one.refused = Prediction(message, *pictures), None
+                field.predicted, field.refused = PredictedLabels(event, *message.images), None
                 self._follow(message.seq, name)
             case NotPredicted():
-                one.refused, one.predicted = message, None
+                field.refused, field.predicted = event, None
                 self._changes.fields.add(name)
-            case Ranked():
-                one.ranked = message
-        if isinstance(message, Light | Predicted):
+            case FieldRanked():
+                field.ranked = event
+        if isinstance(event, Seen | Predicted):
             self._keep(name)
-        if not isinstance(message, Light):
+        if not isinstance(event, Seen):
             self._changes.outlines = True
         self._changes.words = True
 
-    def _see(self, one: FieldView, measurement: Measurement) -> None:
-        message = measurement.message
-        if message.predict or (one.planned is None and one.light is None):
-            one.light = measurement
-            self._lights = sorted([*self._lights, (message.seq, one.name)])[-_UNANSWERED - 1 :]
+    def _add_plane(self, field: FieldView, plane: SeenPlane, seq: int) -> None:
+        event = plane.event
+        if event.predict or (field.planned is None and field.light is None):
+            field.light = plane
+            self._lights = sorted([*self._lights, (seq, field.name)])[-_UNANSWERED - 1 :]
         else:
-            one.measured[message.key.channel] = measurement
-            self._follow(message.seq, one.name)
+            field.measured[event.key.channel] = plane
+            self._follow(seq, field.name)
 
     def _follow(self, seq: int, name: str) -> None:
         if self._followed is None or seq > self._followed[0]:
@@ -274,9 +284,9 @@ class LiveModel:
             self.forgotten += 1
 
 
-def _box(message: Light | Predicted) -> Box:
-    height, width = (side * message.pixel_size_um for side in message.shape)
-    return Box(message.x_um - width / 2, message.y_um - height / 2, width, height)
+def _box(event: Seen | Predicted) -> Box:
+    height, width = (side * event.pixel_size_um for side in event.shape)
+    return Box(event.x_um - width / 2, event.y_um - height / 2, width, height)
 
 
 def _holds(box: Box, x: float, y: float) -> bool:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from acq_isl.events import PlannedField
 from acq_isl.processing.display import Box, layout
 from acq_isl.stack import StackInfo
-from acq_isl.view.feed.messages import PREVIEW_PX, PlannedField
+from acq_isl.view.feed.messages import PREVIEW_PX
 from acq_isl.view.napari.marks import hatch
 
 MAP_PX = 1 << 21

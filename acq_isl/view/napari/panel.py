@@ -37,7 +37,7 @@ def beside(one: FieldView, hues: Mapping[str, str]) -> list[Thumbnail]:
     ]
     measured = []
     for channel, seen in sorted(one.measured.items()):
-        gray = stretched(reduced(seen.pixels, _EDGE_PX), seen.message.low, seen.message.high)
+        gray = stretched(reduced(seen.pixels, _EDGE_PX), seen.event.low, seen.event.high)
         measured.append(Thumbnail(f"{channel} (measured)", _rgb(gray)))
     return [*predicted, *measured]
 
@@ -66,13 +66,13 @@ class Actions(Protocol):
     def look(self, at: str) -> None:
         """``"newest"`` follows the run or stops to; ``"map"``, ``"field"`` zoom; ``"contrast"`` resets."""
 
-    def order(self, kind: str) -> None:
+    def command(self, kind: str) -> None:
         """``"pause"``, ``"resume"``, ``"stop"``, or ``"go_to"``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Enabled:
-    """Which orders make sense now."""
+    """Which commands make sense now."""
 
     pause: bool = False
     resume: bool = False
@@ -97,7 +97,7 @@ class Panel:
         self._add_connection()
         self._head, self._numbers = self._words(), self._words()
         self._add_look()
-        self._add_orders()
+        self._add_commands()
         self._target, self._answer = self._words(), self._words()
         self._title("Field")
         self._field = self._words()
@@ -126,7 +126,7 @@ class Panel:
         _show(self._decisions, decisions)
 
     def answer(self, text: str) -> None:
-        """What became of the last order or attempt to connect."""
+        """What became of the last command or attempt to connect."""
         _show(self._answer, _escaped(text))
 
     def target(self, text: str) -> None:
@@ -143,7 +143,7 @@ class Panel:
         self._folder.setText(folder)
 
     def enable(self, allowed: Enabled) -> None:
-        """Which orders can be given."""
+        """Which commands can be given."""
         for kind in ("pause", "resume", "stop"):
             self._buttons[kind].setEnabled(getattr(allowed, kind))
         if not allowed.stop:
@@ -155,7 +155,8 @@ class Panel:
         from qtpy.QtWidgets import QLabel
 
         while item := self._pictures.takeAt(0):
-            item.widget().deleteLater()
+            if (widget := item.widget()) is not None:
+                widget.deleteLater()
         for place, one in enumerate(shown):
             rows, columns, _ = one.pixels.shape
             image = QImage(one.pixels.tobytes(), columns, rows, 3 * columns, QImage.Format.Format_RGB888)
@@ -189,23 +190,23 @@ class Panel:
         self._buttons = self._button_rows(looks, self._actions.look)
         self._buttons["newest"].setCheckable(True)
 
-    def _add_orders(self) -> None:
-        orders = {
+    def _add_commands(self) -> None:
+        commands = {
             "go_to": ("Go there", "Drive the stage to the place chosen on the picture, and pause"),
             "pause": ("Pause", "Acquire nothing more after the stack being acquired"),
             "resume": ("Go on", "Continue after a pause"),
             "stop": ("Stop…", "End the run in order; what was captured is kept"),
         }
-        self._buttons |= self._button_rows(orders, self._ordered)
+        self._buttons |= self._button_rows(commands, self._press_command)
 
-    def _ordered(self, kind: str) -> None:
+    def _press_command(self, kind: str) -> None:
         # Stop asks once more, in the button itself: a dialog would hide the picture.
         if kind == "stop" and not self._sure.isActive():
             self._buttons["stop"].setText("Click again to stop the run")
             self._sure.start(_SURE_MS)
             return
         self._unsure()
-        self._actions.order(kind)
+        self._actions.command(kind)
 
     def _unsure(self) -> None:
         self._sure.stop()

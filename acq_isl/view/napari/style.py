@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from acq_isl.events import OVER, Decided, FieldRanked, Predicted, RunStarted, RunStatus
 from acq_isl.processing.display import PALETTE
 from acq_isl.rules.measurements import readable
-from acq_isl.view.feed.messages import Decided, Plan, Predicted, Ranked, Status
 from acq_isl.view.napari.marks import BADGE
 from acq_isl.view.napari.model import FieldView, LiveModel
 
@@ -38,7 +38,7 @@ class Outline:
     text: str
 
 
-def hues(plan: Plan) -> dict[str, str]:
+def hues(plan: RunStarted) -> dict[str, str]:
     """Hue of each label as ``#rrggbb``: the model's, or one of the palette where it states none."""
     return {
         style.name: style.color if re.fullmatch("#[0-9a-fA-F]{6}", style.color) else PALETTE[n % len(PALETTE)]
@@ -79,35 +79,38 @@ def banner(model: LiveModel) -> str:
     return "\n".join(textwrap.wrap(f"{BADGE}: {names}", _BANNER_COLUMNS, max_lines=3, placeholder=" …"))
 
 
-def status_lines(status: Status | None, alive: bool) -> tuple[str, str]:
+def status_lines(status: RunStatus | None, alive: bool) -> tuple[str, str]:
     """State of the run in one line, and its numbers in another; plain text."""
     if status is None:
         return "waiting for the run to answer", ""
-    state = {"running": f"{status.phase} {status.done} of {status.total}"}.get(status.state, status.state)
-    over = status.state in ("ended", "failed")
-    head = " · ".join(part for part in (state, status.why or status.text) if part)
+    over = status.state in OVER
+    head = " · ".join(part for part in (_progress(status), status.why or status.step.text) if part)
     if not alive and not over:
         head = f"the run does not answer; last heard: {head}"
     elif over and status.report:
         head += f" · report: {status.report}"
-    counts = status.counts
+    progress, counts = status.progress, status.progress.counts
     numbers = [
         f"{counts.captured} slices captured, {counts.predicted} predicted, {counts.refused} refused, "
-        f"{status.late} late, {counts.lost} lost",
-        f"engine {status.engine}" if status.engine else "",
-        f"{_duration(status.remaining_s)} left" if status.remaining_s and not over else "",
+        f"{progress.late} late, {counts.lost} lost",
+        f"engine {progress.engine}" if progress.engine else "",
+        f"{_duration(progress.remaining_s)} left" if progress.remaining_s and not over else "",
         f"{status.dropped} pictures dropped (display only)" if status.dropped else "",
     ]
     return head, " · ".join(part for part in numbers if part)
 
 
-def short_state(status: Status | None, alive: bool) -> str:
+def short_state(status: RunStatus | None, alive: bool) -> str:
     """State of the run in a few words, for the picture itself."""
     if status is None:
         return "waiting for the run"
-    over = status.state in ("ended", "failed")
-    known = f"{status.phase} {status.done} of {status.total}" if status.state == "running" else status.state
-    return known if alive or over else f"the run does not answer; last heard: {known}"
+    known = _progress(status)
+    return known if alive or status.state in OVER else f"the run does not answer; last heard: {known}"
+
+
+def _progress(status: RunStatus) -> str:
+    step = status.step
+    return f"{step.phase} {step.done} of {step.total}" if status.state == "running" else status.state
 
 
 def field_words(one: FieldView | None) -> str:
@@ -125,7 +128,7 @@ def field_words(one: FieldView | None) -> str:
     if one.ranked is not None:
         lines.append(f"<p>{_safe(one.ranked.reason)}</p>")
     if one.predicted is not None:
-        lines.append(_numbers(one.predicted.message))
+        lines.append(_numbers(one.predicted.event))
     elif one.refused is None:
         lines.append("<p>No prediction here yet.</p>")
     return "".join(lines)
@@ -133,7 +136,7 @@ def field_words(one: FieldView | None) -> str:
 
 def decision_words(decisions: Sequence[Decided]) -> str:
     """The newest decisions, newest first, as HTML."""
-    newest = sorted(decisions, key=lambda one: -one.seq)[:_SHOWN_DECISIONS]
+    newest = sorted(decisions, key=lambda decided: -decided.time_s)[:_SHOWN_DECISIONS]
     rows = [
         f"<li><b>{_safe(one.rule)}</b>{f' at {_safe(one.key.position)}' if one.key else ''}: "
         f"{_safe(_outcome(one))}<br><small>{_safe(one.why)}</small></li>"
@@ -146,19 +149,19 @@ def _outcome(one: Decided) -> str:
     return one.what if one.done in ("done", one.what) else f"{one.what} ({one.done})"
 
 
-def _numbers(message: Predicted) -> str:
+def _numbers(event: Predicted) -> str:
     rows = "".join(
         f"<tr><td>{_safe(one.name)}&nbsp;</td><td align='right'><b>{_safe(readable(one))}</b></td></tr>"
-        for one in message.measured
+        for one in event.measured
     )
     table = f"<table>{rows}</table>" if rows else "<p>Nothing is measured on predictions in this run.</p>"
-    times = message.times
-    taken = f"<p><small>infer {times.infer_ms:.0f} ms, {_safe(message.engine)}</small></p>"
-    warnings = "".join(f"<p><b>Mind:</b> {_safe(warning)}</p>" for warning in message.warnings)
+    times = event.times
+    taken = f"<p><small>infer {times.infer_ms:.0f} ms, {_safe(event.engine)}</small></p>"
+    warnings = "".join(f"<p><b>Mind:</b> {_safe(warning)}</p>" for warning in event.warnings)
     return table + taken + warnings
 
 
-def _because(ranked: Ranked) -> str:
+def _because(ranked: FieldRanked) -> str:
     """The reason in a few words; all of it is in the panel."""
     found = ranked.measured
     reason = ranked.reason if found is None else f"{found.name}: {readable(found)}"

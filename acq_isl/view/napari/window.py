@@ -1,4 +1,4 @@
-"""Runs in a napari viewer: takes what the feed has, draws what changed, gives orders. Qt's main thread only.
+"""Runs in a napari viewer: takes what the feed has, draws what changed. Qt's main thread only.
 
 A timer looks at the feed some sixty times a second. The reader keeps only the newest of everything, so a
 window that is slow, frozen or hidden catches up at once and holds nothing back.
@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from acq_isl.commands import Command, GoTo, Pause, Resume, Stop
 from acq_isl.errors import AcqIslError
+from acq_isl.events import OVER
 from acq_isl.view.feed.address import read_address, running_folder
-from acq_isl.view.feed.messages import Parcel
+from acq_isl.view.feed.messages import Message
 from acq_isl.view.feed.reader import FeedReader
 from acq_isl.view.feed.requests import Answer
 from acq_isl.view.napari.model import FieldView, LiveModel
@@ -32,11 +33,10 @@ if TYPE_CHECKING:
     import napari
 
 _TICK_MS = 15
-_PARCELS = 64  # only the newest state is drawn, so taking many at once costs little
+_MESSAGES = 64  # only the newest state is drawn, so taking many at once costs little
 _WORDS_EVERY_S = 0.25
 _WORDS_AT_LEAST_S = 1.0
 _LOOK_AGAIN_S = 2.0
-_OVER = ("ended", "failed")
 
 
 class Source(Protocol):
@@ -46,11 +46,11 @@ class Source(Protocol):
     def alive(self) -> bool:
         """Whether the run was heard of lately."""
 
-    def take(self, limit: int | None = None) -> list[Parcel]:
+    def take(self, limit: int | None = None) -> list[Message]:
         """What is new since the last call; returns at once."""
 
-    def order(self, order: Command, *, by: str = "operator") -> Answer:
-        """Give an order; may take seconds."""
+    def send(self, command: Command, *, by: str = "operator") -> Answer:
+        """Give the run a command; may take seconds."""
 
 
 class LiveView:
@@ -73,7 +73,7 @@ class LiveView:
         self._opened = ExitStack()
         self._place: tuple[float, float, FieldView | None] | None = None
         self._asked: Future[Answer] | None = None
-        self._orders = ThreadPoolExecutor(1, thread_name_prefix="acq-isl-order")
+        self._sending = ThreadPoolExecutor(1, thread_name_prefix="acq-isl-command")
         self._words_s = self._looked_s = float("-inf")
         self._words_due = True
         self._thumbnails_of: tuple[object, ...] = ()
@@ -92,7 +92,7 @@ class LiveView:
             self._timer.stop()
         if self._pressed in self._viewer.mouse_drag_callbacks:
             self._viewer.mouse_drag_callbacks.remove(self._pressed)
-        self._orders.shutdown(wait=False, cancel_futures=True)
+        self._sending.shutdown(wait=False, cancel_futures=True)
         self._opened.close()
         self._source = None
 
@@ -122,13 +122,13 @@ class LiveView:
                 "contrast": self._scene.automatic_contrast,
             }[at]()
 
-    def order(self, kind: str) -> None:
+    def command(self, kind: str) -> None:
         """As in `Actions`; the answer is shown when it is there."""
-        wanted = self._wanted(kind)
-        if self._source is None or self._asked is not None or wanted is None:
+        command = self._command(kind)
+        if self._source is None or self._asked is not None or command is None:
             return
         self.panel.answer("asking the run …")
-        self._asked = self._orders.submit(self._source.order, wanted, by="operator, napari")
+        self._asked = self._sending.submit(self._source.send, command, by="operator, napari")
 
     def click(self, x: float, y: float) -> None:
         """The user has clicked a place of the map, in micrometres."""
@@ -143,8 +143,8 @@ class LiveView:
         """Take what is new and draw what changed."""
         self._find_run()
         if self._source is not None:
-            for parcel in self._source.take(_PARCELS):
-                self._model.take(parcel)
+            for message in self._source.take(_MESSAGES):
+                self._model.take(message)
         changes = self._model.changes()
         if changes.plan:
             if self._scene is not None:
@@ -176,7 +176,7 @@ class LiveView:
 
     def _find_run(self) -> None:
         """Connect to the newest run of the folder, if none is going on that is shown already."""
-        over = self._model.status is not None and self._model.status.state in _OVER
+        over = self._model.status is not None and self._model.status.state in OVER
         if self._folder is None or (self._source is not None and self._source.alive and not over):
             return
         if self._now() - self._looked_s < _LOOK_AGAIN_S:
@@ -195,11 +195,11 @@ class LiveView:
         self.follow(self._opened.enter_context(FeedReader(address)))
         self.panel.answer("")
 
-    def _wanted(self, kind: str) -> Command | None:
+    def _command(self, kind: str) -> Command | None:
         if kind == "go_to":
             return None if self._place is None else GoTo(x_um=self._place[0], y_um=self._place[1])
-        orders: dict[str, Command] = {"pause": Pause(), "resume": Resume(), "stop": Stop()}
-        return orders[kind]
+        commands: dict[str, Command] = {"pause": Pause(), "resume": Resume(), "stop": Stop()}
+        return commands[kind]
 
     def _write(self) -> None:
         """Bring all words up to date."""

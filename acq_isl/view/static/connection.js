@@ -15,12 +15,12 @@ export function takeToken() {
 }
 
 export class Connection {
-  /** told: {packet(header, jpegs), role(role), link(state, text), answer(answer)} */
-  constructor(token, told) {
+  /** handlers: {packet(message, jpegs), role(role), link(state, text), answer(answer)} */
+  constructor(token, handlers) {
     this.token = token;
-    this.told = told;
+    this.handlers = handlers;
     this.tries = 0;
-    this.orders = 0;
+    this.commands = 0;
     this.finished = false;
     this.timer = 0;
     document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && this.wake());
@@ -37,7 +37,7 @@ export class Connection {
     let queue = Promise.resolve();
     socket.onopen = () => socket.send(JSON.stringify({ type: "HELLO", token: this.token }));
     socket.onmessage = (event) => {
-      if (typeof event.data === "string") return this.heard(JSON.parse(event.data));
+      if (typeof event.data === "string") return this.receive(JSON.parse(event.data));
       // One after the other, and confirmed when drawn: that is what keeps us at the newest.
       queue = queue.then(() => this.unpack(event.data)).catch((error) => console.error(error)).then(() => {
         this.frames += 1;
@@ -47,36 +47,36 @@ export class Connection {
     socket.onclose = (event) => this.closed(event);
   }
 
-  heard(message) {
+  receive(message) {
     if (message.type === "WELCOME") {
       this.tries = 0;
-      this.told.role(message.role);
-      this.told.link("open", "");
+      this.handlers.role(message.role);
+      this.handlers.link("open", "");
     } else if (message.type === "ANSWER") {
-      this.told.answer(message);
+      this.handlers.answer(message);
     }
   }
 
   async unpack(buffer) {
     const length = new DataView(buffer).getUint32(0, true);
-    const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length)));
+    const message = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length)));
     let start = 4 + length;
-    const jpegs = header.jpegs.map((size) => {
+    const jpegs = message.jpegs.map((size) => {
       const jpeg = new Uint8Array(buffer, start, size);
       start += size;
       return jpeg;
     });
-    await this.told.packet(header, jpegs);
+    await this.handlers.packet(message, jpegs);
   }
 
   closed(event) {
     if ([4401, 4403].includes(event.code)) {
       sessionStorage.removeItem(TOKEN_PLACE);
       this.finished = true;
-      this.told.link("refused", event.reason || "the server does not let this page in");
+      this.handlers.link("refused", event.reason || "the server does not let this page in");
       return;
     }
-    this.told.link("lost", event.reason || "the page's server does not answer; trying again");
+    this.handlers.link("lost", event.reason || "the page's server does not answer; trying again");
     this.timer = setTimeout(() => this.open(), RETRY_MS[Math.min(this.tries++, RETRY_MS.length - 1)]);
   }
 
@@ -87,10 +87,10 @@ export class Connection {
     this.open();
   }
 
-  /** Ask the run to do something; false if there is nobody to ask. */
-  order(order) {
+  /** Give the run a command; false if there is nobody to give it to. */
+  send(command) {
     if (!this.socket || this.socket.readyState !== WebSocket.OPEN) return false;
-    this.socket.send(JSON.stringify({ type: "ORDER", id: ++this.orders, order }));
+    this.socket.send(JSON.stringify({ type: "ORDER", id: ++this.commands, order: command }));
     return true;
   }
 }

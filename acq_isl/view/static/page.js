@@ -19,10 +19,10 @@ let follow = true, selected = null, role = "reader", link = "lost", linkText = "
 const map = new StageMap($("mosaic"), $("outlines"), (id) => { follow = false; selected = run.fields.get(id); redraw(); });
 
 const connection = new Connection(takeToken(), {
-  async packet(header, jpegs) {
+  async packet(message, jpegs) {
     const pictures = await Promise.all(jpegs.map(decode));
-    if (header.run !== run.id) { selected = null; follow = true; $("layers").dataset.labels = ""; }
-    const field = run.take(header, pictures);
+    if (message.run !== run.id) { selected = null; follow = true; $("layers").dataset.labels = ""; }
+    const field = run.take(message, pictures);
     if (field && field === selected) selected = field;
     redraw();
   },
@@ -72,16 +72,17 @@ function drawHead() {
   $("state").dataset.state = silent() && !over ? "silent" : status ? status.state : "connecting";
   $("why").textContent = status ? status.why : "";
   if (status) {
-    const done = status.total ? status.done / status.total : 0;
+    const { step, progress } = status;
+    const done = step.total ? step.done / step.total : 0;
     $("done").style.width = `${Math.round(100 * (over ? 1 : done))}%`;
-    $("phase").textContent = over ? (status.state === "ended" ? "done" : "") : `${PHASES[status.phase]} ${status.done}/${status.total}`;
-    $("step").textContent = over ? "" : status.text;
-    const left = status.remaining_s === null ? null : Math.max(status.remaining_s - (status.state === "running" ? (performance.now() - run.statusAt) / 1000 : 0), 0);
+    $("phase").textContent = over ? (status.state === "ended" ? "done" : "") : `${PHASES[step.phase]} ${step.done}/${step.total}`;
+    $("step").textContent = over ? "" : step.text;
+    const left = progress.remaining_s === null ? null : Math.max(progress.remaining_s - (status.state === "running" ? (performance.now() - run.statusAt) / 1000 : 0), 0);
     $("remaining").textContent = over ? span(status.elapsed_s) : left === null ? "–" : `${span(Math.max(left, 1))} left`;
     $("elapsed").textContent = over ? "took" : `${span(status.elapsed_s)} so far`;
-    const good = status.engine.startsWith("ready");
-    $("engine").textContent = `engine: ${status.engine || "–"}`;
-    $("engine-mark").className = good ? "good" : status.engine ? "bad" : "";
+    const good = progress.engine.startsWith("ready");
+    $("engine").textContent = `engine: ${progress.engine || "–"}`;
+    $("engine-mark").className = good ? "good" : progress.engine ? "bad" : "";
   }
   drawOrders(over);
   if (performance.now() > noticeUntil) {
@@ -184,9 +185,9 @@ function drawField() {
     put($("view"), picture);
     const shown = run.labels.filter((_, n) => on && look.labels[n].on).map((label) => `${label.name} (predicted)`);
     $("view").setAttribute("aria-label", `${selected.key.position}: ${[...shown, look.light.on ? "transmitted light (measured)" : ""].filter(Boolean).join(", ")}`);
-    scaleBar(picture.width * (light || predicted).header.pixel_size_um);
+    scaleBar(picture.width * (light || predicted).event.pixel_size_um);
   }
-  const where = planned || light?.header;
+  const where = planned || light?.event;
   $("place").textContent = where ? `${selected.key.position} · time ${selected.key.time} · x ${where.x_um.toFixed(1)}, y ${where.y_um.toFixed(1)} µm` : selected.key.position;
   drawFluorescence();
   drawAbout();
@@ -203,10 +204,10 @@ function scaleBar(width) {
 function drawFluorescence() {
   const box = $("fluorescence");
   box.hidden = !selected.fluorescence.size;
-  box.replaceChildren(...[...selected.fluorescence].map(([channel, kept]) => {
+  box.replaceChildren(...[...selected.fluorescence].map(([channel, plane]) => {
     const figure = document.createElement("figure");
     const canvas = document.createElement("canvas");
-    put(canvas, tinted(kept, null));
+    put(canvas, tinted(plane, null));
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", `${channel}, measured`);
     figure.innerHTML = `<div class="frame"><span class="badge">MEASURED</span></div><figcaption></figcaption>`;
@@ -233,10 +234,10 @@ function drawAbout() {
   const say = (text, kind = "") => list.append(Object.assign(document.createElement("li"), { textContent: text, className: kind }));
   if (ranked) say(ranked.reason);
   if (refused) { say(`${refused.state === "refused" ? "The model refused this stack" : "Not predicted"}: ${refused.reason}`, "warn"); say(`To do: ${refused.fix}`); }
-  for (const one of predicted?.header.measured || []) if (!ranked?.reason.includes(one.name)) say(`${one.name}: ${readable(one)}`);
-  for (const text of predicted?.header.warnings || []) say(`Mind: ${text}`, "warn");
+  for (const measured of predicted?.event.measured || []) if (!ranked?.reason.includes(measured.name)) say(`${measured.name}: ${readable(measured)}`);
+  for (const text of predicted?.event.warnings || []) say(`Mind: ${text}`, "warn");
   if (predicted) {
-    const { times } = predicted.header;
+    const { times } = predicted.event;
     say(`predicted ${ms(times.transfer_ms + times.wait_ms + times.infer_ms + times.decode_ms)} after its last slice`, "soft");
   } else if (!refused) say(selected.light ? "imaged; the prediction is on its way" : "planned");
   $("about").replaceChildren(line, list);
@@ -246,7 +247,7 @@ function goThere(planned) {
   const button = Object.assign(document.createElement("button"), { type: "button", className: "quiet", id: "go", textContent: "Go there (pauses)" });
   button.title = "After the present stack: move the stage here, take one plane in transmitted light, and pause";
   button.disabled = link !== "open";
-  button.onclick = () => connection.order({ kind: "go_to", x_um: planned.x_um, y_um: planned.y_um });
+  button.onclick = () => connection.send({ kind: "go_to", x_um: planned.x_um, y_um: planned.y_um });
   return button;
 }
 
@@ -280,9 +281,9 @@ function drawMapNotes() {
 
 // --- orders and keys ------------------------------------------------------------------------------
 
-$("pause").onclick = () => connection.order({ kind: run.status?.state === "paused" ? "resume" : "pause" });
+$("pause").onclick = () => connection.send({ kind: run.status?.state === "paused" ? "resume" : "pause" });
 $("stop").onclick = () => $("ask-stop").showModal();
-$("ask-stop").onclose = () => $("ask-stop").returnValue === "yes" && connection.order({ kind: "stop" });
+$("ask-stop").onclose = () => $("ask-stop").returnValue === "yes" && connection.send({ kind: "stop" });
 $("ask-stop").addEventListener("cancel", () => { $("ask-stop").returnValue = "no"; });
 $("keys").onclick = () => $("show-keys").showModal();
 $("follow").onclick = () => { follow = !follow; redraw(); };

@@ -27,9 +27,9 @@ export function rgb(color) {
   return [1, 3, 5].map((start) => parseInt(color.slice(start, start + 2), 16));
 }
 
-/** Gray values 0-255 of a LIGHT picture on another range of counts. */
+/** Gray values 0-255 of a measured picture on another range of counts. */
 function grayTable(light, range, strength) {
-  const { low, high } = light.header;
+  const { low, high } = light.event;
   const [from, to] = range;
   const table = new Uint8ClampedArray(256);
   for (let v = 0; v < 256; v++) {
@@ -50,10 +50,10 @@ export function compose(field, labels, look, range, step = 1) {
   const height = Math.floor(first.height / step);
   const picture = new ImageData(width, height);
   const out = picture.data;
-  const gray = light ? grayTable(light, range || [light.header.low, light.header.high], look.light.on ? look.light.opacity : 0) : null;
+  const gray = light ? grayTable(light, range || [light.event.low, light.event.high], look.light.on ? look.light.opacity : 0) : null;
   const layers = [];
   if (predicted && predicted.means[0].width === first.width) {
-    predicted.header.labels.forEach((name, index) => {
+    predicted.event.labels.forEach((name, index) => {
       const at = labels.findIndex((label) => label.name === name);
       const set = look.labels[at];
       if (set && set.on) layers.push({ data: predicted.means[index].data, hue: rgb(labels[at].color).map((c) => (c * set.opacity) / 255) });
@@ -84,8 +84,8 @@ export function compose(field, labels, look, range, step = 1) {
 }
 
 /** A measured picture, black to its label's hue or to white. */
-export function tinted(kept, color) {
-  const { picture } = kept;
+export function tinted(plane, color) {
+  const { picture } = plane;
   const image = new ImageData(picture.width, picture.height);
   const hue = color ? rgb(color) : [255, 255, 255];
   for (let i = 0, o = 0; i < picture.data.length; i++, o += 4) {

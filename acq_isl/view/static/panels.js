@@ -20,8 +20,9 @@ export function ms(value) {
   return value >= 10 ? `${Math.round(value)} ms` : `${value.toFixed(1)} ms`;
 }
 
-/** As measure.readable: 12.3 ± 0.4 % of the area, 41 ± 3.0 objects. */
-export function readable({ value, doubt, unit }) {
+/** As rules.measurements.readable: 12.3 ± 0.4 % of the area, 41 ± 3.0 objects. */
+export function readable(measured) {
+  const { value, doubt, unit } = measured;
   if (value === null) return "no number";
   const [scale, digits, name] = { fraction: [100, 1, "% of the area"], objects: [1, 0, "objects"] }[unit] || [1, 3, unit];
   const by = doubt === null ? "" : ` ± ${(doubt * scale).toFixed(Math.max(digits, 1))}`;
@@ -33,11 +34,12 @@ function element(name, text, kind = "") {
 }
 
 export function drawCounts(box, status) {
-  const counts = status ? status.counts : null;
+  const progress = status ? status.progress : null;
+  const counts = progress ? progress.counts : null;
   const rows = [
     ["captured", counts?.captured, ""],
     ["predicted", counts?.predicted, ""],
-    ["late", status?.late, ""],
+    ["late", progress?.late, ""],
     ["refused", counts?.refused, counts?.refused ? "warn" : ""],
     ["unpredicted", counts?.spooled, counts?.spooled ? "warn" : ""],
     ["lost", counts?.lost, counts?.lost ? "bad" : "good"],
@@ -54,16 +56,16 @@ export function drawCounts(box, status) {
 }
 
 export function drawDecisions(list, idle, run, look, show) {
-  const all = [...run.decisions.values()].sort((a, b) => b.seq - a.seq);
-  const acted = all.filter((one) => one.done !== "nothing");
-  const chosen = [...run.fields.values()].filter((one) => one.ranked?.chosen).sort((a, b) => a.ranked.rank - b.ranked.rank);
+  const all = [...run.decisions].sort(([a], [b]) => b - a);
+  const acted = all.filter(([, decided]) => decided.done !== "nothing");
+  const chosen = [...run.fields.values()].filter((field) => field.ranked?.chosen).sort((a, b) => a.ranked.rank - b.ranked.rank);
   const looked = all.length - acted.length;
   idle.textContent = looked ? `${looked} times a trigger looked and did nothing` : "";
   // Chosen fields stand together, best first, above what was done before they were chosen.
-  const since = Math.max(0, ...chosen.map((one) => one.ranked.seq));
+  const since = Math.max(0, ...chosen.map((field) => field.rankedSeq));
   const rows = [
-    ...acted.slice(0, MAX_SHOWN).map((one) => ({ seq: one.seq, key: one.key, title: one.what, why: one.why, done: one.done, rule: one.rule, time: one.time_s })),
-    ...chosen.slice(0, MAX_SHOWN).map((one) => ({ seq: one.ranked.seq, key: one.key, title: `chosen, rank ${one.ranked.rank}`, why: one.ranked.reason.replace(/^Chosen: /, ""), done: "", rule: "" })),
+    ...acted.slice(0, MAX_SHOWN).map(([seq, decided]) => ({ seq, key: decided.key, title: decided.what, why: decided.why, done: decided.done, rule: decided.rule, time: decided.time_s })),
+    ...chosen.slice(0, MAX_SHOWN).map(({ ranked, rankedSeq }) => ({ seq: rankedSeq, key: ranked.key, title: `chosen, rank ${ranked.rank}`, why: ranked.reason.replace(/^Chosen: /, ""), done: "", rule: "" })),
   ].sort((a, b) => (b.time ? b.seq : since) - (a.time ? a.seq : since));
   const stamp = (row) => run.fields.get(row.key ? fieldId(row.key) : "")?.stamp ?? 0;
   const key = rows.map((row) => `${row.seq}:${stamp(row)}:${row.done}`).join() + JSON.stringify(look);
@@ -96,26 +98,26 @@ function decision(row, run, look, show) {
 }
 
 export function drawWaterfall(body, after, status) {
-  const stages = status ? status.latencies : [];
+  const stages = status ? status.progress.latencies : [];
   const key = JSON.stringify(stages);
   if (body.dataset.key === key) return;
   body.dataset.key = key;
   if (!stages.length) { after.textContent = "nothing predicted yet"; return; }
   // Exposing takes as long as the camera wants; what comes after it is what we answer for.
-  const shown = stages.filter((one) => one.stage !== "expose");
-  const total = shown.reduce((sum, one) => sum + one.p50_ms, 0);
+  const shown = stages.filter((latency) => latency.stage !== "expose");
+  const total = shown.reduce((sum, latency) => sum + latency.p50_ms, 0);
   let start = 0;
-  const reach = Math.max(...shown.map((one) => { const end = start + Math.max(one.p95_ms, one.p50_ms); start += one.p50_ms; return end; }), total, 0.001);
+  const reach = Math.max(...shown.map((latency) => { const end = start + Math.max(latency.p95_ms, latency.p50_ms); start += latency.p50_ms; return end; }), total, 0.001);
   start = 0;
   after.textContent = `${ms(total)} after the last exposure of a field (p50)`;
-  body.replaceChildren(...stages.map((one) => {
+  body.replaceChildren(...stages.map((latency) => {
     const row = document.createElement("tr");
     const cell = element("td", "", "cell");
-    if (one.stage !== "expose") {
-      cell.append(bar((1000 * start) / reach, (1000 * one.p50_ms) / reach, (1000 * one.p95_ms) / reach));
-      start += one.p50_ms;
+    if (latency.stage !== "expose") {
+      cell.append(bar((1000 * start) / reach, (1000 * latency.p50_ms) / reach, (1000 * latency.p95_ms) / reach));
+      start += latency.p50_ms;
     }
-    row.append(element("td", STAGES[one.stage] || one.stage), cell, element("td", ms(one.p50_ms)), element("td", ms(one.p95_ms)));
+    row.append(element("td", STAGES[latency.stage] || latency.stage), cell, element("td", ms(latency.p50_ms)), element("td", ms(latency.p95_ms)));
     return row;
   }));
 }

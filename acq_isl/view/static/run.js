@@ -17,43 +17,66 @@ export class Run {
     this.decisions = new Map();
     this.newest = null;
     this.anyPredicted = false;
+    this.statusSeq = -1;
     this.statusAt = 0;
     this.range = null;
   }
 
   /** Take a message with its decoded pictures; returns what changed: a field, or null. */
-  take(header, pictures) {
-    if (header.run !== this.id) this.clear(header.run);
-    switch (header.type) {
-      case "PLAN":
-        this.plan = header;
-        for (const one of header.fields) this.field(one.key).planned = one;
+  take(message, pictures) {
+    const { run, seq, event } = message;
+    if (run !== this.id) this.clear(run);
+    switch (event.kind) {
+      case "run_started":
+        this.plan = event;
+        for (const planned of event.fields) this.field(planned.key).planned = planned;
         return null;
-      case "STATUS":
-        if (!this.status || this.status.seq < header.seq) this.status = header;
+      case "run_status":
+        if (seq > this.statusSeq) {
+          this.status = event;
+          this.statusSeq = seq;
+        }
         this.statusAt = performance.now();
         return null;
-      case "DECIDED":
-        this.decisions.set(header.seq, header);
+      case "decided":
+        this.decisions.set(seq, event);
         return null;
+      case "seen":
+      case "predicted":
+      case "not_predicted":
+      case "field_ranked":
+        return this.learn(this.field(event.key), event, seq, pictures);
+      // The status says what these change; the feed does not send them.
+      case "step":
+      case "field_imaged":
+      case "fields_ranked":
+      case "progress":
+      case "state_changed":
+      case "run_ended":
+        return null;
+      default:
+        throw new Error(`an event of an unknown kind: ${event.kind}`);
     }
-    const field = this.field(header.key);
-    switch (header.type) {
-      case "LIGHT":
-        this.light(field, header, pictures[0]);
+  }
+
+  learn(field, event, seq, pictures) {
+    switch (event.kind) {
+      case "seen":
+        this.see(field, event, seq, pictures[0]);
         break;
-      case "PREDICTED":
-        if (field.predicted && field.predicted.header.seq > header.seq) break;
-        field.predicted = { header, means: pictures.slice(0, -1), doubt: pictures.at(-1) };
+      case "predicted":
+        if (field.predicted && field.predicted.seq > seq) break;
+        field.predicted = { event, seq, means: pictures.slice(0, -1), doubt: pictures.at(-1) };
         field.refused = null;
         this.anyPredicted = true;
-        this.touch(field, header.seq);
+        this.touch(field, seq);
         break;
-      case "NOT_PREDICTED":
-        field.refused = header;
+      case "not_predicted":
+        field.refused = event;
         break;
-      case "RANKED":
-        field.ranked = header;
+      case "field_ranked":
+        field.ranked = event;
+        field.rankedSeq = seq;
         break;
     }
     field.stamp += 1;
@@ -61,18 +84,18 @@ export class Run {
     return field;
   }
 
-  light(field, header, picture) {
-    const kept = { header, picture };
-    if (header.predict || !field.planned) {
-      field.light = kept;
+  see(field, event, seq, picture) {
+    const plane = { event, picture };
+    if (event.predict || !field.planned) {
+      field.light = plane;
       // Once there are predictions, they are what one follows; else the picture would come and go.
-      if (!this.anyPredicted || !field.planned) this.touch(field, header.seq);
+      if (!this.anyPredicted || !field.planned) this.touch(field, seq);
       // One range for all fields, so that the map has no seams.
       const range = this.range;
-      this.range = range ? [Math.min(range[0], header.low), Math.max(range[1], header.high)] : [header.low, header.high];
+      this.range = range ? [Math.min(range[0], event.low), Math.max(range[1], event.high)] : [event.low, event.high];
     } else {
-      field.fluorescence.set(header.key.channel, kept);
-      this.touch(field, header.seq);
+      field.fluorescence.set(event.key.channel, plane);
+      this.touch(field, seq);
     }
   }
 
@@ -85,7 +108,7 @@ export class Run {
     const id = fieldId(key);
     if (!this.fields.has(id)) {
       this.fields.set(id, {
-        id, key, planned: null, light: null, predicted: null, refused: null, ranked: null,
+        id, key, planned: null, light: null, predicted: null, refused: null, ranked: null, rankedSeq: 0,
         fluorescence: new Map(), seq: 0, stamp: 0, thumb: null,
       });
     }

@@ -18,13 +18,14 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, assert_never
 from urllib.parse import urlsplit
 
 from pydantic import Field, TypeAdapter, ValidationError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import HTTPConnection
+from starlette.requests import Request as HttpRequest
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
@@ -34,7 +35,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from acq_isl.base import StrictModel
 from acq_isl.commands import Command
 from acq_isl.view.feed.reader import FeedReader
-from acq_isl.view.feed.requests import Answer, same_token
+from acq_isl.view.feed.requests import Answer, RequestId, Token, same_token
 from acq_isl.view.web.clients import Hub, Pump, Viewer
 
 log = logging.getLogger(__name__)
@@ -61,10 +62,10 @@ class Hello(StrictModel):
     """Who looks; without a token only where reading is free."""
 
     type: Literal["HELLO"] = "HELLO"
-    token: Annotated[str, Field(max_length=256)] = ""
+    token: Token = ""
 
 
-class Seen(StrictModel):
+class Confirmed(StrictModel):
     """So many frames were handled since the connection."""
 
     type: Literal["SEEN"] = "SEEN"
@@ -72,16 +73,15 @@ class Seen(StrictModel):
 
 
 class Ordered(StrictModel):
-    """The operator wants something."""
+    """The operator gives a command."""
 
     type: Literal["ORDER"] = "ORDER"
-    id: Annotated[int, Field(ge=0, lt=1 << 53)]
+    id: RequestId
     order: Command
 
 
-_SAID: TypeAdapter[Hello | Seen | Ordered] = TypeAdapter(
-    Annotated[Hello | Seen | Ordered, Field(discriminator="type")]
-)
+Request = Hello | Confirmed | Ordered
+_REQUEST: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="type")])
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class Access:
     read_token : str or None
         What a visitor must know to look; None if everybody who reaches the page may.
     operator_token : str
-        What a visitor must know to give orders.
+        What a visitor must know to give commands.
     hosts : frozenset of str or None
         Names under which the page may be asked for; None for any. On loopback it keeps out foreign
         pages whose name was bent to point here.
@@ -156,7 +156,7 @@ class Page:
         with Pump(self._reader, self._hub.publish, asyncio.get_running_loop()):
             yield
 
-    async def _send_report(self, request: Request) -> Response:
+    async def _send_report(self, request: HttpRequest) -> Response:
         token = request.headers.get("authorization", "").removeprefix("Bearer ")
         if self._access.role(token) is None:
             return PlainTextResponse("wrong token: open the page with the address that was printed", 401)
@@ -191,13 +191,13 @@ class Page:
     async def _welcome(self, socket: WebSocket) -> Role | None:
         """The role of a browser that says hello in time and knows the token; else close."""
         try:
-            said = _SAID.validate_json(await asyncio.wait_for(socket.receive_text(), _HELLO_S))
+            request = _REQUEST.validate_json(await asyncio.wait_for(socket.receive_text(), _HELLO_S))
         except (TimeoutError, ValidationError, KeyError):
             await socket.close(4400, "say HELLO first")
             return None
         except WebSocketDisconnect:
             return None
-        role = self._access.role(said.token) if isinstance(said, Hello) else None
+        role = self._access.role(request.token) if isinstance(request, Hello) else None
         if role is None:
             await asyncio.sleep(_WRONG_TOKEN_S)  # guessing shall take a while
             await socket.close(4401, "wrong token: use the address that was printed when the run started")
@@ -212,32 +212,34 @@ class Page:
         # The time limit frees what a viewer holds whose network swallows everything.
         with suppress(TimeoutError, WebSocketDisconnect):
             while True:
-                one = await viewer.next()
-                await asyncio.wait_for(socket.send_bytes(one.frame), _SEND_S)
+                packet = await viewer.next()
+                await asyncio.wait_for(socket.send_bytes(packet.frame), _SEND_S)
 
     async def _listen(self, socket: WebSocket, viewer: Viewer, role: Role) -> None:
         with suppress(WebSocketDisconnect):
             while True:
                 try:
-                    said = _SAID.validate_json(await socket.receive_text())
+                    request = _REQUEST.validate_json(await socket.receive_text())
                 except (ValidationError, KeyError):
                     await socket.close(4400, "not understood; reload the page")
                     return
-                match said:
-                    case Seen(frames=frames):
+                match request:
+                    case Confirmed(frames=frames):
                         viewer.confirm(frames)
                     case Ordered():
-                        answer = await self._answer(said, role)
+                        answer = await self._answer(request, role)
                         await socket.send_text(answer.model_dump_json())
                     case Hello():
                         pass
+                    case _:
+                        assert_never(request)
 
-    async def _answer(self, said: Ordered, role: Role) -> Answer:
+    async def _answer(self, ordered: Ordered, role: Role) -> Answer:
         if role != "operator":
             text = "this page may only look; open it with the operator's address"
-            return Answer(id=said.id, taken=False, text=text)
-        answer = await run_in_threadpool(self._reader.order, said.order, by="web page")
-        return answer.model_copy(update={"id": said.id})
+            return Answer(id=ordered.id, taken=False, text=text)
+        answer = await run_in_threadpool(self._reader.send, ordered.order, by="web page")
+        return answer.model_copy(update={"id": ordered.id})
 
 
 class _Guarded:

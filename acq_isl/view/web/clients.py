@@ -6,63 +6,57 @@ import asyncio
 import io
 import json
 import logging
+import math
 import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from acq_isl.view.feed.messages import Light, Message, Parcel, Predicted
-from acq_isl.view.feed.queues import Newest, Shelf
+from acq_isl.events import Event, Predicted, Seen
+from acq_isl.processing.display import stretched
+from acq_isl.view.feed.messages import Message, encode
+from acq_isl.view.feed.queues import LatestState
 from acq_isl.view.feed.reader import FeedReader
 
+log = logging.getLogger(__name__)
+
+MAX_VIEWERS = 32
 _QUALITY = 88
+_STATE_BYTES = 128 << 20
+_VIEWER_BYTES = 32 << 20
+_WINDOW = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Packet:
-    """A message, encoded once for all browsers.
+    """A message, encoded once for all browsers: ``frame`` is sent, ``nbytes`` of it are images."""
 
-    Parameters
-    ----------
-    message : Message
-    frame : bytes
-        What is sent.
-    nbytes : int
-        Size of the pictures; 0 without.
-    """
-
-    message: Message
+    seq: int
+    sent: int
+    event: Event
     frame: bytes
     nbytes: int
 
 
-def packet(parcel: Parcel) -> Packet:
-    """The frame of a message; pictures become JPEG, which takes about 2 ms each."""
-    message = parcel.message
-    pictures: list[bytes] = []
-    match message:
-        case Light(low=low, high=high):
-            pictures = [_jpeg(_stretched(parcel.pictures[0], low, high))]
+def packet(message: Message) -> Packet:
+    """The frame of a message: its header, and its images as JPEG, which takes about 2 ms each."""
+    jpegs: list[bytes] = []
+    match message.event:
+        case Seen(low=low, high=high):
+            jpegs = [_jpeg(stretched(message.images[0], low, max(high, low + 1.0)))]
         case Predicted():
-            pictures = [_jpeg(plane) for plane in (*parcel.pictures[0], parcel.pictures[1])]
+            jpegs = [_jpeg(plane) for plane in (*message.images[0], message.images[1])]
         case _:
             pass
-    header = message.model_dump(mode="json")
+    header = {**json.loads(bytes(encode(message)[0])), "jpegs": [len(jpeg) for jpeg in jpegs]}
     # NaN and infinity are no JSON for a browser.
-    text = json.dumps({**_finite(header), "jpegs": [len(one) for one in pictures]}, allow_nan=False).encode()
-    frame = b"".join([struct.pack("<I", len(text)), text, *pictures])
-    return Packet(message, frame, sum(len(one) for one in pictures))
-
-
-def _stretched(plane: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
-    scale = 255.0 / max(high - low, 1.0)
-    shown: NDArray[np.uint8] = np.clip((plane.astype(np.float32) - low) * scale, 0, 255).astype(np.uint8)
-    return shown
+    text = json.dumps(_finite(header), allow_nan=False).encode()
+    frame = b"".join([struct.pack("<I", len(text)), text, *jpegs])
+    return Packet(message.seq, message.sent, message.event, frame, sum(header["jpegs"]))
 
 
 def _jpeg(plane: NDArray[np.uint8]) -> bytes:
@@ -79,18 +73,10 @@ def _finite(value: Any) -> Any:
             return {key: _finite(entry) for key, entry in value.items()}
         case list():
             return [_finite(entry) for entry in value]
-        case float() if not np.isfinite(value):
+        case float() if not math.isfinite(value):
             return None
         case _:
             return value
-
-
-log = logging.getLogger(__name__)
-
-_SHELF_BYTES = 128 << 20
-_VIEWER_BYTES = 32 << 20
-_WINDOW = 8
-MAX_VIEWERS = 32
 
 
 class Viewer:
@@ -101,18 +87,13 @@ class Viewer:
     """
 
     def __init__(self) -> None:
-        self._waiting: Newest[Packet] = Newest(_VIEWER_BYTES)
+        self._waiting: LatestState[Packet] = LatestState(_VIEWER_BYTES)
         self._changed = asyncio.Event()
         self._sent = 0
         self._confirmed = 0
 
-    @property
-    def skipped(self) -> int:
-        """Pictures it never got, since newer ones came."""
-        return self._waiting.skipped
-
-    def put(self, one: Packet) -> None:
-        self._waiting.put(one)
+    def put(self, packet: Packet) -> None:
+        self._waiting.put(packet)
         self._changed.set()
 
     def confirm(self, received: int) -> None:
@@ -122,19 +103,18 @@ class Viewer:
 
     async def next(self) -> Packet:
         """The next frame to send, as soon as there is one and the browser keeps up."""
-        while True:
-            if len(self._waiting) and self._sent - self._confirmed < _WINDOW:
-                self._sent += 1
-                return self._waiting.take(1)[0]
+        while not len(self._waiting) or self._sent - self._confirmed >= _WINDOW:
             self._changed.clear()
             await self._changed.wait()
+        self._sent += 1
+        return self._waiting.take(1)[0]
 
 
 class Hub:
-    """The present state of a run, and everybody who looks at it. Only the event loop touches it."""
+    """The latest state of a run, and everybody who looks at it. Only the event loop touches it."""
 
     def __init__(self) -> None:
-        self._shelf: Shelf[Packet] = Shelf(_SHELF_BYTES)
+        self._latest: LatestState[Packet] = LatestState(_STATE_BYTES)
         self._viewers: set[Viewer] = set()
 
     @property
@@ -144,8 +124,8 @@ class Hub:
     def join(self) -> Viewer:
         """A new viewer, with everything there is so far waiting for it."""
         viewer = Viewer()
-        for one in self._shelf.present():
-            viewer.put(one)
+        for known in self._latest.present():
+            viewer.put(known)
         self._viewers.add(viewer)
         return viewer
 
@@ -153,11 +133,11 @@ class Hub:
         """A viewer has gone."""
         self._viewers.discard(viewer)
 
-    def publish(self, one: Packet) -> None:
+    def publish(self, packet: Packet) -> None:
         """Keep a message and hand it to every viewer."""
-        if self._shelf.put(one):
+        if self._latest.put(packet):
             for viewer in self._viewers:
-                viewer.put(one)
+                viewer.put(packet)
 
 
 class Pump:
@@ -183,9 +163,7 @@ class Pump:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stopping.set()
         self._thread.join(timeout=5)
 
@@ -195,7 +173,7 @@ class Pump:
                 if not self._reader.wait(0.25):
                     continue
                 # One at a time: what comes in while a picture is encoded may be newer than the rest.
-                for parcel in self._reader.take(1):
-                    self._loop.call_soon_threadsafe(self._publish, packet(parcel))
+                for message in self._reader.take(1):
+                    self._loop.call_soon_threadsafe(self._publish, packet(message))
         except Exception:
             log.exception("the page is not fed any more")

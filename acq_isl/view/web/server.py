@@ -69,7 +69,7 @@ class PageSettings:
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """Addresses of a page: to look, and to give orders as well."""
+    """Addresses of a page: to look, and to give commands as well."""
 
     read: str
     operate: str
@@ -243,10 +243,10 @@ class PageProcess:
         """Whether the page can be opened."""
         return self._process is not None and self._process.poll() is None and self._announced.exists()
 
-    def tell(self, news: Event) -> None:
-        """Hear of a run's news: its start is what this waits for."""
-        if isinstance(news, RunStarted) and self._process is None:
-            self._start(Path(news.folder))
+    def handle(self, event: Event) -> None:
+        """Take the events of a run: its start is what this waits for."""
+        if isinstance(event, RunStarted) and self._process is None:
+            self._start(Path(event.folder))
 
     @property
     def _announced(self) -> Path:
