@@ -193,7 +193,8 @@ class Assembler:
             self._finish(stack)
 
     def forget(self, stack: Hashable) -> None:
-        """Know nothing of a finished stack any more: it will be sent again."""
+        """Know nothing of a stack any more: it will not be sent on, or from its beginning."""
+        self._open.pop(stack, None)
         self._finished.pop(stack, None)
 
     def clear(self) -> None:

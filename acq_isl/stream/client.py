@@ -8,13 +8,10 @@ is here, so an engine may die, restart or never come: every stack ends up predic
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
-
-import numpy as np
 
 from acq_isl.errors import AcqIslError, SliceLost
 from acq_isl.manifest import Manifest
@@ -94,35 +91,34 @@ class EngineClient:
 
     def __init__(self, endpoint: str, *, spool: Spool, settings: ClientSettings | None = None) -> None:
         self._endpoint, self._spool, self._settings = endpoint, spool, settings or ClientSettings()
-        self._changed = threading.Condition()
-        self._lost_told = 0
+        self._lost_reported = 0
 
     def __enter__(self) -> EngineClient:
         settings = self._settings
-        self._ring = SharedMemory(
-            settings.memory_bytes, shared=settings.share_memory and is_local(self._endpoint)
-        )
-        self._box = PendingQueue(self._ring, settings.wanted_of)
-        self._link = Connection(self._endpoint, settings.link, self._ring.offer, self._ring.nonce)
-        self._courier = ClientThread(self._box, self._changed, self._link, self._spool, settings.patience)
+        shared = settings.share_memory and is_local(self._endpoint)
+        self._memory = SharedMemory(settings.memory_bytes, shared=shared)
+        self._queue = PendingQueue(self._memory, settings.wanted_of)
+        self._connection = Connection(self._endpoint, settings.link, self._memory.offer, self._memory.nonce)
+        self._thread = ClientThread(self._queue, self._connection, self._spool, settings.patience)
         try:
-            self._courier.start()
+            self._thread.start()
         except AcqIslError:
-            self._ring.close()
+            self._memory.close()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._changed:
-            self._box.end_all("closed", "the client was closed first", incomplete_only=False)
-        self._courier.wake()
-        stuck = not self._wait_for_outcomes(self._settings.spool_timeout_s)
-        self._courier.stop()
-        self._ring.close()
+        self._queue.close_all("closed", "the client was closed first")
+        self._thread.wake()
+        outcomes: list[Outcome] = []
+        stuck = not self._collect(self._settings.spool_timeout_s, outcomes)
+        self._queue.put_back(outcomes)
+        self._thread.stop()
+        self._memory.close()
         try:
-            self._tell_lost(stuck)
+            self._require_nothing_lost(stuck)
         except SliceLost as lost:
             if kind is None:
                 raise
@@ -131,72 +127,54 @@ class EngineClient:
     @property
     def counts(self) -> ClientCounts:
         """What became of everything put so far."""
-        with self._changed:
-            return self._box.counts
+        return self._queue.counts
 
     @property
     def connected(self) -> bool:
         """Whether an engine answers right now."""
-        return self._link.welcome is not None
+        return self._connection.welcome is not None
 
     @property
     def engine(self) -> Welcome | None:
         """What the engine that answers right now says of itself and its models, or None."""
-        return self._link.welcome
+        return self._connection.welcome
 
     @property
     def manifest(self) -> Manifest | None:
         """What the connected engine's first model expects; ModelError if its manifest cannot be read."""
-        welcome = self._link.welcome
+        welcome = self._connection.welcome
         return None if welcome is None else Manifest.from_json(welcome.manifest)
 
     @property
     def transport(self) -> str:
         """How pixels travel right now, for people."""
         if not self.connected:
-            return f"no engine: {self._link.trouble}"
-        return "shared memory" if self._link.ring_seen else self._endpoint.partition(":")[0]
+            return f"no engine: {self._connection.trouble}"
+        return "shared memory" if self._connection.shares_memory else self._endpoint.partition(":")[0]
 
     def put(self, slice_: Slice) -> None:
         """Take a slice: one copy of its pixels. Never blocks, never raises; see `counts` and `drain`."""
-        try:
-            with self._changed:
-                held = self._box.accept(slice_, time.monotonic())
-            if held is not None:
-                np.copyto(held.stack.pixels[slice_.z_index], slice_.pixels)
-                with self._changed:
-                    self._box.landed(held, slice_, time.monotonic())
-            self._courier.wake()
-        except Exception:
-            log.exception("slice %s of %s was lost", slice_.z_index, slice_.info.key)
-            with self._changed:
-                self._box.count["lost"] += 1
+        self._queue.put(slice_)
+        self._thread.wake()
 
     def poll(self) -> list[Outcome]:
         """Outcomes that have arrived since the last call; returns at once."""
-        with self._changed:
-            outcomes = self._box.outcomes[:]
-            self._box.outcomes.clear()
+        outcomes = self._queue.poll()
         if outcomes:
-            self._courier.wake()  # there may be room for more predictions now
+            self._thread.wake()  # there may be room for more predictions now
         return outcomes
 
     def wait_connected(self, timeout_s: float) -> bool:
         """Wait until an engine answers; whether one does."""
-        deadline_s = time.monotonic() + timeout_s
-        with self._changed:
-            while not self.connected and (left_s := deadline_s - time.monotonic()) > 0:
-                self._changed.wait(min(left_s, 0.05))
-        return self.connected
+        return self._queue.wait_for(lambda: self.connected, timeout_s)
 
     def cancel(self, key: StackKey) -> bool:
         """No prediction of a stack is wanted any more; False if it is not there or was predicted.
 
         It is kept on disk like every stack without a prediction, and its outcome says so.
         """
-        with self._changed:
-            found = self._box.cancel(key)
-        self._courier.wake()
+        found = self._queue.cancel(key)
+        self._thread.wake()
         return found
 
     def drain(self, timeout_s: float) -> list[Outcome]:
@@ -209,49 +187,38 @@ class EngineClient:
         SliceLost
             A captured slice is neither predicted nor on disk. The outcomes are left for `poll`.
         """
-        with self._changed:
-            self._box.end_all("incomplete", "", incomplete_only=True)
-        self._courier.wake()
+        self._queue.close_incomplete()
+        self._thread.wake()
         outcomes: list[Outcome] = []
         stuck = False
-        if not self._wait_for_outcomes(timeout_s, outcomes):
-            state = "the engine is too slow" if self.connected else f"no engine: {self._link.trouble}"
-            with self._changed:
-                reason: SpoolReason = "timed out" if self.connected else "no engine"
-                self._box.end_all(
-                    reason, f"no prediction within {timeout_s:g} s, {state}", incomplete_only=False
-                )
-            self._courier.wake()
-            stuck = not self._wait_for_outcomes(self._settings.spool_timeout_s, outcomes)
+        if not self._collect(timeout_s, outcomes):
+            state = "the engine is too slow" if self.connected else f"no engine: {self._connection.trouble}"
+            reason: SpoolReason = "timed out" if self.connected else "no engine"
+            self._queue.close_all(reason, f"no prediction within {timeout_s:g} s, {state}")
+            self._thread.wake()
+            stuck = not self._collect(self._settings.spool_timeout_s, outcomes)
         try:
-            self._tell_lost(stuck)
+            self._require_nothing_lost(stuck)
         except SliceLost:
-            with self._changed:
-                self._box.outcomes[:0] = outcomes
+            self._queue.put_back(outcomes)
             raise
         return outcomes
 
-    def _wait_for_outcomes(self, timeout_s: float, into: list[Outcome] | None = None) -> bool:
-        """Wait until nothing is held any more, taking the outcomes meanwhile; False after the time limit."""
+    def _collect(self, timeout_s: float, outcomes: list[Outcome]) -> bool:
+        """Take outcomes until every stack has one; False after the time limit."""
         deadline_s = time.monotonic() + timeout_s
         while True:
-            if into is not None:
-                into += self.poll()
-            with self._changed:
-                if not self._box.held and (into is None or not self._box.outcomes):
-                    return True
-                left_s = deadline_s - time.monotonic()
-                if left_s <= 0 or not self._courier.running:
-                    return False
-                if into is None or not self._box.outcomes:
-                    self._changed.wait(min(left_s, 1.0))
+            outcomes += self.poll()
+            if self._queue.empty and not self._queue.has_outcomes:
+                return True
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0 or not self._thread.running:
+                return False
+            self._queue.wait_for(lambda: self._queue.has_outcomes or self._queue.empty, min(left_s, 1.0))
 
-    def _tell_lost(self, stuck: bool) -> None:
-        with self._changed:
-            lost = self._box.count["lost"] + (
-                sum(len(h.stack.present) for h in self._box.held.values()) * stuck
-            )
-            new, self._lost_told = lost - self._lost_told, lost
+    def _require_nothing_lost(self, stuck: bool) -> None:
+        lost = self.counts.lost + self._queue.slices_held * stuck
+        new, self._lost_reported = lost - self._lost_reported, lost
         if new > 0:
             raise SliceLost(
                 f"{new} captured slice{'s' * (new != 1)} could be neither predicted nor kept on disk",

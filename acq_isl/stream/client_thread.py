@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from acq_isl.errors import StorageError, WireError
-from acq_isl.stack import Slice, StageTimes
-from acq_isl.stream.codec import encode, prediction_of, slice_frames
+from acq_isl.stack import Refusal, Slice, StageTimes
+from acq_isl.stream.codec import Frame, encode, prediction_of, slice_frames
 from acq_isl.stream.connection import Connection
 from acq_isl.stream.messages import (
     Cancel,
@@ -31,15 +30,15 @@ from acq_isl.stream.messages import (
     Withdrawn,
 )
 from acq_isl.stream.pending_queue import PendingQueue
-from acq_isl.stream.pending_stack import PendingStack, engine_lost, in_turn, to_withdraw
-from acq_isl.stream.spool import Spool, SpoolReason, SpoolWorker
+from acq_isl.stream.pending_stack import PendingStack, State
+from acq_isl.stream.sockets import Waker
+from acq_isl.stream.spool import Spool, SpoolReason, SpoolThread
 
 log = logging.getLogger(__name__)
 
 _LOOP_S = 0.1
 _GIVE_WAY_S = 0.002
 _DISK_RETRY_S = 5.0
-_OUTCOMES_AHEAD = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,31 +58,12 @@ class Patience:
 
 
 class ClientThread:
-    """Moves what the outbox holds.
+    """Moves what is in the queue. The connection is opened and used by this thread only."""
 
-    Parameters
-    ----------
-    box : PendingQueue
-        Only touched while ``changed`` is held, where it does not say otherwise.
-    changed : Condition
-        Notified when an outcome was added.
-    link : Connection
-        Opened and used by the courier's thread only.
-    spool : Spool
-    patience : Patience
-    """
-
-    def __init__(
-        self,
-        box: PendingQueue,
-        changed: threading.Condition,
-        link: Connection,
-        spool: Spool,
-        patience: Patience,
-    ) -> None:
-        self._box, self._changed, self._link = box, changed, link
+    def __init__(self, queue: PendingQueue, connection: Connection, spool: Spool, patience: Patience) -> None:
+        self._queue, self._connection = queue, connection
         self._spool, self._patience = spool, patience
-        self._worker = SpoolWorker()
+        self._disk = SpoolThread()
         self._thread = threading.Thread(target=self._run, name="acq-isl client", daemon=True)
         self._stopping = threading.Event()
         self._absent_since_s: float | None = time.monotonic()
@@ -92,11 +72,11 @@ class ClientThread:
 
     def start(self) -> None:
         """Begin; EngineError if the engine's address cannot be used."""
-        self._link.open()
-        self._wake_in, self._wake_out = socket.socketpair()
-        self._wake_in.setblocking(False)
-        self._wake_out.setblocking(False)
-        self._worker.__enter__()
+        self._connection.open()
+        self._waker = Waker()
+        self._open = ExitStack()
+        self._open.callback(self._waker.close)
+        self._open.enter_context(self._disk)
         self._thread.start()
 
     def stop(self) -> None:
@@ -104,197 +84,164 @@ class ClientThread:
         self._stopping.set()
         self.wake()
         self._thread.join(timeout=10)
-        self._worker.__exit__(None, None, None)
-        self._wake_in.close()
-        self._wake_out.close()
+        self._open.close()
 
     @property
     def running(self) -> bool:
         return self._thread.is_alive()
 
     def wake(self) -> None:
-        """There is something new in the outbox. Any thread may call it."""
-        # It has been woken more than often enough, or has ended.
-        with suppress(OSError):
-            self._wake_in.send(b"\0")
+        """There is something new in the queue. Any thread may call it."""
+        self._waker.wake()
 
-    # Everything below runs on the courier's thread, but for `_write`, `_read` and `_remove`.
+    # ---- on the client's thread
 
     def _run(self) -> None:
         try:
             while not self._stopping.is_set():
                 backlog = self._step()
-                self._link.wait(self._wake_out, _LOOP_S, until_sendable=backlog)
-                with suppress(BlockingIOError):
-                    self._wake_out.recv(4096)
+                self._connection.wait(self._waker.socket, _LOOP_S, until_sendable=backlog)
+                if self._waker.clear():
                     # Right after a slice Pycro-Manager prepares the next exposure: whoever computes now
                     # delays it (by 5 % of a stack on two cores), whoever waits computes during it.
                     self._stopping.wait(_GIVE_WAY_S)
         except Exception:
             log.exception("the client's thread failed; no stack is sent any more")
         finally:
-            self._link.close()
-            with self._changed:
-                self._changed.notify_all()
+            self._connection.close()
+            self._queue.notify()
 
     def _step(self) -> bool:
         """One round; True if slices are left that ZMQ did not take yet."""
-        connected = self._link.welcome is not None
-        self._link.tick()
-        for message, buffers in self._link.receive():
+        connected = self._connection.welcome is not None
+        self._connection.tick()
+        for message, buffers in self._connection.receive():
             self._handle(message, buffers)
-        if connected and self._link.welcome is None:
+        if connected and self._connection.welcome is None:
             self._absent_since_s = time.monotonic()
-            with self._changed:
-                engine_lost(self._box.held.values())
-        self._box.reserve_ahead()
+            self._queue.lose_engine()
+        self._queue.reserve_ahead()
         backlog = self._send()
-        self._keep()
+        self._use_disk()
         return backlog
 
     def _handle(self, message: Message, buffers: Sequence[memoryview]) -> None:
-        if isinstance(message, Welcome):
-            self._absent_since_s = None
-            with self._changed:
-                self._box.count["reconnects"] += self._greeted
-                server_has = frozenset(message.held)
-                self._box.unwanted = engine_lost(self._box.held.values(), server_has)
-            self._greeted = True
-        elif isinstance(message, Result | Refused | Failed | Expired):
-            self._settle(message, buffers)
-            self._link.send(encode(Done(stack=message.stack, model=message.model)))
-        elif isinstance(message, Withdrawn):
-            with self._changed:
-                self._box.withdrawn(message.stack)
-        else:
-            log.warning("ignored a %s message of the engine", message.type)
+        match message:
+            case Welcome():
+                self._absent_since_s = None
+                self._queue.find_engine(frozenset(message.held), again=self._greeted)
+                self._greeted = True
+            case Result() | Refused() | Failed() | Expired():
+                stack = self._queue.find(message.stack)
+                if stack is not None:  # else it has all its outcomes already
+                    self._take_answer(stack, message, buffers)
+                self._connection.send(encode(Done(stack=message.stack, model=message.model)))
+            case Withdrawn():
+                self._queue.give_back(message.stack)
+            case _:
+                log.warning("ignored a %s message of the engine", message.type)
 
-    def _settle(self, message: Result | Refused | Failed | Expired, buffers: Sequence[memoryview]) -> None:
-        with self._changed:
-            held = self._box.held.get(message.stack)
-            if held is None:
-                return  # it has all its outcomes already
-            if isinstance(message, Refused):
-                self._box.settle(held, held.refusal(message))
-            elif isinstance(message, Failed):
-                self._box.fail(held, message.model, "failed", f"the engine failed: {message.reason}")
-            elif isinstance(message, Expired):
-                self._box.fail(held, message.model, "deadline", held.too_late)
-            else:
+    def _take_answer(
+        self,
+        stack: PendingStack,
+        message: Result | Refused | Failed | Expired,
+        buffers: Sequence[memoryview],
+    ) -> None:
+        match message:
+            case Refused(reason=reason, fix=fix, model=model):
+                self._queue.answer(stack, Refusal(stack.info, reason, fix, model))
+            case Failed(reason=reason, model=model):
+                self._queue.fail(stack, model, "failed", f"the engine failed: {reason}")
+            case Expired(model=model):
+                self._queue.fail(stack, model, "deadline", stack.overdue_text)
+            case Result(model=model):
                 try:
-                    prediction = prediction_of(message, buffers, held.stack.info)
+                    prediction = prediction_of(message, buffers, stack.info)
                 except WireError as error:
-                    self._box.fail(held, message.model, "failed", str(error))
+                    self._queue.fail(stack, model, "failed", str(error))
                 else:
-                    self._box.settle(held, replace(prediction, times=self._times(held, message)))
-            self._changed.notify_all()
+                    self._queue.answer(stack, replace(prediction, times=self._times(stack, message)))
 
-    def _times(self, held: PendingStack, message: Result) -> StageTimes:
-        first, last = min(held.stack.captured_s), max(held.stack.captured_s)
-        complete_s = message.complete_s - self._link.clock_offset_s
+    def _times(self, stack: PendingStack, message: Result) -> StageTimes:
+        captured_s = stack.slices.captured_s or (0.0,)
+        complete_s = message.complete_s - self._connection.clock_offset_s
         return replace(
             message.times,
-            expose_ms=(last - first) * 1e3,
-            transfer_ms=max(complete_s - last, 0.0) * 1e3,
+            expose_ms=(max(captured_s) - min(captured_s)) * 1e3,
+            transfer_ms=max(complete_s - max(captured_s), 0.0) * 1e3,
         )
 
     def _send(self) -> bool:
-        welcome = self._link.welcome
-        if welcome is None:
+        if self._connection.welcome is None:
             return False
-        with self._changed:
-            # Predictions that nobody takes must not pile up: their stacks wait instead.
-            credit = welcome.credit if len(self._box.outcomes) < _OUTCOMES_AHEAD else 0
-            for held in self._box.grant(credit):
-                if not self._worker.submit(partial(self._read, held)):
-                    self._box.not_read(held)
-            # What is free now was granted just above, so the server must hear of it first.
-            unwanted, self._box.unwanted = self._box.unwanted, []
-            ready = [(held, held.unsent) for held in in_turn(self._box.held.values())]
-            give_way = to_withdraw(self._box.held.values(), credit) if credit else []
-        while unwanted:
-            if not self._link.send(encode(Cancel(stack=unwanted[0]))):
-                with self._changed:
-                    self._box.unwanted[:0] = unwanted
+        plan = self._queue.plan(self._connection.welcome.credit)
+        for stack in plan.read:
+            if not self._disk.submit(partial(self._read, stack)):
+                self._queue.not_loaded(stack, None)
+        for at, id_ in enumerate(plan.forget):
+            if not self._connection.send(encode(Cancel(stack=id_))):
+                self._queue.not_forgotten(plan.forget[at:])
                 return True
-            unwanted.pop(0)
-        for held in give_way:
-            self._link.send(encode(Withdraw(stack=held.id)))
-        for held, wanted in ready:
-            for z in wanted:
-                try:
-                    frames = self._frames(held, z)
-                except WireError as error:
-                    with self._changed:
-                        self._box.end(held, "failed", str(error))
-                    break
-                if not self._link.send(frames):
-                    return True
-                held.sent.add(z)
-                with self._changed:
-                    self._box.count["sent"] += 1
+        for stack in plan.recall:
+            self._connection.send(encode(Withdraw(stack=stack.id)))
+        for stack, z in plan.slices:
+            if stack.state is not State.AT_SERVER:
+                continue  # it was given up meanwhile
+            try:
+                frames = self._frames(stack, z)
+            except WireError as error:
+                self._queue.unsendable(stack, str(error))
+                continue
+            if not self._connection.send(frames):
+                return True
+            self._queue.sent(stack, z)
         return False
 
-    def _frames(self, held: PendingStack, z: int) -> list[bytes | memoryview]:
-        slice_ = Slice(held.stack.info, z, held.stack.pixels[z], held.stack.captured_at(z))
+    def _frames(self, stack: PendingStack, z: int) -> list[Frame]:
+        slices, block = stack.slices, stack.block
+        slice_ = Slice(stack.info, z, slices.pixels[z], slices.captured_at(z))
         # ZMQ may still read a block that was released, for a stack that was cancelled: the server
         # forgets such a stack, so it does not matter whose pixels it got.
-        in_ring = self._link.ring_seen and held.block is not None
-        ref = held.block.ref if in_ring and held.block else None
-        return slice_frames(held.id, slice_, ref, held.still_wanted, held.left_ms(time.monotonic()))
+        ref = block.ref if block is not None and self._connection.shares_memory else None
+        return slice_frames(stack.id, slice_, ref, stack.still_wanted, stack.left_ms(time.monotonic()))
 
-    def _keep(self) -> None:
+    def _use_disk(self) -> None:
         """See to what has to go to disk."""
         now_s = time.monotonic()
-        with self._changed:
-            self._box.expire(now_s, self._patience.stack_timeout_s)
-            jobs = [(held, held.ending[0]) for held in self._box.to_end() if held.ending]
-            reason = self._box.to_spill(self._absent_since_s, now_s, self._patience.absent_s)
-            if reason is not None and now_s >= self._disk_retry_s:
-                spilled = self._box.spill(reason)
-                if spilled is not None:
-                    jobs.append((spilled, reason))
-            for held, why in jobs:
-                if not self._worker.submit(partial(self._write, held, why)):
-                    held.place = "memory"  # the next round tries again
-            spare, self._box.spare = self._box.spare, []
-            self._changed.notify_all()
-        for path in spare:
-            if not self._worker.submit(partial(self._remove, path)):
-                log.warning(
-                    "the spooled stack %s was predicted, but stays on disk: the disk is too busy", path
-                )
+        self._queue.expire(self._patience.stack_timeout_s)
+        absent_s = 0.0 if self._absent_since_s is None else now_s - self._absent_since_s
+        may_spill = now_s >= self._disk_retry_s
+        for stack, why in self._queue.to_write(
+            no_engine=absent_s > self._patience.absent_s, may_spill=may_spill
+        ):
+            if not self._disk.submit(partial(self._write, stack, why)):
+                self._queue.not_stored(stack, None)  # the next round tries again
+        for path in self._queue.unneeded_files():
+            if not self._disk.submit(partial(self._remove, path)):
+                log.warning("%s was predicted, but stays on disk: the disk is too busy", path)
 
-    # Jobs of the spool's thread.
+    # ---- on the spool's thread
 
-    def _write(self, held: PendingStack, reason: SpoolReason) -> None:
+    def _write(self, stack: PendingStack, reason: SpoolReason) -> None:
         try:
-            path = self._spool.write(held.spooled(reason))
+            path = self._spool.write(stack.spooled(reason))
         except StorageError as error:
             log.warning("%s", error)
-            with self._changed:
-                self._disk_retry_s = time.monotonic() + _DISK_RETRY_S
-                self._box.not_written(held, str(error))
-                self._changed.notify_all()
+            self._disk_retry_s = time.monotonic() + _DISK_RETRY_S
+            self._queue.not_stored(stack, str(error))
         else:
-            with self._changed:
-                self._box.written(held, path, reason)
-                self._changed.notify_all()
+            self._queue.stored(stack, path, reason)
         self.wake()
 
-    def _read(self, held: PendingStack) -> None:
+    def _read(self, stack: PendingStack) -> None:
         try:
-            if held.path is None or held.block is None:
-                raise StorageError(f"stack {held.stack.info.key} has no file to be read from")
-            spooled = self._spool.read(held.path)
-            np.copyto(held.block.pixels, spooled.pixels)
+            if stack.path is None or stack.block is None:
+                raise StorageError(f"stack {stack.info.key} has no file to be read from")
+            np.copyto(stack.block.pixels, self._spool.read(stack.path).pixels)
         except (StorageError, ValueError) as error:
-            with self._changed:
-                self._box.unreadable(held, str(error))
-                self._changed.notify_all()
+            self._queue.not_loaded(stack, str(error))
         else:
-            with self._changed:
-                self._box.read(held)
+            self._queue.loaded(stack)
         self.wake()
 
     def _remove(self, path: Path) -> None:

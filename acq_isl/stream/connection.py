@@ -111,7 +111,7 @@ class Connection:
         self._context.destroy(linger=100)
 
     @property
-    def ring_seen(self) -> bool:
+    def shares_memory(self) -> bool:
         """Whether the server has proved to see our memory."""
         return self.welcome is not None and self._ring is not None and self.welcome.ring_nonce == self._nonce
 

@@ -1,307 +1,426 @@
-"""Book-keeping of every stack between the camera and its outcome. No thread, socket or clock of its own.
-
-::
-
-    put ─► memory ──credit──► in flight ──► Prediction | Refusal, from each model it was asked of
-             │  ▲                 │ engine lost, or withdrawn for a newer one: back to memory, same id
-        spill│  │load             └─ failed ─► disk ─► Unpredicted
-             ▼  │
-            disk ──ending (drained, closed, cancelled, deadline)──► Unpredicted
+"""All stacks between the camera and their outcomes, in the states of `acq_isl.stream.pending_stack.State`.
 
 Credit goes to live work first, there to the latest, then to bulk as it began. Every stack has one outcome
-from each of its models. The client calls every method under its own lock.
+from each of its models. Any thread may call any method; none waits but for `PendingQueue.wait_for`.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
+import heapq
+import logging
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from acq_isl.stack import Outcome, Prediction, Refusal, Slice, StackInfo, StackKey, Unpredicted
-from acq_isl.stream.assembler import OpenStack
 from acq_isl.stream.messages import Wanted
-from acq_isl.stream.pending_stack import (
-    ClientCounts,
-    PendingStack,
-    RecentKeys,
-    in_flight,
-    take_back,
-    to_grant,
-    to_leave,
-)
+from acq_isl.stream.pending_stack import ClientCounts, PendingStack, State
 from acq_isl.stream.shared_memory import SharedMemory
 from acq_isl.stream.spool import SpoolReason
 
+log = logging.getLogger(__name__)
+
 _SPARE_STACKS = 2
 _FIRST_RESERVE_BYTES = 64 << 20
-_CANCELLED = "it was cancelled"
+_OUTCOMES_AHEAD = 16
+_KEYS_REMEMBERED = 4096
+_COUNTED_AS: dict[SpoolReason, str] = {"failed": "failed", "deadline": "expired", "cancelled": "cancelled"}
+
+
+@dataclass(frozen=True, slots=True)
+class SendPlan:
+    """What to do for the server now: first have stacks read from disk, then send in this order.
+
+    ``forget`` are ids that it shall forget, ``recall`` stacks that it shall give back if not yet begun,
+    ``slices`` pairs of stack and z.
+    """
+
+    read: list[PendingStack]
+    forget: list[int]
+    recall: list[PendingStack]
+    slices: list[tuple[PendingStack, int]]
 
 
 class PendingQueue:
-    """All stacks without an outcome, the outcomes nobody took yet, and the counts.
+    """The stacks without an outcome, the outcomes that nobody took yet, and the counts.
 
     Parameters
     ----------
-    ring : SharedMemory
-        Memory for the stacks that wait or travel.
+    memory : SharedMemory
+        For the stacks that wait or travel.
     wanted : callable
         What is wanted of a stack that begins; must not raise.
+    clock : callable
+        Monotonic time in seconds.
     """
 
     def __init__(
-        self, ring: SharedMemory, wanted: Callable[[StackInfo], Wanted] = lambda info: Wanted()
+        self,
+        memory: SharedMemory,
+        wanted: Callable[[StackInfo], Wanted] = lambda info: Wanted(),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._ring, self._wanted = ring, wanted
-        self.held: dict[int, PendingStack] = {}
-        self.outcomes: list[Outcome] = []
-        self.spare: list[Path] = []  # files of the spool that nobody needs any more
-        self.unwanted: list[int] = []  # stacks that the server shall forget before it gets others
-        self.count: Counter[str] = Counter()
-        self._spooled_for: Counter[SpoolReason] = Counter()
+        self._memory, self._wanted, self._clock = memory, wanted, clock
+        self._changed = threading.Condition()
+        self._stacks: dict[int, PendingStack] = {}
         self._filling: dict[StackKey, PendingStack] = {}
-        self._finished_keys = RecentKeys()
+        self._ended: OrderedDict[StackKey, frozenset[int]] = OrderedDict()  # with the slices not waited for
+        self._outcomes: list[Outcome] = []
+        self._unneeded_files: list[Path] = []
+        self._forget: list[int] = []
+        self._count: Counter[str] = Counter()
+        self._spooled_for: Counter[SpoolReason] = Counter()
         self._next_id = self._latest_nbytes = 0
+
+    # ---- for whoever puts and polls
 
     @property
     def counts(self) -> ClientCounts:
-        return ClientCounts(**self.count, spooled_for=tuple(sorted(self._spooled_for.items())))
+        with self._changed:
+            return ClientCounts(**self._count, spooled_for=tuple(sorted(self._spooled_for.items())))
 
-    def reserve_ahead(self) -> None:
-        """Have memory ready for the stacks to come. Needs no lock."""
-        self._ring.reserve_ahead(max(_SPARE_STACKS * self._latest_nbytes, _FIRST_RESERVE_BYTES))
+    @property
+    def empty(self) -> bool:
+        """Whether every stack has its outcomes."""
+        return not self._stacks
 
-    def accept(self, slice_: Slice, now_s: float) -> PendingStack | None:
-        """The stack whose memory shall take this slice (then call `landed`); None if it is not wanted.
+    @property
+    def has_outcomes(self) -> bool:
+        return bool(self._outcomes)
 
-        Duplicates are counted and ignored; without memory the slice is counted as lost.
+    @property
+    def slices_held(self) -> int:
+        """Slices that have no outcome yet."""
+        with self._changed:
+            return sum(len(stack.slices.present) for stack in self._stacks.values())
+
+    def put(self, slice_: Slice) -> None:
+        """Take a slice: one copy of its pixels, made while other threads go on. Never raises.
+
+        Duplicates are counted and ignored; what cannot be taken is counted as lost.
         """
-        info = slice_.info
-        held = self._filling.get(info.key)
-        if held is None and info.key not in self._finished_keys:
-            held = self._begin(info, now_s)
-            if held is None:
-                self.count["lost"] += 1
-                return None
-        if held is None or held.stack.has(slice_.z_index):
-            self.count["duplicates"] += 1
-            return None
-        if not held.fits(slice_):
-            self.count["lost"] += 1
-            return None
-        held.copying += 1
-        self.count["captured"] += 1
-        self.count["bytes_copied"] += slice_.pixels.nbytes
-        return held
+        stack = None
+        try:
+            stack = self._accept(slice_)
+            if stack is not None:
+                np.copyto(stack.slices.pixels[slice_.z_index], slice_.pixels)
+        except Exception:
+            log.exception("slice %s of %s was lost", slice_.z_index, slice_.info.key)
+            with self._changed:
+                self._count["lost"] += 1
+                if stack is not None:
+                    stack.drop_expected()
+            return
+        if stack is not None:
+            with self._changing(stack):
+                stack.add(slice_, self._clock())
+                self._count["captured"] += 1
+                self._count["bytes_copied"] += slice_.pixels.nbytes
 
-    def landed(self, held: PendingStack, slice_: Slice, now_s: float) -> None:
-        """Note that the pixels of a slice are in their place."""
-        held.copying -= 1
-        held.stack.mark(slice_.z_index, slice_.captured_s, now_s)
-        held.waits_since_s = now_s
-        if held.stack.complete:
-            self._stop_filling(held)
-            if held.cancelled:
-                self.end(held, "cancelled", _CANCELLED)
+    def poll(self) -> list[Outcome]:
+        """Take the outcomes that have arrived."""
+        with self._changed:
+            outcomes, self._outcomes = self._outcomes, []
+            return outcomes
 
-    def grant(self, credit: int) -> list[PendingStack]:
-        """Give free credit to the stacks whose turn it is; those returned must be read from disk."""
-        to_read: list[PendingStack] = []
-        free = credit - in_flight(self.held.values())
-        for held in to_grant(self.held.values(), free):
-            if held.place == "writing":
-                break
-            if held.place == "disk":
-                held.block = self._ring.allocate(held.stack.info)
-                if held.block is None:
-                    break
-                held.stack.pixels = held.block.pixels
-                held.place = "reading"
-                to_read.append(held)
-            held.credited = True
-        return to_read
+    def put_back(self, outcomes: list[Outcome]) -> None:
+        """Have outcomes polled again, before all others."""
+        with self._changed:
+            self._outcomes[:0] = outcomes
 
-    def withdrawn(self, stack: int) -> None:
-        """The server has given a stack back."""
-        held = self.held.get(stack)
-        if held is not None and held.withdrawing:
-            self.count["withdrawn"] += 1
-            take_back(held)
+    def wait_for(self, predicate: Callable[[], bool], timeout_s: float) -> bool:
+        """Wait until something is so that changes with outcomes and connections; whether it is."""
+        with self._changed:
+            return self._changed.wait_for(predicate, timeout_s)
 
-    def to_spill(self, absent_since_s: float | None, now_s: float, patience_s: float) -> SpoolReason | None:
-        """Why waiting stacks have to leave the memory now, if they have to."""
-        if self._ring.free_bytes < _SPARE_STACKS * self._latest_nbytes:
-            return "memory full"
-        if absent_since_s is not None and now_s - absent_since_s > patience_s:
-            return "no engine"
-        return None
-
-    def spill(self, reason: SpoolReason) -> PendingStack | None:
-        """The last complete stack in turn that waits in memory, now to be written to disk."""
-        for held in to_leave(self.held.values()):
-            if held.path is None:
-                held.place = "writing"
-                return held
-            self._leave_memory(held)  # it came from disk and is still there
-        return None
-
-    def to_end(self) -> list[PendingStack]:
-        """Stacks that shall end and are in memory only, now to be written; those on disk end here."""
-        to_write: list[PendingStack] = []
-        for held in list(self.held.values()):
-            if held.ending is None or held.copying or held.with_disk:
-                continue
-            if held.path is not None or not held.stack.present:
-                self._end(held, str(held.path or ""))
-            else:
-                held.place = "writing"
-                to_write.append(held)
-        return to_write
-
-    def written(self, held: PendingStack, path: Path, reason: SpoolReason) -> None:
-        """A stack is on disk now."""
-        held.path = path
-        self.count["spooled"] += 1
-        self._spooled_for[reason] += 1
-        self._leave_memory(held)
-        self._let_go(held)
-
-    def not_written(self, held: PendingStack, why: str) -> None:
-        """The disk refused a stack: it stays in memory if it may, else it is lost."""
-        held.place = "memory"
-        if not self._let_go(held) and held.ending is not None:
-            self._lose(held, why, "")
-
-    def read(self, held: PendingStack) -> None:
-        """A stack is back in memory and can be sent."""
-        held.place = "memory"
-        self.count["replayed"] += 1
-        self.count["bytes_copied"] += held.stack.pixels.nbytes
-        self._let_go(held)
-
-    def not_read(self, held: PendingStack) -> None:
-        """Nobody had time to read a stack: it goes on waiting on disk."""
-        held.credited = False
-        self._leave_memory(held)
-
-    def unreadable(self, held: PendingStack, why: str) -> None:
-        """The file of a waiting stack is damaged or gone."""
-        held.place = "memory"
-        if not self._let_go(held):
-            self._lose(held, why, str(held.path or ""))
-
-    def end(self, held: PendingStack, reason: SpoolReason, why: str) -> None:
-        """Give a stack up: it goes to disk and becomes `Unpredicted`."""
-        if held.ending is None:
-            held.ending = (reason, why)
-            self._unwant(held)
-            self._stop_filling(held)
+    def notify(self) -> None:
+        """What somebody in `wait_for` looks at may have changed."""
+        with self._changed:
+            self._changed.notify_all()
 
     def cancel(self, key: StackKey) -> bool:
         """No model shall predict a stack any more; False if none waits or travels under that key."""
-        found = [held for held in self.held.values() if held.stack.info.key == key and held.can_travel]
-        for held in found:
-            if held.stack.complete and not held.copying:
-                self.end(held, "cancelled", _CANCELLED)
-            else:  # what is still captured is kept, too
-                held.cancelled = True
-                self._unwant(held)
-        return bool(found)
+        with self._changed:
+            found = [stack for stack in self._stacks.values() if stack.info.key == key and stack.waits_for]
+            for stack in found:
+                self._give_up(stack, "cancelled", "it was cancelled")
+            return bool(found)
 
-    def expire(self, now_s: float, timeout_s: float) -> None:
-        """End stacks whose next slice does not come, and those that wait here beyond their deadline."""
-        for held in list(self._filling.values()):
-            if now_s - held.waits_since_s > timeout_s:
-                self.end(held, "incomplete", held.incomplete)
-        for held in self.held.values():
-            if held.overdue(now_s):
-                self.end(held, "deadline", held.too_late)
+    def close_all(self, reason: SpoolReason, why: str) -> None:
+        """End all stacks: they go to disk and become `Unpredicted`."""
+        with self._changed:
+            for stack in list(self._stacks.values()):
+                self._close(stack, reason, why)
 
-    def end_all(self, reason: SpoolReason, why: str, *, incomplete_only: bool) -> None:
-        """End what has no outcome yet; whatever is incomplete ends for that reason."""
-        for held in list(self.held.values()):
-            if not held.stack.complete:
-                self.end(held, "incomplete", held.incomplete)
-            elif not incomplete_only:
-                self.end(held, reason, why)
+    def close_incomplete(self) -> None:
+        """End the stacks that miss slices."""
+        with self._changed:
+            for stack in [s for s in self._stacks.values() if not s.slices.complete]:
+                self._close(stack)
 
-    def settle(self, held: PendingStack, outcome: Prediction | Refusal) -> None:
-        """A model has answered; one that had answered before is not heard again."""
-        if outcome.model in held.waits_for:
-            held.waits_for.remove(outcome.model)
-            self._tell(outcome)
-            self._answered(held)
+    # ---- for the thread that talks to the server
 
-    def fail(self, held: PendingStack, model: str, reason: SpoolReason, why: str) -> None:
+    def reserve_ahead(self) -> None:
+        """Have memory ready for the stacks to come. Needs no lock."""
+        self._memory.reserve_ahead(max(_SPARE_STACKS * self._latest_nbytes, _FIRST_RESERVE_BYTES))
+
+    def lose_engine(self) -> None:
+        """Nothing is at the server any more."""
+        with self._changed:
+            for stack in self._stacks.values():
+                stack.take_back()
+
+    def find_engine(self, server_has: frozenset[int], *, again: bool) -> None:
+        """A server has greeted; it holds some complete stacks. It forgets those that it shall not predict."""
+        with self._changed:
+            self._count["reconnects"] += again
+            kept = set()
+            for stack in self._stacks.values():
+                stack.take_back()
+                waits = stack.state is State.WAITING and stack.slices.complete
+                if stack.id in server_has and waits:
+                    stack.claim()
+                    kept.add(stack.id)
+            self._forget = sorted(server_has - kept)
+            self._changed.notify_all()
+
+    def plan(self, credit: int) -> SendPlan:
+        """Give free credit to the stacks whose turn it is, and say what is to be sent."""
+        with self._changed:
+            # Predictions that nobody takes must not pile up: their stacks wait instead.
+            credit = credit if len(self._outcomes) < _OUTCOMES_AHEAD else 0
+            read = self._grant(credit)
+            # What is free now was granted just above, so the server must hear of it first.
+            forget, self._forget = self._forget, []
+            ready = sorted((s for s in self._stacks.values() if s.unsent), key=_priority)
+            slices = [(stack, z) for stack in ready for z in stack.unsent]
+            return SendPlan(read, forget, self._recall(credit) if credit else [], slices)
+
+    def not_forgotten(self, ids: list[int]) -> None:
+        """The server could not be told to forget stacks: it is to be tried again."""
+        with self._changed:
+            self._forget[:0] = ids
+
+    def sent(self, stack: PendingStack, z_index: int) -> None:
+        """A slice was handed to the socket."""
+        with self._changed:
+            self._count["sent"] += 1
+            if not stack.note_sent(z_index):
+                self._forget.append(stack.id)
+
+    def unsendable(self, stack: PendingStack, why: str) -> None:
+        """The protocol does not allow to send a stack."""
+        with self._changed:
+            self._give_up(stack, "failed", why)
+
+    def find(self, id_: int) -> PendingStack | None:
+        """A stack that has not all its outcomes."""
+        return self._stacks.get(id_)
+
+    def answer(self, stack: PendingStack, outcome: Prediction | Refusal) -> None:
+        """A model has predicted or refused a stack."""
+        with self._changing(stack):
+            if stack.answer(outcome):
+                self._tell(outcome)
+
+    def fail(self, stack: PendingStack, model: str, reason: SpoolReason, why: str) -> None:
         """A model will not predict a stack; the others may."""
-        if model in held.waits_for:
-            held.waits_for.remove(model)
-            held.failures[model] = (reason, why)
-            self._answered(held)
+        with self._changing(stack):
+            stack.fail(model, reason, why)
 
-    def _answered(self, held: PendingStack) -> None:
-        if held.waits_for:
+    def give_back(self, id_: int) -> None:
+        """The server has given back a stack that it was asked for."""
+        with self._changed:
+            stack = self._stacks.get(id_)
+            if stack is not None and stack.state is State.RECALLED:
+                stack.take_back()
+                self._count["withdrawn"] += 1
+
+    # ---- for the thread that owns the disk
+
+    def expire(self, stack_timeout_s: float) -> None:
+        """End stacks whose next slice does not come, and those that wait here beyond their deadline."""
+        with self._changed:
+            now_s = self._clock()
+            for stack in list(self._filling.values()):
+                if now_s - stack.slices.touched_s > stack_timeout_s:
+                    self._close(stack)
+                    self._ended[stack.info.key] = frozenset(stack.slices.missing)
+            for stack in list(self._stacks.values()):
+                if stack.is_overdue(now_s):
+                    self._give_up(stack, "deadline", stack.overdue_text)
+
+    def to_write(self, *, no_engine: bool, may_spill: bool) -> list[tuple[PendingStack, SpoolReason]]:
+        """Stacks to be written now: all that end, and one that has to leave the memory; and why."""
+        with self._changed:
+            jobs: list[tuple[PendingStack, SpoolReason]] = []
+            for stack in list(self._stacks.values()):
+                if reason := stack.store():
+                    jobs.append((stack, reason))
+                self._update(stack)
+            full = self._memory.free_bytes < _SPARE_STACKS * self._latest_nbytes
+            if may_spill and (full or no_engine):
+                jobs += self._spill("memory full" if full else "no engine")
+            return jobs
+
+    def stored(self, stack: PendingStack, path: Path, reason: SpoolReason) -> None:
+        """A stack is on disk now."""
+        with self._changing(stack):
+            self._count["spooled"] += 1
+            self._spooled_for[reason] += 1
+            stack.stored(path)
+
+    def not_stored(self, stack: PendingStack, why: str | None) -> None:
+        """The disk refused a stack, which is lost if it ends; without a reason it only had no time."""
+        with self._changing(stack):
+            if why is not None and stack.state is State.STORING:
+                stack.lose(why)
+            else:
+                stack.not_stored()
+
+    def loaded(self, stack: PendingStack) -> None:
+        """A stack is back in memory."""
+        with self._changing(stack):
+            self._count["replayed"] += 1
+            self._count["bytes_copied"] += stack.slices.pixels.nbytes
+            stack.loaded()
+
+    def not_loaded(self, stack: PendingStack, why: str | None) -> None:
+        """The file of a stack is damaged or gone; without a reason the disk only had no time."""
+        with self._changing(stack):
+            if why is None:
+                stack.not_loaded()
+            else:
+                stack.lose(why)
+
+    def unneeded_files(self) -> list[Path]:
+        """Take the list of files whose stacks were predicted."""
+        with self._changed:
+            paths, self._unneeded_files = self._unneeded_files, []
+            return paths
+
+    # ---- all of it under the lock
+
+    def _accept(self, slice_: Slice) -> PendingStack | None:
+        """The stack whose memory shall take this slice; None if none does."""
+        key = slice_.info.key
+        with self._changed:
+            stack = self._filling.get(key)
+            ended = None if stack is not None else self._ended.get(key)
+            if ended is not None and slice_.z_index in ended:
+                log.warning("slice %d of %s came too late: its stack was given up", slice_.z_index, key)
+                self._count["lost"] += 1
+                return None
+            if ended is not None or (stack is not None and stack.slices.has(slice_.z_index)):
+                self._count["duplicates"] += 1
+                return None
+            stack = stack or self._begin(slice_.info)
+            if stack is None or not stack.expect(slice_):
+                self._count["lost"] += 1
+                return None
+            return stack
+
+    def _begin(self, info: StackInfo) -> PendingStack | None:
+        block = self._memory.allocate(info)
+        if block is None:
+            return None
+        stack = PendingStack(self._next_id, info, block, self._wanted(info), self._clock())
+        self._next_id += 1
+        self._latest_nbytes = block.nbytes
+        self._count["stacks"] += 1
+        self._stacks[stack.id] = self._filling[info.key] = stack
+        return stack
+
+    def _give_up(self, stack: PendingStack, reason: SpoolReason, why: str) -> None:
+        with self._changing(stack):
+            if stack.give_up(reason, why):
+                self._forget.append(stack.id)
+
+    def _close(self, stack: PendingStack, reason: SpoolReason = "incomplete", why: str = "") -> None:
+        with self._changing(stack):
+            if stack.close(reason, why):
+                self._forget.append(stack.id)
+
+    def _grant(self, credit: int) -> list[PendingStack]:
+        """Give free credit away; the stacks that have to be read from disk for it."""
+        free = credit - sum(stack.uses_credit for stack in self._stacks.values())
+        if free <= 0:
+            return []  # thousands may wait, and this is asked for every slice
+        waiting = (s for s in self._stacks.values() if s.waits_for and not s.uses_credit)
+        to_read: list[PendingStack] = []
+        for stack in heapq.nsmallest(free, waiting, key=_priority):
+            if stack.state is State.WAITING:
+                stack.grant()
+                continue
+            block = self._memory.allocate(stack.info) if stack.state is State.ON_DISK else None
+            if block is None:
+                break  # it is just being written, or there is no room
+            stack.load(block)
+            to_read.append(stack)
+        return to_read
+
+    def _recall(self, credit: int) -> list[PendingStack]:
+        """Stacks at the server that shall give way to a live one that is complete and newer."""
+        there = [stack for stack in self._stacks.values() if stack.uses_credit]
+        waiting = (s for s in self._stacks.values() if s.state is State.WAITING and s.slices.complete)
+        newest = min(waiting, key=_priority, default=None)
+        if len(there) < credit or newest is None or not newest.live:
+            return []
+        return [stack for stack in there if stack.priority > newest.priority and stack.recall()]
+
+    def _spill(self, reason: SpoolReason) -> list[tuple[PendingStack, SpoolReason]]:
+        """The last complete stack in turn that waits in memory, if it has to be written to leave it."""
+        if any(stack.state in (State.SPILLING, State.STORING) for stack in self._stacks.values()):
+            return []
+        idle = [s for s in self._stacks.values() if s.state is State.WAITING and s.slices.complete]
+        for stack in sorted(idle, key=_priority, reverse=True):
+            to_write = stack.spill()
+            self._update(stack)
+            if to_write:
+                return [(stack, reason)]
+        return []
+
+    @contextmanager
+    def _changing(self, stack: PendingStack) -> Iterator[None]:
+        with self._changed:
+            yield
+            self._update(stack)
+
+    def _update(self, stack: PendingStack) -> None:
+        """See to what follows from a stack's state. The one place where stacks, and their slices, leave."""
+        key = stack.info.key
+        if not stack.takes_slices and self._filling.get(key) is stack:
+            del self._filling[key]
+            self._ended[key] = frozenset()
+            while len(self._ended) > _KEYS_REMEMBERED:
+                self._ended.popitem(last=False)
+        block = stack.leave_memory()
+        if block is not None:
+            self._memory.release(block)
+        if stack.state is not State.DONE or self._stacks.pop(stack.id, None) is None:
             return
-        held.credited = False
-        self._stop_filling(held)
-        if held.failures and held.ending is None:
-            held.ending = next(iter(held.failures.values()))
-        self._let_go(held)
-
-    def _let_go(self, held: PendingStack) -> bool:
-        """Forget a stack that has all its outcomes, unless the disk is using its memory."""
-        if not held.settled or held.with_disk:
-            return False
-        self._leave_memory(held)
-        del self.held[held.id]
-        if held.path is not None:
-            self.spare.append(held.path)
-        return True
-
-    def _end(self, held: PendingStack, where: str) -> None:
-        """Tell what is not predicted, and where it is."""
-        for counted_as, outcome in held.unpredicted(where):
-            self.count.update(counted_as)
+        self._count["lost"] += stack.lost
+        unpredicted = stack.unpredicted()
+        for reason, outcome in unpredicted:
+            if reason in _COUNTED_AS:
+                self._count[_COUNTED_AS[reason]] += 1
             self._tell(outcome)
-        self._stop_filling(held)
-        self._leave_memory(held)
-        del self.held[held.id]
-
-    def _lose(self, held: PendingStack, why: str, where: str) -> None:
-        """Neither an engine nor the disk has a stack."""
-        self.count["lost"] += len(held.stack.present)
-        held.blame(why)
-        self._end(held, where)
-
-    def _unwant(self, held: PendingStack) -> None:
-        if held.sent:
-            self.unwanted.append(held.id)
-        take_back(held)
+        if stack.path is not None and not unpredicted:
+            self._unneeded_files.append(stack.path)
+        self._changed.notify_all()
 
     def _tell(self, outcome: Outcome) -> None:
         names = {Prediction: "predicted", Refusal: "refused", Unpredicted: "unpredicted"}
-        self.count[names[type(outcome)]] += 1
-        self.outcomes.append(outcome)
+        self._count[names[type(outcome)]] += 1
+        self._outcomes.append(outcome)
+        self._changed.notify_all()
 
-    def _begin(self, info: StackInfo, now_s: float) -> PendingStack | None:
-        block = self._ring.allocate(info)
-        if block is None:
-            return None
-        stack = OpenStack(info, block.pixels, now_s)
-        held = PendingStack(self._next_id, stack, block, waits_since_s=now_s, wanted=self._wanted(info))
-        self._next_id += 1
-        self._latest_nbytes = block.nbytes
-        self.count["stacks"] += 1
-        self.held[held.id] = self._filling[info.key] = held
-        return held
 
-    def _stop_filling(self, held: PendingStack) -> None:
-        if self._filling.get(held.stack.info.key) is held:
-            del self._filling[held.stack.info.key]
-            self._finished_keys.add(held.stack.info.key)
-
-    def _leave_memory(self, held: PendingStack) -> None:
-        held.place = "disk"
-        if held.block is not None:
-            self._ring.release(held.block)
-            held.block = None
+def _priority(stack: PendingStack) -> tuple[int, int]:
+    return stack.priority

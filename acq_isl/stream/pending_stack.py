@@ -1,35 +1,30 @@
-"""One stack on its way from the camera to its outcome, and the counts of all of them. Pure."""
+"""One stack on its way from the camera to its outcome: its states, and what may follow what. Pure."""
 
 from __future__ import annotations
 
-import heapq
-from collections import OrderedDict
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
 import numpy as np
 
-from acq_isl.stack import Refusal, Slice, StackKey, Unpredicted
+from acq_isl.stack import Prediction, Refusal, Slice, StackInfo, Unpredicted
 from acq_isl.stream.assembler import OpenStack
-from acq_isl.stream.messages import Refused, Wanted
-from acq_isl.stream.schedule import turn
+from acq_isl.stream.messages import Wanted
+from acq_isl.stream.schedule import priority
 from acq_isl.stream.shared_memory import Block
 from acq_isl.stream.spool import SpooledStack, SpoolReason
-
-_COUNTED_AS: dict[SpoolReason, str] = {"failed": "failed", "deadline": "expired", "cancelled": "cancelled"}
-Place = Literal["memory", "writing", "disk", "reading"]
 
 
 @dataclass(frozen=True, slots=True)
 class ClientCounts:
     """What became of everything that was put, so far.
 
-    Slices: ``captured`` taken over, ``duplicates`` seen twice or too late and ignored, ``sent`` (also
-    again after a restart), ``lost`` neither held nor on disk. Stacks: ``stacks`` begun, ``spooled``
-    written to disk, ``replayed`` read back from there, ``withdrawn`` from the engine for a newer one.
-    Outcomes, one of each stack and model: ``predicted``, ``refused``, ``unpredicted`` left on disk, of
+    Slices: ``captured`` taken over, ``duplicates`` seen twice or after their stack was drained and ignored,
+    ``sent`` (also again after a restart), ``lost`` neither held nor on disk. Stacks: ``stacks`` begun,
+    ``spooled`` written to disk, ``replayed`` read back from there, ``withdrawn`` from the engine for a newer
+    one. Outcomes, one of each stack and model: ``predicted``, ``refused``, ``unpredicted`` left on disk, of
     these ``failed``, ``expired`` after their deadline, ``cancelled``. ``reconnects`` counts engines that
     came back, ``bytes_copied`` the pixels copied in this process.
     """
@@ -53,236 +48,336 @@ class ClientCounts:
     spooled_for: tuple[tuple[SpoolReason, int], ...] = ()
 
 
-class RecentKeys:
-    """Keys of the latest stacks that take no slices any more."""
+class State(Enum):
+    """What a stack is waiting for.
 
-    def __init__(self, limit: int = 4096) -> None:
-        self._limit = limit
-        self._keys: OrderedDict[StackKey, None] = OrderedDict()
+    ::
 
-    def __contains__(self, key: StackKey) -> bool:
-        return key in self._keys
+        begun ─► WAITING ◄──take_back── AT_SERVER, RECALLED
+                  │ ▲ │ └──grant, claim──► AT_SERVER ──recall──► RECALLED
+             spill│ │ └─spill, if it has a file─► ON_DISK
+                  ▼ │not_stored                    ▲ │
+                SPILLING ──────────stored──────────┘ │load
+                    WAITING ◄─────loaded───── READING◄┘ ──not_loaded──► ON_DISK
 
-    def add(self, key: StackKey) -> None:
-        self._keys[key] = None
-        while len(self._keys) > self._limit:
-            self._keys.popitem(last=False)
+    Nobody waits for an answer any more (where the disk is busy, once it has finished)::
+
+        all models predicted or refused it ──────────────────────────────────────────► DONE
+        some did not, slices are missing ──► FINISHING ──last slice, close──► ENDING
+        some did not, complete or closed ──► ENDING ──store──► STORING ──stored, lose──► DONE
+                                             ENDING ──store, if it has a file──────────► DONE
+    """
+
+    WAITING = "for its turn, in memory"
+    AT_SERVER = "for answers; its slices are sent as they come"
+    RECALLED = "for the server to give it back, or for answers"
+    SPILLING = "for the disk to write it, so that it can leave the memory"
+    ON_DISK = "for its turn, on disk"
+    READING = "for the disk to read it back"
+    FINISHING = "for its last slices, to be kept on disk; no model is asked any more"
+    ENDING = "for its turn to be kept on disk"
+    STORING = "for the disk to keep it"
+    DONE = "for nothing: all its models have outcomes"
 
 
-@dataclass(slots=True, eq=False)
+_FILLING = (State.WAITING, State.AT_SERVER, State.FINISHING)
+_AT_SERVER = (State.AT_SERVER, State.RECALLED)
+_HERE = (State.WAITING, State.SPILLING, State.ON_DISK)
+
+
+class _Failure(NamedTuple):
+    """Why a model does not predict a stack, for the spool and in words."""
+
+    reason: SpoolReason
+    why: str
+
+
 class PendingStack:
     """One stack that some model has not answered for yet.
 
+    A method that is called in a state that does not allow it raises RuntimeError and changes nothing.
+
     Parameters
     ----------
-    id : int
+    id_ : int
         Number of the stack in this client, also on the wire and on disk.
-    stack : OpenStack
-    block : Block or None
-        Its memory; None while it is on disk only.
-    place : Place
-    credited : bool
-        Whether it may be sent to, or is at, the server.
-    sent : set of int
-        Slices handed to the socket since the server last asked.
-    copying : int
-        Slices that are being copied in right now.
-    path : Path or None
-        Its file in the spool.
-    ending : (SpoolReason, str) or None
-        Once set it goes to disk and becomes `Unpredicted`, for the reason in words.
-    waits_since_s : float
-        When its last slice came, on the client's monotonic clock.
+    info : StackInfo
+    block : Block
+        Its memory.
     wanted : Wanted
-    waits_for : list of str
-        Names of the models without an outcome, as they stand in messages.
-    failures : dict of name to (SpoolReason, str)
-        Models that will not predict it; that is told as soon as the stack is on disk for them.
-    cancelled : bool
-        Ends as soon as all its slices are here.
-    withdrawing : bool
-        The server was asked to give it back.
-    turn : (int, int)
-        What to sort stacks by, first come first.
+    now_s : float
+        On the client's monotonic clock.
     """
 
-    id: int
-    stack: OpenStack
-    block: Block | None
-    place: Place = "memory"
-    credited: bool = False
-    sent: set[int] = field(default_factory=set)
-    copying: int = 0
-    path: Path | None = None
-    ending: tuple[SpoolReason, str] | None = None
-    waits_since_s: float = 0.0
-    wanted: Wanted = field(default_factory=Wanted)
-    waits_for: list[str] = field(default_factory=list)
-    failures: dict[str, tuple[SpoolReason, str]] = field(default_factory=dict)
-    cancelled: bool = False
-    withdrawing: bool = False
-    turn: tuple[int, int] = field(init=False)
+    def __init__(self, id_: int, info: StackInfo, block: Block, wanted: Wanted, now_s: float) -> None:
+        self.id, self.info = id_, info
+        self.slices = OpenStack(info, block.pixels, now_s)
+        self.priority = priority(wanted.work, id_)
+        """What to sort stacks by, first come first."""
+        self._block: Block | None = block
+        self._path: Path | None = None
+        self._state = State.WAITING
+        self._wanted = wanted
+        self._waits_for = list(wanted.names)
+        self._failures: dict[str, _Failure] = {}
+        self._sent: set[int] = set()
+        self._copying = 0
+        self._lost = 0
 
-    def __post_init__(self) -> None:
-        self.waits_for = list(self.wanted.names)
-        self.turn = turn(self.wanted.work, self.id)
+    # ---- what can be asked of it
 
     @property
-    def settled(self) -> bool:
-        """Whether all models have predicted or refused it."""
-        return not self.waits_for and not self.failures
+    def state(self) -> State:
+        return self._state
 
     @property
-    def can_travel(self) -> bool:
-        """Whether it may be given credit."""
-        return self.ending is None and not self.cancelled and bool(self.waits_for)
-
-    def left_ms(self, now_s: float) -> float | None:
-        """What is left of its deadline; all of it until the last slice is here."""
-        deadline_ms = self.wanted.deadline_ms
-        if deadline_ms is None or not self.stack.complete:
-            return deadline_ms
-        return max(deadline_ms - (now_s - self.waits_since_s) * 1e3, 0.0)
+    def block(self) -> Block | None:
+        """Its memory, if it is not on disk only."""
+        return self._block
 
     @property
-    def with_disk(self) -> bool:
-        """Whether the spool's thread is using its memory."""
-        return self.place in ("writing", "reading")
-
-    def fits(self, slice_: Slice) -> bool:
-        """Whether a slice is of the kind that was announced."""
-        info = self.stack.info
-        same = slice_.pixels.shape == info.shape and slice_.pixels.dtype == np.uint16
-        return same and 0 <= slice_.z_index < info.planes
+    def path(self) -> Path | None:
+        """Its file in the spool."""
+        return self._path
 
     @property
-    def still_wanted(self) -> Wanted:
-        """What to ask the server for: models that have answered are not asked again."""
-        if len(self.waits_for) == len(self.wanted.names):
-            return self.wanted
-        return self.wanted.model_copy(update={"models": tuple(self.waits_for)})
+    def waits_for(self) -> tuple[str, ...]:
+        """Names of the models without an answer, as they stand in messages."""
+        return tuple(self._waits_for)
 
     @property
-    def incomplete(self) -> str:
-        """What is missing, in words."""
-        return f"only {len(self.stack.present)} of {self.stack.info.planes} slices were captured"
-
-    def overdue(self, now_s: float) -> bool:
-        """Whether it waits on our side beyond its deadline.
-
-        What the server has is its own business: only it knows whether a prediction was begun.
-        """
-        deadline_ms = self.wanted.deadline_ms
-        if deadline_ms is None or now_s - self.waits_since_s < deadline_ms / 1e3:
-            return False
-        return not self.credited and self.stack.complete and self.can_travel
+    def live(self) -> bool:
+        return self._wanted.work == "live"
 
     @property
-    def too_late(self) -> str:
-        """What it means that its deadline passed, in words."""
-        return f"no prediction was begun within {self.wanted.deadline_ms or 0:g} ms of its last slice"
+    def takes_slices(self) -> bool:
+        return self._state in _FILLING and not self.slices.complete
+
+    @property
+    def uses_credit(self) -> bool:
+        return self._state in (*_AT_SERVER, State.READING)
 
     @property
     def unsent(self) -> tuple[int, ...]:
         """Slices to send now."""
-        if not self.credited or self.place != "memory" or not self.can_travel:
+        if self._state is not State.AT_SERVER:
             return ()
-        return tuple(z for z in self.stack.present if z not in self.sent)
+        return tuple(z for z in self.slices.present if z not in self._sent)
+
+    @property
+    def still_wanted(self) -> Wanted:
+        """What to ask the server for: models that have answered are not asked again."""
+        if len(self._waits_for) == len(self._wanted.names):
+            return self._wanted
+        return self._wanted.model_copy(update={"models": self.waits_for})
+
+    @property
+    def lost(self) -> int:
+        """Slices that neither an engine nor the disk has."""
+        return self._lost
+
+    def left_ms(self, now_s: float) -> float | None:
+        """What is left of its deadline; all of it until the last slice is here."""
+        deadline_ms = self._wanted.deadline_ms
+        if deadline_ms is None or not self.slices.complete:
+            return deadline_ms
+        return max(deadline_ms - (now_s - self.slices.touched_s) * 1e3, 0.0)
+
+    def is_overdue(self, now_s: float) -> bool:
+        """Whether it waits here beyond its deadline; of what is at the server, only that knows."""
+        here = self._state in _HERE and bool(self._waits_for)
+        return here and self.slices.complete and self.left_ms(now_s) == 0.0
+
+    @property
+    def overdue_text(self) -> str:
+        return f"no prediction was begun within {self._wanted.deadline_ms or 0:g} ms of its last slice"
 
     def spooled(self, reason: SpoolReason) -> SpooledStack:
         """What goes to disk; shares the memory of the block."""
-        present = self.stack.present
+        present = self.slices.present
         # A complete stack is written without gathering its planes, that is, without a copy.
-        pixels = self.stack.pixels if self.stack.complete else self.stack.pixels[list(present)]
-        models = tuple(n for n in self.wanted.models if n in self.waits_for or n in self.failures)
-        return SpooledStack(self.id, self.stack.info, present, self.stack.captured_s, pixels, reason, models)
+        pixels = self.slices.pixels if self.slices.complete else self.slices.pixels[list(present)]
+        models = tuple(n for n in self._wanted.models if n in self._waits_for or n in self._failures)
+        return SpooledStack(self.id, self.info, present, self.slices.captured_s, pixels, reason, models)
 
-    def refusal(self, told: Refused) -> Refusal:
-        """A model's refusal of it, in the client's words."""
-        return Refusal(self.stack.info, told.reason, told.fix, told.model)
+    def unpredicted(self) -> list[tuple[SpoolReason, Unpredicted]]:
+        """Outcomes of the models that will not predict it, with the reason for the counts."""
+        where = str(self._path or "")
+        return [
+            (failure.reason, Unpredicted(self.info, failure.why, where, model))
+            for model, failure in self._failures.items()
+        ]
 
-    def unpredicted(self, where: str) -> list[tuple[tuple[str, ...], Unpredicted]]:
-        """What to count and to tell of the models that will not predict it, now that it lies ``where``."""
-        rest = dict.fromkeys(self.waits_for, self.ending or ("closed", ""))
-        told: list[tuple[tuple[str, ...], Unpredicted]] = []
-        for model, (reason, why) in (self.failures | rest).items():
-            counted_as = (_COUNTED_AS[reason],) if reason in _COUNTED_AS else ()
-            told.append((counted_as, Unpredicted(self.stack.info, why, where, model)))
-        return told
+    # ---- the camera
 
-    def blame(self, why: str) -> None:
-        """Add to the reasons, in words, why it is not even on disk."""
-        reason, before = self.ending or ("failed", "")
-        self.ending = reason, f"{before}; {why}".removeprefix("; ")
-        self.failures = {model: (r, f"{before}; {why}") for model, (r, before) in self.failures.items()}
+    def expect(self, slice_: Slice) -> bool:
+        """A slice is going to be copied in; False if it is not of the kind that was announced."""
+        same = slice_.pixels.shape == self.info.shape and slice_.pixels.dtype == np.uint16
+        if not (same and 0 <= slice_.z_index < self.info.planes):
+            return False
+        self._copying += 1
+        return True
 
+    def drop_expected(self) -> None:
+        """An expected slice could not be copied."""
+        self._copying -= 1
 
-def in_turn(stacks: Iterable[PendingStack]) -> list[PendingStack]:
-    """Those with slices to send now, those first that shall be predicted first."""
-    return sorted((held for held in stacks if held.credited and held.unsent), key=_turn)
+    def add(self, slice_: Slice, now_s: float) -> None:
+        """The pixels of an expected slice are in their place."""
+        self._copying -= 1
+        self.slices.mark(slice_.z_index, slice_.captured_s, now_s)
+        if self._state is State.FINISHING and self.slices.complete:
+            self._state = State.ENDING
 
+    # ---- the engine
 
-def in_flight(stacks: Iterable[PendingStack]) -> int:
-    """How much credit is used."""
-    return sum(held.credited for held in stacks)
+    def grant(self) -> None:
+        """It may be sent."""
+        self._become(State.AT_SERVER, only_from=(State.WAITING,))
 
+    def claim(self) -> None:
+        """The server says that it has all of it, from an earlier connection."""
+        self._become(State.AT_SERVER, only_from=(State.WAITING,))
+        self._sent.update(self.slices.present)
 
-def to_grant(stacks: Iterable[PendingStack], free: int) -> list[PendingStack]:
-    """The stacks that have their turn while ``free`` credit lasts."""
-    if free <= 0:
-        return []  # thousands may wait, and this is asked for every slice
-    waiting = (held for held in stacks if not held.credited and held.can_travel)
-    return heapq.nsmallest(free, waiting, key=_turn)
+    def note_sent(self, z_index: int) -> bool:
+        """A slice was handed to the socket; False if the server is to forget it again."""
+        if self._state not in _AT_SERVER:
+            return False
+        self._sent.add(z_index)
+        return True
 
+    def recall(self) -> bool:
+        """Ask for it back, once; False if it is not all at the server."""
+        if self._state is not State.AT_SERVER or not self.slices.complete or self.unsent:
+            return False
+        self._state = State.RECALLED
+        return True
 
-def to_withdraw(stacks: Collection[PendingStack], credit: int) -> list[PendingStack]:
-    """Stacks at the server that shall give way to a live one that is complete and newer.
+    def take_back(self) -> bool:
+        """The server does not have it any more; False if it was not there."""
+        if self._state not in _AT_SERVER:
+            return False
+        self._sent.clear()
+        self._state = State.WAITING
+        return True
 
-    The server gives back those that it has not begun; each is asked for once.
-    """
-    there = [held for held in stacks if held.credited]
-    if len(there) < credit:
-        return []
-    idle = (held for held in stacks if held.place == "memory" and not held.credited and held.can_travel)
-    newest = min((held for held in idle if held.stack.complete), key=_turn, default=None)
-    if newest is None or newest.wanted.work != "live":
-        return []
-    asked = [
-        held
-        for held in there
-        if held.turn > newest.turn and held.stack.complete and not (held.withdrawing or held.unsent)
-    ]
-    for held in asked:
-        held.withdrawing = True
-    return asked
+    def answer(self, outcome: Prediction | Refusal) -> bool:
+        """A model has answered; False if that does not count as its answer.
 
+        One that had answered before is not heard again, and nobody can know a stack before its last slice.
+        """
+        if outcome.model not in self._waits_for:
+            return False
+        if not self.slices.complete:
+            said = f": {outcome.reason}" if isinstance(outcome, Refusal) else ""
+            self.fail(outcome.model, "failed", f"the engine answered before it had the whole stack{said}")
+            return False
+        self._waits_for.remove(outcome.model)
+        self._proceed()
+        return True
 
-def take_back(held: PendingStack) -> None:
-    """A stack is not at the server any more."""
-    held.credited = held.withdrawing = False
-    held.sent.clear()
+    def fail(self, model: str, reason: SpoolReason, why: str) -> None:
+        """A model will not predict it; the others may."""
+        if model in self._waits_for:
+            self._waits_for.remove(model)
+            self._failures[model] = _Failure(reason, why)
+            self._proceed()
 
+    def give_up(self, reason: SpoolReason, why: str) -> bool:
+        """Ask no model any more; missing slices may still come. Whether the server has to forget it."""
+        at_server = bool(self._sent and self._waits_for)
+        for model in self._waits_for:
+            self._failures[model] = _Failure(reason, why)
+        self._waits_for.clear()
+        self._proceed()
+        return at_server
 
-def engine_lost(stacks: Iterable[PendingStack], server_has: frozenset[int] = frozenset()) -> list[int]:
-    """Take back all credit, but for complete stacks that the server has; which of those are unwanted."""
-    kept = set()
-    for held in stacks:
-        take_back(held)
-        if held.id in server_has and held.stack.complete and held.can_travel:
-            kept.add(held.id)
-            held.credited = True
-            held.sent.update(held.stack.present)
-    return sorted(server_has - kept)
+    def close(self, reason: SpoolReason, why: str) -> bool:
+        """Ask no model and take no slice any more; as `give_up`, but a stack with gaps ends as incomplete."""
+        if self.slices.complete or self._state not in _FILLING:
+            return self.give_up(reason, why)
+        gaps = f"only {len(self.slices.present)} of {self.info.planes} slices were captured"
+        for model, failure in self._failures.items():
+            self._failures[model] = _Failure("incomplete", f"{failure.why}; {gaps}")
+        at_server = self.give_up("incomplete", gaps)
+        self._become(State.ENDING, only_from=(State.FINISHING,))
+        return at_server
 
+    # ---- the disk
 
-def to_leave(stacks: Collection[PendingStack]) -> list[PendingStack]:
-    """Complete stacks that wait in memory, those first that can leave it best; none while one does."""
-    if any(held.place == "writing" for held in stacks):
-        return []
-    here = (held for held in stacks if held.place == "memory" and not held.credited and held.ending is None)
-    idle = [held for held in here if held.stack.complete and not held.copying]
-    return sorted(idle, key=_turn, reverse=True)
+    def spill(self) -> bool:
+        """Leave the memory; True if it has to be written first."""
+        if not self.slices.complete:
+            raise RuntimeError(f"stack {self.info.key} cannot leave the memory: it is still being captured")
+        self._become(State.SPILLING if self._path is None else State.ON_DISK, only_from=(State.WAITING,))
+        return self._path is None
 
+    def load(self, block: Block) -> None:
+        """It is going to be read back into memory."""
+        self._become(State.READING, only_from=(State.ON_DISK,))
+        self._block, self.slices.pixels = block, block.pixels
 
-def _turn(held: PendingStack) -> tuple[int, int]:
-    return held.turn
+    def loaded(self) -> None:
+        self._become(State.WAITING, only_from=(State.READING,))
+        self._proceed()
+
+    def not_loaded(self) -> None:
+        """The disk had no time to read it."""
+        self._become(State.ON_DISK, only_from=(State.READING,))
+        self._proceed()
+
+    def store(self) -> SpoolReason | None:
+        """Begin to keep it on disk, for the reason given; None if that has to wait or is not needed."""
+        if self._state is not State.ENDING or self._copying:
+            return None
+        if self._path is not None or not self.slices.present:
+            self._state = State.DONE
+            return None
+        self._state = State.STORING
+        return next(reversed(self._failures.values())).reason
+
+    def stored(self, path: Path) -> None:
+        """It is on disk."""
+        after = State.ON_DISK if self._state is State.SPILLING else State.DONE
+        self._become(after, only_from=(State.SPILLING, State.STORING))
+        self._path = path
+        self._proceed()
+
+    def not_stored(self) -> None:
+        """The disk has not taken it, and may be asked again."""
+        after = State.WAITING if self._state is State.SPILLING else State.ENDING
+        self._become(after, only_from=(State.SPILLING, State.STORING))
+        self._proceed()
+
+    def lose(self, why: str) -> None:
+        """The disk does not have it, for a reason in words: unless all models have answered, it is lost."""
+        self._become(State.DONE, only_from=(State.READING, State.STORING))
+        if self._waits_for or self._failures:
+            self.give_up("failed", why)
+            self._failures = {
+                model: f if f.why == why else _Failure(f.reason, f"{f.why}; {why}")
+                for model, f in self._failures.items()
+            }
+            self._lost = len(self.slices.present)
+
+    def leave_memory(self) -> Block | None:
+        """The memory that it does not need any more."""
+        if self._state not in (State.ON_DISK, State.DONE):
+            return None
+        block, self._block = self._block, None
+        return block
+
+    def _proceed(self) -> None:
+        """Go where the answers say, once all are here and the disk does not use its memory."""
+        if self._waits_for or self._state not in (State.WAITING, State.ON_DISK, *_AT_SERVER):
+            return
+        if not self._failures:
+            self._state = State.DONE
+        else:
+            self._state = State.ENDING if self.slices.complete else State.FINISHING
+
+    def _become(self, state: State, *, only_from: tuple[State, ...]) -> None:
+        if self._state not in only_from:
+            raise RuntimeError(f"stack {self.info.key} cannot become {state.name}: it is {self._state.name}")
+        self._state = state

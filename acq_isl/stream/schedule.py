@@ -26,7 +26,7 @@ LIVE_IN_A_ROW = 8
 Id = TypeVar("Id", bound=Hashable)
 
 
-def turn(work: Work, number: int) -> tuple[int, int]:
+def priority(work: Work, number: int) -> tuple[int, int]:
     """What to sort stacks of one client by, first come first: live before bulk, latest live, oldest bulk."""
     return (0, -number) if work == "live" else (1, number)
 
@@ -135,7 +135,7 @@ class Schedule(Generic[Id]):
         return first.id
 
     def _order(self, ticket: Ticket[Id]) -> tuple[int, int, str, int]:
-        class_, number = turn(ticket.work, ticket.number)
+        class_, number = priority(ticket.work, ticket.number)
         return class_, self._served.get((ticket.client, ticket.work), 0), ticket.client, number
 
     def _forget_absent(self) -> None:

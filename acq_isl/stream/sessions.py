@@ -206,11 +206,11 @@ class Sessions:
             session.answers.pop((stack, model), None)
 
     def forget(self, identity: bytes, stack: int) -> list[Job]:
-        """The client wants no answers of a stack any more; its jobs, to be taken off the schedule."""
+        """The client wants no answers of a stack for now; its jobs, to be taken off the schedule."""
         session = self._session(identity)
         if session is None:
             return []
-        session.assembler.drop(stack)
+        session.assembler.forget(stack)
         session.models.pop(stack, None)
         jobs = [job for job in session.jobs.values() if job.stack == stack]
         for kept in (session.jobs, session.answers):
@@ -226,11 +226,8 @@ class Sessions:
         return [job for job in session.jobs.values() if job.stack == stack]
 
     def withdraw(self, identity: bytes, stack: int) -> list[Frame]:
-        """Forget a stack of which no job was begun, so that it can be sent again; what to tell its client."""
+        """Forget a stack of which no job was begun; what to tell its client."""
         self.forget(identity, stack)
-        session = self._session(identity)
-        if session is not None:
-            session.assembler.forget(stack)
         return encode(Withdrawn(stack=stack))
 
     def leave(self, identity: bytes) -> list[Job]:

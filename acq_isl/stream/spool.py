@@ -189,35 +189,34 @@ class Spool:
             raise StorageError(f"the spooled stack {path} cannot be removed: {error}") from error
 
 
-class SpoolWorker:
+class SpoolThread:
     """One thread that reads and writes the spool, so that nobody else waits for the disk.
 
     Parameters
     ----------
     limit : int
-        Jobs that may wait. `submit` refuses more, and counts what it refused.
+        Jobs that may wait; `submit` refuses more.
     """
 
     def __init__(self, limit: int = 64) -> None:
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(limit + 1)
         self._limit = limit
         self._thread = threading.Thread(target=self._run, name="acq-isl spool", daemon=True)
-        self.refused = 0
 
-    def __enter__(self) -> SpoolWorker:
+    def __enter__(self) -> SpoolThread:
         self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """End after the jobs that wait."""
         self._jobs.put(None, timeout=60)
         self._thread.join(timeout=60)
 
     def submit(self, job: Callable[[], None]) -> bool:
-        """Have a job done, in order; False (and counted) if too many wait. The job must not raise."""
+        """Have a job done, in order; False if too many wait. The job must not raise."""
         if self._jobs.qsize() >= self._limit:
-            self.refused += 1
             return False
         self._jobs.put_nowait(job)
         return True

@@ -22,18 +22,21 @@ from acq_isl.stack import Outcome, Prediction, Refusal, Slice, StackInfo, StackK
 from acq_isl.stream import sessions
 from acq_isl.stream.client import ClientSettings, EngineClient
 from acq_isl.stream.client_thread import Patience
-from acq_isl.stream.codec import Frame, decode, encode, slice_frames
+from acq_isl.stream.codec import Frame, decode, encode, result_of, slice_frames
 from acq_isl.stream.connection import ConnectionSettings
 from acq_isl.stream.messages import (
     Alive,
     Beat,
     Bye,
     Done,
+    Expired,
     Failed,
     Hello,
     MemoryOffer,
     Message,
+    Refused,
     Result,
+    SliceSent,
     Welcome,
 )
 from acq_isl.stream.model_registry import ServedModel
@@ -614,34 +617,145 @@ def test_too_many_clients_are_told_so() -> None:
         wait_until(lambda: isinstance(second.ask(other), Welcome))
 
 
-def welcome_all(router: zmq.Socket[bytes]) -> None:
-    """Answer the greetings that have arrived, and nothing else."""
-    while router.poll(0):
-        identity, *frames = router.recv_multipart()
-        hello, _ = decode(frames)
-        if isinstance(hello, Hello):
-            welcome = Welcome(attempt=hello.attempt, credit=1, models=(ServedModel(MeanEngine()).offer,))
-            router.send_multipart([identity, *encode(welcome)])
+class LyingServer:
+    """Greets, and answers the first slice of every stack at once, if it answers at all."""
+
+    def __init__(self, answer: str) -> None:
+        self.answer = answer
+        self.answered: set[int] = set()
+        self.confirmed: set[int] = set()
+
+    def __enter__(self) -> LyingServer:
+        self.context = zmq.Context()
+        self.router = self.context.socket(zmq.ROUTER)
+        self.router.setsockopt(zmq.LINGER, 0)
+        self.endpoint = f"tcp://127.0.0.1:{self.router.bind_to_random_port('tcp://127.0.0.1')}"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.context.destroy(linger=0)
+
+    def serve(self) -> None:
+        """Answer what has arrived."""
+        while self.router.poll(0):
+            identity, *frames = self.router.recv_multipart()
+            message, _ = decode(frames)
+            match message:
+                case Hello(attempt=attempt):
+                    offer = ServedModel(MeanEngine()).offer
+                    self.say(identity, encode(Welcome(attempt=attempt, credit=2, models=(offer,))))
+                case SliceSent(stack=stack) if self.answer and stack not in self.answered:
+                    self.answered.add(stack)
+                    self.say(identity, self.lie(message))
+                case Done(stack=stack):
+                    self.confirmed.add(stack)
+
+    def say(self, identity: bytes, frames: list[Frame]) -> None:
+        self.router.send_multipart([identity, *frames])
+
+    def lie(self, sent: SliceSent) -> list[Frame]:
+        match self.answer:
+            case "refused":
+                return encode(Refused(stack=sent.stack, reason="I do not like it", fix=""))
+            case "failed":
+                return encode(Failed(stack=sent.stack, reason="I cannot"))
+            case "late":
+                return encode(Expired(stack=sent.stack))
+        plane = np.zeros((1, *sent.info.shape), np.float32)
+        return result_of(sent.stack, Prediction(sent.info, ("nuclei",), plane, plane, "", "", ""), 0.0)
+
+
+@pytest.mark.parametrize("lie", ["refused", "failed", "late", "predicted"])
+def test_an_answer_before_the_last_slice_loses_none(folder: Path, lie: str) -> None:
+    with (
+        LyingServer(lie) as server,
+        EngineClient(server.endpoint, spool=Spool(folder), settings=client_settings()) as client,
+    ):
+        wait_until(lambda: server.serve() or client.connected)
+        for stack in range(4):
+            client.put(slice_of(stack, 0))
+            wait_until(lambda n=stack: server.serve() or n in server.confirmed)  # type: ignore[misc]
+            for z in range(1, PLANES):
+                client.put(slice_of(stack, z))
+        outcomes = client.drain(20)
+        counts = client.counts
+    assert [type(outcome) for outcome in outcomes] == [Unpredicted] * 4
+    assert all(
+        Spool(folder).read(Path(one.where)).complete for one in outcomes if isinstance(one, Unpredicted)
+    )
+    assert (counts.captured, counts.duplicates, counts.lost, counts.spooled) == (4 * PLANES, 0, 0, 4)
+
+
+def test_a_stack_that_the_server_does_not_take_is_whole_on_disk(folder: Path) -> None:
+    limits = SessionLimits(stack_bytes=STACK_BYTES - 1)
+    with (
+        EngineServer([ServedModel(MeanEngine())], ANY_PORT, ServerSettings(limits=limits)) as server,
+        EngineClient(server.endpoint, spool=Spool(folder), settings=client_settings()) as client,
+    ):
+        wait_until(lambda: client.connected)
+        for stack in range(4):
+            client.put(slice_of(stack, 0))
+            wait_until(lambda n=stack: client.counts.sent > n)  # type: ignore[misc]
+            for z in range(1, PLANES):
+                client.put(slice_of(stack, z))
+        outcomes = client.drain(20)
+        counts = client.counts
+    assert ["larger than this server takes" in one.reason for one in outcomes] == [True] * 4  # type: ignore[union-attr]
+    assert [Spool(folder).read(path).present for path in Spool(folder).list()] == [(0, 1, 2)] * 4
+    assert (counts.captured, counts.duplicates, counts.lost) == (4 * PLANES, 0, 0)
+
+
+def test_a_stack_that_cannot_be_sent_is_whole_on_disk(folder: Path) -> None:
+    odd = replace(info(), key=StackKey(0, "a position with a very long name" * 10, "Phase"))
+    with connected(MeanEngine(), folder) as client:
+        for z in range(PLANES):
+            client.put(replace(slice_of(0, z), info=odd))
+            wait_until(lambda: not any(s.unsent for s in client._queue._stacks.values()))
+        (outcome,) = client.drain(20)
+        assert client.counts.duplicates == 0
+    assert isinstance(outcome, Unpredicted) and "limited" in outcome.reason
+    assert Spool(folder).read(Path(outcome.where)).complete
+
+
+def test_hundreds_of_stacks_may_be_open_at_once(folder: Path) -> None:
+    """As when z is the outermost axis: every position's first slice comes before any second one."""
+    with connected(MeanEngine(), folder, memory_bytes=320 * BLOCK_BYTES) as client:
+        for z in range(PLANES):
+            for position in range(300):
+                key = StackKey(0, f"position {position}", "Phase")
+                client.put(replace(slice_of(0, z), info=replace(info(), key=key)))
+        outcomes = client.drain(60)
+        counts = client.counts
+    assert [type(outcome) for outcome in outcomes] == [Prediction] * 300
+    assert (counts.captured, counts.duplicates, counts.lost) == (300 * PLANES, 0, 0)
+
+
+def test_a_slice_after_its_stack_timed_out_is_lost_loudly(folder: Path) -> None:
+    with connected(MeanEngine(), folder, patience=Patience(stack_timeout_s=0.05)) as client:
+        put_stack(client, 0, planes=1)
+        outcomes: list[Outcome] = []
+        wait_until(lambda: outcomes.extend(client.poll()) or outcomes)
+        client.put(slice_of(0, 0))
+        client.put(slice_of(0, 1))
+        with pytest.raises(SliceLost, match="1 captured slice "):
+            client.drain(20)
+        assert (client.counts.duplicates, client.counts.lost) == (1, 1)
 
 
 def test_a_server_that_falls_silent_is_noticed(folder: Path) -> None:
     """It takes messages but answers none: no broken connection tells, only the missing heartbeat."""
-    context = zmq.Context()
-    router = context.socket(zmq.ROUTER)
-    router.setsockopt(zmq.LINGER, 0)
-    port = router.bind_to_random_port("tcp://127.0.0.1")
-    try:
-        settings = client_settings(link=replace(QUICK, silence_s=1.0))
-        with EngineClient(f"tcp://127.0.0.1:{port}", spool=Spool(folder), settings=settings) as client:
-            wait_until(lambda: welcome_all(router) or client.connected)
-            put_stack(client, 0)
-            wait_until(lambda: not client.connected)
-            assert "silent" in client.transport
-            (outcome,) = client.drain(0.0)
-            assert isinstance(outcome, Unpredicted)
-            assert Path(outcome.where).exists()
-    finally:
-        context.destroy(linger=0)
+    settings = client_settings(link=replace(QUICK, silence_s=1.0))
+    with (
+        LyingServer("") as server,
+        EngineClient(server.endpoint, spool=Spool(folder), settings=settings) as client,
+    ):
+        wait_until(lambda: server.serve() or client.connected)
+        put_stack(client, 0)
+        wait_until(lambda: not client.connected)
+        assert "silent" in client.transport
+        (outcome,) = client.drain(0.0)
+        assert isinstance(outcome, Unpredicted)
+        assert Path(outcome.where).exists()
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precon
 from acq_isl.stack import Outcome, Prediction, Refusal, Slice, StackInfo, StackKey, Unpredicted
 from acq_isl.stream.messages import Wanted
 from acq_isl.stream.pending_queue import PendingQueue
-from acq_isl.stream.pending_stack import PendingStack, engine_lost, to_withdraw
+from acq_isl.stream.pending_stack import PendingStack, State
 from acq_isl.stream.shared_memory import SharedMemory
 
 PLANES, SHAPE, CREDIT = 2, (2, 3), 2
@@ -38,15 +38,19 @@ def predicted(info: StackInfo, model: str) -> Prediction:
     return Prediction(info, ("nuclei",), plane, plane, "ab", "mean 1", "fake", model=model)
 
 
-class OutboxMachine(RuleBasedStateMachine):
+class PendingQueueMachine(RuleBasedStateMachine):
     stacks = Bundle("stacks")
 
     def __init__(self) -> None:
         super().__init__()
-        self.ring = SharedMemory(MEMORY_BYTES, shared=False)
-        self.free_bytes = self.ring.free_bytes
-        self.box = PendingQueue(self.ring, lambda info: WANTED[info.key.time % len(WANTED)])
+        self.memory = SharedMemory(MEMORY_BYTES, shared=False)
+        self.free_bytes = self.memory.free_bytes
         self.now_s = 0.0
+        self.queue = PendingQueue(
+            self.memory, lambda info: WANTED[info.key.time % len(WANTED)], lambda: self.now_s
+        )
+        self.outcomes: list[Outcome] = []
+        self.accepted: set[tuple[int, int]] = set()
         self.begun: set[int] = set()
         self.connected = True
         self.at_server: dict[int, set[str]] = {}  # complete stacks and the models that have not answered
@@ -66,7 +70,7 @@ class OutboxMachine(RuleBasedStateMachine):
     def capture(self, number: int) -> int:
         for z in range(PLANES):
             self.put(number, z)
-        self.courier()
+        self.one_round()
         return number
 
     @rule(number=stacks)
@@ -75,42 +79,56 @@ class OutboxMachine(RuleBasedStateMachine):
 
     def put(self, number: int, z: int) -> None:
         slice_ = Slice(info_of(number), z, np.zeros(SHAPE, np.uint16), self.now_s)
-        held = self.box.accept(slice_, self.now_s)
-        if held is not None:
+        before = self.queue.counts
+        self.queue.put(slice_)
+        after = self.queue.counts
+        if after.captured > before.captured:
             self.begun.add(number)
-            self.box.landed(held, slice_, self.now_s)
+            self.accepted.add((number, z))
+        one_of = (after.captured, after.duplicates, after.lost)
+        assert sum(one_of) == sum((before.captured, before.duplicates, before.lost)) + 1
 
     # ---- the way to the engine
 
-    def courier(self) -> None:
-        """One round of the courier, in its order."""
+    def one_round(self) -> None:
+        """One round of the client's thread, in its order."""
         if self.connected:
             self.send()
-        self.keep("")
+        self.keep(no_engine=False)
 
     @rule()
     def rounds(self) -> None:
-        self.courier()
+        self.one_round()
 
     def send(self) -> None:
-        self.disk += self.box.grant(CREDIT)
-        for stack in self.box.unwanted:
-            self.at_server.pop(stack, None)
-        self.box.unwanted = []
-        for held in list(self.box.held.values()):
-            if held.unsent:
-                held.sent.update(held.unsent)
-                if len(held.sent) == PLANES:
-                    names = held.still_wanted.names
-                    assert held.id not in self.at_server, "sent twice"
-                    assert not self.computed & {(held.id, name) for name in names}, "predicted twice"
-                    self.at_server[held.id] = set(names)
+        plan = self.queue.plan(CREDIT)
+        self.disk += plan.read
+        for id_ in plan.forget:
+            self.at_server.pop(id_, None)
+        for stack in plan.recall:
+            busy = self.working is not None and self.working[0] == stack.id
+            if stack.id in self.at_server and not busy:
+                del self.at_server[stack.id]
+                self.queue.give_back(stack.id)
+        for stack, z in plan.slices:
+            self.queue.sent(stack, z)
+            if stack.slices.complete and not stack.unsent:
+                names = stack.still_wanted.names
+                assert stack.id not in self.at_server, "sent twice"
+                assert not self.computed & {(stack.id, name) for name in names}, "predicted twice"
+                self.at_server[stack.id] = set(names)
         assert len(self.at_server) <= CREDIT
-        for held in to_withdraw(self.box.held.values(), CREDIT):
-            busy = self.working is not None and self.working[0] == held.id
-            if held.id in self.at_server and not busy:
-                del self.at_server[held.id]
-                self.box.withdrawn(held.id)
+
+    @precondition(lambda self: self.connected)
+    @rule(data=st.data(), answer=st.sampled_from(["predicted", "refused", "failed"]))
+    def lie(self, data: st.DataObject, answer: str) -> None:
+        """A peer answers for a stack that it does not have whole."""
+        partly = [stack for stack in self.queue._filling.values() if stack.unsent or stack.slices.present]
+        if not partly:
+            return
+        stack = data.draw(st.sampled_from(partly))
+        model = data.draw(st.sampled_from(stack.waits_for or ("",)))
+        self.reply(stack, answer, model)
 
     @precondition(lambda self: self.connected and self.at_server and self.working is None)
     @rule(data=st.data())
@@ -128,35 +146,38 @@ class OutboxMachine(RuleBasedStateMachine):
         self.at_server[stack].remove(model)
         if not self.at_server[stack]:
             del self.at_server[stack]
-        held = self.box.held.get(stack)
-        if held is None:
+        pending = self.queue.find(stack)
+        if pending is None:
             return
         if answer in ("predicted", "refused"):
             self.computed.add((stack, model))
+        self.reply(pending, answer, model)
+
+    def reply(self, stack: PendingStack, answer: str, model: str) -> None:
         match answer:
             case "predicted":
-                self.box.settle(held, predicted(held.stack.info, model))
+                self.queue.answer(stack, predicted(stack.info, model))
             case "refused":
-                self.box.settle(held, Refusal(held.stack.info, "", "", model))
+                self.queue.answer(stack, Refusal(stack.info, "", "", model))
             case "failed":
-                self.box.fail(held, model, "failed", "a bug")
+                self.queue.fail(stack, model, "failed", "a bug")
             case _:
-                self.box.fail(held, model, "deadline", "too late")
+                self.queue.fail(stack, model, "deadline", "too late")
 
     @precondition(lambda self: self.connected and self.at_server and self.working is None)
     @rule(data=st.data(), answer=st.sampled_from(["predicted", "predicted", "refused", "failed", "deadline"]))
     def predict(self, data: st.DataObject, answer: str) -> None:
         self.take_up(data)
         self.answer(answer)
-        self.courier()
+        self.one_round()
 
     @rule(remembers=st.booleans())
     def lose_engine(self, remembers: bool) -> None:
         """The connection breaks, and with ``remembers`` the same server greets again."""
-        engine_lost(self.box.held.values())
+        self.queue.lose_engine()
         self.connected = False
         if remembers:
-            self.box.unwanted = engine_lost(self.box.held.values(), frozenset(self.at_server))
+            self.queue.find_engine(frozenset(self.at_server), again=True)
             self.connected = True
         else:
             self.at_server, self.working = {}, None
@@ -171,101 +192,102 @@ class OutboxMachine(RuleBasedStateMachine):
         """No engine for so long that stacks go to disk, and come back when it does."""
         self.lose_engine(remembers=False)
         for _ in range(3):
-            self.keep("no engine")
+            self.keep(no_engine=True)
             while self.disk:
                 self.use_disk(works=True)
         self.find_engine()
-        self.courier()
+        self.one_round()
         while self.disk:
             self.use_disk(works=True)
-        self.courier()
+        self.one_round()
 
     # ---- giving up
 
     @rule(number=stacks)
     def cancel(self, number: int) -> None:
-        self.box.cancel(info_of(number).key)
+        self.queue.cancel(info_of(number).key)
 
     @rule(seconds=st.floats(0.5, 4.0))
     def wait(self, seconds: float) -> None:
         self.now_s += seconds
-        self.box.expire(self.now_s, timeout_s=6.0)
+        self.queue.expire(6.0)
 
     # ---- the disk
 
     @precondition(lambda self: not self.connected)
     @rule()
     def spill(self) -> None:
-        self.keep("no engine")
+        self.keep(no_engine=True)
 
-    def keep(self, pressed: str) -> None:
-        self.disk += self.box.to_end()
-        reason = "no engine" if pressed else self.box.to_spill(None, self.now_s, 5.0)
-        spilled = self.box.spill(reason) if reason is not None else None
-        if spilled is not None:
-            self.disk.append(spilled)
+    def keep(self, *, no_engine: bool) -> None:
+        self.disk += [stack for stack, _ in self.queue.to_write(no_engine=no_engine, may_spill=True)]
         self.sweep()
 
     @precondition(lambda self: self.disk)
-    @rule(works=st.booleans())
-    def use_disk(self, works: bool) -> None:
-        held = self.disk.pop(0)
-        if held.place == "writing":
+    @rule(works=st.booleans(), has_time=st.booleans())
+    def use_disk(self, works: bool, has_time: bool = True) -> None:
+        stack = self.disk.pop(0)
+        why = "disk full" if has_time else None
+        if stack.state is State.READING:
             if works:
-                path = Path(f"{held.id}.tif")
-                self.files.add(path)
-                self.box.written(held, path, "no engine")
+                self.queue.loaded(stack)
             else:
-                self.box.not_written(held, "disk full")
+                self.queue.not_loaded(stack, None)
         elif works:
-            self.box.read(held)
+            path = Path(f"{stack.id}.tif")
+            self.files.add(path)
+            present = stack.spooled("failed").present
+            assert present == tuple(z for z in range(PLANES) if (stack.info.key.time, z) in self.accepted)
+            self.queue.stored(stack, path, "no engine")
         else:
-            self.box.not_read(held)
+            self.queue.not_stored(stack, why)
         self.sweep()
 
     def sweep(self) -> None:
-        spare, self.box.spare = self.box.spare, []
-        self.files -= set(spare)
+        self.files -= set(self.queue.unneeded_files())
 
     # ---- what must be true
 
     @invariant()
     def one_outcome_each(self) -> None:
-        told = [(one.info.key.time, one.model) for one in self.box.outcomes]
+        self.outcomes += self.queue.poll()
+        told = [(one.info.key.time, one.model) for one in self.outcomes]
         assert len(set(told)) == len(told)
         open_ = {
-            (held.stack.info.key.time, model) for held in self.box.held.values() for model in held.waits_for
+            (stack.info.key.time, model) for stack in self.queue._stacks.values() for model in stack.waits_for
         }
         assert not open_ & set(told)
 
     @invariant()
     def counts_add_up(self) -> None:
-        counts = self.box.counts
-        assert counts.predicted + counts.refused + counts.unpredicted == len(self.box.outcomes)
+        counts = self.queue.counts
+        self.outcomes += self.queue.poll()
+        assert counts.predicted + counts.refused + counts.unpredicted == len(self.outcomes)
 
     def teardown(self) -> None:
-        self.box.end_all("closed", "closed", incomplete_only=False)
+        self.queue.close_all("closed", "closed")
         for _ in range(1000):
-            if not self.box.held:
+            if self.queue.empty:
                 break
-            self.keep("no engine")
+            self.keep(no_engine=True)
             if self.disk:
                 self.use_disk(True)
         self.sweep()
-        told = {(one.info.key.time, one.model): one for one in self.box.outcomes}
+        self.outcomes += self.queue.poll()
+        told = {(one.info.key.time, one.model): one for one in self.outcomes}
         wanted = {(n, name) for n in self.begun for name in WANTED[n % len(WANTED)].names}
         assert set(told) == wanted, "every stack that was begun has its outcomes"
         waits = {Path(one.where) for one in told.values() if self.is_kept(one)}
         assert waits == self.files, "what is not predicted is on disk, and nothing else"
-        assert self.ring.free_bytes == self.free_bytes
-        self.ring.close()
+        assert self.memory.free_bytes == self.free_bytes
+        self.memory.close()
 
     def is_kept(self, outcome: Outcome) -> bool:
         if not isinstance(outcome, Unpredicted):
             return False
-        assert outcome.where or self.box.count["lost"], outcome
+        assert outcome.where or self.queue.counts.lost, outcome
         return bool(outcome.where)
 
 
-TestOutbox = OutboxMachine.TestCase
-TestOutbox.settings = settings(max_examples=80, stateful_step_count=60, deadline=None)
+TestPendingQueue = PendingQueueMachine.TestCase
+TestPendingQueue.settings = settings(max_examples=80, stateful_step_count=60, deadline=None)

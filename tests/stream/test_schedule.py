@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acq_isl.stream.messages import Work
-from acq_isl.stream.schedule import LIVE_IN_A_ROW, Schedule, ScheduleCounts, Ticket, turn
+from acq_isl.stream.schedule import LIVE_IN_A_ROW, Schedule, ScheduleCounts, Ticket, priority
 
 CLIENTS = ("a", "b", "c")
 WORKS: tuple[Work, ...] = ("live", "bulk")
@@ -149,7 +149,7 @@ def check_taken(id_: int | None, waiting: dict[int, Ticket[int]], gone: dict[int
     gone[id_] = "taken"
     assert ticket.due_s > now_s, "too late"
     rivals = [one for one in ready if (one.client, one.work) == (ticket.client, ticket.work)]
-    assert ticket == min(rivals, key=lambda one: turn(one.work, one.number))
+    assert ticket == min(rivals, key=lambda one: priority(one.work, one.number))
 
 
 @given(st.lists(st.tuples(st.sampled_from(CLIENTS), st.sampled_from(WORKS)), min_size=1, max_size=60))

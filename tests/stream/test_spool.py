@@ -11,7 +11,7 @@ import tifffile
 
 from acq_isl.errors import StorageError
 from acq_isl.stack import StackInfo, StackKey
-from acq_isl.stream.spool import Spool, SpooledStack, SpoolWorker
+from acq_isl.stream.spool import Spool, SpooledStack, SpoolThread
 
 KEY = StackKey(2, "A1/003 µ", "Phase")
 INFO = StackInfo(KEY, (0.0, 1.5, 3.0), (16, 24), 0.325, 10.0, -4.0, 8.0, "phase contrast", "dark")
@@ -116,7 +116,7 @@ def test_a_file_that_is_gone_is_a_storage_error(tmp_path: Path) -> None:
 
 def test_the_worker_does_jobs_in_order_and_refuses_too_many() -> None:
     gate, done = threading.Event(), []
-    with SpoolWorker(limit=2) as worker:
+    with SpoolThread(limit=2) as worker:
         started = threading.Event()
 
         def first() -> None:
@@ -130,12 +130,11 @@ def test_the_worker_does_jobs_in_order_and_refuses_too_many() -> None:
         assert not worker.submit(lambda: done.append(3))
         gate.set()
     assert done == [1, 2]
-    assert worker.refused == 1
 
 
 def test_a_failing_job_does_not_stop_the_worker(caplog: pytest.LogCaptureFixture) -> None:
     done = threading.Event()
-    with SpoolWorker() as worker:
+    with SpoolThread() as worker:
         worker.submit(lambda: 1 / 0)  # type: ignore[arg-type, return-value]
         worker.submit(done.set)
     assert done.is_set()
