@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from acq_isl.compatibility import Refuse, Resample, check
 from acq_isl.engines.model_file import ModelInfo, read_model
 from acq_isl.engines.onnx import OnnxEngine
-from acq_isl.errors import PairRefused, StackRefused
+from acq_isl.errors import PairRefused, StackRefused, StorageError
 from acq_isl.evaluation.baselines import expose_again, fit_line
 from acq_isl.evaluation.gate_test import GateTest
 from acq_isl.evaluation.ground_truth import GroundTruth
@@ -95,7 +95,7 @@ def evaluate(
                 warnings += examine(recording, item.name, Checks())
                 scored = _score_field(engine, recording, truth, settings, (units[item.name], item.name))
                 gate_test.add(*_bring_to_model(engine, recording, scored[1]))
-            except (PairRefused, StackRefused) as error:
+            except (PairRefused, StorageError, StackRefused) as error:
                 refused.append((item.name, str(error)))
                 continue
             parts += scored[0]
@@ -150,9 +150,8 @@ def make_stack(recording: Recording, name: str, engine: Engine) -> ZStack:
     """What an engine is shown of a recording; modality and polarity are taken on trust."""
     planes, rows, columns = recording.stack.shape
     manifest = engine.manifest
-    z_um = tuple(recording.z_step_um * (plane - (planes - 1) / 2) for plane in range(planes))
     info = StackInfo(
-        StackKey(0, name, "transmitted"), z_um, (rows, columns), recording.pixel_size_um,
+        StackKey(0, name, "transmitted"), recording.z_um, (rows, columns), recording.pixel_size_um,
         modality=manifest.modality, polarity=manifest.polarity,
     )  # fmt: skip
     return ZStack(info, recording.stack, (0.0,) * planes)

@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from acq_isl.errors import PairRefused
+from acq_isl.errors import PairRefused, StorageError
 from acq_isl.evaluation.results import Settings
 from acq_isl.manifest import Label, Manifest
 from acq_isl.stack import Float32Image
@@ -112,7 +112,7 @@ def _pool_ranges(items: Sequence[Item], keys: Mapping[str, str]) -> dict[str, _R
     for item in items if keys else ():
         try:
             recording = item.load()
-        except PairRefused:
+        except (PairRefused, StorageError):
             continue  # told with its reason when its turn comes to be scored
         for label, key in keys.items():
             if key in recording.labels:

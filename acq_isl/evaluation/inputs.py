@@ -7,16 +7,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import tifffile
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from acq_isl.errors import PairRefused
+from acq_isl.errors import PairRefused, StorageError
 from acq_isl.manifest import Manifest
-from acq_isl.training.data.pairs import Item
-from acq_isl.training.data.source_base import Nominal
-from acq_isl.training.data.source_tiff import Image, TiffSource
-from acq_isl.training.data.sources import GooglePngSource, Source
+from acq_isl.readers.read import read_data_set
+from acq_isl.readers.tiff import read_file
+from acq_isl.training.data.pairs import Item, Nominal
+from acq_isl.training.data.sources import GooglePngSource, Image, RecordingSource, Source, TiffSource
 
 _SUFFIXES = (".tif", ".tiff")
 _WELL = re.compile(r"[A-P](0?[1-9]|1\d|2[0-4])", re.IGNORECASE)
@@ -31,7 +30,8 @@ def find_items(paths: Iterable[Path], manifest: Manifest, z_step_um: float | Non
     paths : iterable of Path
         A folder: every folder below it that holds one TIFF z-stack with flat TIFF images beside it is a
         field, the images named after their labels, the folder after its well (``A4``) if it can be. Folders
-        of the published data set are read as such. A ``.yaml`` file: a list of sources, as for training.
+        of the published data set, and data sets of other formats (one channel of transmitted light, the
+        others labels), are read as such. A ``.yaml`` file: a list of sources, as for training.
     manifest : Manifest
         What the model expects.
     z_step_um : float, optional
@@ -68,7 +68,22 @@ def _items(path: Path, nominal: Nominal, z_step_um: float | None) -> Iterator[It
     elif any(path.rglob("*.png")):
         yield from GooglePngSource(kind="google_png", folder=path, z_step_um=z_step_um).items(nominal)
     else:
-        raise PairRefused(f"no pairs in {path}", wanted="TIFF or PNG files", got="none", fix=_FIX)
+        yield from _other_fields(path, z_step_um).items(nominal)
+
+
+def _other_fields(path: Path, z_step_um: float | None) -> RecordingSource:
+    """A data set of another format, whose channels other than transmitted light are labels."""
+    try:
+        data = read_data_set(path)
+        light = data.fields[0].transmitted()
+    except StorageError as error:
+        raise PairRefused(f"no pairs in {path}", got=str(error), fix=_FIX) from error
+    stains: dict[str, str | int] = {
+        name: name for field in data.fields for name in field.channels if name != light
+    }
+    if not stains:
+        raise PairRefused(f"no pairs in {path}", wanted="label images", got=light, fix=_FIX)
+    return RecordingSource(kind="recording", path=path, stack=light, labels=stains, z_step_um=z_step_um)
 
 
 def _sources(path: Path) -> Sequence[Source]:
@@ -111,10 +126,8 @@ def _tiff_fields(root: Path, nominal: Nominal, z_step_um: float | None) -> Itera
 
 
 def _planes(path: Path) -> int:
-    """Images of a file; 0 if it is none that can be read, which is told when its turn comes."""
+    """Planes of a file; 0 if it is none that can be read, which is told when its turn comes."""
     try:
-        with tifffile.TiffFile(path) as file:
-            shape = file.series[0].shape
-    except (OSError, ValueError, LookupError, tifffile.TiffFileError):
+        return read_file(path)[0].open_channel(0).shape[0]
+    except StorageError:
         return 0
-    return int(shape[0]) if len(shape) > 2 else 1

@@ -233,8 +233,9 @@ def _write_field(
 ) -> None:
     folder.mkdir(parents=True)
     lengths = {"PhysicalSizeX": recording.pixel_size_um, "PhysicalSizeY": recording.pixel_size_um}
-    deep = lengths | {"PhysicalSizeZ": recording.z_step_um} if recording.z_step_um else lengths
-    tifffile.imwrite(folder / _STACK, recording.stack, ome=True, metadata={"axes": "ZYX"} | deep)
+    heights = {"PositionZ": list(recording.z_um), "PositionZUnit": ["µm"] * len(recording.z_um)}
+    deep = {"axes": "ZYX", "PhysicalSizeZ": recording.z_step_um or 1.0, "Plane": heights} | lengths
+    tifffile.imwrite(folder / _STACK, recording.stack, ome=True, metadata=deep)
     marks = {"Description": json.dumps({"acq_isl_taught": about})} if about else {}
     for label, image in labels.items():
         metadata = {"axes": "YX"} | lengths | marks

@@ -1,153 +1,253 @@
-"""A recorded field from NDTiff, the format that Pycro-Manager and Micro-Manager write."""
+"""NDTiff, the format that Pycro-Manager and Micro-Manager write: versions 2 and 3, and pyramids."""
 
 from __future__ import annotations
 
-import logging
+import json
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
-from io import StringIO
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from acq_isl.errors import StorageError
-from acq_isl.readers.image import RecordedField
-
-_log = logging.getLogger(__name__)
+from acq_isl.readers.recording import DataSet, Lengths, Pixels, RecordedChannel, RecordedField, well_of
 
 INDEX = "NDTiff.index"
+_FULL = "Full resolution"
 # The Python backend's names, then the Java backend's.
 _PIXEL_KEYS = ("PixelSize_um", "PixelSizeUm")
 _Z_KEYS = ("ZPosition_um_Intended", "ZPosition_um", "ZPositionUm")
-_AXES = {"channel", "position", "time", "z"}
+_AXES = {"channel", "position", "time", "z", "row", "column"}
+_TYPES: Mapping[int, type[np.uint8] | type[np.uint16]] = MappingProxyType(
+    {0: np.uint8, 1: np.uint16, 3: np.uint16, 4: np.uint16, 5: np.uint16, 6: np.uint16}
+)
+_ONLY = "Phase"  # what a channel without a name is called
+
+Axes = dict[str, int | str]
 
 
-def read_ndtiff(folder: Path, position: str | None, time: int | None) -> RecordedField:
-    """Read all channels of one position at one time.
+class NdtiffReader:
+    """Reads an NDTiff data set; each position, or tile of a pyramid, is a field."""
+
+    def recognises(self, path: Path) -> bool:
+        """Whether there is an index."""
+        return index_folder(path) is not None
+
+    def read(self, path: Path) -> DataSet:
+        """All positions and times; raises `StorageError`."""
+        folder = index_folder(path)
+        if folder is None:
+            raise StorageError(f"{path} is not an NDTiff data set", wanted=f"a file {INDEX}")
+        images = [_Image(folder, axes, rest) for axes, rest in index_entries(folder, whole=True)]
+        strange = {name for image in images for name in image.axes} - _AXES
+        if strange or not images:
+            raise StorageError(
+                f"{path} is not a set of z-stacks",
+                wanted=f"axes among {', '.join(sorted(_AXES))}",
+                got=", ".join(sorted(strange)) or "no images",
+            )
+        names = _channel_names(images)
+        overlap = _overlap(images)
+        places: dict[tuple[str, int], dict[str, list[_Image]]] = {}
+        for image in images:
+            channels = places.setdefault(image.place, {})
+            channels.setdefault(names[image.axes.get("channel", _ONLY)], []).append(image)
+        files = tuple(sorted(folder.iterdir()))
+        fields = [
+            RecordedField(
+                path, place[0], tuple(channels), _Opener(f"{path} {place[0]}", channels, overlap), files,
+                place[1], well_of(place[0]),
+            )
+            for place, channels in sorted(places.items())
+        ]  # fmt: skip
+        return DataSet(path, "an NDTiff data set", tuple(fields))
+
+
+def index_folder(path: Path) -> Path | None:
+    """The folder that holds the index of a data set: of a pyramid that of its full resolution."""
+    return next((folder for folder in (path, path / _FULL) if (folder / INDEX).is_file()), None)
+
+
+def index_entries(folder: Path, *, whole: bool = False) -> Iterator[tuple[Axes, bytes]]:
+    """Axes, and everything after the axes, of each complete entry of an index.
 
     Parameters
     ----------
     folder : Path
-        That holds ``NDTiff.index``.
-    position : str, optional
-        Default: the one with most channels, the first of these.
-    time : int, optional
-        Default: the first of that position.
+    whole : bool
+        Whether an index that ends in the middle of an entry, as a killed process may leave it, is an error.
 
     Raises
     ------
     StorageError
-        It cannot be read, has no such position or time, or axes that are not known.
+        The index is damaged.
     """
-    with open_ndtiff(folder) as data:
-        axes = [_named(one, data) for one in data.get_image_coordinates_list()]
-        strange = {name for named, _ in axes for name in named} - _AXES
-        if strange or not axes:
-            raise StorageError(
-                f"{folder} is not a set of z-stacks",
-                wanted=f"axes among {', '.join(sorted(_AXES))}",
-                got=", ".join(sorted(strange)) or "no images",
-            )
-        place = _place(folder, [named for named, _ in axes], position, time)
-        here = [(named, real) for named, real in axes if _where(named) == place]
-        channels = list(dict.fromkeys(str(named.get("channel", "Phase")) for named, _ in here))
-        return _read(folder, data, {name: _of(here, name) for name in channels})
-
-
-def _read(folder: Path, data: Any, channels: dict[str, list[dict[str, Any]]]) -> RecordedField:
-    stacks: dict[str, Any] = {}
-    pixel_um: float | None = None
-    step_um: float | None = None
-    for name, axes in channels.items():
-        images, about = _images(folder, data, name, axes)
-        pixel_um = pixel_um or next((float(m[k]) for m in about for k in _PIXEL_KEYS if m.get(k)), None)
-        places_um = [next((float(m[k]) for k in _Z_KEYS if k in m), None) for m in about]
-        known_um = [z_um for z_um in places_um if z_um is not None]
-        if len(images) > 1 and len(known_um) == len(images):
-            steps_um = np.diff(known_um)
-            if np.all(steps_um < 0):
-                images.reverse()
-            step_um = step_um or float(np.mean(np.abs(steps_um))) or None
-        stacks[name] = np.stack(images)
-    return RecordedField(str(folder), stacks, pixel_um, step_um)
-
-
-def _images(
-    folder: Path, data: Any, channel: str, axes: list[dict[str, Any]]
-) -> tuple[list[Any], list[dict[str, Any]]]:
+    data = (folder / INDEX).read_bytes()
+    position = 0
     try:
-        images = [data.read_image(**one) for one in axes]
-        about = [data.read_metadata(**one) for one in axes]
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise StorageError(
-            f"the images of {channel} in {folder} cannot be read",
-            got=f"{type(error).__name__}: {error}",
-            fix="copy it anew from where it was recorded",
-        ) from error
-    if len({image.shape for image in images}) > 1:
-        raise StorageError(f"the planes of {channel} in {folder} differ in size")
-    return images, about
-
-
-def _place(
-    folder: Path, axes: list[dict[str, Any]], position: str | None, time: int | None
-) -> tuple[str, int]:
-    """The position and time to read."""
-    counts: dict[tuple[str, int], set[str]] = {}
-    for one in axes:
-        counts.setdefault(_where(one), set()).add(str(one.get("channel")))
-    fits = [
-        place
-        for place in sorted(counts, key=lambda place: -len(counts[place]))
-        if position in (None, place[0]) and time in (None, place[1])
-    ]
-    if not fits:
-        names = sorted({place[0] for place in counts})
-        times = sorted({place[1] for place in counts})
-        raise StorageError(
-            f"{folder} has no position {position!r} at time {time}",
-            wanted=f"one of {', '.join(names[:20])}, time {times[0]} to {times[-1]}",
-        )
-    if len(counts) > 1 and (position is None or time is None):
-        _log.info("%s holds %d fields; %s at time %d is used", folder, len(counts), *fits[0])
-    return fits[0]
-
-
-def _where(axes: dict[str, Any]) -> tuple[str, int]:
-    return str(axes.get("position", 0)), int(axes.get("time", 0))
-
-
-def _of(axes: list[tuple[dict[str, Any], dict[str, Any]]], channel: str) -> list[dict[str, Any]]:
-    """Axes of the planes of a channel, in the order of their numbers."""
-    planes = [(named, real) for named, real in axes if str(named.get("channel", "Phase")) == channel]
-    return [real for _, real in sorted(planes, key=lambda pair: int(pair[0].get("z", 0)))]
-
-
-def _named(axes: dict[str, Any], data: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Axes with the channel's name, and as the data set wants them: older ones number their channels."""
-    channel, names = axes.get("channel"), list(data.get_channel_names() or ())
-    if isinstance(channel, int) and channel < len(names):
-        return {**axes, "channel": names[channel]}, axes
-    return dict(axes), axes
-
-
-@contextmanager
-def open_ndtiff(folder: Path) -> Iterator[Any]:
-    """An NDTiff data set, closed again afterwards; `StorageError` if it cannot be read."""
-    from ndstorage import Dataset
-
-    try:
-        with redirect_stdout(StringIO()):  # it prints its progress
-            data = Dataset(str(folder))
-    except (OSError, ValueError, LookupError, RuntimeError, struct.error) as error:
+        while position + 4 <= len(data):
+            (axes_length,) = struct.unpack_from("<I", data, position)
+            start = position + 4 + axes_length
+            if axes_length == 0 or start + 4 > len(data):
+                break
+            (name_length,) = struct.unpack_from("<I", data, start)
+            end = start + 4 + name_length + 32
+            if end > len(data):
+                break
+            yield json.loads(data[position + 4 : start]), data[start:end]
+            position = end
+        if data and (position == 0 or (whole and any(data[position:]))):
+            raise ValueError("the index is damaged, or ends in the middle of an entry")
+    except ValueError as error:
         raise StorageError(
             f"{folder} cannot be read as NDTiff",
             got=f"{type(error).__name__}: {error}",
             fix="copy it anew from where it was recorded",
         ) from error
+
+
+class _Image:
+    """One image, by what the index says of it."""
+
+    def __init__(self, folder: Path, axes: Axes, rest: bytes) -> None:
+        (length,) = struct.unpack_from("<I", rest)
+        self.axes = axes
+        self.file = folder / rest[4 : 4 + length].decode()
+        self._offset, self._width, self._height, self._kind, _, *self._about, _ = struct.unpack_from(
+            "<8I", rest, 4 + length
+        )
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Position and time; the tiles of a pyramid are positions."""
+        tile = [f"{name} {self.axes[name]}" for name in ("row", "column") if name in self.axes]
+        position = [str(self.axes.get("position", 0))] if "position" in self.axes or not tile else []
+        return " ".join(position + tile), int(self.axes.get("time", 0))
+
+    @property
+    def z(self) -> int:
+        return int(self.axes.get("z", 0))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self._height, self._width
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        if self._kind not in _TYPES:
+            raise StorageError(f"{self.file} holds colour images", wanted="grey images")
+        return np.dtype(_TYPES[self._kind])
+
+    def read(self) -> Pixels:
+        """(y, x) uint8 or uint16."""
+        content = self._bytes(self._offset, self.dtype.itemsize * self._width * self._height)
+        return np.frombuffer(content, self.dtype).reshape(self.shape)
+
+    def metadata(self) -> dict[str, Any]:
+        try:
+            about: dict[str, Any] = json.loads(self._bytes(*self._about))
+        except ValueError as error:
+            raise StorageError(f"the metadata of an image in {self.file} cannot be read") from error
+        return about
+
+    def _bytes(self, first: int, count: int) -> bytes:
+        try:
+            with self.file.open("rb") as file:
+                file.seek(first)
+                content = file.read(count)
+        except OSError as error:
+            raise StorageError(f"the images in {self.file} cannot be read", got=str(error)) from error
+        if len(content) < count:
+            raise StorageError(f"{self.file} ends too early", fix="copy it anew from where it was recorded")
+        return content
+
+
+@dataclass(frozen=True, slots=True)
+class _Opener:
+    """Opens the channels of one place.
+
+    Parameters
+    ----------
+    source : str
+    channels : mapping of name to images
+    overlap : (int, int)
+        Rows and columns that tiles share with their neighbours: half of them are cut off at each side.
+    """
+
+    source: str
+    channels: Mapping[str, Sequence[_Image]]
+    overlap: tuple[int, int]
+
+    def __call__(self, number: int) -> RecordedChannel:
+        name, found = list(self.channels.items())[number]
+        images = sorted(found, key=lambda image: image.z)
+        if len({(image.shape, image.dtype) for image in images}) > 1:
+            raise StorageError(f"the planes of {name} in {self.source} differ in size")
+        about = [image.metadata() for image in images]
+        z_um = tuple(z for z in (_first(each, _Z_KEYS) for each in about) if z is not None)
+        numbers = [image.z for image in images]
+        if len(z_um) < len(images) and len(set(np.diff(numbers))) > 1:
+            raise StorageError(
+                f"{self.source}: planes of {name} are missing", got=", ".join(map(str, numbers))
+            )
+        # 0 stands for a microscope whose pixels were never calibrated.
+        pixel = next((size for size in (_first(each, _PIXEL_KEYS) for each in about) if size), None)
+        rows, columns = (
+            slice(each // 2, side - (each + 1) // 2)
+            for each, side in zip(self.overlap, images[0].shape, strict=True)
+        )
+        return RecordedChannel(
+            self.source,
+            name,
+            (len(images), rows.stop - rows.start, columns.stop - columns.start),
+            images[0].dtype,
+            Lengths.stated(x=(pixel, "um")),
+            z_um if len(z_um) == len(images) else None,
+            lambda planes: np.stack([images[plane].read()[rows, columns] for plane in planes]),
+        )
+
+
+def _first(about: Mapping[str, Any], keys: Sequence[str]) -> float | None:
+    """The first of these numbers that there is."""
+    return next((float(about[key]) for key in keys if about.get(key) is not None), None)
+
+
+def _channel_names(images: Sequence[_Image]) -> dict[int | str, str]:
+    """Name by what stands on the channel axis, which older data sets number."""
+    listed = _summary(images[0].file).get("ChNames") or ()
+    names: dict[int | str, str] = {}
+    for image in images:
+        channel = image.axes.get("channel", _ONLY)
+        if channel in names:
+            continue
+        if isinstance(channel, str):
+            names[channel] = channel
+        elif channel < len(listed):
+            names[channel] = str(listed[channel])
+        else:
+            names[channel] = str(image.metadata().get("Channel", channel))
+    return names
+
+
+def _overlap(images: Sequence[_Image]) -> tuple[int, int]:
+    """Rows and columns that tiles of a pyramid share with their neighbours."""
+    if not any("row" in image.axes for image in images):
+        return 0, 0
+    summary = _summary(images[0].file)
+    return int(summary.get("GridPixelOverlapY", 0)), int(summary.get("GridPixelOverlapX", 0))
+
+
+def _summary(file: Path) -> dict[str, Any]:
+    """What a file says of the whole data set; version 3 has four more bytes before it than version 2."""
     try:
-        yield data
-    finally:
-        data.close()
+        with file.open("rb") as opened:
+            head = opened.read(28)
+            first = 24 if int.from_bytes(head[12:16], "little") >= 3 else 20
+            opened.seek(first + 4)
+            summary = json.loads(opened.read(int.from_bytes(head[first : first + 4], "little")))
+    except (OSError, ValueError):
+        return {}  # a killed process or an old version: nothing in it must be known
+    return summary if isinstance(summary, dict) else {}

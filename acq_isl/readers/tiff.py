@@ -1,135 +1,313 @@
-"""(OME-)TIFF files in: pixels, pixel size and z step, with errors a microscopist understands."""
+"""TIFF files: OME-TIFF, ImageJ, Micro-Manager's OME-TIFF per position, plain ones; or a folder of them."""
 
 from __future__ import annotations
 
+import logging
+import math
+import re
 import struct
 import zlib
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 from xml.etree import ElementTree
 
-from acq_isl.errors import StorageError
+import numpy as np
 
-_UM_PER_UNIT = MappingProxyType(
-    {"m": 1e6, "cm": 1e4, "mm": 1e3, "µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "Å": 1e-4, "pm": 1e-6}
+from acq_isl.errors import StorageError
+from acq_isl.readers.recording import (
+    DataSet,
+    Lengths,
+    Pixels,
+    RecordedChannel,
+    RecordedField,
+    channel_names,
+    length_um,
 )
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TiffImage:
-    """Contents of a file: pixels, their axes, and what its OME or ImageJ metadata know.
-
-    Parameters
-    ----------
-    pixels : array
-    pixel_size_um, z_step_um : float or None
-    axes : str
-        One letter per axis, as tifffile gives them: ``ZCYX``.
-    channels : tuple of str
-        Names of the channels, where the file names them.
-    """
-
-    pixels: Any
-    pixel_size_um: float | None
-    z_step_um: float | None
-    axes: str = ""
-    channels: tuple[str, ...] = ()
+_SUFFIXES = (".tif", ".tiff")
+# As ImageJ numbers the images of a stack: c:1/2 z:3/13.
+_NUMBER = re.compile(r"[czt]:\d+/\d+")
 
 
-def read_tiff(path: Path) -> TiffImage:
-    """Read the only image of a file.
+class TiffReader:
+    """Reads a TIFF file (all channels), or a folder of TIFF files: one for each channel, or each position."""
 
-    Parameters
-    ----------
-    path : Path
+    def recognises(self, path: Path) -> bool:
+        """Whether it is a TIFF file by its name, or holds some."""
+        return bool(_files(path))
 
-    Returns
-    -------
-    TiffImage
+    def read(self, path: Path) -> DataSet:
+        """All positions and times; raises `StorageError`."""
+        fields = {file: read_file(file) for file in _files(path) or [path]}
+        found = [field for each in fields.values() for field in each]
+        # Files of several channels are positions.
+        if len(fields) > 1 and all(len(field.channels) == 1 for field in found):
+            found = [_merged(path, fields)]
+        return DataSet(path, "a folder", tuple(found))
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        return sorted(one for one in path.iterdir() if one.is_file() and one.suffix.lower() in _SUFFIXES)
+    return [path] if path.suffix.lower() in _SUFFIXES and path.is_file() else []
+
+
+def _merged(folder: Path, fields: Mapping[Path, Sequence[RecordedField]]) -> RecordedField:
+    """One field of files that hold one channel each, called like the files."""
+    names = tuple(stem(file) for file in fields)
+    for name in names:
+        if names.count(name) > 1:
+            raise StorageError(
+                f"two files in {folder} have the channel {name}", fix="give one of the files instead"
+            )
+    several = [file for file, each in fields.items() if len(each) != 1]
+    if several:
+        raise StorageError(f"{several[0]} holds several images", fix="give one of the files instead")
+    singles = [each[0] for each in fields.values()]
+
+    def open_channel(number: int) -> RecordedChannel:
+        return replace(singles[number].channel(), name=names[number])
+
+    return RecordedField(folder, folder.name, names, open_channel, tuple(fields))
+
+
+def stem(path: Path) -> str:
+    """Name of a file without its endings."""
+    return path.name.split(".")[0]
+
+
+def read_file(path: Path) -> list[RecordedField]:
+    """All positions and times of one file: not those that are announced in it and lie in others.
 
     Raises
     ------
     StorageError
-        Missing, empty, damaged, not a TIFF, several images, or pixels that are not square.
+        Missing, damaged, no TIFF, or not of z-stacks.
     """
+    with open_tiff(path) as file:
+        images = [
+            _Image(path, number, file) for number, series in enumerate(file.series) if _is_own(file, series)
+        ]
+    if not images:
+        raise StorageError(f"{path} holds no image of its own", fix="give the file that holds the images")
+    names = [stem(path)] if len(images) == 1 else [image.name for image in images]
+    if len(set(names)) < len(names):
+        names = [str(image.number) for image in images]
+    return [
+        image.field(name, time)
+        for name, image in zip(names, images, strict=True)
+        for time in range(image.size["T"])
+    ]
+
+
+@contextmanager
+def open_tiff(path: Path) -> Iterator[Any]:
+    """tifffile's reader, whose many errors, also those that it only logs, become `StorageError`."""
     import tifffile
 
+    heard: list[str] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
+    log = logging.getLogger("tifffile")
+    log.addHandler(handler)
     try:
         with tifffile.TiffFile(path) as file:
-            if len(file.series) != 1:
-                raise StorageError(f"{path} holds several images", wanted="one", got=str(len(file.series)))
-            needed = sum(sum(page.databytecounts) for page in file.pages)
-            if needed > file.filehandle.size:
-                raise StorageError(
-                    f"{path} ends too early", wanted=f"{needed} bytes", got=f"{file.filehandle.size} bytes"
-                )
-            pixels, metadata, axes = file.series[0].asarray(), file.ome_metadata, file.series[0].axes
-            imagej, resolution = file.imagej_metadata, file.pages.first.tags.get("XResolution")
+            len(file.pages)  # finds all of them, or the place where the file ends
+            if heard:
+                raise ValueError(heard[0])
+            yield file
     except FileNotFoundError as error:
         raise StorageError(f"there is no file {path}", fix="check the folder and the name") from error
-    except (OSError, ValueError, LookupError, struct.error, zlib.error, tifffile.TiffFileError) as error:
+    except (OSError, ValueError, LookupError, struct.error, zlib.error) as error:
         raise StorageError(
             f"{path} cannot be read as a TIFF file",
             got=f"{type(error).__name__}: {error}",
             fix="copy it anew from where it was recorded, or save it uncompressed",
         ) from error
-    x_um, y_um, z_um = _lengths_um(path, metadata)
-    if metadata is None and imagej is not None:
-        x_um, z_um = _imagej_lengths_um(imagej, None if resolution is None else resolution.value)
-    if x_um is not None and y_um is not None and abs(x_um - y_um) > 1e-3 * x_um:
-        raise StorageError(f"{path} has pixels that are not square", got=f"{x_um:g} x {y_um:g} um")
-    return TiffImage(pixels, x_um, z_um, axes, _channels(metadata))
+    finally:
+        log.removeHandler(handler)
 
 
-def _imagej_lengths_um(
-    imagej: dict[str, Any], resolution: tuple[int, int] | None
-) -> tuple[float | None, float | None]:
-    """Pixel size and z step as ImageJ writes them: pixels per unit, and spacing."""
-    unit = _UM_PER_UNIT.get(str(imagej.get("unit", "")).replace("\\u00B5", "µ").replace("micron", "um"))
-    if unit is None:
-        return None, None
-    per_unit = resolution[0] / resolution[1] if resolution and resolution[1] else 0.0
-    spacing = float(imagej.get("spacing", 0.0))
-    return (unit / per_unit if per_unit > 0 else None), (unit * spacing if spacing > 0 else None)
+def _is_own(file: Any, series: Any) -> bool:
+    """Whether the first page of a series lies in this file: OME metadata list other files' images as well."""
+    return next((page.parent is file for page in series.pages if page is not None), False)
 
 
-def _channels(metadata: str | None) -> tuple[str, ...]:
-    """Names of the channels in OME metadata that `_lengths_um` could parse."""
-    if metadata is None:
-        return ()
-    found = [one for one in ElementTree.fromstring(metadata).iter() if one.tag.endswith("}Channel")]
-    names = [one.attrib.get("Name", "") for one in found]
-    return tuple(names) if all(names) else ()
+@dataclass(init=False, slots=True)
+class _Image:
+    """One series of a file: its axes, names and lengths.
+
+    Parameters
+    ----------
+    size : dict
+        Number of images by axis T, C and Z, and of pixels by Y and X.
+    """
+
+    path: Path
+    number: int
+    name: str
+    size: dict[str, int]
+    axes: str
+    dtype: np.dtype[Any]
+    channels: tuple[str, ...]
+    lengths: Lengths
+    heights: Mapping[tuple[int, int, int], float]
+
+    def __init__(self, path: Path, number: int, file: Any) -> None:
+        series = file.series[number]
+        self.path, self.number, self.name = path, number, series.name
+        self.dtype = np.dtype(series.dtype)
+        self.axes = _axes(path, series)
+        self.size = dict.fromkeys("TCZ", 1) | dict(zip(self.axes, series.shape, strict=True))
+        ome = _ome_pixels(path, file, number)
+        names: Sequence[str | None] = ()
+        self.lengths, self.heights = Lengths(), {}
+        if ome is not None:
+            names = [channel.get("Name") for channel in _children(ome, "Channel")]
+            self.lengths, self.heights = _ome_lengths(ome), _ome_heights(ome)
+        elif file.is_imagej and file.imagej_metadata:
+            labels = file.imagej_metadata.get("Labels") or ()
+            names = _imagej_names(labels, self.size["C"])
+            self.lengths = _imagej_lengths(file)
+        self.channels = channel_names(self.size["C"], names, stem(path))
+
+    def field(self, name: str, time: int) -> RecordedField:
+        """The field at one time."""
+        return RecordedField(self.path, name, self.channels, partial(self._channel, time), (self.path,), time)
+
+    def _channel(self, time: int, channel: int) -> RecordedChannel:
+        planes = range(self.size["Z"])
+        known = [self.heights.get((time, channel, z)) for z in planes]
+        z_um = tuple(height for height in known if height is not None)
+        return RecordedChannel(
+            str(self.path),
+            self.channels[channel],
+            (len(planes), self.size["Y"], self.size["X"]),
+            self.dtype,
+            self.lengths,
+            z_um if len(z_um) == len(planes) else None,
+            partial(self._read, time, channel),
+        )
+
+    def _read(self, time: int, channel: int, planes: Sequence[int]) -> Pixels:
+        places = [{"T": time, "C": channel, "Z": z} for z in planes]
+        outer = [axis for axis in self.axes if axis in "TCZ"]
+        with open_tiff(self.path) as file:
+            series = file.series[self.number]
+            count = math.prod(self.size[axis] for axis in outer)
+            if self.axes[-2:] != "YX" or len(series.pages) != count:
+                ordered = [self.axes.index(axis) for axis in (*outer, "Y", "X")]
+                _check_whole(self.path, series.pages)
+                whole = np.transpose(series.asarray(), ordered)
+                return np.stack([whole[tuple(place[axis] for axis in outer)] for place in places])
+            shape = [self.size[axis] for axis in outer]
+            numbers = [
+                int(np.ravel_multi_index([place[a] for a in outer], shape)) if outer else 0
+                for place in places
+            ]
+            pages = [series.pages[number] for number in numbers]
+            _check_whole(self.path, pages)
+            return np.stack([page.asarray() for page in pages])
 
 
-def _lengths_um(path: Path, metadata: str | None) -> tuple[float | None, float | None, float | None]:
-    """PhysicalSizeX, Y and Z of the OME metadata, in micrometres."""
-    if metadata is None:
-        return None, None, None
+def _axes(path: Path, series: Any) -> str:
+    """Axes among T, C, Z, Y, X; a stack of pages without a word about them is a z-stack."""
+    axes = str(series.axes).upper()
+    for page in "IQ":
+        if "Z" not in axes:
+            axes = axes.replace(page, "Z", 1)
+    if len(set(axes)) < len(axes) or set(axes) - set("TCZYX") or not set("YX") <= set(axes):
+        raise StorageError(
+            f"{path} is not a z-stack",
+            wanted="axes among T, C, Z, Y, X",
+            got=f"{series.axes} {series.shape}",
+            fix="save grey images, one position per file",
+        )
+    return axes
+
+
+def _check_whole(path: Path, pages: Sequence[Any]) -> None:
+    missing = sum(page is None for page in pages)
+    if missing:
+        raise StorageError(
+            f"{path}: planes are missing",
+            wanted=f"{len(pages)} planes, as its metadata announce",
+            got=f"{len(pages) - missing}",
+            fix="leave it out: it was probably stopped while it was recorded",
+        )
+    for page in pages:
+        size = page.parent.filehandle.size
+        chunks = zip(page.dataoffsets, page.databytecounts, strict=True)
+        if any(first + count > size for first, count in chunks):
+            raise StorageError(f"{path} ends too early", fix="copy it anew from where it was recorded")
+
+
+def _children(element: ElementTree.Element, name: str) -> list[ElementTree.Element]:
+    return [child for child in element if child.tag.rpartition("}")[2] == name]
+
+
+def _ome_pixels(path: Path, file: Any, number: int) -> ElementTree.Element | None:
+    """The description of a series, where it has one."""
+    if not file.ome_metadata:
+        return None
     try:
-        root = ElementTree.fromstring(metadata)
+        root = ElementTree.fromstring(file.ome_metadata)
     except ElementTree.ParseError as error:
         raise StorageError(f"the OME metadata of {path} is not XML", got=str(error)) from error
-    pixels = next((element for element in root.iter() if element.tag.endswith("}Pixels")), None)
-    if pixels is None:
-        return None, None, None
-    x_um, y_um, z_um = (_length_um(path, pixels.attrib, f"PhysicalSize{axis}") for axis in "XYZ")
-    return x_um, y_um, z_um
+    pixels = [pixels for image in _children(root, "Image") for pixels in _children(image, "Pixels")]
+    return pixels[number] if number < len(pixels) else None
 
 
-def _length_um(path: Path, attributes: dict[str, str], name: str) -> float | None:
-    if name not in attributes:
-        return None
-    unit = attributes.get(f"{name}Unit", "µm")
-    try:
-        length_um = float(attributes[name]) * _UM_PER_UNIT[unit]
-    except (ValueError, KeyError) as error:
-        raise StorageError(
-            f"{name} in the OME metadata of {path} is not a length",
-            wanted=f"a number in {', '.join(_UM_PER_UNIT)}",
-            got=f"{attributes[name]} {unit}",
-            fix="give pixel_size_um and z_step_um",
-        ) from error
-    return length_um if length_um > 0 else None
+def _ome_lengths(pixels: ElementTree.Element) -> Lengths:
+    sizes = {axis: f"PhysicalSize{axis.upper()}" for axis in "xyz"}
+    return Lengths.stated(
+        **{axis: (pixels.get(key), pixels.get(f"{key}Unit", "µm")) for axis, key in sizes.items()}
+    )
+
+
+def _ome_heights(pixels: ElementTree.Element) -> dict[tuple[int, int, int], float]:
+    """Stage z in micrometres by numbers of time, channel and plane, where it is a length."""
+    heights = {}
+    for plane in _children(pixels, "Plane"):
+        scale = length_um(1, plane.get("PositionZUnit", "reference frame"))
+        try:
+            place = (int(plane.attrib["TheT"]), int(plane.attrib["TheC"]), int(plane.attrib["TheZ"]))
+            height = float(plane.attrib["PositionZ"])
+        except (KeyError, ValueError):
+            continue
+        if scale is not None and math.isfinite(height):
+            heights[place] = height * scale
+    return heights
+
+
+def _imagej_lengths(file: Any) -> Lengths:
+    """Pixel size and z step as ImageJ writes them: pixels per unit, and spacing."""
+    about = file.imagej_metadata
+    unit = str(about.get("unit", "")).replace("\\u00B5", "µ")
+    sizes = {}
+    for axis in "XY":
+        tag = file.pages.first.tags.get(f"{axis}Resolution")
+        known = tag is not None and tag.value[0] and unit
+        sizes[axis.lower()] = (tag.value[1] / tag.value[0] if known else None, unit)
+    return Lengths.stated(**sizes, z=(about.get("spacing"), unit))
+
+
+def _imagej_names(labels: Sequence[str], count: int) -> list[str]:
+    """Names of channels from the labels of all images, of which channels alternate: words that they share."""
+    if count == 1 or not labels or len(labels) % count:
+        return []
+    shared = [set.intersection(*(set(label.split()) for label in labels[at::count])) for at in range(count)]
+    everywhere = set.intersection(*shared)
+    names = [
+        " ".join(
+            word
+            for word in labels[at].split()
+            if word in shared[at] - everywhere and not _NUMBER.fullmatch(word)
+        )
+        for at in range(count)
+    ]
+    return names if all(names) and len(set(names)) == count else []

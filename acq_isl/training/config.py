@@ -13,8 +13,7 @@ from acq_isl.errors import ExperimentError, PairRefused
 from acq_isl.manifest import Instrument, Label
 from acq_isl.stack import Modality, Polarity
 from acq_isl.training.data.augment import Augmentation
-from acq_isl.training.data.pairs import Checks
-from acq_isl.training.data.source_base import Nominal
+from acq_isl.training.data.pairs import Checks, Nominal
 from acq_isl.training.data.source_simulated import SimulationConfig
 from acq_isl.training.data.sources import SimulatedSource, Source
 from acq_isl.training.data.splits import Division, Split, divide, simulated_only

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from acq_isl.errors import StorageError
-from acq_isl.readers.image import RecordedField, label_of
 from acq_isl.readers.read import read_field
-from acq_isl.readers.tiff import TiffImage, read_tiff
+from acq_isl.readers.recording import RecordedChannel, label_of, uneven
+from acq_isl.readers.tiff import read_file
 from acq_isl.sim.view import CameraSettings, View
 from acq_isl.stack import Float32Image
 
@@ -137,6 +137,8 @@ class RecordedSpecimen:
     pixel_size_um, z_step_um : float
     channel : str
         Preset of transmitted light.
+    heights_um : tuple of float
+        Rising height of each plane where they are not equally far apart; empty: ``z_step_um`` apart.
 
     Raises
     ------
@@ -149,6 +151,7 @@ class RecordedSpecimen:
     pixel_size_um: float
     z_step_um: float = PUBLISHED_Z_STEP_UM
     channel: str = "Phase"
+    heights_um: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", MappingProxyType(dict(self.labels)))
@@ -198,16 +201,12 @@ class RecordedSpecimen:
             A file is missing or unreadable, has the wrong shape or type, or no pixel size or z step is
             known.
         """
-        stack = read_tiff(Path(transmitted))
-        field = RecordedField(str(transmitted), {}, stack.pixel_size_um, stack.z_step_um)
-        images = {name: (place, _flat(read_tiff(Path(path)))) for name, (place, path) in labels.items()}
-        return cls(
-            stack.pixels,
-            {name: RecordedLabel(place, pixels) for name, (place, pixels) in images.items()},
-            pixel_size_um=field.length("pixel size", stack.pixel_size_um, pixel_size_um),
-            z_step_um=field.length("z step", stack.z_step_um, z_step_um),
-            channel=channel,
-        )
+        images = {
+            name: RecordedLabel(preset, _flat(_only_channel(Path(path)).read()))
+            for name, (preset, path) in labels.items()
+        }
+        stack = _only_channel(Path(transmitted))
+        return cls._of(stack, images, (pixel_size_um, z_step_um), channel)
 
     @classmethod
     def from_folder(
@@ -220,7 +219,7 @@ class RecordedSpecimen:
         """
         folder = Path(folder)
         if z_step_um is None:
-            z_step_um = read_tiff(folder / _PUBLISHED).z_step_um or PUBLISHED_Z_STEP_UM
+            z_step_um = _only_channel(folder / _PUBLISHED).lengths.z_step_um or PUBLISHED_Z_STEP_UM
         return cls.from_tiff(
             folder / _PUBLISHED,
             {
@@ -270,14 +269,30 @@ class RecordedSpecimen:
         field = read_field(path, position=place[0], time=place[1])
         light = field.transmitted(transmitted)
         labels: dict[str, RecordedLabel] = {}
-        for name, pixels in field.channels.items():
+        for name in field.channels:
             if name != light:
-                labels[label_of(name, labels)] = RecordedLabel(name, pixels.max(axis=0))
-        stack = field.channels[light]
-        # One plane alone has no step.
-        step_um = field.length("z step", field.z_step_um if len(stack) > 1 else 1.0, z_step_um)
-        size_um = field.length("pixel size", field.pixel_size_um, pixel_size_um)
-        return cls(stack, labels, size_um, step_um)
+                pixels = field.channel(name).read().max(axis=0)
+                labels[label_of(name, labels)] = RecordedLabel(name, pixels)
+        return cls._of(field.channel(light), labels, (pixel_size_um, z_step_um), "Phase", one_plane=True)
+
+    @classmethod
+    def _of(
+        cls,
+        stack: RecordedChannel,
+        labels: Mapping[str, RecordedLabel],
+        stated_um: tuple[float | None, float | None],
+        channel: str,
+        *,
+        one_plane: bool = False,
+    ) -> Self:
+        """From an opened channel, and the pixel size and z step that the user states."""
+        size_um, heights = stack.lengths_um(*stated_um)
+        missing = uneven(heights)
+        if missing:
+            raise StorageError(f"{stack.source}: {missing}", fix="give another position, or record it again")
+        pixels = stack.read()
+        step_um = float(np.diff(heights).mean()) if len(heights) > 1 else PUBLISHED_Z_STEP_UM
+        return cls(pixels if one_plane else _flat(pixels), labels, size_um, step_um, channel, heights)
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -291,9 +306,11 @@ class RecordedSpecimen:
 
     @property
     def planes_z_um(self) -> tuple[float, ...]:
-        """Stage z of the recorded planes, in micrometres."""
-        middle = (len(self.transmitted) - 1) / 2
-        return tuple((plane - middle) * self.z_step_um for plane in range(len(self.transmitted)))
+        """Stage z of the recorded planes, in micrometres: 0 in the middle."""
+        heights = np.arange(len(self.transmitted)) * self.z_step_um
+        if self.heights_um:
+            heights = np.asarray(self.heights_um)
+        return tuple((heights - (heights[0] + heights[-1]) / 2).tolist())
 
     def render(self, view: View) -> Float32Image:
         """Light for a view, (y, x) float32; 1.0 is full scale of the recording. See `Specimen.render`."""
@@ -310,8 +327,7 @@ class RecordedSpecimen:
 
     def _planes(self, z_um: float) -> list[tuple[Recording, float]]:
         """The planes around z with their weights."""
-        last = len(self.transmitted) - 1
-        place = min(max(z_um / self.z_step_um + last / 2, 0.0), float(last))
+        place = float(np.interp(z_um, self.planes_z_um, np.arange(len(self.transmitted))))
         if abs(place - round(place)) < _SAME:
             return [(self.transmitted[round(place)], 1.0)]
         below = int(place)
@@ -345,10 +361,17 @@ def is_published(folder: Path) -> bool:
     return (folder / _PUBLISHED).is_file()
 
 
-def _flat(image: TiffImage) -> Recording:
-    """A label image may be a stack of one plane."""
-    pixels: Recording = image.pixels
-    return pixels[0] if pixels.ndim == 3 and len(pixels) == 1 else pixels
+def _only_channel(path: Path) -> RecordedChannel:
+    """Of a TIFF file that holds nothing else."""
+    fields = read_file(path)
+    if len(fields) > 1:
+        raise StorageError(f"{path} holds several images", wanted="one", got=str(len(fields)))
+    return fields[0].channel()
+
+
+def _flat(pixels: Recording) -> Recording:
+    """An image may be a stack of one plane."""
+    return pixels[0] if len(pixels) == 1 else pixels
 
 
 def _check(what: str, pixels: Recording, axes: str) -> None:

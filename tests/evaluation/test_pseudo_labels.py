@@ -21,8 +21,8 @@ from acq_isl.evaluation.inputs import find_items
 from acq_isl.evaluation.pseudo_labels import Blend, write_pseudo_labels
 from acq_isl.evaluation.results import Settings
 from acq_isl.manifest import Training
-from acq_isl.training.data.source_base import Nominal
-from acq_isl.training.data.source_tiff import TiffSource
+from acq_isl.training.data.pairs import Nominal
+from acq_isl.training.data.sources import TiffSource
 from doubles import tiny_model as tiny
 
 

@@ -15,7 +15,7 @@ import zarr
 
 from acq_isl.errors import StorageError
 from acq_isl.hooks import GuardedAcquisition
-from acq_isl.readers.image import RecordedField, label_of
+from acq_isl.readers.recording import Lengths, RecordedChannel, RecordedField, label_of
 from acq_isl.rules import Limits
 from acq_isl.sim import RecordedSpecimen, ScopeSettings, SimulatedScope
 from acq_isl.stack import StackKey, StackRequest
@@ -177,6 +177,18 @@ def test_one_channel_alone_is_transmitted_light(tmp_path: Path) -> None:
     assert not specimen.labels
 
 
+def recorded_field(names: tuple[str, ...]) -> RecordedField:
+    """Stacks of three empty planes."""
+
+    def open_channel(number: int) -> RecordedChannel:
+        pixels = np.zeros((3, 4, 4), np.uint16)
+        return RecordedChannel(
+            "x", names[number], (3, 4, 4), pixels.dtype, Lengths(), None, lambda planes: pixels[list(planes)]
+        )
+
+    return RecordedField(Path("x"), "x", names, open_channel, ())
+
+
 NAMES = {
     ("Phase", "DAPI"): "Phase",
     ("DAPI", "Brightfield LED"): "Brightfield LED",
@@ -191,7 +203,7 @@ NAMES = {
 
 @pytest.mark.parametrize("names, transmitted", NAMES.items())
 def test_transmitted_light_is_known_by_its_name(names: tuple[str, ...], transmitted: str | None) -> None:
-    field = RecordedField("x", {name: np.zeros((3, 4, 4), np.uint16) for name in names}, 1.0, 1.0)
+    field = recorded_field(names)
     if transmitted is not None:
         assert field.transmitted(None) == transmitted
         return
@@ -302,7 +314,10 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
     "no image file": (other_file, "another kind of file"),
     "no images": (other_folder, "holds no recording.*notes.txt"),
     "two data sets": (two_data_sets, "several recordings.*m_1, m_2.*m_1"),
-    "no pixel size": (without_pixel_size, "z step .* is not known.*--z-step"),
+    "no pixel size": (
+        without_pixel_size,
+        "pixel size and the z step .* are not known.*--pixel-size and --z-step",
+    ),
     "several fields": (
         lambda folder: plate(folder, 3),
         r"plate of several images.*A/1/0, A/1/1, A/1/2.*A/1/0",
@@ -338,7 +353,7 @@ def test_wrong_input_is_a_clear_error(write: Callable[[Path], Path], said: str, 
 
 @pytest.mark.parametrize("place", [("Z9", None), (None, 7)])
 def test_a_place_that_is_not_there_is_named(place: tuple[str | None, int | None], tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="has no position"):
+    with pytest.raises(StorageError, match="has no position 'Z9'" if place[0] else "has no time 7"):
         RecordedSpecimen.from_path(ndtiff(tmp_path), place=place)
     if place[1] is not None:
         for path in (zarr_v05(tmp_path), ome_tiff(tmp_path)):

@@ -15,12 +15,13 @@ from pydantic import TypeAdapter
 from scipy import ndimage
 
 from acq_isl.errors import PairRefused, StorageError
+from acq_isl.readers.image_folder import ImageFolderReader, parse
+from acq_isl.readers.recording import as_counts
+from acq_isl.readers.tiff import TiffReader
 from acq_isl.training.data.dataset import open_field, prepare, truth_ranges
 from acq_isl.training.data.geometry import Geometry, brought
-from acq_isl.training.data.pairs import Checks, Item, Recording, as_counts, examine
+from acq_isl.training.data.pairs import Checks, Item, Nominal, Recording, examine
 from acq_isl.training.data.registration import registration, structure
-from acq_isl.training.data.source_base import Nominal, picked
-from acq_isl.training.data.source_png import find_fields, parse
 from acq_isl.training.data.sources import Source
 
 NOMINAL = Nominal(3, 0.3, 1.5)
@@ -81,7 +82,7 @@ def test_channels_of_one_file(tmp_path):
     wrong = tiff(
         tmp_path, stack={"file": "{well}.ome.tif", "channel": "DIC"}, labels={"nuclei": "{well}.tif"}
     )
-    with pytest.raises(PairRefused, match=r"no channel DIC.*Phase, DAPI"):
+    with pytest.raises(StorageError, match=r"no channel DIC.*Phase, DAPI"):
         read(wrong)
 
 
@@ -102,7 +103,7 @@ def test_several_images_of_a_file_are_fields(tmp_path):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({}, "pixel size"),
+        ({}, "pixel size and the z step"),
         ({"pixel_size_um": 0.3}, "z step"),
         ({"pixel_size_um": 0.3, "z_step_um": 1.5}, None),
     ],
@@ -113,7 +114,7 @@ def test_lengths_nobody_knows_are_asked_for(tmp_path, given, says):
     if says is None:
         assert read(one)["A1/1"][1].pixel_size_um == 0.3
         return
-    with pytest.raises(PairRefused, match=f"the {says} of .* is not known.*say "):
+    with pytest.raises(StorageError, match=f"the {says} of .* not known.*say "):
         read(one)
 
 
@@ -303,8 +304,9 @@ def test_masks_say_where_a_label_holds(tmp_path):
 
 def test_a_missing_plane_is_named(tmp_path):
     write_png(tmp_path, PUBLISHED, skip=(1,))
-    with pytest.raises(PairRefused, match=r"planes are missing.*0 to 2.*got: 0, 2"):
-        find_fields(tmp_path)
+    (field,) = ImageFolderReader().read(tmp_path).fields
+    with pytest.raises(StorageError, match=r"planes are missing.*0 to 2.*got: 0, 2"):
+        field.channel(0)
 
 
 def test_a_damaged_png_is_explained(tmp_path):
@@ -328,6 +330,10 @@ def item_of(recording, name="a", **more):
     return Item(name, "w", name, lambda: recording, labels=tuple(recording.labels), **more)
 
 
+def heights(planes, step_um=1.5):
+    return tuple(step_um * plane for plane in range(planes))
+
+
 def blobs(side=96, planes=3, seed=0, shift=(0, 0)):
     rng = np.random.default_rng(seed)
     cells = ndimage.gaussian_filter((rng.random((side + 160, side + 160)) > 0.9985).astype(float), 4)
@@ -338,7 +344,7 @@ def blobs(side=96, planes=3, seed=0, shift=(0, 0)):
     focus = np.linspace(-1, 1, planes)[:, None, None]
     stack = 20000 + 9000 * seen * focus + rng.normal(0, 300, (planes, side, side))
     label = 1000 + 20000 * moved + rng.normal(0, 100, (side, side))
-    return Recording(stack.astype(np.uint16), {"nuclei": label.astype(np.uint16)}, 0.3, 1.5)
+    return Recording(stack.astype(np.uint16), {"nuclei": label.astype(np.uint16)}, 0.3, heights(planes))
 
 
 @pytest.mark.parametrize(
@@ -348,7 +354,7 @@ def blobs(side=96, planes=3, seed=0, shift=(0, 0)):
 )  # fmt: skip
 def test_other_pixel_sizes_and_steps_are_resampled(planes, step_um, pixel_um, shape):
     recording = blobs(planes=planes)
-    recording = Recording(recording.stack, recording.labels, pixel_um, step_um)
+    recording = Recording(recording.stack, recording.labels, pixel_um, heights(planes, step_um))
     assert brought(recording, GEOMETRY, "a").shape == shape
 
 
@@ -381,7 +387,7 @@ def test_prepared_fields_come_back_and_are_made_once(tmp_path):
 
 def test_truth_is_scaled_by_the_training_set_never_by_the_field(tmp_path):
     dim, bright = blobs(seed=1), blobs(seed=2)
-    dim = Recording(dim.stack, {"nuclei": (dim.labels["nuclei"] // 4)}, 0.3, 1.5)
+    dim = Recording(dim.stack, {"nuclei": (dim.labels["nuclei"] // 4)}, 0.3, dim.z_um)
     prepared = [
         prepare(item_of(r, name), Geometry(NOMINAL, 8.0, ("nuclei",), 8), Checks(), tmp_path)
         for r, name in ((dim, "dim"), (bright, "bright"))
@@ -398,7 +404,7 @@ def test_truth_is_scaled_by_the_training_set_never_by_the_field(tmp_path):
 
 def changed(recording, **more):
     return Recording(
-        **({n: getattr(recording, n) for n in ("stack", "labels", "pixel_size_um", "z_step_um")} | more)
+        **({n: getattr(recording, n) for n in ("stack", "labels", "pixel_size_um", "z_um")} | more)
     )
 
 
@@ -425,17 +431,17 @@ def overexposed():
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "error", "says"),
     [
-        (constant, "the stack is constant"),
-        (blank_label, "nuclei is constant"),
-        (wrong_size, r"same size.*96 x 96 pixels.*got: 96 x 90"),
-        (with_nan, "NaN or infinite"),
-        (overexposed, "is saturated"),
+        (constant, PairRefused, "the stack is constant"),
+        (blank_label, PairRefused, "nuclei is constant"),
+        (wrong_size, PairRefused, r"same size.*96 x 96 pixels.*got: 96 x 90"),
+        (with_nan, StorageError, "NaN or infinite"),
+        (overexposed, PairRefused, "is saturated"),
     ],
 )
-def test_useless_pairs_are_refused(make, says):
-    with pytest.raises(PairRefused, match=says):
+def test_useless_pairs_are_refused(make, error, says):
+    with pytest.raises(error, match=says):
         examine(make(), "plate/A1", Checks())
 
 
@@ -478,7 +484,7 @@ def test_a_label_of_few_cells_is_not_taken_for_a_shifted_one():
     assert found.peak > 6
     assert found.length_px > 40
     assert not found.widespread
-    pair = Recording(stack.astype(np.uint16), {"dead": label.astype(np.uint16)}, 0.3, 1.5)
+    pair = Recording(stack.astype(np.uint16), {"dead": label.astype(np.uint16)}, 0.3, heights(3))
     assert examine(pair, "A1", Checks()) == []
 
 
@@ -509,14 +515,36 @@ def test_the_recorded_field_is_registered(shared_data):
     ("axes", "shape"),
     [("ZYX", (3, 4, 5)), ("YX", (4, 5)), ("TZCYX", (1, 3, 1, 4, 5)), ("IYX", (3, 4, 5)), ("XYZ", (5, 4, 3))],
 )
-def test_axes_are_put_in_order(axes, shape):
-    got = picked(np.zeros(shape), axes, None, [], "a file")
-    assert got.shape == ((3, 4, 5) if len(shape) > 2 else (1, 4, 5))
+def test_axes_are_put_in_order(tmp_path, axes, shape):
+    order = [axes.index(axis) for axis in "IZYX" if axis in axes]
+    pixels = np.arange(np.prod(shape), dtype=np.uint16).reshape(shape)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="minisblack", metadata={"axes": axes})
+    wanted = pixels.reshape([side for side, axis in zip(shape, axes, strict=True) if axis not in "TC"])
+    squeezed = [axis for axis in axes if axis not in "TC"]
+    wanted = np.transpose(wanted, [squeezed.index(axes[at]) for at in order])
+    (field,) = TiffReader().read(tmp_path / "a.tif").fields
+    np.testing.assert_array_equal(field.channel().read(), wanted if wanted.ndim == 3 else wanted[None])
 
 
-def test_time_series_and_colours_are_refused():
-    with pytest.raises(PairRefused, match="7 images along its axis T"):
-        picked(np.zeros((7, 4, 5)), "TYX", None, [], "a file")
+def test_times_of_a_stack_need_those_of_its_labels(tmp_path):
+    """Time points are fields of the same place; a label that was recorded once is no label of them all."""
+    about = {"stack": "{well}_phase.tif", "labels": {"nuclei": "{well}_dapi.tif"}, "pixel_size_um": 1.0}
+    write_ome(tmp_path / "A1_phase.tif", np.stack([STACK, STACK + 1]), "TZYX")
+    write_ome(tmp_path / "A1_dapi.tif", LABEL, "YX")
+    one = tiff(tmp_path, **about)
+    with pytest.raises(PairRefused, match="fewer images than its stack"):
+        read(one)
+    write_ome(tmp_path / "A1_dapi.tif", np.stack([LABEL, LABEL + 1]), "TYX")
+    found = read(one)
+    assert [(name, item.place) for name, (item, _) in found.items()] == [("A1", "A1"), ("A1/t1", "A1")]
+    np.testing.assert_array_equal(found["A1/t1"][1].stack, STACK + 1)
+    np.testing.assert_array_equal(found["A1/t1"][1].labels["nuclei"], LABEL + 1)
+
+
+def test_colours_are_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "A1_1_phase.ome.tif", np.zeros((8, 9, 3), np.uint8), photometric="rgb")
+    with pytest.raises(StorageError, match=r"not a z-stack.*YXS"):
+        read(tiff(tmp_path))
 
 
 @pytest.mark.parametrize("pixels", [np.array([0.5, 1.5, 3.5]), np.array([-3, 5, 9]), np.array([1, 2, 70000])])

@@ -13,10 +13,11 @@ from acq_isl.training.data.pairs import Item, Recording
 from acq_isl.training.data.splits import Split, divide, simulated_only
 
 STACK = np.arange(3 * 16 * 100, dtype=np.uint16).reshape(3, 16, 100)
+Z_UM = (0.0, 1.5, 3.0)
 
 
 def item(name, well=None, **more):
-    recording = Recording(STACK, {"nuclei": STACK[0]}, 0.3, 1.5)
+    recording = Recording(STACK, {"nuclei": STACK[0]}, 0.3, Z_UM)
     return Item(name, well, name, lambda: recording, labels=("nuclei",), **more)
 
 
@@ -79,9 +80,9 @@ def test_the_same_pixels_under_another_name_are_a_leak():
 
 
 def test_the_digest_is_of_pixels():
-    first = Recording(STACK, {}, 0.3, 1.5)
-    assert first.digest == Recording(STACK.copy(), {}, 0.5, 0).digest
-    assert first.digest != Recording(STACK[:, :, ::-1], {}, 0.3, 1.5).digest
+    first = Recording(STACK, {}, 0.3, Z_UM)
+    assert first.digest == Recording(STACK.copy(), {}, 0.5, (0.0,)).digest
+    assert first.digest != Recording(STACK[:, :, ::-1], {}, 0.3, Z_UM).digest
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,7 @@ def test_columns_leave_a_gap():
 @given(st.integers(33, 60), st.integers(200, 900), st.integers(0, 2))
 def test_no_column_is_used_twice(gap, width, held):
     stack = np.broadcast_to(np.arange(width, dtype=np.uint16), (1, 2, width))
-    wide = Item("a", None, "a", lambda: Recording(stack, {}, 0.3, 0))
+    wide = Item("a", None, "a", lambda: Recording(stack, {}, 0.3, (0.0,)))
     cuts = [width // 3, 2 * width // 3]
     found = divide([wide], [], split(by="columns", cuts_px=cuts, held_out=[held], gap_px=gap))
     train = {int(c) for one in found.train for c in one.load().stack[0, 0]}

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from acq_isl.compatibility import Resample
 from acq_isl.errors import PairRefused
 from acq_isl.processing.normalize import resample, resize
+from acq_isl.readers.recording import uneven
 from acq_isl.stack import StackInfo, StackKey, Uint16Image, ZStack
-from acq_isl.training.data.pairs import Recording
-from acq_isl.training.data.source_base import Nominal
+from acq_isl.training.data.pairs import Nominal, Recording
 
 _SAME_PIXEL = (0.9, 1.1)
 _SAME_STEP = (0.8, 1.25)
@@ -42,7 +42,10 @@ def brought(recording: Recording, geometry: Geometry, name: str) -> Uint16Image:
     """The stack at the model's pixel size and planes, as it will be in use; sides multiples of the step."""
     nominal, stack = geometry.nominal, recording.stack
     scale = _xy_scale(recording, nominal)
-    z_um = recording.z_step_um * (np.arange(len(stack)) - (len(stack) - 1) / 2)
+    missing = uneven(recording.z_um)
+    if missing:
+        raise PairRefused(f"{name}: {missing}", fix="leave it out, or record it again")
+    z_um = np.asarray(recording.z_um) - (recording.z_um[0] + recording.z_um[-1]) / 2
     planes = _planes(z_um, nominal, name)
     if scale != 1.0 or planes is not None:
         chosen = tuple(float(z) for z in (z_um if planes is None else planes))
@@ -60,8 +63,8 @@ def _xy_scale(recording: Recording, nominal: Nominal) -> float:
 
 def _planes(z_um: NDArray[np.floating], nominal: Nominal, name: str) -> NDArray[np.floating] | None:
     """z of the planes to interpolate; None: they are used as they are."""
-    wanted = nominal.z_step_um * (np.arange(nominal.planes) - (nominal.planes - 1) / 2)
-    step = float(z_um[1] - z_um[0]) if len(z_um) > 1 else 0.0
+    wanted = np.asarray(nominal.z_um)
+    step = float(np.diff(z_um).mean()) if len(z_um) > 1 else 0.0
     if nominal.planes == 1:
         return None if len(z_um) == 1 else np.zeros(1)
     if len(z_um) == nominal.planes and _SAME_STEP[0] <= step / nominal.z_step_um <= _SAME_STEP[1]:

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from acq_isl.base import StrictModel
 from acq_isl.errors import PairRefused
 from acq_isl.processing.normalize import contrast_sd
+from acq_isl.readers.recording import finite
 from acq_isl.stack import Uint16Image
 from acq_isl.training.data.registration import Registration, registration, structure
 
@@ -22,13 +24,24 @@ _LEAST_SD = 0.5
 _PEAK = 6.0
 _NOTHING_COMMON = 4.5
 _LARGE_PX = 400
-_FULL_SCALE = 65535
 
 
-class Checks(BaseModel):
+@dataclass(frozen=True, slots=True)
+class Nominal:
+    """What the model is trained for; simulated fields vary around it on purpose."""
+
+    planes: int
+    pixel_size_um: float
+    z_step_um: float
+
+    @property
+    def z_um(self) -> tuple[float, ...]:
+        """Height of each plane above the middle one, in micrometres."""
+        return tuple(self.z_step_um * (plane - (self.planes - 1) / 2) for plane in range(self.planes))
+
+
+class Checks(StrictModel):
     """When a pair is worth a warning, and when it is refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     shift_warn_um: float = Field(default=2.0, gt=0)
     """Shift between a label and the structure seen in the stack, where the two agree well enough to tell."""
@@ -49,8 +62,8 @@ class Recording:
     labels : mapping of label name to (y, x) array
         Only the labels that were recorded.
     pixel_size_um : float
-    z_step_um : float
-        0 for a single plane.
+    z_um : tuple of float
+        Rising height of each plane in micrometres.
     truth_range : (float, float) or None
         What in ``labels`` stands for 0 and 1; None: unknown, the training set decides.
     valid : mapping of label name to (y, x) bool
@@ -60,7 +73,7 @@ class Recording:
     stack: Uint16Image
     labels: Mapping[str, Truth]
     pixel_size_um: float
-    z_step_um: float
+    z_um: tuple[float, ...]
     truth_range: tuple[float, float] | None = None
     valid: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
 
@@ -72,6 +85,11 @@ class Recording:
             labels={name: image[:, first:stop] for name, image in self.labels.items()},
             valid={name: image[:, first:stop] for name, image in self.valid.items()},
         )
+
+    @property
+    def z_step_um(self) -> float:
+        """Mean distance of the planes; 0 for a single one."""
+        return (self.z_um[-1] - self.z_um[0]) / max(len(self.z_um) - 1, 1)
 
     @property
     def digest(self) -> str:
@@ -118,39 +136,6 @@ class Item:
         return self.field or self.name
 
 
-def as_counts(pixels: NDArray[Any], what: str) -> Uint16Image:
-    """A stack as uint16; floats are mapped linearly, which the normalisation undoes.
-
-    Raises
-    ------
-    PairRefused
-        NaN or infinite pixels, or a type that is no number.
-    """
-    if pixels.dtype in (np.uint16, np.uint8):
-        return pixels.astype(np.uint16, copy=False)
-    values = finite(pixels, what)
-    if pixels.dtype.kind in "iu" and values.min() >= 0 and values.max() <= _FULL_SCALE:
-        return values.astype(np.uint16)
-    low, span = float(values.min()), float(np.ptp(values))
-    scaled = (values.astype(np.float64) - low) * (_FULL_SCALE / span if span > 0 else 0.0)
-    return np.rint(scaled).astype(np.uint16)
-
-
-def finite(pixels: NDArray[Any], what: str) -> NDArray[Any]:
-    """The same pixels; `PairRefused` if they are no real, finite numbers."""
-    if pixels.dtype.kind not in "iufb":
-        raise PairRefused(f"{what} holds no numbers", got=str(pixels.dtype), fix="save intensities")
-    if pixels.dtype.kind == "f":
-        bad = int(np.size(pixels) - np.isfinite(pixels).sum())
-        if bad:
-            raise PairRefused(
-                f"{what} has pixels that are NaN or infinite",
-                got=f"{bad} of {pixels.size} pixels",
-                fix="export it again, or leave this field out",
-            )
-    return pixels
-
-
 def examine(recording: Recording, name: str, checks: Checks) -> list[str]:
     """Check one pair.
 
@@ -177,7 +162,7 @@ def examine(recording: Recording, name: str, checks: Checks) -> list[str]:
             )
         finite(image, f"{name}: {label}")
         # A camera's image is never constant; a truth that is known may be, where there is no cell.
-        if recording.truth_range is None and np.ptp(image) == 0:
+        if recording.truth_range is None and image.min() == image.max():
             raise _constant(f"{name}: {label}")
     if contrast_sd(stack, 0) < _LEAST_SD:
         raise _constant(f"{name}: the stack")
