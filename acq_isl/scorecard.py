@@ -10,82 +10,57 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class LabelScore:
-    """One predicted label against the truth, over the fields that were predicted.
-
-    Parameters
-    ----------
-    label : str
-    pearson : float
-        Mean over fields of the correlation of all pixels; NaN without a field in which both vary.
-    f1 : float
-        Objects at an intersection over union of half, of all fields together; NaN without any.
-    found, true : int
-        Objects predicted and really there.
-    fields : int
-    model : str
-        Which predicts it, if there are several and the label does not say.
-    """
+    """One predicted label against the truth, over the fields that were predicted."""
 
     label: str
     pearson: float
+    """Mean over fields of the correlation of all pixels; NaN without a field in which both vary."""
     f1: float
+    """Objects at an intersection over union of half, of all fields together; NaN without any."""
     found: int
+    """Objects predicted."""
     true: int
+    """Objects really there."""
     fields: int
     model: str = ""
+    """Which predicts it, if there are several and the label does not say."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChoiceScore:
-    """The fields a rule chose, against those it would have chosen had it known the truth.
-
-    Parameters
-    ----------
-    what : str
-        What fields were ranked by, for people.
-    chosen, right, ranked : int
-        Fields chosen, how many of them belong to the truly best as many, and fields there were.
-    wrong : tuple of (str, int)
-        Chosen fields that do not, with the rank each truly has.
-    missed : tuple of str
-        Truly best fields that were not chosen.
-    rounds : int
-        Time points, each with a choice and a best of its own.
-    """
+    """The fields a rule chose, against those it would have chosen had it known the truth."""
 
     what: str
+    """What fields were ranked by, for people."""
     chosen: int
     right: int
+    """Chosen fields that belong to the truly best as many."""
     ranked: int
     wrong: tuple[tuple[str, int], ...]
+    """Chosen fields that do not, with the rank each truly has."""
     missed: tuple[str, ...]
+    """Truly best fields that were not chosen."""
     rounds: int = 1
+    """Time points, each with a choice and a best of its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class CellScore:
-    """Cells in the fields imaged in fluorescence.
-
-    Parameters
-    ----------
-    label : str
-        Wanted cells are those that it truly marks.
-    wanted, there : int
-        Wanted cells in all overview fields, and cells of any kind in those imaged in fluorescence.
-    imaged, at_random, at_best : float
-        Wanted cells imaged in fluorescence; how many as many fields drawn at random would hold on
-        average, and how many the best as many.
-    fields, of_fields : int
-        Imaged in fluorescence, and of the overview.
-    """
+    """Cells in the fields imaged in fluorescence; wanted are those that the label truly marks."""
 
     label: str
     wanted: int
+    """In all overview fields."""
     there: int
+    """Cells of any kind in the fields imaged in fluorescence."""
     imaged: int
+    """Wanted cells imaged in fluorescence."""
     at_random: float
+    """How many as many fields drawn at random would hold on average."""
     at_best: int
+    """How many the best as many fields hold."""
     fields: int
+    """Imaged in fluorescence."""
     of_fields: int
 
     @property
@@ -111,22 +86,14 @@ class TriggerScore:
 
 @dataclass(frozen=True, slots=True)
 class LightScore:
-    """Light and time a run took.
-
-    Parameters
-    ----------
-    overview_ms, fluorescence_ms : mapping of channel to float
-        Milliseconds of light the specimen got, all slices together.
-    all_fields_ms : float
-        Fluorescence had all overview fields been imaged like those that were.
-    duration_s : float
-        First slice to last.
-    """
+    """Light and time a run took: milliseconds of light by channel, all slices together."""
 
     overview_ms: Mapping[str, float]
     fluorescence_ms: Mapping[str, float]
     all_fields_ms: float
+    """Fluorescence had all overview fields been imaged like those that were."""
     duration_s: float
+    """First slice to last."""
 
     @property
     def stain_s(self) -> float:
@@ -150,26 +117,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Scorecard:
-    """A run on a simulated specimen, graded.
-
-    Parameters
-    ----------
-    labels : tuple of LabelScore
-    choice : ChoiceScore or None
-    triggers : tuple of TriggerScore
-    cells : CellScore or None
-    light : LightScore
-    aside_um : Spread
-        Fluorescence images: how far from where the overview had them the wanted cells truly were; the middle
-        of the image, where cells are not known.
-    out_of_focus_um : Spread
-        Distance in z of the nearest plane imaged from the middle height of the wanted cells.
-    decision_s, action_s : Spread
-        From the last overview slice of a field to the prediction measured, and to its first light in
-        fluorescence.
-    ungraded : tuple of str
-        What could not be graded, and why.
-    """
+    """A run on a simulated specimen, graded."""
 
     labels: tuple[LabelScore, ...]
     choice: ChoiceScore | None
@@ -177,10 +125,16 @@ class Scorecard:
     cells: CellScore | None
     light: LightScore
     aside_um: Spread
+    """Fluorescence images: how far from where the overview had them the wanted cells truly were; the middle
+    of the image, where cells are not known."""
     out_of_focus_um: Spread
+    """Distance in z of the nearest plane imaged from the middle height of the wanted cells."""
     decision_s: Spread
+    """From the last overview slice of a field to the prediction measured."""
     action_s: Spread
+    """From the last overview slice of a field to its first light in fluorescence."""
     ungraded: tuple[str, ...] = ()
+    """What could not be graded, and why."""
 
 
 def sentences(card: Scorecard) -> tuple[tuple[str, str], ...]:
@@ -190,7 +144,7 @@ def sentences(card: Scorecard) -> tuple[tuple[str, str], ...]:
         lines.append(("choice", _choice(card.choice)))
     if card.cells is not None:
         lines.append(("cells", _cells(card.cells)))
-    lines += [("triggers", _trigger(one)) for one in card.triggers]
+    lines += [("triggers", _trigger(score)) for score in card.triggers]
     lines.append(("light", _light(card)))
     if math.isfinite(card.aside_um.median):
         lines.append(("targeting", _targeting(card)))
@@ -198,7 +152,7 @@ def sentences(card: Scorecard) -> tuple[tuple[str, str], ...]:
         lines.append(("speed", _speed(card)))
     if card.labels:
         lines.append(("labels", _labels(card.labels)))
-    lines += [("not graded", one) for one in card.ungraded]
+    lines += [("not graded", reason) for reason in card.ungraded]
     return tuple(lines)
 
 
@@ -221,9 +175,9 @@ def _cells(score: CellScore) -> str:
     random, best = (f"{100 * some / score.wanted:.0f} %" for some in (score.at_random, score.at_best))
     text = (
         f"{score.imaged} of {score.wanted} cells with {score.label} ({100 * score.recall:.0f} %) lie in the "
+        f"{score.fields} of {score.of_fields} fields imaged in fluorescence; "
+        f"as many fields drawn at random would hold {random}, the best {best}."
     )
-    text += f"{score.fields} of {score.of_fields} fields imaged in fluorescence; "
-    text += f"as many fields drawn at random would hold {random}, the best {best}."
     if score.there:
         text += f" Of the {score.there} cells imaged there, {100 * score.precision:.0f} % were wanted."
     return text
@@ -231,12 +185,10 @@ def _cells(score: CellScore) -> str:
 
 def _trigger(score: TriggerScore) -> str:
     text = f"'{score.name}' was right about {score.right} fields"
-    for what, names in (
-        ("acted without cause at", score.false_alarms),
-        ("should have acted at", score.missed),
-    ):
-        if names:
-            text += f", {what} {', '.join(names)}"
+    if score.false_alarms:
+        text += f", acted without cause at {', '.join(score.false_alarms)}"
+    if score.missed:
+        text += f", should have acted at {', '.join(score.missed)}"
     return text + "."
 
 
@@ -255,9 +207,8 @@ def _light(card: Scorecard) -> str:
 
 
 def _targeting(card: Scorecard) -> str:
-    aside, height = (
-        f"{one.median:.1f} µm (at most {one.worst:.1f} µm)" for one in (card.aside_um, card.out_of_focus_um)
-    )
+    distances = (card.aside_um, card.out_of_focus_um)
+    aside, height = (f"{some.median:.1f} µm (at most {some.worst:.1f} µm)" for some in distances)
     if not math.isfinite(card.out_of_focus_um.median):
         return f"Fluorescence was taken {aside} beside the field."
     text = f"In fluorescence the wanted cells lay {aside} from where the overview had them"
@@ -280,10 +231,9 @@ def _short(seconds: float) -> str:
 
 
 def _labels(scores: Sequence[LabelScore]) -> str:
-    return f"Predicted against true labels: {'; '.join(map(_label, scores))}."
-
-
-def _label(one: LabelScore) -> str:
-    by = f" ({one.model})" if one.model else ""
-    scores = f"r = {one.pearson:.2f}, objects F1 {one.f1:.2f} ({one.found} found, {one.true} true)"
-    return f"{one.label}{by} {scores}"
+    texts = []
+    for score in scores:
+        by = f" ({score.model})" if score.model else ""
+        objects = f"objects F1 {score.f1:.2f} ({score.found} found, {score.true} true)"
+        texts.append(f"{score.label}{by} r = {score.pearson:.2f}, {objects}")
+    return f"Predicted against true labels: {'; '.join(texts)}."

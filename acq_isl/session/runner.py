@@ -21,7 +21,7 @@ from acq_isl.rules.actions import Limits
 from acq_isl.rules.label_names import Labels
 from acq_isl.rules.plugins import broken_plugins
 from acq_isl.session.engine import WithoutEngine, lost, open_engine, state
-from acq_isl.session.grade import marked
+from acq_isl.session.grade import grade
 from acq_isl.session.preflight import new_folder, prepare, simulated
 from acq_isl.session.progress import ProgressMeter
 from acq_isl.session.session import Session, SessionTools
@@ -164,7 +164,7 @@ def _carry_out(
                 origin = parts.origin(started, time.monotonic() - began, scope.description)
                 stored = Stored(parts.microscope.images, parts.stored(folder / _STORE))
                 record = _with_ending(summarise(experiment, session, stored, origin), folder, failure)
-                record = marked(record, experiment, session, stored, scope.simulated)
+                record = grade(record, experiment, session, stored, scope.simulated)
                 write_report(report, record)
             views.handle(RunEnded(failure, str(report) if record is not None else ""))
     return RunResult(folder, report, record)

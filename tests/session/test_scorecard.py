@@ -18,9 +18,9 @@ from acq_isl.rules.measurements import ObjectCount
 from acq_isl.scorecard import Scorecard, Spread, sentences
 from acq_isl.session.grade import match_light
 from acq_isl.session.grading import scores as grading
-from acq_isl.session.grading import targeting as aiming
+from acq_isl.session.grading import targeting
 from acq_isl.session.grading.scores import KnownCell, KnownField
-from acq_isl.session.grading.targeting import Imaged, Lit
+from acq_isl.session.grading.targeting import Exposure, Imaged
 from acq_isl.sim.scope.timeline import Taken
 from acq_isl.sim.view import Light
 from acq_isl.stack import Prediction, StackInfo, StackKey, StackRequest
@@ -44,7 +44,7 @@ def field(
     return KnownField(key(name, time=time), chosen, 0.5, (), {NUCLEI: predicted}, {NUCLEI: true}, cells())
 
 
-def imaged(name: str, channel: str, *lit: Lit, exposure_ms: float = 10.0) -> Imaged:
+def imaged(name: str, channel: str, *lit: Exposure, exposure_ms: float = 10.0) -> Imaged:
     z_um = tuple(one.z_um for one in lit)
     return Imaged(StackRequest(key(name, channel), 0.0, 0.0, z_um, "Channel", channel, exposure_ms), lit)
 
@@ -151,23 +151,23 @@ def test_triggers_are_asked_what_they_would_have_done() -> None:
 
 
 STACKS = [
-    imaged("a", "Phase", Lit(100.0, 0, 0, -2, 10), Lit(100.1, 0, 0, 2, 10)),
-    imaged("b", "Phase", Lit(101.0, 50, 0, -2, 10), Lit(101.1, 50, 0, 2, 10)),
-    imaged("b", "DAPI", Lit(103.0, 53, 4, 0, 40)),
-    imaged("b", "MAP2", Lit(104.0, 50, 0, 2, 20)),
+    imaged("a", "Phase", Exposure(100.0, 0, 0, -2, 10), Exposure(100.1, 0, 0, 2, 10)),
+    imaged("b", "Phase", Exposure(101.0, 50, 0, -2, 10), Exposure(101.1, 50, 0, 2, 10)),
+    imaged("b", "DAPI", Exposure(103.0, 53, 4, 0, 40)),
+    imaged("b", "MAP2", Exposure(104.0, 50, 0, 2, 20)),
 ]
 FIELDS = [field("a", 1), replace(field("b", 1), cells=cells("x", "y", others="z", z_um=1.5))]
 
 
 def test_light_is_summed_by_channel_and_all_fields_are_extrapolated() -> None:
-    light = aiming.score_light(STACKS, {key("a"), key("b")})
+    light = targeting.score_light(STACKS, {key("a"), key("b")})
     assert dict(light.overview_ms) == {"Phase": 40}
     assert dict(light.fluorescence_ms) == {"DAPI": 40, "MAP2": 20}
     assert (light.stain_s, light.all_fields_ms, light.duration_s) == (0.06, 120, 4.0)
 
 
 def test_targeting_is_measured_from_where_the_choice_was_made() -> None:
-    aside, height = aiming.score_targeting("nuclei", FIELDS, STACKS)
+    aside, height = targeting.score_targeting("nuclei", FIELDS, STACKS)
     assert (aside.median, aside.worst) == (2.5, 5.0)
     assert math.isnan(height.median)
     # The stage missed by 3 and 4 um; of the wanted cells, one went along with it and one lies 6 um higher up.
@@ -176,14 +176,16 @@ def test_targeting_is_measured_from_where_the_choice_was_made() -> None:
         KnownCell("y", 3.0, 10.0, 2.0, {}),
         KnownCell("z", 90.0, 0, 9, {}),
     )
-    found, height = aiming.score_targeting("nuclei", FIELDS, [*STACKS[:2], replace(STACKS[2], cells=moved)])
+    found, height = targeting.score_targeting(
+        "nuclei", FIELDS, [*STACKS[:2], replace(STACKS[2], cells=moved)]
+    )
     assert found.median == pytest.approx(3.0) and height.median == pytest.approx(1.5)
-    nowhere = aiming.score_targeting("nuclei", FIELDS, STACKS[:2])
+    nowhere = targeting.score_targeting("nuclei", FIELDS, STACKS[:2])
     assert all(math.isnan(one.median) for one in nowhere)
 
 
 def test_action_begins_with_the_first_fluorescence() -> None:
-    wait = aiming.score_action(FIELDS, STACKS)
+    wait = targeting.score_action(FIELDS, STACKS)
     assert wait.median == wait.worst == pytest.approx(103.0 - 101.1 - 0.01)
 
 
@@ -251,7 +253,7 @@ def card() -> Scorecard:
         choice=grading.score_choice(Best(k=1, measurement=NUCLEI), ranked),
         triggers=(grading.TriggerScore("many", 2, ("a",), ("b",)),),
         cells=grading.score_cells("nuclei", fields, {key("b")}),
-        light=aiming.score_light(STACKS, {key("a"), key("b")}),
+        light=targeting.score_light(STACKS, {key("a"), key("b")}),
         aside_um=Spread(0.5, 2.0),
         out_of_focus_um=Spread(1.0, 1.0),
         decision_s=Spread(0.123, 12.3),
@@ -282,7 +284,7 @@ def test_the_card_reads_like_a_report() -> None:
 def test_a_run_that_imaged_nothing_but_an_overview_says_what_it_can() -> None:
     bare = replace(
         card(), labels=(), choice=None, triggers=(), cells=None, ungraded=(),
-        light=aiming.score_light(STACKS[:2], {key("a"), key("b")}),
+        light=targeting.score_light(STACKS[:2], {key("a"), key("b")}),
         aside_um=Spread.of([]), out_of_focus_um=Spread.of([]), decision_s=Spread.of([math.nan]),
     )  # fmt: skip
     assert sentences(bare) == (("light", "0.04 s of transmitted light and 0.00 s of fluorescence light."),)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from acq_isl.processing.display import display_range
 from acq_isl.processing.segmentation import object_score
 from acq_isl.processing.statistics import pearson
 from acq_isl.rules import AreaFraction, Best, Measurement, ObjectCount, Segmenter, Trigger, Watershed
@@ -53,29 +54,20 @@ class KnownCell:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KnownField:
-    """An overview field of which the truth is known.
-
-    Parameters
-    ----------
-    key : StackKey
-    chosen : bool
-    decided_s : float
-        From its last slice to the prediction measured; NaN without a prediction.
-    labels : tuple of LabelPair
-        Empty without a prediction.
-    predicted, true : mapping of Measurement to float
-        What the rules measure, on the prediction and on the truth.
-    cells : tuple of KnownCell or None
-        None where the specimen does not know its cells.
-    """
+    """An overview field of which the truth is known."""
 
     key: StackKey
     chosen: bool
     decided_s: float
+    """From its last slice to the prediction measured; NaN without a prediction."""
     labels: tuple[LabelPair, ...]
+    """Empty without a prediction."""
     predicted: Mapping[Measurement, float]
+    """What the rules measure on the prediction."""
     true: Mapping[Measurement, float]
+    """What they measure on the truth."""
     cells: tuple[KnownCell, ...] | None
+    """None where the specimen does not know its cells."""
 
 
 def pair_labels(
@@ -96,13 +88,13 @@ def pair_labels(
 
 def object_f1(*pairs: LabelPair) -> float:
     """2 matched / (found + true), of all pairs together; NaN without any object."""
-    matched, objects = sum(one.matched for one in pairs), sum(one.found + one.true for one in pairs)
-    return 2 * matched / objects if objects else math.nan
+    objects = sum(pair.found + pair.true for pair in pairs)
+    return 2 * sum(pair.matched for pair in pairs) / objects if objects else math.nan
 
 
 def to_bright_end(image: NDArray[Any]) -> Float32Image:
     """A stain in counts as labels are: 0 is its 1st percentile, 1 its 99.8th, (y, x) float32 in 0..1."""
-    low, high = np.percentile(image, (1.0, 99.8))
+    low, high = display_range(image)
     scaled: Float32Image = ((np.asarray(image, np.float32) - low) / max(high - low, 1e-9)).clip(0, 1)
     return scaled.astype(np.float32)
 
@@ -126,7 +118,7 @@ def measure_truth(
         return {}
     mean = np.stack([truth[label] for label in known]).astype(np.float32)
     ideal = replace(prediction, labels=known, mean=mean, spread=np.zeros_like(mean))
-    return {one: measure(ideal, one).value for one in rules if one.label in known}
+    return {rule: measure(ideal, rule).value for rule in rules if rule.label in known}
 
 
 def score_labels(fields: Sequence[KnownField]) -> tuple[LabelScore, ...]:
@@ -135,13 +127,14 @@ def score_labels(fields: Sequence[KnownField]) -> tuple[LabelScore, ...]:
     for field in fields:
         for pair in field.labels:
             pairs.setdefault(pair.label, []).append(pair)
-    scores = []
-    for label, some in pairs.items():
-        found, true = (sum(getattr(one, what) for one in some) for what in ("found", "true"))
-        finite = [one.pearson for one in some if math.isfinite(one.pearson)]
-        mean = sum(finite) / len(finite) if finite else math.nan
-        scores.append(LabelScore(label, mean, object_f1(*some), found, true, len(some)))
-    return tuple(scores)
+    return tuple(_score_label(label, some) for label, some in pairs.items())
+
+
+def _score_label(label: str, pairs: Sequence[LabelPair]) -> LabelScore:
+    finite = [pair.pearson for pair in pairs if math.isfinite(pair.pearson)]
+    mean = sum(finite) / len(finite) if finite else math.nan
+    found, true = sum(pair.found for pair in pairs), sum(pair.true for pair in pairs)
+    return LabelScore(label, mean, object_f1(*pairs), found, true, len(pairs))
 
 
 def score_choice(rule: Best, fields: Sequence[KnownField]) -> ChoiceScore | None:
@@ -182,10 +175,10 @@ def score_trigger(trigger: Trigger, fields: Sequence[KnownField]) -> TriggerScor
     alarms: list[str] = []
     missed: list[str] = []
     for field in fields:
-        predicted, true = (of.get(trigger.when.measurement) for of in (field.predicted, field.true))
-        if predicted is None or true is None:
+        rule, when = trigger.when.measurement, trigger.when
+        if rule not in field.predicted or rule not in field.true:
             continue
-        acts, should = trigger.when.passed(predicted), trigger.when.passed(true)
+        acts, should = when.passed(field.predicted[rule]), when.passed(field.true[rule])
         right += acts == should
         if acts != should:
             (alarms if acts else missed).append(_name(field.key))
@@ -201,40 +194,32 @@ def score_cells(label: str, fields: Sequence[KnownField], imaged: set[StackKey])
         return None
     wanted = {field.key: {cell.id for cell in field.cells or () if cell.marked(label)} for field in known}
     there = {cell.id for field in known if field.key in imaged for cell in field.cells or ()}
-    everything, got = _union(wanted.values()), _union(wanted[key] for key in wanted if key in imaged)
-    count = sum(key in imaged for key in wanted)
+    by_field, found = list(wanted.values()), [cells for key, cells in wanted.items() if key in imaged]
     return CellScore(
         label=label,
-        wanted=len(everything),
+        wanted=len(set().union(*by_field)),
         there=len(there),
-        imaged=len(got),
-        at_random=_at_random(list(wanted.values()), count),
-        at_best=_at_best(list(wanted.values()), count),
-        fields=count,
+        imaged=len(set().union(*found)),
+        at_random=_at_random(by_field, len(found)),
+        at_best=_at_best(by_field, len(found)),
+        fields=len(found),
         of_fields=len(known),
     )
-
-
-def _union(sets: Iterable[set[str]]) -> set[str]:
-    return {cell for some in sets for cell in some}
 
 
 def _at_random(wanted: Sequence[set[str]], draws: int) -> float:
     """Mean number of cells seen in ``draws`` different fields; a cell may lie in several that overlap."""
     every = math.comb(len(wanted), draws)
-    places = [sum(cell in some for some in wanted) for cell in _union(wanted)]
-    return sum(1 - math.comb(len(wanted) - shared, draws) / every for shared in places)
+    shared = Counter(cell for cells in wanted for cell in cells)
+    return sum(1 - math.comb(len(wanted) - fields, draws) / every for fields in shared.values())
 
 
 def _at_best(wanted: Sequence[set[str]], draws: int) -> int:
     """Cells in the best fields, each next one the one that adds most."""
-    seen: set[str] = set()
-    left = list(wanted)
+    found: set[str] = set()
     for _ in range(draws):
-        best = max(left, key=lambda some: len(some - seen))
-        left.remove(best)
-        seen |= best
-    return len(seen)
+        found |= max(wanted, key=lambda cells: len(cells - found))
+    return len(found)
 
 
 def _name(key: StackKey) -> str:

@@ -14,7 +14,7 @@ from acq_isl.stack import StackKey, StackRequest
 
 
 @dataclass(frozen=True, slots=True)
-class Lit:
+class Exposure:
     """One exposure, where and when it truly was: Unix seconds, um, milliseconds of light."""
 
     unix_s: float
@@ -29,24 +29,25 @@ class Imaged:
     """A stack of the run with its exposures, in order, and the cells that were there then, if known."""
 
     request: StackRequest
-    lit: tuple[Lit, ...]
+    exposures: tuple[Exposure, ...]
     cells: tuple[KnownCell, ...] = ()
 
 
 def score_light(imaged: Sequence[Imaged], overview: set[StackKey]) -> LightScore:
     """Light by channel; ``overview`` are the keys of the overview stacks."""
-    sums: dict[bool, dict[str, float]] = {True: {}, False: {}}
+    overview_ms: dict[str, float] = {}
+    stain_ms: dict[str, float] = {}
     places: set[tuple[int, str]] = set()
-    for one in imaged:
-        first = one.request.key in overview
-        channel = one.request.key.channel
-        sums[first][channel] = sums[first].get(channel, 0.0) + sum(lit.dose_ms for lit in one.lit)
-        places |= set() if first else {(one.request.key.time, one.request.key.position)}
-    times = [lit.unix_s for one in imaged for lit in one.lit]
-    per_field = sum(sums[False].values()) / len(places) if places else 0.0
-    return LightScore(
-        sums[True], sums[False], per_field * len(overview), max(times) - min(times) if times else 0.0
-    )
+    for stack in imaged:
+        key = stack.request.key
+        if key not in overview:
+            places.add((key.time, key.position))
+        sums = overview_ms if key in overview else stain_ms
+        sums[key.channel] = sums.get(key.channel, 0.0) + sum(one.dose_ms for one in stack.exposures)
+    times = [exposure.unix_s for stack in imaged for exposure in stack.exposures]
+    per_field = sum(stain_ms.values()) / len(places) if places else 0.0
+    duration_s = max(times) - min(times) if times else 0.0
+    return LightScore(overview_ms, stain_ms, per_field * len(overview), duration_s)
 
 
 def score_targeting(
@@ -57,51 +58,45 @@ def score_targeting(
     Aside is the median over the cells of one image: what the stage missed and what the cells moved. Where no
     wanted cell is known, it is how far the middle of the image lies beside that of the overview.
     """
-    stacks = {one.request.key: one for one in imaged if one.lit}
     aside: list[float] = []
     height: list[float] = []
-    for field in fields:
-        seen = stacks.get(field.key)
-        if seen is None:
-            continue
+    for field, overview, stained in _pairs(fields, imaged):
         wanted = {cell.id: cell for cell in field.cells or () if label and cell.marked(label)}
-        for one in _stained(field.key, imaged):
-            there = [cell for cell in one.cells if cell.id in wanted]
-            off = _middle(one.lit) - _middle(seen.lit)
-            moved = [_place(cell) - _place(wanted[cell.id]) - off for cell in there] or [off]
-            aside.append(float(np.median([np.hypot(*by) for by in moved])))
-            if there:
-                middle = float(np.median([cell.z_um for cell in there]))
-                height.append(min(abs(lit.z_um - middle) for lit in one.lit))
+        there = [cell for cell in stained.cells if cell.id in wanted]
+        off = _middle(stained) - _middle(overview)
+        moved = [_place(cell) - _place(wanted[cell.id]) - off for cell in there] or [off]
+        aside.append(float(np.median([np.hypot(*by) for by in moved])))
+        if there:
+            middle = float(np.median([cell.z_um for cell in there]))
+            height.append(min(abs(exposure.z_um - middle) for exposure in stained.exposures))
     return Spread.of(aside), Spread.of(height)
-
-
-def _middle(lit: Sequence[Lit]) -> NDArray[np.float64]:
-    return np.mean([(one.x_um, one.y_um) for one in lit], axis=0)  # type: ignore[no-any-return]
-
-
-def _place(cell: KnownCell) -> NDArray[np.float64]:
-    return np.array([cell.x_um, cell.y_um])
 
 
 def score_action(fields: Sequence[KnownField], imaged: Sequence[Imaged]) -> Spread:
     """Seconds from the end of a field's last overview slice to its first light in fluorescence."""
-    stacks = {one.request.key: one for one in imaged if one.lit}
-    waits = []
-    for field in fields:
-        after = [one.lit[0].unix_s for one in _stained(field.key, imaged)]
-        if after and field.key in stacks:
-            seen = stacks[field.key]
-            waits.append(min(after) - seen.lit[-1].unix_s - seen.request.exposure_ms / 1000)
-    return Spread.of(waits)
+    waits: dict[StackKey, float] = {}
+    for field, overview, stained in _pairs(fields, imaged):
+        ended = overview.exposures[-1].unix_s + overview.request.exposure_ms / 1000
+        wait = stained.exposures[0].unix_s - ended
+        waits[field.key] = min(wait, waits.get(field.key, wait))
+    return Spread.of(list(waits.values()))
 
 
-def _stained(key: StackKey, imaged: Sequence[Imaged]) -> list[Imaged]:
-    """Other stacks of the same place and time point."""
+def _pairs(fields: Sequence[KnownField], imaged: Sequence[Imaged]) -> list[tuple[KnownField, Imaged, Imaged]]:
+    """Every field with its overview stack and each other stack of the same place and time point."""
+    stacks = {stack.request.key: stack for stack in imaged if stack.exposures}
     return [
-        one
-        for one in imaged
-        if one.lit
-        and one.request.key != key
-        and (one.request.key.time, one.request.key.position) == (key.time, key.position)
+        (field, stacks[field.key], stack)
+        for field in fields
+        if field.key in stacks
+        for key, stack in stacks.items()
+        if key != field.key and (key.time, key.position) == (field.key.time, field.key.position)
     ]
+
+
+def _middle(stack: Imaged) -> NDArray[np.float64]:
+    return np.asarray(np.mean([(exposure.x_um, exposure.y_um) for exposure in stack.exposures], axis=0))
+
+
+def _place(cell: KnownCell) -> NDArray[np.float64]:
+    return np.array([cell.x_um, cell.y_um])
