@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy import ndimage, special
 
-from acq_isl.errors import ExperimentError
+from acq_isl.errors import AcqIslError, ExperimentError
 from acq_isl.processing.segmentation import smooth, spots
 from acq_isl.rules.plugins import PluginPoint
 from acq_isl.rules.segmenters import Segmenter, Watershed, find_objects
@@ -194,7 +194,7 @@ class MeanIntensity(Measurement):
 
 
 def measure(prediction: Prediction, measurement: Measurement) -> Measured:
-    """Measure one predicted label of one field; ExperimentError if the prediction has no such label."""
+    """Measure one predicted label of one field; ExperimentError without the label, or if a plug-in fails."""
     if measurement.label not in prediction.labels:
         raise ExperimentError(
             f"the model does not predict {measurement.label!r}",
@@ -202,7 +202,13 @@ def measure(prediction: Prediction, measurement: Measurement) -> Measured:
             got=measurement.label,
             fix="correct the label in the experiment, or choose a model that predicts it",
         )
-    value, uncertainty = measurement.measure(prediction)
+    try:
+        value, uncertainty = measurement.measure(prediction)
+    except AcqIslError:
+        raise
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        raise ExperimentError(f"{measurement.title} was not measured", got=why) from error
     unit = measurement.unit
     return Measured(measurement.title, value, unit.name, uncertainty, unit.write(value, uncertainty))
 
@@ -275,9 +281,8 @@ class MeasurementCache:
                 return None
             try:
                 self._found[place] = measure(outcome, measurement)
-            except Exception as error:  # of a plug-in
-                log.warning("%s cannot be measured", measurement.title, exc_info=True)
-                why = f"{type(error).__name__}: {error}"
-                self._problems[f"{measurement.title} was not measured: {why}"] = None
+            except AcqIslError as error:
+                log.warning("%s", error, exc_info=True)
+                self._problems[str(error)] = None
                 self._found[place] = Measured(measurement.title, np.nan, measurement.unit.name, np.nan)
         return self._found[place]

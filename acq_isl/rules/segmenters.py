@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from acq_isl.errors import ExperimentError
 from acq_isl.processing.segmentation import Mask, number_objects, segment
 from acq_isl.rules.plugins import PluginPoint
 from acq_isl.stack import Float32Image
@@ -56,9 +57,13 @@ class Watershed(Segmenter):
 
 
 def find_objects(segmenter: Segmenter, image: Float32Image, pixel_size_um: float) -> Mask:
-    """Objects of an image, (y, x) int32, numbered from 1 without gaps; ValueError for no mask."""
-    objects = np.asarray(segmenter.segment(image, pixel_size_um))
+    """Objects of an image, (y, x) int32, numbered from 1 without gaps; ExperimentError if it fails."""
+    what = f"the segmenter {segmenter.kind} failed"
+    try:
+        objects = np.asarray(segmenter.segment(image, pixel_size_um))
+    except Exception as error:
+        raise ExperimentError(what, got=f"{type(error).__name__}: {error}") from error
     if objects.shape != image.shape or objects.dtype.kind not in "iu" or objects.min(initial=0) < 0:
-        got = f"{objects.shape} {objects.dtype}"
-        raise ValueError(f"{segmenter.kind} must give {image.shape} whole numbers from 0 on, not {got}")
+        wanted, got = f"{image.shape} whole numbers from 0 on", f"{objects.shape} {objects.dtype}"
+        raise ExperimentError(what, wanted=wanted, got=got)
     return number_objects(objects)
