@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 import re
@@ -176,10 +175,7 @@ class Window:
         return "\n".join(one.text() for one in self.live.panel.widget.findChildren(QLabel))
 
     def button(self, text: str) -> Any:
-        from qtpy.QtWidgets import QPushButton
-
-        buttons = self.live.panel.widget.findChildren(QPushButton)
-        return next(one for one in buttons if one.text().startswith(text))
+        return next(one for one in buttons(self.live.panel.widget) if one.text().startswith(text))
 
     def close(self) -> None:
         self.live.close()
@@ -467,17 +463,45 @@ def test_another_run_can_be_followed_while_one_goes_on(window: Window, tmp_path:
 
 
 @needs_window
-def test_the_plug_in_opens_in_napari(window: Window) -> None:
-    from npe2 import PluginManifest
+def test_the_plug_in_opens_from_naparis_menu(window: Window, tmp_path: Path) -> None:
+    from npe2 import PluginManager, PluginManifest
+    from qtpy.QtWidgets import QLineEdit
 
     path = Path(__file__).resolve().parents[2] / "acq_isl" / "napari.yaml"
     manifest = PluginManifest.from_file(path)
     manifest.validate_imports()
-    (command,) = manifest.contributions.commands or ()
-    module, _, function = str(command.python_name).partition(":")
-    panel = getattr(importlib.import_module(module), function)(window.viewer)
-    window.viewer.window.add_dock_widget(panel, name="plug-in")
+    if "acq-isl" not in PluginManager.instance():  # else it was found as it is installed
+        PluginManager.instance().register(manifest)
+    (action,) = [one for one in actions(window.viewer.window.plugins_menu) if "acq-isl live" in one.text()]
+    action.trigger()
+    (title,) = [title for title in window.viewer.window.dock_widgets if "acq-isl live" in title]
+    panel = window.viewer.window.dock_widgets[title]
     window.until(panel.isVisible)
+    with Feed(tmp_path) as feed:
+        feed.handle(started())
+        panel.findChild(QLineEdit).setText(str(tmp_path))
+        next(button for button in buttons(panel) if button.text() == "Follow run").click()
+        window.until(
+            lambda: "map, labels (predicted)" in window.viewer.layers, "this viewer does not show it"
+        )
+    action.trigger()
+    window.until(lambda: not panel.isVisible(), "the menu did not hide it")
+
+
+def actions(menu: Any) -> Iterator[Any]:
+    """All actions of a menu and its submenus."""
+    menu.aboutToShow.emit()  # napari fills some when they open
+    for action in menu.actions():
+        yield action
+        if action.menu() is not None:
+            yield from actions(action.menu())
+
+
+def buttons(widget: Any) -> list[Any]:
+    from qtpy.QtWidgets import QPushButton
+
+    found: list[Any] = widget.findChildren(QPushButton)
+    return found
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only X and Wayland can be absent")

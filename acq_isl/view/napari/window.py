@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from acq_isl.commands import Command, GoTo, Pause, Resume, Stop
 from acq_isl.errors import AcqIslError
@@ -28,9 +28,6 @@ from acq_isl.view.napari.model import FieldView, LiveModel
 from acq_isl.view.napari.panel import Enabled, Panel, beside
 from acq_isl.view.napari.scene import Scene, coordinates, on_click
 from acq_isl.view.napari.style import decision_words, field_words, short_state, status_lines
-
-if TYPE_CHECKING:
-    import napari
 
 _TICK_MS = 15
 _MESSAGES = 64  # only the newest state is drawn, so taking many at once costs little
@@ -341,16 +338,18 @@ def _try() -> None:
         )
 
 
-def live_panel(viewer: napari.Viewer) -> Any:
-    """Panel that follows a run in this viewer: type its folder, press "Follow run".
+def live_panel(viewer: Any = None) -> Any:
+    """Panel that follows a run in a viewer: type its folder, press "Follow run". Plugins > acq-isl live.
 
     Parameters
     ----------
-    viewer : napari.Viewer
-        napari hands it in.
+    viewer : napari.Viewer, optional
+        The current one by default: napari's menu calls functions without arguments.
 
     Returns
     -------
     QWidget
     """
-    return LiveView(viewer).panel.widget
+    import napari
+
+    return LiveView(napari.current_viewer() if viewer is None else viewer).panel.widget

@@ -47,13 +47,13 @@ export class Connection {
     socket.onclose = (event) => this.closed(event);
   }
 
-  receive(message) {
-    if (message.type === "WELCOME") {
+  receive(answer) {
+    if (answer.type === "WELCOME") {
       this.tries = 0;
-      this.handlers.role(message.role);
+      this.handlers.role(answer.role);
       this.handlers.link("open", "");
-    } else if (message.type === "ANSWER") {
-      this.handlers.answer(message);
+    } else if (answer.type === "ANSWER") {
+      this.handlers.answer(answer);
     }
   }
 
