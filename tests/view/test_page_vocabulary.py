@@ -43,9 +43,8 @@ HOLDS = {
 }
 # Of the language, or of the browser's own events and elements.
 BUILT_IN = {"filter", "forEach", "includes", "length", "map", "replace", "some", "startsWith"}
-BROWSER_EVENT = {
-    "altKey", "code", "ctrlKey", "data", "key", "metaKey", "preventDefault", "reason", "stopPropagation", "target",
-}  # fmt: skip
+BROWSER_EVENT = {"altKey", "code", "ctrlKey", "data", "key", "metaKey", "reason", "target"}
+BROWSER_EVENT |= {"preventDefault", "stopPropagation"}
 
 
 def words_only(script: str) -> str:
