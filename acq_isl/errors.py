@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class AcqIslError(Exception):
     """Base of every error this package raises on purpose.
@@ -76,3 +79,10 @@ class PairRefused(AcqIslError):
 
 class TrainingFailed(AcqIslError):
     """Training stopped; the last good checkpoint is kept."""
+
+
+def suggest(wrong: str, valid: Iterable[str], what: str = "there are") -> str:
+    """The valid name that is nearest to a wrong one, as a question; all of them if none is near."""
+    names = sorted(valid)
+    near = difflib.get_close_matches(wrong, names, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"{what} {', '.join(names)}"

@@ -5,15 +5,15 @@ Also inside the useq-schema parts, where useq itself would ignore a key that it 
 
 from __future__ import annotations
 
-import difflib
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Union, get_args, get_origin
 
 import useq
 from pydantic import BaseModel, WrapValidator
 from pydantic_core import ErrorDetails
 
+from acq_isl.errors import suggest
 from acq_isl.rules.plugins import PluginPoint
 
 
@@ -27,10 +27,9 @@ def explain(detail: ErrorDetails, model: type[BaseModel]) -> str:
     return f"{where}: {message}" if where else message
 
 
-def _unknown(key: str, valid: list[str], where: str) -> str:
-    near = difflib.get_close_matches(key, valid, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"valid keys are {', '.join(sorted(valid))}"
-    return f"unknown key '{key}'{f' in {where}' if where else ''}; {hint}"
+def _unknown(key: str, valid: Iterable[str], where: str) -> str:
+    inside = f" in {where}" if where else ""
+    return f"unknown key {key!r}{inside}; {suggest(key, valid, 'valid keys are')}"
 
 
 def _refuse_ignored(raw: object, parsed: object, where: str = "") -> None:
@@ -41,7 +40,7 @@ def _refuse_ignored(raw: object, parsed: object, where: str = "") -> None:
         values = vars(parsed)  # not dict(): a sequence iterates over its events
         for key, value in raw.items():
             if key not in names:
-                raise ValueError(_unknown(str(key), sorted(names), where))
+                raise ValueError(_unknown(str(key), names, where))
             _refuse_ignored(value, values.get(names[key]), f"{where}.{key}" if where else key)
     elif isinstance(raw, (list, tuple)) and isinstance(parsed, (list, tuple)):
         for index, (item, understood) in enumerate(zip(raw, parsed, strict=False)):
@@ -60,7 +59,7 @@ Sequence = Annotated[useq.MDASequence, WrapValidator(_strict_sequence)]
 """A useq-schema sequence; a key that useq would ignore is an error."""
 
 
-def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> set[str]:
     """Valid keys of the model that a pydantic error location points into."""
     found: list[type[BaseModel]] = [model]
     for part in location:
@@ -72,7 +71,7 @@ def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[st
         else:  # the tag of a union
             tagged = [one for one in found if part in get_args(one.model_fields["kind"].annotation)]
             found = tagged or found
-    return sorted({key for inner in found for key in inner.model_fields})
+    return {key for inner in found for key in inner.model_fields}
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

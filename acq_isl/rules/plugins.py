@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pydantic import Field, GetCoreSchemaHandler, TypeAdapter, ValidationInfo
 from pydantic_core import CoreSchema, core_schema
 
 from acq_isl.base import StrictModel
+from acq_isl.errors import suggest
 
 _OURS = "acq-isl"
 log = logging.getLogger(__name__)
@@ -150,9 +150,7 @@ def _unknown_kind(point: type[PluginPoint], kind: object, context: Any) -> str:
     what, there = point.__name__.lower(), sorted(point.kinds())
     if kind is None:
         return f"every {what} needs its kind, one of {', '.join(there)}"
-    near = difflib.get_close_matches(str(kind), there, n=1)
-    text = f"there is no {what} {kind!r}; "
-    text += f"did you mean {near[0]!r}?" if near else f"there are {', '.join(there)}"
+    text = f"there is no {what} {kind!r}; {suggest(str(kind), there)}"
     for broken in _find(point).broken:
         if broken.name == kind:
             return f"{text}; {broken}"
