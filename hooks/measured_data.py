@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from acq_isl.errors import AcqIslError, SliceLost, StorageError
+from acq_isl.files import write_whole
 from acq_isl.hooks.progress import axes_key, axes_text
+from acq_isl.readers.ndtiff import INDEX, index_entries
 from acq_isl.stack import Uint16Image
 
 logger = logging.getLogger(__name__)
 
-INDEX = "NDTiff.index"
 _PREALLOCATED_BYTES = 4 << 30
 _MARGIN_BYTES = 64 << 20
 _METADATA_BYTES = 4096
@@ -172,23 +173,6 @@ def _storage_error(what: str, error: Exception) -> StorageError:
     return failed
 
 
-def _entries(folder: Path) -> Iterator[tuple[dict[str, int | str], bytes]]:
-    """Axes, and everything after the axes, of each whole entry of an index."""
-    data = (folder / INDEX).read_bytes()
-    position = 0
-    while position + 4 <= len(data):
-        (axes_length,) = struct.unpack_from("<I", data, position)
-        start = position + 4 + axes_length
-        if axes_length == 0 or start + 4 > len(data):
-            return
-        (name_length,) = struct.unpack_from("<I", data, start)
-        end = start + 4 + name_length + 32
-        if end > len(data):
-            return
-        yield json.loads(data[position + 4 : start]), data[start:end]
-        position = end
-
-
 def sort_index(folder: Path) -> None:
     """Write the axes of every index entry in the same order.
 
@@ -196,12 +180,10 @@ def sort_index(folder: Path) -> None:
     311 take the first entry's order for all, and silently shuffle the images; later ones warn.
     """
     parts = []
-    for axes, rest in _entries(folder):
+    for axes, rest in index_entries(folder):
         encoded = json.dumps(dict(sorted(axes.items()))).encode()
         parts.append(struct.pack("<I", len(encoded)) + encoded + rest)
-    temporary = folder / f"{INDEX}.sorted"
-    temporary.write_bytes(b"".join(parts))
-    temporary.replace(folder / INDEX)
+    write_whole(folder / INDEX, b"".join(parts))
 
 
 @contextmanager
@@ -230,24 +212,12 @@ def open_measured(folder: Path) -> Iterator[Any]:
     dataset = NDTiffDataset(str(folder), summary_metadata={}, writable=False)
     dataset.major_version, dataset.minor_version = 0, 0
     try:
-        _load(dataset, folder)
+        for axes, rest in index_entries(folder):
+            encoded = json.dumps(axes).encode()
+            dataset.add_index_entry(struct.pack("<I", len(encoded)) + encoded + rest)
         yield dataset
     finally:
         dataset.close()
-
-
-def _load(dataset: Any, folder: Path) -> None:
-    """Give a dataset all whole entries of an index."""
-    try:
-        entries = 0
-        for axes, rest in _entries(folder):
-            encoded = json.dumps(axes).encode()
-            dataset.add_index_entry(struct.pack("<I", len(encoded)) + encoded + rest)
-            entries += 1
-        if entries == 0 and (folder / INDEX).stat().st_size > 0:
-            raise ValueError("the index is damaged")
-    except (OSError, struct.error, ValueError) as error:
-        raise StorageError(f"{folder} cannot be read", got=str(error)) from error
 
 
 def read_slices(dataset: Any, axes: Sequence[dict[str, int | str]]) -> Uint16Image:

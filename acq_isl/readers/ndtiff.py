@@ -101,7 +101,7 @@ def index_entries(folder: Path, *, whole: bool = False) -> Iterator[tuple[Axes, 
             position = end
         if data and (position == 0 or (whole and any(data[position:]))):
             raise ValueError("the index is damaged, or ends in the middle of an entry")
-    except ValueError as error:
+    except (ValueError, struct.error) as error:
         raise StorageError(
             f"{folder} cannot be read as NDTiff",
             got=f"{type(error).__name__}: {error}",
