@@ -10,25 +10,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import assert_never
 
 import numpy as np
 
 from acq_isl.errors import StorageError, WireError
 from acq_isl.stack import Refusal, Slice, StageTimes
+from acq_isl.stream import messages as wire
 from acq_isl.stream.codec import Frame, encode, prediction_of, slice_frames
 from acq_isl.stream.connection import Connection
-from acq_isl.stream.messages import (
-    Cancel,
-    Done,
-    Expired,
-    Failed,
-    Message,
-    Refused,
-    Result,
-    Welcome,
-    Withdraw,
-    Withdrawn,
-)
 from acq_isl.stream.pending_queue import PendingQueue
 from acq_isl.stream.pending_stack import PendingStack, State
 from acq_isl.stream.sockets import Waker
@@ -39,6 +29,7 @@ log = logging.getLogger(__name__)
 _LOOP_S = 0.1
 _GIVE_WAY_S = 0.002
 _DISK_RETRY_S = 5.0
+_Answer = wire.Result | wire.Refused | wire.Failed | wire.Expired
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,44 +116,41 @@ class ClientThread:
         self._use_disk()
         return backlog
 
-    def _handle(self, message: Message, buffers: Sequence[memoryview]) -> None:
+    def _handle(self, message: wire.Message, buffers: Sequence[memoryview]) -> None:
         match message:
-            case Welcome():
+            case wire.Welcome():
                 self._absent_since_s = None
                 self._queue.find_engine(frozenset(message.held), again=self._greeted)
                 self._greeted = True
-            case Result() | Refused() | Failed() | Expired():
+            case wire.Result() | wire.Refused() | wire.Failed() | wire.Expired():
                 stack = self._queue.find(message.stack)
                 if stack is not None:  # else it has all its outcomes already
                     self._take_answer(stack, message, buffers)
-                self._connection.send(encode(Done(stack=message.stack, model=message.model)))
-            case Withdrawn():
+                self._connection.send(encode(wire.Done(stack=message.stack, model=message.model)))
+            case wire.Withdrawn():
                 self._queue.give_back(message.stack)
             case _:
                 log.warning("ignored a %s message of the engine", message.type)
 
-    def _take_answer(
-        self,
-        stack: PendingStack,
-        message: Result | Refused | Failed | Expired,
-        buffers: Sequence[memoryview],
-    ) -> None:
-        match message:
-            case Refused(reason=reason, fix=fix, model=model):
+    def _take_answer(self, stack: PendingStack, answer: _Answer, buffers: Sequence[memoryview]) -> None:
+        match answer:
+            case wire.Refused(reason=reason, fix=fix, model=model):
                 self._queue.answer(stack, Refusal(stack.info, reason, fix, model))
-            case Failed(reason=reason, model=model):
+            case wire.Failed(reason=reason, model=model):
                 self._queue.fail(stack, model, "failed", f"the engine failed: {reason}")
-            case Expired(model=model):
+            case wire.Expired(model=model):
                 self._queue.fail(stack, model, "deadline", stack.overdue_text)
-            case Result(model=model):
+            case wire.Result(model=model):
                 try:
-                    prediction = prediction_of(message, buffers, stack.info)
+                    prediction = prediction_of(answer, buffers, stack.info)
                 except WireError as error:
                     self._queue.fail(stack, model, "failed", str(error))
                 else:
-                    self._queue.answer(stack, replace(prediction, times=self._times(stack, message)))
+                    self._queue.answer(stack, replace(prediction, times=self._times(stack, answer)))
+            case _:
+                assert_never(answer)
 
-    def _times(self, stack: PendingStack, message: Result) -> StageTimes:
+    def _times(self, stack: PendingStack, message: wire.Result) -> StageTimes:
         captured_s = stack.slices.captured_s or (0.0,)
         complete_s = message.complete_s - self._connection.clock_offset_s
         return replace(
@@ -179,11 +167,11 @@ class ClientThread:
             if not self._disk.submit(partial(self._read, stack)):
                 self._queue.not_loaded(stack, None)
         for at, id_ in enumerate(plan.forget):
-            if not self._connection.send(encode(Cancel(stack=id_))):
+            if not self._connection.send(encode(wire.Cancel(stack=id_))):
                 self._queue.not_forgotten(plan.forget[at:])
                 return True
         for stack in plan.recall:
-            self._connection.send(encode(Withdraw(stack=stack.id)))
+            self._connection.send(encode(wire.Withdraw(stack=stack.id)))
         for stack, z in plan.slices:
             if stack.state is not State.AT_SERVER:
                 continue  # it was given up meanwhile

@@ -23,18 +23,8 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from acq_isl.errors import EngineError, WireError
+from acq_isl.stream import messages as wire
 from acq_isl.stream.codec import Frame, decode, encode
-from acq_isl.stream.messages import (
-    MAX_FRAME_BYTES,
-    Alive,
-    Beat,
-    Bye,
-    Hello,
-    MemoryOffer,
-    Message,
-    Models,
-    Welcome,
-)
 from acq_isl.stream.sockets import ClientKeys, is_ipv6
 
 log = logging.getLogger(__name__)
@@ -70,21 +60,21 @@ class Connection:
     endpoint : str
         ZMQ address, such as ``tcp://127.0.0.1:5555``.
     settings : ConnectionSettings
-    ring : MemoryOffer or None
+    memory : MemoryOffer or None
         Shared memory to offer.
     nonce : str
         What the server has to read in it.
     """
 
     def __init__(
-        self, endpoint: str, settings: ConnectionSettings, ring: MemoryOffer | None, nonce: str
+        self, endpoint: str, settings: ConnectionSettings, memory: wire.MemoryOffer | None, nonce: str
     ) -> None:
-        self._endpoint, self._settings, self._ring, self._nonce = endpoint, settings, ring, nonce
+        self._endpoint, self._settings, self._memory, self._nonce = endpoint, settings, memory, nonce
         self._session = secrets.token_hex(16)
         self._attempt = 0
         self._heard_s = self._beat_s = self._hello_s = float("-inf")
         self._best_rtt_s = float("inf")
-        self.welcome: Welcome | None = None
+        self.welcome: wire.Welcome | None = None
         """The server's greeting while connected, else None."""
         self.trouble = "it has not answered yet"
         """Why it is not connected, in words."""
@@ -106,14 +96,16 @@ class Connection:
     def close(self) -> None:
         """Say good-bye and give everything back."""
         if self.welcome is not None:
-            self.send(encode(Bye(reason="the client closes")))
+            self.send(encode(wire.Bye(reason="the client closes")))
         self._close_socket(linger_ms=100)
         self._context.destroy(linger=100)
 
     @property
     def shares_memory(self) -> bool:
         """Whether the server has proved to see our memory."""
-        return self.welcome is not None and self._ring is not None and self.welcome.ring_nonce == self._nonce
+        return (
+            self.welcome is not None and self._memory is not None and self.welcome.ring_nonce == self._nonce
+        )
 
     def wait(self, wake: socket.socket, timeout_s: float, *, until_sendable: bool) -> None:
         """Wait until there is something to receive, room to send if asked for, or somebody woke us."""
@@ -131,7 +123,7 @@ class Connection:
             return False
         return True
 
-    def receive(self) -> Iterator[tuple[Message, tuple[memoryview, ...]]]:
+    def receive(self) -> Iterator[tuple[wire.Message, tuple[memoryview, ...]]]:
         """Messages that have arrived; heartbeats are answered here and not shown."""
         while True:
             try:
@@ -144,62 +136,68 @@ class Connection:
             except WireError as error:
                 log.warning("ignored a message of the engine: %s", error)
                 continue
-            if isinstance(message, Alive):
-                self._note_clock(message)
-            elif isinstance(message, Bye):
-                self._lost(f"the server ended the connection: {message.reason}")
-                self._attempt += 1
-            elif isinstance(message, Models):
-                if self.welcome is not None:
-                    log.info("the engine at %s serves other models from now on", self._endpoint)
-                    self.welcome = self.welcome.model_copy(update={"models": message.models})
-            elif isinstance(message, Welcome) and (self.welcome or message.attempt != self._attempt):
-                continue  # the answer to a repeated greeting, or on an earlier connection
-            else:
-                if isinstance(message, Welcome):
-                    self.welcome = message
-                yield message, buffers
+            match message:
+                case wire.Alive():
+                    self._note_clock(message)
+                case wire.Bye(reason=reason):
+                    self._lose(f"the server ended the connection: {reason}")
+                    self._attempt += 1
+                case wire.Models(models=models):
+                    if self.welcome is not None:
+                        log.info("the engine at %s serves other models from now on", self._endpoint)
+                        self.welcome = self.welcome.model_copy(update={"models": models})
+                case wire.Welcome(attempt=attempt):
+                    # Not the answer to a repeated greeting, or on an earlier connection.
+                    if self.welcome is None and attempt == self._attempt:
+                        self.welcome = message
+                        yield message, buffers
+                case _:
+                    yield message, buffers
 
     def tick(self) -> None:
         """Greet, beat, and notice that the server is gone. Call it several times a second."""
-        self._watch()
+        self._note_events()
         now_s = time.monotonic()
         if self.welcome is None:
             if now_s - self._hello_s >= _HELLO_EVERY_S and self._greet():
                 self._hello_s = now_s
             return
         if now_s - self._heard_s > self._settings.silence_s:
-            self._lost(f"it was silent for {self._settings.silence_s:g} s")
+            self._lose(f"it was silent for {self._settings.silence_s:g} s")
             # A frozen server or a cut cable: start afresh rather than on a half-dead connection.
             self._close_socket()
             self._open_socket()
         elif now_s - self._beat_s >= self._settings.beat_s:
             self._beat_s = now_s
-            self.send(encode(Beat(sent_s=time.time())))
+            self.send(encode(wire.Beat(sent_s=time.time())))
 
     def _greet(self) -> bool:
-        any_model = self._settings.any_model
-        hello = Hello(session=self._session, attempt=self._attempt, ring=self._ring, any_model=any_model)
+        hello = wire.Hello(
+            session=self._session,
+            attempt=self._attempt,
+            ring=self._memory,
+            any_model=self._settings.any_model,
+        )
         return self.send(encode(hello))
 
-    def _watch(self) -> None:
+    def _note_events(self) -> None:
         while self._monitor.poll(0):
             event = recv_monitor_message(self._monitor)["event"]
             if event == zmq.EVENT_DISCONNECTED:
                 if self.welcome is not None:  # else an attempt failed, whose reason is known already
-                    self._lost("the connection broke")
+                    self._lose("the connection broke")
             elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._start_greeting()
             else:
                 self.trouble = "the server refuses our keys"
 
-    def _lost(self, why: str) -> None:
+    def _lose(self, why: str) -> None:
         self.trouble = why
         if self.welcome is not None:
             self.welcome = None
             log.warning("the engine at %s is lost: %s", self._endpoint, why)
 
-    def _note_clock(self, alive: Alive) -> None:
+    def _note_clock(self, alive: wire.Alive) -> None:
         now_s = time.time()
         rtt_s = now_s - alive.sent_s
         if 0 <= rtt_s < self._best_rtt_s:
@@ -213,7 +211,7 @@ class Connection:
         self._socket.setsockopt(zmq.IPV6, int(is_ipv6(self._endpoint)))
         self._socket.setsockopt(zmq.SNDHWM, _MESSAGES_QUEUED)
         self._socket.setsockopt(zmq.RCVHWM, _MESSAGES_QUEUED)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_FRAME_BYTES)
         self._socket.setsockopt(zmq.RECONNECT_IVL, int(self._settings.reconnect_s * 1000))
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, int(self._settings.reconnect_max_s * 1000))
         keys = self._settings.keys

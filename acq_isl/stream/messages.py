@@ -20,6 +20,12 @@ MAX_NAME = 256
 MAX_MODELS = 16
 MAX_DEADLINE_MS = 1e9
 
+
+def cut(text: str) -> str:
+    """As much of a text as fits into a message."""
+    return text[:8000]
+
+
 _Id = Annotated[int, Field(ge=0, lt=1 << 53)]
 _Name = Annotated[str, Field(max_length=MAX_NAME)]
 _Text = Annotated[str, Field(max_length=8192)]
@@ -285,7 +291,9 @@ class Bye(_Message):
     reason: _Text = ""
 
 
-Message = (
-    Hello | Welcome | Models | SliceSent | Result | Refused | Failed | Expired | Done | Cancel | Withdraw
-    | Withdrawn | Swap | Loading | Swapped | NotSwapped | Beat | Alive | Bye
+ClientMessage = Hello | SliceSent | Done | Cancel | Withdraw | Beat | Bye | Swap
+ServerMessage = (
+    Welcome | Models | Result | Refused | Failed | Expired | Withdrawn | Alive | Bye
+    | Loading | Swapped | NotSwapped
 )  # fmt: skip
+Message = ClientMessage | ServerMessage

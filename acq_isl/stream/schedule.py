@@ -14,7 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from acq_isl.stack import ZStack
 from acq_isl.stream.incremental import IncrementalStatistics
@@ -23,35 +23,28 @@ from acq_isl.stream.shared_memory import SharedMemoryView
 
 LIVE_IN_A_ROW = 8
 
-Id = TypeVar("Id", bound=Hashable)
-
 
 def priority(work: Work, number: int) -> tuple[int, int]:
     """What to sort stacks of one client by, first come first: live before bulk, latest live, oldest bulk."""
     return (0, -number) if work == "live" else (1, number)
 
 
-@dataclass(frozen=True, slots=True)
-class Ticket(Generic[Id]):
-    """A stack that waits for a model.
+class Ticket(Protocol):
+    """What waits: something of a client, with a number that rises, not to be taken at or after ``due_s``."""
 
-    Parameters
-    ----------
-    id : hashable
-    client : str
-        Whose it is.
-    work : "live" or "bulk"
-    number : int
-        Rises from stack to stack of a client.
-    due_s : float
-        On the caller's clock; not taken at or after it.
-    """
+    @property
+    def id(self) -> Hashable: ...
+    @property
+    def client(self) -> str: ...
+    @property
+    def work(self) -> Work: ...
+    @property
+    def number(self) -> int: ...
+    @property
+    def due_s(self) -> float: ...
 
-    id: Id
-    client: str
-    work: Work
-    number: int
-    due_s: float = math.inf
+
+T = TypeVar("T", bound=Ticket)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +58,12 @@ class ScheduleCounts:
     refused: int = 0
 
 
-class Schedule(Generic[Id]):
-    """The tickets that wait.
-
-    Parameters
-    ----------
-    limit : int
-        Tickets that may wait; more are refused and counted.
-    """
+class Schedule(Generic[T]):
+    """The tickets that wait: at most ``limit``, more are refused and counted."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._tickets: dict[Id, Ticket[Id]] = {}
+        self._tickets: dict[Hashable, T] = {}
         self._count: Counter[str] = Counter()
         self._served: dict[tuple[str, Work], int] = {}  # by client and class: when it last had a turn
         self._live_in_a_row = 0
@@ -88,7 +75,7 @@ class Schedule(Generic[Id]):
     def counts(self) -> ScheduleCounts:
         return ScheduleCounts(**self._count)
 
-    def add(self, ticket: Ticket[Id]) -> bool:
+    def add(self, ticket: T) -> bool:
         """Let a ticket wait; False (and counted) if too many do, or one of that id does."""
         if len(self._tickets) >= self._limit or ticket.id in self._tickets:
             self._count["refused"] += 1
@@ -97,22 +84,22 @@ class Schedule(Generic[Id]):
         self._count["added"] += 1
         return True
 
-    def remove(self, id_: Id) -> bool:
+    def remove(self, id_: Hashable) -> bool:
         """Take a ticket out unserved; False if it does not wait (any more)."""
         if self._tickets.pop(id_, None) is None:
             return False
         self._count["removed"] += 1
         return True
 
-    def expire(self, now_s: float) -> tuple[Id, ...]:
+    def expire(self, now_s: float) -> list[T]:
         """Take out the tickets whose deadline has come."""
-        late = tuple(ticket.id for ticket in self._tickets.values() if ticket.due_s <= now_s)
-        for id_ in late:
-            del self._tickets[id_]
+        late = [ticket for ticket in self._tickets.values() if ticket.due_s <= now_s]
+        for ticket in late:
+            del self._tickets[ticket.id]
         self._count["expired"] += len(late)
         return late
 
-    def first(self, now_s: float) -> Ticket[Id] | None:
+    def first(self, now_s: float) -> T | None:
         """The ticket whose turn it is, which goes on waiting; None if none waits that is not expired."""
         ready = [ticket for ticket in self._tickets.values() if now_s < ticket.due_s]
         bulk = [ticket for ticket in ready if ticket.work == "bulk"]
@@ -120,7 +107,7 @@ class Schedule(Generic[Id]):
             ready = bulk
         return min(ready, key=self._order, default=None)
 
-    def next(self, now_s: float) -> Id | None:
+    def next(self, now_s: float) -> T | None:
         """Take the ticket whose turn it is; None if none waits that is not expired."""
         first = self.first(now_s)
         if first is None:
@@ -132,9 +119,9 @@ class Schedule(Generic[Id]):
         self._live_in_a_row = self._live_in_a_row + 1 if first.work == "live" and bulk else 0
         self._served[first.client, first.work] = self._count["taken"]
         self._forget_absent()
-        return first.id
+        return first
 
-    def _order(self, ticket: Ticket[Id]) -> tuple[int, int, str, int]:
+    def _order(self, ticket: T) -> tuple[int, int, str, int]:
         class_, number = priority(ticket.work, ticket.number)
         return class_, self._served.get((ticket.client, ticket.work), 0), ticket.client, number
 
@@ -146,18 +133,16 @@ class Schedule(Generic[Id]):
             self._served = {key: when for key, when in self._served.items() if key in waiting | latest}
 
 
-JobKey = tuple[str, int, str]
-"""Session, stack and model."""
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """A complete stack for one model.
+    """A complete stack for one model: the `Ticket` of the engines' schedule.
 
     Parameters
     ----------
-    session : str
-    stack : int
+    client : str
+        Its session.
+    number : int
+        Of the stack in its session; what gave way to newer work comes again, and late.
     model : str
         As the client names it.
     zstack : ZStack
@@ -166,28 +151,28 @@ class Job:
     work : "live" or "bulk"
     due_s : float
         Deadline on the server's monotonic clock.
-    ring, ref : SharedMemoryView and MemoryRef, optional
+    memory, ref : SharedMemoryView and MemoryRef, optional
         Where its pixels lie, if in shared memory.
     statistics : IncrementalStatistics, optional
-        What the model's engine was shown of it.
+        What the model's engine has measured of it.
     """
 
-    session: str
-    stack: int
+    client: str
+    number: int
     model: str
     zstack: ZStack
     complete_s: float
     work: Work = "bulk"
     due_s: float = math.inf
-    ring: SharedMemoryView | None = None
+    memory: SharedMemoryView | None = None
     ref: MemoryRef | None = None
     statistics: IncrementalStatistics | None = None
 
     @property
-    def key(self) -> JobKey:
-        return self.session, self.stack, self.model
+    def id(self) -> tuple[str, int, str]:
+        return self.client, self.number, self.model
 
     @property
     def intact(self) -> bool:
         """Whether the pixels in shared memory are still this stack's."""
-        return self.ring is None or self.ref is None or self.ring.holds(self.ref)
+        return self.memory is None or self.ref is None or self.memory.holds(self.ref)

@@ -13,27 +13,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import assert_never
 
 import zmq
 
 from acq_isl.errors import EngineError, WireError
+from acq_isl.stream import messages as wire
 from acq_isl.stream.codec import Frame, decode, encode
-from acq_isl.stream.messages import (
-    MAX_MODELS,
-    Alive,
-    Beat,
-    Bye,
-    Cancel,
-    Done,
-    Failed,
-    Hello,
-    Message,
-    Models,
-    SliceSent,
-    Swap,
-    Welcome,
-    Withdraw,
-)
 from acq_isl.stream.model_registry import ModelRegistry, ServedModel
 from acq_isl.stream.schedule import Job, ScheduleCounts
 from acq_isl.stream.sessions import SessionLimits, Sessions
@@ -45,6 +31,7 @@ log = logging.getLogger(__name__)
 
 _LOOP_S = 0.1
 _MESSAGES_PER_ROUND = 256
+_UNGREETED = (wire.Hello, wire.Swap)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +82,7 @@ class EngineServer:
         # One entry for each job within credit at most: the engines' thread adds, the socket's takes.
         self._answers: queue.SimpleQueue[tuple[Job, list[Frame]]] = queue.SimpleQueue()
         self._worker = EngineWorker(
-            self._registry, limits.credit * limits.clients * MAX_MODELS, self._answered
+            self._registry, limits.credit * limits.clients * wire.MAX_MODELS, self._answered
         )
         self._stopping = threading.Event()
         self._io = threading.Thread(target=self._run, name="acq-isl server", daemon=True)
@@ -117,11 +104,8 @@ class EngineServer:
                 wanted="CURVE keys, or an address of this host only",
                 fix="bind tcp://127.0.0.1:PORT and use an SSH tunnel, or give keys to both sides",
             )
-        welcome = Welcome(
-            attempt=0,
-            credit=self._settings.limits.credit,
-            models=self._registry.offers,
-        )
+        credit = self._settings.limits.credit
+        welcome = wire.Welcome(attempt=0, credit=credit, models=self._registry.offers)
         self._sessions = Sessions(self._settings.limits, welcome, self._worker.incremental)
         self._context = zmq.Context()
         self._auth = let_in(self._context, self._settings.keys)
@@ -190,7 +174,7 @@ class EngineServer:
                 self._expire(time.monotonic())
                 self._swap()
             for identity in self._sessions.identities:
-                self._send(identity, encode(Bye(reason="the engine was stopped")))
+                self._send(identity, encode(wire.Bye(reason="the engine was stopped")))
         except Exception:
             log.exception("the server's thread failed")
         finally:
@@ -206,36 +190,38 @@ class EngineServer:
                 message, buffers = decode([frame.buffer for frame in frames])
             except WireError as error:
                 log.warning("ignored a message: %s", error)
-                self._send(identity.bytes, encode(Bye(reason=str(error)[:8000])))
+                self._send(identity.bytes, encode(wire.Bye(reason=wire.cut(str(error)))))
                 continue
             self._handle(identity.bytes, message, buffers)
 
-    def _handle(self, identity: bytes, message: Message, buffers: Sequence[memoryview]) -> None:
+    def _handle(self, identity: bytes, message: wire.Message, buffers: Sequence[memoryview]) -> None:
         now_s = time.monotonic()
-        if isinstance(message, Hello):
-            for frames in self._sessions.hello(identity, message, now_s):
-                self._send(identity, frames)
-            return
-        if isinstance(message, Swap):
-            # Whoever gets here is on this host or has a key: `_open` lets nobody else in.
-            self._send(identity, encode(self._swapper.begin(identity, message)))
-            return
-        if not self._sessions.seen(identity, now_s):
-            return  # it was forgotten; it greets again when it hears nothing
-        if isinstance(message, SliceSent):
-            self._take(identity, message, buffers)
-        elif isinstance(message, Done):
-            self._sessions.confirm(identity, message.stack, message.model)
-        elif isinstance(message, Cancel):
-            self._drop(self._sessions.forget(identity, message.stack))
-        elif isinstance(message, Withdraw):
-            self._withdraw(identity, message.stack)
-        elif isinstance(message, Beat):
-            self._send(identity, encode(Alive(sent_s=message.sent_s, server_s=time.time())))
-        elif isinstance(message, Bye):
-            self._drop(self._sessions.leave(identity))
+        known = self._sessions.note_alive(identity, now_s)
+        if not isinstance(message, wire.ClientMessage) or not (known or isinstance(message, _UNGREETED)):
+            return  # only servers say that, or it was forgotten, and greets again when it hears nothing
+        match message:
+            case wire.Hello():
+                for frames in self._sessions.hello(identity, message, now_s):
+                    self._send(identity, frames)
+            case wire.Swap():
+                # Whoever gets here is on this host or has a key: `_open` lets nobody else in.
+                self._send(identity, encode(self._swapper.begin(identity, message)))
+            case wire.SliceSent():
+                self._take(identity, message, buffers)
+            case wire.Done(stack=stack, model=model):
+                self._sessions.confirm(identity, stack, model)
+            case wire.Cancel(stack=stack):
+                self._drop(self._sessions.forget(identity, stack))
+            case wire.Withdraw(stack=stack):
+                self._withdraw(identity, stack)
+            case wire.Beat(sent_s=sent_s):
+                self._send(identity, encode(wire.Alive(sent_s=sent_s, server_s=time.time())))
+            case wire.Bye():
+                self._drop(self._sessions.leave(identity))
+            case _:
+                assert_never(message)
 
-    def _take(self, identity: bytes, sent: SliceSent, buffers: Sequence[memoryview]) -> None:
+    def _take(self, identity: bytes, sent: wire.SliceSent, buffers: Sequence[memoryview]) -> None:
         try:
             jobs = self._sessions.take(identity, sent, buffers, time.monotonic(), time.time())
         except WireError as error:
@@ -245,7 +231,7 @@ class EngineServer:
         for job in jobs:
             self._swapper.latest = job.zstack.info
             if not self._worker.add(job):
-                busy = Failed(stack=job.stack, model=job.model, reason="the engine is too busy")
+                busy = wire.Failed(stack=job.number, model=job.model, reason="the engine is too busy")
                 self._answers.put((job, encode(busy)))
 
     def _withdraw(self, identity: bytes, stack: int) -> None:
@@ -253,7 +239,8 @@ class EngineServer:
         # What is begun already goes on; the others of its stack, too.
         back = [job for job in jobs if self._worker.remove(job)]
         if jobs and len(back) == len(jobs):
-            self._send(identity, self._sessions.withdraw(identity, stack))
+            self._sessions.forget(identity, stack)
+            self._send(identity, encode(wire.Withdrawn(stack=stack)))
             return
         for job in back:
             self._worker.add(job)
@@ -264,7 +251,7 @@ class EngineServer:
 
     def _expire(self, now_s: float) -> None:
         for job in self._worker.expire(now_s):
-            self._send(*self._sessions.late(job))
+            self._send(*self._sessions.expire_job(job))
         for client in self._sessions.silent(now_s):
             log.warning("forgot a client that was silent for too long")
             self._drop(self._sessions.leave(client))
@@ -273,13 +260,13 @@ class EngineServer:
 
     def _swap(self) -> None:
         """See to a model that was loaded, refused, or put in its place."""
-        for told in self._swapper.step(self._sessions.particular):
-            if told.offers is not None:
-                self._sessions.offer(told.offers)
+        for notice in self._swapper.step(self._sessions.clients_of_fixed_models):
+            if notice.offers is not None:
+                self._sessions.offer(notice.offers)
                 for identity in self._sessions.identities:
-                    self._send(identity, encode(Models(models=told.offers)))
-            if told.message is not None:
-                self._send(told.asker, encode(told.message))
+                    self._send(identity, encode(wire.Models(models=notice.offers)))
+            if notice.message is not None:
+                self._send(notice.asker, encode(notice.message))
 
     def _send(self, identity: bytes | None, frames: Sequence[Frame] | None) -> None:
         if identity is None or frames is None:

@@ -14,20 +14,10 @@ from dataclasses import dataclass, field
 
 from acq_isl.errors import WireError
 from acq_isl.stack import Slice, ZStack
+from acq_isl.stream import messages as wire
 from acq_isl.stream.assembler import Assembler
 from acq_isl.stream.codec import Frame, encode, slice_of
 from acq_isl.stream.incremental import IncrementalStatistics, IncrementalThread
-from acq_isl.stream.messages import (
-    Bye,
-    Expired,
-    Failed,
-    Hello,
-    MemoryOffer,
-    Offer,
-    SliceSent,
-    Welcome,
-    Withdrawn,
-)
 from acq_isl.stream.schedule import Job
 from acq_isl.stream.shared_memory import SharedMemoryView
 
@@ -61,9 +51,9 @@ class SessionLimits:
 @dataclass(slots=True, eq=False)
 class _Session:
     identity: bytes
-    seen_s: float
+    heard_s: float
     assembler: Assembler
-    offer: MemoryOffer | None = None
+    offer: wire.MemoryOffer | None = None
     ring: SharedMemoryView | None = None
     any_model: bool = False
     models: dict[int, dict[str, IncrementalStatistics | None]] = field(
@@ -91,26 +81,24 @@ class Sessions:
     """
 
     def __init__(
-        self, limits: SessionLimits, welcome: Welcome, incremental: IncrementalThread | None = None
+        self, limits: SessionLimits, welcome: wire.Welcome, incremental: IncrementalThread | None = None
     ) -> None:
         self._limits, self._welcome, self._incremental = limits, welcome, incremental
         self._sessions: dict[str, _Session] = {}
         self._of_identity: dict[bytes, str] = {}
 
-    def __len__(self) -> int:
-        return len(self._sessions)
-
-    def hello(self, identity: bytes, hello: Hello, now_s: float) -> list[list[Frame]]:
+    def hello(self, identity: bytes, hello: wire.Hello, now_s: float) -> list[list[Frame]]:
         """Messages that answer a greeting: WELCOME and the unconfirmed answers, or BYE."""
         session = self._sessions.get(hello.session)
         if session is None:
             if len(self._sessions) >= self._limits.clients:
-                return [encode(Bye(reason=f"the engine serves {self._limits.clients} clients already"))]
-            session = _Session(identity, now_s, self._assembler())
+                return [encode(wire.Bye(reason=f"the engine serves {self._limits.clients} clients already"))]
+            assembler = Assembler(timeout_s=self._limits.stack_timeout_s, max_open=self._limits.credit)
+            session = _Session(identity, now_s, assembler)
             self._sessions[hello.session] = session
         self._of_identity.pop(session.identity, None)
         self._of_identity[identity] = hello.session
-        session.identity, session.seen_s = identity, now_s
+        session.identity, session.heard_s = identity, now_s
         session.any_model = hello.any_model
         session.assembler.clear()
         session.models.clear()
@@ -124,15 +112,20 @@ class Sessions:
         )
         return [encode(welcome), *session.answers.values()]
 
-    def seen(self, identity: bytes, now_s: float) -> bool:
+    def note_alive(self, identity: bytes, now_s: float) -> bool:
         """Note that a client is there; False if it is not one of ours."""
         session = self._session(identity)
         if session is not None:
-            session.seen_s = now_s
+            session.heard_s = now_s
         return session is not None
 
     def take(
-        self, identity: bytes, sent: SliceSent, buffers: Sequence[memoryview], now_s: float, unix_s: float
+        self,
+        identity: bytes,
+        sent: wire.SliceSent,
+        buffers: Sequence[memoryview],
+        now_s: float,
+        unix_s: float,
     ) -> list[Job]:
         """Add a slice; the jobs, one for each model, if its stack is complete now.
 
@@ -169,7 +162,7 @@ class Sessions:
             Job(name, sent.stack, model, zstack, unix_s, work, due_s, ring, sent.ring, statistics)
             for model, statistics in models.items()
         ]
-        session.jobs |= {(job.stack, job.model): job for job in jobs}
+        session.jobs |= {(job.number, job.model): job for job in jobs}
         return jobs
 
     def fail(self, identity: bytes, stack: int, models: Iterable[str], reason: str) -> list[list[Frame]]:
@@ -180,23 +173,23 @@ class Sessions:
         session.assembler.drop(stack)
         session.models.pop(stack, None)
         for model in models:
-            failed = Failed(stack=stack, model=model, reason=reason[:8000])
+            failed = wire.Failed(stack=stack, model=model, reason=wire.cut(reason))
             session.answers[stack, model] = encode(failed)
         return [session.answers[stack, model] for model in models]
 
     def answer(self, job: Job, frames: list[Frame]) -> bytes | None:
         """Keep an answer until the client confirms it; whom to send it to, None if nobody wants it."""
-        session = self._sessions.get(job.session)
-        place = job.stack, job.model
+        session = self._sessions.get(job.client)
+        place = job.number, job.model
         if session is None or session.jobs.get(place) is not job:
             return None
         del session.jobs[place]
         session.answers[place] = frames
         return session.identity
 
-    def late(self, job: Job) -> tuple[bytes | None, list[Frame]]:
+    def expire_job(self, job: Job) -> tuple[bytes | None, list[Frame]]:
         """The answer to a job whose deadline has come, and for whom."""
-        frames = encode(Expired(stack=job.stack, model=job.model))
+        frames = encode(wire.Expired(stack=job.number, model=job.model))
         return self.answer(job, frames), frames
 
     def confirm(self, identity: bytes, stack: int, model: str) -> None:
@@ -212,7 +205,7 @@ class Sessions:
             return []
         session.assembler.forget(stack)
         session.models.pop(stack, None)
-        jobs = [job for job in session.jobs.values() if job.stack == stack]
+        jobs = [job for job in session.jobs.values() if job.number == stack]
         for kept in (session.jobs, session.answers):
             for place in [place for place in kept if place[0] == stack]:
                 del kept[place]
@@ -223,12 +216,7 @@ class Sessions:
         session = self._session(identity)
         if session is None or any(place[0] == stack for place in session.answers):
             return []
-        return [job for job in session.jobs.values() if job.stack == stack]
-
-    def withdraw(self, identity: bytes, stack: int) -> list[Frame]:
-        """Forget a stack of which no job was begun; what to tell its client."""
-        self.forget(identity, stack)
-        return encode(Withdrawn(stack=stack))
+        return [job for job in session.jobs.values() if job.number == stack]
 
     def leave(self, identity: bytes) -> list[Job]:
         """A client said good-bye; its jobs, to be taken off the schedule."""
@@ -239,7 +227,7 @@ class Sessions:
     def silent(self, now_s: float) -> list[bytes]:
         """Clients that are to be forgotten."""
         limit_s = self._limits.client_timeout_s
-        return [s.identity for s in self._sessions.values() if now_s - s.seen_s > limit_s]
+        return [s.identity for s in self._sessions.values() if now_s - s.heard_s > limit_s]
 
     def expire(self, now_s: float) -> list[tuple[bytes, list[Frame]]]:
         """Give up stacks whose slices stopped coming; what to tell whom about it."""
@@ -247,18 +235,18 @@ class Sessions:
         for session in self._sessions.values():
             for lost in session.assembler.expire(now_s):
                 reason = f"{len(lost.missing)} of {lost.info.planes} slices never came: {lost.missing}"
-                stack = int(str(lost.stack))
-                told = self.fail(session.identity, stack, session.models.get(stack, ("",)), reason)
-                messages += [(session.identity, frames) for frames in told]
+                models = session.models.get(lost.stack, ("",))
+                answers = self.fail(session.identity, lost.stack, models, reason)
+                messages += [(session.identity, frames) for frames in answers]
         return messages
 
-    def offer(self, models: tuple[Offer, ...]) -> None:
+    def offer(self, models: tuple[wire.Offer, ...]) -> None:
         """What to say of the models from now on."""
         self._welcome = self._welcome.model_copy(update={"models": models})
 
     @property
-    def particular(self) -> int:
-        """Clients that take the models as they are, and no others."""
+    def clients_of_fixed_models(self) -> int:
+        """Clients that did not agree to other models."""
         return sum(not session.any_model for session in self._sessions.values())
 
     @property
@@ -268,11 +256,8 @@ class Sessions:
     def _session(self, identity: bytes) -> _Session | None:
         return self._sessions.get(self._of_identity.get(identity, ""))
 
-    def _assembler(self) -> Assembler:
-        return Assembler(timeout_s=self._limits.stack_timeout_s, max_open=self._limits.credit)
-
     def _add(
-        self, session: _Session, sent: SliceSent, buffers: Sequence[memoryview], now_s: float
+        self, session: _Session, sent: wire.SliceSent, buffers: Sequence[memoryview], now_s: float
     ) -> ZStack | None:
         if sent.ring is None:
             return session.assembler.add(sent.stack, slice_of(sent, buffers), now_s)
@@ -283,7 +268,7 @@ class Sessions:
         return session.assembler.add(sent.stack, slice_, now_s, into=whole)
 
     @staticmethod
-    def _map(session: _Session, offer: MemoryOffer | None) -> None:
+    def _map(session: _Session, offer: wire.MemoryOffer | None) -> None:
         if offer == session.offer:
             return
         session.offer, session.ring = offer, None

@@ -1,9 +1,9 @@
 """The engines' threads of a server: take stacks in the order of the schedule, and change models in between.
 
 All models of a server take turns: on one machine they would only slow each other down. Two bulk stacks may
-be with an engine at once if it says so (``at_once``), as a GPU does: while one is computed, the host cuts the
-next and finishes the last. A live stack is never begun early, since a newer one may come. While a model is
-replaced nothing runs, so that no stack is lost.
+be with an engine at once if it says so (`ConcurrentEngine`), as a GPU does: while one is computed, the host
+cuts the next and finishes the last. A live stack is never begun early, since a newer one may come. While a
+model is replaced nothing runs, so that no stack is lost.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from acq_isl.protocols import ConcurrentEngine, Engine, IncrementalEngine
 from acq_isl.stack import Prediction, StageTimes
 from acq_isl.stream.codec import Frame, encode, result_of
 from acq_isl.stream.incremental import IncrementalThread
-from acq_isl.stream.messages import Failed, Refused
+from acq_isl.stream.messages import Failed, Refused, cut
 from acq_isl.stream.model_registry import ModelRegistry
-from acq_isl.stream.schedule import Job, JobKey, Schedule, ScheduleCounts, Ticket
+from acq_isl.stream.schedule import Job, Schedule, ScheduleCounts
 
 log = logging.getLogger(__name__)
 
 _LOOK_S = 0.5
 _CHANGES_WAITING = 64
-_HANDS = 2
+_THREADS = 2
 
 Work = Job | Callable[[], None]
 
 
 class EngineWorker:
-    """Predicts jobs one by one.
+    """Predicts jobs.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class EngineWorker:
     limit : int
         Jobs that may wait.
     answer : callable
-        Told each job and the message that answers it, on one of the engines' threads.
+        Is given each job and the message that answers it, on one of the engines' threads.
     """
 
     def __init__(
@@ -53,16 +53,15 @@ class EngineWorker:
     ) -> None:
         self._registry, self._answer = registry, answer
         self.incremental = IncrementalThread(registry)
-        """To be shown slices as they arrive; starts and stops with the worker."""
-        self._schedule: Schedule[JobKey] = Schedule(limit)
-        self._jobs: dict[JobKey, Job] = {}
+        """To be given slices as they arrive; starts and stops with the worker."""
+        self._schedule: Schedule[Job] = Schedule(limit)
         self._changes: deque[Callable[[], None]] = deque()
         self._at_work: list[Work] = []
         self._changed = threading.Condition()
         self._stopping = False
         self._threads = [
-            threading.Thread(target=self._run, name=f"acq-isl engine {hand + 1}", daemon=True)
-            for hand in range(_HANDS)
+            threading.Thread(target=self._run, name=f"acq-isl engine {number}", daemon=True)
+            for number in range(1, _THREADS + 1)
         ]
 
     def start(self) -> None:
@@ -89,24 +88,18 @@ class EngineWorker:
     def add(self, job: Job) -> bool:
         """Let a job wait for its turn; False if too many wait."""
         with self._changed:
-            # By the client's number, not by arrival: what gave way to newer work comes again, and late.
-            ticket = Ticket(job.key, job.session, job.work, job.stack, job.due_s)
-            if not self._schedule.add(ticket):
-                return False
-            self._jobs[job.key] = job
             self._changed.notify_all()
-        return True
+            return self._schedule.add(job)
 
     def remove(self, job: Job) -> bool:
         """Take a job back; False if it was begun already."""
         with self._changed:
-            self._jobs.pop(job.key, None)
-            return self._schedule.remove(job.key)
+            return self._schedule.remove(job.id)
 
     def expire(self, now_s: float) -> list[Job]:
         """Take out the jobs whose deadline has come."""
         with self._changed:
-            return [self._jobs.pop(key) for key in self._schedule.expire(now_s)]
+            return self._schedule.expire(now_s)
 
     def between_stacks(self, change: Callable[[], None]) -> bool:
         """Have something done between two stacks; it must not raise. False if too much waits already."""
@@ -136,39 +129,35 @@ class EngineWorker:
         """What to do now; None to end. Waits as long as there is nothing."""
         with self._changed:
             while not self._stopping:
-                work = self._chosen(time.monotonic())
+                work = self._choose(time.monotonic())
                 if work is not None:
                     self._at_work.append(work)
                     return work
                 self._changed.wait(_LOOK_S)
         return None
 
-    def _chosen(self, now_s: float) -> Work | None:
+    def _choose(self, now_s: float) -> Work | None:
         if self._changes:
             return None if self._at_work else self._changes.popleft()
-        if self._at_work and not self._may_join(now_s):
+        if self._at_work and not self._may_join(self._schedule.first(now_s)):
             return None
-        key = self._schedule.next(now_s)
-        return None if key is None else self._jobs.pop(key)
+        return self._schedule.next(now_s)
 
-    def _may_join(self, now_s: float) -> bool:
-        """Whether what is next may be begun beside what is at work."""
-        ticket = self._schedule.first(now_s)
-        if ticket is None:
+    def _may_join(self, job: Job | None) -> bool:
+        """Whether a job may be begun beside what is at work."""
+        if job is None or job.work != "bulk":
             return False
-        job = self._jobs[ticket.id]
-        if any(not isinstance(one, Job) or one.model != job.model for one in self._at_work):
-            return False
-        return job.work == "bulk" and len(self._at_work) < at_once(self._registry, job.model)
+        same = all(isinstance(other, Job) and other.model == job.model for other in self._at_work)
+        return same and len(self._at_work) < at_once(self._registry, job.model)
 
 
 def at_once(registry: ModelRegistry, model: str) -> int:
     """How many stacks an engine takes at once; 1 unless it is a `ConcurrentEngine`."""
     try:
         engine = registry[model].engine
-        return engine.at_once if isinstance(engine, ConcurrentEngine) else 1
     except ModelError:  # its client is told when it is its turn
         return 1
+    return engine.at_once if isinstance(engine, ConcurrentEngine) else 1
 
 
 def predict(registry: ModelRegistry, job: Job) -> list[Frame]:
@@ -176,45 +165,43 @@ def predict(registry: ModelRegistry, job: Job) -> list[Frame]:
     taken_s, begin_s = time.time(), time.perf_counter()
     try:
         engine = registry[job.model].engine
-        if not job.intact:
-            raise WireError("the client gave the stack's memory to another one")
-        prediction = _prediction(engine, job)
-        _require_numbers(prediction)
+        _require_intact(job)
+        prediction = _predict(engine, job)
+        _require_finite(prediction)
         spent_ms = (time.perf_counter() - begin_s) * 1e3
-        if not job.intact:
-            raise WireError("the client gave the stack's memory to another one")
+        _require_intact(job)
         times = prediction.times
         if times.infer_ms + times.decode_ms == 0:
             times = StageTimes(infer_ms=spent_ms)
         times = replace(times, wait_ms=max(taken_s - job.complete_s, 0.0) * 1e3)
-        named = replace(prediction, info=job.zstack.info, times=times, model=job.model)
-        return result_of(job.stack, named, job.complete_s)
+        prediction = replace(prediction, info=job.zstack.info, times=times, model=job.model)
+        return result_of(job.number, prediction, job.complete_s)
     except StackRefused as refusal:
-        told = [
-            refusal.what,
-            refusal.wanted and f"wanted: {refusal.wanted}",
-            refusal.got and f"got: {refusal.got}",
-        ]
-        reason = "; ".join(part for part in told if part)
-        fix = (refusal.fix or "")[:8000]
-        return encode(Refused(stack=job.stack, model=job.model, reason=reason[:8000], fix=fix))
+        details = {"wanted": refusal.wanted, "got": refusal.got}
+        reason = "; ".join([refusal.what, *(f"{key}: {text}" for key, text in details.items() if text)])
+        fix = cut(refusal.fix or "")
+        return encode(Refused(stack=job.number, model=job.model, reason=cut(reason), fix=fix))
     except ModelError as error:
-        return encode(Failed(stack=job.stack, model=job.model, reason=str(error)[:8000]))
+        return encode(Failed(stack=job.number, model=job.model, reason=cut(str(error))))
     except Exception as error:
         log.exception("the engine failed on stack %s", job.zstack.info.key)
-        reason = f"{type(error).__name__}: {error}"[:8000]
-        return encode(Failed(stack=job.stack, model=job.model, reason=reason))
+        reason = cut(f"{type(error).__name__}: {error}")
+        return encode(Failed(stack=job.number, model=job.model, reason=reason))
 
 
-def _prediction(engine: Engine, job: Job) -> Prediction:
-    """The engine's, which gets what it saw of the stack while it arrived."""
-    seen = None if job.statistics is None else job.statistics.end(engine, job.zstack.info)
-    if seen is not None and isinstance(engine, IncrementalEngine):
-        return engine.predict(job.zstack, seen)
+def _predict(engine: Engine, job: Job) -> Prediction:
+    """The engine's prediction; it gets what it measured of the stack while that arrived."""
+    if job.statistics is not None and isinstance(engine, IncrementalEngine):
+        return engine.predict(job.zstack, job.statistics.end(engine, job.zstack.info))
     return engine.predict(job.zstack)
 
 
-def _require_numbers(prediction: Prediction) -> None:
+def _require_intact(job: Job) -> None:
+    if not job.intact:
+        raise WireError("the client gave the stack's memory to another one")
+
+
+def _require_finite(prediction: Prediction) -> None:
     """Refuse what a broken engine gives: it would be counted as a prediction, and chosen from."""
     for what, values in (("mean", prediction.mean), ("spread", prediction.spread)):
         if not all_finite(values):

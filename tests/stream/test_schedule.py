@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from itertools import groupby
 
 import pytest
@@ -10,20 +11,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acq_isl.stream.messages import Work
-from acq_isl.stream.schedule import LIVE_IN_A_ROW, Schedule, ScheduleCounts, Ticket, priority
+from acq_isl.stream.schedule import LIVE_IN_A_ROW, Schedule, ScheduleCounts, priority
+
+
+@dataclass(frozen=True)
+class Ticket:
+    id: int
+    client: str
+    work: Work
+    number: int
+    due_s: float = math.inf
+
 
 CLIENTS = ("a", "b", "c")
 WORKS: tuple[Work, ...] = ("live", "bulk")
 
 
-def schedule(*tickets: Ticket[int], limit: int = 100) -> Schedule[int]:
-    made: Schedule[int] = Schedule(limit)
+def schedule(*tickets: Ticket, limit: int = 100) -> Schedule[Ticket]:
+    made: Schedule[Ticket] = Schedule(limit)
     for ticket in tickets:
         assert made.add(ticket)
     return made
 
 
-def tickets(text: str) -> list[Ticket[int]]:
+def tickets(text: str) -> list[Ticket]:
     """``"a:live b:bulk"``, numbered from 0 as they come."""
     words = [word.split(":") for word in text.split()]
     return [
@@ -31,10 +42,10 @@ def tickets(text: str) -> list[Ticket[int]]:
     ]
 
 
-def taken(plan: Schedule[int]) -> list[int]:
+def taken(plan: Schedule[Ticket]) -> list[int]:
     order: list[int] = []
     while (one := plan.next(0.0)) is not None:
-        order.append(one)
+        order.append(one.id)
     return order
 
 
@@ -59,15 +70,15 @@ def test_bulk_has_its_turn_among_ever_more_live_work() -> None:
     order = []
     for n in range(3 * LIVE_IN_A_ROW):
         plan.add(Ticket(n, "scope", "live", n))
-        order.append(plan.next(0.0))
+        order.append(plan.next(0.0).id)  # type: ignore[union-attr]
     assert order.index(-1) == LIVE_IN_A_ROW
 
 
 def test_a_deadline_is_a_deadline() -> None:
     plan = schedule(Ticket(0, "a", "live", 0, due_s=5.0), Ticket(1, "a", "live", 1, due_s=3.0))
-    assert plan.next(3.0) == 0, "at its deadline a ticket is too late"
+    assert plan.next(3.0) == Ticket(0, "a", "live", 0, due_s=5.0), "at its deadline a ticket is too late"
     assert plan.next(3.0) is None
-    assert plan.expire(3.0) == (1,)
+    assert plan.expire(3.0) == [Ticket(1, "a", "live", 1, due_s=3.0)]
     assert plan.counts == ScheduleCounts(added=2, taken=1, expired=1)
 
 
@@ -81,10 +92,10 @@ def test_more_than_the_limit_and_twice_the_same_are_refused_and_counted() -> Non
 
 
 def test_clients_that_are_gone_are_forgotten() -> None:
-    plan: Schedule[int] = Schedule(4)
+    plan: Schedule[Ticket] = Schedule(4)
     for n in range(100):
         plan.add(Ticket(n, f"client {n}", "bulk", n))
-        assert plan.next(0.0) == n
+        assert plan.next(0.0) == Ticket(n, f"client {n}", "bulk", n)
     assert len(plan._served) <= 2 * 4 + 1
 
 
@@ -105,8 +116,8 @@ events = st.lists(
 
 @given(events)
 def test_every_ticket_leaves_once_and_in_order(told: list[tuple[object, ...]]) -> None:
-    plan: Schedule[int] = Schedule(20)
-    now_s, waiting, gone = 0.0, dict[int, Ticket[int]](), dict[int, str]()
+    plan: Schedule[Ticket] = Schedule(20)
+    now_s, waiting, gone = 0.0, dict[int, Ticket](), dict[int, str]()
     number = refused = 0
     for what, *more in told:
         match what:
@@ -122,9 +133,9 @@ def test_every_ticket_leaves_once_and_in_order(told: list[tuple[object, ...]]) -
                     assert len(waiting) == 20
             case "tick":
                 now_s += 1.0
-                for id_ in plan.expire(now_s):
-                    assert waiting.pop(id_).due_s <= now_s
-                    gone[id_] = "expired"
+                for late in plan.expire(now_s):
+                    assert waiting.pop(late.id).due_s <= now_s
+                    gone[late.id] = "expired"
                 assert all(ticket.due_s > now_s for ticket in waiting.values())
             case "cancel":
                 id_ = int(str(more[0]))
@@ -139,14 +150,16 @@ def test_every_ticket_leaves_once_and_in_order(told: list[tuple[object, ...]]) -
     assert (counts.added, counts.refused) == (len(waiting) + len(gone), refused)
 
 
-def check_taken(id_: int | None, waiting: dict[int, Ticket[int]], gone: dict[int, str], now_s: float) -> None:
+def check_taken(
+    ticket: Ticket | None, waiting: dict[int, Ticket], gone: dict[int, str], now_s: float
+) -> None:
     ready = [ticket for ticket in waiting.values() if ticket.due_s > now_s]
-    if id_ is None:
+    if ticket is None:
         assert not ready, "the engine idles although a stack waits"
         return
-    ticket = waiting.pop(id_)
-    assert id_ not in gone, "predicted twice"
-    gone[id_] = "taken"
+    assert waiting.pop(ticket.id) is ticket
+    assert ticket.id not in gone, "predicted twice"
+    gone[ticket.id] = "taken"
     assert ticket.due_s > now_s, "too late"
     rivals = [one for one in ready if (one.client, one.work) == (ticket.client, ticket.work)]
     assert ticket == min(rivals, key=lambda one: priority(one.work, one.number))

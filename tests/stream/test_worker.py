@@ -58,7 +58,7 @@ def job(number: int, work: Work = "bulk", model: str = "mean") -> Job:
 def at_work(*engines: Counted) -> Iterator[tuple[EngineWorker, list[int]]]:
     answered: list[int] = []
     registry = ModelRegistry([ServedModel(engine) for engine in engines])  # type: ignore[arg-type]
-    worker = EngineWorker(registry, 100, lambda job, frames: answered.append(job.stack))
+    worker = EngineWorker(registry, 100, lambda job, frames: answered.append(job.number))
     worker.start()
     try:
         yield worker, answered
