@@ -1,8 +1,8 @@
 """What is to be fp16 in an ONNX graph and what must stay fp32.
 
-Nothing is assumed of the network but its contract: ``stack`` becomes raw counts, ``inv_sd`` divides them
-by the stack's contrast, and what follows a softmax, exponential or sum, with no convolution after it, is
-decoding. What leads to the optional output ``distance`` only is fp32 as a whole: limits were fitted to it.
+The tags of the file say where the normalised part begins and which convolutions are the last. What follows
+from these and a softmax, exponential or sum is decoding. What leads to the optional output ``distance`` only
+is fp32 as a whole: limits were fitted to it.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from collections.abc import Iterator, Sequence
 import onnx
 from onnx import TensorProto, helper, inliner
 
+from acq_isl.engines.graph_tags import IMAGES, read_tags
 from acq_isl.errors import ModelError
 
 FLOAT = TensorProto.FLOAT
-IMAGES = ("mean", "spread")
-_CONTRAST = "inv_sd"
 # Sums of many terms, and functions that turn small differences into large ones.
 _ISLANDS = frozenset(
     {
@@ -25,7 +24,6 @@ _ISLANDS = frozenset(
         *("InstanceNormalization", "LayerNormalization", "GroupNormalization"),
     }
 )
-_HEAVY = frozenset(("Conv", "ConvTranspose", "MatMul", "Gemm"))
 _CONTROL_FLOW = frozenset(("If", "Loop", "Scan"))
 # Inputs that are float32 whatever the type of the data, by operator.
 _ALWAYS_FLOAT = {"Resize": (1, 2), "Upsample": (1,)}
@@ -58,6 +56,7 @@ class Graph:
         graph = inferred.graph
         values = (*graph.value_info, *graph.input, *graph.output)
         self.types = {value.name: value.type.tensor_type.elem_type for value in values}
+        self.tags = read_tags(self.model)
         self.weights = {weight.name: weight for weight in self.model.graph.initializer}
         self.types |= {name: weight.data_type for name, weight in self.weights.items()}
 
@@ -131,70 +130,42 @@ def _cast_bytes_first(graph: onnx.GraphProto) -> None:
 
 
 def half_nodes(graph: Graph) -> set[int]:
-    """Places of the nodes that compute in fp16."""
-    nodes = graph.nodes
+    """Places of the nodes that compute in fp16; ModelError without tags, or with branches or loops."""
+    nodes, tags = graph.nodes, graph.tags
     control = next((node.op_type for node in nodes if node.op_type in _CONTROL_FLOW), None)
-    if control is not None or _CONTRAST not in {port.name for port in graph.model.graph.input}:
+    if control is not None or tags is None:
         raise ModelError(
-            "no fp16 form of this model can be derived",
-            wanted=f"a graph without branches or loops, and with the input {_CONTRAST!r}",
-            got=f"operator {control}" if control else f"no {_CONTRAST!r}",
-            fix="use --precision fp32, or export the model again with this version of acq-isl",
+            "no fp16 or int8 form of this model can be derived",
+            wanted="a graph without branches or loops, and tags that say where its normalised part begins",
+            got=f"operator {control}" if control else "no tags",
+            fix="use --precision fp32, or write tags with `acq-isl export MODEL --tags --output NEW.onnx`",
         )
-    normalised = _normalised(graph)
-    decoding, images = _decoding(nodes), leading_to(nodes, IMAGES)
-    return {
-        index
-        for index, node in enumerate(nodes)
-        if index in images - decoding and normalised.intersection(node.output) and list(graph.floats(node))
-    }
+    decoding = _find_decoding(nodes, following_from(nodes, tags.heads))
+    places = following_from(nodes, (tags.normalised,)) & leading_to(nodes, IMAGES)
+    return {index for index in places - decoding if list(graph.floats(nodes[index]))}
 
 
-def _normalised(graph: Graph) -> set[str]:
-    """Values that follow from counts in units of the stack's contrast, the division itself left out."""
-    stacks = {port.name for port in graph.model.graph.input} - {_CONTRAST}
-    from_stack, from_contrast, first, after = set(stacks), {_CONTRAST}, set[str](), set[str]()
-    for node in graph.nodes:
-        inputs = set(node.input)
-        if inputs & from_stack:
-            from_stack.update(node.output)
-        if inputs & from_contrast:
-            from_contrast.update(node.output)
-        if inputs & after or (inputs & first and node.op_type != "Clip"):
-            after.update(node.output)
-        elif inputs & first or (inputs & from_stack and inputs & from_contrast):
-            # The clip that follows belongs to it: a speck of dust may be 100 000 contrasts bright.
-            first.update(node.output)
-    return after
+def head_nodes(graph: Graph) -> set[int]:
+    """Places of the last convolutions and products."""
+    heads = graph.tags.heads if graph.tags else ()
+    return {index for index, node in enumerate(graph.nodes) if set(heads).intersection(node.output)}
 
 
-def last_convolutions(nodes: list[onnx.NodeProto]) -> set[int]:
-    """Places of the convolutions and products that no other follows."""
-    before_heavy: set[str] = set()
-    last: set[int] = set()
-    for index in reversed(range(len(nodes))):
-        heavy, followed = nodes[index].op_type in _HEAVY, before_heavy.intersection(nodes[index].output)
-        if heavy and not followed:
-            last.add(index)
-        if heavy or followed:
-            before_heavy.update(nodes[index].input)
-    return last
-
-
-def _decoding(nodes: list[onnx.NodeProto]) -> set[int]:
-    """Islands, and what follows from them if no convolution does."""
-    before_heavy: set[str] = set()
-    light: set[int] = set()
-    for index in reversed(range(len(nodes))):
-        node = nodes[index]
-        if node.op_type in _HEAVY or before_heavy.intersection(node.output):
-            before_heavy.update(node.input)
-        else:
-            light.add(index)
-    inside: set[int] = set()
-    values: set[str] = set()
+def following_from(nodes: list[onnx.NodeProto], names: Sequence[str]) -> set[int]:
+    """Places of the nodes that follow from some of these values."""
+    values, found = set(names), set[int]()
     for index, node in enumerate(nodes):
-        if node.op_type in _ISLANDS or (index in light and values.intersection(node.input)):
+        if values.intersection(node.input):
+            found.add(index)
+            values.update(node.output)
+    return found
+
+
+def _find_decoding(nodes: list[onnx.NodeProto], behind_heads: set[int]) -> set[int]:
+    """Islands, and what follows from them behind the last convolutions."""
+    inside, values = set[int](), set[str]()
+    for index, node in enumerate(nodes):
+        if node.op_type in _ISLANDS or (index in behind_heads and values.intersection(node.input)):
             inside.add(index)
             values.update(node.output)
     return inside

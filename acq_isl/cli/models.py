@@ -92,7 +92,10 @@ OwnRange = Annotated[
     bool, typer.Option("--own-range", help="Scale the truth by these pairs, not by the model file.")
 ]
 
-Package = Annotated[Path, typer.Option("--output", "-o", help="Package to write (.zip).")]
+Package = Annotated[Path, typer.Option("--output", "-o", help="Package (.zip) or model (.onnx) to write.")]
+Tags = Annotated[
+    bool, typer.Option("--tags", help="Write an .onnx of an older version again, with tags of its graph.")
+]
 Bioimageio = Annotated[
     bool, typer.Option("--bioimageio", help="As a package of bioimage.io, which is the only kind yet.")
 ]
@@ -181,14 +184,21 @@ def export(
     model: Model,
     output: Package,
     bioimageio: Bioimageio = False,
+    tags: Tags = False,
     author: Authors = None,
     cite: Citations = None,
 ) -> None:
-    """Hand a model on to other programs (needs the extra 'bioimageio')."""
+    """Hand a model on to other programs (needs the extra 'bioimageio'), or tag one of an older version."""
+    if tags:
+        from acq_isl.training.export.tags import write_tagged
+
+        write_tagged(model, output)
+        out.print(f"wrote {escape(str(output))}: the same model, which engines may compute in fp16 and bf16")
+        return
     if not bioimageio:
         raise ModelError(
             "it was not said what to make of the model",
-            wanted="--bioimageio",
+            wanted="--bioimageio or --tags",
             got="nothing",
             fix="add --bioimageio; to run it with acq-isl the .onnx file itself is all you need",
         )

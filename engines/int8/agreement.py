@@ -106,11 +106,15 @@ def sample_tiles(manifest: Manifest, count: int = 2) -> Uint16Image:
     return tiles
 
 
+def as_bytes(tiles: Uint16Image) -> NDArray[np.uint8]:
+    """Counts as a model takes them: two bytes each, (..., 2), the lower one first."""
+    return np.ascontiguousarray(tiles, "<u2").view(np.uint8).reshape(*tiles.shape, 2)
+
+
 def as_inputs(tiles: Uint16Image) -> dict[str, NDArray[np.uint8] | Float32Image]:
     """Inputs of a model for tiles, each normalised by its own contrast."""
     contrast = tiles.std(axis=(1, 2, 3), dtype=np.float64)
-    raw = np.ascontiguousarray(tiles.astype("<u2")).view(np.uint8).reshape(*tiles.shape, 2)
-    return {"stack": raw, "inv_sd": (1 / np.maximum(contrast, 0.5)).astype(np.float32)}
+    return {"stack": as_bytes(tiles), "inv_sd": (1 / np.maximum(contrast, 0.5)).astype(np.float32)}
 
 
 def _run(

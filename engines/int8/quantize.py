@@ -9,17 +9,18 @@ common.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from acq_isl.engines.onnx_graph import IMAGES, Graph, half_nodes, last_convolutions
+from acq_isl.engines.graph_tags import IMAGES
+from acq_isl.engines.int8.agreement import as_bytes
+from acq_isl.engines.int8.calibration import Tiles
+from acq_isl.engines.onnx_graph import Graph, half_nodes, head_nodes
 from acq_isl.errors import ModelError
-from acq_isl.stack import Float32Image, Uint16Image
 
 _LEAST_TILES = 4
 # Constants are folded and norms merged already; without this the quantiser warns on the root logger.
@@ -27,31 +28,22 @@ _PREPARED = {"onnx.quant.pre_process": "onnxruntime.quant"}
 
 
 class _Tiles(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, tiles: Sequence[tuple[Uint16Image, Float32Image]]) -> None:
-        self._feeds: Iterator[dict[str, Any]] = (
-            {"stack": _bytes(tile), "inv_sd": inv_sd} for tile, inv_sd in tiles
-        )
+    def __init__(self, tiles: Tiles) -> None:
+        self._feeds = iter({"stack": as_bytes(tile), "inv_sd": inv_sd} for tile, inv_sd in tiles)
 
     def get_next(self) -> dict[str, Any] | None:
         return next(self._feeds, None)
 
 
-def _bytes(tile: Uint16Image) -> Any:
-    return np.ascontiguousarray(tile.astype("<u2")).view(np.uint8).reshape(*tile.shape, 2)
-
-
-def quantised(
-    content: bytes, tiles: Sequence[tuple[Uint16Image, Float32Image]], outputs: Sequence[str] = IMAGES
-) -> bytes:
+def quantised(content: bytes, tiles: Tiles, outputs: Sequence[str] = IMAGES) -> bytes:
     """The master with int8 convolutions.
 
     Parameters
     ----------
     content : bytes
         The fp32 master.
-    tiles : sequence of (1, z, h, w) uint16 with (1,) float32
-        What to calibrate on: pieces of the user's stacks that show all there is to see, at least 4, each
-        with 1 / contrast of its stack.
+    tiles : list of (1, z, h, w) uint16 with (1,) float32
+        What to calibrate on: pieces of the user's stacks that show all there is to see, at least 4.
     outputs : sequence of str
         Those to keep.
 
@@ -63,7 +55,7 @@ def quantised(
     Raises
     ------
     ModelError
-        Too few tiles, or a graph that has no normalised part.
+        Too few tiles, or a graph that has no fp16 form either.
     """
     if len(tiles) < _LEAST_TILES:
         raise ModelError(
@@ -77,7 +69,7 @@ def quantised(
     metadata = {entry.key: entry.value for entry in graph.model.metadata_props}
     for index, node in enumerate(graph.model.graph.node):
         node.name = f"{node.op_type}_{index}"
-    last = last_convolutions(graph.nodes)
+    last = head_nodes(graph)
     left_alone = [n.name for i, n in enumerate(graph.model.graph.node) if i not in inner or i in last]
     onnx.helper.set_model_props(graph.model, _PREPARED)
     with tempfile.TemporaryDirectory() as folder:

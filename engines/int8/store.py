@@ -59,13 +59,12 @@ class Int8Judgement(StrictModel):
         """Formats 1 named their files by field, each back end its own."""
         match fields:
             case {"format": "acq-isl-int8-onnx/1", "onnx_sha256": digest, **others}:
-                made_by, digests, names = TENSORRT_MAKER, (digest,), TENSORRT_FILES
+                made_by, files = TENSORRT_MAKER, dict.fromkeys(TENSORRT_FILES, digest)
             case {"format": "acq-isl-int8/1", "xml_sha256": xml, "weights_sha256": weights, **others}:
                 made_by = f"openvino {others.pop('openvino', '')}, form {others.pop('form', 0)}"
-                digests, names = (xml, weights), OPENVINO_FILES
+                files = dict(zip(OPENVINO_FILES, (xml, weights), strict=True))
             case _:
                 return fields
-        files = dict(zip(names, digests, strict=True))
         return others | {"format": "acq-isl-int8/2", "made_by": made_by, "files": files}
 
 

@@ -12,7 +12,7 @@ from acq_isl.engines.model_file import ModelFile
 
 
 class OpenVinoBackend:
-    """int8 where it was accepted on the user's stacks, bf16 where the processor has it, and fp32."""
+    """int8 where it was accepted on the user's stacks, bf16 where processor and file allow it, and fp32."""
 
     name = "openvino"
 
@@ -22,7 +22,7 @@ class OpenVinoBackend:
         return None
 
     def candidates(self, model: ModelFile, options: LoadOptions) -> Iterator[Candidate]:
-        from acq_isl.engines.openvino.engine import OpenVinoEngine, has_bf16
+        from acq_isl.engines.openvino.engine import OpenVinoEngine, default_precision
         from acq_isl.engines.openvino.int8 import stored_int8
 
         load = partial(OpenVinoEngine, model, threads=options.threads, gate=options.gate)
@@ -32,7 +32,7 @@ class OpenVinoBackend:
             note, trunk = stored
             int8 = partial(load, precision="int8", trunk=trunk)
             yield Candidate("openvino int8", int8, note.accepted, note.reason, runs_on)
-        bf16 = has_bf16()
+        bf16 = default_precision(model) == "bf16"
         if bf16:
             yield Candidate("openvino bf16", partial(load, precision="bf16"), runs_on=runs_on)
         yield Candidate("openvino fp32", partial(load, precision="fp32"), automatic=not bf16, runs_on=runs_on)

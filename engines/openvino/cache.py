@@ -15,37 +15,26 @@ from acq_isl.files import default_folder, write_whole
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 5  # of the files, and of how graphs are rewritten before they are compiled
+_FORMAT = 6  # of the files, and of how graphs are rewritten before they are compiled
 _MOST_FILES = 32
 _HASH_DIGITS = 24
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledKey:
-    """Everything a compiled network depends on.
-
-    Parameters
-    ----------
-    model_sha256 : str
-    trunk : bytes
-        The quantised part, if any.
-    part : str
-        Which graph of the model.
-    precision : str
-    threads : int
-    shape : tuple of int
-        Of the tiles.
-    runtime : str
-        Version of OpenVINO and name of the processor.
-    """
+    """Everything a compiled network depends on."""
 
     model_sha256: str
     trunk: bytes
+    """The quantised part, if any."""
     part: str
+    """Which graph of the model."""
     precision: str
     threads: int
     shape: tuple[int, ...]
+    """Of the tiles."""
     runtime: str
+    """Version of OpenVINO and name of the processor."""
 
     @property
     def digest(self) -> str:
@@ -64,27 +53,14 @@ class CompiledCache:
     Parameters
     ----------
     folder : pathlib.Path, optional
-        Under `acq_isl.engines.tensorrt.plan_cache.default_folder` if not given.
+        Under `acq_isl.files.default_folder` if not given.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = default_folder() / "openvino" if folder is None else folder
 
-    def get(self, key: CompiledKey, load: Callable[[bytes], Any], compiled: Callable[[], Any]) -> Any:
-        """The compiled network of a key.
-
-        Parameters
-        ----------
-        key : CompiledKey
-        load : callable
-            Bytes to a network; may raise RuntimeError.
-        compiled : callable
-            Compiles the network; what it returns has ``export_model``.
-
-        Returns
-        -------
-        openvino.CompiledModel
-        """
+    def get(self, key: CompiledKey, load: Callable[[bytes], Any], compile_part: Callable[[], Any]) -> Any:
+        """The openvino.CompiledModel of a key; ``load`` makes it from bytes and may raise RuntimeError."""
         path = self.folder / f"{key.digest}.blob"
         content = self._read(path)
         if content is not None:
@@ -92,7 +68,7 @@ class CompiledCache:
                 return load(content)
             except RuntimeError as error:
                 _log.warning("OpenVINO does not take %s, which is compiled again: %s", path, error)
-        network = compiled()
+        network = compile_part()
         self._keep(path, network)
         return network
 

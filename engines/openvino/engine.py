@@ -15,39 +15,43 @@ from openvino import properties
 
 from acq_isl.engines.backend import default_threads
 from acq_isl.engines.gate import Policy
+from acq_isl.engines.graph_tags import BackgroundTags
 from acq_isl.engines.model_file import ModelFile, answers, read_model
-from acq_isl.engines.openvino.background import Background, plane_graph
+from acq_isl.engines.openvino.background import plane_graph
 from acq_isl.engines.openvino.cache import CompiledCache, CompiledKey
-from acq_isl.engines.openvino.form import (
+from acq_isl.engines.openvino.parts import (
     DEVICE,
     NORMALISED,
     RUNTIME_ERRORS,
     Precision,
+    default_precision,
     first_line,
     has_bf16,
     processor,
-    read_form,
+    read_parts,
 )
 from acq_isl.engines.predictor import TILE_PX, Predictor
 from acq_isl.errors import EngineError
 from acq_isl.stack import Float32Image
 
-__all__ = ["OpenVinoEngine", "OpenVinoNetwork", "Precision", "has_bf16", "processor"]
+__all__ = ["OpenVinoEngine", "OpenVinoNetwork", "Precision", "default_precision", "has_bf16", "processor"]
 
-_SHAPES_KEPT = 3
+_MOST_SHAPES = 3
+_Shape = tuple[int, ...]
 
 
 @dataclass(slots=True, eq=False)
-class _Ready:
-    """The network for tiles of one shape: one request, or two, the second taking what the first gives.
+class _Requests:
+    """Compiled parts for tiles of one shape, which read and write the same memory.
 
-    If ``planes`` is not empty, the first request takes one plane of one tile and writes it there.
+    If ``planes`` is not empty, ``front`` takes one plane of one tile and writes it there.
     """
 
-    requests: tuple[Any, ...]
-    keep: tuple[Any, ...] = ()  # tensors the requests point to
+    trunk: Any
+    front: Any = None
+    gate: Any = None
     planes: tuple[tuple[Any, ...], ...] = ()
-    gate: Any = None  # request for the distances, unless they are among what the last one gives
+    memory: Any = None  # what the requests point to
 
 
 class OpenVinoNetwork:
@@ -60,8 +64,8 @@ class OpenVinoNetwork:
     ----------
     model : ModelFile
     precision : "fp32", "bf16" or "int8", optional
-        bf16 where the processor has it and fp32 elsewhere, if not given. With bf16 and int8, all up to the
-        division by the stack's contrast stays fp32.
+        `default_precision` if not given. With bf16 and int8, all up to the division by the stack's contrast
+        stays fp32.
     threads : int, optional
         Cores to use, `default_threads` if not given.
     trunk : bytes and bytes, optional
@@ -80,19 +84,19 @@ class OpenVinoNetwork:
         *,
         precision: Precision | None = None,
         threads: int | None = None,
-        trunk: tuple[bytes, bytes] | None = None,
+        trunk: tuple[bytes, ...] | None = None,
         cache: CompiledCache | None = None,
     ) -> None:
-        self._precision = precision or ("bf16" if has_bf16() else "fp32")
+        self._precision = precision or default_precision(model)
         self._threads = default_threads() if threads is None else max(threads, 1)
         self._model, self._trunk = model, trunk
         self._cache = cache or CompiledCache()
         self._outputs = answers(model.info.manifest)
-        self._lock = threading.Lock()  # guards what is ready, and lets one stack at a time have all cores
-        self._ready: OrderedDict[tuple[int, ...], _Ready] = OrderedDict()
+        self._lock = threading.Lock()  # guards the requests, and lets one stack at a time have all cores
+        self._requests: OrderedDict[_Shape, _Requests] = OrderedDict()
         self._core: Any = openvino.Core()
         self._low = self._precision != "fp32" and has_bf16()
-        self._form = read_form(self._core, model, self._precision, trunk, low=self._low)
+        self._parts = read_parts(self._core, model, self._precision, trunk, low=self._low)
 
     @property
     def name(self) -> str:
@@ -128,92 +132,90 @@ class OpenVinoNetwork:
 
     def close(self) -> None:
         with self._lock:
-            self._ready.clear()
+            self._requests.clear()
             self._core = None
 
-    def _run(self, ready: _Ready, tiles: NDArray[np.uint8], inv_sd: Float32Image) -> tuple[Float32Image, ...]:
-        first, last = ready.requests[0], ready.requests[-1]
-        data: NDArray[Any] = tiles.view("<u2")[..., 0] if self._form.parts.takes_counts else tiles
+    def _run(
+        self, requests: _Requests, tiles: NDArray[np.uint8], inv_sd: Float32Image
+    ) -> tuple[Float32Image, ...]:
+        trunk, gate = requests.trunk, requests.gate
+        data: NDArray[Any] = tiles.view("<u2")[..., 0] if self._parts.takes_counts else tiles
         data = np.ascontiguousarray(data)
         out = []
-        for name in self._outputs[: None if ready.gate is None else -1]:  # the distance is the last of them
-            values = np.empty(tuple(last.get_tensor(name).shape), np.float32)
-            last.set_tensor(name, openvino.Tensor(values, shared_memory=True))
+        for name in self._outputs[: None if gate is None else -1]:  # the distance is the last of them
+            values = np.empty(tuple(trunk.get_tensor(name).shape), np.float32)
+            trunk.set_tensor(name, openvino.Tensor(values, shared_memory=True))
             out.append(values)
-        if ready.planes:
-            self._normalise(ready, data, inv_sd)
+        if requests.planes:
+            self._normalise(requests, data, inv_sd)
         else:
+            first = requests.front or trunk
             first.set_tensor("stack", openvino.Tensor(data, shared_memory=True))
             first.set_tensor("inv_sd", openvino.Tensor(np.ascontiguousarray(inv_sd), shared_memory=True))
-            first.infer()
-        if last is not first:
-            last.infer()
-        if ready.gate is not None:
-            ready.gate.infer()
-            out.append(np.array(ready.gate.get_tensor(self._outputs[-1]).data))
+            if requests.front is not None:
+                requests.front.infer()
+        trunk.infer()
+        if gate is not None:
+            gate.infer()
+            out.append(np.array(gate.get_tensor(self._outputs[-1]).data))
         return tuple(out)
 
-    def _normalise(self, ready: _Ready, counts: NDArray[Any], inv_sd: Float32Image) -> None:
-        """Run the first request on every plane of every tile."""
-        first, shape = ready.requests[0], tuple(ready.planes[0][0].shape)
-        for tile, targets, contrast in zip(counts, ready.planes, inv_sd, strict=True):
-            first.set_tensor("inv_sd", openvino.Tensor(np.full(1, contrast, np.float32)))
+    def _normalise(self, requests: _Requests, counts: NDArray[Any], inv_sd: Float32Image) -> None:
+        """Run the front on every plane of every tile."""
+        front, shape = requests.front, tuple(requests.planes[0][0].shape)
+        for tile, targets, contrast in zip(counts, requests.planes, inv_sd, strict=True):
+            front.set_tensor("inv_sd", openvino.Tensor(np.full(1, contrast, np.float32)))
             for plane, target in zip(tile, targets, strict=True):
-                first.set_tensor("stack", openvino.Tensor(plane.reshape(shape), shared_memory=True))
-                first.set_output_tensor(target)
-                first.infer()
+                front.set_tensor("stack", openvino.Tensor(plane.reshape(shape), shared_memory=True))
+                front.set_output_tensor(target)
+                front.infer()
 
-    def _for_shape(self, shape: tuple[int, ...]) -> _Ready:
-        if shape not in self._ready:
-            while len(self._ready) >= _SHAPES_KEPT:
-                self._ready.popitem(last=False)
-            self._ready[shape] = self._compile(shape)
-        self._ready.move_to_end(shape)
-        return self._ready[shape]
+    def _for_shape(self, shape: _Shape) -> _Requests:
+        if shape not in self._requests:
+            while len(self._requests) >= _MOST_SHAPES:
+                self._requests.popitem(last=False)
+            self._requests[shape] = self._compile(shape)
+        self._requests.move_to_end(shape)
+        return self._requests[shape]
 
-    def _compile(self, shape: tuple[int, ...]) -> _Ready:
-        stack = shape[:-1] if self._form.parts.takes_counts else shape
-        counts = {"stack": list(stack), "inv_sd": list(shape[:1])}
-        if self._form.parts.front is None:
-            return _Ready((self._compiled(self._form.parts.trunk, "whole", shape, counts),))
-        if self._form.background is not None:
-            return self._compile_by_planes(self._form.background, shape)
-        front = self._compiled(self._form.parts.front, "front", shape, counts)
-        normalised = front.get_output_tensor(0)
-        trunk = self._compiled(self._form.parts.trunk, "trunk", shape, list(normalised.shape))
+    def _compile(self, shape: _Shape) -> _Requests:
+        parts = self._parts
+        if parts.background is not None:
+            front, planes, normalised, memory = self._compile_plane(parts.background, shape)
+        elif parts.front is not None:
+            ports = {"stack": list(shape[:4]), "inv_sd": list(shape[:1])}
+            front, planes, memory = self._request(parts.front, "front", shape, ports), (), None
+            normalised = front.get_output_tensor(0)
+        else:
+            ports = {"stack": list(shape), "inv_sd": list(shape[:1])}
+            return _Requests(self._request(parts.trunk, "whole", shape, ports))
+        trunk = self._request(parts.trunk, "trunk", shape, {NORMALISED: list(normalised.shape)})
         trunk.set_input_tensor(normalised)
-        return _Ready((front, trunk), (normalised,), gate=self._compile_gate(shape, trunk, normalised))
+        gate = None
+        if parts.gate is not None:
+            names = [port.get_any_name() for port in parts.gate.inputs]
+            tensors = {name: normalised if name == NORMALISED else trunk.get_tensor(name) for name in names}
+            ports = {name: list(tensor.shape) for name, tensor in tensors.items()}
+            gate = self._request(parts.gate, "gate", shape, ports)
+            for name, tensor in tensors.items():
+                gate.set_tensor(name, tensor)
+        return _Requests(trunk, front, gate, planes, (normalised, memory))
 
-    def _compile_gate(self, shape: tuple[int, ...], trunk: Any, normalised: Any) -> Any:
-        """A request that takes what the trunk is given and hands over; None without a gate of its own."""
-        graph = self._form.gate
-        if graph is None:
-            return None
-        names = [port.get_any_name() for port in graph.inputs]
-        tensors = {n: normalised if n == NORMALISED else trunk.get_tensor(n) for n in names}
-        ports = {name: list(tensor.shape) for name, tensor in tensors.items()}
-        gate = self._compiled(graph, "gate", shape, ports)
-        for name, tensor in tensors.items():
-            gate.set_tensor(name, tensor)
-        return gate
-
-    def _compile_by_planes(self, background: Background, shape: tuple[int, ...]) -> _Ready:
-        """Normalisation plane by plane, and what follows on all of them."""
-        tiles, planes, height, width = shape[:4]
-        graph = plane_graph(background, height, width, low=self._low)
-        front = self._compiled(graph, "plane", shape, None)
+    def _compile_plane(
+        self, background: BackgroundTags, shape: _Shape
+    ) -> tuple[Any, tuple[tuple[Any, ...], ...], Any, NDArray[Any]]:
+        """The request for one plane, where each plane of each tile goes, and all of them as one tensor."""
+        height, width = shape[2:4]
+        front = self._request(plane_graph(background, height, width, low=self._low), "plane", shape, None)
         kind = openvino.Type.bf16 if self._low else openvino.Type.f32
         memory = np.zeros(shape[:4], np.uint16 if self._low else np.float32)
-        one = openvino.Shape([height // background.block, 1, background.block, width])
-        targets = tuple(
-            tuple(openvino.Tensor(plane.reshape(one), one, kind) for plane in tile) for tile in memory
+        rows = openvino.Shape([height // background.block_px, 1, background.block_px, width])
+        planes = tuple(
+            tuple(openvino.Tensor(plane.reshape(rows), rows, kind) for plane in tile) for tile in memory
         )
-        trunk = self._compiled(self._form.parts.trunk, "trunk", shape, [tiles, planes, height, width])
-        normalised = openvino.Tensor(memory, openvino.Shape(shape[:4]), kind)
-        trunk.set_input_tensor(normalised)
-        return _Ready((front, trunk), (memory,), targets, self._compile_gate(shape, trunk, normalised))
+        return front, planes, openvino.Tensor(memory, openvino.Shape(shape[:4]), kind), memory
 
-    def _compiled(self, graph: Any, part: str, shape: tuple[int, ...], ports: Any) -> Any:
+    def _request(self, graph: Any, part: str, shape: _Shape, ports: dict[str, list[int]] | None) -> Any:
         """A request for a part of the network, from the cache or compiled and kept there."""
         low = openvino.Type.bf16 if part == "trunk" and self._low else openvino.Type.f32
         settings = {
@@ -224,7 +226,7 @@ class OpenVinoNetwork:
         }
         key = CompiledKey(
             model_sha256=self._model.info.sha256,
-            trunk=self._trunk[0] + self._trunk[1] if self._trunk and part == "trunk" else b"",
+            trunk=b"".join(self._trunk or ()) if part == "trunk" else b"",
             part=part,
             precision=self._precision,
             threads=self._threads,
@@ -232,7 +234,7 @@ class OpenVinoNetwork:
             runtime=f"openvino {openvino.get_version()} on {processor()}",
         )
 
-        def compiled() -> Any:
+        def compile_part() -> Any:
             sized = graph.clone()
             if ports is not None:
                 sized.reshape(ports)
@@ -241,7 +243,7 @@ class OpenVinoNetwork:
         def load(content: bytes) -> Any:
             return self._core.import_model(content, DEVICE, settings)
 
-        return self._cache.get(key, load, compiled).create_infer_request()
+        return self._cache.get(key, load, compile_part).create_infer_request()
 
 
 class OpenVinoEngine(Predictor):
@@ -271,7 +273,7 @@ class OpenVinoEngine(Predictor):
         *,
         precision: Precision | None = None,
         threads: int | None = None,
-        trunk: tuple[bytes, bytes] | None = None,
+        trunk: tuple[bytes, ...] | None = None,
         tile_px: int | None = TILE_PX,
         gate: Policy = "refuse",
     ) -> None:

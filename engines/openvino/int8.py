@@ -12,17 +12,18 @@ from typing import Any
 
 import numpy as np
 
+from acq_isl.engines.graph_tags import IMAGES, read_tags
 from acq_isl.engines.int8.accuracy import ABOVE, measure_accuracy
 from acq_isl.engines.int8.calibration import Tiles, calibration_tiles, split_in_two
 from acq_isl.engines.int8.store import OPENVINO_FILES, Int8Judgement, Int8Store
 from acq_isl.engines.model_file import ModelFile
-from acq_isl.errors import EngineError, ModelError
+from acq_isl.errors import EngineError
 from acq_isl.stack import ZStack
 
-# Stands for all that decides what int8 computes beside model and OpenVINO: what is quantised and how, and
-# since 2 that the stack is handed over in bf16. Raise it with every change, so that int8 is judged again.
-FORM = 2
-_HEAVY = frozenset({"Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul"})
+# Stands for all that decides what int8 computes beside model and OpenVINO: what is quantised and how, since 2
+# that the stack is handed over in bf16, since 3 that the parts are those of the tags. Raise it with every
+# change, so that int8 is judged again.
+FORM = 3
 
 
 def quantised_trunk(model: ModelFile, tiles: Tiles) -> tuple[bytes, bytes]:
@@ -44,29 +45,26 @@ def quantised_trunk(model: ModelFile, tiles: Tiles) -> tuple[bytes, bytes]:
     ModelError
         The model has no int8 form.
     """
-    nncf, openvino = _libraries()
-    from acq_isl.engines.openvino.form import divided
-    from acq_isl.engines.openvino.graph import read_graph
+    nncf, openvino = _import_libraries()
+    from acq_isl.engines.openvino.parts import DEVICE, split_model
 
-    core = openvino.Core()
-    parts = divided(read_graph(core, model.content, split=True)).parts
-    if parts.front is None or not parts.takes_counts:
-        raise ModelError(
-            f"model {model.info.where} has no int8 form",
-            wanted="one value that separates normalisation, which must stay fp32, from the network",
-            fix="use it in fp32, or export it again with this version of acq-isl",
-        )
+    core, tags = openvino.Core(), read_tags(model.content)
+    parts = split_model(core, model, tags)
     settings = {openvino.properties.hint.inference_precision: openvino.Type.f32}
-    front = core.compile_model(parts.front, "CPU", settings)
+    front = core.compile_model(parts.front, DEVICE, settings)
     normalised = [np.array(front({"stack": stack, "inv_sd": inv_sd})[0]) for stack, inv_sd in tiles]
-    ignored = nncf.IgnoredScope(names=decoding(parts.trunk), validate=False)
+    images = [parts.trunk.output(name).get_node().input_value(0).get_node() for name in IMAGES]
+    kept = nncf.Subgraph(
+        inputs=find_heads(parts.trunk, tags.heads if tags else ()),
+        outputs=[node.get_friendly_name() for node in images],
+    )
     network = nncf.quantize(
         parts.trunk,
         nncf.Dataset(normalised),
         subset_size=len(normalised),
         # Unsigned where a ReLU leaves nothing negative; as fast, and half the error.
         preset=nncf.QuantizationPreset.MIXED,
-        ignored_scope=ignored,
+        ignored_scope=nncf.IgnoredScope(subgraphs=[kept]),
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.xml"
@@ -74,29 +72,19 @@ def quantised_trunk(model: ModelFile, tiles: Tiles) -> tuple[bytes, bytes]:
         return path.read_bytes(), path.with_suffix(".bin").read_bytes()
 
 
-def decoding(trunk: Any) -> list[str]:
-    """Names of the last convolutions and all that follows: what int8 would damage most and speed up least."""
-    before_heavy: set[str] = set()
-    last: list[str] = []
-    for node in reversed(trunk.get_ordered_ops()):
-        name = node.get_friendly_name()
-        if node.get_type_name() in _HEAVY or name in before_heavy:
-            if name not in before_heavy:
-                last.append(name)  # a convolution that no other one follows
-            before_heavy.update(source.get_friendly_name() for source in _sources(node))
-        elif node.get_type_name() not in ("Constant", "Result", "Parameter"):
-            last.append(name)
-    return last
+def find_heads(trunk: Any, heads: Sequence[str]) -> list[str]:
+    """OpenVINO's names of the nodes that make some values; a convolution, not the sum with its bias."""
+    names = []
+    for node in trunk.get_ops():
+        if any(port.get_names() & set(heads) for port in node.outputs() if node.get_type_name() != "Result"):
+            source = node.input_value(0).get_node() if node.get_type_name() == "Add" else node
+            names.append(source.get_friendly_name())
+    return names
 
 
-def _sources(node: Any) -> Iterator[Any]:
-    for port in node.inputs():
-        yield port.get_source_output().get_node()
-
-
-def _libraries() -> tuple[Any, Any]:
+def _import_libraries() -> tuple[Any, Any]:
     try:
-        with _untold():
+        with _without_telemetry():
             import nncf
             import openvino
     except ImportError as error:
@@ -108,7 +96,7 @@ def _libraries() -> tuple[Any, Any]:
 
 
 @contextmanager
-def _untold() -> Iterator[None]:
+def _without_telemetry() -> Iterator[None]:
     """NNCF reports its use to Google Analytics unless this is set while it is imported."""
     before = os.environ.get("NNCF_CI")
     os.environ["NNCF_CI"] = "1"

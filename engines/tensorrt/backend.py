@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from acq_isl.engines.backend import Candidate, LoadOptions, Unavailable
+from acq_isl.engines.graph_tags import read_tags
 from acq_isl.engines.model_file import ModelFile
 from acq_isl.engines.tensorrt.api import PACKAGES, FlavourName, load_flavour
 from acq_isl.engines.tensorrt.cuda import Device, GpuInfo
@@ -47,8 +48,10 @@ class TensorRTBackend:
         stored = stored_form(model)
         if stored is not None:
             yield candidate("int8", stored[0].accepted, stored[0].reason)
-        yield candidate("fp16")
-        yield candidate("fp32", automatic=False)
+        tagged = read_tags(model.content) is not None  # else nothing says what may be fp16
+        if tagged:
+            yield candidate("fp16")
+        yield candidate("fp32", automatic=not tagged)
 
     def _serves(self, precision: Precision, model: ModelFile, options: LoadOptions, gpu: GpuInfo) -> bool:
         """Whether ``auto`` uses this package where both are installed: as the last plan, or as usual."""

@@ -19,7 +19,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from acq_isl.engines.onnx_graph import FLOAT, IMAGES, Graph, half_nodes
+from acq_isl.engines.graph_tags import IMAGES
+from acq_isl.engines.onnx_graph import FLOAT, Graph, half_nodes
 from acq_isl.errors import ModelError
 
 _HALF = TensorProto.FLOAT16
@@ -37,7 +38,7 @@ def full(content: bytes, outputs: Sequence[str] = IMAGES) -> bytes:
 def mixed(content: bytes, outputs: Sequence[str] = IMAGES) -> bytes:
     """The fp32 master as fp16 with islands of fp32; images are float16, the distance float32.
 
-    ModelError if it has control flow, no contrast input, or weights beyond what fp16 holds.
+    ModelError if it has control flow or no tags, or weights beyond what fp16 holds.
     """
     return _Emitter(Graph(content, outputs), rounded=False).model()
 

@@ -14,6 +14,7 @@ from acq_isl.engines.int8.agreement import agreement, as_inputs, sample_tiles
 from acq_isl.engines.model_file import answers
 from acq_isl.engines.tensorrt import fp16 as precision
 from acq_isl.errors import ModelError
+from acq_isl.manifest import MANIFEST_KEY
 from doubles import tiny_model as tiny
 
 MASTER = tiny.content()
@@ -155,12 +156,9 @@ def _branch(model):
     model.graph.initializer.append(numpy_helper.from_array(np.array(True), "c"))
 
 
-def _no_contrast(model):
-    for node in model.graph.node:
-        for place, name in enumerate(node.input):
-            if name == "inv_sd":
-                node.input[place] = "contrast"
-    model.graph.input[1].name = "contrast"
+def _no_tags(model):
+    entries = {entry.key: entry.value for entry in model.metadata_props}
+    helper.set_model_props(model, {MANIFEST_KEY: entries[MANIFEST_KEY]})
 
 
 def _large_weight(model):
@@ -170,11 +168,18 @@ def _large_weight(model):
     weight.CopyFrom(numpy_helper.from_array(values, "second"))
 
 
+def test_a_file_without_tags_is_built_in_fp32():
+    feeds = as_inputs(sample_tiles(tiny.MANIFEST))
+    content = precision.full(tiny.content(defect=_no_tags))
+    for got, wanted in zip(run(content, feeds), run(MASTER, feeds), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
 @pytest.mark.parametrize(
     ("defect", "message"),
     [
         (_branch, "operator If.*fp32"),
-        (_no_contrast, "no 'inv_sd'"),
+        (_no_tags, r"no tags.*--precision fp32.*acq-isl export MODEL --tags"),
         (_large_weight, "'second' does not fit fp16.*fp32"),
     ],
 )

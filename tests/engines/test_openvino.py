@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from scipy import ndimage
 
 from acq_isl.engines.backends import find_engines
+from acq_isl.engines.graph_tags import GRAPH_KEY, GraphTags, read_tags
 from acq_isl.engines.int8.accuracy import find_objection
 from acq_isl.engines.int8.store import int8_folder
 from acq_isl.engines.model_file import ModelFile, read_model
@@ -22,8 +23,8 @@ from acq_isl.engines.onnx import OnnxEngine, default_threads
 from acq_isl.engines.openvino import int8 as acceptance
 from acq_isl.engines.openvino.cache import CompiledCache
 from acq_isl.engines.openvino.engine import OpenVinoEngine, OpenVinoNetwork, has_bf16
-from acq_isl.engines.openvino.graph import read_graph
-from acq_isl.engines.openvino.int8 import decoding
+from acq_isl.engines.openvino.int8 import find_heads
+from acq_isl.engines.openvino.parts import read_parts, split_model
 from acq_isl.errors import EngineError, ModelError, StackRefused
 from acq_isl.manifest import MANIFEST_KEY, Label, Manifest
 from acq_isl.stack import StackInfo, StackKey, ZStack
@@ -88,7 +89,10 @@ def graph_nodes(contrast_twice):
     ]
 
 
-def build(*, contrast_twice=False):
+TAGS = GraphTags(counts="counts", normalised="x", heads=("two_",))
+
+
+def build(*, tags=TAGS, contrast_twice=False):
     ints = {
         "zero": 0, "one": 1, "sides": [2, 3], "column": [-1, 1, 1, 1], "two": [2], "keep": [0],
         "planes": [PLANES], "four_planes": [4 * PLANES], "zero_": [0], "four_": [4], "axis_": [1],
@@ -108,7 +112,8 @@ def build(*, contrast_twice=False):
         [numpy_helper.from_array(value, name) for name, value in weights.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    helper.set_model_props(model, {MANIFEST_KEY: MANIFEST.model_dump_json()})
+    tagged = {GRAPH_KEY: tags.model_dump_json()} if tags else {}
+    helper.set_model_props(model, {MANIFEST_KEY: MANIFEST.model_dump_json()} | tagged)
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString()
 
@@ -135,6 +140,14 @@ def tolerance(precision, values):
 PRECISIONS = ["fp32", pytest.param("bf16", marks=pytest.mark.skipif(not has_bf16(), reason="no bf16 here"))]
 
 
+@pytest.fixture
+def untagged(tmp_path):
+    """As versions before the tags wrote it."""
+    file = tmp_path / "untagged.onnx"
+    file.write_bytes(build(tags=None))
+    return file
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("shape", [(96, 128), (50, 77), (200, 64)])
 def test_it_computes_what_the_reference_computes(path, precision, shape):
@@ -155,56 +168,33 @@ def test_a_picture_is_not_overwritten_by_the_next(path):
     np.testing.assert_array_equal(first.mean, kept)
 
 
-def test_counts_go_in_whole_and_space_to_depth_is_part_of_the_convolution(path):
-    parts = read_graph(openvino.Core(), path.read_bytes(), split=True)
-    assert parts.takes_counts and parts.front is not None
+@pytest.mark.skipif(not has_bf16(), reason="no bf16 here")
+def test_normalisation_is_a_graph_of_its_own_that_takes_counts(path):
+    parts = read_parts(openvino.Core(), read_model(path), "bf16", low=True)
+    assert parts.takes_counts and parts.background is None and parts.gate is None
     assert parts.front.input("stack").get_element_type() == openvino.Type.u16
-    kinds = [node.get_type_name() for node in parts.trunk.get_ordered_ops()]
-    assert "Transpose" not in kinds
-    first = next(node for node in parts.trunk.get_ordered_ops() if node.get_type_name() == "Convolution")
-    assert list(first.get_attributes()["strides"]) == [2, 2]
-    assert first.input(1).get_shape() == openvino.Shape([8, PLANES, 6, 6])
-    assert not {"Clamp", "Maximum", "Minimum"} & set(kinds)
+    assert parts.front.output().get_element_type() == openvino.Type.bf16
+    assert [port.get_any_name() for port in parts.trunk.inputs] == ["normalised"]
+    assert not {"Clamp", "Maximum"} & {node.get_type_name() for node in parts.trunk.get_ordered_ops()}
 
 
-def swapped_bytes(model):
-    """Reads big-endian numbers: counts that are none."""
-    for item in model.graph.initializer:
-        if item.name in ("zero", "one"):
-            item.CopyFrom(numpy_helper.from_array(np.array(item.name == "zero", np.int64), item.name))
+def test_a_file_without_tags_is_run_as_it_is_in_fp32(untagged):
+    file, stack = read_model(untagged), stack_of()
+    assert not read_parts(openvino.Core(), file, "fp32", low=False).takes_counts
+    with OpenVinoEngine(untagged, threads=1) as engine, OnnxEngine(untagged) as other:
+        got, wanted = engine.predict(stack), other.predict(stack)
+    assert got.engine == "openvino cpu fp32"
+    np.testing.assert_allclose(got.mean, wanted.mean, atol=tolerance("fp32", wanted.mean))
+    found = {engine.name: engine.automatic for engine in find_engines(file).candidates}
+    assert found["openvino fp32"] and "openvino bf16" not in found
+    with pytest.raises(ModelError, match=r"only be run in fp32.*to fix: use fp32, or write the tags"):
+        OpenVinoEngine(untagged, precision="bf16")
 
 
-def other_blocks(model):
-    """Blocks in another order than space-to-depth's."""
-    turned = next(node for node in model.graph.node if node.name == "turned")
-    turned.attribute[0].ints[:] = [0, 3, 5, 1, 2, 4]
-
-
-@pytest.mark.parametrize("change", [swapped_bytes, other_blocks])
-def test_what_only_looks_alike_is_left_alone_and_still_right(tmp_path, change):
-    model = onnx.load_from_string(build())
-    change(model)
-    file = tmp_path / "other.onnx"
-    file.write_bytes(model.SerializeToString())
-    parts = read_graph(openvino.Core(), file.read_bytes(), split=True)
-    assert parts.takes_counts == (change is other_blocks)
-    assert ("Transpose" in [n.get_type_name() for n in parts.trunk.get_ordered_ops()]) == (
-        change is other_blocks
-    )
-    stack = stack_of()
-    with OpenVinoEngine(file, precision="fp32", threads=1) as engine, OnnxEngine(file) as other:
-        wanted = other.predict(stack).mean
-        np.testing.assert_allclose(engine.predict(stack).mean, wanted, atol=tolerance("fp32", wanted))
-
-
-def test_a_network_that_cannot_be_divided_runs_in_fp32_only(tmp_path):
+def test_tags_that_do_not_fit_the_graph_are_a_model_error(tmp_path):
     file = tmp_path / "twice.onnx"
     file.write_bytes(build(contrast_twice=True))
-    stack = stack_of()
-    with OpenVinoEngine(file, precision="fp32", threads=1) as engine, OnnxEngine(file) as other:
-        wanted = other.predict(stack).mean
-        np.testing.assert_allclose(engine.predict(stack).mean, wanted, atol=tolerance("fp32", wanted))
-    with pytest.raises(ModelError, match=r"only be run in fp32.*to fix: use fp32"):
+    with pytest.raises(ModelError, match=r"tags do not fit its graph.*mean, spread of x alone"):
         OpenVinoEngine(file, precision="bf16")
 
 
@@ -223,9 +213,10 @@ def test_what_the_runtime_refuses_is_an_engine_error(path):
 
 
 def test_what_openvino_cannot_read_is_a_model_error(path):
-    info = read_model(path).info
+    model = onnx.load(path)
+    model.graph.node[0].op_type = "Nonsense"
     with pytest.raises(ModelError, match=r"cannot read model.*to fix: update openvino"):
-        OpenVinoNetwork(ModelFile(b"no model", info))
+        OpenVinoNetwork(ModelFile(model.SerializeToString(), read_model(path).info), precision="fp32")
 
 
 # --- the cache ---
@@ -305,10 +296,13 @@ def cells(shape=(512, 512), seed=0):
     return dataclasses.replace(stack, pixels=pixels)
 
 
-def test_the_last_convolution_and_what_follows_keep_their_precision(path):
-    names = decoding(read_graph(openvino.Core(), path.read_bytes(), split=True).trunk)
-    assert any(name.startswith("two_") for name in names) and {"wide", "mean", "spread"} & set(names)
-    assert not any(name.startswith("one_") for name in names)
+def test_heads_are_named_as_openvino_names_them(path):
+    file = read_model(path)
+    trunk = split_model(openvino.Core(), file, read_tags(file.content)).trunk
+    (name,) = find_heads(trunk, TAGS.heads)
+    (head,) = (node for node in trunk.get_ops() if node.get_friendly_name() == name)
+    assert head.get_type_name() == "Convolution"
+    assert list(head.input_value(1).get_shape()) == list(SECOND.shape)
 
 
 def test_int8_is_used_only_once_it_was_accepted(path):

@@ -13,6 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 
+from acq_isl.engines.graph_tags import GRAPH_KEY, GraphTags, extract
 from acq_isl.engines.int8.agreement import as_inputs, sample_tiles
 from acq_isl.engines.model_file import read_model
 from acq_isl.engines.tensorrt import fp16 as precision
@@ -88,7 +89,15 @@ def export(deployed, described, path):
             input_names=["stack", "inv_sd"], output_names=["mean", "spread", "distance"],
         )  # fmt: skip
     model = onnx.load(path)
-    onnx.helper.set_model_props(model, {MANIFEST_KEY: described.model_dump_json()})
+    # Named by modules, as the newer exporter's notes do for `acq_isl.training.export.tags`.
+    tags = GraphTags(
+        counts="/Add_output_0",
+        normalised="/network/normalise/Clip_output_0",
+        heads=("/network/head/Conv_output_0",),
+    )
+    entries = {MANIFEST_KEY: described.model_dump_json(), GRAPH_KEY: tags.model_dump_json()}
+    onnx.helper.set_model_props(model, entries)
+    extract(model, (tags.normalised,), tags.heads)
     onnx.save(model, path)
 
 

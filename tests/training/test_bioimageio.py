@@ -136,7 +136,8 @@ def test_the_own_test_of_bioimage_io_accepts_it(package: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["export", "demo", "-o", "x.zip"], "--bioimageio"),
+        (["export", "demo", "-o", "x.zip"], "--bioimageio or --tags"),
+        (["export", "gone", "-o", "x.onnx", "--tags"], "gone"),
         (["export", "gone", "-o", "x.zip", "--bioimageio"], "gone"),
     ],
 )

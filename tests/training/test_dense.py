@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from acq_isl.training.reference.dense import DenseSpec, Form, build_dense, build_image, graph_inputs
+from acq_isl.engines.graph_tags import extract, read_tags
+from acq_isl.training.reference.dense import (
+    DenseSpec,
+    Form,
+    build_dense,
+    build_image,
+    build_planes,
+    graph_inputs,
+)
 from acq_isl.training.reference.dense_network import STATISTICS, DenseNetwork, fold_projection
 from acq_isl.training.reference.network import BORDER_PX, PATCH_PX, ReferenceConfig
 from acq_isl.training.reference.onnx_graph import OnnxGraph
@@ -60,7 +68,8 @@ def variables(source: ReferenceNetwork) -> dict[str, NDArray[np.float32]]:
 def build_embedding(source: ReferenceNetwork, spec: DenseSpec) -> onnx.ModelProto:
     """The dense graph up to the heads; its output is (N, C, H, W) float32."""
     dense = DenseNetwork(OnnxGraph(), variables(source), source.config.base_depth, spec.planes)
-    dense.graph.name(build_image(dense, spec, dense.pixels), "embedding")
+    _, planes = build_planes(dense.graph, spec)
+    dense.graph.name(build_image(dense, spec, planes, dense.pixels), "embedding")
     return dense.graph.model(graph_inputs(spec), {"embedding": ("n", dense.embedding_width, "h", "w")}, {})
 
 
@@ -187,6 +196,28 @@ def test_decoding_in_the_graph_and_what_the_margin_reads(form: Form) -> None:
             np.testing.assert_allclose(got[0, index][inside], wanted[inside], atol=2e-5, err_msg=name)
             assert not got[..., : spec.crop_px + BORDER_PX, :].any()
             assert not got[..., -halo:].any()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_parts_its_tags_name_compute_the_same(form: Form) -> None:
+    spec = DenseSpec(HEADS, PLANES, form, 4.0, statistics=("mean", "spread"))
+    model = build_dense(variables(network()), DEPTH, spec)
+    tags = read_tags(model)
+    assert tags is not None and tags.background is None and len(tags.heads) >= len(HEADS)
+    stack = counts(spec.min_tile_px + 16, spec.min_tile_px + 16)
+    parts = (
+        extract(model, (tags.counts, "inv_sd"), (tags.normalised,)),
+        extract(model, (tags.normalised,), ("mean", "spread")),
+    )
+    front, trunk = (
+        onnxruntime.InferenceSession(part.SerializeToString(), providers=["CPUExecutionProvider"])
+        for part in parts
+    )
+    feeds = {tags.counts: stack.astype(np.float32), "inv_sd": np.full(1, 1 / 9000, np.float32)}
+    got = trunk.run(["mean", "spread"], {tags.normalised: front.run(None, feeds)[0]})
+    wanted = run(model, stack, 1 / 9000)
+    for name, values in zip(("mean", "spread"), got, strict=True):
+        np.testing.assert_allclose(values, wanted[name], atol=1e-6)
 
 
 def test_statistics_can_be_chosen_and_the_others_cost_nothing() -> None:

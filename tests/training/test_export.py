@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -10,10 +11,13 @@ import onnxruntime
 import pytest
 import torch
 
+from acq_isl.engines.graph_tags import GRAPH_KEY, extract, read_tags
 from acq_isl.errors import ModelError
 from acq_isl.manifest import MANIFEST_KEY, Label, Manifest
 from acq_isl.training.export import onnx as export
+from acq_isl.training.export.tags import write_tagged
 from acq_isl.training.network import Deployed, LiveNetwork, NetworkConfig
+from doubles import tiny_model as tiny
 
 CONFIG = NetworkConfig(planes=3, labels=2, base=4, levels=3, high_pass_px=12.0)
 
@@ -104,6 +108,66 @@ def test_the_file_says_what_it_is(model_path):
         "inv_sd": onnx.TensorProto.FLOAT,
     }
     assert [o.name for o in model.graph.output] == ["mean", "spread"]
+
+
+@pytest.mark.parametrize(("kind", "members"), [("unet", 1), ("separable", 1), ("convnext", 2)])
+def test_the_file_says_where_its_parts_are(kind, members, tmp_path):
+    network = LiveNetwork(replace(CONFIG, kind=kind, members=members)).eval()
+    path = tmp_path / "model.onnx"
+    export.export_onnx(Deployed(network, (2.0, 0.5)).eval(), manifest(), path)
+    model = onnx.load(path)
+    tags = read_tags(model)
+    assert len(tags.heads) == members and tags.gate == ()
+    stack, inv_sd = example((1, 3, 32, 40))
+    counts = stack.view("<u2")[..., 0].astype(np.float32)
+    front = extract(model, (tags.counts, "inv_sd"), (tags.normalised,)).SerializeToString()
+    session = onnxruntime.InferenceSession(front, providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {tags.counts: counts, "inv_sd": inv_sd})
+    wanted = network.normalise(torch.from_numpy(counts), torch.from_numpy(inv_sd)).numpy()
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+    background = tags.background
+    assert (background.block_px, background.averaged_px, background.least, background.most) == (4, 2, -10, 10)
+    np.testing.assert_array_equal(np.float32(background.weights), network.normalise.kernel[0, 0].numpy())
+
+
+def test_a_file_of_an_older_version_is_tagged_and_computes_the_same(model_path, tmp_path):
+    model = onnx.load(model_path)
+    tags = read_tags(model)
+    entries = {entry.key: entry.value for entry in model.metadata_props if entry.key != GRAPH_KEY}
+    onnx.helper.set_model_props(model, entries)
+    old, new = tmp_path / "old.onnx", tmp_path / "new.onnx"
+    onnx.save(model, old)
+    write_tagged(old, new)
+    tagged = onnx.load(new)
+    assert read_tags(tagged) == tags
+    assert tagged.graph == model.graph  # weights and all
+    assert {entry.key: entry.value for entry in tagged.metadata_props if entry.key != GRAPH_KEY} == entries
+
+
+def test_nothing_in_the_file_tells_of_the_computer_that_wrote_it(model_path):
+    content = model_path.read_bytes()
+    assert str(Path(export.__file__).parents[3]).encode() not in content and b"stack_trace" not in content
+
+
+def test_a_graph_that_torch_did_not_export_cannot_be_tagged(tmp_path):
+    with pytest.raises(ModelError, match=r"cannot be tagged.*as it is, in fp32"):
+        write_tagged(tiny.write(tmp_path), tmp_path / "new.onnx")
+
+
+def test_a_graph_that_cannot_be_tagged_is_written_without(
+    deployed, model_path, tmp_path, monkeypatch, caplog
+):
+    def without_modules(*_):
+        model = onnx.load(model_path)
+        for node in model.graph.node:
+            del node.metadata_props[:]
+        return model
+
+    monkeypatch.setattr(export, "_to_onnx", without_modules)
+    path = tmp_path / "model.onnx"
+    export.export_onnx(deployed, manifest(), path)
+    assert read_tags(onnx.load(path)) is None
+    assert "has no tags" in caplog.text
 
 
 def test_spread_is_scaled_per_label(deployed):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import warnings
 from dataclasses import asdict
@@ -14,7 +15,9 @@ import onnxruntime
 import torch
 
 from acq_isl.errors import ModelError
+from acq_isl.files import write_whole
 from acq_isl.manifest import MANIFEST_KEY, Manifest
+from acq_isl.training.export.tags import tag_model
 from acq_isl.training.network import Deployed
 
 NETWORK_KEY = "acq_isl_network"
@@ -22,6 +25,8 @@ NETWORK_KEY = "acq_isl_network"
 _OPSET = 20
 _AGREEMENT = 1e-4
 _LEAST_PX = 128  # a window of the gate
+
+logger = logging.getLogger(__name__)
 
 
 def export_onnx(network: Deployed, manifest: Manifest, path: Path) -> float:
@@ -46,11 +51,12 @@ def export_onnx(network: Deployed, manifest: Manifest, path: Path) -> float:
         The graph computes something else than torch does.
     """
     model = _to_onnx(network.eval(), manifest.size_step_px)
-    del model.metadata_props[:]
     config = json.dumps(asdict(network.network.config))
-    for key, value in ((MANIFEST_KEY, manifest.model_dump_json()), (NETWORK_KEY, config)):
-        entry = model.metadata_props.add()
-        entry.key, entry.value = key, value
+    onnx.helper.set_model_props(model, {MANIFEST_KEY: manifest.model_dump_json(), NETWORK_KEY: config})
+    try:
+        tag_model(model)
+    except ModelError as error:
+        logger.warning("the model file has no tags, so engines run it in fp32 only: %s", error)
     onnx.checker.check_model(model)
     content = model.SerializeToString()
     difference = _compare(network, content, manifest)
@@ -61,9 +67,7 @@ def export_onnx(network: Deployed, manifest: Manifest, path: Path) -> float:
             got=f"{difference:.2g}",
             fix="report the versions of torch, onnx and onnxruntime; this must not be shipped",
         )
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    write_whole(path, content)
     return difference
 
 

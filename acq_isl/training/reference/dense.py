@@ -23,6 +23,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from acq_isl.engines.graph_tags import GRAPH_KEY, GraphTags
 from acq_isl.training.reference.dense_network import STATISTICS, DenseNetwork, Statistic, Variables
 from acq_isl.training.reference.network import BORDER_PX, OUTPUT_PX, PATCH_PX, STRIDE_PX, TOWER_CROPS_PX
 from acq_isl.training.reference.onnx_graph import FLOAT, OnnxGraph, Ports
@@ -131,8 +132,9 @@ def build_dense(
     """
     network = DenseNetwork(OnnxGraph(), variables, base_depth, spec.planes)
     graph = network.graph
+    counts, planes = build_planes(graph, spec)
     image = build_image(
-        network, spec, lambda embedding: network.decode(embedding, spec.heads, spec.statistics)
+        network, spec, planes, lambda embedding: network.decode(embedding, spec.heads, spec.statistics)
     )
     labels = len(spec.heads)
     parts = {
@@ -141,18 +143,18 @@ def build_dense(
     }
     for name, kind in spec.outputs.items():
         graph.name(parts[kind], name)
-    return graph.model(
-        graph_inputs(spec), dict.fromkeys(spec.outputs, ("n", labels, "h", "w")), metadata or {}
-    )
+    tags = GraphTags(counts=counts, normalised=planes, heads=tuple(network.heads))
+    entries = {**(metadata or {}), GRAPH_KEY: tags.model_dump_json()}
+    return graph.model(graph_inputs(spec), dict.fromkeys(spec.outputs, ("n", labels, "h", "w")), entries)
 
 
 def graph_inputs(spec: DenseSpec) -> Ports:
     return {"stack": (np.uint8, ("n", spec.planes, "h", "w", _BYTES)), "inv_sd": (np.float32, ("n",))}
 
 
-def build_image(network: DenseNetwork, spec: DenseSpec, decode: Decode) -> str:
-    """What ``decode`` makes of the embedding, as an image as large as the stack."""
-    graph, planes = network.graph, _planes(network.graph, spec)
+def build_image(network: DenseNetwork, spec: DenseSpec, planes: str, decode: Decode) -> str:
+    """What ``decode`` makes of the embedding of `build_planes`, as an image as large as the stack."""
+    graph = network.graph
     if spec.form == "exact":
         image = _exact(network, network.project(planes, CENTRE), decode)
     else:
@@ -161,8 +163,8 @@ def build_image(network: DenseNetwork, spec: DenseSpec, decode: Decode) -> str:
     return graph.op("Pad", image, graph.integers(0, 0, before, before, 0, 0, after, after))
 
 
-def _planes(graph: OnnxGraph, spec: DenseSpec) -> str:
-    """Camera bytes to (N, planes, H, W) float32 about 0; with `CENTRE` added, what the network takes.
+def build_planes(graph: OnnxGraph, spec: DenseSpec) -> tuple[str, str]:
+    """Camera bytes to counts, and to (N, planes, H, W) float32 about 0: what the network takes less `CENTRE`.
 
     About 0, because engines hand this value to the network in half precision, which has no digits to spare
     for a constant that the first layer's biases can hold.
@@ -177,7 +179,7 @@ def _planes(graph: OnnxGraph, spec: DenseSpec) -> str:
         x = graph.op("Sub", graph.op("Div", counts, graph.floats(_FULL_SCALE)), graph.floats(CENTRE))
         # Times 1, whatever it is: runtimes drop inputs that nothing reads, and refuse them then.
         one = graph.op("Max", graph.op("Min", inv_sd, graph.floats(1.0)), graph.floats(1.0))
-        return graph.inner(graph.op("Mul", x, one), spec.crop_px)
+        return counts, graph.inner(graph.op("Mul", x, one), spec.crop_px)
     weights = np.tile(gaussian(spec.high_pass_px), (spec.planes, 1, 1, 1))
     reach = _BLOCK_PX * (weights.shape[-1] // 2)
     block = [_BLOCK_PX, _BLOCK_PX]
@@ -189,7 +191,7 @@ def _planes(graph: OnnxGraph, spec: DenseSpec) -> str:
     x = graph.op("Sub", graph.inner(counts, reach), background)
     x = graph.op("Mul", x, graph.op("Mul", inv_sd, graph.floats(_PUBLISHED_SD)))
     x = graph.op("Clip", x, graph.floats(-CENTRE), graph.floats(CENTRE))
-    return graph.inner(x, spec.crop_px - reach)
+    return counts, graph.inner(x, spec.crop_px - reach)
 
 
 def _single_phase(network: DenseNetwork, projected: str, decode: Decode) -> str:

@@ -57,6 +57,7 @@ class DenseNetwork:
         self.graph = graph
         self._variables = variables
         self._planes = planes
+        self.heads: list[str] = []  # values of the last products
         self._towers, self._upper = plan_network(base_depth)
         self.embedding_width = last_width(self._upper)
 
@@ -130,8 +131,8 @@ class DenseNetwork:
         x = graph.op("Add", graph.op("Mul", x, graph.floats(scale)), graph.floats(shift))
         x = graph.op("Concat", graph.op("Relu", x), graph.op("Tanh", x), axis=-1)
         weights = self._variables[f"{scope}/Conv/weights"][0, 0]  # (2 C, bins)
-        logits = graph.op("MatMul", x, graph.floats(weights))
-        return graph.op("Add", logits, graph.floats(self._variables[f"{scope}/Conv/biases"]))
+        self.heads.append(graph.op("MatMul", x, graph.floats(weights)))
+        return graph.op("Add", self.heads[-1], graph.floats(self._variables[f"{scope}/Conv/biases"]))
 
     def _modules(self, plan: Plan, x: str, start: int, stop: int | None) -> str:
         for name, module in list(plan.items())[start:stop]:
