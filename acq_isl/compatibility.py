@@ -25,20 +25,12 @@ class Use:
 
 @dataclass(frozen=True, slots=True)
 class Resample:
-    """The stack fits after resampling.
-
-    Parameters
-    ----------
-    xy_scale : float
-        Factor on rows and columns (2 means twice as many pixels).
-    z_um : tuple of float
-        Stage z of the planes to interpolate, in micrometres.
-    warnings : tuple of str
-        What was changed, and what nobody could check.
-    """
+    """The stack fits after resampling; ``warnings`` say what was changed, and what nobody could check."""
 
     xy_scale: float
+    """Factor on rows and columns (2 means twice as many pixels)."""
     z_um: tuple[float, ...]
+    """Stage z of the planes to interpolate."""
     warnings: tuple[str, ...]
 
 
@@ -59,15 +51,6 @@ def check(manifest: Manifest, info: StackInfo) -> Verdict:
     Tolerances: pixel size ratio .9-1.1 use, .6-1.6 resample, else refuse; z step within a factor 1.25
     use, 2 resample, else refuse; reversed order, missing planes, other modality or polarity refuse. More
     planes than needed, or half a step too little range, resample. Both ends of a range belong to it.
-
-    Parameters
-    ----------
-    manifest : Manifest
-    info : StackInfo
-
-    Returns
-    -------
-    Use, Resample or Refuse
     """
     unfit = _check_optics(manifest, info) or _check_order(info)
     if unfit is not None:
@@ -87,12 +70,12 @@ def check(manifest: Manifest, info: StackInfo) -> Verdict:
 
 
 def _unchecked(manifest: Manifest, info: StackInfo) -> tuple[str, ...]:
-    notes = []
-    if "unknown" in (info.modality, manifest.modality):
-        notes.append("the kind of transmitted light was not stated, so it was not checked")
-    if "unknown" in (info.polarity, manifest.polarity):
-        notes.append("the contrast polarity was not stated, so it was not checked")
-    return tuple(notes)
+    facts = {
+        "kind of transmitted light": (info.modality, manifest.modality),
+        "contrast polarity": (info.polarity, manifest.polarity),
+    }
+    unstated = [fact for fact, stated in facts.items() if "unknown" in stated]
+    return tuple(f"the {fact} was not stated, so it was not checked" for fact in unstated)
 
 
 def _within(ratio: float, bounds: tuple[float, float]) -> bool:

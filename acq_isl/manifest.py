@@ -177,13 +177,12 @@ class Manifest(StrictModel):
             raise ValueError("z_offsets_um must be symmetric about 0, the middle of the stack")
         if len(set(names)) < len(names):
             raise ValueError(f"label names must differ: {', '.join(names)}")
-        if self.spread_scale and len(self.spread_scale) != len(names):
-            raise ValueError(f"spread_scale has {len(self.spread_scale)} values for {len(names)} labels")
-        if self.spread_slope and len(self.spread_slope) != len(names):
-            raise ValueError(f"spread_slope has {len(self.spread_slope)} values for {len(names)} labels")
+        for name, values in (("spread_scale", self.spread_scale), ("spread_slope", self.spread_slope)):
+            if values and len(values) != len(names):
+                raise ValueError(f"{name} has {len(values)} values for {len(names)} labels")
         if self.blank_px > self.halo_px:
             raise ValueError(f"blank_px, {self.blank_px}, cannot be more than halo_px, {self.halo_px}")
-        strange = {one.label for one in self.evaluations} - set(names)
+        strange = {evaluation.label for evaluation in self.evaluations} - set(names)
         if strange:
             raise ValueError(f"evaluations of labels that the model has not: {', '.join(sorted(strange))}")
         return self

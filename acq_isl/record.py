@@ -17,66 +17,44 @@ __all__ = ["Comparison", "Counts", "FieldRecord", "Measured", "RunRecord", "Stag
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FieldRecord:
-    """One overview field: the picture, what came of it, and why it was chosen or not.
-
-    Parameters
-    ----------
-    info : StackInfo
-    thumbnail : (y, x) uint8
-        Sharpest transmitted-light plane, reduced and stretched for display.
-    outcome : Outcome
-        The images of a `Prediction` are reduced, for display; the store has them in full.
-    measured : Measured or None
-        The measurement fields are ranked by.
-    rank : int or None
-        1 is best; None without a prediction.
-    chosen : bool
-    reason : str
-        Why it was chosen or not, for people.
-    without : tuple of Refusal or Unpredicted
-        Of several models those that did not predict it, each with its reason.
-    """
+    """One overview field: the picture, what came of it, and why it was chosen or not."""
 
     info: StackInfo
     thumbnail: NDArray[np.uint8]
+    """Sharpest transmitted-light plane, (y, x), reduced and stretched for display."""
     outcome: Outcome
+    """The images of a `Prediction` are reduced, for display; the store has them in full."""
     measured: Measured | None = None
+    """The measurement that fields are ranked by."""
     rank: int | None = None
+    """1 is best; None without a prediction."""
     chosen: bool = False
     reason: str = ""
+    """Why it was chosen or not, for people."""
     without: tuple[Refusal | Unpredicted, ...] = ()
+    """Of several models those that did not predict it, each with its reason."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Comparison:
-    """A predicted label beside the fluorescence measured afterwards on the same field.
-
-    Parameters
-    ----------
-    info : StackInfo
-        The overview stack.
-    label, channel : str
-        Predicted label and the fluorescence channel that shows the same structure.
-    predicted : (y, x) float32
-    measured : (y, x) uint16
-    pearson : float
-        Pearson correlation over all pixels; NaN if either image is constant.
-    f1 : float
-        Separate objects in both images, matched where they overlap by half (intersection over union);
-        NaN without any.
-    found, true : int
-        Objects predicted, and in the stain.
-    """
+    """A predicted label beside the fluorescence measured afterwards on the same field."""
 
     info: StackInfo
+    """The overview stack."""
     label: str
     channel: str
+    """The fluorescence channel that shows the same structure."""
     predicted: Float32Image
     measured: Uint16Image
     pearson: float
+    """Correlation over all pixels; NaN if either image is constant."""
     f1: float = float("nan")
+    """Separate objects in both images, matched where they overlap by half (intersection over union); NaN
+    without any."""
     found: int = 0
+    """Objects predicted."""
     true: int = 0
+    """Objects in the stain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,53 +85,34 @@ class StageLatency:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RunRecord:
-    """Everything the report shows.
-
-    Parameters
-    ----------
-    name : str
-        Name of the experiment.
-    started : str
-        ISO 8601 local time with offset.
-    duration_s : float
-    scope : str
-        Such as ``"simulated microscope, recorded specimen"``.
-    model : str
-        Name, version and first digits of the hash, of each; empty without an engine.
-    model_colors : mapping of label name to ``#rrggbb``
-    engine : str
-    fields : tuple of FieldRecord
-    comparisons : tuple of Comparison
-    decisions : tuple of dict
-        Lines of ``decisions.jsonl``.
-    counts : Counts
-    latencies : tuple of StageLatency
-        In the order expose, transfer, wait, infer, decode, decide.
-    versions : mapping of package to version
-    files : mapping of what to path relative to the run folder
-    warnings : tuple of str
-    experiment_yaml : str
-    scorecard : Scorecard or None
-        None unless the microscope was a simulated one, which knows the truth.
-    label_models : mapping of label name to model
-        Empty if there is one model only.
-    """
+    """Everything the report shows."""
 
     name: str
+    """Of the experiment."""
     started: str
+    """ISO 8601 local time with offset."""
     duration_s: float
     scope: str
+    """Such as ``simulated microscope, recorded specimen``."""
     model: str
+    """Name, version and first digits of the hash, of each; empty without an engine."""
     model_colors: dict[str, str]
+    """``#rrggbb`` by label."""
     engine: str
     fields: tuple[FieldRecord, ...]
     comparisons: tuple[Comparison, ...]
     decisions: tuple[dict[str, Any], ...]
+    """Lines of ``decisions.jsonl``."""
     counts: Counts
     latencies: tuple[StageLatency, ...]
+    """In the order expose, transfer, wait, infer, decode, decide."""
     versions: dict[str, str]
+    """By package."""
     files: dict[str, str]
+    """Path relative to the run folder, by what is there."""
     warnings: tuple[str, ...]
     experiment_yaml: str
     scorecard: Scorecard | None = None
+    """None unless the microscope was a simulated one, which knows the truth."""
     label_models: dict[str, str] = field(default_factory=dict)
+    """Model of each label; empty if there is one model only."""

@@ -22,14 +22,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the stage stands and how much it sees: what fills the gaps of a sequence.
-
-    Parameters
-    ----------
-    x_um, y_um, z_um : float
-    fov_um : (float, float)
-        Width and height of the field of view in micrometres.
-    """
+    """Where the stage stands, and width and height of what it sees: what fills the gaps of a sequence."""
 
     x_um: float
     y_um: float
@@ -47,15 +40,7 @@ class Optics:
 
 @dataclass(frozen=True, slots=True)
 class Cycle:
-    """All stacks of one time point.
-
-    Parameters
-    ----------
-    time : int
-    start_s : float
-        Earliest start in seconds after the start of the run.
-    requests : tuple of StackRequest
-    """
+    """All stacks of one time point; it starts so many seconds after the run, at the earliest."""
 
     time: int
     start_s: float
@@ -72,13 +57,12 @@ def cycles(sequence: useq.MDASequence, place: Place, optics: Optics) -> tuple[Cy
     ExperimentError
         No channel or exposure, z not innermost, time not outermost, a name that cannot be a file name.
     """
-    events = _stacks(_completed(sequence, place), optics, predict=True)
+    stacks = _stacks(_complete(sequence, place), optics, predict=True)
     found = []
-    for time, group in groupby(events, key=lambda pair: pair[1].key.time):
-        pairs = list(group)
-        found.append(Cycle(time, pairs[0][0], tuple(request for _, request in pairs)))
-    times = [cycle.time for cycle in found]
-    if len(set(times)) != len(times):
+    for time, group in groupby(stacks, key=lambda stack: stack[1].key.time):
+        starts_s, requests = zip(*group, strict=True)
+        found.append(Cycle(time, starts_s[0], requests))
+    if len({cycle.time for cycle in found}) != len(found):
         raise ExperimentError(
             "time is not the outermost axis of the overview",
             got=f"axis_order {''.join(sequence.axis_order)}",
@@ -106,13 +90,13 @@ def visits(sequence: useq.MDASequence, field: StackRequest, time: int) -> tuple[
     middle_um = (field.z_um[0] + field.z_um[-1]) / 2
     here = useq.AbsolutePosition(x=field.x_um, y=field.y_um, z=middle_um, name=field.key.position)
     placed = sequence.replace(stage_positions=(here,))
-    found = _stacks(placed, Optics("fluorescence", "unknown"), predict=False)
-    requests = [replace(request, key=replace(request.key, time=time)) for _, request in found]
+    stacks = _stacks(placed, Optics("fluorescence", "unknown"), predict=False)
+    requests = [replace(request, key=replace(request.key, time=time)) for _, request in stacks]
     _refuse_twins(requests)
     return tuple(requests)
 
 
-def _completed(sequence: useq.MDASequence, place: Place) -> useq.MDASequence:
+def _complete(sequence: useq.MDASequence, place: Place) -> useq.MDASequence:
     # useq-schema takes a missing field size as 1 um, which would image the same spot again and again.
     grid = sequence.grid_plan
     if grid is not None and (grid.fov_width is None or grid.fov_height is None):
@@ -156,9 +140,8 @@ def _request(events: list[useq.MDAEvent], optics: Optics, *, predict: bool) -> S
     channel = first.channel
     if channel is None or first.exposure is None:
         name = channel.config if channel else "the channel"
-        raise ExperimentError(
-            f"{name} has no exposure", fix=f"give it one in ms: {{config: {name}, exposure: 10}}"
-        )
+        fix = f"give it one in ms: {{config: {name}, exposure: 10}}"
+        raise ExperimentError(f"{name} has no exposure", fix=fix)
     if first.x_pos is None or first.y_pos is None:
         raise ExperimentError("a position has no x and y", fix="give every stage position x, y and z in um")
     name = first.pos_name or f"p{first.index.get('p', 0):02d}"
@@ -170,18 +153,10 @@ def _request(events: list[useq.MDAEvent], optics: Optics, *, predict: bool) -> S
             wanted="letters, digits, '_', '-' and '.'",
             fix="rename the position",
         )
-    return StackRequest(
-        StackKey(first.index.get("t", 0), name, channel.config),
-        float(first.x_pos),
-        float(first.y_pos),
-        tuple(round(float(event.z_pos or 0.0), 4) for event in events),
-        channel.group,
-        channel.config,
-        float(first.exposure),
-        optics.modality,
-        optics.polarity,
-        predict,
-    )
+    key = StackKey(first.index.get("t", 0), name, channel.config)
+    z_um = tuple(round(float(event.z_pos or 0.0), 4) for event in events)
+    light = channel.group, channel.config, float(first.exposure), optics.modality, optics.polarity
+    return StackRequest(key, float(first.x_pos), float(first.y_pos), z_um, *light, predict)
 
 
 def _refuse_twins(requests: list[StackRequest]) -> None:

@@ -33,21 +33,12 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Fields of view beside each other.
-
-    Parameters
-    ----------
-    boxes : tuple of Box
-        One for each field.
-    around : Box
-        Holds all of them.
-    to_scale : bool
-        False if the fields lie so far apart on the stage that they are set in rows instead.
-    """
+    """Fields of view beside each other, each in its box, all of them in ``around``."""
 
     boxes: tuple[Box, ...]
     around: Box
     to_scale: bool
+    """False if the fields lie so far apart on the stage that they are set in rows instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +72,8 @@ def reduced(image: NDArray[Any], longest_px: int) -> NDArray[np.float32]:
 
 def preview(prediction: Prediction, longest_px: int = 256) -> Prediction:
     """The same prediction with reduced images, for display only."""
-    mean, spread = (
-        np.stack([reduced(plane, longest_px) for plane in planes])
-        for planes in (prediction.mean, prediction.spread)
-    )
+    both = (prediction.mean, prediction.spread)
+    mean, spread = (np.stack([reduced(plane, longest_px) for plane in planes]) for planes in both)
     return replace(prediction, mean=mean, spread=spread)
 
 
@@ -99,17 +88,14 @@ def stretched(image: NDArray[Any], low: float, high: float) -> Uint8Image:
     span = high - low
     if not math.isfinite(span) or span <= 0:
         return np.zeros(image.shape, np.uint8)
-    picture: Uint8Image = np.clip((np.asarray(image, np.float32) - low) * (255 / span), 0, 255).astype(
-        np.uint8
-    )
-    return picture
+    scaled = (np.asarray(image, np.float32) - low) * (255 / span)
+    return np.asarray(np.clip(scaled, 0, 255), np.uint8)
 
 
 def tinted(gray: Uint8Image, color: str) -> Uint8Image:
     """A gray picture in a hue on black, (y, x, 3); to be added to others."""
     hue = np.array([int(color.lstrip("#")[i : i + 2], 16) for i in (0, 2, 4)], np.float32)
-    picture: Uint8Image = (gray[..., None] * (hue / 255)).astype(np.uint8)
-    return picture
+    return np.asarray(gray[..., None] * (hue / 255), np.uint8)
 
 
 def additive_error(predicted: NDArray[np.float32], truth: NDArray[np.float32]) -> Uint8Image:

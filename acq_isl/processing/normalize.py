@@ -33,25 +33,12 @@ def contrast_sd(pixels: Uint16Image, high_pass_px: float) -> float:
     pixels : (z, y, x) uint16
     high_pass_px : float
         Sigma of the Gaussian background in pixels; 0 removes the mean of the plane only.
-
-    Returns
-    -------
-    float
-        Counts; 0 for a constant stack.
     """
-    return _measured(pixels, high_pass_px).sd
+    return _measure(pixels, high_pass_px).sd
 
 
 class ContrastMeter:
-    """`contrast_sd` of a stack whose planes come one by one, in any order.
-
-    Parameters
-    ----------
-    planes : int
-    shape : (int, int)
-        Rows and columns of each plane.
-    high_pass_px : float
-    """
+    """`contrast_sd` of a stack of so many planes of a shape (rows, columns), which come in any order."""
 
     def __init__(self, planes: int, shape: tuple[int, int], high_pass_px: float) -> None:
         self._picks = frozenset(np.linspace(0, planes - 1, _PLANES_SAMPLED).round().astype(int).tolist())
@@ -79,13 +66,7 @@ class ContrastMeter:
 
     @property
     def inverse(self) -> np.float32:
-        """1 / `sd`, what a network is handed to normalise a stack with.
-
-        Raises
-        ------
-        StackRefused
-            The stack is constant or nearly so: its contrast is less than half a count.
-        """
+        """1 / `sd`, to normalise a stack with; StackRefused if its contrast is less than half a count."""
         sd = self.sd
         if sd < _LEAST_SD:
             raise StackRefused(
@@ -144,10 +125,10 @@ def _gaussian_response(sigma: float, size: int) -> NDArray[np.float64]:
 
 def inverse_contrast(pixels: Uint16Image, high_pass_px: float) -> np.float32:
     """1 / `contrast_sd`; see `ContrastMeter.inverse`."""
-    return _measured(pixels, high_pass_px).inverse
+    return _measure(pixels, high_pass_px).inverse
 
 
-def _measured(pixels: Uint16Image, high_pass_px: float) -> ContrastMeter:
+def _measure(pixels: Uint16Image, high_pass_px: float) -> ContrastMeter:
     meter = ContrastMeter(len(pixels), (pixels.shape[1], pixels.shape[2]), high_pass_px)
     for z, plane in enumerate(pixels):
         meter.add(z, plane)
@@ -157,15 +138,8 @@ def _measured(pixels: Uint16Image, high_pass_px: float) -> ContrastMeter:
 def resample(stack: ZStack, how: Resample) -> Uint16Image:
     """Bring a stack to a model's planes and pixel size.
 
-    Planes are interpolated linearly in z. Rows and columns are interpolated with a triangle filter,
-    which is widened where pixels are lost, so that nothing folds back (anti-aliasing). One plane is
-    in work at a time.
-
-    Parameters
-    ----------
-    stack : ZStack
-    how : Resample
-        The verdict of `acq_isl.manifest.check` on this stack.
+    Planes are interpolated linearly in z, rows and columns as in `resize`, one plane at a time. ``how`` is
+    what `acq_isl.compatibility.check` says of the stack.
 
     Returns
     -------
@@ -197,43 +171,19 @@ def all_finite(values: Float32Image) -> bool:
 
 
 def map_back(values: Float32Image, shape: tuple[int, int]) -> Float32Image:
-    """Bring predicted labels to the grid of the stack they were predicted from.
-
-    Parameters
-    ----------
-    values : (label, h, w) float32
-    shape : (int, int)
-        Rows and columns of the stack.
-
-    Returns
-    -------
-    (label, y, x) float32
-        ``values`` itself if the grid is the same already.
-    """
+    """Bring predicted labels, (label, h, w), to the grid of their stack, (label, y, x)."""
     if values.shape[1:] == shape:
         return values
     return np.stack([resize(plane, shape) for plane in values])
 
 
 def resize(image: Float32Image, shape: tuple[int, int]) -> Float32Image:
-    """Interpolate an image to another number of pixels over the same field of view.
+    """Interpolate an image, (y, x) float32, to other rows and columns over the same field of view.
 
     Linear where pixels are gained; where they are lost, a triangle twice as wide as a new pixel, so
     that structures too fine for it are averaged out instead of folding back.
-
-    Parameters
-    ----------
-    image : (y, x) float32
-    shape : (int, int)
-        Rows and columns wanted.
-
-    Returns
-    -------
-    (y, x) float32
     """
     if image.shape == shape:
         return image
-    rows, columns = shape
     # Pillow widens its triangle by itself where it shrinks; eight times as fast as scikit-image here.
-    resized = Image.fromarray(image).resize((columns, rows), Image.Resampling.BILINEAR)
-    return np.asarray(resized)
+    return np.asarray(Image.fromarray(image).resize(shape[::-1], Image.Resampling.BILINEAR))

@@ -18,17 +18,10 @@ Mask = NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True)
 class ObjectScore:
-    """Objects found against true objects.
-
-    Parameters
-    ----------
-    f1 : float
-        2 matched / (found + true); NaN if there are no objects in either.
-    found, true, matched : int
-        ``found - true`` is the signed count bias. Never show a count without the F1 beside it.
-    """
+    """Objects found against true objects. Never show a count without the F1 beside it."""
 
     f1: float
+    """2 matched / (found + true); NaN if there are no objects in either."""
     found: int
     true: int
     matched: int
@@ -95,16 +88,12 @@ def number_objects(objects: NDArray[Any]) -> Mask:
     """Objects of a (y, x) integer image, 0 is background, numbered from 1 without gaps."""
     there = np.bincount(objects.ravel()) > 0
     there[0] = False
-    numbered: Mask = np.cumsum(there, dtype=np.int32)[objects] * (objects > 0).astype(np.int32)
-    return numbered
+    return np.asarray(np.cumsum(there, dtype=np.int32)[objects] * (objects > 0), np.int32)
 
 
 def smooth(image: Float32Image, pixel_size_um: float) -> Float32Image:
     """The image after a Gaussian of 0.5 um, less noisy than the smallest nucleus is wide."""
-    smoothed: Float32Image = ndimage.gaussian_filter(
-        np.asarray(image, np.float32), _SMOOTH_UM / pixel_size_um
-    )
-    return smoothed
+    return np.asarray(ndimage.gaussian_filter(np.asarray(image, np.float32), _SMOOTH_UM / pixel_size_um))
 
 
 def _drop_small(objects: NDArray[Any], min_px: float) -> NDArray[Any]:
@@ -116,7 +105,4 @@ def spots(image: NDArray[Any], apart_px: int, labels: NDArray[Any] | None = None
     """Row and column of local maxima at least ``apart_px`` apart, (spot, 2)."""
     from skimage.feature import peak_local_max
 
-    found: NDArray[np.intp] = peak_local_max(
-        image, min_distance=apart_px, labels=labels, exclude_border=False
-    )
-    return found
+    return np.asarray(peak_local_max(image, min_distance=apart_px, labels=labels, exclude_border=False))

@@ -12,22 +12,10 @@ _CONSTANT = 1e-12  # of the mean square: what rounding leaves of a variance that
 
 
 def pearson(a: NDArray[Any], b: NDArray[Any]) -> float:
-    """Pearson correlation of two arrays over all their elements.
+    """Pearson correlation of two arrays of one shape and any real dtype, over all their elements, in float64.
 
-    Parameters
-    ----------
-    a, b : arrays of any real dtype and any shape, the same for both
-        Computed in float64.
-
-    Returns
-    -------
-    float
-        -1 to 1; NaN if either array is constant, empty, or has an element that is not finite.
-
-    Raises
-    ------
-    ValueError
-        The shapes differ.
+    From -1 to 1; NaN if either array is constant, empty, or has an element that is not finite. ValueError if
+    the shapes differ.
     """
     if a.shape != b.shape:
         raise ValueError(f"arrays of shape {a.shape} and {b.shape} cannot be correlated")
@@ -40,20 +28,7 @@ def pearson(a: NDArray[Any], b: NDArray[Any]) -> float:
 
 
 def pearson_of_sums(n: float, a: float, b: float, aa: float, bb: float, ab: float) -> float:
-    """Pearson correlation from sums over elements that were seen in several parts.
-
-    Parameters
-    ----------
-    n : float
-        Number of elements.
-    a, b, aa, bb, ab : float
-        Sums of both arrays, of their squares, and of their product.
-
-    Returns
-    -------
-    float
-        -1 to 1; NaN if there is no element or either array is constant.
-    """
+    """`pearson` of ``n`` elements from their sums, the sums of their squares, and of their products."""
     if n <= 0:
         return math.nan
     var_a, var_b = aa - a * a / n, bb - b * b / n

@@ -21,21 +21,14 @@ BLEND_PX = 16
 
 @dataclass(frozen=True, slots=True)
 class TileRule:
-    """What a network asks of its tiles, in pixels.
-
-    Parameters
-    ----------
-    min_px : int
-        Smallest side, at least 1.
-    halo_px : int
-        Margin whose prediction depends on what is outside of the tile, at least 0.
-    step_px : int
-        Sides must be multiples of this, at least 1.
-    """
+    """What a network asks of its tiles, in pixels."""
 
     min_px: int = 1
+    """Smallest side, at least 1."""
     halo_px: int = 0
+    """Margin whose prediction depends on what is outside of the tile, at least 0."""
     step_px: int = 1
+    """Sides must be multiples of this, at least 1."""
 
     def __post_init__(self) -> None:
         if self.min_px < 1 or self.halo_px < 0 or self.step_px < 1:
@@ -44,24 +37,16 @@ class TileRule:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AxisPlan:
-    """Tiles along one axis.
-
-    Parameters
-    ----------
-    size : int
-        Pixels of the field.
-    side : int
-        Pixels of each tile.
-    starts : tuple of int
-        First field pixel of each tile. Pixels before 0 and from ``size`` on are reflections.
-    weights : tuple of (side,) float32
-        Share of each tile in the result. Over all tiles they sum to 1 at every pixel of the field.
-    """
+    """Tiles along one axis."""
 
     size: int
+    """Pixels of the field."""
     side: int
+    """Pixels of each tile."""
     starts: tuple[int, ...]
+    """First field pixel of each tile. Pixels before 0 and from ``size`` on are reflections."""
     weights: tuple[Float32Image, ...]
+    """Share of each tile in the result, (side,). Over all tiles they sum to 1 at every pixel of the field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,43 +82,28 @@ class TilePlan:
 
     @property
     def tiles(self) -> tuple[Tile, ...]:
-        return tuple(
-            Tile(row, column)
-            for row in range(len(self.rows.starts))
-            for column in range(len(self.columns.starts))
-        )
+        rows, columns = len(self.rows.starts), len(self.columns.starts)
+        return tuple(Tile(row, column) for row in range(rows) for column in range(columns))
 
     def batches(self, tiles_per_batch: int) -> Iterator[tuple[Tile, ...]]:
         """The tiles, ``tiles_per_batch`` at a time; the last batch may be smaller."""
-        tiles = self.tiles
-        for first in range(0, len(tiles), max(tiles_per_batch, 1)):
-            yield tiles[first : first + max(tiles_per_batch, 1)]
+        tiles, count = self.tiles, max(tiles_per_batch, 1)
+        for first in range(0, len(tiles), count):
+            yield tiles[first : first + count]
 
 
 def plan_tiles(
     shape: tuple[int, int], rule: TileRule, *, tile_px: int | None = None, border_px: int = 0
 ) -> TilePlan:
-    """Plan as few and as small tiles as cover a field.
+    """Plan as few and as small tiles as cover a field of so many rows and columns.
 
     Parameters
     ----------
-    shape : (int, int)
-        Rows and columns of the field, each at least 1.
-    rule : TileRule
     tile_px : int, optional
         Longest tile side allowed; this is what bounds memory. A side too short for halo, blending and
         step is raised to the shortest that works. None predicts the field in one piece.
     border_px : int
         Reflected pixels to add around the field beyond what size step and smallest side need.
-
-    Returns
-    -------
-    TilePlan
-
-    Raises
-    ------
-    ValueError
-        The field has no pixels, or ``border_px`` is negative.
     """
     if min(shape) < 1 or border_px < 0:
         raise ValueError(f"a field needs at least one pixel and a border at least none: {shape}, {border_px}")
@@ -197,38 +167,26 @@ def _reflect(start: int, stop: int, size: int) -> NDArray[np.intp]:
 def cut(
     pixels: Uint16Image, plan: TilePlan, tiles: tuple[Tile, ...], into: Uint16Image | None = None
 ) -> Uint16Image:
-    """Copy tiles out of a stack, reflected where they reach outside.
+    """Copy tiles out of a stack, (z, y, x) uint16, reflected where they reach outside.
 
-    Parameters
-    ----------
-    pixels : (z, y, x) uint16
-        The field of the plan.
-    plan : TilePlan
-    tiles : tuple of Tile
-    into : (n, z, h, w) uint16, optional
-        C-contiguous memory to use again, for at least as many tiles; fresh memory is slow to touch.
-
-    Returns
-    -------
-    (tile, z, h, w) uint16
-        C-contiguous. A view of ``into``, or of ``pixels`` if one tile is the whole field.
+    ``into``, (n, z, h, w), is C-contiguous memory to use again: fresh memory is slow to touch. The answer,
+    (tile, z, h, w), is a view of it, or of ``pixels`` if one tile is the whole field.
     """
     if plan.is_field and pixels.flags.c_contiguous:
         return pixels[np.newaxis]
     shape = (len(tiles), len(pixels), *plan.tile_shape)
     out = np.empty(shape, pixels.dtype) if into is None else into[: len(tiles)]
     for target, tile in zip(out, tiles, strict=True):
-        _cut_one(pixels, plan, tile, target)
+        _cut_tile(pixels, plan, tile, target)
     return out
 
 
-def _cut_one(pixels: Uint16Image, plan: TilePlan, tile: Tile, target: Uint16Image) -> None:
+def _cut_tile(pixels: Uint16Image, plan: TilePlan, tile: Tile, target: Uint16Image) -> None:
     top, left = plan.rows.starts[tile.row], plan.columns.starts[tile.column]
     (field_rows, field_columns), (height, width) = plan.field_shape, plan.tile_shape
     rows, columns = _reflect(top, top + height, field_rows), _reflect(left, left + width, field_columns)
     y, x = _inside(top, height, field_rows), _inside(left, width, field_columns)
-    sides = [margin for margin in (slice(0, x.start), slice(x.stop, width)) if margin.stop > margin.start]
-    ends = [margin for margin in (slice(0, y.start), slice(y.stop, height)) if margin.stop > margin.start]
+    sides, ends = _margins(x, width), _margins(y, height)
     # Plane by plane, so that margins are made of what is in the cache, and what lies inside in whole runs.
     for plane, out in zip(pixels, target, strict=True):
         inner = plane[y.start + top : y.stop + top]
@@ -239,6 +197,12 @@ def _cut_one(pixels: Uint16Image, plan: TilePlan, tile: Tile, target: Uint16Imag
             out[margin, x] = plane[_backwards(rows[margin]), x.start + left : x.stop + left]
             for side in sides:
                 out[margin, side] = plane[_backwards(rows[margin])][:, _backwards(columns[side])]
+
+
+def _margins(inside: slice, side: int) -> list[slice]:
+    """What lies before and behind the inside of a tile, where there is any."""
+    around = (slice(0, inside.start), slice(inside.stop, side))
+    return [margin for margin in around if margin.stop > margin.start]
 
 
 def _backwards(indices: NDArray[np.intp]) -> slice | NDArray[np.intp]:
@@ -256,16 +220,9 @@ def _inside(start: int, side: int, size: int) -> slice:
 
 
 def blend(out: Float32Image, values: Float32Image, plan: TilePlan, tile: Tile) -> None:
-    """Add a tile's share to the field.
+    """Add a tile's share, of what the network said of it, (label, h, w), to the field, (label, y, x).
 
-    Parameters
-    ----------
-    out : (label, y, x) float32
-        Starts as zeros; holds the field once every tile was added.
-    values : (label, h, w) float32
-        What the network said of the tile.
-    plan : TilePlan
-    tile : Tile
+    ``out`` starts as zeros and holds the field once every tile was added.
     """
     slices, sources, shares = [], [], []
     for axis, index in ((plan.rows, tile.row), (plan.columns, tile.column)):
