@@ -20,21 +20,10 @@ _log = logging.getLogger(__name__)
 
 
 class FallbackEngine:
-    """An `acq_isl.protocols.Engine` that goes on with the next back end when one cannot be loaded or fails.
+    """An `acq_isl.protocols.Engine` that goes on with the next candidate when one cannot be loaded or fails.
 
-    Threads may share it.
-
-    Parameters
-    ----------
-    candidates : sequence of Candidate
-        Best first, at least one.
-    why : str
-        Why the first of them, for people.
-
-    Raises
-    ------
-    EngineError, ModelError
-        None of them can be loaded; the error is the last one's.
+    Candidates come best first; ``why`` says why the first of them. Threads may share it. If none can be
+    loaded, the error is the last one's.
     """
 
     def __init__(self, candidates: Sequence[Candidate], why: str = "") -> None:

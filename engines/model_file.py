@@ -24,31 +24,31 @@ def provenance(manifest: Manifest) -> tuple[Row, ...]:
             *_evaluations(manifest.evaluations))  # fmt: skip
 
 
-def _instrument(one: Instrument | None) -> Iterator[Row]:
-    if one is None:
+def _instrument(instrument: Instrument | None) -> Iterator[Row]:
+    if instrument is None:
         return
     parts = (
-        f"{one.magnification:g}x" if one.magnification else "",
-        f"NA {one.numerical_aperture:g}" if one.numerical_aperture else "",
-        one.illumination,
-        f"{one.bit_depth} bit" if one.bit_depth else "",
-        f"in focus in the middle: {one.focus_reference}" if one.focus_reference else "",
-        f"z rises {one.z_sign}" if one.z_sign != "unknown" else "",
+        f"{instrument.magnification:g}x" if instrument.magnification else "",
+        f"NA {instrument.numerical_aperture:g}" if instrument.numerical_aperture else "",
+        instrument.illumination,
+        f"{instrument.bit_depth} bit" if instrument.bit_depth else "",
+        f"in focus in the middle: {instrument.focus_reference}" if instrument.focus_reference else "",
+        f"z rises {instrument.z_sign}" if instrument.z_sign != "unknown" else "",
     )
     yield "instrument", ", ".join(part for part in parts if part) or "not known"
 
 
-def _training(one: Training | None) -> Iterator[Row]:
-    if one is None:
+def _training(training: Training | None) -> Iterator[Row]:
+    if training is None:
         return
-    if one.cell_type:
-        yield "cells", one.cell_type
-    for name, values in (("plates", one.plates), ("wells", one.wells), ("fields", one.fields)):
+    if training.cell_type:
+        yield "cells", training.cell_type
+    for name, values in (("plates", training.plates), ("wells", training.wells), ("fields", training.fields)):
         if values:
             yield f"{name} seen", _some(values)
-    yield "held out by", "nothing was held out" if one.split_unit == "none" else one.split_unit
-    if one.data_licence:
-        yield "data licence", one.data_licence
+    yield "held out by", "nothing was held out" if training.split_unit == "none" else training.split_unit
+    if training.data_licence:
+        yield "data licence", training.data_licence
 
 
 def _gate(gate: Gate | None) -> Iterator[Row]:
@@ -61,10 +61,11 @@ def _gate(gate: Gate | None) -> Iterator[Row]:
     yield "gate", f"refuses {limits}; {100 * gate.false_alarms:.2g} % false alarms when fitted"
 
 
-def _evaluations(found: Sequence[Evaluation]) -> Iterator[Row]:
-    for one in found:
-        values = ", ".join(f"{name} {value:.3g}" for name, value in one.metrics.items())
-        yield f"evaluated {one.label}", f"{values} ({one.dataset}; n = {one.n}, split by {one.split_unit})"
+def _evaluations(evaluations: Sequence[Evaluation]) -> Iterator[Row]:
+    for evaluation in evaluations:
+        values = ", ".join(f"{name} {value:.3g}" for name, value in evaluation.metrics.items())
+        about = f"{evaluation.dataset}; n = {evaluation.n}, split by {evaluation.split_unit}"
+        yield f"evaluated {evaluation.label}", f"{values} ({about})"
 
 
 def _some(values: Sequence[str]) -> str:
@@ -76,52 +77,44 @@ DEMO = "demo"
 _DEMO_FILE = "demo.onnx"
 _STANDARD_DOMAINS = ("", "ai.onnx")
 _Ports = dict[str, tuple[str, tuple[str | int, ...]]]  # element type and axes by name
-# What every model takes and gives. Numbers of planes and labels are the manifest's; n, h and w are free.
-_INPUTS: _Ports = {"stack": ("UINT8", ("n", "planes", "h", "w", 2)), "inv_sd": ("FLOAT", ("n",))}
-_OUTPUTS: _Ports = {
-    "mean": ("FLOAT", ("n", "labels", "h", "w")),
-    "spread": ("FLOAT", ("n", "labels", "h", "w")),
-}
-# What a model whose manifest has a gate gives as well, on a coarser grid. Any other output is ignored.
-_DISTANCE = "distance"
-_GATED: _Ports = {_DISTANCE: ("FLOAT", ("n", "distances", "rows", "columns"))}
+
+
+def _contract(manifest: Manifest) -> tuple[_Ports, _Ports]:
+    """Inputs and outputs of every model; axes that are named may be of any length."""
+    image: tuple[str | int, ...] = ("n", len(manifest.labels), "h", "w")
+    inputs: _Ports = {"stack": ("UINT8", ("n", manifest.planes, "h", "w", 2)), "inv_sd": ("FLOAT", ("n",))}
+    outputs: _Ports = {"mean": ("FLOAT", image), "spread": ("FLOAT", image)}
+    if manifest.gate is not None:  # on a coarser grid
+        outputs["distance"] = "FLOAT", ("n", len(manifest.gate.names), "rows", "columns")
+    return inputs, outputs
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A model file in words, as ``acq-isl info MODEL`` shows it.
-
-    Parameters
-    ----------
-    where : str
-        Path of the file, or ``"demo"``.
-    sha256 : str
-    size_bytes : int
-    manifest : Manifest
-        Name, version, licence, labels, planes, pixel size, optics, tile rule, training, metrics.
-    opset : int
-        Version of the ONNX operators it needs.
-    inputs, outputs : tuple of str
-        Such as ``"stack uint8 (n, 13, 16*h, 16*w, 2)"``.
-    """
+    """What a model file is, as ``acq-isl info MODEL`` shows it."""
 
     where: str
+    """Path of the file, or ``"demo"``."""
     sha256: str
     size_bytes: int
     manifest: Manifest
     opset: int
+    """Version of the ONNX operators it needs."""
     inputs: tuple[str, ...]
+    """Such as ``"stack uint8 (n, 13, 16*h, 16*w, 2)"``."""
     outputs: tuple[str, ...]
 
     @property
-    def answers(self) -> tuple[str, ...]:
+    def output_names(self) -> tuple[str, ...]:
         """Outputs that back ends fetch, in this order; the file may hold others, which are ignored."""
-        return answers(self.manifest)
+        return output_names(self.manifest)
 
     def lines(self) -> tuple[tuple[str, str], ...]:
         """Rows of name and value for people, units included."""
         m = self.manifest
         span = f"{m.z_offsets_um[0]:+g} to {m.z_offsets_um[-1]:+g} um around the middle"
+        most = "" if m.max_tile_px is None else f" to {m.max_tile_px} px"
+        tiles = f"from {m.min_tile_px} px{most} in steps of {m.size_step_px} px, halo {m.halo_px} px"
         return (
             ("model", f"{m.name} {m.version}"),
             ("description", m.description),
@@ -130,7 +123,7 @@ class ModelInfo:
             ("pixel size", f"{m.pixel_size_um:g} um"),
             ("planes", f"{m.planes}, {m.z_step_um:.3g} um apart, {span}"),
             ("background removed", f"Gaussian, sigma {m.high_pass_um:g} um"),
-            ("tiles", _tiles(m)),
+            ("tiles", tiles),
             ("statistic", f"{m.statistic} of each pixel's intensity, and its spread"),
             ("trained on", m.trained_on),
             *provenance(m),
@@ -143,14 +136,6 @@ class ModelInfo:
         )
 
 
-def _tiles(manifest: Manifest) -> str:
-    most = "" if manifest.max_tile_px is None else f" to {manifest.max_tile_px} px"
-    return (
-        f"from {manifest.min_tile_px} px{most} in steps of {manifest.size_step_px} px, "
-        f"halo {manifest.halo_px} px"
-    )
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelFile:
     """A model that was read and checked. ``content`` is what was hashed, checked and will be run."""
@@ -159,24 +144,15 @@ class ModelFile:
     info: ModelInfo
 
 
-def answers(manifest: Manifest) -> tuple[str, ...]:
+def output_names(manifest: Manifest) -> tuple[str, ...]:
     """Names of the outputs a back end fetches: mean, spread, and with a gate the distance it looks at."""
-    return (*_OUTPUTS, *(_GATED if manifest.gate is not None else ()))
+    return tuple(_contract(manifest)[1])
 
 
 def read_model(model: Path | str, *, sha256: str | None = None) -> ModelFile:
     """Read a model file and make sure that it is one, whole and self-contained.
 
-    Parameters
-    ----------
-    model : pathlib.Path or str
-        An ``.onnx`` file, or ``"demo"``: the model that comes with acq-isl.
-    sha256 : str, optional
-        Hash the file must have. Without it, ``MODEL.onnx.sha256`` beside the file is used if there.
-
-    Returns
-    -------
-    ModelFile
+    Arguments as of `acq_isl.engines.load_engine`.
 
     Raises
     ------
@@ -195,9 +171,9 @@ def read_model(model: Path | str, *, sha256: str | None = None) -> ModelFile:
         )
     proto = _parse(where, content)
     manifest = _manifest(where, proto)
-    gated = _GATED if manifest.gate is not None else {}
-    inputs = _check_ports(where, proto.graph.input, _INPUTS, manifest)
-    outputs = _check_ports(where, proto.graph.output, _OUTPUTS | gated, manifest, others=True)
+    wanted_inputs, wanted_outputs = _contract(manifest)
+    inputs = _check_ports(where, proto.graph.input, wanted_inputs)
+    outputs = _check_ports(where, proto.graph.output, wanted_outputs, others=True)
     opset = next((entry.version for entry in proto.opset_import if entry.domain in _STANDARD_DOMAINS), 0)
     return ModelFile(content, ModelInfo(where, found, len(content), manifest, opset, inputs, outputs))
 
@@ -289,24 +265,10 @@ def _check_self_contained(where: str, proto: onnx.ModelProto) -> None:
 
 
 def _check_ports(
-    where: str,
-    ports: Iterable[onnx.ValueInfoProto],
-    contract: _Ports,
-    manifest: Manifest,
-    *,
-    others: bool = False,
+    where: str, ports: Iterable[onnx.ValueInfoProto], wanted: _Ports, *, others: bool = False
 ) -> tuple[str, ...]:
     """Hold inputs or outputs against the contract; returns those it names, in words."""
-    known = {
-        "planes": manifest.planes,
-        "labels": len(manifest.labels),
-        "distances": 0 if manifest.gate is None else len(manifest.gate.names),
-    }
     found = {port.name: _port(port) for port in ports}
-    wanted = {
-        name: (dtype, tuple(known.get(axis, axis) if isinstance(axis, str) else axis for axis in axes))
-        for name, (dtype, axes) in contract.items()
-    }
     named = found.keys() >= wanted.keys() if others else found.keys() == wanted.keys()
     fits = named and all(
         found[name][0] == dtype

@@ -18,24 +18,9 @@ __all__ = ["OnnxBackend", "OnnxEngine", "OnnxNetwork", "default_threads"]
 
 
 class OnnxEngine(Predictor):
-    """A model file, ready to predict on the CPU.
+    """A model file, ready to predict on the CPU; the options are those of `Predictor` and `OnnxNetwork`.
 
-    Parameters
-    ----------
-    model : ModelFile, pathlib.Path or str
-    threads : int, optional
-        Cores to use, `default_threads` if not given.
-    tile_px : int or None
-        Longest tile side; it bounds memory. None infers any field in one piece.
-    gate : "refuse" or "warn"
-        What becomes of a stack that looks unlike the training set.
-
-    Raises
-    ------
-    ModelError
-        The file is missing, damaged, or not an acq-isl model.
-    EngineError
-        The network cannot be run.
+    ModelError if the file is missing, damaged, or not an acq-isl model, EngineError if it cannot be run.
     """
 
     def __init__(

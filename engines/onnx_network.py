@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
 from acq_isl.engines.backend import default_threads
-from acq_isl.engines.model_file import ModelFile, answers
+from acq_isl.engines.model_file import ModelFile, output_names
 from acq_isl.errors import EngineError, ModelError
 from acq_isl.manifest import Manifest
 from acq_isl.stack import Float32Image
@@ -32,23 +32,14 @@ _RUNTIME_ERRORS = (
 
 
 class OnnxNetwork:
-    """One ONNX Runtime session on the CPU. `run` may be called from several threads at once.
+    """One ONNX Runtime session on `default_threads` or so many cores; threads may share it.
 
-    Parameters
-    ----------
-    model : ModelFile
-    threads : int, optional
-        Cores to use, `default_threads` if not given.
-
-    Raises
-    ------
-    ModelError
-        The runtime cannot load the network.
+    ModelError if the runtime cannot load the network.
     """
 
     def __init__(self, model: ModelFile, *, threads: int | None = None) -> None:
         self._threads = default_threads() if threads is None else max(threads, 1)
-        self._outputs = answers(model.info.manifest)
+        self._outputs = output_names(model.info.manifest)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1

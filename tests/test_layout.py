@@ -23,8 +23,6 @@ BY_STRING = {
     "acq_isl/__init__.py": "the public names, resolved on first use, and old names",
     "acq_isl/moved.py": "old names",
     "acq_isl/cli/sim.py": "IPython, if it is there",
-    "engines/tensorrt/api.py": "one of two packages of the same interface",
-    "engines/tensorrt/cuda.py": "the driver's bindings, if they are there",
     "hooks/user_calls.py": "the user's own functions",
 }
 LOADERS = {"import_module", "__import__", "spec_from_file_location", "run_path"}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from acq_isl.engines.model_file import ModelFile, answers
+from acq_isl.engines.model_file import ModelFile, output_names
 from acq_isl.engines.onnx import OnnxNetwork
 from acq_isl.evaluation.perturbations import AS_TRAINED, PERTURBATIONS, ZOOMS, zoom
 from acq_isl.evaluation.scores import PixelScore, auroc, score_pixels
@@ -121,7 +121,7 @@ class GateTest:
         outputs = self._network.run(
             counts.view(np.uint8).reshape(1, *counts.shape, 2), np.full(1, inv_sd, np.float32)
         )
-        named = dict(zip(answers(manifest), outputs, strict=True))
+        named = dict(zip(output_names(manifest), outputs, strict=True))
         inner = slice(manifest.blank_px, -manifest.blank_px or None)
         for label, truth in truths.items():
             mean = named["mean"][0, manifest.label_names.index(label)]

@@ -9,7 +9,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from acq_isl.engines.model_file import answers
+from acq_isl.engines.model_file import output_names
 from acq_isl.manifest import Gate, Manifest
 from acq_isl.processing.statistics import pearson
 from acq_isl.stack import Float32Image, Uint16Image
@@ -67,7 +67,7 @@ def agreement(
     Agreement
     """
     feeds = as_inputs(sample_tiles(manifest) if stacks is None else stacks)
-    names = answers(manifest)
+    names = output_names(manifest)
     wanted, got = (_run(content, names, feeds) for content in (master, other))
     return Agreement(
         {n: float(np.abs(w - g).max()) for n, w, g in zip(names, wanted, got, strict=True)},

@@ -16,7 +16,7 @@ from openvino import properties
 from acq_isl.engines.backend import default_threads
 from acq_isl.engines.gate import Policy
 from acq_isl.engines.graph_tags import BackgroundTags
-from acq_isl.engines.model_file import ModelFile, answers, read_model
+from acq_isl.engines.model_file import ModelFile, output_names, read_model
 from acq_isl.engines.openvino.background import plane_graph
 from acq_isl.engines.openvino.cache import CompiledCache, CompiledKey
 from acq_isl.engines.openvino.parts import (
@@ -91,7 +91,7 @@ class OpenVinoNetwork:
         self._threads = default_threads() if threads is None else max(threads, 1)
         self._model, self._trunk = model, trunk
         self._cache = cache or CompiledCache()
-        self._outputs = answers(model.info.manifest)
+        self._outputs = output_names(model.info.manifest)
         self._lock = threading.Lock()  # guards the requests, and lets one stack at a time have all cores
         self._requests: OrderedDict[_Shape, _Requests] = OrderedDict()
         self._core: Any = openvino.Core()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections import deque
 from collections.abc import Callable
@@ -87,11 +86,11 @@ def load_flavour(name: FlavourName = "auto", *, capability: str | None = None) -
     EngineError if it is not installed, not loadable, or too old.
     """
     if name != "auto":
-        return _imported(name)
+        return _import(name)
     reasons = []
     for candidate in PACKAGES:
         try:
-            flavour = _imported(candidate)
+            flavour = _import(candidate)
             if capability is not None:
                 check_gpu(flavour, capability)
         except EngineError as error:
@@ -112,21 +111,19 @@ def check_gpu(flavour: Flavour, capability: str) -> None:
         )
 
 
-def _imported(name: FlavourName) -> Flavour:
-    module = PACKAGES[name]
+def _import(name: FlavourName) -> Flavour:
     try:
-        trt = importlib.import_module(module)
+        if name == "rtx":
+            import tensorrt_rtx as trt
+        else:
+            import tensorrt as trt
     except (ImportError, OSError, RuntimeError) as error:
         raise EngineError(
-            f"{module} cannot be loaded: {error}",
-            wanted=f"the package {module}",
+            f"{PACKAGES[name]} cannot be loaded: {error}",
+            wanted=f"the package {PACKAGES[name]}",
             fix=f'pip install "acq-isl[{name}]", or predict on the processor with onnxruntime',
         ) from error
-    return checked(Flavour(trt))
-
-
-def checked(flavour: Flavour) -> Flavour:
-    """The flavour itself, if it has all that is used everywhere; EngineError if it is too old."""
+    flavour = Flavour(trt)
     missing = [f"{c}.{a}" for c, a in _NEEDED if not hasattr(getattr(flavour.trt, c, None), a)]
     if missing:
         raise EngineError(

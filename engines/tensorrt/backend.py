@@ -15,7 +15,7 @@ from acq_isl.engines.tensorrt.api import PACKAGES, FlavourName, load_flavour
 from acq_isl.engines.tensorrt.cuda import Device, GpuInfo
 
 if TYPE_CHECKING:
-    from acq_isl.engines.tensorrt.options import Precision
+    from acq_isl.engines.tensorrt.plan_cache import Precision
 
 
 class TensorRTBackend:

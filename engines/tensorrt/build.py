@@ -18,8 +18,8 @@ from acq_isl.engines.tensorrt.api import Flavour, Progress, load_flavour
 from acq_isl.engines.tensorrt.compile import compile_plan
 from acq_isl.engines.tensorrt.cuda import GpuInfo
 from acq_isl.engines.tensorrt.int8 import MOST_DISTANCE, stored_form
-from acq_isl.engines.tensorrt.options import BuildOptions, Precision, gpu_key, profile_shapes
-from acq_isl.engines.tensorrt.plan_cache import KeptFile, PlanKey, PlanNote, PlanStore
+from acq_isl.engines.tensorrt.options import BuildOptions, gpu_key, profile_shapes
+from acq_isl.engines.tensorrt.plan_cache import HashedFile, PlanKey, PlanNote, PlanStore, Precision
 from acq_isl.errors import EngineError, ModelError
 
 _log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def build(
         if found is not None:
             return BuiltPlan(*found, store.path(key), fresh=False)
         digest = hashlib.sha256(f"{key.flavour} {key.version} {key.gpu}".encode()).hexdigest()
-        timings = KeptFile(store.folder / f"{digest[:16]}.timings")
+        timings = HashedFile(store.folder / f"{digest[:16]}.timings")
         content, note = _build(file, key, options, flavour, timings, progress)
         return BuiltPlan(content, note, store.save(content, note), fresh=True)
 
@@ -130,7 +130,7 @@ def _build(
     key: PlanKey,
     options: BuildOptions,
     flavour: Flavour,
-    timings: KeptFile,
+    timings: HashedFile,
     progress: Progress | None,
 ) -> tuple[bytes, PlanNote]:
     content, measured = _in_precision(file, options.precision)
@@ -160,7 +160,7 @@ def _in_precision(file: ModelFile, precision: Precision) -> tuple[bytes, dict[st
 
     ModelError if it is not the same network any more, or has no int8 form that was accepted.
     """
-    master, manifest, outputs = file.content, file.info.manifest, file.info.answers
+    master, manifest, outputs = file.content, file.info.manifest, file.info.output_names
     if precision == "fp32":
         return fp16.full(master, outputs), {}
     if precision == "int8":

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from acq_isl.engines.model_file import answers
+from acq_isl.engines.model_file import output_names
 from acq_isl.engines.tensorrt.api import Flavour, Messages, Progress, ProgressForwarder
-from acq_isl.engines.tensorrt.plan_cache import KeptFile, PlanKey
+from acq_isl.engines.tensorrt.plan_cache import HashedFile, PlanKey
 from acq_isl.errors import EngineError, ModelError
 from acq_isl.manifest import Manifest
 
@@ -20,7 +20,7 @@ def compile_plan(
     key: PlanKey,
     manifest: Manifest,
     progress: Progress | None = None,
-    timings: KeptFile | None = None,
+    timings: HashedFile | None = None,
 ) -> bytes:
     """Parse and build; nothing is kept but the times of kernels, where ``timings`` is given.
 
@@ -56,7 +56,7 @@ def compile_plan(
     return bytes(serialized)
 
 
-def _lend_timings(config: Any, timings: KeptFile) -> None:
+def _lend_timings(config: Any, timings: HashedFile) -> None:
     """Kernels that were timed for another plan on this GPU need not be timed again."""
     kept = timings.load()
     cache = config.create_timing_cache(kept or b"")
@@ -112,7 +112,7 @@ def check_network(network: Any, flavour: Flavour, manifest: Manifest) -> None:
     wanted = {
         "stack": ((kinds.UINT8,), (-1, manifest.planes, -1, -1, 2)),
         "inv_sd": ((kinds.FLOAT,), (-1,)),
-    } | {name: outputs[name] for name in answers(manifest)}
+    } | {name: outputs[name] for name in output_names(manifest)}
     tensors = [network.get_input(i) for i in range(network.num_inputs)]
     tensors += [network.get_output(i) for i in range(network.num_outputs)]
     found = {tensor.name: (tensor.dtype, tuple(tensor.shape)) for tensor in tensors}

@@ -7,7 +7,6 @@ Calls go through
 from __future__ import annotations
 
 import ctypes
-import importlib
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -113,7 +112,7 @@ class Device:
             )
         raise EngineError(
             f"the GPU could not {what}",
-            got=getattr(error, "name", str(error)),
+            got=error.name,
             fix="start the engine again; if it stays, restart the machine or update the NVIDIA driver",
         )
 
@@ -250,10 +249,11 @@ class Device:
 def load_driver() -> Any:
     """``cuda.bindings.driver``; EngineError if cuda-bindings is not installed."""
     try:
-        return importlib.import_module("cuda.bindings.driver")
+        import cuda.bindings.driver
     except ImportError as error:
         raise EngineError(
             f"the GPU cannot be reached: {error}",
             wanted="the package cuda-bindings",
             fix='pip install "acq-isl[rtx]", or "acq-isl[tensorrt]" on a data-centre GPU',
         ) from error
+    return cuda.bindings.driver

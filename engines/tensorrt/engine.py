@@ -15,7 +15,7 @@ from acq_isl.engines.tensorrt.build import BuiltPlan, build
 from acq_isl.engines.tensorrt.cuda import Device, GpuInfo, OutOfDeviceMemory
 from acq_isl.engines.tensorrt.network import TensorRTNetwork
 from acq_isl.engines.tensorrt.options import BuildOptions, LastBuilt, resolved
-from acq_isl.engines.tensorrt.plan_cache import KeptFile, PlanStore
+from acq_isl.engines.tensorrt.plan_cache import HashedFile, PlanStore
 from acq_isl.engines.tensorrt.program import PlanRefused, Program, tells_of_memory
 from acq_isl.processing.tiling import BLEND_PX, plan_tiles
 from acq_isl.stack import Prediction, ZStack
@@ -145,5 +145,5 @@ class _Loader:
 
     def _program(self, built: BuiltPlan) -> Program:
         name = f"{built.note.plan_sha256[:16]}-{self.gpu.capability}-{self.gpu.driver}.kernels"
-        kernels = KeptFile(self.store.folder / name) if self.flavour.keeps_kernels else None
+        kernels = HashedFile(self.store.folder / name) if self.flavour.keeps_kernels else None
         return Program(self.flavour, built.content, self.file.info.manifest, kernels)

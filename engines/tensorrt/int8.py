@@ -40,31 +40,12 @@ def make_form(
     Accepted if, on the lower halves of the stacks, `acq_isl.engines.int8.accuracy.find_objection` finds none
     and the gate's distance changes by no more than `MOST_DISTANCE` of its limit.
 
-    Parameters
-    ----------
-    model : ModelFile
-    stacks : sequence of ZStack
-        Of the user's own specimens, with cells in both halves.
-    above : float
-        Predicted intensity that makes a nucleus, as in the experiment's measurements.
-    threads : int, optional
-
-    Returns
-    -------
-    Int8Judgement
-        ``accepted`` and ``reason`` say whether it will be used.
-
-    Raises
-    ------
-    ModelError
-        The model has no int8 form, or the stacks are too small to calibrate on.
-    EngineError
-        The folder cannot be written.
-    StackRefused
-        No stack was given, or one does not fit the model.
+    The stacks are of the user's own specimens, with cells in both halves; ``above`` is the predicted
+    intensity that makes a nucleus. ModelError if the model has no int8 form or the stacks are too small,
+    EngineError if the folder cannot be written, StackRefused without a stack that fits the model.
     """
     upper, lower = split_in_two(stacks)
-    content = quantised(model.content, calibration_tiles(upper, model.info.manifest), model.info.answers)
+    content = quantised(model.content, calibration_tiles(upper, model.info.manifest), model.info.output_names)
     low = ModelFile(content, model.info)
     with (
         Predictor(model.info, OnnxNetwork(model, threads=threads), gate="warn") as full,

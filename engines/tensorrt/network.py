@@ -63,7 +63,7 @@ class TensorRTNetwork:
     @property
     def outputs(self) -> tuple[str, ...]:
         """What `run` returns, in this order: mean, spread, and with a gate the distance."""
-        return self._program.answers
+        return self._program.outputs
 
     @property
     def times(self) -> GpuTimes:

@@ -6,20 +6,15 @@ import importlib.util
 import logging
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
 
 from acq_isl.engines.model_file import ModelFile
 from acq_isl.engines.tensorrt.api import PACKAGES, Flavour, FlavourName
 from acq_isl.engines.tensorrt.cuda import GpuInfo
-from acq_isl.engines.tensorrt.plan_cache import PlanNote, PlanStore
+from acq_isl.engines.tensorrt.plan_cache import PlanNote, PlanStore, Precision, ProfileName, Shapes
 from acq_isl.manifest import Manifest
 from acq_isl.processing.tiling import TileRule, plan_tiles
 
 _log = logging.getLogger(__name__)
-
-Precision = Literal["fp16", "fp32", "int8"]
-ProfileName = Literal["live", "bulk"]
-Shapes = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 
 FIELD_PX = (1024, 1024)
 _LIVE_MOST_PX = 4096
@@ -27,8 +22,6 @@ _BORDERS = 2  # how many times the usual reflected border fits inside of the pro
 _BULK_TILE_PX = 1024
 _BULK_TILES = 8
 _FLAVOURS: dict[str, FlavourName] = {package: flavour for flavour, package in PACKAGES.items()}
-_PRECISIONS: dict[str, Precision] = {"fp16": "fp16", "fp32": "fp32", "int8": "int8"}
-_PROFILES: dict[str, ProfileName] = {"live": "live", "bulk": "bulk"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +106,8 @@ def resolved(
     _log.info("as built at %s for %d x %d pixels: %s", last.built_at, *last.field_px, store.path(last.key))
     return BuildOptions(
         flavour=_FLAVOURS[last.key.flavour],
-        precision=_PRECISIONS[last.key.precision],
-        profile=_PROFILES[last.key.profile],
+        precision=last.key.precision,
+        profile=last.key.profile,
         targets=last.key.targets,
         field_px=last.field_px,
     )
@@ -128,7 +121,6 @@ def _fits(note: PlanNote, wish: LastBuilt, file: ModelFile, gpu: GpuInfo, flavou
         and (key.flavour == package if package else importlib.util.find_spec(key.flavour) is not None)
         and key.onnx_sha256 == file.info.sha256
         and key.precision == wish.precision
-        and key.profile in _PROFILES
         and (not key.targets or gpu.capability in key.targets)
         and (not key.gpu or key.gpu == gpu_key(gpu))
     )

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import filelock
 from pydantic import Field, ValidationError
@@ -22,6 +23,12 @@ _LOCK_TIMEOUT_S = 1800.0  # another process may be building the same plan, which
 _HASH_DIGITS = 16
 
 
+Precision = Literal["fp16", "fp32", "int8"]
+ProfileName = Literal["live", "bulk"]
+Shapes = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+"""Smallest, optimal and largest shape of every input."""
+
+
 class PlanKey(StrictModel):
     """Everything a plan depends on; equal keys may share a plan."""
 
@@ -30,11 +37,9 @@ class PlanKey(StrictModel):
     """Package it was built with, such as ``tensorrt_rtx``."""
     version: str
     """Exact version of that package."""
-    precision: str
-    profile: str
-    """Name of the profile."""
-    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
-    """Smallest, optimal and largest shape of every input."""
+    precision: Precision
+    profile: ProfileName
+    shapes: Shapes
     targets: tuple[str, ...] = ()
     """Compute capabilities; none named means the flavour's portable default."""
     gpu: str = ""
@@ -212,7 +217,7 @@ _HASH_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
-class KeptFile:
+class HashedFile:
     """A file of TensorRT's with its hash in front, such as its runtime cache. Losing it costs time only.
 
     It is named after all it depends on: a file of another GPU, driver or version is never looked at.

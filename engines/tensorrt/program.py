@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from acq_isl.engines.model_file import answers
+from acq_isl.engines.model_file import output_names
 from acq_isl.engines.tensorrt.api import Flavour, Messages
 from acq_isl.engines.tensorrt.cuda import OutOfDeviceMemory
-from acq_isl.engines.tensorrt.plan_cache import KeptFile
+from acq_isl.engines.tensorrt.plan_cache import HashedFile
 from acq_isl.errors import EngineError
 from acq_isl.manifest import Manifest
 
@@ -51,11 +51,11 @@ class Program:
     """
 
     def __init__(
-        self, flavour: Flavour, plan: bytes, manifest: Manifest, kernels: KeptFile | None = None
+        self, flavour: Flavour, plan: bytes, manifest: Manifest, kernels: HashedFile | None = None
     ) -> None:
         self.flavour, self._kernels = flavour, kernels
         self._manifest = manifest
-        self.answers = answers(manifest)
+        self.outputs = output_names(manifest)
         """Outputs in the order in which they are handed out."""
         self._messages = Messages(flavour)
         self._runtime: Any = self._start_runtime()
@@ -117,7 +117,7 @@ class Program:
         fp16, fp32 = np.dtype(np.float16), np.dtype(np.float32)
         wanted: dict[str, tuple[bool, tuple[np.dtype[Any], ...]]]
         wanted = {"stack": (True, (np.dtype(np.uint8),)), "inv_sd": (True, (fp32,))}
-        wanted |= {name: (False, (fp16, fp32)) for name in self.answers}
+        wanted |= {name: (False, (fp16, fp32)) for name in self.outputs}
         fits = {port.name for port in self.ports} == wanted.keys() and all(
             port.is_input == wanted[port.name][0] and port.dtype in wanted[port.name][1]
             for port in self.ports
@@ -126,7 +126,7 @@ class Program:
         if planes != self._manifest.planes:
             raise PlanRefused(
                 "the plan is of another model",
-                wanted=f"stack of {self._manifest.planes} planes, inv_sd; {', '.join(self.answers)} out",
+                wanted=f"stack of {self._manifest.planes} planes, inv_sd; {', '.join(self.outputs)} out",
                 got=", ".join(f"{p.name} {p.dtype} {p.shapes[0] if p.shapes else ''}" for p in self.ports),
                 fix="build it again with acq-isl build",
             )
@@ -172,23 +172,7 @@ class Program:
                 )
         context.infer_shapes()
         outputs = {p.name: tuple(context.get_tensor_shape(p.name)) for p in self.ports if not p.is_input}
-        self._check_shapes(shapes["stack"], outputs)
         return context, outputs, int(context.update_device_memory_size_for_shapes())
-
-    def _check_shapes(self, stack: Shape, outputs: dict[str, Shape]) -> None:
-        tiles, _, height, width, _ = stack
-        image, gate = (tiles, len(self._manifest.labels), height, width), self._manifest.gate
-        fits = {name: shape == image for name, shape in outputs.items()}
-        if gate is not None:
-            found = outputs["distance"]
-            fits["distance"] = found[:2] == (tiles, len(gate.names)) and min(found) > 0
-        if not all(fits.values()):
-            raise PlanRefused(
-                "the plan answers with other shapes than its model's manifest says",
-                wanted=f"{image} for tiles of {stack}",
-                got=", ".join(f"{name} {shape}" for name, shape in outputs.items()),
-                fix="export the model again with this version of acq-isl",
-            )
 
     def save_kernels(self) -> None:
         """Write down the kernels that were compiled so far."""

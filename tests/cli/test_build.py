@@ -258,6 +258,24 @@ def test_what_tensorrt_cannot_do_the_next_back_end_does(machine, model, monkeypa
         load_engine(model, backend="tensorrt")
 
 
+def test_where_both_packages_are_installed_auto_takes_the_one_of_the_last_plan(machine, model, monkeypatch):
+    rtx = machine()
+    plain = trt_double.tensorrt(rtx.driver, rtx=False)
+    plain.__spec__ = importlib.machinery.ModuleSpec("tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt", plain)
+
+    def automatic():
+        found = find_engines(read_model(model))
+        assert found.named("tensorrt").name == "tensorrt fp16"
+        assert found.named("tensorrt_rtx fp32").name == "tensorrt_rtx fp32"
+        return [one.name for one in found.candidates if one.automatic and one.name.startswith("tensorrt")]
+
+    assert automatic() == ["tensorrt_rtx fp16"]
+    with load_engine(model, backend="tensorrt fp16") as engine:
+        assert engine.name.startswith("tensorrt ")
+    assert automatic() == ["tensorrt fp16"]
+
+
 def test_tiles_outside_of_the_profile_go_to_the_next_back_end(machine, model, monkeypatch):
     monkeypatch.setattr(trt_options, "_LIVE_MOST_PX", 96)
     machine()

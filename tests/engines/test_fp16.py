@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from acq_isl.engines.int8.agreement import agreement, as_inputs, sample_tiles
-from acq_isl.engines.model_file import answers
+from acq_isl.engines.model_file import output_names
 from acq_isl.engines.tensorrt import fp16 as precision
 from acq_isl.errors import ModelError
 from acq_isl.manifest import MANIFEST_KEY
@@ -105,7 +105,7 @@ def test_the_rehearsal_gives_only_fp16_numbers():
 
 def test_the_gate_stays_fp32_as_a_whole_and_what_nobody_wants_is_left_out():
     content = tiny.content(manifest=tiny.GATED, defect=tiny.gated)
-    names = answers(tiny.GATED)
+    names = output_names(tiny.GATED)
     model = onnx.load_from_string(precision.mixed(content, names))
     assert [p.name for p in model.graph.output] == ["mean", "spread", "distance"]
     assert [p.type.tensor_type.elem_type for p in model.graph.output] == [10, 10, 1]  # fp16, fp16, fp32
@@ -118,7 +118,7 @@ def test_the_gate_stays_fp32_as_a_whole_and_what_nobody_wants_is_left_out():
 
 def test_what_fp16_does_to_the_gate_is_measured():
     content = tiny.content(manifest=tiny.GATED, defect=tiny.gated)
-    close = agreement(content, precision.rehearsal(content, answers(tiny.GATED)), tiny.GATED)
+    close = agreement(content, precision.rehearsal(content, output_names(tiny.GATED)), tiny.GATED)
     assert 0 < close.distance < 0.01 and close.flat()["distance / limit"] == close.distance
 
     def away(model):  # twice the distance: features that int8 or fp16 ruined

@@ -15,12 +15,12 @@ IMAGES = ("mean float32 (n, 2, 8*h, 8*w)", "spread float32 (n, 2, 8*h, 8*w)")
 
 def test_without_a_gate_further_outputs_are_ignored(tmp_path):
     info = read_model(tiny.write(tmp_path, defect=tiny.gated)).info
-    assert info.answers == ("mean", "spread") and info.outputs == IMAGES
+    assert info.output_names == ("mean", "spread") and info.outputs == IMAGES
 
 
 def test_with_a_gate_the_distance_is_fetched_too(tmp_path):
     info = read_model(tiny.write(tmp_path, manifest=tiny.GATED, defect=tiny.gated)).info
-    assert info.answers == ("mean", "spread", "distance")
+    assert info.output_names == ("mean", "spread", "distance")
     assert info.outputs == (*IMAGES, "distance float32 (n, 2, rows, columns)")
 
 

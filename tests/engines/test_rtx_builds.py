@@ -18,7 +18,8 @@ from acq_isl.engines.int8.agreement import as_inputs, sample_tiles
 from acq_isl.engines.model_file import read_model
 from acq_isl.engines.tensorrt import fp16 as precision
 from acq_isl.engines.tensorrt.api import Messages, load_flavour
-from acq_isl.engines.tensorrt.build import build, check_network, parse
+from acq_isl.engines.tensorrt.build import build
+from acq_isl.engines.tensorrt.compile import check_network, parse
 from acq_isl.engines.tensorrt.options import BuildOptions
 from acq_isl.engines.tensorrt.plan_cache import PlanStore
 from acq_isl.manifest import MANIFEST_KEY, Gate, Label, Manifest
@@ -112,7 +113,7 @@ def rtx():
 @pytest.mark.parametrize("form", [precision.full, precision.mixed], ids=["fp32", "fp16"])
 def test_rtx_understands_it_as_its_manifest_says(rtx, architecture, form):
     file = read_model(architecture)
-    builder, network = parse(rtx, form(file.content, file.info.answers), Messages(rtx))
+    builder, network = parse(rtx, form(file.content, file.info.output_names), Messages(rtx))
     check_network(network, rtx, file.info.manifest)
     kinds = rtx.trt.DataType
     outputs = {o.name: o.dtype for o in map(network.get_output, range(network.num_outputs))}
@@ -143,9 +144,9 @@ def test_fp16_leaves_the_normalisation_and_the_gate_in_fp32(architecture):
     feeds = as_inputs(tiles)
     results = [
         onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"]).run(
-            list(file.info.answers), feeds
+            list(file.info.output_names), feeds
         )
-        for content in (file.content, precision.rehearsal(file.content, file.info.answers))
+        for content in (file.content, precision.rehearsal(file.content, file.info.output_names))
     ]
     for wanted, got in zip(*results, strict=True):
         scale = float(np.abs(wanted).max())

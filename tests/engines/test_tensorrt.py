@@ -26,7 +26,7 @@ from acq_isl.engines.tensorrt.fp16_values import to_float32
 from acq_isl.engines.tensorrt.int8 import make_form
 from acq_isl.engines.tensorrt.network import CONTEXTS
 from acq_isl.engines.tensorrt.options import BuildOptions, LastBuilt
-from acq_isl.engines.tensorrt.plan_cache import KeptFile, PlanStore
+from acq_isl.engines.tensorrt.plan_cache import HashedFile, PlanStore
 from acq_isl.engines.tensorrt.program import Program
 from acq_isl.errors import EngineError, ModelError
 from acq_isl.manifest import Label
@@ -354,7 +354,7 @@ def test_times_of_kernels_are_kept_for_the_next_build_of_plain_tensorrt(bench, m
     bench.open(model, FULL, trt=trt)[0].close()
     assert (trt.built, trt.timed) == (2, 1)
     kept = next(bench.store.folder.glob("*.timings"))
-    KeptFile(kept).save(b'["another GPU"]')
+    HashedFile(kept).save(b'["another GPU"]')
     bench.open(model, HALF, trt=trt)[0].close()
     assert "do not fit any more" in caplog.text and trt.timed == 2
     rtx = trt_double.tensorrt(cuda_double.Driver(), rtx=True)
@@ -573,7 +573,7 @@ def shipped():
 def test_what_rtx_understood_is_what_the_manifest_says(rtx, model, path, precision_name):
     file = read_model(path or model)
     form = precision.mixed if precision_name == "fp16" else precision.full
-    builder, network = parse(rtx, form(file.content, file.info.answers), Messages(rtx))
+    builder, network = parse(rtx, form(file.content, file.info.output_names), Messages(rtx))
     manifest = file.info.manifest
     check_network(network, rtx, manifest)
     outputs = [network.get_output(i) for i in range(network.num_outputs)]
