@@ -21,15 +21,7 @@ from acq_isl.record import Counts, StageLatency
 from acq_isl.rules.label_names import LabelStyle
 from acq_isl.rules.measurements import Measured
 from acq_isl.rules.rules import Choice
-from acq_isl.stack import (
-    Prediction,
-    Refusal,
-    StackKey,
-    StackRequest,
-    StageTimes,
-    Uint16Image,
-    Unpredicted,
-)
+from acq_isl.stack import Prediction, Refusal, StackKey, StackRequest, StageTimes, Uint16Image, Unpredicted
 
 MAX_SIDE_PX = 1024
 MAX_LABELS = 32
@@ -84,26 +76,10 @@ class PlannedField:
 class RunStarted:
     """Everything is open and the first field is next.
 
-    Parameters
-    ----------
-    name : str
-        Of the experiment.
-    started : str
-        ISO 8601 local time with offset.
-    folder : str
-        Run folder.
-    scope, model : str
-        For people; ``model`` is empty without an engine.
-    labels : tuple of LabelStyle
-    fields : tuple of PlannedField
-        Overview stacks, in the order of acquisition.
-    fov_um : (float, float)
-        Width and height of a field of view in micrometres.
-    limits : tuple of Bound
-    choice : str
-        What fields are chosen by, for people; empty if none are.
-    models : int
-        How many models predict each field.
+    ``started`` is ISO 8601 local time with offset, ``folder`` the run folder, ``fields`` the overview stacks
+    in the order of acquisition, ``fov_um`` width and height of a field of view in micrometres, ``models`` how
+    many predict each field. ``scope``, ``model`` (empty without an engine) and ``choice`` (what fields are
+    chosen by; empty if none are) are for people.
     """
 
     name: _Text
@@ -135,24 +111,11 @@ class Step:
 class Seen:
     """A measured plane, reduced for display. Made on the acquisition's image thread.
 
-    Parameters
-    ----------
-    key : StackKey
-        The stack it is from; ``key.channel`` names the light.
-    predict : bool
-        Whether the stack is for prediction (an overview stack), or measured only (fluorescence).
-    x_um, y_um, z_um : float
-        Middle of the picture on the stage.
-    pixel_size_um : float
-        Distance of neighbouring pixels of this picture in the specimen.
-    shape : (int, int)
-        Rows and columns.
-    captured_s : float
-        Unix time.
-    low, high : float
-        Counts between which it is best displayed; the full range until the feed has looked.
-    pixels : (y, x) uint16 or None
-        Every n-th camera pixel in both directions, a copy.
+    ``key.channel`` names the light; ``predict`` is False for what is measured only, such as fluorescence. The
+    middle of the picture is at ``x_um``, ``y_um``, ``z_um`` on the stage, its pixels are ``pixel_size_um``
+    apart in the specimen, ``shape`` is rows and columns. It was captured at Unix time ``captured_s`` and is
+    best displayed between ``low`` and ``high`` counts, the full range until the feed has looked. ``pixels``:
+    (y, x) uint16, every n-th camera pixel in both directions, a copy.
     """
 
     key: StackKey
@@ -183,25 +146,10 @@ class FieldImaged:
 class Predicted:
     """Predicted labels of an overview stack: computed, never measured.
 
-    If several models predict, each has an event of its own in the session; the feed merges them.
-
-    Parameters
-    ----------
-    key : StackKey
-    x_um, y_um, pixel_size_um, shape
-        Of the pictures; as in `Seen`.
-    labels : tuple of str
-    measured : tuple of Measured
-        What the rules measured on it.
-    warnings : tuple of str
-    engine : str
-    times : StageTimes
-    decide_ms : float
-        How long measuring and deciding took.
-    model : str
-        Name by which the model was asked for.
-    prediction : Prediction or None
-        As it is, not copied.
+    If several models predict, each has an event of its own in the session; the feed merges them. Place, pixel
+    size and shape are of the pictures, as in `Seen`. ``measured`` is what rules measured on it; measuring and
+    deciding took ``decide_ms``. ``model`` is the name by which the model was asked for, ``prediction`` all of
+    it, not copied.
     """
 
     key: StackKey
@@ -281,19 +229,10 @@ class FieldsRanked:
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """A rule (or a person) decided something on a field, and what became of it.
+    """A rule decided something on a field (None: about none), and what became of it.
 
-    Parameters
-    ----------
-    key : StackKey or None
-        The field's stack; None if it is not about one.
-    rule : str
-        Name of the trigger; ``"operator"`` for a person.
-    what, why : str
-    done : str
-        ``"done"``, ``"nothing"``, ``"refused: ..."`` and so on.
-    time_s : float
-        Unix time; 0 until the feed has stamped it.
+    ``rule`` is the trigger's name, ``"operator"`` for a person; ``done`` is ``"done"``, ``"nothing"``,
+    ``"refused: ..."`` and so on; ``time_s`` is Unix time, 0 until the feed has stamped it.
     """
 
     key: StackKey | None
@@ -309,17 +248,8 @@ class Decided:
 class Progress:
     """Where the run stands, in numbers; after every stack and while the session waits.
 
-    Parameters
-    ----------
-    counts : Counts
-        Slices by what became of them.
-    late : int
-        Slices captured whose outcome is not there yet.
-    latencies : tuple of StageLatency
-    engine : str
-        State of the engine, for people, such as ``"predicting"`` or ``"does not answer"``.
-    remaining_s : float or None
-        Estimate; None before anything is known.
+    ``counts`` are slices by what became of them, ``late`` those captured whose outcome is not there yet,
+    ``engine`` its state for people, ``remaining_s`` an estimate, None before anything is known.
     """
 
     counts: Counts

@@ -52,12 +52,13 @@ def web(
     stop_with_stdin: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Serve the page of a run that goes on, until stopped with Ctrl-C."""
+    from acq_isl.files import write_whole
     from acq_isl.view.feed.address import running_folder
-    from acq_isl.view.web.server import PageSettings, serve_page, write_announcement
+    from acq_isl.view.web.server import PageSettings, serve_page
 
     def announced(where: Announcement) -> None:
         if announce is not None:
-            write_announcement(announce, where)
+            write_whole(announce, where.model_dump_json())
             return
         _show(where, settings)
         out.print("stop with Ctrl-C")

@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from acq_isl.processing.display import PALETTE, data_uri, display_range, reduced, stretched, tinted
 from acq_isl.rules.measurements import readable
-from acq_isl.stack import Outcome, Prediction, Refusal, StackInfo, StackRequest, Unpredicted, ZStack
+from acq_isl.stack import Prediction, Refusal, StackInfo, Unpredicted, ZStack
 
 if TYPE_CHECKING:
     from acq_isl.record import FieldRecord, RunRecord
-    from acq_isl.rules.label_names import Status
-    from acq_isl.rules.rules import Choice
 
 _EDGE_PX = 220
 _MOST_PLANES = 5
@@ -83,44 +80,9 @@ def outcome_html(outcome: Refusal | Unpredicted) -> str:
     return _block(f"Not predicted: {outcome.info.key}", _table(facts))
 
 
-class Result(Protocol):
-    """A run that is over."""
-
-    @property
-    def record(self) -> RunRecord: ...
-
-    @property
-    def folder(self) -> Path: ...
-
-    @property
-    def report(self) -> Path: ...
-
-
-class SessionField(Protocol):
-    """What a session knows of a field."""
-
-    request: StackRequest
-    choice: Choice | None
-
-    @property
-    def outcome(self) -> Outcome | None: ...
-
-    @property
-    def status(self) -> Status | None: ...
-
-
-class RunningSession(Protocol):
-    """A session that is going on or over."""
-
-    name: str
-
-    @property
-    def fields(self) -> Mapping[Any, SessionField]: ...
-
-
-def run_html(result: Result) -> str:
-    """A run: what became of its slices, its chosen fields, and where everything is."""
-    record = result.record
+def run_html(result: Any) -> str:
+    """A `RunResult`: what became of its slices, its chosen fields, and where everything is."""
+    record: RunRecord = result.record
     counts = record.counts
     facts = {
         "started": f"{record.started}, took {record.duration_s:.0f} s",
@@ -139,8 +101,8 @@ def run_html(result: Result) -> str:
     return _block(f"Run: {record.name}", warnings + _table(facts) + _row(pictures) + rest)
 
 
-def session_html(session: RunningSession) -> str:
-    """A session that is going on or over: its fields, one line each."""
+def session_html(session: Any) -> str:
+    """A `Session` that is going on or over: its fields, one line each."""
     rows = []
     for field in session.fields.values():
         outcome = field.outcome

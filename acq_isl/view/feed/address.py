@@ -18,14 +18,8 @@ FILE = "live.json"
 class FeedAddress(WireModel):
     """How a viewer reaches a run.
 
-    Parameters
-    ----------
-    run : str
-        32 hexadecimal digits.
-    feed, desk : str
-        ZMQ addresses: PUB of the feed, ROUTER that answers questions and takes commands.
-    read_token, operator_token : str
-        What a web page's visitor must know to look, and to give commands.
+    ``feed`` and ``desk`` are ZMQ addresses: PUB of the feed, ROUTER that answers questions and takes
+    commands. The tokens are what a visitor of the page must know to look, and to give commands.
     """
 
     run: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
@@ -46,10 +40,8 @@ def write_address(folder: Path, address: FeedAddress) -> Path:
     try:
         path.unlink(missing_ok=True)
         # Created with its rights, not given them afterwards; Windows keeps those of the folder.
-        with os.fdopen(
-            os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8"
-        ) as f:
-            f.write(address.model_dump_json(indent=1))
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(address.model_dump_json(indent=1).encode())
     except OSError as error:
         raise StorageError(
             f"viewers cannot be told where the run is: {path}",
@@ -60,13 +52,7 @@ def write_address(folder: Path, address: FeedAddress) -> Path:
 
 
 def read_address(folder: Path) -> FeedAddress:
-    """The address of the run in a folder.
-
-    Raises
-    ------
-    ExperimentError
-        There is no run going on in that folder, or its file is of another version.
-    """
+    """The address of the run in a folder; ExperimentError without one of this version."""
     path = folder / FILE
     try:
         return FeedAddress.model_validate_json(path.read_bytes())
@@ -83,13 +69,7 @@ def read_address(folder: Path) -> FeedAddress:
 
 
 def running_folder(output: Path) -> Path:
-    """The newest run folder in ``output`` whose run is going on; ``output`` itself if it is one.
-
-    Raises
-    ------
-    ExperimentError
-        No run is going on there.
-    """
+    """The newest run folder in ``output`` whose run is going on, or itself; ExperimentError without any."""
     if (output / FILE).is_file():
         return output
     found = sorted(output.glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime)

@@ -10,45 +10,18 @@ from typing import Literal, assert_never
 
 import numpy as np
 
-from acq_isl.events import (
-    MAX_FIELDS,
-    MAX_LINES,
-    MAX_NAME,
-    MAX_TEXT,
-    Decided,
-    Event,
-    FieldImaged,
-    FieldRanked,
-    FieldsRanked,
-    NotPredicted,
-    Predicted,
-    Progress,
-    RunEnded,
-    RunStarted,
-    RunStatus,
-    Seen,
-    StateChanged,
-    Step,
-)
+from acq_isl import events
 from acq_isl.rules.label_names import slowest_times
 from acq_isl.stack import StackKey
 from acq_isl.view.feed.messages import Images, Message
 from acq_isl.view.feed.previews import reduce_plane, reduce_prediction
 
 MOST_FIELDS = 64
-Answer = tuple[Predicted | NotPredicted, Images]
+Answer = tuple[events.Predicted | events.NotPredicted, Images]
 
 
 class MessageMaker:
-    """Makes the messages of one run.
-
-    Parameters
-    ----------
-    run : str
-        32 hexadecimal digits.
-    monotonic, clock : callable
-        Seconds since whenever, and Unix time in seconds.
-    """
+    """Makes the messages of one run, which is named by 32 hexadecimal digits."""
 
     def __init__(
         self,
@@ -60,30 +33,32 @@ class MessageMaker:
         self._monotonic, self._clock = monotonic, clock
         self._began_s = monotonic()
         self._answers = ModelAnswers()
-        self.state = RunStatus()
+        self.state = events.RunStatus()
 
-    def messages(self, event: Event, seq: int) -> list[Message]:
+    def messages(self, event: events.Event, seq: int) -> list[Message]:
         """Messages of an event, with its number; none if it only changes the status."""
         self.state = updated(self.state, event)
-        found: list[tuple[Event, Images]] = []
+        found: list[tuple[events.Event, Images]] = []
         match event:
-            case RunStarted():
+            case events.RunStarted():
                 self._began_s = self._monotonic()
                 self._answers = ModelAnswers(event.models)
-                found = [(replace(event, fields=event.fields[:MAX_FIELDS]), ())]
-            case Seen():
+                found = [(replace(event, fields=event.fields[: events.MAX_FIELDS]), ())]
+            case events.Seen():
                 found = [reduce_plane(event)]
-            case Predicted():
+            case events.Predicted():
                 found = [self._answers.add(event.model, reduce_prediction(event))]
-            case NotPredicted():
+            case events.NotPredicted():
                 found = [self._answers.add(event.model, (event, ()))]
-            case FieldsRanked(fields=fields):
-                found = [(FieldRanked.of(choice), ()) for choice in fields]
-            case FieldRanked():
+            case events.FieldsRanked(fields=fields):
+                found = [(events.FieldRanked.of(choice), ()) for choice in fields]
+            case events.FieldRanked():
                 found = [(event, ())]
-            case Decided():
+            case events.Decided():
                 found = [(replace(event, time_s=self._clock()), ())]
-            case FieldImaged() | Step() | Progress() | StateChanged() | RunEnded() | RunStatus():
+            case events.FieldImaged() | events.Step() | events.Progress():
+                pass
+            case events.StateChanged() | events.RunEnded() | events.RunStatus():
                 pass
             case _:
                 assert_never(event)
@@ -96,16 +71,16 @@ class MessageMaker:
         return Message(self.run, seq, status)
 
 
-def updated(status: RunStatus, event: Event) -> RunStatus:
+def updated(status: events.RunStatus, event: events.Event) -> events.RunStatus:
     """A status after one more event."""
     match event:
-        case Step():
+        case events.Step():
             return replace(status, step=event)
-        case Progress():
+        case events.Progress():
             return replace(status, progress=event)
-        case StateChanged(state=state, why=why):
+        case events.StateChanged(state=state, why=why):
             return replace(status, state=state, why=why)
-        case RunEnded(failure=failure, report=report):
+        case events.RunEnded(failure=failure, report=report):
             why = failure or status.why * (status.state == "stopping")
             return replace(status, state="failed" if failure else "ended", why=why, report=report)
         case _:
@@ -113,16 +88,11 @@ def updated(status: RunStatus, event: Event) -> RunStatus:
 
 
 class ModelAnswers:
-    """What each model said of the newest fields.
+    """What each of ``models`` models said of the newest fields; with one model, answers pass as they are.
 
     A viewer knows one outcome of a field: the last one. So each message repeats the labels of the models that
     have answered before. Of fields for which an answer is missing the newest 64 are remembered, about 1 MiB
     each; a later answer about an older one tells of that model alone.
-
-    Parameters
-    ----------
-    models : int
-        How many are asked about each field; with one, answers pass as they are.
     """
 
     def __init__(self, models: int = 1) -> None:
@@ -136,7 +106,7 @@ class ModelAnswers:
         key = answer[0].key
         answers = self._open.setdefault(key, {})
         answers[model] = answer
-        if sum(isinstance(event, Predicted) for event, _ in answers.values()) == self._models:
+        if sum(isinstance(event, events.Predicted) for event, _ in answers.values()) == self._models:
             del self._open[key]
         while len(self._open) > MOST_FIELDS:
             self._open.popitem(last=False)
@@ -145,26 +115,26 @@ class ModelAnswers:
 
 def merge_models(answers: Sequence[Answer]) -> Answer:
     """Several models' answers about one field: labels of those that predicted, reasons of the others."""
-    predicted = [(event, images) for event, images in answers if isinstance(event, Predicted)]
-    refused = [event for event, _ in answers if isinstance(event, NotPredicted)]
+    predicted = [(event, images) for event, images in answers if isinstance(event, events.Predicted)]
+    refused = [event for event, _ in answers if isinstance(event, events.NotPredicted)]
     if not predicted:
         state: Literal["refused", "waits"] = "waits"
         if all(event.state == "refused" for event in refused):
             state = "refused"
-        reason = "; ".join(f"{event.model}: {event.reason}" for event in refused)[:MAX_TEXT]
-        fix = "; ".join(dict.fromkeys(event.fix for event in refused))[:MAX_TEXT]
-        return NotPredicted(refused[0].key, state, reason, fix), ()
-    events = [event for event, _ in predicted]
+        reason = "; ".join(f"{event.model}: {event.reason}" for event in refused)[: events.MAX_TEXT]
+        fix = "; ".join(dict.fromkeys(event.fix for event in refused))[: events.MAX_TEXT]
+        return events.NotPredicted(refused[0].key, state, reason, fix), ()
+    answered = [event for event, _ in predicted]
     words = {"refused": "refused this stack", "waits": "did not predict this stack"}
     warnings = [f"{event.model} {words[event.state]}: {event.reason}" for event in refused]
-    warnings += [f"{event.model}: {warning}" for event in events for warning in event.warnings]
+    warnings += [f"{event.model}: {warning}" for event in answered for warning in event.warnings]
     merged = replace(
-        events[-1],
-        labels=tuple(label for event in events for label in event.labels),
-        measured=tuple(number for event in events for number in event.measured)[:MAX_LINES],
-        warnings=tuple(warning[:MAX_TEXT] for warning in warnings[:MAX_LINES]),
-        engine=", ".join(dict.fromkeys(event.engine for event in events))[:MAX_NAME],
-        times=slowest_times([event.times for event in events]),
+        answered[-1],
+        labels=tuple(label for event in answered for label in event.labels),
+        measured=tuple(number for event in answered for number in event.measured)[: events.MAX_LINES],
+        warnings=tuple(warning[: events.MAX_TEXT] for warning in warnings[: events.MAX_LINES]),
+        engine=", ".join(dict.fromkeys(event.engine for event in answered))[: events.MAX_NAME],
+        times=slowest_times([event.times for event in answered]),
         model="",
     )
     mean = np.concatenate([images[0] for _, images in predicted])

@@ -42,12 +42,8 @@ _LOOPBACK = "tcp://127.0.0.1:*"
 class Feed:
     """Sends viewers the events of a run, and brings their commands back. A `RunView`.
 
-    Parameters
-    ----------
-    folder : Path
-        Run folder; ``live.json`` there tells viewers where the feed is.
-    bind : str
-        ZMQ address of both sockets; a port of ``*`` takes free ones.
+    ``live.json`` in the run folder tells viewers where it is. ``bind`` is the ZMQ address of both sockets; a
+    port of ``*`` takes free ones.
     """
 
     def __init__(self, folder: Path, bind: str = _LOOPBACK) -> None:

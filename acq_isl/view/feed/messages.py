@@ -21,24 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
+from acq_isl import events
 from acq_isl.base import WireModel
 from acq_isl.errors import WireError
-from acq_isl.events import (
-    Decided,
-    Event,
-    FieldImaged,
-    FieldRanked,
-    FieldsRanked,
-    NotPredicted,
-    Predicted,
-    Progress,
-    RunEnded,
-    RunStarted,
-    RunStatus,
-    Seen,
-    StateChanged,
-    Step,
-)
 
 VERSION = 2
 MAX_HEADER_BYTES = 8 << 20
@@ -55,7 +40,7 @@ class Message:
 
     run: str
     seq: int
-    event: Event
+    event: events.Event
     images: Images = ()
     sent: int = 0
 
@@ -72,7 +57,7 @@ class Header(WireModel):
     run: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
     seq: _Seq
     sent: _Seq = 0
-    event: Event
+    event: events.Event
 
 
 class Item(Protocol):
@@ -85,7 +70,7 @@ class Item(Protocol):
     def sent(self) -> int: ...
 
     @property
-    def event(self) -> Event: ...
+    def event(self) -> events.Event: ...
 
     @property
     def nbytes(self) -> int:
@@ -95,16 +80,18 @@ class Item(Protocol):
 def slot(message: Item) -> tuple[object, ...]:
     """What a message replaces: of two with the same slot only the one with the higher ``seq`` counts."""
     match message.event:
-        case Decided() as event:
+        case events.Decided() as event:
             return (event.kind, message.seq)
-        case Predicted() | NotPredicted() as event:
+        case events.Predicted() | events.NotPredicted() as event:
             return ("outcome", event.key)
-        case Seen() | FieldRanked() as event:
+        case events.Seen() | events.FieldRanked() as event:
             return (event.kind, event.key)
-        case FieldImaged() as event:
+        case events.FieldImaged() as event:
             return (event.kind, event.request.key)
-        case RunStarted() | Step() | FieldsRanked() | Progress() | StateChanged() | RunEnded() | RunStatus():
-            return (message.event.kind,)
+        case events.RunStarted() | events.RunStatus() | events.Step() | events.Progress() as event:
+            return (event.kind,)
+        case events.FieldsRanked() | events.StateChanged() | events.RunEnded() as event:
+            return (event.kind,)
         case event:
             assert_never(event)
 
@@ -128,10 +115,7 @@ def encode(message: Message) -> list[bytes | memoryview]:
 def decode(frames: Sequence[bytes | memoryview]) -> Message:
     """The message of received frames; its images are read-only views of them.
 
-    Raises
-    ------
-    WireError
-        Another version, an unknown kind, fields missing or too many, images of another size.
+    WireError: another version, an unknown kind, fields missing or too many, images of another size.
     """
     if not frames:
         raise WireError("a message without frames arrived")
@@ -158,11 +142,11 @@ def decode(frames: Sequence[bytes | memoryview]) -> Message:
     return Message(header.run, header.seq, header.event, images, header.sent)
 
 
-def _images_of(event: Event) -> list[tuple[tuple[int, ...], np.dtype[Any]]]:
+def _images_of(event: events.Event) -> list[tuple[tuple[int, ...], np.dtype[Any]]]:
     match event:
-        case Seen(shape=shape):
+        case events.Seen(shape=shape):
             return [(shape, np.dtype(np.uint16))]
-        case Predicted(shape=shape, labels=labels):
+        case events.Predicted(shape=shape, labels=labels):
             return [((len(labels), *shape), np.dtype(np.uint8)), (shape, np.dtype(np.uint8))]
         case _:
             return []

@@ -104,16 +104,9 @@ def _middle(info: StackInfo) -> tuple[float, float]:
 
 
 class WatchedSink:
-    """Hands slices on to a sink, and shows viewers the middle plane of each stack on the way.
+    """Hands slices for prediction on to a sink, and emits the middle plane of each stack as `Seen`.
 
     Called on the acquisition's image thread: it adds the copy of one reduced plane per stack.
-
-    Parameters
-    ----------
-    sink : SliceSink
-        Gets every slice for prediction, first.
-    emit : callable
-        Gets a `Seen` of the middle plane of each stack.
     """
 
     def __init__(self, sink: SliceSink, emit: EventHandler) -> None:

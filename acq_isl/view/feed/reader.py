@@ -38,12 +38,6 @@ class FeedReader:
 
     Overflow policy: the newest message of each slot wins; images beyond ``max_bytes`` go, oldest first.
     Replaced and dropped images are counted in `skipped`, messages that never came in `missed`.
-
-    Parameters
-    ----------
-    address : FeedAddress
-    max_bytes : int
-        Images held until they are taken.
     """
 
     def __init__(self, address: FeedAddress, max_bytes: int = 256 << 20) -> None:
@@ -101,13 +95,7 @@ class FeedReader:
     def send(self, command: Command, *, token: str = "", by: str = "operator") -> Answer:
         """Give the run a command and return whether it took it; at most five seconds. Any thread.
 
-        Parameters
-        ----------
-        command : Command
-        token : str
-            The operator's; by default the one of the address.
-        by : str
-            Who or what gives it, for the ledger.
+        ``token`` is the operator's, by default that of the address; ``by`` says in the ledger who gives it.
         """
         self._next_id += 1
         give = Give(id=self._next_id, token=token or self._address.operator_token, by=by, order=command)

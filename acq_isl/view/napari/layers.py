@@ -31,14 +31,7 @@ _UNITS = ("um", "um")
 class PictureLayers:
     """Layers of one run, added to a viewer.
 
-    Parameters
-    ----------
-    viewer : napari.Viewer
-    hues : mapping of label to ``#rrggbb``
-    places : Places
-        Where fields are drawn.
-    models : mapping of label to model
-        For people; nothing where there is one model only.
+    ``hues`` are ``#rrggbb`` by label; ``models`` name the model of each label where there are several.
     """
 
     def __init__(
@@ -69,11 +62,7 @@ class PictureLayers:
     def show(self, one: FieldView, light_range: tuple[float, float] | None) -> None:
         """Show a field in large, where it lies.
 
-        Parameters
-        ----------
-        one : FieldView
-        light_range : (float, float) or None
-            Counts to show transmitted light between, unless the user has set that.
+        ``light_range``: counts to show transmitted light between, unless the user has set that.
         """
         seen, found = one.light, one.predicted
         self._draw(LIGHT, one, (seen.event, seen.pixels) if seen else None)

@@ -22,13 +22,7 @@ _TEXT_FROM_PX = 200  # narrower pictures get the hatching only
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Marks:
-    """Pixels that are painted over, and with what.
-
-    Parameters
-    ----------
-    mask : (y, x) bool
-    values : (y, x) uint8
-    """
+    """Pixels that are painted over, (y, x) bool, and with what, (y, x) uint8."""
 
     mask: NDArray[np.bool_]
     values: NDArray[np.uint8]
@@ -40,13 +34,7 @@ class Marks:
 
 @lru_cache(maxsize=32)
 def hatch(shape: tuple[int, int]) -> Marks:
-    """A border of diagonal stripes, a fiftieth of the shorter side wide.
-
-    Parameters
-    ----------
-    shape : (int, int)
-        Rows and columns of the picture.
-    """
+    """A border of diagonal stripes, a fiftieth of the shorter side wide, for ``shape`` rows and columns."""
     width = max(min(shape) // 50, 1)
     mask = np.ones(shape, bool)
     mask[width:-width, width:-width] = False

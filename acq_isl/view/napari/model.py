@@ -13,22 +13,7 @@ from typing import Any, assert_never
 
 from numpy.typing import NDArray
 
-from acq_isl.events import (
-    Decided,
-    FieldImaged,
-    FieldRanked,
-    FieldsRanked,
-    NotPredicted,
-    PlannedField,
-    Predicted,
-    Progress,
-    RunEnded,
-    RunStarted,
-    RunStatus,
-    Seen,
-    StateChanged,
-    Step,
-)
+from acq_isl import events
 from acq_isl.processing.display import Box
 from acq_isl.view.feed.messages import Message
 from acq_isl.view.napari.mosaic import Places, placed
@@ -40,11 +25,14 @@ _RANGE_FIELDS = 32
 _UNANSWERED = 3  # overview fields that may pass without a prediction before the light itself is followed
 
 
+FieldEvent = events.Seen | events.Predicted | events.NotPredicted | events.FieldRanked
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SeenPlane:
     """A measured plane, (y, x) uint16, with its event."""
 
-    event: Seen
+    event: events.Seen
     pixels: NDArray[Any]
 
 
@@ -52,7 +40,7 @@ class SeenPlane:
 class PredictedLabels:
     """Predicted labels (label, y, x) uint8 and uncertainty (y, x) uint8, 255 for 1.0, with their event."""
 
-    event: Predicted
+    event: events.Predicted
     mean: NDArray[Any]
     uncertainty: NDArray[Any]
 
@@ -71,16 +59,16 @@ class FieldView:
 
     name: str
     box: Box
-    planned: PlannedField | None
+    planned: events.PlannedField | None
     time: int = -1
     light: SeenPlane | None = None
     predicted: PredictedLabels | None = None
     measured: dict[str, SeenPlane] = dataclasses.field(default_factory=dict)
-    refused: NotPredicted | None = None
-    ranked: FieldRanked | None = None
+    refused: events.NotPredicted | None = None
+    ranked: events.FieldRanked | None = None
     _seq: dict[str, int] = dataclasses.field(default_factory=dict)
 
-    def newer(self, event: Seen | Predicted | NotPredicted | FieldRanked, seq: int) -> bool:
+    def newer(self, event: FieldEvent, seq: int) -> bool:
         """Whether an event is new; what belongs to an earlier time point goes when a later one begins."""
         if event.key.time < self.time:
             return False
@@ -89,7 +77,7 @@ class FieldView:
             self.light = self.predicted = self.refused = self.ranked = None
             self.measured.clear()
             self._seq.clear()
-        outcome = isinstance(event, Predicted | NotPredicted)
+        outcome = isinstance(event, events.Predicted | events.NotPredicted)
         place = "outcome" if outcome else f"{event.kind} {event.key.channel}"
         if self._seq.get(place, -1) >= seq:
             return False
@@ -130,22 +118,16 @@ class Changes:
 
 
 class LiveModel:
-    """A run as seen by one viewer.
-
-    Parameters
-    ----------
-    max_bytes : int
-        Of pictures kept in full; the fields looked at longest ago lose theirs first.
-    """
+    """A run as one viewer knows it; images of the fields looked at longest ago go beyond ``max_bytes``."""
 
     def __init__(self, max_bytes: int = PICTURE_BYTES) -> None:
         self._max_bytes = max_bytes
-        self.plan: RunStarted | None = None
-        self.status: RunStatus | None = None
+        self.plan: events.RunStarted | None = None
+        self.status: events.RunStatus | None = None
         self._plan_seq = self._status_seq = -1
         self.places: Places | None = None
         self.fields: OrderedDict[str, FieldView] = OrderedDict()
-        self.decisions: deque[Decided] = deque(maxlen=_DECISIONS)
+        self.decisions: deque[events.Decided] = deque(maxlen=_DECISIONS)
         self.selected: str | None = None
         """Field the user has picked; None follows the run."""
         self.forgotten = 0
@@ -182,21 +164,23 @@ class LiveModel:
     def take(self, message: Message) -> None:
         """Learn from a message; what is older than what is known changes nothing."""
         match message.event:
-            case RunStarted() as plan:
+            case events.RunStarted() as plan:
                 if message.seq > self._plan_seq:
                     self._plan_seq = message.seq
                     self._start(plan)
-            case RunStatus() as status:
+            case events.RunStatus() as status:
                 if message.seq > self._status_seq:
                     self.status, self._status_seq = status, message.seq
                     self._changes.words = True
-            case Decided() as decided:
+            case events.Decided() as decided:
                 self.decisions.append(decided)
                 self._changes.words = True
-            case Seen() | Predicted() | NotPredicted() | FieldRanked() as event:
+            case events.Seen() | events.Predicted() | events.NotPredicted() | events.FieldRanked() as event:
                 self._learn_of_field(event, message)
-            case Step() | FieldImaged() | FieldsRanked() | Progress() | StateChanged() | RunEnded():
+            case events.Step() | events.FieldImaged() | events.FieldsRanked():
                 pass  # the status says it
+            case events.Progress() | events.StateChanged() | events.RunEnded():
+                pass
             case event:
                 assert_never(event)
 
@@ -216,7 +200,7 @@ class LiveModel:
         under = [one for one in self.fields.values() if _holds(one.box, x, y)]
         return min(under, key=lambda one: _distance(one.box, x, y), default=None)
 
-    def _start(self, plan: RunStarted) -> None:
+    def _start(self, plan: events.RunStarted) -> None:
         self.plan = plan
         first = {one.key.position: one for one in reversed(plan.fields)}
         order = dict.fromkeys(one.key.position for one in plan.fields)
@@ -232,10 +216,14 @@ class LiveModel:
             self.fields[name] = early
         self._changes = Changes(True, {n for n, one in known.items() if one.nbytes}, True, True)
 
-    def _learn_of_field(self, event: Seen | Predicted | NotPredicted | FieldRanked, message: Message) -> None:
+    def _learn_of_field(
+        self,
+        event: FieldEvent,
+        message: Message,
+    ) -> None:
         name = event.key.position
         if name not in self.fields:
-            if not isinstance(event, Seen | Predicted):
+            if not isinstance(event, events.Seen | events.Predicted):
                 return
             self.fields[name] = FieldView(name, _box(event), None)
             self._changes.outlines = True
@@ -243,19 +231,19 @@ class LiveModel:
         if not field.newer(event, message.seq):
             return
         match event:
-            case Seen():
+            case events.Seen():
                 self._add_plane(field, SeenPlane(event, message.images[0]), message.seq)
-            case Predicted():
+            case events.Predicted():
                 field.predicted, field.refused = PredictedLabels(event, *message.images), None
                 self._follow(message.seq, name)
-            case NotPredicted():
+            case events.NotPredicted():
                 field.refused, field.predicted = event, None
                 self._changes.fields.add(name)
-            case FieldRanked():
+            case events.FieldRanked():
                 field.ranked = event
-        if isinstance(event, Seen | Predicted):
+        if isinstance(event, events.Seen | events.Predicted):
             self._keep(name)
-        if not isinstance(event, Seen):
+        if not isinstance(event, events.Seen):
             self._changes.outlines = True
         self._changes.words = True
 
@@ -284,7 +272,7 @@ class LiveModel:
             self.forgotten += 1
 
 
-def _box(event: Seen | Predicted) -> Box:
+def _box(event: events.Seen | events.Predicted) -> Box:
     height, width = (side * event.pixel_size_um for side in event.shape)
     return Box(event.x_um - width / 2, event.y_um - height / 2, width, height)
 

@@ -50,13 +50,9 @@ def placed(fields: Sequence[PlannedField], fov_um: tuple[float, float]) -> Place
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shade:
-    """How counts become colour: linear from ``low`` to ``high`` through a table.
+    """How counts become colour: linear from ``low`` to ``high`` through a (256, 3) float32 table.
 
-    Parameters
-    ----------
-    low, high : float
-    table : (256, 3) float32
-        Red, green and blue, 0 to 1, already dimmed by the layer's opacity; all 0 if it is switched off.
+    The table is red, green and blue, 0 to 1, dimmed by the layer's opacity; all 0 if it is switched off.
     """
 
     low: float
@@ -79,14 +75,7 @@ class Shade:
 
 
 class Mosaic:
-    """All fields in one picture, updated tile by tile.
-
-    Parameters
-    ----------
-    places : Places
-    shades : sequence of Shade
-        Of transmitted light, then of each predicted label.
-    """
+    """All fields in one picture, updated tile by tile; shades are of the light, then of each label."""
 
     def __init__(self, places: Places, shades: Sequence[Shade]) -> None:
         self._around, self.pixel_size_um = places.around, places.pixel_size_um
@@ -104,14 +93,9 @@ class Mosaic:
         return self._around.y + self.pixel_size_um / 2, self._around.x + self.pixel_size_um / 2
 
     def put(self, box: Box, light: NDArray[Any] | None, labels: NDArray[Any] | None) -> None:
-        """Draw a field; what is not given stays black.
+        """Draw a field from light (y, x) uint16 and labels (label, y, x) uint8; what is missing is black.
 
-        Parameters
-        ----------
-        box : Box
-        light : (y, x) uint16 or None
-        labels : (label, y, x) uint8 or None
-            Hatched at the border, as predictions are.
+        Labels are hatched at the border, as predictions are.
         """
         rows, columns = self._window(box)
         shape = (rows.stop - rows.start, columns.stop - columns.start)

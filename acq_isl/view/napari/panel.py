@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any, Protocol
 
 import numpy as np
@@ -70,22 +71,8 @@ class Actions(Protocol):
         """``"pause"``, ``"resume"``, ``"stop"``, or ``"go_to"``."""
 
 
-@dataclass(frozen=True, slots=True)
-class Enabled:
-    """Which commands make sense now."""
-
-    pause: bool = False
-    resume: bool = False
-    stop: bool = False
-
-
 class Panel:
-    """Widgets, and what they show; `widget` is the one to dock.
-
-    Parameters
-    ----------
-    actions : Actions
-    """
+    """Widgets, and what they show; `widget` is the one to dock."""
 
     def __init__(self, actions: Actions) -> None:
         from qtpy.QtCore import QTimer
@@ -113,12 +100,12 @@ class Panel:
         self._sure = QTimer(self.widget)
         self._sure.setSingleShot(True)
         self._sure.timeout.connect(self._unsure)
-        self.enable(Enabled())
+        self.enable(())
 
     def status(self, head: str, numbers: str) -> None:
         """State of the run and its numbers, plain text."""
-        _show(self._head, f"<b>{_escaped(head)}</b>")
-        _show(self._numbers, _escaped(numbers))
+        _show(self._head, f"<b>{escape(head)}</b>")
+        _show(self._numbers, escape(numbers))
 
     def field(self, words: str, decisions: str) -> None:
         """What is known of the field shown, and the newest decisions, as HTML."""
@@ -127,11 +114,11 @@ class Panel:
 
     def answer(self, text: str) -> None:
         """What became of the last command or attempt to connect."""
-        _show(self._answer, _escaped(text))
+        _show(self._answer, escape(text))
 
     def target(self, text: str) -> None:
         """Where "go there" leads; empty if nowhere."""
-        _show(self._target, _escaped(text or "Click on the picture to choose a place to go to."))
+        _show(self._target, escape(text or "Click on the picture to choose a place to go to."))
         self._buttons["go_to"].setEnabled(bool(text) and self._buttons["stop"].isEnabled())
 
     def following(self, yes: bool) -> None:
@@ -142,11 +129,11 @@ class Panel:
         """Which folder is looked at."""
         self._folder.setText(folder)
 
-    def enable(self, allowed: Enabled) -> None:
+    def enable(self, kinds: Container[str]) -> None:
         """Which commands can be given."""
         for kind in ("pause", "resume", "stop"):
-            self._buttons[kind].setEnabled(getattr(allowed, kind))
-        if not allowed.stop:
+            self._buttons[kind].setEnabled(kind in kinds)
+        if "stop" not in kinds:
             self._buttons["go_to"].setEnabled(False)
 
     def pictures(self, shown: Sequence[Thumbnail]) -> None:
@@ -245,9 +232,3 @@ class Panel:
 def _show(label: Any, text: str) -> None:
     if label.text() != text:  # laying out rich text anew takes milliseconds
         label.setText(text)
-
-
-def _escaped(text: str) -> str:
-    from html import escape
-
-    return escape(text)

@@ -23,14 +23,7 @@ _UNITS = ("um", "um")
 
 
 class Outlines:
-    """A shapes layer with one frame per field, and a cross.
-
-    Parameters
-    ----------
-    viewer : napari.Viewer
-    thin_um : float
-        Width of the thinnest frame.
-    """
+    """A shapes layer with one frame per field, and a mark; the thinnest frame is ``thin_um`` wide."""
 
     def __init__(self, viewer: Any, thin_um: float) -> None:
         self._viewer, self._thin_um = viewer, thin_um
@@ -112,16 +105,7 @@ _CLICK_PX = 4
 
 
 class Scene:
-    """Layers, frames, banner and camera of one run.
-
-    Parameters
-    ----------
-    viewer : napari.Viewer
-    model : LiveModel
-        With its plan.
-    now : callable
-        Monotonic clock in seconds.
-    """
+    """Layers, frames, banner and camera of one run, whose model has its plan."""
 
     def __init__(self, viewer: Any, model: LiveModel, now: Callable[[], float] = time.monotonic) -> None:
         if model.plan is None or model.places is None:

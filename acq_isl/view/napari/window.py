@@ -25,7 +25,7 @@ from acq_isl.view.feed.messages import Message
 from acq_isl.view.feed.reader import FeedReader
 from acq_isl.view.feed.requests import Answer
 from acq_isl.view.napari.model import FieldView, LiveModel
-from acq_isl.view.napari.panel import Enabled, Panel, beside
+from acq_isl.view.napari.panel import Panel, beside
 from acq_isl.view.napari.scene import Scene, coordinates, on_click
 from acq_isl.view.napari.style import decision_words, field_words, short_state, status_lines
 
@@ -51,14 +51,7 @@ class Source(Protocol):
 
 
 class LiveView:
-    """Shows runs in a viewer until closed.
-
-    Parameters
-    ----------
-    viewer : napari.Viewer
-    now : callable
-        Monotonic clock in seconds.
-    """
+    """Shows runs in a viewer until closed."""
 
     def __init__(self, viewer: Any, now: Callable[[], float] = time.monotonic) -> None:
         self._viewer, self._now = viewer, now
@@ -113,11 +106,8 @@ class LiveView:
             self._model.select(None if follow or shown is None else shown.name)
             self._words_due = True
         elif self._scene is not None:
-            {
-                "map": self._scene.show_map,
-                "field": self._scene.show_field,
-                "contrast": self._scene.automatic_contrast,
-            }[at]()
+            scene = self._scene
+            {"map": scene.show_map, "field": scene.show_field, "contrast": scene.automatic_contrast}[at]()
 
     def command(self, kind: str) -> None:
         """As in `Actions`; the answer is shown when it is there."""
@@ -207,8 +197,7 @@ class LiveView:
         self.panel.field(field_words(self._model.shown), decision_words(self._model.decisions))
         self.panel.following(self._model.selected is None)
         state = status.state if status is not None and alive else ""
-        going = state in ("running", "paused")
-        self.panel.enable(Enabled(state == "running", state == "paused", going))
+        self.panel.enable({"running": ("pause", "stop"), "paused": ("resume", "stop")}.get(state, ()))
         self.panel.target(_target(self._place))
         if self._scene is None:
             return
@@ -240,17 +229,9 @@ _INSTEAD = "or look at the run in a browser: acq-isl run --web"
 
 
 def view(folder: Path) -> None:
-    """Open a window on the newest run in a folder and return when the user closes it.
+    """Open a window on the newest run in a folder, or the next one there; returns when the user closes it.
 
-    Parameters
-    ----------
-    folder : Path
-        A run folder, or the folder in which runs are made. Without a run there the window waits for one.
-
-    Raises
-    ------
-    AcqIslError
-        napari is not installed, or there is no display or no OpenGL for its window.
+    AcqIslError: napari is not installed, or there is no display or no OpenGL for its window.
     """
     live = watch(folder)
     import napari
@@ -289,14 +270,9 @@ def watch(folder: Path | str, viewer: Any = None) -> Any:
 
 
 def check() -> None:
-    """Whether a window can be opened here.
+    """Whether a window can be opened here; AcqIslError with what to do about it.
 
     Qt ends the whole process when it finds no display, so another process tries first.
-
-    Raises
-    ------
-    AcqIslError
-        With what to do about it.
     """
     missing = [name for name in ("napari", "qtpy") if importlib.util.find_spec(name) is None]
     if missing:
@@ -339,16 +315,9 @@ def _try() -> None:
 
 
 def live_panel(viewer: Any = None) -> Any:
-    """Panel that follows a run in a viewer: type its folder, press "Follow run". Plugins > acq-isl live.
+    """Panel (a QWidget) that follows a run in a viewer, by default the current one.
 
-    Parameters
-    ----------
-    viewer : napari.Viewer, optional
-        The current one by default: napari's menu calls functions without arguments.
-
-    Returns
-    -------
-    QWidget
+    napari calls it without arguments from Plugins > acq-isl live.
     """
     import napari
 

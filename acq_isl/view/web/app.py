@@ -24,12 +24,13 @@ from urllib.parse import urlsplit
 from pydantic import Field, TypeAdapter, ValidationError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.requests import Request as HttpRequest
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from acq_isl.base import StrictModel
@@ -88,15 +89,9 @@ _REQUEST: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discrimina
 class Access:
     """Who may do what.
 
-    Parameters
-    ----------
-    read_token : str or None
-        What a visitor must know to look; None if everybody who reaches the page may.
-    operator_token : str
-        What a visitor must know to give commands.
-    hosts : frozenset of str or None
-        Names under which the page may be asked for; None for any. On loopback it keeps out foreign
-        pages whose name was bent to point here.
+    Without a ``read_token`` everybody who reaches the page may look. ``hosts`` are names under which the page
+    may be asked for, None for any: on loopback that keeps out foreign pages whose name was bent to point
+    here.
     """
 
     read_token: str | None
@@ -123,16 +118,7 @@ class Access:
 
 
 class Page:
-    """The page of one run.
-
-    Parameters
-    ----------
-    reader : FeedReader
-        Open.
-    folder : Path
-        Run folder, where the report will be.
-    access : Access
-    """
+    """The page of one run: an open reader, and the folder where the report will be."""
 
     def __init__(self, reader: FeedReader, folder: Path, access: Access) -> None:
         self._reader, self._report, self._access = reader, folder / "report.html", access
@@ -261,13 +247,12 @@ class _Guarded:
         await self._app(scope, receive, _with_headers(send))
 
 
-def _with_headers(send: Send) -> Callable[..., Awaitable[None]]:
-    async def guarded(message: dict[str, object]) -> None:
+def _with_headers(send: Send) -> Callable[[Message], Awaitable[None]]:
+    async def guarded(message: Message) -> None:
         if message["type"] == "http.response.start":
-            headers = list(message.get("headers", ()))  # type: ignore[call-overload]
-            known = {name.lower() for name, _ in headers}
-            more = [(k.lower().encode(), v.encode()) for k, v in _HEADERS.items()]
-            message["headers"] = headers + [(k, v) for k, v in more if k not in known]
+            headers = MutableHeaders(scope=message)
+            for name, value in _HEADERS.items():
+                headers.setdefault(name, value)
         await send(message)
 
     return guarded

@@ -141,16 +141,7 @@ class Hub:
 
 
 class Pump:
-    """A thread that takes from a reader, encodes, and hands over to the event loop.
-
-    Parameters
-    ----------
-    reader : FeedReader
-        Open; the pump alone takes from it.
-    publish : callable
-        Called on ``loop``.
-    loop : asyncio.AbstractEventLoop
-    """
+    """A thread that takes from an open reader, encodes, and has ``loop`` call ``publish``."""
 
     def __init__(
         self, reader: FeedReader, publish: Callable[[Packet], None], loop: asyncio.AbstractEventLoop

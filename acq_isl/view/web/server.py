@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 import logging
 import os
 import socket
@@ -16,31 +15,29 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
+from acq_isl.base import StrictModel
 from acq_isl.errors import ExperimentError
 from acq_isl.events import Event, RunStarted
-from acq_isl.view.feed.address import FeedAddress, read_address
+from acq_isl.view.feed.address import read_address
 from acq_isl.view.feed.reader import FeedReader
 
+log = logging.getLogger(__name__)
+
 DEFAULT_PORT = 8765
+_STARTUP_S = 30.0
+_STOP_S = 5.0
+_LOOK_S = 0.05
 _MAX_FRAME_BYTES = 64 << 10
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 @dataclass(frozen=True, slots=True)
 class PageSettings:
-    """Where the page is served.
+    """Where the page is served: https with a PEM certificate and its key.
 
-    Parameters
-    ----------
-    host : str
-        Address to listen at; beyond this computer everybody needs a token.
-    port : int or None
-        None takes 8765, or any free one if that is taken.
-    certificate, key : Path or None
-        PEM files, to serve https.
+    Beyond this computer everybody needs a token. Without a port it is 8765, or any free one if that is taken.
     """
 
     host: str = "127.0.0.1"
@@ -60,15 +57,13 @@ class PageSettings:
 
     def address(self, port: int, token: str = "") -> str:
         """What to open in a browser; what follows '#' stays in the browser and is never logged."""
-        name = {"0.0.0.0": socket.gethostname(), "::": socket.gethostname(), "::1": "[::1]"}.get(
-            self.host, self.host
-        )
+        names = {"0.0.0.0": socket.gethostname(), "::": socket.gethostname(), "::1": "[::1]"}
+        name = names.get(self.host, self.host)
         scheme = "https" if self.certificate is not None else "http"
         return f"{scheme}://{name}:{port}/" + (f"#token={token}" if token else "")
 
 
-@dataclass(frozen=True, slots=True)
-class Announcement:
+class Announcement(StrictModel):
     """Addresses of a page: to look, and to give commands as well."""
 
     read: str
@@ -78,22 +73,10 @@ class Announcement:
 def serve_page(
     folder: Path, settings: PageSettings, announce: Callable[[Announcement], None], with_parent: bool = False
 ) -> None:
-    """Serve the page of the run in ``folder`` until Ctrl-C, or until standard input closes.
+    """Serve the page of the run in a folder until Ctrl-C; ``announce`` gets its addresses once it is there.
 
-    Parameters
-    ----------
-    folder : Path
-        Run folder.
-    settings : PageSettings
-    announce : callable
-        Told where the page is, once it is there.
-    with_parent : bool
-        End when standard input is closed, as it is when the parent process ends in whatever way.
-
-    Raises
-    ------
-    ExperimentError
-        No run in that folder, the extra [web] is not installed, the port is taken, or TLS files are wrong.
+    ``with_parent`` ends it when standard input is closed, as it is when the parent process ends in whatever
+    way. ExperimentError: no run there, no extra [web], the port is taken, or TLS files are wrong.
     """
     try:
         import uvicorn
@@ -106,7 +89,7 @@ def serve_page(
             fix="pip install 'acq-isl[web]'",
         ) from error
     address = read_address(folder)
-    listening = _listening(settings)
+    listening = _listen(settings)
     port = listening.getsockname()[1]
     access = Access(
         read_token=None if settings.local else address.read_token,
@@ -132,35 +115,19 @@ def serve_page(
             threading.Thread(
                 target=_follow_parent, args=(server,), name="acq-isl-parent", daemon=True
             ).start()
-        announce(_announcement(settings, port, address))
+        read = settings.address(port, "" if settings.local else address.read_token)
+        announce(Announcement(read=read, operate=settings.address(port, address.operator_token)))
         server.run(sockets=[listening])
 
 
-def write_announcement(path: Path, announcement: Announcement) -> None:
-    """EventHandler the parent process where the page is; whole or not at all."""
-    half = path.with_suffix(".half")
-    half.write_text(json.dumps({"read": announcement.read, "operate": announcement.operate}), "utf-8")
-    half.replace(path)
-
-
-def read_announcement(path: Path) -> Announcement:
-    """What `write_announcement` wrote."""
-    return Announcement(**json.loads(path.read_text(encoding="utf-8")))
-
-
-def _announcement(settings: PageSettings, port: int, address: FeedAddress) -> Announcement:
-    read = settings.address(port, "" if settings.local else address.read_token)
-    return Announcement(read, settings.address(port, address.operator_token))
-
-
-def _listening(settings: PageSettings) -> socket.socket:
+def _listen(settings: PageSettings) -> socket.socket:
     """A bound socket; opened here, so that a taken port is an error in words."""
     port = DEFAULT_PORT if settings.port is None else settings.port
     try:
-        return _bound(settings.host, port)
+        return _bind(settings.host, port)
     except OSError as error:
         if settings.port is None:
-            return _bound(settings.host, 0)
+            return _bind(settings.host, 0)
         raise ExperimentError(
             f"the page cannot be served at {settings.host} port {port}",
             got=error.strerror or str(error),
@@ -168,18 +135,10 @@ def _listening(settings: PageSettings) -> socket.socket:
         ) from error
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def _bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        if os.name == "posix":  # on Windows this option would let two programs share the port
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((host, port))
-        listening.listen(128)
-    except BaseException:
-        listening.close()
-        raise
-    return listening
+    both = family is socket.AF_INET6 and socket.has_dualstack_ipv6()
+    return socket.create_server((host, port), family=family, backlog=128, dualstack_ipv6=both)
 
 
 def _check_tls(config: object, settings: PageSettings) -> None:
@@ -201,21 +160,10 @@ def _follow_parent(server: object) -> None:
     server.should_exit = True  # type: ignore[attr-defined]
 
 
-log = logging.getLogger(__name__)
-
-_STARTUP_S = 30.0
-_STOP_S = 5.0
-_LOOK_S = 0.05
-
-
 class PageProcess:
     """Serves the page of a run as soon as the run has a folder.
 
-    Parameters
-    ----------
-    settings : PageSettings
-    ready : callable
-        Told once, on another thread, where the page is; or why it is not served, as text.
+    ``ready`` is called once, on another thread: with where the page is, or with why it is not served.
     """
 
     def __init__(self, settings: PageSettings, ready: Callable[[Announcement | str], None]) -> None:
@@ -228,9 +176,7 @@ class PageProcess:
         self._folder = tempfile.TemporaryDirectory(prefix="acq-isl-page-")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._closing.set()
         if self._process is not None:
             _end(self._process)
@@ -290,19 +236,16 @@ class PageProcess:
                 return
             self._closing.wait(_LOOK_S)
         if self._announced.exists():
-            self._ready(read_announcement(self._announced))
+            self._ready(Announcement.model_validate_json(self._announced.read_bytes()))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     if process.stdin is not None:
         with suppress(OSError):  # it is gone already
             process.stdin.close()
-    for force in (None, process.terminate, process.kill):
-        if force is not None:
-            force()
-        try:
+    for insist in (process.terminate, process.kill, lambda: None):
+        with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=_STOP_S)
-        except subprocess.TimeoutExpired:
-            log.warning("the page's process %d does not end; insisting", process.pid)
-        else:
             return
+        log.warning("the page's process %d does not end; insisting", process.pid)
+        insist()
