@@ -162,7 +162,7 @@ def train(
                 x if recipe.peer else x.contiguous(memory_format=torch.channels_last)
             )
         mean, log_variance = mean.float(), log_variance.float()
-        loss = F.mse_loss(mean, y) if recipe.squared else beta_nll(mean, log_variance, y, 0.8)
+        loss = F.mse_loss(mean, y) if recipe.squared else beta_nll(mean, log_variance, y, 0.8).mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)

@@ -46,7 +46,7 @@ from acq_isl.training.data.augment import Augmentation
 from acq_isl.training.export import onnx as export
 from acq_isl.training.export.model_file import WEIGHTS
 from acq_isl.training.export.weights import read_pretrained
-from acq_isl.training.network import Deployed, LiveNetwork, NetworkConfig, together
+from acq_isl.training.network import Deployed, LiveNetwork, NetworkConfig
 
 NUCLEUS, LEAST_UM2, PIXEL_UM = 0.25, 20.0, 0.3
 TAUGHT = 0.7
@@ -139,8 +139,16 @@ def fold_network(
             LiveNetwork(recipe.network), alone,
             lambda rng: batch(sources[:1], alone.augmentation, rng), alone.steps, seed,
         )  # fmt: skip
-        network, spent = together(network, other), spent + more
+        network, spent = join_members(network, other), spent + more
     return network, spent
+
+
+def join_members(first: LiveNetwork, other: LiveNetwork) -> LiveNetwork:
+    """One network of two that were trained apart on the same normalisation, in evaluation mode."""
+    whole = LiveNetwork(replace(first.config, members=2))
+    others = {f"others.0.{name}": value for name, value in other.state_dict().items()}
+    whole.load_state_dict(first.state_dict() | others)
+    return whole.eval()
 
 
 def started(recipe: Recipe, simulated: list[Field], desk: Desk, seed: int) -> dict[str, torch.Tensor] | None:

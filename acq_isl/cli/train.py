@@ -15,7 +15,7 @@ from rich.progress import TimeRemainingColumn
 from acq_isl.cli.console import configure_logging, out, progress_bars
 
 if TYPE_CHECKING:
-    from acq_isl.training.train import Tell
+    from acq_isl.training.train import OnProgress
 
 commands = typer.Typer()
 
@@ -82,7 +82,7 @@ def show_scores(model: Path) -> None:
 
 
 @contextmanager
-def progress() -> Iterator[Tell]:
+def progress() -> Iterator[OnProgress]:
     """Bars for what a training tells; nothing is drawn where several processes train."""
     from acq_isl.training.train import Progress
 

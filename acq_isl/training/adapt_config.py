@@ -12,8 +12,10 @@ from pydantic import ValidationError
 from acq_isl.base import StrictModel
 from acq_isl.errors import ExperimentError
 from acq_isl.manifest import Label, Manifest
-from acq_isl.training.config import TrainConfig, validated
+from acq_isl.training.config import TrainConfig, validate_config
 from acq_isl.training.data.augment import Augmentation
+
+_SHARED = {"seed", "steps", "batch", "patch_px", "average", "precision", "threads"}
 
 
 class Recipe(StrictModel):
@@ -55,25 +57,24 @@ def read_pairs(path: Path, manifest: Manifest, label: str | None) -> tuple[Train
         if not isinstance(content, dict) or not isinstance(content.get("data"), list):
             raise ValueError("no list of sources at data")
         recipe = Recipe.model_validate(content.pop("recipe", {}))
-        new = {one["name"]: Label.model_validate(one) for one in content.pop("labels", [])}
+        given = [Label.model_validate(label) for label in content.pop("labels", [])]
     except (OSError, yaml.YAMLError, ValueError, ValidationError, TypeError, KeyError) as error:
         raise ExperimentError(
             f"{path} cannot be used", got=str(error)[:300], fix="give data, split and recipe"
         ) from error
-    shown = {name for one in content["data"] if isinstance(one, dict) for name in one.get("labels", {})}
+    sources = [source for source in content["data"] if isinstance(source, dict)]
+    shown = {name for source in sources for name in source.get("labels", {})}
+    new = {label.name: label for label in given}
     if label is not None:
         new.setdefault(label, Label(name=label, marker=label))
-    known = {one.name: one.model_copy(update={"truth_range": None}) for one in manifest.labels}
-    labels = tuple(one for name, one in (new | known).items() if name in shown)
+    new |= {known.name: known.model_copy(update={"truth_range": None}) for known in manifest.labels}
+    labels = tuple(found for name, found in new.items() if name in shown)
     if not labels or (label is not None and label not in shown):
         raise ExperimentError(
             f"the pairs do not show {label or 'any label of the model'}",
-            wanted=", ".join(new | known), got=", ".join(sorted(shown)), fix="name it in the sources' labels",
+            wanted=", ".join(new), got=", ".join(sorted(shown)), fix="name it in the sources' labels",
         )  # fmt: skip
-    settings = {
-        "seed": recipe.seed, "steps": recipe.steps, "batch": recipe.batch, "patch_px": recipe.patch_px,
-        "average": recipe.average, "precision": recipe.precision, "threads": recipe.threads, "device": "cpu",
-    }  # fmt: skip
+    settings = recipe.model_dump(include=_SHARED) | {"device": "cpu"}
     basis = {
         "name": f"{manifest.name}-adapted", "version": manifest.version, "licence": manifest.licence,
         "description": f"{manifest.name} {manifest.version}, adapted.", "modality": manifest.modality,
@@ -81,4 +82,4 @@ def read_pairs(path: Path, manifest: Manifest, label: str | None) -> tuple[Train
         "z_step_um": manifest.z_step_um or 1.0, "high_pass_um": manifest.high_pass_um,
         "labels": labels, "optimisation": settings, "augmentation": recipe.augmentation,
     }  # fmt: skip
-    return validated(basis | content, path), recipe
+    return validate_config(basis | content, path), recipe

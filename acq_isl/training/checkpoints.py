@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from acq_isl.errors import ModelError, TrainingFailed
+from acq_isl.files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -29,16 +29,10 @@ _NAME = re.compile(r"checkpoint-(\d{8})\.safetensors")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tensors:
-    """What a file holds.
-
-    Parameters
-    ----------
-    tensors : mapping of name to Tensor
-    about : mapping of str to str
-    """
+    """What a file holds: tensors by name, and text by key."""
 
     tensors: Mapping[str, Tensor]
-    about: Mapping[str, str]
+    metadata: Mapping[str, str]
 
     def under(self, prefix: str) -> dict[str, Tensor]:
         """Those whose name begins like this, without it."""
@@ -46,32 +40,27 @@ class Tensors:
 
 
 def write_tensors(path: Path, content: Tensors) -> None:
-    """Write a file in one move, with a digest of what is in it."""
+    """Write a file at once, with a digest of what is in it."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in content.tensors.items()}
-    about = {**content.about, "sha256": _digest(tensors, content.about)}
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        file.write(save(tensors, metadata=about))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    metadata = {**content.metadata, "sha256": _digest(tensors, content.metadata)}
+    write_whole(path, save(tensors, metadata=metadata), durable=True)
 
 
 def read_tensors(path: Path) -> Tensors:
     """Read a file back; `ModelError` if it is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
-            about = dict(file.metadata() or {})
+            metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise ModelError(f"{path} cannot be read", got=str(error)[:200], fix="copy it anew") from error
-    if about.pop("sha256", None) != _digest(tensors, about):
+    if metadata.pop("sha256", None) != _digest(tensors, metadata):
         raise ModelError(f"{path} is damaged: its content has changed since it was written")
-    return Tensors(tensors, about)
+    return Tensors(tensors, metadata)
 
 
-def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
-    content = hashlib.sha256(json.dumps(dict(about), sort_keys=True).encode())
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    content = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
     for name in sorted(tensors):
         value = tensors[name].contiguous()
         content.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -80,7 +69,7 @@ def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Savepoints:
+class Checkpoints:
     """The checkpoints in a folder, which belongs to one run."""
 
     folder: Path
@@ -88,7 +77,8 @@ class Savepoints:
     def save(self, step: int, content: Tensors) -> None:
         """Keep a checkpoint and the one before; older ones go."""
         write_tensors(self.folder / f"checkpoint-{step:08d}.safetensors", content)
-        for _, path in self._found()[:-_KEPT]:
+        killed = self.folder.glob("checkpoint-*.partial")
+        for path in (*killed, *(path for _, path in self._list()[:-_KEPT])):
             path.unlink(missing_ok=True)
 
     def newest(self) -> tuple[int, Tensors] | None:
@@ -99,7 +89,7 @@ class Savepoints:
         TrainingFailed
             All are damaged.
         """
-        found = self._found()
+        found = self._list()
         for step, path in reversed(found):
             try:
                 return step, read_tensors(path)
@@ -113,6 +103,6 @@ class Savepoints:
             )
         return None
 
-    def _found(self) -> list[tuple[int, Path]]:
+    def _list(self) -> list[tuple[int, Path]]:
         matches = ((_NAME.fullmatch(path.name), path) for path in self.folder.glob("checkpoint-*"))
         return sorted((int(match[1]), path) for match, path in matches if match)

@@ -72,7 +72,7 @@ class Architecture(StrictModel):
     """Networks side by side, averaged; each sees its share of a batch."""
 
 
-def _names_differ(labels: tuple[Label, ...]) -> tuple[Label, ...]:
+def _check_names_differ(labels: tuple[Label, ...]) -> tuple[Label, ...]:
     if len({label.name for label in labels}) < len(labels):
         raise ValueError("label names must differ")
     return labels
@@ -96,7 +96,7 @@ class TrainConfig(StrictModel):
     pixel_size_um: float = Field(default=0.3, gt=0)
     z_step_um: float = Field(default=1.5, gt=0)
     high_pass_um: float = Field(default=6.0, gt=0)
-    labels: Annotated[tuple[Label, ...], AfterValidator(_names_differ)] = Field(
+    labels: Annotated[tuple[Label, ...], AfterValidator(_check_names_differ)] = Field(
         default=(
             Label(name="nuclei", marker="DAPI", color="#56B4E9"),
             Label(name="dendrites", marker="MAP2", color="#E69F00"),
@@ -117,7 +117,7 @@ class TrainConfig(StrictModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _short(cls, values: Any) -> Any:
+    def _expand_short_form(cls, values: Any) -> Any:
         """``simulation``, ``base`` and ``levels`` at the top: a run on simulated fields only."""
         if not isinstance(values, dict):
             return values
@@ -133,7 +133,7 @@ class TrainConfig(StrictModel):
         return values
 
     @model_validator(mode="after")
-    def _consistent(self) -> TrainConfig:
+    def _check_labels_and_planes(self) -> TrainConfig:
         known = {label.name for label in self.labels}
         for source in (*self.data, *self.held_out):
             if isinstance(source, SimulatedSource):
@@ -152,17 +152,11 @@ class TrainConfig(StrictModel):
     @property
     def network(self) -> NetworkConfig:
         """Size of the network that follows from the rest."""
-        chosen = self.architecture
-        sigma = self.high_pass_um / self.pixel_size_um
         return NetworkConfig(
-            self.planes,
-            len(self.labels),
-            chosen.base,
-            chosen.levels,
-            sigma,
-            chosen.kind,
-            chosen.fold,
-            chosen.members,
+            planes=self.planes,
+            labels=len(self.labels),
+            high_pass_px=self.high_pass_um / self.pixel_size_um,
+            **self.architecture.model_dump(),
         )
 
     @property
@@ -178,12 +172,12 @@ class TrainConfig(StrictModel):
                 return source.simulation
         raise ExperimentError(f"{self.name} is not trained on simulated fields", fix="add such a source")
 
-    def division(self) -> Division:
+    def divide(self) -> Division:
         """Find all fields and part them; see `acq_isl.training.data.splits.divide` for what is refused."""
         items = [item for source in self.data for item in source.items(self.nominal)]
         held = [item for source in self.held_out for item in source.items(self.nominal)]
-        names = {label.name for label in self.labels}
-        unseen = sorted(names - {label for item in items for label in item.labels})
+        seen = {label for item in items for label in item.labels}
+        unseen = sorted({label.name for label in self.labels} - seen)
         if unseen:
             raise PairRefused(
                 f"no field has the label {unseen[0]}", fix="check the source's labels and file names"
@@ -205,10 +199,10 @@ def load_config(path: Path) -> TrainConfig:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ExperimentError(f"{path} cannot be read: {error}", fix="check the path and the YAML") from error
-    return validated(content, path)
+    return validate_config(content, path)
 
 
-def validated(content: Any, path: Path) -> TrainConfig:
+def validate_config(content: Any, path: Path) -> TrainConfig:
     """The configuration that a YAML file holds, with its relative paths resolved."""
     try:
         config = TrainConfig.model_validate(content)
@@ -228,5 +222,5 @@ def validated(content: Any, path: Path) -> TrainConfig:
 
 
 def _below(base: Path, source: Source) -> Source:
-    places = {key: base / getattr(source, key) for key in ("folder", "path") if hasattr(source, key)}
-    return source.model_copy(update=places)
+    fields = {"folder", "path"} & set(type(source).model_fields)
+    return source.model_copy(update={field: base / getattr(source, field) for field in fields})

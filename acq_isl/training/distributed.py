@@ -14,22 +14,16 @@ from torch import Tensor, distributed, nn
 from acq_isl.errors import ExperimentError
 
 _WAIT = timedelta(hours=2)  # the first process prepares all fields meanwhile
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
-class Team:
-    """Who trains together.
+class ProcessGroup:
+    """The processes that train together: number of this one, of all of them, and where it computes."""
 
-    Parameters
-    ----------
-    rank, size : int
-        Number of this process, and of processes.
-    device : torch.device
-    """
-
-    rank: int
-    size: int
-    device: torch.device
+    rank: int = 0
+    size: int = 1
+    device: torch.device = _CPU
 
     @property
     def leads(self) -> bool:
@@ -37,17 +31,15 @@ class Team:
         return self.rank == 0
 
     def wrap(self, network: nn.Module) -> nn.Module:
-        """The network as the team trains it: gradients are averaged over processes."""
-        if self.size == 1:
-            return network
-        return nn.parallel.DistributedDataParallel(network)
+        """The network as the group trains it: gradients are averaged over processes."""
+        return network if self.size == 1 else nn.parallel.DistributedDataParallel(network)
 
     def wait(self) -> None:
         """Until all processes are here; at most two hours."""
         if self.size > 1:
             distributed.barrier()
 
-    def total(self, values: Tensor) -> Tensor:
+    def sum(self, values: Tensor) -> Tensor:
         """Sum over processes."""
         if self.size > 1:
             values = values.clone()
@@ -56,12 +48,8 @@ class Team:
 
 
 @contextmanager
-def joined(device: str) -> Iterator[Team]:
-    """Join the processes that torchrun started, if it did.
-
-    Parameters
-    ----------
-    device : {"auto", "cpu", "cuda"}
+def join_group(device: str) -> Iterator[ProcessGroup]:
+    """Join the processes that torchrun started, if it did; ``device`` is auto, cpu or cuda.
 
     Raises
     ------
@@ -75,15 +63,15 @@ def joined(device: str) -> Iterator[Team]:
         )
     gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     size, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
-    chosen = torch.device("cuda", local) if gpu else torch.device("cpu")
+    chosen = torch.device("cuda", local) if gpu else _CPU
     if gpu:
         torch.cuda.set_device(chosen)
     if size == 1:
-        yield Team(0, 1, chosen)
+        yield ProcessGroup(device=chosen)
         return
     distributed.init_process_group("nccl" if gpu else "gloo", timeout=_WAIT)
     try:
-        yield Team(distributed.get_rank(), distributed.get_world_size(), chosen)
+        yield ProcessGroup(distributed.get_rank(), distributed.get_world_size(), chosen)
     finally:
         distributed.destroy_process_group()
 

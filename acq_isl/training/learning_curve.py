@@ -1,25 +1,25 @@
-"""What pre-training bought: a table and a picture."""
+"""What pre-training bought, by the number of units trained on: tables and a picture."""
 
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from acq_isl.processing.display import PALETTE
-from acq_isl.training.score import Score
+from acq_isl.training.score import HeldOutScore
 
+TABLE, UNITS, PICTURE = "transfer.csv", "transfer_units.csv", "transfer.png"
 _WIDTH, _HEIGHT, _MARGIN = 420, 300, 46
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One network.
+    """One label of one network on one held-out unit, or on all of them.
 
     Parameters
     ----------
@@ -28,31 +28,58 @@ class Row:
     start : str
         ``adapted``, ``from scratch`` or ``as it is``.
     seed : int
-    score : Score
-        On the held-out units.
+    score : HeldOutScore
+    unit : str
+        Empty: the mean over all.
     """
 
     k: int
     start: str
     seed: int
-    score: Score
+    score: HeldOutScore
+    unit: str = ""
 
 
-def write_table(rows: Sequence[Row], folder: Path, title: str, *, stopped: bool) -> None:
-    """Write ``transfer.csv`` and ``transfer.png``."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    how = "stopped by a held-out unit that is not scored" if stopped else "fixed number of steps"
-    text.write(f"# {title}; {how}\n")
-    table.writerow(["k", "start", "seed", "label", "pearson", "mae", "n"])
+def average_units(rows: Sequence[Row]) -> list[Row]:
+    """Mean Pearson and MAE over the units; what the tables have not is that of the first."""
+    groups: dict[tuple[int, str, int, str], list[HeldOutScore]] = {}
     for row in rows:
-        one = row.score
-        table.writerow([row.k, row.start, row.seed, one.label, f"{one.pearson:.4f}", f"{one.mae:.4f}", one.n])
-    (folder / "transfer.csv").write_text(text.getvalue(), encoding="utf-8")
-    _draw(rows, title, folder / "transfer.png")
+        groups.setdefault((row.k, row.start, row.seed, row.score.label), []).append(row.score)
+    means = []
+    for (k, start, seed, _), scores in groups.items():
+        pearson = float(np.mean([score.pearson for score in scores]))
+        mae = float(np.mean([score.mae for score in scores]))
+        mean = replace(scores[0], n=len(scores), pearson=pearson, mae=mae)
+        means.append(Row(k, start, seed, mean))
+    return means
 
 
-def beaten(rows: Sequence[Row]) -> str | None:
+def write_curve(rows: Sequence[Row], folder: Path, title: str, *, stopped: bool) -> None:
+    """Write ``transfer.csv``, ``transfer_units.csv`` and ``transfer.png`` of the rows of all units."""
+    means = average_units(rows)
+    how = "stopped by a held-out unit that is not scored" if stopped else "fixed number of steps"
+    head = ["k", "start", "seed", "label"]
+    with (folder / TABLE).open("w", encoding="utf-8", newline="") as file:
+        file.write(f"# {title}; {how}\n")
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow([*head, "pearson", "mae", "n"])
+        table.writerows([*_cells(row), *_values(row), row.score.n] for row in means)
+    with (folder / UNITS).open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow([*head, "unit", "pearson", "mae"])
+        table.writerows([*_cells(row), row.unit, *_values(row)] for row in rows)
+    _draw(means, title, folder / PICTURE)
+
+
+def _cells(row: Row) -> tuple[int, str, int, str]:
+    return row.k, row.start, row.seed, row.score.label
+
+
+def _values(row: Row) -> tuple[str, str]:
+    return f"{row.score.pearson:.4f}", f"{row.score.mae:.4f}"
+
+
+def find_better(rows: Sequence[Row]) -> str | None:
     """What did better on the held-out units than the network that is kept, the one adapted to the most units.
 
     Judged by the mean Pearson correlation over labels and seeds; None if nothing did.
@@ -78,11 +105,11 @@ def _draw(rows: Sequence[Row], title: str, path: Path) -> None:
     draw = ImageDraw.Draw(sheet)
     draw.text((8, 4), f"Pearson on held-out units; {title}", "black", ImageFont.load_default(14))
     for number, label in enumerate(labels):
-        _axes(draw, [row for row in rows if row.score.label == label], (number * _WIDTH, 28), label)
+        _draw_axes(draw, [row for row in rows if row.score.label == label], (number * _WIDTH, 28), label)
     sheet.save(path, "PNG")
 
 
-def _axes(draw: ImageDraw.ImageDraw, rows: Sequence[Row], corner: tuple[int, int], label: str) -> None:
+def _draw_axes(draw: ImageDraw.ImageDraw, rows: Sequence[Row], corner: tuple[int, int], label: str) -> None:
     font = ImageFont.load_default(12)
     left, top = corner[0] + _MARGIN, corner[1] + 20
     right, bottom = corner[0] + _WIDTH - 16, corner[1] + _HEIGHT - 40
@@ -91,7 +118,7 @@ def _axes(draw: ImageDraw.ImageDraw, rows: Sequence[Row], corner: tuple[int, int
     low, high = min(0.0, *values), max(0.05, *values) * 1.05
 
     def place(k: int, value: float) -> tuple[float, float]:
-        across = ks.index(k) / max(len(ks) - 1, 1) if len(ks) > 1 else 0.5
+        across = ks.index(k) / (len(ks) - 1) if len(ks) > 1 else 0.5
         return left + across * (right - left), bottom - (value - low) / (high - low) * (bottom - top)
 
     draw.rectangle((left, top, right, bottom), outline="gray")
@@ -103,13 +130,11 @@ def _axes(draw: ImageDraw.ImageDraw, rows: Sequence[Row], corner: tuple[int, int
         draw.text((corner[0] + 6, place(ks[0], float(value))[1] - 7), f"{value:.2f}", "black", font)
     for number, start in enumerate(dict.fromkeys(row.start for row in rows)):
         colour = PALETTE[number % len(PALETTE)]
-        own = [row for row in rows if row.start == start]
         line = []
-        for k in sorted({row.k for row in own}):
-            found = [row.score.pearson for row in own if row.k == k]
-            line.append(place(k, float(np.mean(found))))
-            for value in found:
-                x, y = place(k, value)
+        for k in ks:
+            found = [row.score.pearson for row in rows if (row.start, row.k) == (start, k)]
+            line += [place(k, float(np.mean(found)))] if found else []
+            for x, y in (place(k, value) for value in found):
                 draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
         draw.line(line, fill=colour, width=2)
         draw.text((left + 120 + 90 * number, bottom + 20), start, colour, font)

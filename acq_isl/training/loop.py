@@ -15,12 +15,13 @@ from acq_isl.training.checkpoints import Tensors
 from acq_isl.training.config import Optimisation, TrainConfig
 from acq_isl.training.data.dataset import Field
 from acq_isl.training.data.patches import Batch, Patches
-from acq_isl.training.distributed import Team, computes_in_bf16
-from acq_isl.training.network import LiveNetwork, chosen_labels, over_labels, pixel_nll
+from acq_isl.training.distributed import ProcessGroup, computes_in_bf16
+from acq_isl.training.network import LiveNetwork, beta_nll, select_labels, sum_over_labels
 
 _WARM_UP = 0.1
 _FIRST, _LAST = 0.04, 0.002
 _CLIP = 1.0
+_ALONE = ProcessGroup()
 
 
 def learning_rate(step: int, optimisation: Optimisation) -> float:
@@ -33,6 +34,11 @@ def learning_rate(step: int, optimisation: Optimisation) -> float:
     return optimisation.learning_rate * share
 
 
+def _computes_low(config: TrainConfig, group: ProcessGroup) -> bool:
+    precision = config.optimisation.precision
+    return precision == "bf16" or (precision == "auto" and computes_in_bf16(group.device))
+
+
 @dataclass(slots=True, eq=False)
 class Training:
     """Everything that changes while training.
@@ -40,29 +46,29 @@ class Training:
     Parameters
     ----------
     config : TrainConfig
-    team : Team
+    group : ProcessGroup
     network, average : LiveNetwork
         The weights being trained, and their running average.
     model : torch.nn.Module
-        The network as the team trains it.
+        The network as the group trains it.
     optimiser : torch.optim.AdamW
     step : int
         Steps done.
-    still : tuple of torch.nn.Module
-        Parts that are not trained, whose batch statistics stay as they are.
+    frozen : tuple of torch.nn.Module
+        Parts whose batch statistics stay as they are.
     """
 
     config: TrainConfig
-    team: Team
+    group: ProcessGroup
     network: LiveNetwork
     average: LiveNetwork
     model: nn.Module
     optimiser: torch.optim.AdamW
     step: int = 0
-    still: tuple[nn.Module, ...] = ()
+    frozen: tuple[nn.Module, ...] = ()
 
     @classmethod
-    def start(cls, config: TrainConfig, team: Team | None = None) -> Training:
+    def start(cls, config: TrainConfig, group: ProcessGroup = _ALONE) -> Training:
         """New weights from the configuration's seed.
 
         Raises
@@ -77,20 +83,19 @@ class Training:
                 got=str(config.optimisation.batch),
                 fix="raise optimisation.batch, or recipe.batch where a model is adapted",
             )
-        team = team or Team(0, 1, torch.device("cpu"))
         settings = config.optimisation
         torch.manual_seed(settings.seed)
         size = config.network
         if settings.auto_encoding > 0:
             size = replace(size, labels=size.labels + 1)
-        network, average = LiveNetwork(size).to(team.device), LiveNetwork(size).to(team.device)
+        network, average = LiveNetwork(size).to(group.device), LiveNetwork(size).to(group.device)
         average.load_state_dict(network.state_dict())
-        if cls._low_precision(config, team):
+        if _computes_low(config, group):
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimiser = torch.optim.AdamW(
             network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
         )
-        return cls(config, team, network, average.eval(), team.wrap(network), optimiser)
+        return cls(config, group, network, average.eval(), group.wrap(network), optimiser)
 
     @property
     def patches(self) -> Patches:
@@ -102,15 +107,10 @@ class Training:
     def result(self) -> LiveNetwork:
         """The averaged weights without what only training needs, on the processor."""
         labels = range(len(self.config.labels))
-        return chosen_labels(self.average, tuple(labels)).to("cpu").eval()
+        return select_labels(self.average, tuple(labels)).to("cpu").eval()
 
     def advance(self, fields: Sequence[Field]) -> float:
-        """One step.
-
-        Returns
-        -------
-        float
-            The loss: a sum over labels.
+        """One step; returns the loss, a sum over labels.
 
         Raises
         ------
@@ -121,9 +121,9 @@ class Training:
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.step, settings)
         # A trailing 0 changes nothing: a single process draws what it drew before there were several.
-        rng = np.random.default_rng([settings.seed, self.step, self.team.rank])
+        rng = np.random.default_rng([settings.seed, self.step, self.group.rank])
         self.model.train()
-        for part in self.still:
+        for part in self.frozen:
             part.eval()
         loss = self._loss(self.patches.draw(fields, rng))
         self.optimiser.zero_grad(set_to_none=True)
@@ -138,41 +138,36 @@ class Training:
                 fix="lower optimisation.learning_rate or set precision: fp32; the last checkpoint is kept",
             )
         self.optimiser.step()
-        self._follow(min(settings.average, (1 + self.step) / (10 + self.step)))
+        self._update_average(min(settings.average, (1 + self.step) / (10 + self.step)))
         self.step += 1
         return value
 
-    @staticmethod
-    def _low_precision(config: TrainConfig, team: Team) -> bool:
-        wanted = config.optimisation.precision
-        return wanted == "bf16" or (wanted == "auto" and computes_in_bf16(team.device))
-
     def _loss(self, batch: Batch) -> Tensor:
-        device, settings = self.team.device, self.config.optimisation
+        device, settings = self.group.device, self.config.optimisation
         x, y, weight = (part.to(device) for part in (batch.x, batch.y, batch.weight))
-        low = self._low_precision(self.config, self.team)
+        low = _computes_low(self.config, self.group)
         if low:
             x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=low):
             mean, log_variance = self.model(x)
         mean, log_variance = mean.float(), log_variance.float()
         labels = len(self.config.labels)
-        pixels = pixel_nll(mean[:, :labels], log_variance[:, :labels], y, settings.beta)
-        loss = over_labels(pixels, weight, self.team.total, self.team.size)
+        pixels = beta_nll(mean[:, :labels], log_variance[:, :labels], y, settings.beta)
+        loss = sum_over_labels(pixels, weight, self.group.sum, self.group.size)
         if settings.auto_encoding > 0:
             middle = x[:, x.shape[1] // 2, None].float()
-            again = pixel_nll(mean[:, labels:], log_variance[:, labels:], middle, settings.beta)
+            again = beta_nll(mean[:, labels:], log_variance[:, labels:], middle, settings.beta)
             loss = loss + settings.auto_encoding * again.mean()
         return loss
 
-    def _follow(self, decay: float) -> None:
+    def _update_average(self, decay: float) -> None:
         pairs = zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True)
         with torch.no_grad():
-            for kept, new in pairs:
-                if kept.is_floating_point():
-                    kept.lerp_(new, 1 - decay)
+            for average, new in pairs:
+                if average.is_floating_point():
+                    average.lerp_(new, 1 - decay)
                 else:
-                    kept.copy_(new)
+                    average.copy_(new)
 
     def state(self) -> dict[str, Tensor]:
         """All that a checkpoint holds, as tensors by name."""
@@ -182,17 +177,17 @@ class Training:
             tensors |= {f"optimiser/{index}/{name}": value for name, value in state.items()}
         return tensors
 
-    def restore(self, step: int, kept: Tensors) -> None:
+    def restore(self, step: int, saved: Tensors) -> None:
         """Go on from a checkpoint; `ModelError` if it belongs to another network."""
         try:
-            self.network.load_state_dict(kept.under("network/"))
-            self.average.load_state_dict(kept.under("average/"))
+            self.network.load_state_dict(saved.under("network/"))
+            self.average.load_state_dict(saved.under("average/"))
         except RuntimeError as error:
             raise ModelError(
                 "the checkpoint is of another network", got=str(error)[:200], fix="choose an empty folder"
             ) from error
         states: dict[int, dict[str, Tensor]] = {}
-        for key, value in kept.under("optimiser/").items():
+        for key, value in saved.under("optimiser/").items():
             index, name = key.split("/")
             states.setdefault(int(index), {})[name] = value
         groups = self.optimiser.state_dict()["param_groups"]

@@ -16,6 +16,9 @@ from acq_isl.errors import ModelError
 _BLOCK_PX = 4
 _CLIP_SD = 10.0
 _TRUNCATE = 3.0
+_LOG_VARIANCE = (-9.0, 3.0)
+
+Kind = Literal["unet", "separable", "convnext"]
 
 
 class Normalise(nn.Module):
@@ -51,11 +54,6 @@ class Normalise(nn.Module):
         """Normalise (N, Z, H, W) float32 counts with (N,) float32 reciprocal contrasts."""
         x = (counts - self.background(counts)) * inv_sd[:, None, None, None]
         return x.clamp(-_CLIP_SD, _CLIP_SD)  # (N, Z, H, W)
-
-
-_LOG_VARIANCE = (-9.0, 3.0)
-
-Kind = Literal["unet", "separable", "convnext"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,21 +94,21 @@ class NetworkConfig:
         return int(self.fold * 2 ** (self.levels - 1))
 
 
-def _plain(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(*_dense(inputs, outputs), *_dense(outputs, outputs))
-
-
-def _dense(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> tuple[nn.Module, ...]:
+def _convolve(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> tuple[nn.Module, ...]:
     padding = (size - stride) // 2
     conv = nn.Conv2d(inputs, outputs, size, stride=stride, padding=padding, bias=False)
     return conv, nn.BatchNorm2d(outputs), nn.ReLU()
+
+
+def _plain(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(*_convolve(inputs, outputs), *_convolve(outputs, outputs))
 
 
 def _separable(inputs: int, outputs: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for source in (inputs, outputs):
         layers += [nn.Conv2d(source, source, 3, padding=1, groups=source, bias=False)]
-        layers += _dense(source, outputs, 1)
+        layers += _convolve(source, outputs, 1)
     return nn.Sequential(*layers)
 
 
@@ -134,7 +132,7 @@ class _Residual(nn.Module):
 
 
 def _convnext(inputs: int, outputs: int) -> nn.Sequential:
-    convolution, norm, _ = _dense(inputs, outputs, 1)
+    convolution, norm, _ = _convolve(inputs, outputs, 1)
     return nn.Sequential(convolution, norm, _Residual(outputs), _Residual(outputs))
 
 
@@ -150,8 +148,8 @@ def _first(config: NetworkConfig) -> nn.Sequential:
     fold, base = config.fold, config.base
     if config.kind == "unet":
         # Two pixels beyond its square: at fold 2 what 3x3 would be after folding pixels into channels.
-        return nn.Sequential(*_dense(config.planes, base, fold + 4, fold), *_dense(base, base))
-    return nn.Sequential(*_dense(config.planes, base, fold, fold), *_LEVELS[config.kind](base, base))
+        return nn.Sequential(*_convolve(config.planes, base, fold + 4, fold), *_convolve(base, base))
+    return nn.Sequential(*_convolve(config.planes, base, fold, fold), *_LEVELS[config.kind](base, base))
 
 
 class _Trunk(nn.Module):
@@ -170,8 +168,8 @@ class _Trunk(nn.Module):
         for parameter in self.head.parameters():
             nn.init.zeros_(parameter)
 
-    def through(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean, log variance, squares of pixels folded into channels, and the coarsest activations."""
+    def predict_folded(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and log variance, squares of pixels folded into channels, and the coarsest activations."""
         skips = []
         for level, block in enumerate(self.down):
             x = block(x if level == 0 else F.max_pool2d(x, 2))  # (N, base 2^l, H/(fold 2^l), W/(fold 2^l))
@@ -189,7 +187,7 @@ class LiveNetwork(_Trunk):
     Lowering the resolution by the first convolution is what makes it fast enough for live use:
     1.03 million parameters and about 65 kMAC per pixel at base 24 of kind ``unet``. Several members are a
     deep ensemble (Lakshminarayanan et al., NeurIPS 2017): the mixture's variance is the mean variance
-    plus the variance of the means, so that disagreement shows as doubt.
+    plus the variance of the means, so that disagreement shows.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -198,55 +196,35 @@ class LiveNetwork(_Trunk):
         self.others = nn.ModuleList(_Trunk(config) for _ in range(config.members - 1))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Predict from a normalised stack.
+        """Mean and log variance, (N, L, H, W) float32 each, of a normalised (N, Z, H, W) float32 stack.
 
-        While training, each member sees its own part of the batch, which must hold as many stacks.
-
-        Parameters
-        ----------
-        x : (N, Z, H, W) float32
-            Output of `Normalise`; H and W multiples of ``config.size_step_px``.
-
-        Returns
-        -------
-        mean, log_variance : (N, L, H, W) float32
+        H and W are multiples of ``config.size_step_px``. While training, each member sees its own part of the
+        batch, which must hold as many stacks.
         """
         if len(self.others) and not self.training:
-            mean, spread, _ = self.with_bottom(x)
-            return mean, 2.0 * spread.log()
-        means, logs, _ = self._through_each(x.chunk(1 + len(self.others)))
-        mean, log_variance = (F.pixel_shuffle(torch.cat(one), self.config.fold) for one in (means, logs))
+            mean, std, _ = self.predict_with_features(x)
+            return mean, 2.0 * std.log()
+        means, logs, _ = self._run_members(x.chunk(1 + len(self.others)))
+        mean, log_variance = (F.pixel_shuffle(torch.cat(parts), self.config.fold) for parts in (means, logs))
         return mean, log_variance
 
-    def with_bottom(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and spread, one SD, of a trained network; the first member's coarsest activations."""
-        means, logs, bottoms = self._through_each((x,) * (1 + len(self.others)))
+    def predict_with_features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and SD, (N, L, H, W), of a trained network; the first member's coarsest activations."""
+        means, logs, features = self._run_members((x,) * (1 + len(self.others)))
         # Mixed while folded: a shuffle of every member's pixels would cost as much as a convolution.
-        mean, spread = means[0], torch.exp(0.5 * logs[0])
+        mean, std = means[0], torch.exp(0.5 * logs[0])
         if len(self.others):
             mean = sum(means[1:], means[0]) / len(means)
-            both = zip(means, logs, strict=True)
-            variances = [log.exp() + (one - mean).square() for one, log in both]
-            spread = (sum(variances[1:], variances[0]) / len(means)).sqrt()
+            pairs = zip(means, logs, strict=True)
+            variances = [log.exp() + (own - mean).square() for own, log in pairs]
+            std = (sum(variances[1:], variances[0]) / len(means)).sqrt()
         fold = self.config.fold
-        return F.pixel_shuffle(mean, fold), F.pixel_shuffle(spread, fold), bottoms[0]
+        return F.pixel_shuffle(mean, fold), F.pixel_shuffle(std, fold), features[0]
 
-    def _through_each(self, parts: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
+    def _run_members(self, parts: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
         members: tuple[_Trunk, ...] = (self, *self.others)
-        return zip(*(one.through(part) for one, part in zip(members, parts, strict=True)), strict=True)
-
-
-def together(first: LiveNetwork, *others: LiveNetwork) -> LiveNetwork:
-    """One network of networks that were trained apart on the same normalisation, in evaluation mode."""
-    config = replace(first.config, members=1 + len(others))
-    whole = LiveNetwork(config)
-    state = dict(first.state_dict())
-    for at, other in enumerate(others):
-        if replace(other.config, members=1) != replace(first.config, members=1):
-            raise ValueError(f"members differ: {first.config} and {other.config}")
-        state |= {f"others.{at}.{name}": value for name, value in other.state_dict().items()}
-    whole.load_state_dict(state)
-    return whole.eval()
+        runs = zip(members, parts, strict=True)
+        return zip(*(member.predict_folded(part) for member, part in runs), strict=True)
 
 
 class Deployed(nn.Module):
@@ -257,12 +235,10 @@ class Deployed(nn.Module):
     Parameters
     ----------
     network : LiveNetwork
-    spread_scale : tuple of float
-        Per label, from calibration.
+    spread_scale, spread_slope : tuple of float
+        Per label, from calibration: the SD is multiplied by scale * (1 + slope * mean). No slope: by scale.
     gate : torch.nn.Module or None
         From `acq_isl.training.ood_gate`: normalised stack and coarsest activations in, (N, K, h, w) out.
-    spread_slope : tuple of float
-        Per label, from calibration: the spread is multiplied by 1 + slope * mean. Empty: by 1.
     """
 
     spread_scale: Tensor
@@ -283,7 +259,7 @@ class Deployed(nn.Module):
         self.register_buffer("spread_slope", slope[None, :, None, None])
 
     def forward(self, stack: Tensor, inv_sd: Tensor) -> tuple[Tensor, ...]:
-        """Predict from camera counts.
+        """Mean and SD, (N, L, H, W) float32 each, and with a gate distances, (N, K, h, w) float32.
 
         Parameters
         ----------
@@ -291,40 +267,31 @@ class Deployed(nn.Module):
             Little-endian bytes of uint16 counts.
         inv_sd : (N,) float32
             1 / `acq_isl.processing.normalize.contrast_sd` of each whole stack.
-
-        Returns
-        -------
-        mean, spread : (N, L, H, W) float32
-        distance : (N, K, h, w) float32
-            With a gate only.
         """
         counts = stack[..., 0].float() + 256.0 * stack[..., 1].float()  # (N, Z, H, W)
         x = self.network.normalise(counts, inv_sd)
-        mean, spread, bottom = self.network.with_bottom(x)
-        mean, spread = mean.clamp(min=0.0), spread * self.spread_scale
+        mean, std, features = self.network.predict_with_features(x)
+        mean, std = mean.clamp(min=0.0), std * self.spread_scale
         if self.sloped:
-            spread = spread * (1.0 + self.spread_slope * mean)
+            std = std * (1.0 + self.spread_slope * mean)
         if self.gate is None:
-            return mean, spread
-        return mean, spread, self.gate(x, bottom)
+            return mean, std
+        return mean, std, self.gate(x, features)
 
 
-def beta_nll(mean: Tensor, log_variance: Tensor, target: Tensor, beta: float = 0.5) -> Tensor:
-    """Gaussian negative log likelihood, each pixel weighted by its predicted variance to the power beta.
+def beta_nll(mean: Tensor, log_variance: Tensor, target: Tensor, beta: float) -> Tensor:
+    """Gaussian negative log likelihood of each pixel, weighted by its predicted variance to the power beta.
 
-    Seitzer et al., "On the pitfalls of heteroscedastic uncertainty estimation", ICLR 2022, eq. 5:
-    without the weight, pixels that are hard to fit are given a large variance and then ignored.
+    Seitzer et al., "On the pitfalls of heteroscedastic uncertainty estimation", ICLR 2022, eq. 5: without the
+    weight, pixels that are hard to fit are given a large variance and then ignored. All are (N, L, H, W).
     """
-    return pixel_nll(mean, log_variance, target, beta).mean()
-
-
-def pixel_nll(mean: Tensor, log_variance: Tensor, target: Tensor, beta: float) -> Tensor:
-    """beta-NLL of each pixel, see `acq_isl.training.network.beta_nll`."""
     nll = 0.5 * (log_variance + (target - mean) ** 2 / log_variance.exp())
-    return (beta * log_variance.detach()).exp() * nll  # (N, L, H, W)
+    return (beta * log_variance.detach()).exp() * nll
 
 
-def over_labels(pixels: Tensor, weight: Tensor, total: Callable[[Tensor], Tensor], size: int = 1) -> Tensor:
+def sum_over_labels(
+    pixels: Tensor, weight: Tensor, reduce: Callable[[Tensor], Tensor], processes: int = 1
+) -> Tensor:
     """Mean over the known pixels of each label, summed over labels.
 
     A label counts fully wherever it is known, whatever other labels the samples lack.
@@ -335,30 +302,21 @@ def over_labels(pixels: Tensor, weight: Tensor, total: Callable[[Tensor], Tensor
         Loss of each pixel.
     weight : (N, L, H, W) float32
         0 where the truth is not known.
-    total : callable
+    reduce : callable
         Sums over the processes that train together.
-    size : int
+    processes : int
         Number of these; their gradients are averaged.
     """
-    known = total(weight.sum(dim=(0, 2, 3))).clamp(min=1)  # (L,)
+    known = reduce(weight.sum(dim=(0, 2, 3))).clamp(min=1)  # (L,)
     # where: what is not known may be anything, even NaN
     chosen = torch.where(weight > 0, pixels * weight, 0.0).sum(dim=(0, 2, 3))  # (L,)
-    return size * (chosen / known).sum()
+    return processes * (chosen / known).sum()
 
 
-def chosen_labels(network: LiveNetwork, labels: Sequence[int | None]) -> LiveNetwork:
-    """The same network for some of its labels.
+def select_labels(network: LiveNetwork, labels: Sequence[int | None]) -> LiveNetwork:
+    """A copy of the network for some of its labels.
 
-    Parameters
-    ----------
-    network : LiveNetwork
-    labels : sequence of int or None
-        Numbers of old labels in the new order; None: a new one, whose head starts as in a new network.
-
-    Returns
-    -------
-    LiveNetwork
-        A copy.
+    ``labels`` are numbers of old labels in the new order; None: a new one, whose head starts anew.
     """
     config = replace(network.config, labels=len(labels))
     fresh = LiveNetwork(config)
@@ -367,7 +325,7 @@ def chosen_labels(network: LiveNetwork, labels: Sequence[int | None]) -> LiveNet
         if old.shape == state[name].shape and list(labels) == list(range(network.config.labels)):
             state[name] = old.clone()
         elif "head" in name.split("."):  # of every member
-            state[name] = _head(old.cpu(), state[name], network.config, labels)
+            state[name] = _select_head(old.cpu(), state[name], network.config, labels)
         elif old.shape == state[name].shape:
             state[name] = old.clone()
         else:
@@ -376,7 +334,7 @@ def chosen_labels(network: LiveNetwork, labels: Sequence[int | None]) -> LiveNet
     return fresh
 
 
-def _head(old: Tensor, fresh: Tensor, config: NetworkConfig, labels: Sequence[int | None]) -> Tensor:
+def _select_head(old: Tensor, fresh: Tensor, config: NetworkConfig, labels: Sequence[int | None]) -> Tensor:
     source = old.reshape(2, config.labels, -1)
     target = fresh.clone().reshape(2, len(labels), -1)
     with torch.no_grad():

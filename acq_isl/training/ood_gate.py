@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -34,10 +35,11 @@ _FOLDS = 5
 _EPS = 1e-3
 
 Rows = NDArray[np.float64]
+_Fit = TypeVar("_Fit", "FeatureNormal", "PolarityDiscriminant")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Normal:
+class FeatureNormal:
     """A normal distribution of feature vectors.
 
     Parameters
@@ -51,17 +53,10 @@ class Normal:
     whitening: Rows
 
     @classmethod
-    def fit(cls, rows: Rows) -> Normal:
-        """Fit to (window, F) vectors.
-
-        The covariance is shrunk towards a multiple of the identity after Ledoit and Wolf, "A
-        well-conditioned estimator for large-dimensional covariance matrices", J. Multivariate Analysis
-        88 (2004): there are fewer independent windows than entries in it.
-        """
-        from sklearn.covariance import ledoit_wolf
-
-        mean, scale = rows.mean(axis=0), rows.std(axis=0) + 1e-6
-        values, vectors = np.linalg.eigh(ledoit_wolf((rows - mean) / scale, assume_centered=True)[0])
+    def fit(cls, rows: Rows) -> FeatureNormal:
+        """Fit to (window, F) vectors."""
+        mean, scale, covariance = _shrunk_covariance(rows)
+        values, vectors = np.linalg.eigh(covariance)
         return cls(mean, vectors / np.sqrt(values) / scale[:, None])
 
     def distance(self, rows: Rows) -> Rows:
@@ -71,7 +66,7 @@ class Normal:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Polarity:
+class PolarityDiscriminant:
     """Log odds that odd statistics come from the negative; ``-rows @ weights``.
 
     Under inversion the statistics change their sign, so the two classes lie symmetric about 0.
@@ -80,13 +75,10 @@ class Polarity:
     weights: Rows
 
     @classmethod
-    def fit(cls, rows: Rows) -> Polarity:
+    def fit(cls, rows: Rows) -> PolarityDiscriminant:
         """Fisher's linear discriminant between (window, F) vectors and their negatives."""
-        from sklearn.covariance import ledoit_wolf
-
-        scale = rows.std(axis=0) + 1e-6
-        covariance = ledoit_wolf((rows - rows.mean(axis=0)) / scale, assume_centered=True)[0]
-        return cls(2 * np.linalg.solve(covariance, rows.mean(axis=0) / scale) / scale)
+        mean, scale, covariance = _shrunk_covariance(rows)
+        return cls(2 * np.linalg.solve(covariance, mean / scale) / scale)
 
     def distance(self, rows: Rows) -> Rows:
         """Log odds, (window,): positive where the negative is likelier."""
@@ -94,10 +86,25 @@ class Polarity:
         return found
 
 
+def _shrunk_covariance(rows: Rows) -> tuple[Rows, Rows, Rows]:
+    """Mean and scale, (F,), and covariance after scaling, (F, F), of (window, F) vectors.
+
+    The covariance is shrunk towards a multiple of the identity after Ledoit and Wolf, "A well-conditioned
+    estimator for large-dimensional covariance matrices", J. Multivariate Analysis 88 (2004): there are fewer
+    independent windows than entries in it.
+    """
+    from sklearn.covariance import ledoit_wolf
+
+    mean, scale = rows.mean(axis=0), rows.std(axis=0) + 1e-6
+    return mean, scale, ledoit_wolf((rows - mean) / scale, assume_centered=True)[0]
+
+
 class GateHead(nn.Module):
     """The distances of each window of a stack, (N, 3, h, w), from what the network has computed anyway."""
 
-    def __init__(self, step_px: int, features: Normal, focus: Normal, polarity: Polarity) -> None:
+    def __init__(
+        self, step_px: int, features: FeatureNormal, focus: FeatureNormal, polarity: PolarityDiscriminant
+    ) -> None:
         super().__init__()
         self.step_px = step_px
         for name, normal in (("features", features), ("focus", focus)):
@@ -105,9 +112,9 @@ class GateHead(nn.Module):
             self.register_buffer(f"{name}_whitening", torch.tensor(normal.whitening, dtype=torch.float32))
         self.register_buffer("polarity", torch.tensor(polarity.weights, dtype=torch.float32))
 
-    def forward(self, x: Tensor, bottom: Tensor) -> Tensor:
+    def forward(self, x: Tensor, features: Tensor) -> Tensor:
         """Distances of a normalised (N, Z, H, W) stack with its coarsest activations (N, C, h, w)."""
-        *described, odd = window_statistics(x, bottom, self.step_px)
+        *described, odd = window_statistics(x, features, self.step_px)
         distances = []
         for name, rows in zip(NAMES, described, strict=False):
             mean, whitening = self.get_buffer(f"{name}_mean"), self.get_buffer(f"{name}_whitening")
@@ -118,27 +125,27 @@ class GateHead(nn.Module):
         return torch.stack(distances, dim=1)  # (N, 3, h, w)
 
 
-def window_statistics(x: Tensor, bottom: Tensor, step_px: int) -> tuple[Tensor, Tensor, Tensor]:
+def window_statistics(x: Tensor, features: Tensor, step_px: int) -> tuple[Tensor, Tensor, Tensor]:
     """Pooled activations, even and odd statistics of planes of each window, (N, F, h, w) each."""
     a = x[:, :, ::_SAMPLE_PX, ::_SAMPLE_PX]  # (N, Z, H/4, W/4)
     b = x[:, :, ::_SAMPLE_PX, 1::_SAMPLE_PX]
     c = x[:, :, 2::_SAMPLE_PX, ::_SAMPLE_PX]
-    power = _windows(a.square(), _SAMPLE_PX)
-    fine, coarse = _windows((a - b).square(), _SAMPLE_PX), _windows((a - c).square(), _SAMPLE_PX)
-    deviation = power.sqrt()
+    power = _pool_windows(a.square(), _SAMPLE_PX)
+    fine, coarse = _pool_windows((a - b).square(), _SAMPLE_PX), _pool_windows((a - c).square(), _SAMPLE_PX)
+    rms = power.sqrt()
     like = [
-        _windows(a[:, lag:] * a[:, :-lag], _SAMPLE_PX) / (deviation[:, lag:] * deviation[:, :-lag] + _EPS)
+        _pool_windows(a[:, lag:] * a[:, :-lag], _SAMPLE_PX) / (rms[:, lag:] * rms[:, :-lag] + _EPS)
         for lag in _LAGS
         if lag < x.shape[1]
     ]
     logs = [torch.log(values + _EPS) for values in (power, fine, coarse)]
     # Bright and dark differ little: all pixels count, and two sharpnesses tell structure from noise.
     soft = F.avg_pool2d(x, 2)
-    odd = [_windows(torch.tanh(_ODD_GAIN * part), px) for part, px in ((x, 1), (soft, 2))]
-    return _windows(bottom, step_px), torch.cat([*logs, *like], dim=1), torch.cat(odd, dim=1)
+    odd = [_pool_windows(torch.tanh(_ODD_GAIN * part), px) for part, px in ((x, 1), (soft, 2))]
+    return _pool_windows(features, step_px), torch.cat([*logs, *like], dim=1), torch.cat(odd, dim=1)
 
 
-def _windows(values: Tensor, step_px: int) -> Tensor:
+def _pool_windows(values: Tensor, step_px: int) -> Tensor:
     cells = WINDOW_PX // step_px
     return F.avg_pool2d(values, cells, stride=cells // 2)
 
@@ -150,7 +157,7 @@ def describe(network: LiveNetwork, stack: Tensor) -> Described:
     """`window_statistics` of a normalised (Z, H, W) stack, each (h, w, F) for h x w windows."""
     with torch.no_grad():
         x = stack[None].float()
-        found = window_statistics(x, network.with_bottom(x)[2], network.config.size_step_px)
+        found = window_statistics(x, network.predict_with_features(x)[2], network.config.size_step_px)
     features, focus, odd = (values[0].permute(1, 2, 0).double().numpy() for values in found)
     return features, focus, odd
 
@@ -164,21 +171,16 @@ def fit_gate(
     manifest's tolerances let pass is usual. Limits are quantiles of windows that the fit did not see: on
     its own windows a fit with many axes always looks too good.
 
-    Parameters
-    ----------
-    network : LiveNetwork
-    stacks : iterable of (Z, H, W) float32
-        From `Normalise`; sides at least `WINDOW_PX` and multiples of the network's size step.
-    false_alarms : float
-        Share of usual windows that may lie above a limit.
+    Stacks are (Z, H, W) float32 from `Normalise`, sides at least `WINDOW_PX` and multiples of the network's
+    size step. ``false_alarms`` is the share of usual windows that may lie above a limit.
 
     Raises
     ------
     ExperimentError
         Too few windows to know what is usual.
     """
-    described = [tuple(describe(network, seen) for seen in _tolerated(stack)) for stack in stacks]
-    count = sum(one[0][0].shape[0] * one[0][0].shape[1] for one in described)
+    described = [tuple(describe(network, seen) for seen in _vary(stack)) for stack in stacks]
+    count = sum(seen[0][0][..., 0].size for seen in described)
     if count < _LEAST_WINDOWS:
         raise ExperimentError(
             "the training fields are too few to say what an unusual stack is",
@@ -186,23 +188,20 @@ def fit_gate(
             got=str(count),
             fix="train on more or larger fields",
         )
-    fits: list[Normal | Polarity] = []
-    limits, alarms = [], np.zeros(0, bool)
-    ways: tuple[Callable[[Rows], Normal | Polarity], ...] = (Normal.fit, Normal.fit, Polarity.fit)
-    for kind, fit in enumerate(ways):
-        grids = [[seen[kind] for seen in one] for one in described]
-        held = _held_out(grids, fit)
-        fits.append(fit(np.concatenate([_rows(grid) for one in grids for grid in one])))
-        # Several distances share the alarms. Odds below even are no alarm, however rare.
-        limit = float(np.quantile(held, 1 - false_alarms / len(NAMES)))
-        limits.append(max(limit, 0.0) if kind == 2 else limit)
-        alarms = (held > limits[-1]) | (alarms if alarms.size else np.zeros(len(held), bool))
-    features, focus, polarity = fits
-    head = GateHead(network.config.size_step_px, features, focus, polarity)  # type: ignore[arg-type]
+    grids = [[[seen[kind] for seen in stack] for stack in described] for kind in range(len(NAMES))]
+    features, features_held = _fit_held_out(grids[0], FeatureNormal.fit)
+    focus, focus_held = _fit_held_out(grids[1], FeatureNormal.fit)
+    polarity, polarity_held = _fit_held_out(grids[2], PolarityDiscriminant.fit)
+    held = np.stack([features_held, focus_held, polarity_held])
+    # Several distances share the alarms. Odds below even are no alarm, however rare.
+    limits = [float(np.quantile(distances, 1 - false_alarms / len(NAMES))) for distances in held]
+    limits[2] = max(limits[2], 0.0)
+    alarms = (held > np.array(limits)[:, None]).any(axis=0)
+    head = GateHead(network.config.size_step_px, features, focus, polarity)
     return head, Gate(names=NAMES, limits=tuple(limits), false_alarms=float(alarms.mean()))
 
 
-def _tolerated(stack: Tensor) -> Iterator[Tensor]:
+def _vary(stack: Tensor) -> Iterator[Tensor]:
     """A normalised (Z, H, W) stack as it is, and as it may look within the tolerances of its metadata."""
     yield stack
     planes = stack.shape[0]
@@ -219,12 +218,16 @@ def _tolerated(stack: Tensor) -> Iterator[Tensor]:
     yield 0.8 * stack + 0.2 * F.avg_pool2d(stack[None], 3, stride=1, padding=1)[0]
 
 
-def _rows(grid: Rows) -> Rows:
+def _flatten(grid: Rows) -> Rows:
+    """(h, w, F) to (window, F)."""
     return grid.reshape(-1, grid.shape[-1])
 
 
-def _held_out(grids: list[list[Rows]], fit: Callable[[Rows], Normal | Polarity]) -> Rows:
-    """Distances of windows as they are from fits without their neighbourhood, in both directions."""
+def _fit_held_out(grids: list[list[Rows]], fit: Callable[[Rows], _Fit]) -> tuple[_Fit, Rows]:
+    """A fit to all windows, and distances of windows as they are from fits without their neighbourhood.
+
+    Neighbourhoods are cut in both directions; ``grids`` are (h, w, F), of each stack as it is and varied.
+    """
     distances = []
     for axis in (0, 1):
         for part in range(_FOLDS):
@@ -232,9 +235,9 @@ def _held_out(grids: list[list[Rows]], fit: Callable[[Rows], Normal | Polarity])
             for seen in grids:
                 for nth, grid in enumerate(seen):
                     within = np.arange(grid.shape[axis]) * _FOLDS // grid.shape[axis] == part
-                    kept.append(_rows(np.compress(~within, grid, axis)))
+                    kept.append(_flatten(np.compress(~within, grid, axis)))
                     if nth == 0:
-                        left.append(_rows(np.compress(within, grid, axis)))
+                        left.append(_flatten(np.compress(within, grid, axis)))
             if sum(map(len, left)):
                 distances.append(fit(np.concatenate(kept)).distance(np.concatenate(left)))
-    return np.concatenate(distances)
+    return fit(np.concatenate([_flatten(grid) for seen in grids for grid in seen])), np.concatenate(distances)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from acq_isl.files import whole_file
 from acq_isl.manifest import Label
-from acq_isl.processing.display import Uint8Image, display_range, stretched, tinted
+from acq_isl.processing.display import Uint8Image, additive_error, display_range, stretched, tinted
 from acq_isl.training.data.dataset import Field
 from acq_isl.training.network import LiveNetwork
 from acq_isl.training.score import predict
@@ -18,64 +18,38 @@ from acq_isl.training.score import predict
 _SIDE_PX = 256
 _GAP_PX = 6
 _TITLE_PX = 22
-_ORANGE = np.array([230, 120, 0], np.float32)
-_BLUE = np.array([60, 150, 240], np.float32)
-
-Images = NDArray[np.float32]
+_LEGEND = "errors: orange predicted only, blue in truth only, grey both"
 
 
 def draw_panel(network: LiveNetwork, fields: Sequence[Field], labels: Sequence[Label], path: Path) -> None:
-    """Write a picture: one row a field; the middle plane, then truth, prediction and errors of each label.
+    """Write a PNG: one row a field; the middle plane, then truth, prediction and errors of each label.
 
-    Parameters
-    ----------
-    network : LiveNetwork
-        In evaluation mode, on the processor.
-    fields : sequence of Field
-    labels : sequence of Label
-    path : Path
-        PNG file.
+    The network is in evaluation mode, on the processor.
     """
     titles = ["middle plane"]
     for label in labels:
         titles += [f"{label.name}: truth", f"{label.name} (predicted)", "errors"]
-    rows = [_row(network, field, labels) for field in fields]
     step = _SIDE_PX + _GAP_PX
-    sheet = Image.new(
-        "RGB", (step * len(titles) - _GAP_PX, (_SIDE_PX + _TITLE_PX) * len(rows) + _TITLE_PX), "white"
-    )
+    size = step * len(titles) - _GAP_PX, (_SIDE_PX + _TITLE_PX) * len(fields) + _TITLE_PX
+    sheet = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     for column, title in enumerate(titles):
         draw.text((column * step + 3, 3), title, "black", font)
-    for number, (field, row) in enumerate(zip(fields, rows, strict=True)):
+    for number, field in enumerate(fields):
         top = _TITLE_PX + number * (_SIDE_PX + _TITLE_PX)
-        for column, picture in enumerate(row):
+        for column, picture in enumerate(_make_row(network, field, labels)):
             if picture is None:
                 draw.text((column * step + 3, top + _SIDE_PX // 2), "no truth", "gray", font)
             else:
                 sheet.paste(Image.fromarray(picture), (column * step, top))
         draw.text((3, top + _SIDE_PX + 2), field.name, "black", font)
-    draw.text(
-        (step + 3, sheet.height - 18),
-        "errors: orange predicted only, blue in truth only, gray both",
-        "black",
-        font,
-    )
-    partial = path.with_suffix(".partial")
-    sheet.save(partial, "PNG")
-    partial.replace(path)
+    draw.text((step + 3, sheet.height - 18), _LEGEND, "black", font)
+    with whole_file(path) as partial:
+        sheet.save(partial, "PNG")
 
 
-def errors(predicted: Images, truth: Images) -> Uint8Image:
-    """(y, x, 3): what both have in gray, what only the prediction has in orange, only the truth in blue."""
-    p, t = np.clip(predicted, 0, 1), np.clip(truth, 0, 1)
-    colours = np.maximum(p - t, 0)[..., None] * _ORANGE + np.maximum(t - p, 0)[..., None] * _BLUE
-    both = np.minimum(p, t)[..., None] * np.float32(200)
-    picture: Uint8Image = np.clip(colours + both, 0, 255).astype(np.uint8)
-    return picture
-
-
-def _row(network: LiveNetwork, field: Field, labels: Sequence[Label]) -> list[Uint8Image | None]:
+def _make_row(network: LiveNetwork, field: Field, labels: Sequence[Label]) -> list[Uint8Image | None]:
+    """Pictures of the middle of a field; None where there is no truth."""
     step = network.config.size_step_px
     sides = [min(side, max(_SIDE_PX // step, 1) * step) for side in field.y.shape[1:]]
     start = [(whole - side) // 2 for whole, side in zip(field.y.shape[1:], sides, strict=True)]
@@ -91,5 +65,5 @@ def _row(network: LiveNetwork, field: Field, labels: Sequence[Label]) -> list[Ui
             row += [None, predicted, None]
             continue
         truth = field.y[cut][at].astype(np.float32) / 255
-        row += [tinted(stretched(truth, 0, 1), label.color), predicted, errors(mean[at], truth)]
+        row += [tinted(stretched(truth, 0, 1), label.color), predicted, additive_error(mean[at], truth)]
     return row

@@ -12,61 +12,26 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import torch
 
 from acq_isl.errors import ExperimentError, TrainingFailed
-from acq_isl.training.checkpoints import Savepoints, Tensors
+from acq_isl.training.checkpoints import Checkpoints, Tensors
 from acq_isl.training.config import TrainConfig, load_config
 from acq_isl.training.data.dataset import Field, Prepared, Range, open_field, prepare, truth_ranges
 from acq_isl.training.data.pairs import Item
 from acq_isl.training.data.splits import Division
-from acq_isl.training.distributed import Team, joined
+from acq_isl.training.distributed import ProcessGroup, join_group
 from acq_isl.training.export.model_file import Trained, geometry_of, unit_of, write_package
 from acq_isl.training.loop import Training, learning_rate
 from acq_isl.training.panels import draw_panel
-from acq_isl.training.score import score
+from acq_isl.training.score import score_network
 
 logger = logging.getLogger(__name__)
-
-
-class Board:
-    """Writes scalars; does nothing if not wanted.
-
-    Raises `ExperimentError` on creation if TensorBoard is wanted and not installed.
-    """
-
-    def __init__(self, folder: Path, *, wanted: bool) -> None:
-        self._writer: Any = None
-        if not wanted:
-            return
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ExperimentError(
-                "TensorBoard is not installed",
-                fix="pip install tensorboard, or set watching.tensorboard to false",
-            ) from error
-        self._writer = SummaryWriter(str(folder))
-
-    def __enter__(self) -> Board:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-    def scalar(self, name: str, value: float, step: int) -> None:
-        """One point of a curve."""
-        if self._writer is not None:
-            self._writer.add_scalar(name, value, step)
-
 
 # What may differ between the parts of a run that was stopped.
 _FREE = {"watching": True, "checks": True, "optimisation": {"threads", "checkpoint_every"}}
@@ -74,16 +39,7 @@ _FREE = {"watching": True, "checks": True, "optimisation": {"threads", "checkpoi
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is.
-
-    Parameters
-    ----------
-    phase : {"fields", "training"}
-    done, total : int
-    loss : float or None
-    text : str
-        A warning or what is being read.
-    """
+    """How far a run is; ``text`` is a warning or what is being read."""
 
     phase: Literal["fields", "training"]
     done: int
@@ -92,11 +48,11 @@ class Progress:
     text: str = ""
 
 
-Tell = Callable[[Progress], None]
+OnProgress = Callable[[Progress], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Material:
+class Datasets:
     """What is trained on and what is held out.
 
     Parameters
@@ -116,21 +72,15 @@ class Material:
     digest: str
 
 
-def run(config: TrainConfig, folder: Path, tell: Tell = lambda _: None) -> Path:
-    """Prepare fields, train, calibrate and export.
+def run(config: TrainConfig, folder: Path, on_progress: OnProgress = lambda _: None) -> Path:
+    """Prepare fields, train, calibrate and export; returns the path of the model file.
 
     Parameters
     ----------
     config : TrainConfig
     folder : Path
         Made if need be; a run in it that was stopped goes on.
-    tell : callable
-        Told of progress.
-
-    Returns
-    -------
-    Path
-        Of the model file.
+    on_progress : callable
 
     Raises
     ------
@@ -140,109 +90,123 @@ def run(config: TrainConfig, folder: Path, tell: Tell = lambda _: None) -> Path:
         Training diverged, or the folder belongs to another run.
     """
     torch.set_num_threads(config.optimisation.threads)
-    with joined(config.optimisation.device) as team:
-        material = gather(config, config.division(), folder, team, tell)
-        training = Training.start(config, team)
-        points = Savepoints(folder)
-        resume(training, points, material)
-        with Board(folder / "board", wanted=config.watching.tensorboard and team.leads) as board:
-            _train(training, material, points, board, tell)
-        if team.leads:
-            _finish(training, material, folder)
-        team.wait()
+    with join_group(config.optimisation.device) as group:
+        data = prepare_datasets(config, config.divide(), folder, group, on_progress)
+        training = Training.start(config, group)
+        checkpoints = Checkpoints(folder)
+        resume(training, checkpoints, data)
+        with open_tensorboard(folder / "board", config.watching.tensorboard and group.leads) as board:
+            _train(training, data, checkpoints, board, on_progress)
+        if group.leads:
+            _finish(training, data, folder)
+        group.wait()
     return folder / "model.onnx"
 
 
-def gather(config: TrainConfig, division: Division, folder: Path, team: Team, tell: Tell) -> Material:
+def open_tensorboard(folder: Path, wanted: bool) -> AbstractContextManager[Any]:
+    """A writer of curves, None if not wanted; `ExperimentError` if TensorBoard is not installed."""
+    if not wanted:
+        return nullcontext()
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ExperimentError(
+            "TensorBoard is not installed",
+            fix="pip install tensorboard, or set watching.tensorboard to false",
+        ) from error
+    writer: AbstractContextManager[Any] = SummaryWriter(str(folder))
+    return writer
+
+
+def prepare_datasets(
+    config: TrainConfig, division: Division, folder: Path, group: ProcessGroup, on_progress: OnProgress
+) -> Datasets:
     """Prepare all fields, the first process for all, and check what only their pixels tell."""
     geometry = geometry_of(config)
-    names = geometry.labels
+    total = len(division.train) + len(division.held_out)
 
-    def prepared(items: Sequence[Item], before: int) -> list[Prepared]:
+    def prepare_all(items: Sequence[Item], before: int) -> list[Prepared]:
         ready = []
         for done, item in enumerate(items, before + 1):
-            one = prepare(item, geometry, config.checks, folder / "fields")
-            ready.append(one)
-            tell(Progress("fields", done, len(division.train) + len(division.held_out), text=item.name))
-            for warning in one.warnings if team.leads else ():
+            field = prepare(item, geometry, config.checks, folder / "fields")
+            ready.append(field)
+            on_progress(Progress("fields", done, total, text=item.name))
+            for warning in field.warnings if group.leads else ():
                 logger.warning("%s", warning)
         return ready
 
-    if not team.leads:
-        team.wait()
-    train = prepared(division.train, 0)
-    held_out = prepared(division.held_out, len(train))
-    if team.leads:
-        team.wait()
-    division.check_contents({one.name: one.digest for one in (*train, *held_out)})
-    ranges = truth_ranges(train, names)
+    if not group.leads:
+        group.wait()
+    train = prepare_all(division.train, 0)
+    held_out = prepare_all(division.held_out, len(train))
+    if group.leads:
+        group.wait()
+    division.check_contents({field.name: field.digest for field in (*train, *held_out)})
+    ranges = truth_ranges(train, geometry.labels)
     first = config.optimisation.foreground_labels
-    content = hashlib.sha256("".join(one.digest for one in train).encode()).hexdigest()
-    return Material(
-        division,
-        tuple(open_field(one, ranges, first) for one in train),
-        tuple(open_field(one, ranges, first) for one in held_out),
-        ranges,
-        content,
-    )
+    opened = [tuple(open_field(field, ranges, first) for field in side) for side in (train, held_out)]
+    content = hashlib.sha256("".join(field.digest for field in train).encode()).hexdigest()
+    return Datasets(division, opened[0], opened[1], ranges, content)
 
 
-def resume(training: Training, points: Savepoints, material: Material) -> None:
+def resume(training: Training, checkpoints: Checkpoints, data: Datasets) -> None:
     """Go on from the last whole checkpoint of the folder, if there is one, and it is of this run."""
-    training.patches.check(material.train)
-    found = points.newest()
+    training.patches.check(data.train)
+    found = checkpoints.newest()
     if found is None:
         return
-    step, kept = found
-    if kept.about.get("run") != _identity(training.config, material):
+    step, saved = found
+    if saved.metadata.get("run") != _identify(training.config, data):
         raise TrainingFailed(
-            f"{points.folder} belongs to a run with other settings or data",
+            f"{checkpoints.folder} belongs to a run with other settings or data",
             fix="choose another folder, or bring back what was changed",
         )
-    training.restore(step, kept)
+    training.restore(step, saved)
     logger.warning("going on from step %d", training.step)
 
 
-def _train(training: Training, material: Material, points: Savepoints, board: Board, tell: Tell) -> None:
+def _train(
+    training: Training, data: Datasets, checkpoints: Checkpoints, board: Any, on_progress: OnProgress
+) -> None:
     settings, watching = training.config.optimisation, training.config.watching
-    leads = training.team.leads
     while training.step < settings.steps:
-        loss = training.advance(material.train)
+        loss = training.advance(data.train)
         step = training.step
-        if not leads:
+        if not training.group.leads:
             continue
-        tell(Progress("training", step, settings.steps, loss))
+        on_progress(Progress("training", step, settings.steps, loss))
         if step % watching.log_every == 0:
             logger.info("step %d of %d, loss %.4f", step, settings.steps, loss)
-            board.scalar("loss", loss, step)
-            board.scalar("learning rate", learning_rate(step, settings), step)
+            if board is not None:
+                board.add_scalar("loss", loss, step)
+                board.add_scalar("learning rate", learning_rate(step, settings), step)
         if step % settings.checkpoint_every == 0 or step == settings.steps:
-            about = {"run": _identity(training.config, material), "ranges": json.dumps(material.ranges)}
-            points.save(step, Tensors(training.state(), about))
+            metadata = {"run": _identify(training.config, data), "ranges": json.dumps(data.ranges)}
+            checkpoints.save(step, Tensors(training.state(), metadata))
         if watching.panels_every and step % watching.panels_every == 0:
-            _draw(training, material, points.folder / f"panel-{step:08d}.png")
+            _draw(training, data, checkpoints.folder / f"panel-{step:08d}.png")
 
 
-def _finish(training: Training, material: Material, folder: Path) -> None:
+def _finish(training: Training, data: Datasets, folder: Path) -> None:
     """Measure the averaged weights on the held-out fields and write the model."""
-    config, division, network = training.config, material.division, training.result
+    config, division, network = training.config, data.division, training.result
     units = [unit_of(item, division) for item in division.held_out]
-    scores = score(network, material.held_out, units, [label.name for label in config.labels])
-    for one in scores:
-        logger.info("%s, %s, n = %d: pearson %.3f", division.title, one.label, one.n, one.pearson)
-    _draw(training, material, folder / "panel.png")
-    trained = Trained(network, config.labels, material.ranges, scores, material.train)
-    write_package(config, division, trained, folder)
+    scores = score_network(network, data.held_out, units, [label.name for label in config.labels])
+    for score in scores:
+        logger.info("%s, %s, n = %d: pearson %.3f", division.title, score.label, score.n, score.pearson)
+    _draw(training, data, folder / "panel.png")
+    write_package(config, division, Trained(network, config.labels, data.ranges, scores, data.train), folder)
 
 
-def _draw(training: Training, material: Material, path: Path) -> None:
-    fields = material.held_out[: training.config.watching.panels]
+def _draw(training: Training, data: Datasets, path: Path) -> None:
+    fields = data.held_out[: training.config.watching.panels]
     draw_panel(training.result, fields, training.config.labels, path)
 
 
-def _identity(config: TrainConfig, material: Material) -> str:
+def _identify(config: TrainConfig, data: Datasets) -> str:
+    """A hash of all that must stay the same while a run goes on."""
     settings = config.model_dump_json(exclude=_FREE)  # type: ignore[arg-type]
-    return hashlib.sha256(f"{settings} {material.digest}".encode()).hexdigest()
+    return hashlib.sha256(f"{settings} {data.digest}".encode()).hexdigest()
 
 
 def main() -> None:

@@ -46,7 +46,7 @@ def manifest(config, distances):
 
 def normal(size, seed):
     rng = np.random.default_rng(seed)
-    return gates.Normal(
+    return gates.FeatureNormal(
         rng.normal(scale=0.1, size=size), np.eye(size) + rng.normal(scale=0.05, size=(size, size))
     )
 
@@ -56,10 +56,10 @@ def gate_for(network):
     step = network.config.size_step_px
     with torch.no_grad():
         x = torch.zeros(1, PLANES, 128, 128)
-        rows = gates.window_statistics(x, network.with_bottom(x)[2], step)
+        rows = gates.window_statistics(x, network.predict_with_features(x)[2], step)
     features, focus, odd = (one.shape[1] for one in rows)
     weights = np.random.default_rng(2).normal(scale=0.1, size=odd)
-    return gates.GateHead(step, normal(features, 0), normal(focus, 1), gates.Polarity(weights))
+    return gates.GateHead(step, normal(features, 0), normal(focus, 1), gates.PolarityDiscriminant(weights))
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)

@@ -20,14 +20,15 @@ from acq_isl.training import adapt as adapting
 from acq_isl.training.adapt import adapt
 from acq_isl.training.adapt_config import read_pairs
 from acq_isl.training.checkpoints import Tensors, write_tensors
+from acq_isl.training.distributed import ProcessGroup
 from acq_isl.training.export import model_file as package
 from acq_isl.training.export.model_file import write_weights
 from acq_isl.training.export.onnx import export_onnx
 from acq_isl.training.export.weights import read_pretrained, unfold
-from acq_isl.training.learning_curve import Row, beaten
-from acq_isl.training.network import Deployed, LiveNetwork, NetworkConfig, together
+from acq_isl.training.learning_curve import Row, find_better
+from acq_isl.training.network import Deployed, LiveNetwork, NetworkConfig
 from acq_isl.training.ood_gate import fit_gate
-from acq_isl.training.score import Score
+from acq_isl.training.score import HeldOutScore
 
 LABELS = (Label(name="nuclei", marker="DAPI"), Label(name="axons", marker="NFH"))
 
@@ -40,10 +41,11 @@ def manifest(labels=LABELS):
     )  # fmt: skip
 
 
-def old_network(kind="unet", seed=3):
-    torch.manual_seed(seed)
-    network = LiveNetwork(NetworkConfig(3, 2, 4, 2, 8.0, kind))
-    torch.nn.init.normal_(network.head.weight, 0, 0.2)
+def old_network(kind="unet", members=1):
+    torch.manual_seed(3)
+    network = LiveNetwork(NetworkConfig(3, 2, 4, 2, 8.0, kind, members=members))
+    for member in (network, *network.others):
+        torch.nn.init.normal_(member.head.weight, 0, 0.2)
     network.train()
     for _ in range(20):
         network(torch.randn(2, 3, 32, 32))
@@ -176,9 +178,7 @@ def write_pairs(tmp_path, plate, label="lipid", **more):
 
 @pytest.fixture(params=[1, 2], ids=["one network", "two side by side"])
 def model(request, tmp_path):
-    network = old_network()
-    if request.param == 2:
-        network = together(network, old_network(seed=4))
+    network = old_network(members=request.param)
     write_weights(network, manifest(), tmp_path / "weights.safetensors")
     return tmp_path / "weights.safetensors"
 
@@ -236,7 +236,12 @@ def rows(**means):
     """Of two labels, .1 above and below the mean, by start; adapted to one unit it is worse by .3."""
     ks = {"as_it_is": 0}
     found = [
-        Row(ks.get(start, k), start.replace("_", " "), 0, Score(label, 1, mean + off - lost, 0.1, 0.7, 1.0))
+        Row(
+            ks.get(start, k),
+            start.replace("_", " "),
+            0,
+            HeldOutScore(label, 1, mean + off - lost, 0.1, 0.7, 1.0),
+        )
         for start, mean in means.items()
         for k, lost in ((1, 0.3), (2, 0.0))
         if k == 2 or start not in ks
@@ -255,7 +260,7 @@ def rows(**means):
     ],
 )
 def test_what_did_better_is_told(means, says):
-    told = beaten(rows(**means))
+    told = find_better(rows(**means))
     assert told is None if says is None else says in told
 
 
@@ -265,16 +270,14 @@ def test_a_part_alone_learns_first(task, part, tmp_path, plate, model):
     label = "lipid" if task == "new label" else "nuclei"
     config, recipe = read_pairs(write_pairs(tmp_path, plate, label), manifest(), label)
     found = read_pretrained(model)
-    division = config.division()
-    material = adapting.gather(
-        config, division, tmp_path, adapting.Team(0, 1, torch.device("cpu")), lambda _: None
-    )
-    job = adapting._Job(config, recipe, task, material, ("A0", "A1"), found, lambda _: None)
-    network = adapting._selected(found, config.labels)
+    division = config.divide()
+    data = adapting.prepare_datasets(config, division, tmp_path, ProcessGroup(), lambda _: None)
+    job = adapting._Job(config, recipe, task, data, ("A0", "A1"), found, lambda _: None)
+    network = adapting._select(found, config.labels)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     alone = next(adapting._phases(job, network, 0))
     for _ in range(3):
-        alone.advance(material.train)
+        alone.advance(data.train)
     changed = {
         name for name, value in alone.network.state_dict().items() if not torch.equal(value, before[name])
     }

@@ -26,23 +26,22 @@ from acq_isl.errors import ExperimentError, ModelError, TrainingFailed
 from acq_isl.manifest import MANIFEST_KEY, Manifest
 from acq_isl.training import train
 from acq_isl.training.adapt_config import Recipe
-from acq_isl.training.checkpoints import Savepoints, Tensors, read_tensors, write_tensors
+from acq_isl.training.checkpoints import Checkpoints, Tensors, read_tensors, write_tensors
 from acq_isl.training.config import Architecture, Optimisation, TrainConfig, Watching, load_config
 from acq_isl.training.data.augment import Augmentation
 from acq_isl.training.data.dataset import Field
 from acq_isl.training.data.pairs import Checks
 from acq_isl.training.data.patches import Patches
-from acq_isl.training.distributed import Team, computes_in_bf16
+from acq_isl.training.distributed import computes_in_bf16
 from acq_isl.training.loop import Training, learning_rate
 from acq_isl.training.network import (
     LiveNetwork,
     NetworkConfig,
     beta_nll,
-    chosen_labels,
-    over_labels,
-    pixel_nll,
+    select_labels,
+    sum_over_labels,
 )
-from acq_isl.training.train import Board
+from acq_isl.training.train import open_tensorboard
 
 IDLE_S = 120  # half a second of processor time, or a word, within it is progress
 NO_CHANGE = Augmentation(gamma=(1, 1), gain=(1, 1), noise=(0, 0), blur=0, flips=False)
@@ -126,8 +125,8 @@ def test_two_processes_draw_different_patches(fields):
 def test_with_all_labels_the_loss_is_the_sum_of_beta_nll():
     rng = torch.Generator().manual_seed(0)
     mean, log_variance, target = (torch.randn(2, 3, 8, 8, generator=rng) for _ in range(3))
-    total = over_labels(pixel_nll(mean, log_variance, target, 0.5), torch.ones(2, 3, 8, 8), lambda v: v)
-    wanted = sum(beta_nll(mean[:, [i]], log_variance[:, [i]], target[:, [i]], 0.5) for i in range(3))
+    total = sum_over_labels(beta_nll(mean, log_variance, target, 0.5), torch.ones(2, 3, 8, 8), lambda v: v)
+    wanted = sum(beta_nll(mean[:, [i]], log_variance[:, [i]], target[:, [i]], 0.5).mean() for i in range(3))
     torch.testing.assert_close(total, wanted)
 
 
@@ -137,7 +136,7 @@ def test_a_label_counts_fully_whatever_else_is_absent():
     weight[:, 1] = 0
     weight[1:, 2] = 0
     pixels[:, 1] = torch.nan
-    assert float(over_labels(pixels, weight, lambda v: v)) == 2.0
+    assert float(sum_over_labels(pixels, weight, lambda v: v)) == 2.0
 
 
 def test_an_absent_label_pulls_no_weights(fields):
@@ -179,7 +178,7 @@ def test_labels_can_be_reordered_and_added():
     torch.manual_seed(0)
     network = LiveNetwork(NetworkConfig(3, 2, 4, 2, 8.0)).eval()
     torch.nn.init.normal_(network.head.weight)
-    other = chosen_labels(network, (None, 1)).eval()
+    other = select_labels(network, (None, 1)).eval()
     x = torch.randn(1, 3, 16, 16)
     with torch.no_grad():
         torch.testing.assert_close(other(x)[0][:, 1], network(x)[0][:, 1])
@@ -191,7 +190,7 @@ def test_labels_can_be_reordered_and_added():
 
 def test_a_stopped_run_goes_on_as_if_it_had_not(fields, tmp_path):
     straight, first = trained(tiny(), fields, 6), trained(tiny(), fields, 3)
-    points = Savepoints(tmp_path)
+    points = Checkpoints(tmp_path)
     points.save(3, Tensors(first.state(), {}))
     second = Training.start(tiny())
     second.restore(*points.newest())
@@ -229,7 +228,7 @@ def test_members_need_a_patch_each():
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "empty"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, caplog, harm):
-    points = Savepoints(tmp_path)
+    points = Checkpoints(tmp_path)
     for step in (2, 4):
         points.save(step, Tensors({"w": torch.full((50,), float(step))}, {"run": "a"}))
     path = tmp_path / "checkpoint-00000004.safetensors"
@@ -237,18 +236,18 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, caplog, har
     content[-40] ^= 1
     path.write_bytes({"cut": content[:-30], "flip": content, "empty": b""}[harm])
     step, kept = points.newest()
-    assert (step, float(kept.tensors["w"][0]), kept.about) == (2, 2.0, {"run": "a"})
+    assert (step, float(kept.tensors["w"][0]), kept.metadata) == (2, 2.0, {"run": "a"})
     assert "going back to the checkpoint before" in caplog.text
 
 
 def test_with_every_checkpoint_damaged_nothing_is_begun_anew(tmp_path):
     (tmp_path / "checkpoint-00000004.safetensors").write_bytes(b"nothing")
     with pytest.raises(TrainingFailed, match="every checkpoint"):
-        Savepoints(tmp_path).newest()
+        Checkpoints(tmp_path).newest()
 
 
 def test_two_checkpoints_are_kept(tmp_path):
-    points = Savepoints(tmp_path)
+    points = Checkpoints(tmp_path)
     for step in (1, 2, 3, 4):
         points.save(step, Tensors({"w": torch.zeros(3)}, {}))
     assert [path.name[-14:-12] for path in sorted(tmp_path.iterdir())] == ["03", "04"]
@@ -258,7 +257,7 @@ def test_text_and_tensors_come_back(tmp_path):
     content = Tensors({"a/b": torch.arange(6).reshape(2, 3), "a/c": torch.tensor(1.5)}, {"x": "y"})
     write_tensors(tmp_path / "t", content)
     back = read_tensors(tmp_path / "t")
-    assert back.about == {"x": "y"}
+    assert back.metadata == {"x": "y"}
     assert_same(dict(content.tensors), back.tensors)
     assert set(back.under("a/")) == {"b", "c"}
 
@@ -338,13 +337,13 @@ def test_a_killed_process_goes_on_to_the_same_weights(tmp_path, monkeypatch):
         wait_while_it_works(process, log, lambda: kept() or popen.poll() is not None)
         assert popen.poll() is None, f"training ended early:\n{said(log)}"
         popen.send_signal(getattr(signal, "SIGKILL", signal.SIGTERM))
-    reached, _ = Savepoints(tmp_path / "killed").newest()
+    reached, _ = Checkpoints(tmp_path / "killed").newest()
     assert 0 < reached < 150
     run_to_end(command, log)
     monkeypatch.setattr(train, "_finish", lambda *_: None)
     train.run(tiny(**more), tmp_path / "straight")
-    step, straight = Savepoints(tmp_path / "straight").newest()
-    again, resumed = Savepoints(tmp_path / "killed").newest()
+    step, straight = Checkpoints(tmp_path / "straight").newest()
+    again, resumed = Checkpoints(tmp_path / "killed").newest()
     assert step == again == 150
     assert_same(dict(straight.tensors), resumed.tensors)
 
@@ -362,7 +361,7 @@ def seen(self, fields):
     loss = advance(self, fields)
     if self.step == 6:
         weights = self.network.state_dict()["head.weight"]
-        torch.save(weights, os.environ["SEEN"] + str(self.team.rank))
+        torch.save(weights, os.environ["SEEN"] + str(self.group.rank))
     return loss
 
 
@@ -385,7 +384,7 @@ def test_two_processes_train_one_network(tmp_path):
     first, second = (torch.load(tmp_path / f"seen{rank}", weights_only=True) for rank in (0, 1))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     assert float(first.abs().max()) > 0
-    step, kept = Savepoints(tmp_path / "team").newest()
+    step, kept = Checkpoints(tmp_path / "team").newest()
     assert step == 6
     torch.testing.assert_close(kept.tensors["network/head.weight"], first, rtol=0, atol=0)
     alone = train.Training.start(tiny())
@@ -425,9 +424,9 @@ def test_a_folder_of_another_run_is_refused(tmp_path, monkeypatch):
 def test_tensorboard_that_is_absent_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ExperimentError, match="pip install tensorboard"):
-        Board(tmp_path, wanted=True)
-    with Board(tmp_path, wanted=False) as board:
-        board.scalar("loss", 1.0, 1)
+        open_tensorboard(tmp_path, wanted=True)
+    with open_tensorboard(tmp_path, wanted=False) as board:
+        assert board is None
 
 
 def test_a_gpu_that_is_not_there_is_an_error(tmp_path):
@@ -435,7 +434,7 @@ def test_a_gpu_that_is_not_there_is_an_error(tmp_path):
         pytest.skip("there is one")
     with pytest.raises(ExperimentError, match="no GPU"):
         train.run(tiny(device="cuda"), tmp_path)
-    assert isinstance(computes_in_bf16(Team(0, 1, torch.device("cpu")).device), bool)
+    assert isinstance(computes_in_bf16(torch.device("cpu")), bool)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,15 @@ from acq_isl.errors import ExperimentError
 from acq_isl.manifest import Gate
 from acq_isl.processing.normalize import contrast_sd
 from acq_isl.training.network import LiveNetwork, NetworkConfig
-from acq_isl.training.ood_gate import NAMES, GateHead, Normal, Polarity, describe, fit_gate, window_statistics
+from acq_isl.training.ood_gate import (
+    NAMES,
+    FeatureNormal,
+    GateHead,
+    PolarityDiscriminant,
+    describe,
+    fit_gate,
+    window_statistics,
+)
 
 RECORDED = Path(__file__).resolve().parents[3] / "shared" / "data" / "isl_condition_b"
 SMALL = NetworkConfig(planes=5, labels=2, base=4, levels=3, high_pass_px=10.0)
@@ -42,7 +50,7 @@ def soft_stack(seed: int, side: int = 512) -> torch.Tensor:
 def flagged(head: GateHead, gate: Gate, network: LiveNetwork, x: torch.Tensor) -> tuple[float, set[str]]:
     """Share of windows above a limit, and the distances whose median is."""
     with torch.no_grad():
-        distances = head(x[None], network.with_bottom(x[None])[2])[0].flatten(1).numpy()
+        distances = head(x[None], network.predict_with_features(x[None])[2])[0].flatten(1).numpy()
     above = distances > np.array(gate.limits)[:, None]
     median = np.median(distances, axis=1) > np.array(gate.limits)
     return float(above.any(axis=0).mean()), {n for n, out in zip(gate.names, median, strict=True) if out}
@@ -83,10 +91,10 @@ def test_what_is_wrong_is_flagged_and_named(
 def test_the_graph_computes_the_distances_that_were_fitted() -> None:
     network, stack = network_of(SMALL), soft_stack(1)
     features, focus, odd = (one.reshape(-1, one.shape[-1]) for one in describe(network, stack))
-    normals, polarity = (Normal.fit(features), Normal.fit(focus)), Polarity.fit(odd)
+    normals, polarity = (FeatureNormal.fit(features), FeatureNormal.fit(focus)), PolarityDiscriminant.fit(odd)
     head = GateHead(SMALL.size_step_px, *normals, polarity)
     with torch.no_grad():
-        got = head(stack[None], network.with_bottom(stack[None])[2])[0].flatten(1).numpy()
+        got = head(stack[None], network.predict_with_features(stack[None])[2])[0].flatten(1).numpy()
     wanted = normals[0].distance(features), normals[1].distance(focus), polarity.distance(odd)
     for one, other in zip(got, wanted, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)
@@ -94,7 +102,7 @@ def test_the_graph_computes_the_distances_that_were_fitted() -> None:
 
 def test_statistics_of_a_window_do_not_depend_on_what_lies_elsewhere() -> None:
     network, x = network_of(SMALL), soft_stack(2)[None]
-    bottom = network.with_bottom(x)[2].detach()
+    bottom = network.predict_with_features(x)[2].detach()
     whole = window_statistics(x, bottom, SMALL.size_step_px)
     step = SMALL.size_step_px
     rows, columns = slice(64 // step, 192 // step), slice(128 // step, 256 // step)
@@ -105,7 +113,7 @@ def test_statistics_of_a_window_do_not_depend_on_what_lies_elsewhere() -> None:
 
 def test_the_odds_turn_with_the_contrast() -> None:
     rows = np.random.default_rng(0).normal(0.3, 1.0, (200, 6))
-    polarity = Polarity.fit(rows)
+    polarity = PolarityDiscriminant.fit(rows)
     np.testing.assert_allclose(polarity.distance(-rows), -polarity.distance(rows))
     assert np.mean(polarity.distance(rows)) < 0
 

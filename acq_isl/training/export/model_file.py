@@ -25,7 +25,7 @@ from acq_isl.training.data.splits import Division
 from acq_isl.training.export.onnx import export_onnx
 from acq_isl.training.network import Deployed, LiveNetwork
 from acq_isl.training.ood_gate import WINDOW_PX, GateHead, fit_gate
-from acq_isl.training.score import Score, measure_halo, measure_margin
+from acq_isl.training.score import HeldOutScore, measure_halo, measure_margin
 
 WEIGHTS = "weights.safetensors"
 MODEL = "model.onnx"
@@ -46,7 +46,7 @@ class Trained:
     labels : tuple of Label
     ranges : tuple of (float, float)
         Per label, what in the training truth stood for 0 and 1.
-    scores : tuple of Score
+    scores : tuple of HeldOutScore
     seen : tuple of Field
         What it was trained on, from which the gate learns what is usual.
     """
@@ -54,7 +54,7 @@ class Trained:
     network: LiveNetwork
     labels: tuple[Label, ...]
     ranges: tuple[Range, ...]
-    scores: tuple[Score, ...]
+    scores: tuple[HeldOutScore, ...]
     seen: tuple[Field, ...]
 
 
@@ -175,7 +175,7 @@ def _training(config: TrainConfig, division: Division) -> TrainedOn:
     )
 
 
-def _evaluation(one: Score, division: Division) -> Evaluation:
+def _evaluation(one: HeldOutScore, division: Division) -> Evaluation:
     bright = {"truly": one.bright_coverage, "predicted": one.predicted_coverage}
     found = {f"where {which} bright": share for which, share in bright.items() if share is not None}
     return Evaluation(

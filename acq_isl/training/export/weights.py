@@ -57,13 +57,13 @@ def read_pretrained(path: Path) -> Pretrained:
     """
     if path.suffix == ".safetensors":
         kept = read_tensors(path)
-        if "network" not in kept.about or "manifest" not in kept.about:
+        if "network" not in kept.metadata or "manifest" not in kept.metadata:
             raise ModelError(
                 f"{path} does not say what network it is of", fix="give the weights.safetensors of a run"
             )
-        network = LiveNetwork(NetworkConfig(**json.loads(kept.about["network"])))
+        network = LiveNetwork(NetworkConfig(**json.loads(kept.metadata["network"])))
         network.load_state_dict(dict(kept.tensors))
-        return Pretrained(network.eval(), Manifest.from_json(kept.about["manifest"]))
+        return Pretrained(network.eval(), Manifest.from_json(kept.metadata["manifest"]))
     return _from_onnx(path)
 
 
