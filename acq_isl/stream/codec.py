@@ -2,7 +2,7 @@
 
 A message is a JSON header followed by raw little-endian buffers::
 
-    SLICE   header, (y, x) uint16 unless the header points into the shared ring
+    SLICE   header, (y, x) uint16 unless the header points into shared memory
     RESULT  header, mean (label, y, x) float32, spread (label, y, x) float32
     others  header only
 
@@ -34,33 +34,14 @@ from pydantic_core import PydanticSerializationError
 
 from acq_isl.errors import WireError
 from acq_isl.stack import Prediction, Slice, StackInfo
-from acq_isl.stream.messages import (
-    MAX_FRAME_BYTES,
-    MAX_HEADER_BYTES,
-    MAX_NAME,
-    MAX_PLANES,
-    MAX_SIDE_PX,
-    MAX_STACK_BYTES,
-    VERSION,
-    MemoryRef,
-    Message,
-    Result,
-    SliceSent,
-    Wanted,
-)
+from acq_isl.stream import messages as wire
 
 Frame = bytes | memoryview
-_ADAPTER: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="type")])
+_ADAPTER: TypeAdapter[wire.Message] = TypeAdapter(Annotated[wire.Message, Field(discriminator="type")])
 
 
-def encode(message: Message, buffers: Sequence[NDArray[Any]] = ()) -> list[Frame]:
-    """Frames of a message; buffers are viewed, not copied.
-
-    Raises
-    ------
-    WireError
-        The message breaks a limit of the protocol, or the buffers do not belong to it.
-    """
+def encode(message: wire.Message, buffers: Sequence[NDArray[Any]] = ()) -> list[Frame]:
+    """Frames of a message, whose buffers are not copied; WireError if it breaks a limit of the protocol."""
     _check(message)
     if sys.byteorder != "little":  # pragma: no cover - no such machine runs Micro-Manager
         buffers = [buffer.byteswap() for buffer in buffers]
@@ -70,30 +51,23 @@ def encode(message: Message, buffers: Sequence[NDArray[Any]] = ()) -> list[Frame
         header = message.model_dump_json().encode()
     except (PydanticSerializationError, UnicodeEncodeError) as error:
         raise WireError(f"a {message.type} message cannot be written as JSON: {error}") from error
-    if len(header) > MAX_HEADER_BYTES:
+    if len(header) > wire.MAX_HEADER_BYTES:
         raise WireError(
             f"the header of a {message.type} message is too long",
-            wanted=f"<= {MAX_HEADER_BYTES} B",
+            wanted=f"<= {wire.MAX_HEADER_BYTES} B",
             got=f"{len(header)} B",
         )
     return [header, *views]
 
 
-def decode(frames: Sequence[Frame]) -> tuple[Message, tuple[memoryview, ...]]:
-    """Message and its raw buffers (views of the frames, nothing is copied).
-
-    Raises
-    ------
-    WireError
-        Unknown version or type, fields missing or too many, shapes that are negative or absurd,
-        buffers missing, too many, or of another size than the header says.
-    """
+def decode(frames: Sequence[Frame]) -> tuple[wire.Message, tuple[memoryview, ...]]:
+    """Message and its raw buffers, views of the frames; WireError unless both fit the protocol."""
     if not frames:
         raise WireError("a message without frames arrived")
     header = memoryview(frames[0]).cast("B")
-    if header.nbytes > MAX_HEADER_BYTES:
+    if header.nbytes > wire.MAX_HEADER_BYTES:
         raise WireError(
-            "a message header is too long", wanted=f"<= {MAX_HEADER_BYTES} B", got=f"{header.nbytes} B"
+            "a message header is too long", wanted=f"<= {wire.MAX_HEADER_BYTES} B", got=f"{header.nbytes} B"
         )
     try:
         message = _ADAPTER.validate_json(bytes(header))
@@ -108,11 +82,11 @@ def decode(frames: Sequence[Frame]) -> tuple[Message, tuple[memoryview, ...]]:
 def slice_frames(
     stack: int,
     slice_: Slice,
-    ref: MemoryRef | None = None,
-    wanted: Wanted | None = None,
+    ref: wire.MemoryRef | None = None,
+    wanted: wire.Wanted | None = None,
     left_ms: float | None = None,
 ) -> list[Frame]:
-    """Frames of a slice; with ``ref`` its pixels lie in the ring and only the header travels."""
+    """Frames of a slice; with ``ref`` its pixels lie in shared memory and only the header travels."""
     if slice_.pixels.shape != slice_.info.shape or slice_.pixels.dtype != np.uint16:
         raise WireError(
             f"a slice of {slice_.info.key} is not what was announced",
@@ -121,13 +95,13 @@ def slice_frames(
             fix="check camera ROI, binning and bit depth; they must not change within a run",
         )
     try:
-        message = SliceSent(
+        message = wire.SliceSent(
             stack=stack,
             info=slice_.info,
             z_index=slice_.z_index,
             captured_s=slice_.captured_s,
             ring=ref,
-            wanted=wanted or Wanted(),
+            wanted=wanted or wire.Wanted(),
             left_ms=left_ms,
         )
     except ValidationError as error:
@@ -135,12 +109,17 @@ def slice_frames(
     return encode(message, () if ref is not None else (slice_.pixels,))
 
 
-def slice_of(message: SliceSent, buffers: Sequence[memoryview]) -> Slice:
+def slice_of(message: wire.SliceSent, buffers: Sequence[memoryview]) -> Slice:
     """The slice of a message that carries its pixels (a read-only view of the received frame)."""
     if message.ring is not None:
-        raise WireError("a slice that lies in the ring has no pixels of its own")
+        raise WireError("a slice that lies in shared memory has no pixels of its own")
     pixels = np.frombuffer(buffers[0].toreadonly(), "<u2").reshape(message.info.shape)
     return Slice(message.info, message.z_index, pixels, message.captured_s)
+
+
+_SAME_IN_RESULT = (
+    "labels", "model_sha256", "model_name", "engine", "warnings", "border_px", "times", "model", "distances",
+)  # fmt: skip
 
 
 def result_of(stack: int, prediction: Prediction, complete_s: float) -> list[Frame]:
@@ -154,27 +133,15 @@ def result_of(stack: int, prediction: Prediction, complete_s: float) -> list[Fra
                 got=f"{array.shape} {array.dtype}",
                 fix="report this to the maker of the engine",
             )
+    same: dict[str, Any] = {name: getattr(prediction, name) for name in _SAME_IN_RESULT}
     try:
-        message = Result(
-            stack=stack,
-            model=prediction.model,
-            labels=prediction.labels,
-            shape=prediction.info.shape,
-            model_sha256=prediction.model_sha256,
-            model_name=prediction.model_name,
-            engine=prediction.engine,
-            warnings=prediction.warnings,
-            border_px=prediction.border_px,
-            times=prediction.times,
-            distances=prediction.distances,
-            complete_s=complete_s,
-        )
+        message = wire.Result(stack=stack, shape=prediction.info.shape, complete_s=complete_s, **same)
     except ValidationError as error:
         raise _explained(error) from error
     return encode(message, (prediction.mean, prediction.spread))
 
 
-def prediction_of(message: Result, buffers: Sequence[memoryview], info: StackInfo) -> Prediction:
+def prediction_of(message: wire.Result, buffers: Sequence[memoryview], info: StackInfo) -> Prediction:
     """The prediction of a result (views of the received frames); WireError if it is of another shape."""
     if message.shape != info.shape:
         raise WireError(
@@ -182,43 +149,33 @@ def prediction_of(message: Result, buffers: Sequence[memoryview], info: StackInf
         )
     shape = (len(message.labels), *message.shape)
     mean, spread = (np.frombuffer(buffer.toreadonly(), "<f4").reshape(shape) for buffer in buffers)
-    return Prediction(
-        info=info,
-        labels=message.labels,
-        mean=mean,
-        spread=spread,
-        model_sha256=message.model_sha256,
-        model_name=message.model_name,
-        engine=message.engine,
-        warnings=message.warnings,
-        border_px=message.border_px,
-        times=message.times,
-        distances=message.distances,
-        model=message.model,
-    )
+    same: dict[str, Any] = {name: getattr(message, name) for name in _SAME_IN_RESULT}
+    return Prediction(info=info, mean=mean, spread=spread, **same)
 
 
 def check_info(info: StackInfo) -> None:
     """WireError unless a stack is of a size that can exist and can travel."""
     rows, columns = info.shape
-    if not (0 < rows <= MAX_SIDE_PX and 0 < columns <= MAX_SIDE_PX):
+    if not (0 < rows <= wire.MAX_SIDE_PX and 0 < columns <= wire.MAX_SIDE_PX):
         raise WireError(
-            "slices of this size cannot be sent", wanted=f"1 to {MAX_SIDE_PX} px", got=f"{info.shape}"
+            "slices of this size cannot be sent", wanted=f"1 to {wire.MAX_SIDE_PX} px", got=f"{info.shape}"
         )
-    if not 0 < info.planes <= MAX_PLANES or info.planes * rows * columns * 2 > MAX_STACK_BYTES:
+    if not 0 < info.planes <= wire.MAX_PLANES or info.planes * rows * columns * 2 > wire.MAX_STACK_BYTES:
         raise WireError(
             "a stack of this size cannot be sent",
-            wanted=f"1 to {MAX_PLANES} planes, at most {MAX_STACK_BYTES >> 20} MiB",
+            wanted=f"1 to {wire.MAX_PLANES} planes, at most {wire.MAX_STACK_BYTES >> 20} MiB",
             got=f"{info.planes} planes of {info.shape}",
         )
     if not all(math.isfinite(z) for z in info.z_um):
         raise WireError("a stack has a z that is not a number")
-    if len(info.key.position) > MAX_NAME or len(info.key.channel) > MAX_NAME:
-        raise WireError("names of positions and channels are limited", wanted=f"<= {MAX_NAME} characters")
+    if len(info.key.position) > wire.MAX_NAME or len(info.key.channel) > wire.MAX_NAME:
+        raise WireError(
+            "names of positions and channels are limited", wanted=f"<= {wire.MAX_NAME} characters"
+        )
 
 
-def _check(message: Message) -> None:
-    if isinstance(message, SliceSent):
+def _check(message: wire.Message) -> None:
+    if isinstance(message, wire.SliceSent):
         check_info(message.info)
         if message.z_index >= message.info.planes:
             raise WireError(
@@ -226,22 +183,22 @@ def _check(message: Message) -> None:
                 wanted=f"z_index < {message.info.planes}",
                 got=f"{message.z_index}",
             )
-    elif isinstance(message, Result):
+    elif isinstance(message, wire.Result):
         rows, columns = message.shape
-        if not (0 < rows <= MAX_SIDE_PX and 0 < columns <= MAX_SIDE_PX):
+        if not (0 < rows <= wire.MAX_SIDE_PX and 0 < columns <= wire.MAX_SIDE_PX):
             raise WireError("a prediction of this size cannot exist", got=f"{message.shape}")
 
 
-def _check_sizes(message: Message, got: list[int]) -> None:
+def _check_sizes(message: wire.Message, got: list[int]) -> None:
     wanted: list[int] = []
-    if isinstance(message, SliceSent) and message.ring is None:
+    if isinstance(message, wire.SliceSent) and message.ring is None:
         wanted = [math.prod(message.info.shape) * 2]
-    elif isinstance(message, Result):
+    elif isinstance(message, wire.Result):
         wanted = [len(message.labels) * math.prod(message.shape) * 4] * 2
-    if got != wanted or any(size > MAX_FRAME_BYTES for size in got):
+    if got != wanted or any(size > wire.MAX_FRAME_BYTES for size in got):
         raise WireError(
             f"the buffers of a {message.type} message do not fit its header",
-            wanted=f"{wanted} B, each at most {MAX_FRAME_BYTES} B",
+            wanted=f"{wanted} B, each at most {wire.MAX_FRAME_BYTES} B",
             got=f"{got} B",
         )
 
@@ -252,6 +209,6 @@ def _explained(error: ValidationError) -> WireError:
     first = next((c for c in complaints if c["loc"][-1:] == ("version",)), complaints[0])
     where = ".".join(str(part) for part in first["loc"]) or "header"
     return WireError(
-        f"a message does not follow protocol version {VERSION}: {where}: {first['msg']}",
+        f"a message does not follow protocol version {wire.VERSION}: {where}: {first['msg']}",
         fix="run the same version of acq-isl on both sides",
     )

@@ -25,12 +25,11 @@ from zmq.utils.monitor import recv_monitor_message
 from acq_isl.errors import EngineError, WireError
 from acq_isl.stream import messages as wire
 from acq_isl.stream.codec import Frame, decode, encode
-from acq_isl.stream.sockets import ClientKeys, is_ipv6
+from acq_isl.stream.sockets import ClientKeys, open_dealer
 
 log = logging.getLogger(__name__)
 
 _HELLO_EVERY_S = 1.0
-_MESSAGES_QUEUED = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,19 +204,11 @@ class Connection:
             self.clock_offset_s = alive.server_s - (alive.sent_s + now_s) / 2
 
     def _open_socket(self) -> None:
-        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.LINGER, 0)
+        settings = self._settings
+        self._socket = open_dealer(self._context, self._endpoint, settings.keys)
         self._socket.setsockopt(zmq.IMMEDIATE, 1)
-        self._socket.setsockopt(zmq.IPV6, int(is_ipv6(self._endpoint)))
-        self._socket.setsockopt(zmq.SNDHWM, _MESSAGES_QUEUED)
-        self._socket.setsockopt(zmq.RCVHWM, _MESSAGES_QUEUED)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_FRAME_BYTES)
-        self._socket.setsockopt(zmq.RECONNECT_IVL, int(self._settings.reconnect_s * 1000))
-        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, int(self._settings.reconnect_max_s * 1000))
-        keys = self._settings.keys
-        if keys is not None:
-            self._socket.curve_serverkey = keys.server_public
-            self._socket.curve_publickey, self._socket.curve_secretkey = keys.public, keys.secret
+        self._socket.setsockopt(zmq.RECONNECT_IVL, int(settings.reconnect_s * 1000))
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, int(settings.reconnect_max_s * 1000))
         self._monitor = self._socket.get_monitor_socket(
             zmq.EVENT_DISCONNECTED
             | zmq.EVENT_HANDSHAKE_SUCCEEDED

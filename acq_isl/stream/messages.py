@@ -42,7 +42,7 @@ class MemoryOffer(WireModel):
 
 
 class MemoryRef(WireModel):
-    """Where in the ring the pixels of a whole stack lie, valid while the generation there is the same."""
+    """Where in shared memory the pixels of a stack lie, valid while the generation there is the same."""
 
     offset: _Id
     generation: Annotated[int, Field(gt=0, lt=1 << 53)]
@@ -92,6 +92,15 @@ class _Message(WireModel):
     version: Annotated[int, Field(ge=VERSION, le=VERSION)] = VERSION
 
 
+class _OfStack(_Message):
+    stack: _Id
+
+
+class _Answer(_OfStack):
+    model: _Name = ""
+    """By which it was asked for; empty if the client named none."""
+
+
 class Hello(_Message):
     """Client asks to be served. ``attempt`` comes back in the answer, so that old answers are told apart.
 
@@ -139,14 +148,13 @@ class Models(_Message):
     models: _Offers
 
 
-class SliceSent(_Message):
+class SliceSent(_OfStack):
     """One slice. It carries all that is said of its stack, so it means the same alone and after a restart.
 
     ``left_ms`` is what is left of the deadline, counted from the arrival of the last slice: clocks differ.
     """
 
     type: Literal["SLICE"] = "SLICE"
-    stack: _Id
     info: StackInfo
     z_index: _Id
     captured_s: Annotated[float, Field(allow_inf_nan=False)]
@@ -155,15 +163,10 @@ class SliceSent(_Message):
     left_ms: Annotated[float, Field(ge=0, le=MAX_DEADLINE_MS)] | None = None
 
 
-class Result(_Message):
-    """A prediction. ``complete_s`` is the server's Unix time at which the stack was complete.
-
-    ``model`` is the name it was asked for by, here and below; empty if the client named none.
-    """
+class Result(_Answer):
+    """A prediction. ``complete_s`` is the server's Unix time at which the stack was complete."""
 
     type: Literal["RESULT"] = "RESULT"
-    stack: _Id
-    model: _Name = ""
     labels: Annotated[tuple[_Name, ...], Field(min_length=1, max_length=MAX_LABELS)]
     shape: tuple[int, int]
     model_sha256: _Name
@@ -176,60 +179,49 @@ class Result(_Message):
     complete_s: Annotated[float, Field(allow_inf_nan=False)]
 
 
-class Refused(_Message):
+class Refused(_Answer):
     """The stack does not fit the model."""
 
     type: Literal["REFUSED"] = "REFUSED"
-    stack: _Id
-    model: _Name = ""
     reason: _Text
     fix: _Text
 
 
-class Failed(_Message):
+class Failed(_Answer):
     """The stack fits, but could not be predicted: an engine error, or slices that never came."""
 
     type: Literal["FAILED"] = "FAILED"
-    stack: _Id
-    model: _Name = ""
     reason: _Text
 
 
-class Expired(_Message):
+class Expired(_Answer):
     """The deadline of a stack passed before its prediction was begun."""
 
     type: Literal["EXPIRED"] = "EXPIRED"
-    stack: _Id
-    model: _Name = ""
 
 
-class Done(_Message):
+class Done(_Answer):
     """Client has an outcome of a stack; the server may forget it."""
 
     type: Literal["DONE"] = "DONE"
-    stack: _Id
-    model: _Name = ""
 
 
-class Cancel(_Message):
+class Cancel(_OfStack):
     """Client no longer wants the stack; the server forgets it and answers nothing."""
 
     type: Literal["CANCEL"] = "CANCEL"
-    stack: _Id
 
 
-class Withdraw(_Message):
+class Withdraw(_OfStack):
     """Client has newer work. A stack that waits is forgotten and answered with WITHDRAWN; else it goes on."""
 
     type: Literal["WITHDRAW"] = "WITHDRAW"
-    stack: _Id
 
 
-class Withdrawn(_Message):
+class Withdrawn(_OfStack):
     """Server has forgotten a stack, which gives its credit back."""
 
     type: Literal["WITHDRAWN"] = "WITHDRAWN"
-    stack: _Id
 
 
 class Swap(_Message):

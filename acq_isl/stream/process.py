@@ -16,15 +16,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 
 from acq_isl.errors import EngineError
+from acq_isl.files import write_whole
 from acq_isl.stream.model_registry import ServedModel
 from acq_isl.stream.server import EngineServer, ServerSettings
 
 log = logging.getLogger(__name__)
 
 _LOOK_S = 0.02
+_STOP_LOOK_S = 0.2
 _TAIL_BYTES = 2000
 _STOP_S = 5.0
 SERVE = (sys.executable, "-m", "acq_isl", "serve")
@@ -42,10 +44,9 @@ class EngineProcess:
     threads : int, optional
         Processor threads for inference.
     startup_timeout_s : float
-        Longest time for each model until it must serve, as a run waits for it with everything else. The
-        very first start with a wide model may take longer: it tries every back end on this machine and
-        compiles the network.
-        Let ``acq-isl serve`` do that once, before a microscope waits. One that ends early is noticed at once.
+        Longest time for each model until it must serve. The very first start with a wide model may take
+        longer: it tries every back end and compiles the network. Let ``acq-isl serve`` do that once, before
+        a microscope waits. One that ends early is noticed at once.
     command : sequence of str
         What understands ``--model --bind --threads --announce --stop-with-stdin``.
 
@@ -69,6 +70,7 @@ class EngineProcess:
         self._startup_timeout_s = startup_timeout_s * len(self._models)
         self._command = tuple(command)
         self._endpoint = ""
+        self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> EngineProcess:
         self._stderr = tempfile.TemporaryFile()
@@ -80,9 +82,7 @@ class EngineProcess:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.stop()
 
     @property
@@ -95,24 +95,23 @@ class EngineProcess:
         return [word for model in self._models for word in ("--model", model)]
 
     @property
-    def pid(self) -> int:
-        return self._process.pid
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
 
     @property
     def running(self) -> bool:
-        return self._process.poll() is None
+        return self._process is not None and self._process.poll() is None
 
     def stop(self) -> None:
         """End it: first politely, then by force. Does nothing the second time."""
-        process = getattr(self, "_process", None)
-        if process is not None:
-            _end(process, politely=bool(self._endpoint))
+        if self._process is not None:
+            _end(self._process, politely=bool(self._endpoint))
         self._announce.unlink(missing_ok=True)
         self._stderr.close()
 
-    def _last_words(self) -> str:
+    def _last_words(self, process: subprocess.Popen[bytes]) -> str:
         """The end of what it wrote to standard error; ends it, for while it runs the file is its own."""
-        _end(self._process, politely=False)
+        _end(process, politely=False)
         length = self._stderr.seek(0, os.SEEK_END)
         self._stderr.seek(max(length - _TAIL_BYTES, 0))
         return self._stderr.read().decode("utf-8", "replace").strip() or "nothing on standard error"
@@ -126,7 +125,7 @@ class EngineProcess:
         # predictions while it stops.
         windows = sys.platform == "win32"
         try:
-            self._process = subprocess.Popen(
+            self._process = process = subprocess.Popen(
                 [*self._command, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
@@ -139,22 +138,22 @@ class EngineProcess:
             raise EngineError(
                 f"the engine's process could not be started: {error}", wanted=" ".join(self._command)
             ) from error
-        self._endpoint = self._wait_until_ready()
+        self._endpoint = self._wait_until_ready(process)
 
-    def _wait_until_ready(self) -> str:
+    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> str:
         deadline_s = time.monotonic() + self._startup_timeout_s
         names = ", ".join(self._models)
         while not self._announce.exists():
-            if not self.running:
+            if process.poll() is not None:
                 raise EngineError(
-                    f"the engine for {names} ended with code {self._process.returncode} before serving",
-                    got=self._last_words(),
+                    f"the engine for {names} ended with code {process.returncode} before serving",
+                    got=self._last_words(process),
                     fix=f"run it by hand to see more: acq-isl serve {' '.join(self._model_arguments)}",
                 )
             if time.monotonic() > deadline_s:
                 raise EngineError(
                     f"the engine for {names} did not serve within {self._startup_timeout_s:g} s",
-                    got=self._last_words(),
+                    got=self._last_words(process),
                     fix="the first start with a model compiles it; let it do so before the run, and see what "
                     f"takes so long: acq-isl serve --verbose {' '.join(self._model_arguments)}",
                 )
@@ -178,9 +177,6 @@ def _end(process: subprocess.Popen[bytes], *, politely: bool) -> None:
             log.warning("the engine's process %d does not end; insisting", process.pid)
         else:
             return
-
-
-_STOP_LOOK_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +230,7 @@ def serve(
         if parent.stop_with_stdin:
             threading.Thread(target=_watch_stdin, args=(stop,), name="acq-isl parent", daemon=True).start()
         if parent.announce is not None:
-            _announce(parent.announce, server.endpoint)
+            write_whole(parent.announce, json.dumps({"endpoint": server.endpoint, "pid": os.getpid()}))
         while not stop.wait(_STOP_LOOK_S):
             if not server.running:
                 raise EngineError("the server's thread failed", fix="see the log above, and start it again")
@@ -282,9 +278,3 @@ def _watch_stdin(stop: threading.Event) -> None:
         while os.read(0, 4096):
             continue
     stop.set()
-
-
-def _announce(path: Path, endpoint: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps({"endpoint": endpoint, "pid": os.getpid()}), encoding="utf-8")
-    part.replace(path)

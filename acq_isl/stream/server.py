@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import assert_never
 
 import zmq
@@ -108,9 +107,10 @@ class EngineServer:
         welcome = wire.Welcome(attempt=0, credit=credit, models=self._registry.offers)
         self._sessions = Sessions(self._settings.limits, welcome, self._worker.incremental)
         self._context = zmq.Context()
-        self._auth = let_in(self._context, self._settings.keys)
+        keys = self._settings.keys
+        self._stop_authentication = None if keys is None else let_in(self._context, keys)
         try:
-            self._socket = open_router(self._context, self._bind, self._settings.keys)
+            self._socket = open_router(self._context, self._bind, keys)
         except zmq.ZMQError as error:
             self._close_context()
             raise EngineError(
@@ -123,9 +123,7 @@ class EngineServer:
             self._registry, self._settings.load, self._worker.between_stacks, self._waker.wake
         )
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stopping.set()
         self._waker.wake()
         self._io.join(timeout=10)
@@ -149,8 +147,8 @@ class EngineServer:
         return self._worker.counts
 
     def _close_context(self) -> None:
-        if self._auth is not None:
-            self._auth()
+        if self._stop_authentication is not None:
+            self._stop_authentication()
         self._context.destroy(linger=100)
 
     def _answered(self, job: Job, frames: list[Frame]) -> None:

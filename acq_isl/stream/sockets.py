@@ -42,23 +42,20 @@ class ServerKeys:
     allowed: tuple[bytes, ...]
 
 
+@dataclass(frozen=True)
 class _AllowList:
     """Which clients may connect; called by ZMQ's authenticator for every new connection."""
 
-    def __init__(self, allowed: tuple[bytes, ...]) -> None:
-        self._allowed = frozenset(allowed)
+    allowed: tuple[bytes, ...]
 
     def callback(self, domain: str, key: bytes) -> bool:
-        allowed = key in self._allowed
-        if not allowed:
+        if key not in self.allowed:
             log.warning("a client with an unknown key was turned away")
-        return allowed
+        return key in self.allowed
 
 
-def let_in(context: zmq.Context[zmq.Socket[bytes]], keys: ServerKeys | None) -> Callable[[], None] | None:
+def let_in(context: zmq.Context[zmq.Socket[bytes]], keys: ServerKeys) -> Callable[[], None]:
     """Let only known keys in; how to end that."""
-    if keys is None:
-        return None
     from zmq.auth.thread import ThreadAuthenticator
 
     authenticator = ThreadAuthenticator(context)
@@ -157,22 +154,37 @@ class Waker:
 
 
 _MESSAGES_QUEUED = 64
+_Context = zmq.Context[zmq.Socket[bytes]]
 
 
-def open_router(
-    context: zmq.Context[zmq.Socket[bytes]], bind: str, keys: ServerKeys | None
-) -> zmq.Socket[bytes]:
+def open_router(context: _Context, bind: str, keys: ServerKeys | None) -> zmq.Socket[bytes]:
     """A ROUTER bound to an address; ZMQError if that is not possible. Close it after use."""
-    router: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
-    router.setsockopt(zmq.LINGER, 0)
-    router.setsockopt(zmq.IPV6, int(is_ipv6(bind)))
+    router = _open(context, zmq.ROUTER, bind, MAX_FRAME_BYTES)
     # Without it an answer to a client that left would vanish silently.
     router.setsockopt(zmq.ROUTER_MANDATORY, 1)
-    router.setsockopt(zmq.SNDHWM, _MESSAGES_QUEUED)
-    router.setsockopt(zmq.RCVHWM, _MESSAGES_QUEUED)
-    router.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
     if keys is not None:
         router.curve_server = True
         router.curve_publickey, router.curve_secretkey = keys.public, keys.secret
     router.bind(bind)
     return router
+
+
+def open_dealer(
+    context: _Context, endpoint: str, keys: ClientKeys | None, largest_bytes: int = MAX_FRAME_BYTES
+) -> zmq.Socket[bytes]:
+    """A DEALER that may be connected to an address. Close it after use."""
+    dealer = _open(context, zmq.DEALER, endpoint, largest_bytes)
+    if keys is not None:
+        dealer.curve_serverkey = keys.server_public
+        dealer.curve_publickey, dealer.curve_secretkey = keys.public, keys.secret
+    return dealer
+
+
+def _open(context: _Context, kind: int, endpoint: str, largest_bytes: int) -> zmq.Socket[bytes]:
+    opened = context.socket(kind)
+    opened.setsockopt(zmq.LINGER, 0)
+    opened.setsockopt(zmq.IPV6, int(is_ipv6(endpoint)))
+    opened.setsockopt(zmq.SNDHWM, _MESSAGES_QUEUED)
+    opened.setsockopt(zmq.RCVHWM, _MESSAGES_QUEUED)
+    opened.setsockopt(zmq.MAXMSGSIZE, largest_bytes)
+    return opened

@@ -14,16 +14,16 @@ import re
 import threading
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from acq_isl.base import WireModel
 from acq_isl.errors import StorageError
+from acq_isl.files import whole_file
 from acq_isl.stack import StackInfo, Uint16Image
 
 log = logging.getLogger(__name__)
@@ -39,9 +39,7 @@ failed on it; slices are missing; no prediction came in time; the client closed 
 passed; somebody cancelled it."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, ser_json_inf_nan="constants")
-
+class _Record(WireModel):
     format: Literal["acq-isl-spool/1"] = "acq-isl-spool/1"
     stack: Annotated[int, Field(ge=0)]
     info: StackInfo
@@ -50,6 +48,20 @@ class _Record(BaseModel):
     reason: SpoolReason
     crc32: int
     models: tuple[str, ...] = ()
+
+    def check(self, pixels: Uint16Image) -> None:
+        """ValueError unless it fits the pixels that it was read with."""
+        present = self.present
+        if list(present) != sorted(set(present)) or not 0 <= present[0] <= present[-1] < self.info.planes:
+            raise ValueError(f"its slices {present} are not of a stack of {self.info.planes}")
+        if len(self.captured_s) != len(present) or pixels.dtype != np.uint16:
+            raise ValueError("its slices and its record do not fit together")
+        if _crc32(pixels) != self.crc32:
+            raise ValueError("its pixels are not those that were written")
+
+    def to_ascii(self) -> str:
+        """JSON in plain ASCII, as a TIFF text tag must be."""
+        return json.dumps(self.model_dump(mode="json"))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,7 +121,6 @@ class Spool:
         import tifffile
 
         path = self._free(f"{stack.stack:06d}_{_safe(str(stack.info.key))}")
-        part = path.with_name(path.name + ".part")
         try:
             record = _Record(
                 stack=stack.stack,
@@ -121,18 +132,13 @@ class Spool:
                 models=stack.models,
             )
             self.folder.mkdir(parents=True, exist_ok=True)
-            tifffile.imwrite(
-                part,
-                stack.pixels,
-                ome=True,
-                photometric="minisblack",
-                metadata=_ome(stack),
-                extratags=[(_JSON_TAG, "s", 0, _ascii(record), True)],
-            )
-            part.replace(path)
+            tag = (_JSON_TAG, "s", 0, record.to_ascii(), True)
+            metadata = _ome(stack.info)
+            with whole_file(path) as part:
+                tifffile.imwrite(
+                    part, stack.pixels, ome=True, photometric="minisblack", metadata=metadata, extratags=[tag]
+                )
         except (OSError, ValueError) as error:
-            with suppress(OSError):  # the first error says more
-                part.unlink(missing_ok=True)
             raise StorageError(
                 f"stack {stack.info.key} could not be kept on disk for a later engine: {error}",
                 wanted=f"{stack.pixels.nbytes >> 20} MiB in {self.folder}",
@@ -151,7 +157,7 @@ class Spool:
                     raise ValueError("it holds no acq-isl record")
                 record = _Record.model_validate_json(tag.value)
                 pixels = tiff.asarray().reshape(len(record.present), *record.info.shape)
-            _check(record, pixels)
+                record.check(pixels)
         # tifffile raises what its parsers stumble over, from KeyError to struct.error.
         except Exception as error:
             what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
@@ -161,13 +167,7 @@ class Spool:
                 fix="remove the file; its stack is also in the measured data of the run",
             ) from error
         return SpooledStack(
-            record.stack,
-            record.info,
-            record.present,
-            record.captured_s,
-            pixels,
-            record.reason,
-            record.models,
+            record.stack, record.info, record.present, record.captured_s, pixels, record.reason, record.models
         )
 
     def list(self) -> tuple[Path, ...]:
@@ -207,9 +207,7 @@ class SpoolThread:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """End after the jobs that wait."""
         self._jobs.put(None, timeout=60)
         self._thread.join(timeout=60)
@@ -229,29 +227,12 @@ class SpoolThread:
                 log.exception("a job of the spool failed")
 
 
-def _ome(stack: SpooledStack) -> dict[str, Any]:
-    info = stack.info
+def _ome(info: StackInfo) -> dict[str, Any]:
     metadata: dict[str, Any] = {"axes": "ZYX", "Name": str(info.key), "Channel": {"Name": info.key.channel}}
     if np.isfinite(info.pixel_size_um) and info.pixel_size_um > 0:
-        micrometre = "µm"
-        metadata |= {"PhysicalSizeX": info.pixel_size_um, "PhysicalSizeY": info.pixel_size_um}
-        metadata |= {"PhysicalSizeXUnit": micrometre, "PhysicalSizeYUnit": micrometre}
+        for side in "XY":
+            metadata |= {f"PhysicalSize{side}": info.pixel_size_um, f"PhysicalSize{side}Unit": "µm"}
     return metadata
-
-
-def _ascii(record: _Record) -> str:
-    """The record as JSON in plain ASCII, as a TIFF text tag must be."""
-    return json.dumps(json.loads(record.model_dump_json()))
-
-
-def _check(record: _Record, pixels: Uint16Image) -> None:
-    present = record.present
-    if list(present) != sorted(set(present)) or not 0 <= present[0] <= present[-1] < record.info.planes:
-        raise ValueError(f"its slices {present} are not of a stack of {record.info.planes}")
-    if len(record.captured_s) != len(present) or pixels.dtype != np.uint16:
-        raise ValueError("its slices and its record do not fit together")
-    if _crc32(pixels) != record.crc32:
-        raise ValueError("its pixels are not those that were written")
 
 
 def _crc32(pixels: Uint16Image) -> int:

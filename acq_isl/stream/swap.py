@@ -23,57 +23,48 @@ import zmq
 
 from acq_isl.errors import AcqIslError, EngineError, ModelError, StackRefused, WireError
 from acq_isl.stack import StackInfo, StackKey, ZStack
+from acq_isl.stream import messages as wire
 from acq_isl.stream.codec import decode, encode
-from acq_isl.stream.messages import MAX_HEADER_BYTES, Bye, Loading, Message, NotSwapped, Offer, Swap, Swapped
 from acq_isl.stream.model_registry import ModelRegistry, ServedModel, changes, close
-from acq_isl.stream.sockets import ClientKeys, is_ipv6
+from acq_isl.stream.sockets import ClientKeys, open_dealer
 
 log = logging.getLogger(__name__)
 
 _JOIN_S = 10.0
-_LOOK_S = 0.5
+Load = Callable[[str], ServedModel]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Told:
+class SwapNotice:
     """What the socket's thread has to tell: to the asker, and the models' new offers to all clients."""
 
     asker: bytes | None = None
-    message: Swapped | NotSwapped | None = None
-    offers: tuple[Offer, ...] | None = None
+    message: wire.Swapped | wire.NotSwapped | None = None
+    offers: tuple[wire.Offer, ...] | None = None
 
 
 @dataclass(slots=True, eq=False)
 class _Attempt:
-    """A swap that goes on. ``loser`` is what its thread has to close: None stands for the new model."""
+    """A swap that goes on; ``result`` is what to answer once the model ``new`` is in its place."""
 
     asker: bytes
-    swap: Swap
-    loser: queue.Queue[ServedModel | None]
-    thread: threading.Thread | None = None
-    old: Offer | None = None
-    new: Offer | None = None
-    changes: tuple[str, ...] = ()
+    swap: wire.Swap
+    thread: threading.Thread
+    new: ServedModel | None = None
+    result: wire.Swapped | None = None
 
 
 class Swapper:
     """Carries out one swap at a time. All methods belong to the socket's thread, `stop` to its owner.
 
-    Parameters
-    ----------
-    registry : ModelRegistry
-    load : callable or None
-        Makes a model ready, given its file; None refuses every swap.
-    between_stacks : callable
-        Has something done by the engines' thread; False if it cannot.
-    wake : callable
-        Makes the socket's thread call `step`.
+    ``load`` makes a model ready, given its file; without it every swap is refused. ``between_stacks`` has
+    something done by the engines' thread, or gives False. ``wake`` makes the socket's thread call `step`.
     """
 
     def __init__(
         self,
         registry: ModelRegistry,
-        load: Callable[[str], ServedModel] | None,
+        load: Load | None,
         between_stacks: Callable[[Callable[[], None]], bool],
         wake: Callable[[], None],
     ) -> None:
@@ -82,11 +73,12 @@ class Swapper:
         self._attempt: _Attempt | None = None
         self._loaded: queue.SimpleQueue[ServedModel | AcqIslError] = queue.SimpleQueue()
         self._replaced: queue.SimpleQueue[ServedModel] = queue.SimpleQueue()
-        self._stopping = threading.Event()
+        self._stopped = False
+        self._closing: threading.Thread | None = None
         self.latest: StackInfo | None = None
         """A stack as they come, to warm up with."""
 
-    def begin(self, asker: bytes, swap: Swap) -> Loading | NotSwapped:
+    def begin(self, asker: bytes, swap: wire.Swap) -> wire.Loading | wire.NotSwapped:
         """Start to load a model; what to answer."""
         if self._load is None:
             return _refusal(EngineError("this server does not change its models", fix="start it again"))
@@ -97,144 +89,122 @@ class Swapper:
                 _ = self._registry[swap.name]  # before seconds are spent on loading
         except ModelError as error:
             return _refusal(error)
-        attempt = _Attempt(asker, swap, queue.Queue(1))
-        work = (attempt, self._load, self.latest)
-        attempt.thread = threading.Thread(target=self._run, args=work, name="acq-isl swap", daemon=True)
-        self._attempt = attempt
-        attempt.thread.start()
-        return Loading()
+        work = (swap.model, self._load, self.latest)
+        thread = threading.Thread(target=self._run, args=work, name="acq-isl swap", daemon=True)
+        self._attempt = _Attempt(asker, swap, thread)
+        thread.start()
+        return wire.Loading()
 
-    def step(self, particular: int) -> list[Told]:
-        """Go on with a swap; ``particular`` is how many clients want the models as they are."""
-        attempt, told = self._attempt, []
+    def step(self, clients_of_fixed_models: int) -> list[SwapNotice]:
+        """Go on with a swap."""
+        attempt, notices = self._attempt, list[SwapNotice]()
         if attempt is not None and not self._loaded.empty():
             loaded = self._loaded.get()
             if isinstance(loaded, ServedModel):
-                told.append(self._decide(attempt, loaded, particular))
+                notices.append(self._decide(attempt, loaded, clients_of_fixed_models))
             else:
-                told.append(self._refuse(attempt, loaded))
-        if attempt is not None and attempt.old and attempt.new and not self._replaced.empty():
-            attempt.loser.put(self._replaced.get())
-            done = Swapped(old=attempt.old, new=attempt.new, changes=attempt.changes)
+                notices.append(self._refuse(attempt, loaded))
+        if attempt is not None and attempt.result is not None and not self._replaced.empty():
+            self._close(self._replaced.get())
             self._attempt = None
-            told.append(Told(attempt.asker, done))
-        return told
+            notices.append(SwapNotice(attempt.asker, attempt.result))
+        return notices
 
     def stop(self) -> None:
         """Give up a swap that goes on. Call it when the engines' thread has ended."""
+        self._stopped = True
         attempt = self._attempt
-        if attempt is None or attempt.thread is None:
-            return
-        if not self._replaced.empty():
-            attempt.loser.put(self._replaced.get())
-        self._stopping.set()
-        attempt.thread.join(_JOIN_S)
-        if attempt.thread.is_alive():
-            log.warning("%s is still being loaded; that ends with the process", attempt.swap.model)
+        if attempt is not None:
+            attempt.thread.join(_JOIN_S)
+            if attempt.thread.is_alive():
+                log.warning("%s is still being loaded; that ends with the process", attempt.swap.model)
+            loaded = None if self._loaded.empty() else self._loaded.get()
+            if attempt.new is not None:
+                loaded = attempt.new if self._replaced.empty() else self._replaced.get()
+            if isinstance(loaded, ServedModel):
+                self._close(loaded)
+        if self._closing is not None:
+            self._closing.join(_JOIN_S)
 
-    def _decide(self, attempt: _Attempt, new: ServedModel, particular: int) -> Told:
+    def _decide(self, attempt: _Attempt, new: ServedModel, clients: int) -> SwapNotice:
         try:
             name = self._registry.named(attempt.swap.name, new)
             old = self._registry[name]
-            attempt.changes = changes(old.engine.manifest, new.engine.manifest)
-            if attempt.changes and particular:
-                raise _unwanted(attempt.changes, particular)
+            changed = changes(old.engine.manifest, new.engine.manifest)
+            if changed and clients:
+                raise ModelError(
+                    f"the new model would change what {clients} of the connected clients rely on",
+                    wanted="the same labels, planes, pixel size and optics",
+                    got="; ".join(changed),
+                    fix="wait until they have finished, or start them with any_model=True",
+                )
             new = replace(new, name=name)
             if not self._between_stacks(lambda: self._put_in_place(name, new)):
                 raise EngineError("the engine is too busy to change its model", fix="try again")
         except (ModelError, EngineError) as error:
-            attempt.loser.put(None)
+            self._close(new)
             return self._refuse(attempt, error)
-        attempt.old, attempt.new = old.offer, new.offer
-        offers = tuple(attempt.new if one.name == name else one for one in self._registry.offers)
-        return Told(offers=offers)
+        attempt.new, attempt.result = new, wire.Swapped(old=old.offer, new=new.offer, changes=changed)
+        offers = (new.offer if offer.name == name else offer for offer in self._registry.offers)
+        return SwapNotice(offers=tuple(offers))
 
-    def _refuse(self, attempt: _Attempt, error: AcqIslError) -> Told:
+    def _refuse(self, attempt: _Attempt, error: AcqIslError) -> SwapNotice:
         self._attempt = None
-        return Told(attempt.asker, _refusal(error))
+        return SwapNotice(attempt.asker, _refusal(error))
 
-    # ---- on the engines' thread
+    def _close(self, model: ServedModel) -> None:
+        """Close an engine, which may take seconds, beside the socket's thread."""
+        self._closing = threading.Thread(target=close, args=(model,), name="acq-isl swap", daemon=True)
+        self._closing.start()
 
     def _put_in_place(self, name: str, new: ServedModel) -> None:
+        """On the engines' thread."""
         self._replaced.put(self._registry.replace(name, new))
         self._wake()
 
-    # ---- on the thread of an attempt
-
-    def _run(self, attempt: _Attempt, load: Callable[[str], ServedModel], latest: StackInfo | None) -> None:
-        new = self._ready(attempt.swap.model, load, latest)
-        self._loaded.put(new)
-        self._wake()
-        if not isinstance(new, ServedModel):
+    def _run(self, model: str, load: Load, latest: StackInfo | None) -> None:
+        """On the thread of an attempt."""
+        loaded = _load_and_warm_up(model, load, latest)
+        if self._stopped and isinstance(loaded, ServedModel):
+            close(loaded)
             return
-        loser: ServedModel | None = None
-        while True:
-            stopping = self._stopping.is_set()  # whatever there is to get was put before
-            try:
-                loser = attempt.loser.get(timeout=_LOOK_S)
-            except queue.Empty:
-                if not stopping:
-                    continue
-            break
-        close(loser or new)
+        self._loaded.put(loaded)
+        self._wake()
 
-    def _ready(
-        self, model: str, load: Callable[[str], ServedModel], latest: StackInfo | None
-    ) -> ServedModel | AcqIslError:
+
+def _load_and_warm_up(model: str, load: Load, latest: StackInfo | None) -> ServedModel | AcqIslError:
+    try:
+        new = load(model)
         try:
-            new = load(model)
-            try:
-                warm_up(new, latest)
-            except BaseException:
-                close(new)
-                raise
-        except AcqIslError as error:
-            return error
-        except Exception as error:
-            log.exception("a model could not be loaded")
-            return EngineError(f"{model} cannot be loaded: {type(error).__name__}: {error}")
-        return new
+            warm_up(new, latest)
+        except BaseException:
+            close(new)
+            raise
+    except AcqIslError as error:
+        return error
+    except Exception as error:
+        log.exception("a model could not be loaded")
+        return EngineError(f"{model} cannot be loaded: {type(error).__name__}: {error}")
+    return new
 
 
 def warm_up(model: ServedModel, like: StackInfo | None) -> None:
-    """Predict noise once, in the shape of the stacks that come: the first real one shall not wait.
-
-    Raises
-    ------
-    EngineError
-        The engine does not work.
-    """
+    """Predict noise once, in the shape of the stacks that come; EngineError if the engine does not work."""
     manifest = model.engine.manifest
     if like is None:
-        side = manifest.min_tile_px
-        like = StackInfo(
-            StackKey(0, "warm-up", "noise"), manifest.z_offsets_um, (side, side), manifest.pixel_size_um
-        )
-    shape = (like.planes, *like.shape)
-    noise = np.random.default_rng(0).integers(900, 1100, shape, np.uint16)
+        side, key = manifest.min_tile_px, StackKey(0, "warm-up", "noise")
+        like = StackInfo(key, manifest.z_offsets_um, (side, side), manifest.pixel_size_um)
+    noise = np.random.default_rng(0).integers(900, 1100, (like.planes, *like.shape), np.uint16)
     try:
         model.engine.predict(ZStack(like, noise, (0.0,) * like.planes))
     except StackRefused as refusal:
         log.info("warmed up as far as noise goes: %s", refusal)
 
 
-def _unwanted(changed: tuple[str, ...], clients: int) -> ModelError:
-    return ModelError(
-        f"the new model would change what {clients} of the connected clients rely on",
-        wanted="the same labels, planes, pixel size and optics",
-        got="; ".join(changed),
-        fix="wait until they have finished, or start them with any_model=True",
-    )
-
-
-def _refusal(error: AcqIslError) -> NotSwapped:
-    return NotSwapped(
-        error="model" if isinstance(error, ModelError) else "engine",
-        reason=error.what[:8000],
-        wanted=(error.wanted or "")[:8000],
-        got=(error.got or "")[:8000],
-        fix=(error.fix or "")[:8000],
-    )
+def _refusal(error: AcqIslError) -> wire.NotSwapped:
+    wanted, got, fix = (wire.cut(text or "") for text in (error.wanted, error.got, error.fix))
+    kind = "model" if isinstance(error, ModelError) else "engine"
+    return wire.NotSwapped(error=kind, reason=wire.cut(error.what), wanted=wanted, got=got, fix=fix)
 
 
 def swap(
@@ -245,7 +215,7 @@ def swap(
     keys: ClientKeys | None = None,
     answer_s: float = 10.0,
     timeout_s: float = 900.0,
-) -> Swapped:
+) -> wire.Swapped:
     """Have a server replace one of its models, and wait until it has.
 
     Parameters
@@ -271,37 +241,35 @@ def swap(
     ModelError, EngineError
         Nobody answers, or the server refused; its old model stays.
     """
-    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.IPV6, int(is_ipv6(endpoint)))
-        socket.setsockopt(zmq.MAXMSGSIZE, MAX_HEADER_BYTES)
-        if keys is not None:
-            socket.curve_serverkey = keys.server_public
-            socket.curve_publickey, socket.curve_secretkey = keys.public, keys.secret
+    with zmq.Context() as context, open_dealer(context, endpoint, keys, wire.MAX_HEADER_BYTES) as dealer:
         try:
-            socket.connect(endpoint)
+            dealer.connect(endpoint)
         except zmq.ZMQError as error:
             raise EngineError(f"the engine's address {endpoint} cannot be used: {error}") from error
-        socket.send_multipart(encode(Swap(model=model, name=name)))
-        answer = _hear(socket, endpoint, answer_s)
-        if isinstance(answer, Loading):
-            answer = _hear(socket, endpoint, timeout_s)
-    if isinstance(answer, Swapped):
-        return answer
-    if isinstance(answer, NotSwapped):
-        kind = ModelError if answer.error == "model" else EngineError
-        more = {key: getattr(answer, key) or None for key in ("wanted", "got", "fix")}
-        raise kind(f"the model was not replaced: {answer.reason}", **more)
-    told = answer.reason if isinstance(answer, Bye) else f"a {answer.type} message"
-    raise EngineError(f"the engine at {endpoint} answered a swap with something else: {told}")
+        dealer.send_multipart(encode(wire.Swap(model=model, name=name)))
+        answer = _receive(dealer, endpoint, answer_s)
+        if isinstance(answer, wire.Loading):
+            answer = _receive(dealer, endpoint, timeout_s)
+    match answer:
+        case wire.Swapped():
+            return answer
+        case wire.NotSwapped(error=kind, reason=reason, wanted=wanted, got=got, fix=fix):
+            raised = ModelError if kind == "model" else EngineError
+            what = f"the model was not replaced: {reason}"
+            raise raised(what, wanted=wanted or None, got=got or None, fix=fix or None)
+        case wire.Bye(reason=reason):
+            got = reason
+        case _:
+            got = f"a {answer.type} message"
+    raise EngineError(f"the engine at {endpoint} answered a swap with something else: {got}")
 
 
-def _hear(socket: zmq.Socket[bytes], endpoint: str, timeout_s: float) -> Message:
+def _receive(dealer: zmq.Socket[bytes], endpoint: str, timeout_s: float) -> wire.Message:
     deadline_s = time.monotonic() + timeout_s
     while (left_s := deadline_s - time.monotonic()) > 0:
-        if socket.poll(int(min(left_s, 1.0) * 1000)):
+        if dealer.poll(int(min(left_s, 1.0) * 1000)):
             try:
-                return decode(socket.recv_multipart())[0]
+                return decode(dealer.recv_multipart())[0]
             except WireError as error:
                 raise EngineError(f"the engine at {endpoint} cannot be understood: {error}") from error
     raise EngineError(
