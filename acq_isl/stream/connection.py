@@ -52,18 +52,7 @@ LinkSettings = ConnectionSettings
 
 
 class Connection:
-    """DEALER socket to a server.
-
-    Parameters
-    ----------
-    endpoint : str
-        ZMQ address, such as ``tcp://127.0.0.1:5555``.
-    settings : ConnectionSettings
-    memory : MemoryOffer or None
-        Shared memory to offer.
-    nonce : str
-        What the server has to read in it.
-    """
+    """DEALER socket to a server, which is offered shared memory with a nonce to prove that it sees it."""
 
     def __init__(
         self, endpoint: str, settings: ConnectionSettings, memory: wire.MemoryOffer | None, nonce: str

@@ -283,9 +283,10 @@ class Bye(_Message):
     reason: _Text = ""
 
 
-ClientMessage = Hello | SliceSent | Done | Cancel | Withdraw | Beat | Bye | Swap
+ClientMessage = SliceSent | Done | Cancel | Withdraw | Beat | Bye
+"""What a client says once it was greeted."""
 ServerMessage = (
     Welcome | Models | Result | Refused | Failed | Expired | Withdrawn | Alive | Bye
     | Loading | Swapped | NotSwapped
 )  # fmt: skip
-Message = ClientMessage | ServerMessage
+Message = Hello | Swap | ClientMessage | ServerMessage

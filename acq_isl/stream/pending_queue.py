@@ -50,14 +50,7 @@ class SendPlan:
 class PendingQueue:
     """The stacks without an outcome, the outcomes that nobody took yet, and the counts.
 
-    Parameters
-    ----------
-    memory : SharedMemory
-        For the stacks that wait or travel.
-    wanted : callable
-        What is wanted of a stack that begins; must not raise.
-    clock : callable
-        Monotonic time in seconds.
+    ``wanted`` says what is wanted of a stack that begins, and must not raise; ``clock`` is monotonic.
     """
 
     def __init__(

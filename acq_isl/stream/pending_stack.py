@@ -96,17 +96,7 @@ class PendingStack:
     """One stack that some model has not answered for yet.
 
     A method that is called in a state that does not allow it raises RuntimeError and changes nothing.
-
-    Parameters
-    ----------
-    id_ : int
-        Number of the stack in this client, also on the wire and on disk.
-    info : StackInfo
-    block : Block
-        Its memory.
-    wanted : Wanted
-    now_s : float
-        On the client's monotonic clock.
+    ``id_`` is its number in this client, also on the wire and on disk; times are the client's monotonic ones.
     """
 
     def __init__(self, id_: int, info: StackInfo, block: Block, wanted: Wanted, now_s: float) -> None:

@@ -21,7 +21,7 @@ from acq_isl.stream import messages as wire
 from acq_isl.stream.codec import Frame, decode, encode
 from acq_isl.stream.model_registry import ModelRegistry, ServedModel
 from acq_isl.stream.schedule import Job, ScheduleCounts
-from acq_isl.stream.sessions import SessionLimits, Sessions
+from acq_isl.stream.sessions import Session, SessionLimits, Sessions
 from acq_isl.stream.sockets import ServerKeys, Waker, is_local, let_in, open_router
 from acq_isl.stream.swap import Swapper
 from acq_isl.stream.worker import EngineWorker
@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 
 _LOOP_S = 0.1
 _MESSAGES_PER_ROUND = 256
-_UNGREETED = (wire.Hello, wire.Swap)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,37 +193,40 @@ class EngineServer:
 
     def _handle(self, identity: bytes, message: wire.Message, buffers: Sequence[memoryview]) -> None:
         now_s = time.monotonic()
-        known = self._sessions.note_alive(identity, now_s)
-        if not isinstance(message, wire.ClientMessage) or not (known or isinstance(message, _UNGREETED)):
-            return  # only servers say that, or it was forgotten, and greets again when it hears nothing
+        session = self._sessions.find(identity, now_s)
+        if isinstance(message, wire.Hello):
+            for frames in self._sessions.hello(identity, message, now_s):
+                self._send(identity, frames)
+        elif isinstance(message, wire.Swap):
+            # Whoever gets here is on this host or has a key: `_open` lets nobody else in.
+            self._send(identity, encode(self._swapper.begin(identity, message)))
+        elif session is not None and isinstance(message, wire.ClientMessage):
+            self._serve(session, message, buffers)
+        # Else it was forgotten, and greets again when it hears nothing.
+
+    def _serve(self, session: Session, message: wire.ClientMessage, buffers: Sequence[memoryview]) -> None:
         match message:
-            case wire.Hello():
-                for frames in self._sessions.hello(identity, message, now_s):
-                    self._send(identity, frames)
-            case wire.Swap():
-                # Whoever gets here is on this host or has a key: `_open` lets nobody else in.
-                self._send(identity, encode(self._swapper.begin(identity, message)))
             case wire.SliceSent():
-                self._take(identity, message, buffers)
+                self._take(session, message, buffers)
             case wire.Done(stack=stack, model=model):
-                self._sessions.confirm(identity, stack, model)
+                session.confirm(stack, model)
             case wire.Cancel(stack=stack):
-                self._drop(self._sessions.forget(identity, stack))
+                self._drop(session.forget(stack))
             case wire.Withdraw(stack=stack):
-                self._withdraw(identity, stack)
+                self._withdraw(session, stack)
             case wire.Beat(sent_s=sent_s):
-                self._send(identity, encode(wire.Alive(sent_s=sent_s, server_s=time.time())))
+                self._send(session.identity, encode(wire.Alive(sent_s=sent_s, server_s=time.time())))
             case wire.Bye():
-                self._drop(self._sessions.leave(identity))
+                self._drop(self._sessions.leave(session))
             case _:
                 assert_never(message)
 
-    def _take(self, identity: bytes, sent: wire.SliceSent, buffers: Sequence[memoryview]) -> None:
+    def _take(self, session: Session, sent: wire.SliceSent, buffers: Sequence[memoryview]) -> None:
         try:
-            jobs = self._sessions.take(identity, sent, buffers, time.monotonic(), time.time())
+            jobs = self._sessions.take(session, sent, buffers, time.monotonic())
         except WireError as error:
-            for frames in self._sessions.fail(identity, sent.stack, sent.wanted.names, str(error)):
-                self._send(identity, frames)
+            for frames in session.fail(sent.stack, sent.wanted.names, str(error)):
+                self._send(session.identity, frames)
             return
         for job in jobs:
             self._swapper.latest = job.zstack.info
@@ -232,13 +234,13 @@ class EngineServer:
                 busy = wire.Failed(stack=job.number, model=job.model, reason="the engine is too busy")
                 self._answers.put((job, encode(busy)))
 
-    def _withdraw(self, identity: bytes, stack: int) -> None:
-        jobs = self._sessions.waiting(identity, stack)
+    def _withdraw(self, session: Session, stack: int) -> None:
+        jobs = session.waiting(stack)
         # What is begun already goes on; the others of its stack, too.
         back = [job for job in jobs if self._worker.remove(job)]
         if jobs and len(back) == len(jobs):
-            self._sessions.forget(identity, stack)
-            self._send(identity, encode(wire.Withdrawn(stack=stack)))
+            session.forget(stack)
+            self._send(session.identity, encode(wire.Withdrawn(stack=stack)))
             return
         for job in back:
             self._worker.add(job)
@@ -249,7 +251,8 @@ class EngineServer:
 
     def _expire(self, now_s: float) -> None:
         for job in self._worker.expire(now_s):
-            self._send(*self._sessions.expire_job(job))
+            late = encode(wire.Expired(stack=job.number, model=job.model))
+            self._send(self._sessions.answer(job, late), late)
         for client in self._sessions.silent(now_s):
             log.warning("forgot a client that was silent for too long")
             self._drop(self._sessions.leave(client))

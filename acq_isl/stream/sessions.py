@@ -1,6 +1,6 @@
 """The server's book-keeping of its clients: what each has sent, and which answers it has not confirmed.
 
-No thread, socket or clock of its own. A client may lose its connection and come back: its session id
+No thread or socket of its own. A client may lose its connection and come back: its session id
 tells it is the same one, complete stacks are not asked for again, unconfirmed answers are sent again.
 So a stack is predicted once, as long as the server lives.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -49,16 +50,18 @@ class SessionLimits:
 
 
 @dataclass(slots=True, eq=False)
-class _Session:
+class Session:
+    """What a client has sent, and the answers that it has not confirmed."""
+
+    id: str
     identity: bytes
     heard_s: float
     assembler: Assembler
     offer: wire.MemoryOffer | None = None
-    ring: SharedMemoryView | None = None
+    memory: SharedMemoryView | None = None
     any_model: bool = False
-    models: dict[int, dict[str, IncrementalStatistics | None]] = field(
-        default_factory=dict
-    )  # asked for, by open stack
+    models: dict[int, dict[str, IncrementalStatistics | None]] = field(default_factory=dict)
+    """Models asked for, by open stack."""
     jobs: dict[tuple[int, str], Job] = field(default_factory=dict)
     answers: dict[tuple[int, str], list[Frame]] = field(default_factory=dict)
 
@@ -67,25 +70,72 @@ class _Session:
         """Complete stacks of which the client has not confirmed every answer."""
         return {stack for stack, _ in (*self.jobs, *self.answers)}
 
+    def confirm(self, stack: int, model: str) -> None:
+        """The client has an answer."""
+        self.answers.pop((stack, model), None)
+
+    def fail(self, stack: int, models: Iterable[str], reason: str) -> list[list[Frame]]:
+        """Give a stack up; the messages that say so, one for each model."""
+        if stack in self.stacks:
+            return []
+        self.assembler.drop(stack)
+        self.models.pop(stack, None)
+        failed = {
+            (stack, model): encode(wire.Failed(stack=stack, model=model, reason=wire.cut(reason)))
+            for model in models
+        }
+        self.answers |= failed
+        return list(failed.values())
+
+    def forget(self, stack: int) -> list[Job]:
+        """The client wants no answers of a stack for now; its jobs, to be taken off the schedule."""
+        self.assembler.forget(stack)
+        self.models.pop(stack, None)
+        jobs = [job for job in self.jobs.values() if job.number == stack]
+        self.jobs = {key: job for key, job in self.jobs.items() if key[0] != stack}
+        self.answers = {key: frames for key, frames in self.answers.items() if key[0] != stack}
+        return jobs
+
+    def waiting(self, stack: int) -> list[Job]:
+        """The jobs of a complete stack if none of its models has answered yet, else nothing."""
+        if any(number == stack for number, _ in self.answers):
+            return []
+        return [job for job in self.jobs.values() if job.number == stack]
+
+    def map_memory(self, offer: wire.MemoryOffer | None) -> None:
+        """Look for the shared memory that the client offers."""
+        if offer == self.offer:
+            return
+        self.offer, self.memory = offer, None
+        if offer is not None:
+            try:
+                self.memory = SharedMemoryView(offer)
+            except WireError as error:
+                log.info("a client's slices will come through the socket: %s", error)
+
+    def add(self, sent: wire.SliceSent, buffers: Sequence[memoryview], now_s: float) -> ZStack | None:
+        """Take a slice; its stack if that is complete now. WireError if it breaks an agreement."""
+        if sent.ring is None:
+            return self.assembler.add(sent.stack, slice_of(sent, buffers), now_s)
+        if self.memory is None:
+            raise WireError("a slice lies in shared memory that was not agreed upon")
+        whole = self.memory.view(sent.ring, sent.info)
+        slice_ = Slice(sent.info, sent.z_index, whole[sent.z_index], sent.captured_s)
+        return self.assembler.add(sent.stack, slice_, now_s, into=whole)
+
 
 class Sessions:
-    """All clients of a server.
+    """All clients of a server; slices are measured as they come if there is a thread for that.
 
-    Parameters
-    ----------
-    limits : SessionLimits
-    welcome : Welcome
-        The greeting; attempt, ring nonce and held stacks are filled in for each client.
-    incremental : IncrementalThread, optional
-        Shown every slice as soon as it is in its place.
+    ``welcome`` is the greeting, whose attempt, nonce and held stacks are filled in for each client.
     """
 
     def __init__(
         self, limits: SessionLimits, welcome: wire.Welcome, incremental: IncrementalThread | None = None
     ) -> None:
         self._limits, self._welcome, self._incremental = limits, welcome, incremental
-        self._sessions: dict[str, _Session] = {}
-        self._of_identity: dict[bytes, str] = {}
+        self._sessions: dict[str, Session] = {}
+        self._by_identity: dict[bytes, Session] = {}
 
     def hello(self, identity: bytes, hello: wire.Hello, now_s: float) -> list[list[Frame]]:
         """Messages that answer a greeting: WELCOME and the unconfirmed answers, or BYE."""
@@ -94,48 +144,41 @@ class Sessions:
             if len(self._sessions) >= self._limits.clients:
                 return [encode(wire.Bye(reason=f"the engine serves {self._limits.clients} clients already"))]
             assembler = Assembler(timeout_s=self._limits.stack_timeout_s, max_open=self._limits.credit)
-            session = _Session(identity, now_s, assembler)
-            self._sessions[hello.session] = session
-        self._of_identity.pop(session.identity, None)
-        self._of_identity[identity] = hello.session
-        session.identity, session.heard_s = identity, now_s
-        session.any_model = hello.any_model
+            session = Session(hello.session, identity, now_s, assembler)
+            self._sessions[session.id] = session
+        self._by_identity.pop(session.identity, None)
+        self._by_identity[identity] = session
+        session.identity, session.heard_s, session.any_model = identity, now_s, hello.any_model
         session.assembler.clear()
         session.models.clear()
-        self._map(session, hello.ring)
+        session.map_memory(hello.ring)
         welcome = self._welcome.model_copy(
             update={
                 "attempt": hello.attempt,
-                "ring_nonce": session.ring.nonce if session.ring else "",
+                "ring_nonce": session.memory.nonce if session.memory else "",
                 "held": tuple(sorted(session.stacks)),
             }
         )
         return [encode(welcome), *session.answers.values()]
 
-    def note_alive(self, identity: bytes, now_s: float) -> bool:
-        """Note that a client is there; False if it is not one of ours."""
-        session = self._session(identity)
+    def find(self, identity: bytes, now_s: float) -> Session | None:
+        """The client that has said something just now; None if it is not one of ours."""
+        session = self._by_identity.get(identity)
         if session is not None:
             session.heard_s = now_s
-        return session is not None
+        return session
 
     def take(
-        self,
-        identity: bytes,
-        sent: wire.SliceSent,
-        buffers: Sequence[memoryview],
-        now_s: float,
-        unix_s: float,
+        self, session: Session, sent: wire.SliceSent, buffers: Sequence[memoryview], now_s: float
     ) -> list[Job]:
         """Add a slice; the jobs, one for each model, if its stack is complete now.
 
         Raises
         ------
         WireError
-            The slice breaks an agreement. Its stack is forgotten; answer it with `fail`.
+            The slice breaks an agreement. Its stack is forgotten; answer it with `Session.fail`.
         """
-        session = self._session(identity)
-        if session is None or sent.stack in session.stacks:
+        if sent.stack in session.stacks:
             return []
         known = sent.stack in session.assembler.open
         if not known and len(session.assembler.open) + len(session.stacks) >= self._limits.credit:
@@ -145,89 +188,46 @@ class Sessions:
             raise WireError(
                 "the stack is larger than this server takes", wanted=f"<= {self._limits.stack_bytes} B"
             )
-        zstack = self._add(session, sent, buffers, now_s)
-        before, of = session.models.pop(sent.stack, {}), zstack or session.assembler.unfinished(sent.stack)
-        if of is None:
+        zstack = session.add(sent, buffers, now_s)
+        before, stack = session.models.pop(sent.stack, {}), zstack or session.assembler.unfinished(sent.stack)
+        if stack is None:
             return []
         models = {name: before.get(name) for name in sent.wanted.names}
         if self._incremental is not None:
-            self._incremental.add(models, of.info, sent.z_index, of.pixels[sent.z_index])
+            self._incremental.add(models, stack.info, sent.z_index, stack.pixels[sent.z_index])
         if zstack is None:
             session.models[sent.stack] = models
             return []
-        ring = session.ring if sent.ring is not None else None
+        memory = session.memory if sent.ring is not None else None
         due_s = math.inf if sent.left_ms is None else now_s + sent.left_ms / 1e3
-        name, work = self._of_identity[identity], sent.wanted.work
+        complete_s, work = time.time(), sent.wanted.work
         jobs = [
-            Job(name, sent.stack, model, zstack, unix_s, work, due_s, ring, sent.ring, statistics)
+            Job(session.id, sent.stack, model, zstack, complete_s, work, due_s, memory, sent.ring, statistics)
             for model, statistics in models.items()
         ]
         session.jobs |= {(job.number, job.model): job for job in jobs}
         return jobs
 
-    def fail(self, identity: bytes, stack: int, models: Iterable[str], reason: str) -> list[list[Frame]]:
-        """Give a stack up; the messages that say so, one for each model."""
-        session = self._session(identity)
-        if session is None or stack in session.stacks:
-            return []
-        session.assembler.drop(stack)
-        session.models.pop(stack, None)
-        for model in models:
-            failed = wire.Failed(stack=stack, model=model, reason=wire.cut(reason))
-            session.answers[stack, model] = encode(failed)
-        return [session.answers[stack, model] for model in models]
-
     def answer(self, job: Job, frames: list[Frame]) -> bytes | None:
         """Keep an answer until the client confirms it; whom to send it to, None if nobody wants it."""
         session = self._sessions.get(job.client)
-        place = job.number, job.model
-        if session is None or session.jobs.get(place) is not job:
+        key = job.number, job.model
+        if session is None or session.jobs.get(key) is not job:
             return None
-        del session.jobs[place]
-        session.answers[place] = frames
+        del session.jobs[key]
+        session.answers[key] = frames
         return session.identity
 
-    def expire_job(self, job: Job) -> tuple[bytes | None, list[Frame]]:
-        """The answer to a job whose deadline has come, and for whom."""
-        frames = encode(wire.Expired(stack=job.number, model=job.model))
-        return self.answer(job, frames), frames
+    def leave(self, session: Session) -> list[Job]:
+        """A client is gone; its jobs, to be taken off the schedule."""
+        self._by_identity.pop(session.identity, None)
+        self._sessions.pop(session.id, None)
+        return list(session.jobs.values())
 
-    def confirm(self, identity: bytes, stack: int, model: str) -> None:
-        """The client has an answer."""
-        session = self._session(identity)
-        if session is not None:
-            session.answers.pop((stack, model), None)
-
-    def forget(self, identity: bytes, stack: int) -> list[Job]:
-        """The client wants no answers of a stack for now; its jobs, to be taken off the schedule."""
-        session = self._session(identity)
-        if session is None:
-            return []
-        session.assembler.forget(stack)
-        session.models.pop(stack, None)
-        jobs = [job for job in session.jobs.values() if job.number == stack]
-        for kept in (session.jobs, session.answers):
-            for place in [place for place in kept if place[0] == stack]:
-                del kept[place]
-        return jobs
-
-    def waiting(self, identity: bytes, stack: int) -> list[Job]:
-        """The jobs of a complete stack if none of its models has answered yet, else nothing."""
-        session = self._session(identity)
-        if session is None or any(place[0] == stack for place in session.answers):
-            return []
-        return [job for job in session.jobs.values() if job.number == stack]
-
-    def leave(self, identity: bytes) -> list[Job]:
-        """A client said good-bye; its jobs, to be taken off the schedule."""
-        name = self._of_identity.pop(identity, None)
-        session = self._sessions.pop(name, None) if name is not None else None
-        return list(session.jobs.values()) if session is not None else []
-
-    def silent(self, now_s: float) -> list[bytes]:
+    def silent(self, now_s: float) -> list[Session]:
         """Clients that are to be forgotten."""
         limit_s = self._limits.client_timeout_s
-        return [s.identity for s in self._sessions.values() if now_s - s.heard_s > limit_s]
+        return [session for session in self._sessions.values() if now_s - session.heard_s > limit_s]
 
     def expire(self, now_s: float) -> list[tuple[bytes, list[Frame]]]:
         """Give up stacks whose slices stopped coming; what to tell whom about it."""
@@ -235,8 +235,7 @@ class Sessions:
         for session in self._sessions.values():
             for lost in session.assembler.expire(now_s):
                 reason = f"{len(lost.missing)} of {lost.info.planes} slices never came: {lost.missing}"
-                models = session.models.get(lost.stack, ("",))
-                answers = self.fail(session.identity, lost.stack, models, reason)
+                answers = session.fail(lost.stack, session.models.get(lost.stack, ("",)), reason)
                 messages += [(session.identity, frames) for frames in answers]
         return messages
 
@@ -251,29 +250,4 @@ class Sessions:
 
     @property
     def identities(self) -> tuple[bytes, ...]:
-        return tuple(self._of_identity)
-
-    def _session(self, identity: bytes) -> _Session | None:
-        return self._sessions.get(self._of_identity.get(identity, ""))
-
-    def _add(
-        self, session: _Session, sent: wire.SliceSent, buffers: Sequence[memoryview], now_s: float
-    ) -> ZStack | None:
-        if sent.ring is None:
-            return session.assembler.add(sent.stack, slice_of(sent, buffers), now_s)
-        if session.ring is None:
-            raise WireError("a slice lies in shared memory that was not agreed upon")
-        whole = session.ring.view(sent.ring, sent.info)
-        slice_ = Slice(sent.info, sent.z_index, whole[sent.z_index], sent.captured_s)
-        return session.assembler.add(sent.stack, slice_, now_s, into=whole)
-
-    @staticmethod
-    def _map(session: _Session, offer: wire.MemoryOffer | None) -> None:
-        if offer == session.offer:
-            return
-        session.offer, session.ring = offer, None
-        if offer is not None:
-            try:
-                session.ring = SharedMemoryView(offer)
-            except WireError as error:
-                log.info("a client's slices will come through the socket: %s", error)
+        return tuple(self._by_identity)

@@ -34,6 +34,7 @@ from acq_isl.stream.messages import MemoryOffer, MemoryRef
 
 _MAGIC = b"acq-isl ring 1\0\0"
 _NONCE_BYTES = 16
+_HEAD_BYTES = len(_MAGIC) + _NONCE_BYTES
 _PAGE = 4096
 _BLOCK_HEADER = 64
 _FILE_PREFIX = "acq-isl-ring-"
@@ -41,11 +42,7 @@ _FILE_PREFIX = "acq-isl-ring-"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
-    """Memory of one stack.
-
-    ``offset`` and ``nbytes`` are its place in the arena, its header included; ``generation`` counts the
-    blocks of an arena from 1; ``pixels`` is a writable (z, y, x) uint16 view.
-    """
+    """Memory of one stack: its place with its header, its number from 1, a writable (z, y, x) uint16 view."""
 
     offset: int
     nbytes: int
@@ -58,19 +55,9 @@ class Block:
 
 
 class SharedMemory:
-    """The owner's side. Not thread-safe: callers take turns under their own lock.
+    """The owner's side: at most ``nbytes``, of which pages are reserved when first needed.
 
-    Parameters
-    ----------
-    nbytes : int
-        Upper limit of the memory used. Pages are reserved when first needed.
-    shared : bool
-        Whether a server on this host shall be able to map it.
-
-    Raises
-    ------
-    StorageError
-        The system does not give the memory.
+    Not thread-safe: callers take turns under their own lock. StorageError if there is no memory.
     """
 
     def __init__(self, nbytes: int, *, shared: bool) -> None:
@@ -92,8 +79,7 @@ class SharedMemory:
         self._reserved = self._top = _PAGE
         self.nonce = secrets.token_hex(_NONCE_BYTES)
         """What a server that sees this memory can read in it."""
-        self._memory[: len(_MAGIC)] = _MAGIC
-        self._memory[len(_MAGIC) : len(_MAGIC) + _NONCE_BYTES] = bytes.fromhex(self.nonce)
+        self._memory[:_HEAD_BYTES] = _MAGIC + bytes.fromhex(self.nonce)
         self.offer = MemoryOffer(name=name, nbytes=size) if shared else None
 
     def __enter__(self) -> SharedMemory:
@@ -158,15 +144,12 @@ class SharedMemory:
         if sys.platform == "win32":
             name = f"{_FILE_PREFIX}{secrets.token_hex(16)}"
             return mmap.mmap(-1, size, tagname=name), name
-        return self._make_file(size)
-
-    def _make_file(self, size: int) -> tuple[mmap.mmap, str]:
         remove_stale_files()
-        fd, name = tempfile.mkstemp(prefix=_FILE_PREFIX)
-        self._fd, self._file = fd, Path(name)
-        _lock(fd)
-        os.ftruncate(fd, size)
-        return mmap.mmap(fd, size), name
+        self._fd, name = tempfile.mkstemp(prefix=_FILE_PREFIX)
+        self._file = Path(name)
+        _lock(self._fd)
+        os.ftruncate(self._fd, size)
+        return mmap.mmap(self._fd, size), name
 
     def _reserve(self, end: int) -> bool:
         """Have pages behind the sparse file before they are written: without, a full disk is a SIGBUS."""
@@ -191,37 +174,21 @@ class SharedMemory:
 
 
 class SharedMemoryView:
-    """The server's side: a read-only map of a client's arena.
-
-    Parameters
-    ----------
-    offer : MemoryOffer
-        What the client says; nothing of it is believed before it was checked.
-
-    Raises
-    ------
-    WireError
-        There is no such memory here, or it is not what was offered.
-    """
+    """The server's side: a read-only map of a client's arena; WireError if it is not what was offered."""
 
     def __init__(self, offer: MemoryOffer) -> None:
         try:
             self._memory = _map_read_only(offer)
         except (OSError, ValueError) as error:
             raise WireError(f"the client's shared memory cannot be mapped here: {error}") from error
-        if self._memory[: len(_MAGIC)] != _MAGIC:
-            raise WireError("the client's shared memory is not an acq-isl ring")
+        head = self._memory[:_HEAD_BYTES]
+        if not head.startswith(_MAGIC):
+            raise WireError("the client's shared memory does not belong to acq-isl")
         self._size = offer.nbytes
-        self.nonce = self._memory[len(_MAGIC) : len(_MAGIC) + _NONCE_BYTES].hex()
+        self.nonce = head.removeprefix(_MAGIC).hex()
 
     def view(self, ref: MemoryRef, info: StackInfo) -> Uint16Image:
-        """The stack at a place, (z, y, x) uint16, read-only and not copied.
-
-        Raises
-        ------
-        WireError
-            The place is outside of the ring, or holds another stack by now.
-        """
+        """The stack at a place, (z, y, x) uint16, read-only and not copied; WireError if it is not there."""
         end = ref.offset + _BLOCK_HEADER + _nbytes(info)
         if ref.offset < _PAGE or ref.offset % _PAGE or end > self._size:
             raise WireError(
@@ -238,7 +205,7 @@ class SharedMemoryView:
 
 
 def remove_stale_files() -> int:
-    """Remove ring files whose owner is dead (nobody holds their lock); how many there were."""
+    """Remove memory files whose owner is dead (nobody holds their lock); how many there were."""
     removed = 0
     for path in Path(tempfile.gettempdir()).glob(f"{_FILE_PREFIX}*"):
         with suppress(OSError):  # locked, not ours, or already gone: all are reasons to leave it
@@ -255,12 +222,12 @@ def remove_stale_files() -> int:
 def _map_read_only(offer: MemoryOffer) -> mmap.mmap:
     if sys.platform == "win32":
         if not re.fullmatch(rf"{_FILE_PREFIX}[0-9a-f]{{32}}", offer.name):
-            raise ValueError("not the name of a ring")
+            raise ValueError("not the name of shared memory")
         return mmap.mmap(-1, offer.nbytes, tagname=offer.name, access=mmap.ACCESS_READ)
     path = Path(offer.name)
     own_file = path.parent == Path(tempfile.gettempdir()) and path.name.startswith(_FILE_PREFIX)
     if not own_file and not re.fullmatch(r"/proc/\d+/fd/\d+", offer.name):
-        raise ValueError("not the name of a ring")
+        raise ValueError("not the name of shared memory")
     # O_NONBLOCK: a name that turns out to be a pipe must not stop the server.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
@@ -290,7 +257,7 @@ def _pages(nbytes: int) -> int:
 
 
 def _lock(fd: int) -> None:
-    """Take the lock that the owner of a ring file holds for life; OSError if another has it."""
+    """Take the lock that the owner of a memory file holds for life; OSError if another has it."""
     if sys.platform != "win32":
         import fcntl
 
