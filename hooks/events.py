@@ -51,7 +51,7 @@ def check_label(what: str, text: str) -> None:
         raise ExperimentError(f"{what} must not contain '@'", got=text, fix=text.replace("@", "_at_"))
 
 
-def announced(events: Sequence[Event]) -> list[StackRequest]:
+def find_requests(events: Sequence[Event]) -> list[StackRequest]:
     """The stacks a user's events make up, as far as they can be told, for the capture hook."""
     stacks: defaultdict[StackKey, dict[int, Event]] = defaultdict(dict)
     for event in events:
@@ -70,7 +70,7 @@ def announced(events: Sequence[Event]) -> list[StackRequest]:
     return requests
 
 
-def batches(events: Sequence[Event]) -> list[list[Event]]:
+def split_batches(events: Sequence[Event]) -> list[list[Event]]:
     """Lists that can be submitted whole: a new one at each start time and around events with properties."""
     lists: list[list[Event]] = []
     for event in events:
@@ -94,13 +94,7 @@ def plain(value: Any) -> Any:
 
 
 class EventRules:
-    """What an event may hold, checked against the microscope and the limits before anything moves.
-
-    Parameters
-    ----------
-    hardware : Hardware
-    limits : Limits
-    """
+    """What an event may hold, checked against the microscope and the limits before anything moves."""
 
     def __init__(self, hardware: Hardware, limits: Limits) -> None:
         self._hardware = hardware
@@ -109,18 +103,10 @@ class EventRules:
         self._submitted: set[AxesKey] = set()
 
     def checked(self, events: Any) -> list[Event]:
-        """A user's events as plain copies that are safe to submit.
+        """A user's event, or list or tuple of events, as plain copies that are safe to submit.
 
-        Parameters
-        ----------
-        events : dict, or list or tuple of dict
-
-        Raises
-        ------
-        ExperimentError
-            The events would be lost, overwritten, or hang Pycro-Manager; names the event and the fix.
-        ActionRefused
-            They would leave the limits.
+        ExperimentError if they would be lost, overwritten, or hang Pycro-Manager; names the event and the
+        fix. ActionRefused if they would leave the limits.
         """
         if isinstance(events, Mapping):
             events = [events]

@@ -12,15 +12,15 @@ from typing import Any, Self
 
 from acq_isl.errors import AcqIslError, AcquisitionFailed, ExperimentError, SliceLost
 from acq_isl.hooks.capture import CaptureHook
-from acq_isl.hooks.events import Event, EventRules, announced, batches, stack_events
+from acq_isl.hooks.events import Event, EventRules, find_requests, split_batches, stack_events
 from acq_isl.hooks.hardware import Hardware
-from acq_isl.hooks.image_hooks import ImageDoor
+from acq_isl.hooks.image_hooks import ImageHooks
 from acq_isl.hooks.measured_data import open_measured, read_slices, require_space
 from acq_isl.hooks.progress import Progress, axes_key, axes_list
 from acq_isl.hooks.pycromanager_backend import Run, find_hardware, open_run, uses_python_backend
-from acq_isl.hooks.user_calls import within
+from acq_isl.hooks.user_calls import call_within
 from acq_isl.hooks.user_hooks import EventHooks, UserHooks
-from acq_isl.hooks.watchdog import Safety, Watch
+from acq_isl.hooks.watchdog import Safety, Watchdog
 from acq_isl.protocols import SliceSink
 from acq_isl.rules import Limits
 from acq_isl.stack import StackRequest, Uint16Image
@@ -33,7 +33,7 @@ class _Open:
     """What exists while the acquisition is open."""
 
     run: Run
-    watch: Watch
+    watchdog: Watchdog
     hardware: Hardware
     rules: EventRules
     event_hooks: EventHooks
@@ -94,19 +94,19 @@ class GuardedAcquisition:
         rules = EventRules(hardware, self._limits)
         self._check_space(hardware, 0)
         hooks = EventHooks(self._user, rules, self._progress, none_drops=uses_python_backend())
-        door = ImageDoor(self._capture, self._progress, self._user)
-        run = open_run(self._directory, self._name, {**hooks.functions(), **door.functions()}, self._progress)
-        door.opened(run)
-        watch = Watch(run, self._progress, hardware, self._safety.watchdog_s)
-        self._open = _Open(run, watch, hardware, rules, hooks)
-        if self._directory is not None:
-            self._path = Path(run.dataset.path)
+        images = ImageHooks(self._capture, self._progress, self._user)
+        functions = {**hooks.functions(), **images.functions()}
+        run = open_run(self._directory, self._name, functions, self._progress)
+        images.connect(run)
+        watchdog = Watchdog(run, self._progress, hardware, self._safety.watchdog_s)
+        self._open = _Open(run, watchdog, hardware, rules, hooks)
+        self._path = run.path
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        failures = [one for one in self._close(error) if one is not error and one is not self._raised]
+        failures = [failure for failure in self._close(error) if failure not in (error, self._raised)]
         for failure in failures[0 if error is not None else 1 :]:
             logger.warning("while closing the acquisition: %s", failure)
         if error is not None:
@@ -163,7 +163,7 @@ class GuardedAcquisition:
         """
         parts = self._opened()
         checked = parts.rules.checked(events)
-        self._acquire(parts, batches(checked), announced(checked))
+        self._acquire(parts, split_batches(checked), find_requests(checked))
 
     def set_preset(self, group: str, preset: str) -> None:
         """Select a preset between two events.
@@ -178,13 +178,13 @@ class GuardedAcquisition:
         hardware = self._opened().hardware
         hardware.require_preset(group, preset, self._limits)
         limit_s = hardware.device_timeout_s() + self._safety.watchdog_s
-        within(limit_s, f"setting {group} to {preset}", lambda: hardware.set_preset(group, preset))
+        call_within(limit_s, f"setting {group} to {preset}", lambda: hardware.set_preset(group, preset))
 
     def images(self, request: StackRequest) -> Uint16Image:
         """The measured slices of an acquired request, (z, y, x) uint16; SliceLost if any is not there."""
         axes = [event["axes"] for event in stack_events(request)]
         if self._open is not None:
-            self._open.watch.stored(axes_key(one) for one in axes)
+            self._open.watchdog.wait_stored(map(axes_key, axes))
             return read_slices(self._open.run.dataset, axes)
         if self._path is None:
             return read_slices(self._memory, axes)
@@ -210,7 +210,7 @@ class GuardedAcquisition:
                 raise self._progress.failure
             began = time.monotonic()
             for events in lists:
-                parts.watch.start(began + events[0].get("min_start_time", 0.0))
+                parts.watchdog.wait_until(began + events[0].get("min_start_time", 0.0))
                 self._submit(parts, events)
         except BaseException as error:
             self._stop(parts, error)
@@ -225,13 +225,13 @@ class GuardedAcquisition:
         if exposures:
             # The engine does not send an exposure that equals its last event's, whatever was set since.
             parts.hardware.set_exposure(exposures[0])
-        parts.watch.expose(max([*exposures, parts.hardware.exposure_ms()]))
+        parts.watchdog.allow_exposure(max([*exposures, parts.hardware.exposure_ms()]))
         keys = [axes_key(event["axes"]) for event in events]
         parts.event_hooks.new_list()
         parts.rules.submitted(keys)
         self._progress.expect(keys)
         parts.run.submit([{k: v for k, v in event.items() if k != "min_start_time"} for event in events])
-        parts.watch.captured()
+        parts.watchdog.wait_captured()
 
     def _stop(self, parts: _Open, error: BaseException) -> None:
         """After a failure: no further events, light off."""
@@ -253,7 +253,7 @@ class GuardedAcquisition:
         # What the engine says after a failure that was raised is only its echo.
         failures = [self._progress.failure, None if self._raised else run.trouble("the end")]
         try:
-            failures += [parts.watch.ended(), None if self._raised else run.ended_with]
+            failures += [parts.watchdog.end(), None if self._raised else run.ended_with]
             failures += [self._progress.failure]
         finally:
             failures.append(_make_safe(parts.hardware))
@@ -263,7 +263,7 @@ class GuardedAcquisition:
             else:
                 run.dataset.close()
         failures += [self._lost(), *self._capture.problems[:1]]
-        return list(dict.fromkeys(one for one in failures if one is not None))
+        return list(dict.fromkeys(filter(None, failures)))
 
     def _lost(self) -> SliceLost | None:
         lost = self._progress.unsaved
@@ -281,7 +281,7 @@ class GuardedAcquisition:
 
 def _make_safe(hardware: Hardware) -> AcqIslError | None:
     try:
-        within(2.0, "closing the shutter", hardware.make_safe)
+        call_within(2.0, "closing the shutter", hardware.make_safe)
     except AcqIslError as error:
         return error
     return None

@@ -11,23 +11,15 @@ from acq_isl.errors import AcqIslError
 from acq_isl.hooks.capture import CaptureHook
 from acq_isl.hooks.progress import AxesKey, Progress, axes_key
 from acq_isl.hooks.pycromanager_backend import Run
-from acq_isl.hooks.user_hooks import UserHooks, checked_images, hook_failed
+from acq_isl.hooks.user_hooks import UserHooks, check_images, hook_failed
 
 logger = logging.getLogger(__name__)
 
 Images = list[tuple[Any, dict[str, Any]]]
 
 
-class ImageDoor:
-    """The image functions of one guarded acquisition. None of them raises.
-
-    Parameters
-    ----------
-    capture : CaptureHook
-        Sees the image first, as the camera delivered it.
-    progress : Progress
-    user : UserHooks
-    """
+class ImageHooks:
+    """The image functions of a guarded acquisition, of which none raises; the capture hook comes first."""
 
     def __init__(self, capture: CaptureHook, progress: Progress, user: UserHooks) -> None:
         self._capture = capture
@@ -35,15 +27,15 @@ class ImageDoor:
         self._user = user
         self._run: Run | None = None
 
-    def opened(self, run: Run) -> None:
-        """The acquisition is open; extra images go into its storage."""
+    def connect(self, run: Run) -> None:
+        """From now on extra images go into the storage of this acquisition."""
         self._run = run
 
     def functions(self) -> dict[str, Callable[..., Any]]:
         """Keyword arguments for ``pycromanager.Acquisition``."""
         functions: dict[str, Callable[..., Any]] = {
             "image_process_fn": self.process,
-            "image_saved_fn": self.saved,
+            "image_saved_fn": self.note_saved,
         }
         if self._user.notification is not None:
             functions["notification_callback_fn"] = self.notify
@@ -54,19 +46,19 @@ class ImageDoor:
         image, metadata = self._capture(image, metadata)
         key = _key(metadata)
         if self._user.image_process is None or self._progress.failure is not None or self._run is None:
-            self._progress.captured(key)
+            self._progress.note_captured(key)
             return image, metadata
-        images = self._ask(key, image, metadata)
-        self._progress.captured(key, [_key(one) for _, one in images])
+        images = self._process(key, image, metadata)
+        self._progress.note_captured(key, [_key(made) for _, made in images])
         return self._run.answer(images)
 
-    def _ask(self, key: AxesKey, image: Any, metadata: dict[str, Any]) -> Images:
+    def _process(self, key: AxesKey, image: Any, metadata: dict[str, Any]) -> Images:
         """What the user's function makes of an image, checked; the measured image where it fails."""
         function = self._user.image_process
         unchanged = [(image, copy.deepcopy(metadata))]
         try:
             # A copy, since the array may be on its way to the sink.
-            return unchanged if function is None else checked_images(key, function(image.copy(), metadata))
+            return unchanged if function is None else check_images(key, function(image.copy(), metadata))
         except AcqIslError as error:
             self._progress.fail(error)
         except Exception as error:
@@ -74,11 +66,11 @@ class ImageDoor:
             self._progress.fail(hook_failed("image_process", error))
         return unchanged
 
-    def saved(self, axes: Any, dataset: Any) -> None:
+    def note_saved(self, axes: Any, dataset: Any) -> None:
         """``image_saved_fn``: the image is stored if the dataset says so."""
         try:
             if dataset.has_image(**axes):
-                self._progress.stored(axes_key(axes))
+                self._progress.note_stored(axes_key(axes))
             if self._user.image_saved is not None and self._progress.failure is None:
                 self._user.image_saved(axes, dataset)
         except Exception as error:

@@ -40,8 +40,8 @@ def free_bytes(folder: Path) -> int:
 def require_space(folder: Path, images: int, image_bytes: int, free: Callable[[Path], int]) -> None:
     """Check that a number of images fits; StorageError says how much is missing.
 
-    NDTiff files claim 4 GiB the moment they are created. Where that is only a claim (a sparse file) the
-    disk can still fill up in the middle; where it is real (Windows) it must fit before the first image.
+    NDTiff files claim 4 GiB when they are created. Where that is only a claim (a sparse file) the disk can
+    still fill up in the middle; where it is real (Windows) it must fit before the first image.
     """
     needed = images * (image_bytes + _METADATA_BYTES) + _MARGIN_BYTES
     if os.name == "nt" and images == 0:
@@ -60,18 +60,16 @@ class GuardedStorage:
     """Stands between Pycro-Manager's saving thread and its dataset (Python backend).
 
     Unlike the dataset it never raises there, since that would end the saving thread and hang the run; it
-    never overwrites an image, and it flushes the index, so that the data survives a killed process.
-
-    Parameters
-    ----------
-    dataset : ndstorage dataset
-    failed : callable
-        Told of a `StorageError`; from then on nothing more is written, what was is kept readable.
+    never overwrites an image, and it flushes the index, so that the data survives a killed process. After a
+    `StorageError`, which goes to ``report``, nothing more is written, and what was stays readable.
     """
 
-    def __init__(self, dataset: Any, failed: Callable[[AcqIslError], None]) -> None:
+    def __init__(self, dataset: Any, report: Callable[[AcqIslError], None]) -> None:
+        from ndstorage.ndtiff_dataset import NDTiffDataset
+
         self._dataset = dataset
-        self._failed = failed
+        self._on_disk = isinstance(dataset, NDTiffDataset)
+        self._report = report
         self._broken = False
         self._last: Any = None
         self._writer: Any = None
@@ -83,9 +81,8 @@ class GuardedStorage:
             logger.warning("%s came after storage had stopped and is lost", what)
             return
         if self._dataset.has_image(**axes):
-            self._failed(
-                StorageError(f"{what} was stored before; the second image was not written over the first")
-            )
+            message = f"{what} was stored before; the second image was not written over the first"
+            self._report(StorageError(message))
             return
         try:
             self._dataset.put_image(axes, pixels, metadata)
@@ -94,7 +91,7 @@ class GuardedStorage:
             logger.warning("could not store %s", what, exc_info=True)
             self._broken = True
             self._abandon(axes)
-            self._failed(_storage_error(what, error))
+            self._report(_storage_error(what, error))
 
     def finish(self) -> None:
         """Close the files; whatever happens, the dataset counts as finished afterwards."""
@@ -102,10 +99,11 @@ class GuardedStorage:
             return
         try:
             self._dataset.finish()
-            self._sort_index()
+            if self._on_disk:
+                sort_index(Path(self._dataset.path))
         except Exception as error:
             logger.warning("could not finish the dataset", exc_info=True)
-            self._failed(_storage_error("the end of the dataset", error))
+            self._report(_storage_error("the end of the dataset", error))
         finally:
             self._dataset._finished_event.set()
 
@@ -116,11 +114,10 @@ class GuardedStorage:
         return bool(self._dataset.block_until_finished(timeout))
 
     def _flush_index(self) -> None:
-        index = getattr(self._dataset, "_index_file", None)
-        if index is None:  # kept in memory
+        if not self._on_disk:
             return
         # Buffered, the index of a killed process is empty and none of its images can be found.
-        index.flush()
+        self._dataset._index_file.flush()
         writer = self._dataset.current_writer
         if writer is not self._writer:
             self._writer = writer
@@ -129,10 +126,10 @@ class GuardedStorage:
 
     def _abandon(self, axes: dict[str, int | str]) -> None:
         """Cut off a half-written image, so that all before it can be read and the disk has room to close."""
-        pending = getattr(self._dataset, "_write_pending_images", None)
-        writer = getattr(self._dataset, "current_writer", None)
-        if pending is not None:
-            pending.pop(axes_key(axes), None)
+        if not self._on_disk:
+            return
+        self._dataset._write_pending_images.pop(axes_key(axes), None)
+        writer = self._dataset.current_writer
         if writer is None:
             return
         self._dataset.current_writer = None
@@ -141,12 +138,7 @@ class GuardedStorage:
             writer.file.raw.close()
             _truncate(Path(writer.filename), self._last)
         except OSError as error:
-            self._failed(_storage_error("the last file", error))
-
-    def _sort_index(self) -> None:
-        path = getattr(self._dataset, "path", None)
-        if path is not None and (Path(path) / INDEX).is_file():
-            sort_index(Path(path))
+            self._report(_storage_error("the last file", error))
 
 
 def _truncate(file: Path, last: Any) -> None:
@@ -188,17 +180,10 @@ def sort_index(folder: Path) -> None:
 
 @contextmanager
 def open_measured(folder: Path) -> Iterator[Any]:
-    """Open a dataset for reading: finished ones, and what a killed process left behind.
+    """Open an NDTiff dataset for reading, finished or left behind by a killed process.
 
-    Yields
-    ------
-    ndstorage.NDTiffDataset
-        Ask for images by name, never by number: ``read_image(position="A1", channel="DAPI", z=0)``.
-
-    Raises
-    ------
-    StorageError
-        There is no readable dataset.
+    Yields an ``ndstorage.NDTiffDataset``; ask it for images by name, never by number:
+    ``read_image(position="A1", channel="DAPI", z=0)``. StorageError if there is no readable dataset.
     """
     from ndstorage.ndtiff_dataset import NDTiffDataset
 
@@ -221,27 +206,11 @@ def open_measured(folder: Path) -> Iterator[Any]:
 
 
 def read_slices(dataset: Any, axes: Sequence[dict[str, int | str]]) -> Uint16Image:
-    """Images by their axes.
-
-    Parameters
-    ----------
-    dataset : ndstorage dataset
-    axes : sequence of dict
-        One per slice, in the wanted order.
-
-    Returns
-    -------
-    (z, y, x) uint16
-
-    Raises
-    ------
-    SliceLost
-        Names what is not there.
-    """
-    missing = [axes_text(axes_key(one)) for one in axes if not dataset.has_image(**one)]
+    """Images of an ndstorage dataset by their axes, (z, y, x) uint16; SliceLost names what is not there."""
+    missing = [axes_text(axes_key(place)) for place in axes if not dataset.has_image(**place)]
     if missing:
         raise SliceLost(
             f"{len(missing)} of {len(axes)} slices are not in the measured data", got=", ".join(missing[:5])
         )
-    slices: Uint16Image = np.stack([dataset.read_image(**one) for one in axes]).astype(np.uint16, copy=False)
-    return slices
+    slices: Uint16Image = np.stack([dataset.read_image(**place) for place in axes])
+    return slices.astype(np.uint16, copy=False)

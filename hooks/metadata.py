@@ -14,20 +14,10 @@ _OWN_AXES = ("time", "position", "channel", "z")
 
 @dataclass(frozen=True, slots=True)
 class SliceMetadata:
-    """What is known of one image.
+    """What is known of an image.
 
-    Parameters
-    ----------
-    key : StackKey
-    z_index : int
-        Value of the z axis, 0 without one.
-    z_um : float or None
-        Stage z that was asked for; None if the event did not move z.
-    x_um, y_um : float
-        Stage position that was asked for, 0 if the event did not move the stage.
-    exposure_ms : float
-    pixel_size_um : float
-        0 without a pixel size calibration.
+    ``z_index`` is the value of the z axis, 0 without one. Places are those that were asked for: x and y 0, z
+    None if the event did not move that stage. The pixel size is 0 without a calibration.
     """
 
     key: StackKey
@@ -43,12 +33,7 @@ def read_metadata(metadata: Mapping[str, Any]) -> SliceMetadata:
     """Read what an image's metadata says; frames of a camera sequence carry strings for numbers.
 
     Axes other than time, position, channel and z (``well``, ``fov``, ``row``...) become part of the
-    position's name, so that two stacks never share a key.
-
-    Raises
-    ------
-    AcquisitionFailed
-        A field that is there cannot be read.
+    position's name, so that two stacks never share a key. AcquisitionFailed if a field cannot be read.
     """
     axes = metadata.get("Axes")
     if not isinstance(axes, Mapping):
@@ -61,7 +46,7 @@ def read_metadata(metadata: Mapping[str, Any]) -> SliceMetadata:
             key=StackKey(
                 time=int(axes.get("time", 0)),
                 position=_position(axes, metadata),
-                channel=_channel(axes, metadata),
+                channel=str(axes.get("channel", metadata.get("Channel") or "Default")),
             ),
             z_index=int(axes.get("z", 0)),
             z_um=None if z_um is None else float(z_um),
@@ -81,7 +66,3 @@ def _position(axes: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
     names = [] if place is None else [str(place)]
     names += [f"{name}{axes[name]}" for name in sorted(axes) if name not in _OWN_AXES]
     return "_".join(names) or "Default"
-
-
-def _channel(axes: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
-    return str(axes.get("channel", metadata.get("Channel") or "Default"))

@@ -27,25 +27,16 @@ def axes_text(key: AxesKey) -> str:
 
 def axes_list(keys: Iterable[AxesKey], most: int = 5) -> str:
     """Several axes for people, the first few of them."""
-    ordered = _ordered(keys)
-    rest = len(ordered) - most
+    ordered = sorted(keys, key=lambda key: sorted((name, str(value).zfill(9)) for name, value in key))
+    rest = len(ordered) - most if most > 1 else 0
     return ", ".join(axes_text(key) for key in ordered[:most]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def axes_first(keys: Iterable[AxesKey]) -> str:
-    """The first of several axes, for people."""
-    return axes_list(_ordered(keys)[:1])
-
-
-def _ordered(keys: Iterable[AxesKey]) -> list[AxesKey]:
-    return sorted(keys, key=lambda key: sorted((name, str(value).zfill(9)) for name, value in key))
 
 
 class Progress:
     """Shared by Pycro-Manager's threads (which report) and the acquiring thread (which waits).
 
-    A slice goes awaited -> captured -> saved; a hook may cancel it. The first failure is kept, the
-    others are logged.
+    A slice goes awaited -> captured -> saved; a hook may cancel it. The first failure stays, others are
+    logged.
     """
 
     def __init__(self) -> None:
@@ -64,12 +55,12 @@ class Progress:
             self._awaited.update(keys)
             self._triggered.clear()
 
-    def in_sequence(self, keys: Iterable[AxesKey]) -> None:
+    def note_sequence(self, keys: Iterable[AxesKey]) -> None:
         """These slices are taken as one hardware-triggered sequence."""
         with self._changed:
             self._triggered.update(keys)
 
-    def captured(self, key: AxesKey, stored_as: Iterable[AxesKey] | None = None) -> None:
+    def note_captured(self, key: AxesKey, stored_as: Iterable[AxesKey] | None = None) -> None:
         """The hook has had this slice; from now on it must reach storage.
 
         ``stored_as`` differs from ``key`` where a user's function changed its axes or added images.
@@ -80,7 +71,7 @@ class Progress:
             self._unsaved.update([key] if stored_as is None else stored_as)
             self._changed.notify_all()
 
-    def stored(self, key: AxesKey) -> None:
+    def note_stored(self, key: AxesKey) -> None:
         """This slice is in the dataset."""
         with self._changed:
             self.saved += 1

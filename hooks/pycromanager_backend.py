@@ -22,13 +22,7 @@ _IN_VAIN = " unsuccessful"  # how the engine ends the text of a command that fai
 
 
 def find_hardware() -> Hardware:
-    """The running core.
-
-    Raises
-    ------
-    ScopeError
-        No core runs, it has no camera, or the engine still holds one that was stopped.
-    """
+    """The running core; ScopeError if there is none, it has no camera, or the engine holds a stopped one."""
     from mmpycorex import Core, is_pymmcore_active
 
     if not is_pymmcore_active():
@@ -62,24 +56,10 @@ def uses_python_backend() -> bool:
 
 
 def open_run(directory: Path | None, name: str, functions: dict[str, Any], progress: Progress) -> Run:
-    """Open an acquisition.
+    """Open an acquisition with hooks as Pycro-Manager's keyword arguments.
 
-    Parameters
-    ----------
-    directory : Path or None
-        Where Pycro-Manager makes its folder; None keeps the images in memory.
-    name : str
-    functions : dict
-        Hooks, as Pycro-Manager's keyword arguments.
-    progress : Progress
-        Told of storage failures.
-
-    Raises
-    ------
-    StorageError
-        The directory cannot be made.
-    ScopeError
-        Pycro-Manager refused to start.
+    Without a directory the images stay in memory; ``progress`` gets storage failures. StorageError if the
+    directory cannot be made, ScopeError if Pycro-Manager refuses to start.
     """
     from pycromanager import Acquisition
 
@@ -96,19 +76,18 @@ def open_run(directory: Path | None, name: str, functions: dict[str, Any], progr
         raise StorageError(f"no dataset can be made in {directory}", got=str(error)) from error
     except RuntimeError as error:
         raise ScopeError("Pycro-Manager could not start the acquisition", got=str(error)) from error
-    return PythonRun(acquisition, progress) if python else Run(acquisition)
+    path = None if directory is None else Path(acquisition.get_dataset().path)
+    return PythonRun(acquisition, path, progress) if python else Run(acquisition, path)
 
 
 class Run:
-    """An open acquisition on the Java backend, and what both backends share.
+    """An open ``pycromanager.Acquisition`` on the Java backend, and what both backends share.
 
-    Parameters
-    ----------
-    acquisition : pycromanager.Acquisition
+    ``path`` is the folder of its data, None in memory.
     """
 
-    def __init__(self, acquisition: Any) -> None:
-        self._acquisition = acquisition
+    def __init__(self, acquisition: Any, path: Path | None = None) -> None:
+        self._acquisition, self.path = acquisition, path
         self._ending: threading.Thread | None = None
         self._ended_with: BaseException | None = None
 
@@ -179,21 +158,21 @@ class Run:
 class PythonRun(Run):
     """An open acquisition on the Python backend.
 
-    Pycro-Manager throws away the futures that hold hardware errors; they are kept here. Its saving
-    thread is given a storage that does not raise.
+    Pycro-Manager throws away the futures that hold hardware errors; they are kept here. Its saving thread
+    gets a storage that does not raise.
     """
 
-    def __init__(self, acquisition: Any, progress: Progress) -> None:
+    def __init__(self, acquisition: Any, path: Path | None, progress: Progress) -> None:
         from pycromanager.acquisition.acq_eng_py.internal.engine import Engine
 
-        super().__init__(acquisition)
+        super().__init__(acquisition, path)
         self._engine = acquisition._acq
         self._engine.data_sink_ = GuardedStorage(acquisition._dataset, progress.fail)
         self._output = acquisition._image_processor.output_queue
         self._submitted = 0
         self._running: list[Future[Any]] = []
         self._done = 0
-        self._log = _OverheardLog(Engine.get_core())
+        self._log = _LogListener(Engine.get_core())
         submit: Callable[[Any], Future[Any]] = self._engine.submit_event_iterator
 
         def submit_and_keep(events: Any) -> Future[Any]:
@@ -208,7 +187,7 @@ class PythonRun(Run):
         super().submit(events)
 
     def trouble(self, at: str) -> AcqIslError | None:
-        for future in [one for one in self._running if one.done()]:
+        for future in [future for future in self._running if future.done()]:
             self._running.remove(future)
             self._done += 1
             error = future.exception()
@@ -244,25 +223,20 @@ class PythonRun(Run):
             self._log.close()
 
 
-class _OverheardLog:
-    """What Pycro-Manager writes into the core's log: the only place where it says why a command failed.
-
-    Parameters
-    ----------
-    core : CMMCore of this process
-    """
+class _LogListener:
+    """What Pycro-Manager writes into the core's log: the only place where it says why a command failed."""
 
     def __init__(self, core: Any) -> None:
         self._core, self._write = core, core.log_message
         self.cause = ""
-        core.log_message = self._hear
+        core.log_message = self._listen
 
     def close(self) -> None:
         """Let the core log by itself again."""
-        if self._core.__dict__.get("log_message") == self._hear:
+        if self._core.__dict__.get("log_message") == self._listen:
             del self._core.log_message
 
-    def _hear(self, *message: Any) -> None:
+    def _listen(self, *message: Any) -> None:
         error = sys.exc_info()[1]
         while error is not None and (error.__cause__ or error.__context__) is not None:
             error = error.__cause__ or error.__context__

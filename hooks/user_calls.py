@@ -16,24 +16,11 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
-def within(limit_s: float, what: str, function: Callable[[], Result]) -> Result:
-    """Call a function that may never return.
+def call_within(limit_s: float, what: str, function: Callable[[], Result]) -> Result:
+    """Call a function that may never return; after ``limit_s`` it is abandoned in its (daemon) thread.
 
-    Parameters
-    ----------
-    limit_s : float
-        Seconds; afterwards the call is abandoned in its (daemon) thread.
-    what : str
-        For the message, such as ``"closing the shutter"``.
-    function : callable
-        Without arguments.
-
-    Raises
-    ------
-    AcquisitionFailed
-        It did not return in time.
-    Exception
-        Whatever the function raised.
+    ``what`` is for messages, such as ``"closing the shutter"``. AcquisitionFailed if it did not return in
+    time, else whatever it raises.
     """
     results: list[Result] = []
     errors: list[BaseException] = []
@@ -59,18 +46,7 @@ def within(limit_s: float, what: str, function: Callable[[], Result]) -> Result:
 
 
 def find_function(name: str) -> Callable[..., Any]:
-    """A user's function by its name.
-
-    Parameters
-    ----------
-    name : str
-        ``"package.module:function"``.
-
-    Raises
-    ------
-    ActionRefused
-        There is no such module or function; names the nearest one.
-    """
+    """A user's ``"package.module:function"``; ActionRefused names the nearest where there is none."""
     module_name, _, function_name = name.partition(":")
     try:
         module = importlib.import_module(module_name)
@@ -82,7 +58,7 @@ def find_function(name: str) -> Callable[..., Any]:
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
-        names = [one for one in vars(module) if callable(getattr(module, one)) and not one.startswith("_")]
+        names = [name for name, value in vars(module).items() if callable(value) and name[0] != "_"]
         raise ActionRefused(
             f"{module_name} has no function {function_name!r}",
             fix=f"did you mean {nearest(function_name, names)}?",
@@ -117,7 +93,7 @@ def call_user_function(name: str, *arguments: Any, limit_s: float = 30.0) -> str
     """
     function = find_function(name)
     try:
-        result = within(limit_s, f"the function {name}", lambda: function(*arguments))
+        result = call_within(limit_s, f"the function {name}", lambda: function(*arguments))
     except AcqIslError:
         raise
     except Exception as error:

@@ -54,34 +54,24 @@ class UserHooks:
     notification: Callable[[Any], object] | None = None
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            function = getattr(self, field.name)
-            count = 2 if field.name in ("image_process", "image_saved") else 1
-            if function is None:
-                continue
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, function in ((name, function) for name, function in given.items() if function is not None):
+            count = 2 if name in ("image_process", "image_saved") else 1
             try:
                 inspect.signature(function).bind(*[None] * count)
             except TypeError as error:
                 raise ExperimentError(
-                    f"the {field.name} hook cannot be called with {count} argument{'s' * (count > 1)}",
-                    got=f"{getattr(function, '__name__', function)}: {error}",
+                    f"the {name} hook cannot be called with {count} argument{'s' * (count > 1)}",
+                    got=f"{function!r}: {error}",
                     fix="events are submitted between two stacks with run_events(), not through a queue",
                 ) from error
 
 
 class EventHooks:
-    """The wrapped event hooks of one acquisition.
+    """The wrapped event hooks of an acquisition; changed events are checked against the rules.
 
-    After a failure every further event is dropped, so that nothing moves any more.
-
-    Parameters
-    ----------
-    user : UserHooks
-    rules : EventRules
-        What a changed event is checked against.
-    progress : Progress
-    none_drops : bool
-        Whether the backend drops an event for which a hook returns None; the Java one images it instead.
+    After a failure every further event is dropped, so that nothing moves any more. ``none_drops``: whether
+    the backend drops an event for which a hook returns None; the Java one images it instead.
     """
 
     def __init__(self, user: UserHooks, rules: EventRules, progress: Progress, none_drops: bool) -> None:
@@ -115,13 +105,13 @@ class EventHooks:
     def _before(self, event: EventOrList) -> EventOrList | None:
         kept: EventOrList | None = event
         if self._dropped_early:
-            events = [one for one in _listed(event) if axes_key(one["axes"]) not in self._dropped_early]
+            events = [part for part in _listed(event) if axes_key(part["axes"]) not in self._dropped_early]
             kept = events if len(events) > 1 else (events[0] if events else None)
         if kept is not None:
             kept = self._ask("pre_hardware", self._user.pre_hardware, kept)
         # Only the first event of a stack says where and how: hand that on when it is dropped.
         if kept is None:
-            self._carry.update((k, v) for one in _listed(event) for k, v in one.items() if k in _CARRIED)
+            self._carry.update((k, v) for part in _listed(event) for k, v in part.items() if k in _CARRIED)
             self._drop(event)
             return None
         if self._carry:
@@ -129,7 +119,7 @@ class EventHooks:
             first.update({key: value for key, value in self._carry.items() if key not in first})
             self._carry.clear()
         if isinstance(kept, list):
-            self._progress.in_sequence(_keys(kept))
+            self._progress.note_sequence(_keys(kept))
         return kept
 
     def _after(self, event: EventOrList) -> EventOrList | None:
@@ -202,13 +192,10 @@ def hook_failed(name: str, error: BaseException) -> AcquisitionFailed:
     return failed
 
 
-def checked_images(key: AxesKey, answer: Any) -> list[tuple[Any, dict[str, Any]]]:
+def check_images(key: AxesKey, answer: Any) -> list[tuple[Any, dict[str, Any]]]:
     """What a user's image_process returned, as images that storage can take.
 
-    Raises
-    ------
-    AcquisitionFailed
-        It returned something that would kill Pycro-Manager's image or saving thread.
+    AcquisitionFailed if it would kill Pycro-Manager's image or saving thread.
     """
     name = f"the image_process hook, for {axes_text(key)},"
     pairs = answer if isinstance(answer, list) else [answer]
@@ -244,4 +231,4 @@ def _listed(event: Any) -> list[Any]:
 
 
 def _keys(event: EventOrList) -> list[AxesKey]:
-    return [axes_key(one["axes"]) for one in _listed(event) if "axes" in one]
+    return [axes_key(part["axes"]) for part in _listed(event) if "axes" in part]

@@ -23,13 +23,13 @@ from acq_isl.errors import (
     StorageError,
 )
 from acq_isl.hooks import GuardedAcquisition, Safety, UserHooks, call_user_function
-from acq_isl.hooks.events import EventRules, announced, batches
+from acq_isl.hooks.events import EventRules, find_requests, split_batches
 from acq_isl.hooks.hardware import Hardware, nearest
 from acq_isl.hooks.progress import Progress, axes_key, axes_list
 from acq_isl.hooks.pycromanager_backend import Run
-from acq_isl.hooks.user_calls import within
+from acq_isl.hooks.user_calls import call_within
 from acq_isl.hooks.user_hooks import EventHooks
-from acq_isl.hooks.watchdog import Watch
+from acq_isl.hooks.watchdog import Watchdog
 from acq_isl.rules import Limits
 from acq_isl.stack import Slice, StackKey, StackRequest
 
@@ -298,7 +298,7 @@ def test_batches() -> None:
         {"n": 6, "min_start_time": 1.0},
         {"n": 7, "min_start_time": 2.0},
     ]
-    assert [[event["n"] for event in batch] for batch in batches(events)] == [
+    assert [[event["n"] for event in batch] for batch in split_batches(events)] == [
         [0, 1],
         [2],
         [3],
@@ -312,7 +312,11 @@ def test_announced_stacks() -> None:
     events = [{"axes": {"position": "A", "z": z}, "z": 2.0 * z} for z in (1, 0)]
     events += [{"axes": {"position": "B", "z": 5}, "z": 1.0}, {"axes": {"position": "C"}}]
     events += [{"axes": {"position": "D", "z": z}} for z in range(2)]
-    assert [(one.key.position, one.z_um) for one in announced(events)] == [("A", (0.0, 2.0)), ("C", (0.0,))]
+    requests = find_requests(events)
+    assert [(request.key.position, request.z_um) for request in requests] == [
+        ("A", (0.0, 2.0)),
+        ("C", (0.0,)),
+    ]
 
 
 class FakeCore:
@@ -378,13 +382,13 @@ def refuses() -> None:
     raise ValueError("no")
 
 
-def test_within() -> None:
-    assert within(5, "adding", lambda: 1 + 1) == 2
+def test_a_call_has_a_limit() -> None:
+    assert call_within(5, "adding", lambda: 1 + 1) == 2
     with pytest.raises(ValueError, match=r"no"):
-        within(5, "refusing", refuses)
+        call_within(5, "refusing", refuses)
     gate = threading.Event()
     with pytest.raises(AcquisitionFailed, match=r"waiting did not end; wanted: within 0.05 s"):
-        within(0.05, "waiting", lambda: gate.wait(10))
+        call_within(0.05, "waiting", lambda: gate.wait(10))
     gate.set()
 
 
@@ -427,8 +431,8 @@ class FakeJava:
     def _work(self) -> None:
         while (events := self._events.get()) is not None:
             for event in [] if self.silent else events:
-                self._progress.captured(axes_key(event["axes"]))
-                self._progress.stored(axes_key(event["axes"]))
+                self._progress.note_captured(axes_key(event["axes"]))
+                self._progress.note_stored(axes_key(event["axes"]))
 
     def _check_for_exceptions(self) -> None:
         if self.trouble is not None:
@@ -480,12 +484,12 @@ class Stage(NoStages):
 
 
 @pytest.fixture
-def java() -> tuple[FakeJava, Run, Progress, Watch]:
+def java() -> tuple[FakeJava, Run, Progress, Watchdog]:
     progress = Progress()
     fake = FakeJava(progress)
     run = Run(fake)
     hardware: Any = NoStages()
-    return fake, run, progress, Watch(run, progress, hardware, 0.3)
+    return fake, run, progress, Watchdog(run, progress, hardware, 0.3)
 
 
 def _submit(run: Run, progress: Progress) -> None:
@@ -493,34 +497,34 @@ def _submit(run: Run, progress: Progress) -> None:
     run.submit([{"axes": {"z": z}} for z in range(3)])
 
 
-def test_java_slices_arrive(java: tuple[FakeJava, Run, Progress, Watch]) -> None:
-    _, run, progress, watch = java
+def test_java_slices_arrive(java: tuple[FakeJava, Run, Progress, Watchdog]) -> None:
+    _, run, progress, watchdog = java
     _submit(run, progress)
-    watch.captured()
-    assert watch.ended() is None
+    watchdog.wait_captured()
+    assert watchdog.end() is None
     assert run.ended_with is None
     assert (progress.images, progress.unsaved) == (3, frozenset())
 
 
-def test_java_reports_an_exception(java: tuple[FakeJava, Run, Progress, Watch]) -> None:
-    fake, run, progress, watch = java
+def test_java_reports_an_exception(java: tuple[FakeJava, Run, Progress, Watchdog]) -> None:
+    fake, run, progress, watchdog = java
     fake.silent, fake.trouble = True, RuntimeError("stage is stuck")
     _submit(run, progress)
     with pytest.raises(AcquisitionFailed, match=r"at z=0; got: stage is stuck"):
-        watch.captured()
-    assert watch.ended() is None
+        watchdog.wait_captured()
+    assert watchdog.end() is None
     assert "stage is stuck" in str(run.ended_with)
 
 
-def test_java_keeps_silent(java: tuple[FakeJava, Run, Progress, Watch]) -> None:
-    fake, run, progress, watch = java
+def test_java_keeps_silent(java: tuple[FakeJava, Run, Progress, Watchdog]) -> None:
+    fake, run, progress, watchdog = java
     fake.silent = True
     _submit(run, progress)
     with pytest.raises(
         AcquisitionFailed,
         match=r"nothing has come from the microscope for 0\.\d s; wanted: z=0, z=1, z=2; got: Wheel is busy",
     ):
-        watch.captured()
+        watchdog.wait_captured()
 
 
 @pytest.mark.parametrize("steps, timeout_s, at_least_s", [(1, 5.0, 1.0), (9, 5.0, 1.8), (1, 6.0, 2.0)])
@@ -532,19 +536,19 @@ def test_a_stage_is_waited_for_while_it_moves(steps: int, timeout_s: float, at_l
     fake.silent, run = True, Run(fake)
     _submit(run, progress)
     with pytest.raises(AcquisitionFailed) as caught:
-        Watch(run, progress, hardware, 1.0).captured()
+        Watchdog(run, progress, hardware, 1.0).wait_captured()
     silent_s = float(str(caught.value).split(" s;")[0].rsplit(" ", 1)[1])
     assert silent_s >= at_least_s
     assert stage.looks >= steps
 
 
-def test_java_event_thread_has_ended(java: tuple[FakeJava, Run, Progress, Watch]) -> None:
-    fake, run, progress, watch = java
+def test_java_event_thread_has_ended(java: tuple[FakeJava, Run, Progress, Watchdog]) -> None:
+    fake, run, progress, watchdog = java
     fake.mark_finished()
     fake._event_thread.join(5)
     _submit(run, progress)
     with pytest.raises(AcquisitionFailed, match=r"event thread has ended"):
-        watch.captured()
+        watchdog.wait_captured()
 
 
 def test_java_takes_lists_of_images_and_no_none_from_hooks() -> None:

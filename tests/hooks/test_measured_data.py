@@ -202,7 +202,7 @@ else:
     from acq_isl.rules import Limits
     acquisition = GuardedAcquisition(folder, "m", limits=Limits()).__enter__()
     acquisition.run_events(events)
-    acquisition._open.watch.stored(acquisition._progress.unsaved)
+    acquisition._open.watchdog.wait_stored(acquisition._progress.unsaved)
 os._exit(0)
 """
 
