@@ -6,7 +6,8 @@ import logging
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -133,18 +134,23 @@ class CaptureHook:
 
     def __call__(self, image: Any, metadata: Any) -> tuple[Any, Any]:
         """Called by Pycro-Manager with each image, on its image thread."""
-        try:
+        with self._noting():
             if metadata.get("PixelType") is None:
                 metadata["PixelType"] = "GRAY8" if image.dtype == np.uint8 else "GRAY16"
             if self._sink is not None:
                 self._take(image, read_metadata(metadata), time.time())
+        return image, metadata
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        """Keep what is raised, which would kill Pycro-Manager's image thread and hang the run."""
+        try:
+            yield
         except AcqIslError as problem:
             self._note(problem)
         except Exception as error:
-            # Anything that left this function would kill Pycro-Manager's image thread and hang the run.
             logger.warning("the capture hook failed", exc_info=True)
             self._note(AcquisitionFailed("a captured slice could not be handed on", got=repr(error)))
-        return image, metadata
 
     def _take(self, image: Any, metadata: SliceMetadata, captured_s: float) -> None:
         key = metadata.key
@@ -251,8 +257,6 @@ class CaptureHook:
 
     def _hold(self, slice_: CapturedSlice) -> None:
         """Keep a slice until the second one of its stack says what the z step is."""
-        if self._sink_copies:
-            slice_ = CapturedSlice(slice_.metadata, _frozen_copy(slice_.pixels), slice_.captured_s)
         with self._lock:
             if self._held.get(slice_.metadata.key) is not None:
                 raise _second_image(slice_.metadata)
@@ -275,23 +279,14 @@ class CaptureHook:
                 fix="name the axis of the slices 'z', or give the capture hook planes=1",
             )
         )
-        try:
+        with self._noting():
             info = self._info(slice_, None, (metadata.z_um or 0.0,))
             self._put(Slice(info, 0, slice_.pixels, slice_.captured_s), None)
-        except Exception as error:
-            logger.warning("the capture hook failed", exc_info=True)
-            self._note(AcquisitionFailed("a captured slice could not be handed on", got=repr(error)))
 
     def _note(self, problem: AcqIslError) -> None:
         with self._lock:
             self._problems.append(problem)
             self.problem_count += 1
-
-
-def _frozen_copy(pixels: Uint16Image) -> Uint16Image:
-    copied = pixels.copy()
-    copied.flags.writeable = False
-    return copied
 
 
 def _second_image(metadata: SliceMetadata) -> AcquisitionFailed:

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, assert_never
 
 from acq_isl.errors import ScopeError
 from acq_isl.experiment.experiment import (
@@ -39,39 +39,25 @@ _ANSWER_S = 2.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OpenMicroscope:
-    """A core that answers.
-
-    Parameters
-    ----------
-    core : object
-        Micro-Manager's core with its snake_case methods.
-    description : str
-        For people, such as ``"simulated microscope, synthetic neurons (seed 1)"``.
-    simulated : object or None
-        The `acq_isl.sim.SimulatedScope`, which also knows the truth.
-    port : int
-        Of Micro-Manager's server; only the Java back end uses it.
-    reach : Limits
-        Travel of the stages, as far as the microscope says.
-    """
+    """A core that answers."""
 
     core: Any
+    """Micro-Manager's core with its snake_case methods."""
     description: str
-    simulated: Any = None
+    """For people, such as ``"simulated microscope, synthetic neurons (seed 1)"``."""
+    simulated: sim.SimulatedScope | None = None
+    """Which also knows the truth."""
     port: int = 4827
+    """Of Micro-Manager's server; only the Java back end uses it."""
     reach: Limits = field(default_factory=Limits)
+    """Travel of the stages, as far as the microscope says."""
 
 
 @contextmanager
 def open_microscope(settings: MicroscopeSettings) -> Iterator[OpenMicroscope]:
     """Open the microscope an experiment asks for and close what was started here.
 
-    Raises
-    ------
-    ScopeError
-        It cannot be reached or started.
-    StorageError
-        A recorded specimen cannot be read.
+    ScopeError if it cannot be reached or started, StorageError if a recorded specimen cannot be read.
     """
     match settings:
         case SimulatedMicroscope():
@@ -82,6 +68,8 @@ def open_microscope(settings: MicroscopeSettings) -> Iterator[OpenMicroscope]:
         case HeadlessMicroManager():
             with _headless(settings) as scope:
                 yield scope
+        case _:
+            assert_never(settings)
 
 
 @contextmanager
@@ -99,11 +87,10 @@ def _simulated(settings: SimulatedMicroscope) -> Iterator[OpenMicroscope]:
             # One pixel of the camera is one of the recording, so that its counts come back unchanged.
             own["pixel_size_um"] = specimen.pixel_size_um
             what = f"specimen recorded in {settings.specimen.folder}"
+        case _:
+            assert_never(settings.specimen)
     chosen = sim.ScopeSettings(
-        shape=settings.camera_px,
-        time_scale=settings.time_scale,
-        prepare_ahead=settings.prepare_ahead,
-        **own,
+        shape=settings.camera_px, time_scale=settings.time_scale, prepare_ahead=settings.prepare_ahead, **own
     )
     reach = Limits(x_um=chosen.x_limits_um, y_um=chosen.y_limits_um, z_um=chosen.z_limits_um)
     if settings.faults:
@@ -127,6 +114,8 @@ def transmitted_light(settings: SimulatedOptics) -> Transmitted:
             live = Brightfield()
         case DICOptics():
             live = DIC()
+        case _:
+            assert_never(settings)
     given = settings.model_dump(exclude={"kind", "lamp_width_um"})
     width_um = settings.lamp_width_um
     lamp = Spectrum.band(settings.wavelength_um, width_um) if width_um > 0 else None

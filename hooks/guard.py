@@ -61,10 +61,8 @@ class GuardedAcquisition:
 
     Raises
     ------
-    ScopeError
-        On entering: no working core.
-    StorageError
-        On entering: the folder cannot be made, or the disk is full.
+    ScopeError, StorageError
+        On entering: no working core; the folder cannot be made, or the disk is full.
     """
 
     def __init__(
@@ -138,16 +136,9 @@ class GuardedAcquisition:
     def acquire(self, request: StackRequest) -> None:
         """Acquire one stack; returns when its last slice was captured and handed to storage.
 
-        Raises
-        ------
-        ExperimentError, ActionRefused
-            The request cannot or may not be done; nothing has moved, and the acquisition goes on.
-        AcquisitionFailed
-            Hardware error, hook error, or time-out. The acquisition has stopped.
-        SliceLost
-            A slice that was asked for did not arrive.
-        StorageError
-            The disk is full, or the data could not be written.
+        ExperimentError or ActionRefused if the request cannot or may not be done: nothing has moved, and the
+        acquisition goes on. AcquisitionFailed (hardware error, hook error, time-out), SliceLost (a slice did
+        not arrive) and StorageError (the disk is full, or data could not be written) stop it.
         """
         if not request.z_um:
             raise ExperimentError(f"the stack {request.key} has no slices", wanted="at least one z")
@@ -168,12 +159,8 @@ class GuardedAcquisition:
     def set_preset(self, group: str, preset: str) -> None:
         """Select a preset between two events.
 
-        Raises
-        ------
-        ExperimentError, ActionRefused
-            There is no such preset, or the limits do not allow it.
-        AcquisitionFailed
-            The core refuses, or does not answer.
+        ExperimentError or ActionRefused if there is no such preset, or the limits do not allow it;
+        AcquisitionFailed if the core refuses, or does not answer.
         """
         hardware = self._opened().hardware
         hardware.require_preset(group, preset, self._limits)
@@ -262,17 +249,11 @@ class GuardedAcquisition:
                 self._memory = run.dataset
             else:
                 run.dataset.close()
-        failures += [self._lost(), *self._capture.problems[:1]]
+        if lost := self._progress.unsaved:
+            what = f"{len(lost)} captured slices are not in the measured data: {axes_list(lost)}"
+            failures.append(SliceLost(what, fix="check the disk, and that no hook holds images back"))
+        failures += self._capture.problems[:1]
         return list(dict.fromkeys(filter(None, failures)))
-
-    def _lost(self) -> SliceLost | None:
-        lost = self._progress.unsaved
-        if not lost:
-            return None
-        return SliceLost(
-            f"{len(lost)} captured slices are not in the measured data: {axes_list(lost)}",
-            fix="check the disk, and that no hook holds images back",
-        )
 
     def _check_space(self, hardware: Hardware, images: int) -> None:
         if self._directory is not None:

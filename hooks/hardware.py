@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from acq_isl.errors import AcquisitionFailed, ActionRefused, ExperimentError, ScopeError
@@ -27,14 +27,19 @@ def _names(vector: Any) -> tuple[str, ...]:
     return tuple(str(vector.get(index)) for index in range(vector.size()))
 
 
-class Hardware:
-    """A running Micro-Manager core, Python or Java.
+def _require(what: str, name: str, valid: Sequence[str]) -> None:
+    """ExperimentError for a name that is not among the valid ones; names the nearest."""
+    if name not in valid:
+        raise ExperimentError(
+            f"{what} {name!r}",
+            wanted=f"one of {', '.join(valid)}",
+            got=name,
+            fix=f"did you mean {nearest(name, valid)}?",
+        )
 
-    Parameters
-    ----------
-    core : CMMCore
-        As ``pycromanager.Core()`` gives it; methods in snake_case.
-    """
+
+class Hardware:
+    """A running Micro-Manager core, Python or Java, with snake_case methods."""
 
     def __init__(self, core: Any) -> None:
         self._core = core
@@ -42,29 +47,13 @@ class Hardware:
     def require_preset(self, group: str, preset: str, limits: Limits) -> None:
         """Check that a preset exists and is allowed; nothing is sent to the devices.
 
-        Raises
-        ------
-        ExperimentError
-            There is no such group or preset; names the nearest one.
-        ActionRefused
-            The experiment's limits do not allow it.
+        ExperimentError names the nearest where there is none, ActionRefused if the limits do not allow it.
         """
-        groups = _names(self._core.get_available_config_groups())
-        if group not in groups:
-            raise ExperimentError(
-                f"the microscope has no configuration group {group!r}",
-                wanted=f"one of {', '.join(groups)}",
-                got=group,
-                fix=f"did you mean {nearest(group, groups)}?",
-            )
-        presets = _names(self._core.get_available_configs(group))
-        if preset not in presets:
-            raise ExperimentError(
-                f"the group {group} has no preset {preset!r}",
-                wanted=f"one of {', '.join(presets)}",
-                got=preset,
-                fix=f"did you mean {nearest(preset, presets)}?",
-            )
+        core = self._core
+        _require(
+            "the microscope has no configuration group", group, _names(core.get_available_config_groups())
+        )
+        _require(f"the group {group} has no preset", preset, _names(core.get_available_configs(group)))
         allowed = limits.presets.get(group)
         if allowed is not None and preset not in allowed:
             raise ActionRefused(
@@ -75,21 +64,14 @@ class Hardware:
             )
 
     def require_property(self, device: str, name: str) -> None:
-        """Check that a device has a property; ExperimentError names the nearest one."""
+        """Check that a device has a property; ExperimentError names the nearest."""
         self.require_device(device)
-        if not self._core.has_property(device, name):
-            names = _names(self._core.get_device_property_names(device))
-            raise ExperimentError(
-                f"the device {device} has no property {name!r}", fix=f"did you mean {nearest(name, names)}?"
-            )
+        names = _names(self._core.get_device_property_names(device))
+        _require(f"the device {device} has no property", name, names)
 
     def require_device(self, device: str) -> None:
-        """Check that a device is loaded; ExperimentError names the nearest one."""
-        devices = _names(self._core.get_loaded_devices())
-        if device not in devices:
-            raise ExperimentError(
-                f"the microscope has no device {device!r}", fix=f"did you mean {nearest(device, devices)}?"
-            )
+        """Check that a device is loaded; ExperimentError names the nearest."""
+        _require("the microscope has no device", device, _names(self._core.get_loaded_devices()))
 
     def require_camera(self) -> None:
         """Check that a camera answers; ScopeError otherwise.

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 import tempfile
 from collections import OrderedDict, defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import IO
 
 import numpy as np
 
 from acq_isl.hooks.metadata import SliceMetadata
 from acq_isl.stack import StackKey, Uint16Image
-
-_NO_PIXELS = np.zeros((0, 0), np.uint16)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,18 +25,21 @@ class CapturedSlice:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Held:
-    slice: CapturedSlice
+    metadata: SliceMetadata
+    captured_s: float
     shape: tuple[int, ...]
-    offset: int | None = None  # in the file; None in memory
+    content: bytes
+    offset: int | None  # in the file; None in memory
+
+    @property
+    def size(self) -> int:
+        return 2 * math.prod(self.shape)
 
 
 class HeldSlices:
-    """At most one slice of each stack, in the order they came. Not thread-safe.
+    """At most one slice of each stack, copied, in the order they came. Not thread-safe.
 
-    Parameters
-    ----------
-    memory_bytes, file_bytes : int
-        Pixels kept in memory, and in the file.
+    Pixels beyond ``memory_bytes`` lie in a file, of ``file_bytes`` at most.
     """
 
     def __init__(self, memory_bytes: int = 256 << 20, file_bytes: int = 16 << 30) -> None:
@@ -60,29 +61,37 @@ class HeldSlices:
         """Hold the slice of a stack that has none here; OSError if the disk is full."""
         size = slice_.pixels.nbytes
         if self._in_memory + size <= self._memory_bytes:
+            content, offset = slice_.pixels.tobytes(), None
             self._in_memory += size
-            held = _Held(slice_, slice_.pixels.shape)
         else:
-            held = self._write(slice_)
+            content, offset = b"", self._write(slice_.pixels.tobytes())
             self._in_file += size
-        self._held[slice_.metadata.key] = held
+        self._held[slice_.metadata.key] = _Held(
+            slice_.metadata, slice_.captured_s, slice_.pixels.shape, content, offset
+        )
 
     def get(self, key: StackKey) -> CapturedSlice | None:
         """The slice of a stack, which stays."""
         held = self._held.get(key)
-        return None if held is None else self._read(held)
+        if held is None:
+            return None
+        content = held.content
+        if held.offset is not None and self._file is not None:
+            self._file.seek(held.offset)
+            content = self._file.read(held.size)
+        pixels = np.frombuffer(content, np.uint16).reshape(held.shape)
+        return CapturedSlice(held.metadata, pixels, held.captured_s)
 
     def remove(self, key: StackKey) -> None:
         """Hold the slice of this stack no longer, if there is one."""
         held = self._held.pop(key, None)
         if held is None:
             return
-        size = 2 * math.prod(held.shape)
         if held.offset is None:
-            self._in_memory -= size
+            self._in_memory -= held.size
             return
-        self._in_file -= size
-        self._free[size].append(held.offset)
+        self._in_file -= held.size
+        self._free[held.size].append(held.offset)
         if self._in_file == 0 and self._file is not None:
             self._file.close()
             self._file, self._end = None, 0
@@ -90,26 +99,20 @@ class HeldSlices:
 
     def pop_oldest(self) -> CapturedSlice | None:
         """The slice that was held for longest, which goes; None if there is none."""
-        if not self._held:
+        key = next(iter(self._held), None)
+        if key is None:
             return None
-        key, held = next(iter(self._held.items()))
-        slice_ = self._read(held)
+        slice_ = self.get(key)
         self.remove(key)
         return slice_
 
-    def _write(self, slice_: CapturedSlice) -> _Held:
+    def _write(self, content: bytes) -> int:
+        """Append to the file, or fill a gap of this size in it; returns the place."""
         if self._file is None:
             self._file = tempfile.TemporaryFile(prefix="acq-isl-")  # noqa: SIM115 - closed when empty
-        free = self._free[slice_.pixels.nbytes]
+        free = self._free[len(content)]
         offset = free.pop() if free else self._end
         self._file.seek(offset)
-        self._file.write(slice_.pixels.tobytes())
+        self._file.write(content)
         self._end = max(self._end, self._file.tell())
-        return _Held(replace(slice_, pixels=_NO_PIXELS), slice_.pixels.shape, offset)
-
-    def _read(self, held: _Held) -> CapturedSlice:
-        if held.offset is None or self._file is None:
-            return held.slice
-        self._file.seek(held.offset)
-        pixels = np.frombuffer(self._file.read(2 * math.prod(held.shape)), np.uint16)
-        return replace(held.slice, pixels=pixels.reshape(held.shape))
+        return offset

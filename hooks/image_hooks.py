@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from acq_isl.errors import AcqIslError
 from acq_isl.hooks.capture import CaptureHook
 from acq_isl.hooks.progress import AxesKey, Progress, axes_key
 from acq_isl.hooks.pycromanager_backend import Run
-from acq_isl.hooks.user_hooks import UserHooks, check_images, hook_failed
-
-logger = logging.getLogger(__name__)
+from acq_isl.hooks.user_hooks import UserHooks, check_images, report_failure
 
 Images = list[tuple[Any, dict[str, Any]]]
 
@@ -56,35 +52,24 @@ class ImageHooks:
         """What the user's function makes of an image, checked; the measured image where it fails."""
         function = self._user.image_process
         unchanged = [(image, copy.deepcopy(metadata))]
-        try:
+        with report_failure("image_process", self._progress):
             # A copy, since the array may be on its way to the sink.
             return unchanged if function is None else check_images(key, function(image.copy(), metadata))
-        except AcqIslError as error:
-            self._progress.fail(error)
-        except Exception as error:
-            logger.warning("the image_process hook failed", exc_info=True)
-            self._progress.fail(hook_failed("image_process", error))
         return unchanged
 
     def note_saved(self, axes: Any, dataset: Any) -> None:
         """``image_saved_fn``: the image is stored if the dataset says so."""
-        try:
+        with report_failure("image_saved", self._progress):
             if dataset.has_image(**axes):
                 self._progress.note_stored(axes_key(axes))
             if self._user.image_saved is not None and self._progress.failure is None:
                 self._user.image_saved(axes, dataset)
-        except Exception as error:
-            logger.warning("the image_saved hook failed", exc_info=True)
-            self._progress.fail(hook_failed("image_saved", error))
 
     def notify(self, notification: Any) -> None:
         """``notification_callback_fn``."""
-        try:
+        with report_failure("notification", self._progress):
             if self._user.notification is not None and self._progress.failure is None:
                 self._user.notification(notification)
-        except Exception as error:
-            logger.warning("the notification hook failed", exc_info=True)
-            self._progress.fail(hook_failed("notification", error))
 
 
 def _key(metadata: Mapping[str, Any]) -> AxesKey:

@@ -99,7 +99,7 @@ class GuardedStorage:
             return
         try:
             self._dataset.finish()
-            if self._on_disk:
+            if self._on_disk and (Path(self._dataset.path) / INDEX).is_file():  # not without any image
                 sort_index(Path(self._dataset.path))
         except Exception as error:
             logger.warning("could not finish the dataset", exc_info=True)

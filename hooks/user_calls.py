@@ -68,28 +68,10 @@ def find_function(name: str) -> Callable[..., Any]:
 
 
 def call_user_function(name: str, *arguments: Any, limit_s: float = 30.0) -> str:
-    """Run a user's function between two events and say what became of it.
+    """Run a user's ``"package.module:function"`` between two events, for ``limit_s`` seconds at most.
 
-    Parameters
-    ----------
-    name : str
-        ``"package.module:function"``.
-    *arguments :
-        Given to the function, such as the decision and the prediction.
-    limit_s : float
-        How long the acquisition may wait for it, in seconds.
-
-    Returns
-    -------
-    str
-        ``"done"``, or ``"done: "`` and what the function returned.
-
-    Raises
-    ------
-    ActionRefused
-        There is no such function.
-    AcquisitionFailed
-        It raised, or did not return in time.
+    Returns ``"done"``, or ``"done: "`` and what the function returned. ActionRefused if there is no such
+    function, AcquisitionFailed if it raised, or did not return in time.
     """
     function = find_function(name)
     try:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -41,8 +42,8 @@ class UserHooks:
     Raises
     ------
     ExperimentError
-        A function does not take these arguments. (Hooks with an event queue are refused: submit further
-        events between two stacks with `GuardedAcquisition.run_events`.)
+        A function does not take these arguments. (For a hook with an event queue there is
+        `GuardedAcquisition.run_events` between two stacks.)
     """
 
     event_generation: EventHook | None = None
@@ -148,7 +149,7 @@ class EventHooks:
             return None if self._none_drops else event
         if function is None:
             return event
-        try:
+        with report_failure(name, self._progress):
             answer = function(copy.deepcopy(event))
             if answer is None and not self._none_drops:
                 raise AcquisitionFailed(
@@ -156,11 +157,6 @@ class EventHooks:
                     fix="return the event; leave out of the list what is not wanted",
                 )
             return None if answer is None else self._checked(name, event, answer)
-        except AcqIslError as error:
-            self._progress.fail(error)
-        except Exception as error:
-            logger.warning("the %s hook failed", name, exc_info=True)
-            self._progress.fail(hook_failed(name, error))
         return None if self._none_drops else event
 
     def _checked(self, name: str, event: EventOrList, answer: Any) -> EventOrList:
@@ -181,15 +177,22 @@ class EventHooks:
         return clean if isinstance(event, list) else clean[0]
 
 
-def hook_failed(name: str, error: BaseException) -> AcquisitionFailed:
-    """The typed form of an exception in a user's hook."""
-    failed = AcquisitionFailed(
-        f"the {name} hook raised {type(error).__name__}",
-        got=str(error),
-        fix="correct the hook; what was captured before is kept",
-    )
-    failed.__cause__ = error
-    return failed
+@contextmanager
+def report_failure(name: str, progress: Progress) -> Iterator[None]:
+    """Around a user's hook, which must not raise in Pycro-Manager's threads: report what it raises."""
+    try:
+        yield
+    except AcqIslError as error:
+        progress.fail(error)
+    except Exception as error:
+        logger.warning("the %s hook failed", name, exc_info=True)
+        failed = AcquisitionFailed(
+            f"the {name} hook raised {type(error).__name__}",
+            got=str(error),
+            fix="correct the hook; what was captured before is kept",
+        )
+        failed.__cause__ = error
+        progress.fail(failed)
 
 
 def check_images(key: AxesKey, answer: Any) -> list[tuple[Any, dict[str, Any]]]:

@@ -57,18 +57,12 @@ class _StageMotion:
 
 @dataclass(frozen=True, slots=True)
 class Safety:
-    """When to give up.
-
-    Parameters
-    ----------
-    watchdog_s : float
-        Longest silence beyond the exposure time before the acquisition counts as failed, in seconds.
-    free : callable
-        Free bytes of a folder's disk.
-    """
+    """When to give up."""
 
     watchdog_s: float = 4.0
+    """Longest silence beyond the exposure time before the acquisition counts as failed."""
     free: Callable[[Path], int] = free_bytes
+    """Free bytes of a folder's disk."""
 
 
 class Watchdog:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import assert_never
 
 import numpy as np
 from scipy import ndimage
@@ -32,15 +33,7 @@ def end_process() -> None:
 class FaultyEngine:
     """An engine that is slow, dies or errs on purpose.
 
-    Parameters
-    ----------
-    engine : Engine
-        Closed by `close`.
-    faults : sequence of EngineFault
-    seed : int
-        Of wrong labels.
-    die : callable
-        How `EngineDead` ends the process.
+    It owns ``engine``; ``seed`` is that of wrong labels, ``die`` is how `EngineDead` ends the process.
     """
 
     def __init__(
@@ -61,15 +54,7 @@ class FaultyEngine:
         return self._engine.manifest
 
     def predict(self, stack: ZStack) -> Prediction:
-        """Predict, or what the faults make of it.
-
-        Raises
-        ------
-        EngineError
-            `EngineWrong` with an error, or the engine itself.
-        StackRefused
-            The engine itself.
-        """
+        """Predict, or what the faults make of it; raises EngineError, and what the engine itself raises."""
         number, seconds = self._stacks, time.monotonic() - self._opened_s
         self._stacks += 1
         active = [fault for fault in self._faults if fault.active(number, seconds)]
@@ -84,6 +69,8 @@ class FaultyEngine:
                     raise EngineError("the engine failed, as planted", got=str(fault))
                 case EngineWrong():
                     pass
+                case _:
+                    assert_never(fault)
         prediction = self._engine.predict(stack)
         for fault in active:
             if isinstance(fault, EngineWrong):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pycromanager
 import pytest
 
@@ -34,6 +35,19 @@ def test_a_users_own_acquisition_is_predicted(tmp_path: Path) -> None:
     assert isinstance(outcome, Prediction)
     assert outcome.info.z_um[0] == -9 and outcome.info.pixel_size_um == pytest.approx(0.3)
     assert outcome.display_names == ("nuclei (predicted)", "dendrites (predicted)", "axons (predicted)")
+
+
+def test_slices_whose_z_axis_has_another_name_are_spooled_and_told(tmp_path: Path) -> None:
+    with acq_isl.live("tcp://127.0.0.1:9", planes=13, spool=tmp_path / "spool") as live:
+        for number in range(5):
+            axes = {"Axes": {"slice": number}, "ZPosition_um_Intended": 1.5 * number, "PixelSize_um": 0.3}
+            live.hook(np.full((64, 64), number, np.uint16), axes)
+        assert live.counts.captured == 0
+        outcomes = live.drain(timeout_s=0.5)
+        assert len(outcomes) == 5 and not any(isinstance(outcome, Prediction) for outcome in outcomes)
+        assert (live.counts.captured, live.counts.lost) == (5, 0)
+        assert len(live.problems) == 5 and "has only one slice" in str(live.problems[0])
+    assert len(list((tmp_path / "spool").rglob("*.tif"))) == 5
 
 
 def test_it_must_know_how_many_slices_a_stack_has(tmp_path: Path) -> None:

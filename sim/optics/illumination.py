@@ -94,9 +94,7 @@ class Brightfield(_Disc):
     def scaled(self, factor: float) -> Brightfield:
         """The same optics with all apertures multiplied by ``factor``, as with another objective."""
         return replace(
-            self,
-            numerical_aperture=self.numerical_aperture * factor,
-            condenser_na=self.condenser_na * factor,
+            self, numerical_aperture=self.numerical_aperture * factor, condenser_na=self.condenser_na * factor
         )
 
 

@@ -100,4 +100,5 @@ def _two_radii(inner_na: float, outer_na: float, count: int) -> NDArray[np.float
 
 
 def _on_circles(radius: NDArray[np.float64], angle: NDArray[np.float64]) -> Points:
-    return radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    place: Points = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    return place

@@ -28,30 +28,26 @@ class _Move:
     off_um: tuple[Place, ...]
 
 
-class Play:
+class StageOffsets:
     """How far the stages truly are from where they say, for `StageBacklash` and `SettleTime`.
 
     Places are (x, y, z) in micrometres, moments `time.perf_counter` in seconds. Not thread-safe.
-
-    Parameters
-    ----------
-    backlashes : sequence of StageBacklash
     """
 
     def __init__(self, backlashes: Sequence[StageBacklash]) -> None:
         self._backlashes = tuple(backlashes)
         self._moves: deque[_Move] = deque(maxlen=_REMEMBERED_MOVES)
 
-    def moves(self, started_s: float, start_um: Place, target_um: Place) -> None:
+    def start_move(self, started_s: float, start_um: Place, target_um: Place) -> None:
         """The stages are told to go somewhere; both places as they report them."""
         last = self._moves[-1] if self._moves else None
         off_um = tuple(
-            _HOME if last is None else _taken_up(one, last.off_um[index], last.start_um, start_um)
-            for index, one in enumerate(self._backlashes)
+            _HOME if last is None else _take_up(backlash, last.off_um[index], last.start_um, start_um)
+            for index, backlash in enumerate(self._backlashes)
         )
         self._moves.append(_Move(started_s, None, start_um, target_um, off_um))
 
-    def arrived(self, now_s: float) -> None:
+    def end_move(self, now_s: float) -> None:
         """The stages report that they are there."""
         if self._moves and self._moves[-1].arrived_s is None:
             self._moves[-1] = replace(self._moves[-1], arrived_s=now_s)
@@ -61,7 +57,7 @@ class Play:
         move = self._last(when_s)
         if move is None:
             return _HOME
-        return _taken_up(fault, move.off_um[self._backlashes.index(fault)], move.start_um, reported_um)
+        return _take_up(fault, move.off_um[self._backlashes.index(fault)], move.start_um, reported_um)
 
     def settling(self, fault: SettleTime, when_s: float, reported_um: Place) -> Place:
         """True minus reported place: behind by at most ``fault.um`` on the way, then ever less."""
@@ -78,7 +74,7 @@ class Play:
         return self._moves[after - 1] if after else None
 
 
-def _taken_up(fault: StageBacklash, off_um: Place, from_um: Place, to_um: Place) -> Place:
+def _take_up(fault: StageBacklash, off_um: Place, from_um: Place, to_um: Place) -> Place:
     """Offset after a monotonic move: the true place stays until the play is taken up."""
     half = fault.um / 2
     moved = zip(off_um, from_um, to_um, strict=True)

@@ -19,15 +19,8 @@ class Camera:
 
     Shot and read noise are one Gaussian of variance ``electrons + read_noise_e**2``; down to about ten
     electrons that is within the counting error of a Poisson distribution, below it lacks the skew. The
-    normal deviates come from a bank drawn once; each frame reads it from another place.
-
-    Parameters
-    ----------
-    settings : CameraSettings
-    seed : int
-        The same seed and frame key give the same noise.
-    pixels : int
-        Size of the largest frame expected; a larger one draws a larger bank.
+    normal deviates come from a bank drawn once; each frame reads it from another place, the same for the same
+    seed and frame. ``pixels`` is the size of the largest frame expected; a larger one draws a larger bank.
     """
 
     def __init__(self, settings: CameraSettings, *, seed: int = 0, pixels: int = _SMALLEST_BANK) -> None:
@@ -66,25 +59,20 @@ class Camera:
         frame: tuple[int, int],
         glow: Float32Image | None = None,
     ) -> CountsImage:
-        """Expose once and read out.
+        """Expose once and read out, (y, x) uint8 up to 8 bit, else uint16.
 
         Parameters
         ----------
         light : (y, x) float32
             1.0 fills the well at the nominal exposure, unbinned.
         flux : float
-            How much more light than nominal a pixel collects: exposure / nominal exposure, times
-            brightness, times binning squared; 0 behind a closed shutter.
+            How much more light than nominal a pixel collects, as `compute_flux` says; 0 in the dark.
         bit_depth : int
-            Bits of the digitizer; counts end at ``2**bit_depth - 1``.
+            Of the digitizer; counts end at ``2**bit_depth - 1``.
         frame : (int, int)
             Number of the sequence and of the frame in it; picks the noise.
         glow : (y, x) float32, optional
             Electrons that come without light, as `glow` gives them.
-
-        Returns
-        -------
-        (y, x) uint8 up to 8 bit, else uint16
         """
         camera, top = self.settings, float(2**bit_depth - 1)
         per_electron = top / camera.full_well_e
@@ -115,6 +103,6 @@ class Camera:
         return self._bank[start : start + count]
 
 
-def flux_of(exposure_ms: float, nominal_ms: float, *, brightness: float = 1.0, binning: int = 1) -> float:
+def compute_flux(exposure_ms: float, nominal_ms: float, brightness: float = 1.0, binning: int = 1) -> float:
     """How much more light than nominal one (binned) pixel collects, as `Camera.read` takes it."""
     return exposure_ms / nominal_ms * brightness * binning * binning

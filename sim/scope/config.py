@@ -27,71 +27,47 @@ Limits = tuple[float, float]
 
 
 class ChannelLight(StrictModel):
-    """How bright a channel is.
-
-    Parameters
-    ----------
-    nominal_exposure_ms : float
-        Exposure at which light 1.0 of the specimen fills the well.
-    brightness : float
-        Lamp, relative to that.
-    """
+    """The exposure at which light 1.0 of the specimen fills the well, and the lamp relative to that."""
 
     nominal_exposure_ms: float = Field(default=50.0, gt=0)
     brightness: float = Field(default=1.0, ge=0)
 
 
-def _default_channels() -> Mapping[str, ChannelLight]:
-    return {"Phase": ChannelLight(nominal_exposure_ms=10.0)}
-
-
 class ScopeSettings(StrictModel):
-    """Everything about a simulated microscope that is not the specimen.
-
-    Parameters
-    ----------
-    shape : (int, int)
-        Rows and columns of the unbinned sensor.
-    bit_depth : int
-        Bits of the camera's digitizer at the start; the core property ``BitDepth`` changes it.
-    pixel_size_um : float
-        Edge of an unbinned pixel in the specimen with the 20x objective; twice that with 10x, half with 40x.
-    x_limits_um, y_limits_um, z_limits_um : (float, float)
-        Travel of the stages. z at most +-300 um.
-    channels : mapping
-        Light of each channel by preset; a channel not named has a nominal exposure of 50 ms.
-    camera : CameraSettings, optional
-        Default: the one the specimen asks for (`acq_isl.sim.view.HasCamera`), else an sCMOS.
-    seed : int
-        Of the camera noise.
-    time_scale : float
-        How many seconds pass for the specimen in one second.
-    prepare_ahead : int
-        Fields of view that a second thread prepares in the direction of a scan, of specimens that can be
-        prepared; 0 for none. Pictures are the same.
-    buffer_size_mb : int
-        Circular buffer of the core. It is allocated at the start, so large ones cost time.
-    """
+    """Everything about a simulated microscope that is not the specimen."""
 
     shape: tuple[int, int] = (512, 512)
+    """Rows and columns of the unbinned sensor."""
     bit_depth: Literal[8, 10, 12, 14, 16] = 16
+    """Bits of the camera's digitizer at the start; the core property ``BitDepth`` changes it."""
     pixel_size_um: float = Field(default=0.3, gt=0)
+    """Edge of an unbinned pixel in the specimen with the 20x objective; twice that at 10x, half at 40x."""
     x_limits_um: Limits = (-5000.0, 5000.0)
     y_limits_um: Limits = (-5000.0, 5000.0)
     z_limits_um: Limits = (-_Z_TRAVEL_UM, _Z_TRAVEL_UM)
-    channels: Mapping[str, ChannelLight] = Field(default_factory=_default_channels)
+    """Travel of the stages, in z at most +-300 um."""
+    channels: Mapping[str, ChannelLight] = Field(
+        default_factory=lambda: {"Phase": ChannelLight(nominal_exposure_ms=10.0)}
+    )
+    """Light of each channel by preset; a channel not named has a nominal exposure of 50 ms."""
     camera: CameraSettings | None = None
+    """Default: the one the specimen asks for (`acq_isl.sim.view.HasCamera`), else an sCMOS."""
     seed: int = Field(default=0, ge=0)
+    """Of the camera noise."""
     time_scale: float = Field(default=1.0, ge=0)
+    """How many seconds pass for the specimen in one second."""
     prepare_ahead: int = Field(default=0, ge=0, le=4)
+    """Fields of view that a second thread prepares in the direction of a scan; pictures are the same."""
     buffer_size_mb: int = Field(default=64, ge=1)
+    """Circular buffer of the core. It is allocated at the start, so large ones cost time."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if min(self.shape) < 1:
             raise ValueError(f"shape must be at least 1 x 1 pixels, not {self.shape}")
-        for axis in ("x", "y", "z"):
-            low, high = getattr(self, f"{axis}_limits_um")
+        for axis, (low, high) in zip(
+            "xyz", (self.x_limits_um, self.y_limits_um, self.z_limits_um), strict=True
+        ):
             if not low < high:
                 raise ValueError(f"{axis}_limits_um must grow, not {low} to {high}")
         if self.z_limits_um[0] < -_Z_TRAVEL_UM or self.z_limits_um[1] > _Z_TRAVEL_UM:
@@ -104,21 +80,10 @@ class ScopeSettings(StrictModel):
 
 
 def configure(core: Any, channels: tuple[str, ...], settings: ScopeSettings) -> None:
-    """Set a core that has loaded `CONFIG_FILE` up for a specimen.
+    """Set a core that has loaded `CONFIG_FILE` up for a specimen's channels, the first in transmitted light.
 
-    Presets of the file that the specimen does not have stay: the camera sees them dark.
-
-    Parameters
-    ----------
-    core : CMMCore with snake_case names
-    channels : tuple of str
-        Of the specimen; the first is transmitted light. A preset is made for each that the file lacks.
-    settings : ScopeSettings
-
-    Raises
-    ------
-    ScopeError
-        The filter wheel has no place left for all channels.
+    A preset is made for each channel that the file lacks; ScopeError if the filter wheel has no place for
+    all. Presets of the file that the specimen does not have stay: the camera sees them dark.
     """
     rows, columns = settings.shape
     core.set_property("Camera", "OnCameraCCDXSize", columns)

@@ -9,39 +9,31 @@ from typing import Any
 from acq_isl.sim.scope.camera import CountsImage
 from acq_isl.sim.scope.config import DRUG, PERFUSION, ScopeSettings
 from acq_isl.sim.scope.core_faults import FaultyCalls
-from acq_isl.sim.scope.core_stages import StageCalls
-from acq_isl.sim.scope.exposure import Exposure, Sequence, capture, monotonic_of
+from acq_isl.sim.scope.core_stages import StageCalls, to_camel_case, with_both_names
+from acq_isl.sim.scope.exposure import Exposure, Sequence, read_state, to_perf_counter
 from acq_isl.sim.scope.faults import PlantedFaults
-from acq_isl.sim.scope.render import Renderer, finished
+from acq_isl.sim.scope.render import Renderer, wait_for_result
 
-# Calls after which the state may be another one: core's own names, snake_case and camelCase.
+# Calls after which the state may be another one, and calls that change what the stage calls 0, 0.
 _CHANGES = (
-    ("set_config", "setConfig"),
-    ("set_state", "setState"),
-    ("set_state_label", "setStateLabel"),
-    ("set_exposure", "setExposure"),
-    ("set_shutter_open", "setShutterOpen"),
-    ("set_shutter_device", "setShutterDevice"),
-    ("set_auto_shutter", "setAutoShutter"),
-    ("wait_for_device", "waitForDevice"),
-    ("wait_for_config", "waitForConfig"),
-    ("wait_for_system", "waitForSystem"),
-    ("stop", "stop"),
+    *("set_config", "set_state", "set_state_label", "set_exposure", "set_auto_shutter"),
+    *(
+        "set_shutter_open",
+        "set_shutter_device",
+        "wait_for_device",
+        "wait_for_config",
+        "wait_for_system",
+        "stop",
+    ),
 )
-# Calls that change what the stage calls 0, 0, while it stays where it is.
-_ORIGINS = (
-    ("set_origin_xy", "setOriginXY"),
-    ("set_origin_x", "setOriginX"),
-    ("set_origin_y", "setOriginY"),
-    ("set_adapter_origin_xy", "setAdapterOriginXY"),
-)
+_ORIGINS = ("set_origin_xy", "set_origin_x", "set_origin_y", "set_adapter_origin_xy")
 
 
+@with_both_names
 class SimulatedPixels(StageCalls):
     """Overrides of the core's image and sequence calls; put in front of its class.
 
-    A class body of its own because SWIG classes refuse attributes later. Every override has the core's
-    snake_case and camelCase name, since Pycro-Manager uses both.
+    A class of its own because SWIG classes refuse attributes later.
     """
 
     def __init__(self, renderer: Renderer, settings: ScopeSettings, faults: PlantedFaults) -> None:
@@ -60,10 +52,10 @@ class SimulatedPixels(StageCalls):
 
     def state(self) -> Exposure:
         """What an exposure started now would see."""
-        return self._seen(capture(self, self._origin_um), self._exposures)
+        return self._apply_faults(read_state(self, self._origin_um), self._exposures)
 
-    def _seen(self, exposure: Exposure, number: int) -> Exposure:
-        return self._faults.seen(exposure, number, self._renderer.timeline.time_at(exposure.started_s))
+    def _apply_faults(self, exposure: Exposure, number: int) -> Exposure:
+        return self._faults.apply(exposure, number, self._renderer.timeline.time_at(exposure.started_s))
 
     def _now(self) -> tuple[int, float]:
         return self._exposures, self._renderer.timeline.time_s
@@ -78,13 +70,13 @@ class SimulatedPixels(StageCalls):
         self._frame = None
         self._real.snap_image()
         # An error must surface here: pycromanager polls get_image for ever if that one fails.
-        self._frame, self.last_exposure = finished(rendering), exposure
+        self._frame, self.last_exposure = wait_for_result(rendering), exposure
 
     def get_image(self, *channel: int) -> CountsImage:
         real: CountsImage = self._real.get_image(*channel)
         if self._frame is None or (self._frame.shape, self._frame.dtype) != (real.shape, real.dtype):
             # Region or binning changed since; the real buffer was made anew as well.
-            self._frame = finished(self._renderer.submit(self.state(), (self._exposed, 0)))
+            self._frame = wait_for_result(self._renderer.submit(self.state(), (self._exposed, 0)))
         return self._frame.copy()
 
     # sequences of images
@@ -100,15 +92,15 @@ class SimulatedPixels(StageCalls):
     def _begin_sequence(self) -> None:
         self._exposed += 1
         self._sequence_began, self._popped, self._delivered = self._exposures, 0, 0
-        start = capture(self, self._origin_um)
+        start = read_state(self, self._origin_um)
         self._sequence = Sequence(start, self._stage_running, self._exposures_running)
 
     def _note(self) -> None:
         """Call after every change: frames of a running sequence look like the state of their own time."""
         if self._renderer.timeline.running:
-            self._renderer.timeline.valve(self._real.get_state_label(PERFUSION) == DRUG)
+            self._renderer.timeline.set_valve(self._real.get_state_label(PERFUSION) == DRUG)
         if self._sequence is not None and self._real.is_sequence_running():
-            self._sequence.note(capture(self, self._origin_um, in_sequence=True))
+            self._sequence.note(read_state(self, self._origin_um, in_sequence=True))
 
     def pop_next_image_md(self, *args: Any) -> CountsImage:
         while True:
@@ -120,7 +112,7 @@ class SimulatedPixels(StageCalls):
             self._exposures = max(self._exposures, self._sequence_began + self._popped)
             if not self._dropped(number):
                 break
-        image = self._developed(real, metadata)
+        image = self._expose_frame(real, metadata)
         if self._delivered < number:
             # The core numbers what arrives, and so hides what did not.
             tag = metadata.GetSingleTag("ImageNumber")
@@ -142,10 +134,10 @@ class SimulatedPixels(StageCalls):
         return self._faults.dropped(self._sequence_began + number, self._now()[1])
 
     def get_last_image_md(self, *args: Any) -> CountsImage:
-        return self._developed(self._real.get_last_image_md(*args), args[-1])
+        return self._expose_frame(self._real.get_last_image_md(*args), args[-1])
 
     def get_n_before_last_image_md(self, *args: Any) -> CountsImage:
-        return self._developed(self._real.get_n_before_last_image_md(*args), args[-1])
+        return self._expose_frame(self._real.get_n_before_last_image_md(*args), args[-1])
 
     def pop_next_image(self) -> CountsImage:
         return self.pop_next_image_md(_metadata())
@@ -153,7 +145,7 @@ class SimulatedPixels(StageCalls):
     def get_last_image(self) -> CountsImage:
         return self.get_last_image_md(_metadata())
 
-    def _developed(self, real: CountsImage, metadata: Any) -> CountsImage:
+    def _expose_frame(self, real: CountsImage, metadata: Any) -> CountsImage:
         if self._sequence is None:
             return real
         self._note()
@@ -161,34 +153,16 @@ class SimulatedPixels(StageCalls):
         received = metadata.GetSingleTag("TimeReceivedByCore").GetValue()
         counted = self._sequence_began + number
         self._exposures = max(self._exposures, counted + 1)
-        exposure = self._seen(self._sequence.exposure(number, monotonic_of(received)), counted)
-        pixels = finished(self._renderer.submit(exposure, (self._exposed, number)))
+        exposure = self._apply_faults(self._sequence.exposure(number, to_perf_counter(received)), counted)
+        pixels = wait_for_result(self._renderer.submit(exposure, (self._exposed, number)))
         self.last_exposure = exposure
         return pixels
 
-    snapImage, getImage = snap_image, get_image
-    startSequenceAcquisition = start_sequence_acquisition
-    startContinuousSequenceAcquisition = start_continuous_sequence_acquisition
-    popNextImage, popNextImageMD = pop_next_image, pop_next_image_md
-    getRemainingImageCount = get_remaining_image_count
-    getLastImage, getLastImageMD = get_last_image, get_last_image_md
-    getNBeforeLastImageMD = get_n_before_last_image_md
-
 
 def simulated_core(base: type, renderer: Renderer, settings: ScopeSettings, faults: PlantedFaults) -> Any:
-    """An instance of the real core class with simulated pixels.
-
-    Parameters
-    ----------
-    base : type
-        Class of the core Pycro-Manager would make: CMMCore with snake_case names beside its own.
-    renderer : Renderer
-        Entered already.
-    settings : ScopeSettings
-    faults : PlantedFaults
-    """
-    body = {name: _then_note(name) for names in _CHANGES for name in names}
-    body |= {name: _keeping_place(name) for names in _ORIGINS for name in names}
+    """A core with simulated pixels; ``base`` is CMMCore with snake_case names beside its own."""
+    body = {name: _then_note(name) for name in _CHANGES} | {name: _keeping_place(name) for name in _ORIGINS}
+    body |= {to_camel_case(name): call for name, call in body.items()}
     classes = (SimulatedPixels, FaultyCalls, base) if faults else (SimulatedPixels, base)
     return type("SimCore", classes, body)(renderer, settings, faults)
 
@@ -197,7 +171,7 @@ def _then_note(name: str) -> Callable[..., Any]:
     def call(core: SimulatedPixels, *args: Any) -> Any:
         result = getattr(core._real, name)(*args)
         if "wait" in name:
-            core._faults.arrived(time.perf_counter())
+            core._faults.end_move(time.perf_counter())
         core._note()
         return result
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from acq_isl.sim.scope.core_stages import with_both_names
 from acq_isl.sim.scope.faults import PlantedFaults
 
 
+@with_both_names
 class FaultyCalls:
-    """Overrides that let calls of the core fail as real devices do; put right in front of its class.
-
-    Only there when faults are planted. Every override has the core's snake_case and camelCase name.
-    """
+    """Overrides that let calls of the core fail as real devices do; put right in front of its class."""
 
     _faults: PlantedFaults
     _exposures: int
@@ -66,8 +65,3 @@ class FaultyCalls:
 
     def device_busy(self, label: str) -> bool:
         return self._faults.busy(label, *self._now()) or bool(self._core.device_busy(label))
-
-    snapImage, startSequenceAcquisition = snap_image, start_sequence_acquisition
-    isBufferOverflowed, setConfig = is_buffer_overflowed, set_config
-    waitForDevice, waitForConfig, waitForSystem = wait_for_device, wait_for_config, wait_for_system
-    deviceBusy = device_busy

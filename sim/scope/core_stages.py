@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, TypeVar
 
 from acq_isl.sim.scope.config import Limits, ScopeSettings
-from acq_isl.sim.scope.exposure import stage_place
+from acq_isl.sim.scope.exposure import read_stages
 from acq_isl.sim.scope.faults import PlantedFaults
 
 _OUT_OF_RANGE = "Position out of range (103)"  # what DemoCamera's stages answer
 
 
-class StageCalls:
-    """Overrides of the core's stage calls; put in front of its class, behind `SimulatedPixels`.
+Class = TypeVar("Class", bound=type)
 
-    Every override has the core's snake_case and camelCase name, since Pycro-Manager uses both.
-    """
+
+def to_camel_case(name: str) -> str:
+    """The core's own name of a call, from Pycro-Manager's snake_case name."""
+    first, *rest = name.split("_")
+    return first + "".join(word.upper() if word in ("xy", "md", "x", "y") else word.title() for word in rest)
+
+
+def with_both_names(overrides: Class) -> Class:
+    """Give each override its camelCase name too, since Pycro-Manager uses both."""
+    for name, call in list(vars(overrides).items()):
+        if not name.startswith("_") and callable(call):
+            setattr(overrides, to_camel_case(name), call)
+    return overrides
+
+
+@with_both_names
+class StageCalls:
+    """Overrides of the core's stage calls; put in front of its class, behind `SimulatedPixels`."""
 
     def __init__(self, settings: ScopeSettings, faults: PlantedFaults) -> None:
         super().__init__()
@@ -100,12 +115,12 @@ class StageCalls:
         self._note()
 
     def _moves(self, *, xy_um: tuple[float, float] | None = None, z_um: float | None = None) -> None:
-        start_um = stage_place(self._device, self._origin_um)
+        start_um = read_stages(self._device, self._origin_um)
         x_um, y_um, there_um = start_um
         if xy_um is not None:
             x_um, y_um = xy_um[0] + self._origin_um[0], xy_um[1] + self._origin_um[1]
         target_um = (x_um, y_um, there_um if z_um is None else z_um)
-        self._faults.moves(time.perf_counter(), start_um, target_um)
+        self._faults.start_move(time.perf_counter(), start_um, target_um)
 
     def _focus(self, label: tuple[str, ...]) -> str:
         return label[0] if label else str(self._device.get_focus_device())
@@ -123,10 +138,3 @@ class StageCalls:
                 f'Error in device "{label}": {_OUT_OF_RANGE}; '
                 f"wanted: {low:g} to {high:g} um; got: {position_um:g} um"
             )
-
-    loadStageSequence, startStageSequence = load_stage_sequence, start_stage_sequence
-    stopStageSequence, loadExposureSequence = stop_stage_sequence, load_exposure_sequence
-    startExposureSequence, stopExposureSequence = start_exposure_sequence, stop_exposure_sequence
-    setPosition, setRelativePosition = set_position, set_relative_position
-    setXYPosition, setRelativeXYPosition = set_xy_position, set_relative_xy_position
-    setProperty = set_property

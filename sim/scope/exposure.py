@@ -18,52 +18,30 @@ _REMEMBERED_STATES = 4096
 
 @dataclass(frozen=True, slots=True)
 class Exposure:
-    """What one image depends on.
-
-    Parameters
-    ----------
-    view : View
-    exposure_ms : float
-    lit : bool
-        Whether the shutter is open, or opens for the exposure.
-    moving : bool
-        Whether a stage was still moving.
-    bit_depth, bytes_per_pixel : int
-        How the camera digitizes.
-    started_s : float
-        `time.perf_counter` at its start, in seconds.
-    stage_um : (float, float, float)
-        x, y and z as the stages report them, counted from where x and y were 0 at the start.
-    lamp : float
-        Brightness of the lamp in this exposure, relative to what the channel's settings say.
-    """
+    """What an image depends on."""
 
     view: View
     exposure_ms: float
     lit: bool
+    """Whether the shutter is open, or opens for the exposure."""
     moving: bool
+    """Whether a stage was still moving."""
     bit_depth: int
     bytes_per_pixel: int
     started_s: float
+    """`time.perf_counter` at its start."""
     stage_um: tuple[float, float, float]
+    """x, y and z as the stages report them, counted from where x and y were 0 at the start."""
     lamp: float = 1.0
+    """Brightness of the lamp in this exposure, relative to what the channel's settings say."""
 
 
-def capture(core: Any, origin_um: tuple[float, float], *, in_sequence: bool = False) -> Exposure:
+def read_state(core: Any, origin_um: tuple[float, float], *, in_sequence: bool = False) -> Exposure:
     """Read the state of the core, in about 10 microseconds.
 
-    Parameters
-    ----------
-    core : CMMCore with snake_case names
-    origin_um : (float, float)
-        Stage x and y at which the core reports 0, 0.
-    in_sequence : bool
-        A running sequence has opened the shutter already, so only an open one gives light.
-
-    Raises
-    ------
-    ScopeError
-        The camera is set to colour or 32 bit, or no objective is in the light path.
+    ``origin_um`` is stage x and y at which the core reports 0, 0. A running sequence has opened the shutter
+    already, so only an open one gives light. ScopeError if the camera is set to colour or 32 bit, or no
+    objective is in the light path.
     """
     started_s = time.perf_counter()
     bytes_per_pixel = core.get_bytes_per_pixel()
@@ -76,7 +54,7 @@ def capture(core: Any, origin_um: tuple[float, float], *, in_sequence: bool = Fa
         )
     shutter = core.get_shutter_device()
     opens = core.get_auto_shutter() and not in_sequence
-    stage_um = stage_place(core, origin_um)
+    stage_um = read_stages(core, origin_um)
     return Exposure(
         view=_view(core, stage_um),
         exposure_ms=core.get_exposure(),
@@ -89,7 +67,7 @@ def capture(core: Any, origin_um: tuple[float, float], *, in_sequence: bool = Fa
     )
 
 
-def stage_place(core: Any, origin_um: tuple[float, float]) -> tuple[float, float, float]:
+def read_stages(core: Any, origin_um: tuple[float, float]) -> tuple[float, float, float]:
     """Where the stages say they are, (x, y, z) in micrometres, whatever is called 0, 0 by now."""
     x_um, y_um = core.get_xy_position()
     return x_um + origin_um[0], y_um + origin_um[1], core.get_position()
@@ -125,16 +103,8 @@ class Sequence:
     """A running sequence acquisition: which state each of its frames was exposed in.
 
     Frames are fetched after they were exposed, when the stage may be elsewhere already. So the states are
-    remembered as they change, and a frame looks up the one that held at the start of its exposure.
-
-    Parameters
-    ----------
-    start : Exposure
-        State when the sequence was started.
-    z_um : tuple of float
-        Hardware-triggered focus positions, one per frame; empty if the focus drive runs no sequence.
-    exposures_ms : tuple of float
-        The same for exposures.
+    remembered as they change, and a frame looks up the one that held at the start of its exposure. ``z_um``
+    and ``exposures_ms`` are hardware-triggered, one per frame; empty if that device runs no sequence.
     """
 
     def __init__(self, start: Exposure, z_um: tuple[float, ...], exposures_ms: tuple[float, ...]) -> None:
@@ -164,7 +134,7 @@ class Sequence:
         return replace(found, started_s=when_s)
 
 
-def monotonic_of(local_time: str) -> float:
+def to_perf_counter(local_time: str) -> float:
     """`time.perf_counter` at a local time as the core writes it into metadata.
 
     By its age, so that neither time zone nor the origin of the counter matters.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import TypeVar, assert_never
 
 import numpy as np
 
@@ -21,27 +22,24 @@ from acq_isl.experiment.faults import (
     StageBacklash,
     StuckShutter,
 )
-from acq_isl.sim.scope.backlash import Place, Play
+from acq_isl.sim.scope.backlash import Place, StageOffsets
 from acq_isl.sim.scope.exposure import Exposure
 
 _DROP, _FLICKER = 1, 2  # streams of the seed
 
+Kind = TypeVar("Kind", DroppedFrames, BufferOverflow, PresetFails, HardwareTimeout)
+
 
 class PlantedFaults:
-    """The faults of one opened microscope and what they remember. Called by its core, on any thread.
+    """The faults of an opened microscope and what they remember. Called by its core, on any thread.
 
-    Parameters
-    ----------
-    faults : sequence of ScopeFault
-    seed : int
-        Of what is drawn at random: dropped frames and the lamp. The same seed and exposure number give
-        the same.
+    The same seed and exposure number drop the same frames and give the same light.
     """
 
     def __init__(self, faults: Sequence[ScopeFault], seed: int) -> None:
         self._planted, self._seed = tuple(faults), seed
         self._faults: tuple[ScopeFault, ...] = ()
-        self._play = Play([one for one in self._planted if isinstance(one, StageBacklash)])
+        self._offsets = StageOffsets([fault for fault in faults if isinstance(fault, StageBacklash)])
         self._failed: Counter[int] = Counter()
         self._began: dict[FocusDrift, float] = {}
         self._lock = threading.Lock()
@@ -60,30 +58,32 @@ class PlantedFaults:
 
     # what an image shows
 
-    def seen(self, exposure: Exposure, number: int, seconds: float) -> Exposure:
+    def apply(self, exposure: Exposure, number: int, seconds: float) -> Exposure:
         """What exposure ``number`` truly depends on, ``seconds`` into the specimen's time."""
         for fault in self._faults:
             if fault.active(number, seconds):
-                exposure = self._with(fault, exposure, number, seconds)
+                exposure = self._apply(fault, exposure, number, seconds)
         return exposure
 
-    def _with(self, fault: ScopeFault, exposure: Exposure, number: int, seconds: float) -> Exposure:
+    def _apply(self, fault: ScopeFault, exposure: Exposure, number: int, seconds: float) -> Exposure:
         view, when_s = exposure.view, exposure.started_s
         match fault:
             case FocusDrift(um_per_min=speed):
                 began = self._began.setdefault(fault, seconds)
                 off_um = (0.0, 0.0, speed * (seconds - began) / 60)
             case StageBacklash():
-                off_um = self._play.backlash(fault, when_s, exposure.stage_um)
+                off_um = self._offsets.backlash(fault, when_s, exposure.stage_um)
             case SettleTime():
-                off_um = self._play.settling(fault, when_s, exposure.stage_um)
+                off_um = self._offsets.settling(fault, when_s, exposure.stage_um)
             case LampFlicker(sd=sd):
                 factor = 1.0 + sd * float(self._random(_FLICKER, number).standard_normal())
                 return replace(exposure, lamp=exposure.lamp * max(0.0, factor))
             case StuckShutter(stuck=stuck):
                 return replace(exposure, lit=stuck == "open")
-            case _:
+            case DroppedFrames() | PresetFails() | HardwareTimeout() | BufferOverflow():
                 return exposure
+            case _:
+                assert_never(fault)
         x_um, y_um, z_um = off_um
         moved = replace(view, x_um=view.x_um + x_um, y_um=view.y_um + y_um, z_um=view.z_um + z_um)
         return replace(exposure, view=moved)
@@ -91,14 +91,10 @@ class PlantedFaults:
     def dropped(self, number: int, seconds: float) -> bool:
         """Whether the camera delivers nothing for exposure ``number``."""
         return any(
-            isinstance(fault, DroppedFrames)
-            and fault.active(number, seconds)
-            and (
-                number in fault.at
-                or (fault.every is not None and (number - fault.after) % fault.every == fault.every - 1)
-                or self._random(_DROP, number).random() < fault.probability
-            )
-            for fault in self._faults
+            number in fault.at
+            or (fault.every is not None and (number - fault.after) % fault.every == fault.every - 1)
+            or self._random(_DROP, number).random() < fault.probability
+            for _, fault in self._active(DroppedFrames, number, seconds)
         )
 
     @property
@@ -108,31 +104,23 @@ class PlantedFaults:
 
     def overflowed(self, number: int, seconds: float) -> bool:
         """Whether the circular buffer counts as overflowed."""
-        return any(
-            isinstance(fault, BufferOverflow)
-            and fault.active(number, seconds)
-            and self._uses(index, fault.times)
-            for index, fault in enumerate(self._faults)
-        )
+        active = self._active(BufferOverflow, number, seconds)
+        return any(self._uses(index, fault.times) for index, fault in active)
 
     # what a call of the core does
 
     def set_preset(self, group: str, preset: str, number: int, seconds: float) -> None:
         """Called before a preset is set; RuntimeError, as the core raises it, if it fails."""
-        for index, fault in enumerate(self._faults):
-            if not (isinstance(fault, PresetFails) and fault.name == preset):
-                continue
-            if fault.active(number, seconds) and self._uses(index, fault.times):
+        for index, fault in self._active(PresetFails, number, seconds):
+            if fault.name == preset and self._uses(index, fault.times):
                 raise RuntimeError(
                     f'Cannot set group "{group}" to preset "{preset}": a device did not answer'
                 )
 
     def wait_for(self, devices: Sequence[str], timeout_ms: float, number: int, seconds: float) -> None:
         """Called before the core waits for devices; waits in vain and raises RuntimeError if one is stuck."""
-        for index, fault in enumerate(self._faults):
-            if not (isinstance(fault, HardwareTimeout) and fault.device in devices):
-                continue
-            if fault.active(number, seconds) and self._uses(index, fault.times):
+        for index, fault in self._active(HardwareTimeout, number, seconds):
+            if fault.device in devices and self._uses(index, fault.times):
                 wait_s = timeout_ms / 1000 if fault.wait_s is None else fault.wait_s
                 self._closed.wait(wait_s)
                 raise RuntimeError(f'Wait for device "{fault.device}" timed out after {wait_s * 1000:g}ms')
@@ -140,22 +128,25 @@ class PlantedFaults:
     def busy(self, device: str, number: int, seconds: float) -> bool:
         """Whether a device says it is busy although nothing moves."""
         return any(
-            isinstance(fault, HardwareTimeout)
-            and fault.device == device
-            and fault.active(number, seconds)
-            and (fault.times is None or self._failed[index] < fault.times)
-            for index, fault in enumerate(self._faults)
+            fault.device == device and (fault.times is None or self._failed[index] < fault.times)
+            for index, fault in self._active(HardwareTimeout, number, seconds)
         )
 
-    def moves(self, started_s: float, start_um: Place, target_um: Place) -> None:
+    def start_move(self, started_s: float, start_um: Place, target_um: Place) -> None:
         """The stages are told to go somewhere; both places as they report them."""
         with self._lock:
-            self._play.moves(started_s, start_um, target_um)
+            self._offsets.start_move(started_s, start_um, target_um)
 
-    def arrived(self, now_s: float) -> None:
+    def end_move(self, now_s: float) -> None:
         """The stages report that they are there."""
         with self._lock:
-            self._play.arrived(now_s)
+            self._offsets.end_move(now_s)
+
+    def _active(self, kind: type[Kind], number: int, seconds: float) -> Iterator[tuple[int, Kind]]:
+        """The faults of a kind that act now, with their place among all."""
+        for index, fault in enumerate(self._faults):
+            if isinstance(fault, kind) and fault.active(number, seconds):
+                yield index, fault
 
     def _uses(self, index: int, times: int | None) -> bool:
         with self._lock:

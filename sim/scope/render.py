@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
-import queue
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -15,13 +12,15 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from acq_isl.errors import ScopeError
-from acq_isl.sim.scope.camera import Camera, CountsImage, flux_of
+from acq_isl.sim.scope.camera import Camera, CountsImage, compute_flux
 from acq_isl.sim.scope.config import ScopeSettings
 from acq_isl.sim.scope.exposure import Exposure
 from acq_isl.sim.scope.timeline import Timeline
 from acq_isl.sim.view import Preparable, Specimen, View
 
+_log = logging.getLogger(__name__)
 _RENDER_TIMEOUT_S = 60.0
+_FARTHEST = 1.6  # steps longer than so many widths of the view are no scan
 
 Result = TypeVar("Result")
 
@@ -31,12 +30,6 @@ class Renderer:
 
     The specimen is only rendered on that thread; with ``settings.prepare_ahead`` another one prepares places
     that a scan will come to. Owned by `SimulatedScope`.
-
-    Parameters
-    ----------
-    specimen : Specimen
-    camera : Camera
-    settings : ScopeSettings
     """
 
     def __init__(self, specimen: Specimen, camera: Camera, settings: ScopeSettings) -> None:
@@ -59,12 +52,12 @@ class Renderer:
     def submit(self, exposure: Exposure, frame: tuple[int, int]) -> Future[CountsImage]:
         """Begin to render; ``frame`` is number of sequence and of image, for the noise."""
         brightness = self._settings.light(exposure.view.channel).brightness
-        dated = self.timeline.exposed(exposure, frame, brightness)
+        dated = self.timeline.record(exposure, frame, brightness)
         return self._thread.submit(self._render, dated, frame)
 
     def truth(self, view: View) -> dict[str, Any]:
         """True label images of the specimen for a view."""
-        return finished(self._thread.submit(self._specimen.truth, view))
+        return wait_for_result(self._thread.submit(self._specimen.truth, view))
 
     def _render(self, exposure: Exposure, frame: tuple[int, int]) -> CountsImage:
         view = exposure.view
@@ -72,13 +65,9 @@ class Renderer:
             lamp = self._settings.light(view.channel)
             light = self._specimen.render(view)
             if self._prefetch is not None:
-                self._prefetch.saw(view)
-            flux = flux_of(
-                exposure.exposure_ms,
-                lamp.nominal_exposure_ms,
-                brightness=lamp.brightness * exposure.lamp,
-                binning=view.binning,
-            )
+                self._prefetch.follow(view)
+            brightness = lamp.brightness * exposure.lamp
+            flux = compute_flux(exposure.exposure_ms, lamp.nominal_exposure_ms, brightness, view.binning)
         else:
             light, flux = np.zeros(view.shape, np.float32), 0.0
         if light.shape != view.shape:
@@ -93,7 +82,7 @@ class Renderer:
         return pixels
 
 
-def finished(future: Future[Result]) -> Result:
+def wait_for_result(future: Future[Result]) -> Result:
     """Result of the renderer, with its error or a time-out as ScopeError."""
     try:
         return future.result(_RENDER_TIMEOUT_S)
@@ -109,16 +98,8 @@ def finished(future: Future[Result]) -> Result:
         ) from error
 
 
-_log = logging.getLogger(__name__)
-_STOP_S = 30.0  # a region takes seconds to draw, and a thread cannot be ended from outside
-_FARTHEST = 1.6  # steps longer than so many widths of the view are no scan
-
-
-def ahead(before: View, now: View, count: int) -> tuple[View, ...]:
-    """Where a scan will look next: the same step again, ``count`` times, at most; nothing while it stays.
-
-    Only a step of about a field of view counts as a scan. Pure.
-    """
+def predict_scan(before: View, now: View, count: int) -> tuple[View, ...]:
+    """Where a scan will look next: the same step again, ``count`` times, if it is about a field of view."""
     x_um, y_um = now.x_um - before.x_um, now.y_um - before.y_um
     height, width = (side * now.pixel_size_um for side in now.shape)
     alike = before.shape == now.shape and before.pixel_size_um == now.pixel_size_um
@@ -131,63 +112,37 @@ def ahead(before: View, now: View, count: int) -> tuple[View, ...]:
 
 
 class Prefetch:
-    """Preparable places on a thread of its own; what comes while it is busy and full is dropped and counted.
+    """Prepares places on a thread of its own; what comes while it is busy and full is dropped and counted.
 
     An exposure never waits for it, unless it is at work on that very place, which is then ready sooner.
-    Owned by `acq_isl.sim.scope.render.Renderer`.
-
-    Parameters
-    ----------
-    prepare : callable
-        `Preparable.prepare` of the specimen.
-    count : int
-        Places to prepare ahead.
     """
 
     def __init__(self, prepare: Callable[[View], None], count: int) -> None:
         self._prepare, self._count = prepare, count
-        self._wanted: queue.Queue[View | None] = queue.Queue(max(count, 1))
-        self._seen: View | None = None
-        self._ending = threading.Event()
+        self._pending: list[Future[None]] = []
+        self._last: View | None = None
         self.dropped = 0
 
     def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=self._run, name="prepare specimen", daemon=True)
-        self._thread.start()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare specimen")
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._ending.set()
-        self._offer(None)
-        self._thread.join(_STOP_S)
-        if self._thread.is_alive():
-            _log.error("the thread that prepares the specimen did not end within %g s", _STOP_S)
+        self._thread.shutdown(cancel_futures=True)
 
-    def saw(self, view: View) -> None:
-        """Say what was exposed; returns at once."""
-        before, self._seen = self._seen, view
-        if before is None or math.hypot(view.x_um - before.x_um, view.y_um - before.y_um) == 0:
-            return
-        for place in ahead(before, view, self._count):
-            self._offer(place)
-
-    def _offer(self, view: View | None) -> None:
-        try:
-            self._wanted.put_nowait(view)
-        except queue.Full:
-            if view is not None:
+    def follow(self, view: View) -> None:
+        """Prepare what comes after a view that was exposed; returns at once."""
+        before, self._last = self._last, view
+        for place in () if before is None else predict_scan(before, view, self._count):
+            self._pending = [future for future in self._pending if not future.done()]
+            if len(self._pending) > self._count:  # the others wait for the first
                 self.dropped += 1
+            else:
+                self._pending.append(self._thread.submit(self._prepare_quietly, place))
 
-    def _run(self) -> None:
-        while not self._ending.is_set():
-            try:
-                view = self._wanted.get(timeout=1.0)
-            except queue.Empty:
-                continue
-            if view is None or self._ending.is_set():
-                continue
-            try:
-                self._prepare(view)
-            except Exception:  # noqa: BLE001
-                # The exposure itself will meet the same error and tell the user.
-                _log.debug("a place could not be prepared ahead", exc_info=True)
+    def _prepare_quietly(self, place: View) -> None:
+        try:
+            self._prepare(place)
+        except Exception:  # noqa: BLE001
+            # The exposure itself will meet the same error and tell the user.
+            _log.debug("a place could not be prepared ahead", exc_info=True)

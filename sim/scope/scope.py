@@ -45,23 +45,13 @@ class SimulatedScope:
     ScopeError
         A fault is none of the microscope's. On entering: the device adapters are missing, another core
         is open, or the core does not start.
-
-    Examples
-    --------
-    >>> with SimulatedScope(RecordedSpecimen.from_folder(folder)) as scope:  # doctest: +SKIP
-    ...     scope.core.snap_image()
-    ...     image = scope.core.get_image()
     """
 
     def __init__(
-        self,
-        specimen: Specimen,
-        *,
-        settings: ScopeSettings | None = None,
-        faults: Sequence[ScopeFault] = (),
+        self, specimen: Specimen, *, settings: ScopeSettings | None = None, faults: Sequence[ScopeFault] = ()
     ) -> None:
         self.specimen = specimen
-        self.faults = _checked(faults)
+        self.faults = _check_faults(faults)
         self.settings = settings or ScopeSettings()
         self._open: ExitStack | None = None
         self._core: Any = None
@@ -113,7 +103,7 @@ class SimulatedScope:
     def last_exposure(self) -> Exposure | None:
         """State at the start of the exposure of the last image fetched."""
         exposure: Exposure | None = self.core.last_exposure
-        return None if exposure is None else self.timeline.dated(exposure)
+        return None if exposure is None else self.timeline.date(exposure)
 
     @property
     def timeline(self) -> Timeline:
@@ -123,7 +113,7 @@ class SimulatedScope:
     def view(self) -> View:
         """What an exposure started now would see."""
         exposure: Exposure = self.core.state()
-        return self.timeline.dated(exposure).view
+        return self.timeline.date(exposure).view
 
     def truth(self, view: View | None = None) -> dict[str, Float32Image]:
         """True labels of a view, by default the present one: (y, x) float32 in 0..1 by label name."""
@@ -138,7 +128,7 @@ class SimulatedScope:
         return Camera(settings, seed=self.settings.seed, pixels=rows * columns)
 
 
-def _checked(faults: Sequence[ScopeFault]) -> tuple[ScopeFault, ...]:
+def _check_faults(faults: Sequence[ScopeFault]) -> tuple[ScopeFault, ...]:
     for fault in faults:
         if not isinstance(fault, ScopeFault):
             raise ScopeError(

@@ -26,17 +26,11 @@ class Timeline:
 
     The specimen's time starts at 0 when the microscope is open, runs ``scale`` times as fast as a clock,
     and can be moved on.
-
-    Parameters
-    ----------
-    scale : float
-    clock : callable
-        Seconds, as `acq_isl.sim.scope.exposure.Exposure.started_s` counts them.
     """
 
     def __init__(self, scale: float = 1.0, clock: Callable[[], float] = time.perf_counter) -> None:
         self._scale, self._clock = scale, clock
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self.running = False
         self._forget()
 
@@ -57,8 +51,7 @@ class Timeline:
     @property
     def time_s(self) -> float:
         """Present time of the specimen in seconds."""
-        with self._lock:
-            return self._at(self._clock())
+        return self.time_at(self._clock())
 
     def time_at(self, clock_s: float) -> float:
         """Time of the specimen at a moment of the clock, in seconds."""
@@ -78,13 +71,7 @@ class Timeline:
             return tuple(self._taken)
 
     def advance(self, seconds: float) -> None:
-        """Let time pass for the specimen without waiting.
-
-        Raises
-        ------
-        ScopeError
-            Time does not go back.
-        """
+        """Let time pass for the specimen without waiting; ScopeError for time that would go back."""
         if not seconds >= 0:
             raise ScopeError(
                 "the specimen's time goes forward only", wanted="0 s or more", got=f"{seconds:g} s"
@@ -99,21 +86,23 @@ class Timeline:
             if dose != (self._drugs[-1].dose if self._drugs else 0.0):
                 self._drugs += (Drug(self._at(self._clock()), dose),)
 
-    def valve(self, is_open: bool) -> None:
+    def set_valve(self, is_open: bool) -> None:
         """Where the perfusion stands: opening it gives the ordinary dose, closing it washes the drug out."""
         if is_open != self._valve_open:
             self._valve_open = is_open
             self.drug(float(is_open))
 
-    def dated(self, exposure: Exposure) -> Exposure:
+    def date(self, exposure: Exposure) -> Exposure:
         """An exposure with the time it began at, and what was done before."""
         with self._lock:
-            return self._dated(exposure)
+            at_s = self._at(exposure.started_s)
+            past = History(self._light, self._drugs).until(at_s)
+        return replace(exposure, view=replace(exposure.view, time_s=at_s, history=past))
 
-    def exposed(self, exposure: Exposure, frame: tuple[int, int], brightness: float) -> Exposure:
-        """As `dated`; the light is booked, once for each ``frame`` (number of sequence and of image)."""
+    def record(self, exposure: Exposure, frame: tuple[int, int], brightness: float) -> Exposure:
+        """As `date`; the light is booked, once for each ``frame`` (number of sequence and of image)."""
         with self._lock:
-            dated = self._dated(exposure)
+            dated = self.date(exposure)
             sequence, number = frame
             if self._frames[0] != sequence:
                 self._frames = (sequence, set())
@@ -122,15 +111,10 @@ class Timeline:
                 self._book(_light(dated.view, exposure.exposure_ms * brightness * exposure.lamp), exposure)
             return dated
 
-    def _dated(self, exposure: Exposure) -> Exposure:
-        at_s = self._at(exposure.started_s)
-        past = History(self._light, self._drugs).until(at_s)
-        return replace(exposure, view=replace(exposure.view, time_s=at_s, history=past))
-
     def _book(self, light: Light, exposure: Exposure) -> None:
         age_s = self._clock() - exposure.started_s
         # Frames of a sequence may be asked for in another order than they were exposed in.
-        place = bisect.bisect_right(self._light, light.time_s, key=lambda one: one.time_s)
+        place = bisect.bisect_right(self._light, light.time_s, key=lambda booked: booked.time_s)
         self._light = (*self._light[:place], light, *self._light[place:])
         self._taken.insert(place, Taken(light, time.time() - age_s))
 

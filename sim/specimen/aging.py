@@ -126,9 +126,9 @@ def _grow(strokes: Strokes, rng: np.random.Generator, grown_um: Floats) -> Strok
     path, step = np.nonzero(walks.exists & (length_um[None] <= pace[:, None]))
     tip = ends[path]
     added = select(strokes, tip)
-    x, y, along = walks.x[path, step], walks.y[path, step], strokes.along[tip] + length_um[step]
-    singles = (column.astype(np.float32) for column in (x, y, along))
-    return join(strokes, replace(added, **dict(zip(("x", "y", "along"), singles, strict=True))))
+    columns = (walks.x[path, step], walks.y[path, step], strokes.along[tip] + length_um[step])
+    x, y, along = (column.astype(np.float32) for column in columns)
+    return join(strokes, replace(added, x=x, y=y, along=along))
 
 
 def _fragment(strokes: Strokes, progress: Floats, rng: np.random.Generator) -> Strokes:

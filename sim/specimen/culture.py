@@ -134,7 +134,7 @@ def _rates(region: Region, life: Life, now: Moment) -> tuple[Floats, Floats]:
     light, drugs = now.history.light, now.history.drugs
     x, y = np.array([(cell.x, cell.y) for cell in region.cells]).T
     hits = [exposure for exposure in light if _touches(exposure, region)]
-    times = np.unique([0.0, *(event.time_s for event in (*hits, *drugs))])
+    times = np.unique([0.0, *(hit.time_s for hit in hits), *(drug.time_s for drug in drugs)])
     added = np.zeros((len(x), len(times)))
     for hit, event in zip(hits, np.searchsorted(times, [hit.time_s for hit in hits]), strict=True):
         lit = (np.abs(x - hit.x_um) <= hit.width_um / 2) & (np.abs(y - hit.y_um) <= hit.height_um / 2)

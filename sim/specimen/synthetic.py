@@ -41,16 +41,9 @@ class SyntheticSpecimen:
     fluorescence, which bleaches; no noise: the camera adds it. The pixel size tells objectives apart:
     apertures scale as (0.3 um / unbinned pixel)^0.7, which gives NA .30 at 10x, .49 at 20x and .80 at 40x.
 
-    Parameters
-    ----------
-    seed : int
-    optics : PhaseContrast, Oblique, Brightfield or DIC
-        At 0.3 um per unbinned pixel; `LIVE_PHASE_CONTRAST` by default.
-    culture : Culture
-    sensor : Sensor
-        Dust and grain that stay in place on the camera, in the first channel only.
-    life : Life
-        By default nothing changes with time.
+    ``optics`` (`LIVE_PHASE_CONTRAST` by default) are those at 0.3 um per unbinned pixel; the dust and grain
+    of ``sensor`` stay in place on the camera, in the first channel only. Without a ``life`` nothing changes
+    with time.
     """
 
     def __init__(

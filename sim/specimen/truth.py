@@ -37,34 +37,23 @@ class Rectangle:
 
 @dataclass(frozen=True, slots=True)
 class CellTruth:
-    """A cell as it really is.
-
-    Parameters
-    ----------
-    id : str
-        The same at all times, whoever asks.
-    kind : str
-        ``remains`` is what is left of a cell that died before time 0.
-    x_um, y_um : float
-        Middle of the soma in the specimen.
-    z_um : float
-        Position of the focus drive that has it in focus.
-    radius_um, nucleus_radius_um : float
-        Of discs with the same area.
-    state : str
-    markers : mapping
-        Brightness of each label in the soma, 0 to 1, such as ``{"nuclei": 0.6, "dead": 0.0}``.
-    """
+    """A cell as it really is."""
 
     id: str
+    """The same at all times, whoever asks."""
     kind: CellKind
+    """``remains`` is what is left of a cell that died before time 0."""
     x_um: float
     y_um: float
+    """Middle of the soma in the specimen."""
     z_um: float
+    """Position of the focus drive that has it in focus."""
     radius_um: float
     nucleus_radius_um: float
+    """Of discs with the same area."""
     state: CellState
     markers: Mapping[str, float]
+    """Brightness of each label in the soma, 0 to 1, such as ``{"nuclei": 0.6, "dead": 0.0}``."""
 
 
 @runtime_checkable

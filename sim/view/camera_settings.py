@@ -8,30 +8,20 @@ from acq_isl.base import StrictModel
 
 
 class CameraSettings(StrictModel):
-    """An sCMOS-like camera, in electrons.
-
-    Parameters
-    ----------
-    full_well_e : float
-        Electrons that reach the largest count. Light 1.0 at the nominal exposure gives that many.
-    offset_e : float
-        Electrons' worth of counts that a dark frame shows.
-    read_noise_e : float
-        Standard deviation of the readout, in electrons.
-    shot_noise : bool
-        Whether photons arrive at random. Off for a recorded specimen, whose images hold their noise.
-    hot_pixels : float
-        Share of pixels that gain electrons without light; always the same ones of the sensor.
-    hot_e_per_s : float
-        Mean of what they gain in a second, exponentially distributed.
-    """
+    """An sCMOS-like camera, in electrons."""
 
     full_well_e: float = Field(default=30_000.0, gt=0)
+    """What reaches the largest count. Light 1.0 at the nominal exposure gives that many."""
     offset_e: float = Field(default=50.0, ge=0)
+    """Electrons' worth of counts that a dark frame shows."""
     read_noise_e: float = Field(default=1.6, ge=0)
+    """Standard deviation of the readout."""
     shot_noise: bool = True
+    """Whether photons arrive at random. Off for a recorded specimen, whose images hold their noise."""
     hot_pixels: float = Field(default=0.0, ge=0, lt=1)
+    """Share of pixels that gain electrons without light; always the same ones of the sensor."""
     hot_e_per_s: float = Field(default=20_000.0, ge=0)
+    """Mean of what they gain in a second, exponentially distributed."""
 
     @classmethod
     def noiseless(cls) -> CameraSettings:

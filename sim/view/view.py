@@ -8,20 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Light:
-    """One exposure, as the specimen met it.
+    """An exposure, as the specimen met it.
 
-    Parameters
-    ----------
-    time_s : float
-        Time of the specimen at its start, in seconds.
-    x_um, y_um : float
-        Specimen position under the middle of the image.
-    z_um : float
-    height_um, width_um : float
-        What was lit.
-    channel : str
-    dose_ms : float
-        Exposure times brightness of the lamp, in milliseconds.
+    ``time_s`` is the specimen's at its start; ``x_um`` and ``y_um`` lie under the middle of what was lit;
+    ``dose_ms`` is exposure times brightness of the lamp.
     """
 
     time_s: float
@@ -51,8 +41,8 @@ class History:
 
     def until(self, time_s: float) -> History:
         """The part of it that began before ``time_s``."""
-        light = bisect.bisect_left(self.light, time_s, key=lambda one: one.time_s)
-        drugs = bisect.bisect_right(self.drugs, time_s, key=lambda one: one.time_s)
+        light = bisect.bisect_left(self.light, time_s, key=lambda light: light.time_s)
+        drugs = bisect.bisect_right(self.drugs, time_s, key=lambda drug: drug.time_s)
         return History(self.light[:light], self.drugs[:drugs])
 
 
@@ -61,37 +51,22 @@ UNTOUCHED = History()
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """State of the microscope at the start of an exposure, as far as the image depends on it.
-
-    Parameters
-    ----------
-    x_um, y_um : float
-        Specimen position under the middle of the region of interest, in micrometres. Row index grows
-        with y, column index with x.
-    z_um : float
-        Focus drive position in micrometres.
-    channel : str
-        Preset of the channel group, such as ``"Phase"`` or ``"DAPI"``.
-    pixel_size_um : float
-        Edge of one (binned) pixel in the specimen, in micrometres.
-    shape : (int, int)
-        Rows and columns of the image, after region of interest and binning.
-    sensor_origin_px : (int, int)
-        Row and column of the image's first pixel on the unbinned sensor; dust stays on it.
-    binning : int
-    time_s : float
-        Age of the specimen in seconds since the microscope was opened; it may run faster than a clock.
-    history : History
-        What was done to the specimen until then.
-    """
+    """State of the microscope at the start of an exposure, as far as the image depends on it."""
 
     x_um: float
     y_um: float
+    """Specimen position under the middle of the region of interest; row index grows with y, column with x."""
     z_um: float
+    """Focus drive position."""
     channel: str
+    """Preset of the channel group, such as ``"Phase"`` or ``"DAPI"``."""
     pixel_size_um: float
+    """Edge of a (binned) pixel in the specimen."""
     shape: tuple[int, int]
+    """Rows and columns of the image, after region of interest and binning."""
     sensor_origin_px: tuple[int, int] = (0, 0)
+    """Row and column of the image's first pixel on the unbinned sensor; dust stays on it."""
     binning: int = 1
     time_s: float = 0.0
+    """Age of the specimen since the microscope was opened; it may run faster than a clock."""
     history: History = UNTOUCHED

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pydantic import ValidationError
 
-from acq_isl.sim.scope.camera import Camera, CameraSettings, flux_of
+from acq_isl.sim.scope.camera import Camera, CameraSettings, compute_flux
 from acq_isl.sim.view import View
 
 QUIET = CameraSettings.noiseless()
@@ -53,7 +53,7 @@ def test_counts_without_noise(light: float, flux: float, bit_depth: int, counts:
     ],
 )
 def test_flux(arguments: dict[str, float], flux: float) -> None:
-    assert flux_of(**arguments) == pytest.approx(flux)  # type: ignore[arg-type]
+    assert compute_flux(**arguments) == pytest.approx(flux)  # type: ignore[arg-type]
 
 
 @given(hnp.arrays(np.uint16, (7, 9)))

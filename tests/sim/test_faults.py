@@ -40,7 +40,7 @@ from acq_isl.hooks import GuardedAcquisition
 from acq_isl.rules import Limits
 from acq_isl.sim import CameraSettings, ScopeSettings, SimulatedScope, View
 from acq_isl.sim.faulty_engine import FaultyEngine
-from acq_isl.sim.scope.backlash import Play
+from acq_isl.sim.scope.backlash import StageOffsets
 from acq_isl.sim.scope.exposure import Exposure
 from acq_isl.sim.scope.faults import PlantedFaults
 from acq_isl.stack import Prediction, Slice, StackInfo, StackKey, StackRequest, ZStack
@@ -164,17 +164,17 @@ def planted(*faults: ScopeFault, seed: int = 0) -> PlantedFaults:
 
 def test_focus_drifts_from_when_it_begins() -> None:
     faults = planted(FocusDrift(6.0, after_s=10.0))
-    seen = [faults.seen(exposure(z_um=1.0), 0, second).view.z_um for second in (0.0, 10.0, 20.0, 70.0)]
+    seen = [faults.apply(exposure(z_um=1.0), 0, second).view.z_um for second in (0.0, 10.0, 20.0, 70.0)]
     assert seen == pytest.approx([1.0, 1.0, 2.0, 7.0])
 
 
 @given(st.lists(st.floats(-20, 20), min_size=1, max_size=20), st.floats(0.1, 5))
 def test_backlash_is_play_that_is_taken_up(stops_um: list[float], um: float) -> None:
     fault = StageBacklash(um)
-    play, here, true_um = Play([fault]), 0.0, 0.0
+    offsets, here, true_um = StageOffsets([fault]), 0.0, 0.0
     for number, stop in enumerate(stops_um):
-        play.moves(float(number), (here, 0.0, 0.0), (stop, 0.0, 0.0))
-        off = play.backlash(fault, number + 0.5, (stop, 0.0, 0.0))
+        offsets.start_move(float(number), (here, 0.0, 0.0), (stop, 0.0, 0.0))
+        off = offsets.backlash(fault, number + 0.5, (stop, 0.0, 0.0))
         assert abs(off[0]) <= um / 2 + 1e-9 and off[1:] == (0.0, 0.0)
         # The table follows the spindle's nut and never runs ahead of it.
         assert (stop + off[0] - true_um) * (stop - here) >= -1e-9
@@ -185,20 +185,20 @@ def test_backlash_is_play_that_is_taken_up(stops_um: list[float], um: float) -> 
 
 def test_the_stage_settles_after_it_arrived() -> None:
     fault = SettleTime(100.0, um=2.0)
-    play = Play([])
-    assert play.settling(fault, 0.0, (0.0, 0.0, 0.0)) == (0.0, 0.0, 0.0)
-    play.moves(1.0, (0.0, 0.0, 0.0), (50.0, -0.5, 9.0))
-    play.arrived(1.5)
+    offsets = StageOffsets([])
+    assert offsets.settling(fault, 0.0, (0.0, 0.0, 0.0)) == (0.0, 0.0, 0.0)
+    offsets.start_move(1.0, (0.0, 0.0, 0.0), (50.0, -0.5, 9.0))
+    offsets.end_move(1.5)
     there = (50.0, -0.5, 9.0)
-    assert play.settling(fault, 1.5, there) == pytest.approx((-2.0, 0.5, 0.0))
-    assert play.settling(fault, 1.6, there) == pytest.approx((-0.0996, 0.0249, 0.0), abs=1e-4)
-    assert play.settling(fault, 9.0, there) == pytest.approx((0.0, 0.0, 0.0))
+    assert offsets.settling(fault, 1.5, there) == pytest.approx((-2.0, 0.5, 0.0))
+    assert offsets.settling(fault, 1.6, there) == pytest.approx((-0.0996, 0.0249, 0.0), abs=1e-4)
+    assert offsets.settling(fault, 9.0, there) == pytest.approx((0.0, 0.0, 0.0))
 
 
 def test_the_lamp_flickers_as_told_and_repeats_with_the_seed() -> None:
     def lamps(seed: int) -> list[float]:
         faults = planted(LampFlicker(0.05), seed=seed)
-        return [faults.seen(exposure(), number, 0.0).lamp for number in range(400)]
+        return [faults.apply(exposure(), number, 0.0).lamp for number in range(400)]
 
     first = lamps(1)
     assert np.mean(first) == pytest.approx(1.0, abs=0.01)

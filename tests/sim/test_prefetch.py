@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from acq_isl.sim.scope.render import Prefetch, ahead
+from acq_isl.sim.scope.render import Prefetch, predict_scan
 from acq_isl.sim.specimen.cache import ResultCache
 from acq_isl.sim.specimen.synthetic import SyntheticSpecimen
 from acq_isl.sim.view import Preparable, View
@@ -30,7 +30,7 @@ WAIT_S = 20.0
     ids=["along x", "back and down", "only the focus moved", "a jump", "another objective"],
 )
 def test_a_scan_goes_on_as_it_went(now, places):
-    assert [(view.x_um, view.y_um) for view in ahead(VIEW, now, 2)] == places
+    assert [(view.x_um, view.y_um) for view in predict_scan(VIEW, now, 2)] == places
 
 
 class Slow:
@@ -49,11 +49,11 @@ class Slow:
 def test_saying_what_was_seen_never_waits_and_what_is_too_much_is_counted():
     slow = Slow()
     with Prefetch(slow.prepare, 1) as prefetch:
-        prefetch.saw(VIEW)
-        prefetch.saw(replace(VIEW, x_um=STEP_UM))
+        prefetch.follow(VIEW)
+        prefetch.follow(replace(VIEW, x_um=STEP_UM))
         assert slow.begun.acquire(timeout=WAIT_S)
         for n in (2, 3, 4):  # one waits, the others are dropped
-            prefetch.saw(replace(VIEW, x_um=n * STEP_UM))
+            prefetch.follow(replace(VIEW, x_um=n * STEP_UM))
         assert prefetch.dropped == 2
         for _ in range(2):
             slow.allowed.release()
@@ -69,8 +69,8 @@ def test_an_error_ahead_is_not_the_users():
         raise ValueError(view.x_um)
 
     with Prefetch(fail, 2) as prefetch:
-        prefetch.saw(VIEW)
-        prefetch.saw(replace(VIEW, x_um=STEP_UM))
+        prefetch.follow(VIEW)
+        prefetch.follow(replace(VIEW, x_um=STEP_UM))
         assert failed.wait(WAIT_S)
 
 

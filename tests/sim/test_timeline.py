@@ -50,7 +50,7 @@ def test_time_runs_as_fast_as_wanted_and_can_be_moved_on(clock: Clock) -> None:
     clock.now_s += 1
     assert timeline.time_s == 1180
     # What was exposed before time was moved on, but is developed now, keeps its time.
-    assert timeline.dated(exposure(101.0)).view.time_s == 60
+    assert timeline.date(exposure(101.0)).view.time_s == 60
     with pytest.raises(ScopeError, match="forward only"):
         timeline.advance(-1)
     timeline.start()
@@ -59,11 +59,11 @@ def test_time_runs_as_fast_as_wanted_and_can_be_moved_on(clock: Clock) -> None:
 
 def test_light_is_booked_once_for_each_frame_and_in_order_of_time(clock: Clock) -> None:
     timeline = Timeline(1.0, clock)
-    late = timeline.exposed(exposure(103.0), (1, 1), 0.5)
-    early = timeline.exposed(exposure(101.0), (1, 0), 0.5)
-    timeline.exposed(exposure(101.0), (1, 0), 0.5)
-    timeline.exposed(exposure(104.0, lit=False), (1, 2), 0.5)
-    timeline.exposed(exposure(105.0, lamp=2.0), (2, 0), 0.5)
+    late = timeline.record(exposure(103.0), (1, 1), 0.5)
+    early = timeline.record(exposure(101.0), (1, 0), 0.5)
+    timeline.record(exposure(101.0), (1, 0), 0.5)
+    timeline.record(exposure(104.0, lit=False), (1, 2), 0.5)
+    timeline.record(exposure(105.0, lamp=2.0), (2, 0), 0.5)
     lights = timeline.history.light
     assert [one.time_s for one in lights] == [1, 3, 5]
     assert [one.dose_ms for one in lights] == [10, 10, 20]
@@ -71,7 +71,7 @@ def test_light_is_booked_once_for_each_frame_and_in_order_of_time(clock: Clock) 
     assert [one.light for one in timeline.taken] == list(lights)
     # An image never holds its own light, nor later light.
     assert early.view.history.light == () and late.view.history.light == ()
-    assert timeline.dated(exposure(104.0)).view.history.light == lights[:2]
+    assert timeline.date(exposure(104.0)).view.history.light == lights[:2]
 
 
 def test_the_same_dose_again_changes_nothing(clock: Clock) -> None:
