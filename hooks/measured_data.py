@@ -171,11 +171,13 @@ def sort_index(folder: Path) -> None:
     Pycro-Manager writes them in the random order of a set. Versions of tifffile before the fix of its issue
     311 take the first entry's order for all, and silently shuffle the images; later ones warn.
     """
-    parts = []
-    for axes, rest in index_entries(folder):
-        encoded = json.dumps(dict(sorted(axes.items()))).encode()
-        parts.append(struct.pack("<I", len(encoded)) + encoded + rest)
-    write_whole(folder / INDEX, b"".join(parts))
+    entries = (_encode(dict(sorted(axes.items())), rest) for axes, rest in index_entries(folder))
+    write_whole(folder / INDEX, b"".join(entries))
+
+
+def _encode(axes: dict[str, int | str], rest: bytes) -> bytes:
+    encoded = json.dumps(axes).encode()
+    return struct.pack("<I", len(encoded)) + encoded + rest
 
 
 @contextmanager
@@ -198,8 +200,7 @@ def open_measured(folder: Path) -> Iterator[Any]:
     dataset.major_version, dataset.minor_version = 0, 0
     try:
         for axes, rest in index_entries(folder):
-            encoded = json.dumps(axes).encode()
-            dataset.add_index_entry(struct.pack("<I", len(encoded)) + encoded + rest)
+            dataset.add_index_entry(_encode(axes, rest))
         yield dataset
     finally:
         dataset.close()

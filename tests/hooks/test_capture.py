@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acq_isl.errors import AcquisitionFailed, ExperimentError
@@ -137,6 +137,7 @@ def test_what_is_known_of_the_stack() -> None:
     assert first.captured_s <= second.captured_s
 
 
+@settings(deadline=None)
 @given(
     start=st.floats(-500, 500),
     step=st.floats(0.05, 5) | st.floats(-5, -0.05),
