@@ -86,8 +86,7 @@ def test_read_noise_alone() -> None:
     assert counts.std() == pytest.approx(3.0, rel=0.02)
 
 
-@settings(max_examples=20)  # each draws two banks of noise
-@settings(deadline=None)  # a bank of noise is drawn each time
+@settings(max_examples=20, deadline=None)  # each draws two banks of noise
 @given(seed=st.integers(0, 2**31), frame=st.tuples(st.integers(0, 10_000), st.integers(0, 10_000)))
 def test_the_same_seed_and_frame_give_the_same_noise(seed: int, frame: tuple[int, int]) -> None:
     light = flat(0.3, 8)
