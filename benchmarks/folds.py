@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
+from acq_isl.files import whole_file
 from acq_isl.processing.normalize import contrast_sd
 from acq_isl.training.config import load_config
 from acq_isl.training.data.augment import Augmentation, augmented
-from acq_isl.training.data.source_simulated import cached
+from acq_isl.training.data.source_simulated import Pair, SimulationConfig, simulate
 from acq_isl.training.network import NetworkConfig, Normalise, beta_nll
 
 DEMO = Path(__file__).resolve().parents[1] / "acq_isl" / "models" / "demo.yaml"
@@ -92,6 +93,18 @@ def normalised(stack: NDArray[np.uint16], high_pass_px: float) -> Singles:
     with torch.no_grad():
         out: Singles = module(torch.from_numpy(stack.astype(np.float32))[None], inv_sd)[0].numpy()
     return out
+
+
+def cached(config: SimulationConfig, index: int, folder: Path) -> Pair:
+    """`simulate`, kept as ``.npz`` in a folder that belongs to one configuration."""
+    path = folder / f"field_{index:04d}.npz"
+    if path.exists():
+        with np.load(path, allow_pickle=False) as stored:
+            return Pair(stored["stack"], stored["labels"])
+    pair = simulate(config, index)
+    with whole_file(path) as partial, partial.open("wb") as file:
+        np.savez(file, stack=pair.stack, labels=pair.labels)
+    return pair
 
 
 def simulated_fields(folder: Path, recipe: Recipe) -> list[Field]:

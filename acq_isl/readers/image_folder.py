@@ -60,18 +60,7 @@ class _Plane:
 
 @dataclass(frozen=True, slots=True)
 class _Files:
-    """How the files of a field are to be read.
-
-    Parameters
-    ----------
-    folder : Path
-    channels : mapping of name to planes
-    lengths : Lengths
-    read : callable
-        Gives the pixels of a file, (y, x).
-    announced : int
-        Planes that a stack should have; 0: not known.
-    """
+    """The planes of a field by channel, what reads one as (y, x), and how many make a stack, if known."""
 
     folder: Path
     channels: Mapping[str, Sequence[_Plane]]
@@ -186,50 +175,31 @@ def _read_tiff(file: Path) -> Pixels:
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """What the name of a PNG file says.
-
-    Parameters
-    ----------
-    channel : str
-    z : int or None
-        Plane; None for a projection.
-    mask : bool
-        Whether it tells where the channel can be trusted.
-    predicted : bool
-        Whether it is somebody's prediction.
-    field : tuple of (str, str)
-        Everything else, which is what fields differ in.
-    """
+    """What the name of a PNG file says; ``field`` is all that fields differ in."""
 
     channel: str
     z: int | None
+    """Plane; None for a projection."""
     mask: bool
+    """Whether it tells where the channel can be trusted."""
     predicted: bool
+    """Whether it is somebody's prediction."""
     field: tuple[tuple[str, str], ...]
 
 
 def parse(path: Path) -> Name | None:
     """Read a file name of either dialect; None if it is neither."""
-    values: dict[str, str] = {}
-    group = ""
-    for token in path.name.removesuffix(".png").split(","):
-        key, dash, value = token.partition("-")
-        if not dash:
-            group = key
-        elif key == "value" and group:
-            values[group] = value
-        else:
-            values[key] = value
+    tokens = path.name.removesuffix(".png").replace(",value-", "-").split(",")
+    values = dict(token.split("-", 1) for token in tokens if "-" in token)
     z = values.get("z_depth")
     if "channel" not in values or (z is None) == ("depth_computation" not in values):
         return None
     if z is not None and not z.isdecimal():
         return None
-    rest = tuple(sorted((k, v) for k, v in values.items() if k not in _NOT_THE_FIELD))
-    predicted = values.get("kind") == "PREDICTED" or "PREDICTED" in path.name
-    return Name(
-        values["channel"], None if z is None else int(z), values.get("is_mask") == "true", predicted, rest
-    )
+    field = tuple(sorted((k, v) for k, v in values.items() if k not in _NOT_THE_FIELD))
+    predicted = "PREDICTED" in path.name
+    plane = None if z is None else int(z)
+    return Name(values["channel"], plane, values.get("is_mask") == "true", predicted, field)
 
 
 def _png_fields(path: Path) -> list[RecordedField]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,8 +50,10 @@ class NdtiffReader:
                 wanted=f"axes among {', '.join(sorted(_AXES))}",
                 got=", ".join(sorted(strange)) or "no images",
             )
-        names = _channel_names(images)
-        overlap = _overlap(images)
+        summary = _summary(images[0].file)
+        names = _channel_names(images, summary)
+        tiles = any("row" in image.axes for image in images)
+        overlap = tuple(int(summary.get(f"GridPixelOverlap{axis}", 0)) if tiles else 0 for axis in "YX")
         places: dict[tuple[str, int], dict[str, list[_Image]]] = {}
         for image in images:
             channels = places.setdefault(image.place, {})
@@ -72,18 +75,9 @@ def index_folder(path: Path) -> Path | None:
 
 
 def index_entries(folder: Path, *, whole: bool = False) -> Iterator[tuple[Axes, bytes]]:
-    """Axes, and everything after the axes, of each complete entry of an index.
+    """Axes, and everything after the axes, of each complete entry of an index; `StorageError` if damaged.
 
-    Parameters
-    ----------
-    folder : Path
-    whole : bool
-        Whether an index that ends in the middle of an entry, as a killed process may leave it, is an error.
-
-    Raises
-    ------
-    StorageError
-        The index is damaged.
+    An index that ends within an entry, as a killed process may leave it, is an error only if ``whole``.
     """
     data = (folder / INDEX).read_bytes()
     position = 0
@@ -102,38 +96,33 @@ def index_entries(folder: Path, *, whole: bool = False) -> Iterator[tuple[Axes, 
         if data and (position == 0 or (whole and any(data[position:]))):
             raise ValueError("the index is damaged, or ends in the middle of an entry")
     except (ValueError, struct.error) as error:
-        raise StorageError(
-            f"{folder} cannot be read as NDTiff",
-            got=f"{type(error).__name__}: {error}",
-            fix="copy it anew from where it was recorded",
-        ) from error
+        raise _damaged(folder, error) from error
+
+
+def _damaged(folder: Path, error: Exception) -> StorageError:
+    return StorageError(
+        f"{folder} cannot be read as NDTiff",
+        got=f"{type(error).__name__}: {error}",
+        fix="copy it anew from where it was recorded",
+    )
 
 
 class _Image:
-    """One image, by what the index says of it."""
+    """One image, by what the index says of it; the tiles of a pyramid are positions."""
 
     def __init__(self, folder: Path, axes: Axes, rest: bytes) -> None:
-        (length,) = struct.unpack_from("<I", rest)
-        self.axes = axes
-        self.file = folder / rest[4 : 4 + length].decode()
-        self._offset, self._width, self._height, self._kind, _, *self._about, _ = struct.unpack_from(
-            "<8I", rest, 4 + length
-        )
-
-    @property
-    def place(self) -> tuple[str, int]:
-        """Position and time; the tiles of a pyramid are positions."""
-        tile = [f"{name} {self.axes[name]}" for name in ("row", "column") if name in self.axes]
-        position = [str(self.axes.get("position", 0))] if "position" in self.axes or not tile else []
-        return " ".join(position + tile), int(self.axes.get("time", 0))
-
-    @property
-    def z(self) -> int:
-        return int(self.axes.get("z", 0))
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self._height, self._width
+        try:
+            (length,) = struct.unpack_from("<I", rest)
+            self.file = folder / rest[4 : 4 + length].decode()
+            self._offset, width, height, self._kind, _, *self._about, _ = struct.unpack_from(
+                "<8I", rest, 4 + length
+            )
+            self.axes, self.shape, self.z = axes, (height, width), int(axes.get("z", 0))
+            tile = [f"{name} {axes[name]}" for name in ("row", "column") if name in axes]
+            position = [str(axes.get("position", 0))] if "position" in axes or not tile else []
+            self.place = " ".join(position + tile), int(axes.get("time", 0))
+        except (ValueError, AttributeError, TypeError) as error:
+            raise _damaged(folder, error) from error
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -143,7 +132,7 @@ class _Image:
 
     def read(self) -> Pixels:
         """(y, x) uint8 or uint16."""
-        content = self._bytes(self._offset, self.dtype.itemsize * self._width * self._height)
+        content = self._bytes(self._offset, self.dtype.itemsize * self.shape[0] * self.shape[1])
         return np.frombuffer(content, self.dtype).reshape(self.shape)
 
     def metadata(self) -> dict[str, Any]:
@@ -156,30 +145,23 @@ class _Image:
     def _bytes(self, first: int, count: int) -> bytes:
         try:
             with self.file.open("rb") as file:
+                if file.seek(0, os.SEEK_END) < first + count:
+                    raise StorageError(
+                        f"{self.file} ends too early", fix="copy it anew from where it was recorded"
+                    )
                 file.seek(first)
-                content = file.read(count)
-        except OSError as error:
+                return file.read(count)
+        except (OSError, ValueError) as error:
             raise StorageError(f"the images in {self.file} cannot be read", got=str(error)) from error
-        if len(content) < count:
-            raise StorageError(f"{self.file} ends too early", fix="copy it anew from where it was recorded")
-        return content
 
 
 @dataclass(frozen=True, slots=True)
 class _Opener:
-    """Opens the channels of one place.
-
-    Parameters
-    ----------
-    source : str
-    channels : mapping of name to images
-    overlap : (int, int)
-        Rows and columns that tiles share with their neighbours: half of them are cut off at each side.
-    """
+    """Opens the channels of one place; of rows and columns that tiles share half are cut off at each side."""
 
     source: str
     channels: Mapping[str, Sequence[_Image]]
-    overlap: tuple[int, int]
+    overlap: tuple[int, ...]
 
     def __call__(self, number: int) -> RecordedChannel:
         name, found = list(self.channels.items())[number]
@@ -215,29 +197,17 @@ def _first(about: Mapping[str, Any], keys: Sequence[str]) -> float | None:
     return next((float(about[key]) for key in keys if about.get(key) is not None), None)
 
 
-def _channel_names(images: Sequence[_Image]) -> dict[int | str, str]:
+def _channel_names(images: Sequence[_Image], summary: Mapping[str, Any]) -> dict[int | str, str]:
     """Name by what stands on the channel axis, which older data sets number."""
-    listed = _summary(images[0].file).get("ChNames") or ()
+    listed = summary.get("ChNames") or ()
     names: dict[int | str, str] = {}
     for image in images:
         channel = image.axes.get("channel", _ONLY)
-        if channel in names:
-            continue
-        if isinstance(channel, str):
-            names[channel] = channel
-        elif channel < len(listed):
-            names[channel] = str(listed[channel])
-        else:
-            names[channel] = str(image.metadata().get("Channel", channel))
+        if channel not in names and isinstance(channel, int):
+            known = channel < len(listed)
+            names[channel] = str(listed[channel] if known else image.metadata().get("Channel", channel))
+        names.setdefault(channel, str(channel))
     return names
-
-
-def _overlap(images: Sequence[_Image]) -> tuple[int, int]:
-    """Rows and columns that tiles of a pyramid share with their neighbours."""
-    if not any("row" in image.axes for image in images):
-        return 0, 0
-    summary = _summary(images[0].file)
-    return int(summary.get("GridPixelOverlapY", 0)), int(summary.get("GridPixelOverlapX", 0))
 
 
 def _summary(file: Path) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def read_data_set(path: Path) -> DataSet:
     """
     installed = readers()
     for reader in installed:
-        if reader.recognises(path):
+        if _recognises(reader, path):
             return reader.read(path)
     if not path.is_dir():
         raise StorageError(
@@ -66,7 +66,7 @@ def read_data_set(path: Path) -> DataSet:
         )
     inside = sorted(path.iterdir())
     for reader in installed:
-        sets = [inner for inner in inside if reader.recognises(inner)]
+        sets = [inner for inner in inside if _recognises(reader, inner)]
         if len(sets) == 1:
             return reader.read(sets[0])
         if sets:
@@ -77,6 +77,14 @@ def read_data_set(path: Path) -> DataSet:
         got=", ".join(inner.name for inner in (sets or inside)[:8]),
         fix=f"give one of them, such as {sets[0]}" if sets else "give the folder that holds the images",
     )
+
+
+def _recognises(reader: Reader, path: Path) -> bool:
+    try:
+        return reader.recognises(path)
+    except Exception:  # of another package, or a folder that must not be read
+        logger.warning("%s cannot look at %s", type(reader).__name__, path, exc_info=True)
+        return False
 
 
 def read_field(path: Path, *, position: str | None = None, time: int | None = None) -> RecordedField:
@@ -96,17 +104,9 @@ def read_field(path: Path, *, position: str | None = None, time: int | None = No
 
 
 def read_stack(path: Path, manifest: Manifest, pixel_size_um: float | None = None) -> ZStack:
-    """Read one stack of transmitted light for a model.
+    """Read the stack of transmitted light of a path for a model.
 
-    Parameters
-    ----------
-    path : pathlib.Path
-        As of `read_data_set`. Where heights are not known its planes are taken to lie where the model
-        expects them.
-    manifest : Manifest
-        Of the model that is to predict from it.
-    pixel_size_um : float, optional
-        Default: what the metadata say, else the model's own.
+    Pixel size and heights are those that are stated, else those of the metadata, else the model's own.
 
     Raises
     ------
@@ -127,7 +127,7 @@ def read_stack(path: Path, manifest: Manifest, pixel_size_um: float | None = Non
             fix=f"record {manifest.planes} planes {manifest.z_step_um:.3g} um apart",
         )
     size_um = pixel_size_um or channel.lengths.pixel_size_um or manifest.pixel_size_um
-    known = channel.z_um is not None or channel.lengths.z_step_um is not None
+    known = channel.has_heights or channel.lengths.z_step_um is not None
     info = StackInfo(
         StackKey(field.time, path.stem, "file"),
         channel.lengths_um(size_um)[1] if known else manifest.z_offsets_um,

@@ -19,15 +19,29 @@ from acq_isl.stack import Uint16Image
 
 Pixels = NDArray[Any]
 
-_WORDS_UM = {
-    "meter": 1e6, "metre": 1e6, "centimeter": 1e4, "millimeter": 1e3, "micrometer": 1.0, "micrometre": 1.0,
-    "micron": 1.0, "microns": 1.0, "nanometer": 1e-3, "angstrom": 1e-4, "picometer": 1e-6, "inch": 25400.0,
-}  # fmt: skip
-_SYMBOLS_UM = {
-    "m": 1e6, "cm": 1e4, "mm": 1e3, "µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "Å": 1e-4, "pm": 1e-6,
-    "in": 25400.0,
-}  # fmt: skip
-_UM = MappingProxyType(_WORDS_UM | _SYMBOLS_UM)
+_UM = MappingProxyType(
+    {
+        "m": 1e6,
+        "cm": 1e4,
+        "mm": 1e3,
+        "µm": 1.0,
+        "μm": 1.0,
+        "um": 1.0,
+        "nm": 1e-3,
+        "Å": 1e-4,
+        "pm": 1e-6,
+        "in": 25400.0,
+    }
+    | {
+        "meter": 1e6,
+        "centimeter": 1e4,
+        "millimeter": 1e3,
+        "micrometer": 1.0,
+        "nanometer": 1e-3,
+        "picometer": 1e-6,
+    }
+    | {"micrometre": 1.0, "micron": 1.0, "microns": 1.0, "angstrom": 1e-4, "inch": 25400.0}
+)
 _SQUARE = 1e-3
 _UNEVEN = 1.5
 _FULL_SCALE = 65535
@@ -51,18 +65,12 @@ def length_um(value: object, unit: object) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Pixel size and z step in micrometres; None where the metadata do not say, with what they do say.
-
-    Parameters
-    ----------
-    pixel_size_um, z_step_um : float or None
-    doubts : tuple of str
-        What stands there and is no length.
-    """
+    """Pixel size and z step in micrometres; None where the metadata do not say, with what they do say."""
 
     pixel_size_um: float | None = None
     z_step_um: float | None = None
     doubts: tuple[str, ...] = ()
+    """What stands there and is no length."""
 
     @classmethod
     def stated(cls, **axes: tuple[object, object]) -> Self:
@@ -82,33 +90,24 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RecordedChannel:
-    """The planes of one channel of a field at one time.
-
-    Parameters
-    ----------
-    source, name : str
-    shape : (int, int, int)
-        Planes, rows and columns.
-    dtype : numpy dtype
-    lengths : Lengths
-    z_um : tuple of float or None
-        Height of each plane in micrometres, in the order in which they are stored; None: not known.
-    read_planes : callable
-        Takes numbers of planes as stored and gives their pixels, (n, y, x); may raise `StorageError`.
-    """
+    """The planes of one channel of a field at one time."""
 
     source: str
+    """Where it comes from, for messages."""
     name: str
     shape: tuple[int, int, int]
+    """Planes, rows and columns."""
     dtype: np.dtype[Any]
     lengths: Lengths
     z_um: tuple[float, ...] | None
+    """Height of each plane in micrometres, in the order in which they are stored; None: not known."""
     read_planes: Callable[[Sequence[int]], Pixels]
+    """Gives planes by their numbers as stored, (n, y, x); may raise `StorageError`."""
 
     def read(self) -> Pixels:
         """All planes, (z, y, x): by rising height where heights are known, else as stored."""
         order = range(self.shape[0])
-        if self.z_um is not None and self._has_heights:
+        if self.z_um is not None and self.has_heights:
             order = np.argsort(self.z_um).tolist()
         return self.read_planes(order)
 
@@ -128,7 +127,7 @@ class RecordedChannel:
         size_um = self.lengths.pixel_size_um if pixel_size_um is None else pixel_size_um
         step_um = self.lengths.z_step_um if z_step_um is None else z_step_um
         heights = np.arange(self.shape[0]) * (step_um or 0.0)
-        if self.z_um is not None and self._has_heights:
+        if self.z_um is not None and self.has_heights:
             heights = np.sort(self.z_um)
             if z_step_um is not None and len(heights) > 1:
                 heights *= z_step_um / float(np.median(np.diff(heights)))
@@ -147,64 +146,54 @@ class RecordedChannel:
         return size_um, tuple(heights.tolist())
 
     @property
-    def _has_heights(self) -> bool:
+    def has_heights(self) -> bool:
         """Whether the heights tell the planes apart: where nobody reads the stage they are all the same."""
-        return self.z_um is not None and len(set(self.z_um)) == self.shape[0]
+        known = self.z_um if self.z_um is not None else ()
+        return len(set(known)) == self.shape[0] and all(map(math.isfinite, known))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RecordedField:
-    """One field of view at one time.
-
-    Parameters
-    ----------
-    source : Path
-        File or folder that holds it.
-    name : str
-        Of its position within the data set.
-    channels : tuple of str
-        Names, in the order of the file.
-    open_channel : callable
-        Takes the number of a channel; reads its metadata, not its pixels.
-    files : tuple of Path
-        Those that change when the field does.
-    time : int
-        Number of the time point.
-    well : str or None
-    plate : str
-    """
+    """One field of view at one time."""
 
     source: Path
+    """File or folder that holds it."""
     name: str
+    """Of its position within the data set."""
     channels: tuple[str, ...]
+    """Names, in the order of the file."""
     open_channel: Callable[[int], RecordedChannel]
+    """Opens a channel by its number: reads its metadata, not its pixels; may raise `StorageError`."""
     files: tuple[Path, ...]
+    """Those that change when the field does."""
     time: int = 0
+    """Number of the time point."""
     well: str | None = None
     plate: str = ""
 
     def channel(self, which: str | int | None = None) -> RecordedChannel:
-        """A channel by its name or number; None, or any name, where there is only one.
+        """A channel by its name or number; where there is only one, None or any name is it.
 
         Raises
         ------
         StorageError
             There is no such channel, or several of that name.
         """
-        return self.open_channel(self._number(which))
+        alone = len(self.channels) == 1
+        number = which if isinstance(which, int) else 0 if alone else self._number(which)
+        if not 0 <= number < len(self.channels):
+            raise StorageError(
+                f"{self.source} has no channel {number}", wanted=f"0 to {len(self.channels) - 1}"
+            )
+        return self.open_channel(number)
 
-    def _number(self, which: str | int | None) -> int:
-        if isinstance(which, int) and 0 <= which < len(self.channels):
-            return which
-        if len(self.channels) == 1 and not isinstance(which, int):
-            return 0
-        if self.channels.count(str(which)) == 1:
-            return self.channels.index(str(which))
-        near = difflib.get_close_matches(str(which), self.channels, n=1)
+    def _number(self, name: str | None) -> int:
+        if name is not None and self.channels.count(name) == 1:
+            return self.channels.index(name)
+        near = difflib.get_close_matches(name or "", self.channels, n=1)
         raise StorageError(
-            f"{self.source} has {len(self.channels)} channels" if which is None
-            else f"two channels of {self.source} have the same name" if which in self.channels
-            else f"{self.source} has no channel {which}",
+            f"it is not said which channel of {self.source} is meant" if name is None
+            else f"{self.source} has {'several channels' if name in self.channels else 'no channel'} {name}",
             wanted=f"one of {', '.join(self.channels)}",
             fix=f"did you mean {near[0]!r}?" if near else "name one of these, or give its number",
         )  # fmt: skip
@@ -218,7 +207,7 @@ class RecordedField:
             There is no such channel, or it cannot be told which it is.
         """
         if wanted is not None:
-            return wanted if wanted in self.channels else self.channels[self._number(wanted)]
+            return self.channels[self._number(wanted)]
         found = [name for name in self.channels if _TRANSMITTED.search(name.replace("_", " "))]
         if len(found) != 1:
             names = found or list(self.channels)
@@ -234,20 +223,13 @@ class RecordedField:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DataSet:
-    """What a file or folder holds.
-
-    Parameters
-    ----------
-    path : Path
-    format : str
-        For messages, such as ``"an OME-Zarr plate"``.
-    fields : tuple of RecordedField
-        Every position at every time.
-    """
+    """What a file or folder holds."""
 
     path: Path
     format: str
+    """For messages, such as ``"an OME-Zarr plate"``."""
     fields: tuple[RecordedField, ...]
+    """Every position at every time."""
 
     def field(self, position: str | None = None, time: int | None = None) -> RecordedField:
         """One field; of several positions in the same file the first with most channels, unless named.
@@ -263,7 +245,7 @@ class DataSet:
         if not fits:
             wrong = f"position {position!r}" if position is not None else f"time {time}"
             names = list(dict.fromkeys(field.name for field in self.fields))
-            last = max(field.time for field in self.fields)
+            last = max((field.time for field in self.fields), default=0)
             raise StorageError(
                 f"{self.path} has no {wrong}", wanted=f"one of {', '.join(names[:20])}, time 0 to {last}"
             )

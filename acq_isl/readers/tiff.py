@@ -9,13 +9,14 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+from numpy.typing import NDArray
 
 from acq_isl.errors import StorageError
 from acq_isl.readers.recording import (
@@ -81,26 +82,18 @@ def stem(path: Path) -> str:
 
 
 def read_file(path: Path) -> list[RecordedField]:
-    """All positions and times of one file: not those that are announced in it and lie in others.
-
-    Raises
-    ------
-    StorageError
-        Missing, damaged, no TIFF, or not of z-stacks.
-    """
+    """All positions and times of one file: not those that are announced in it and lie in others."""
     with open_tiff(path) as file:
-        images = [
-            _Image(path, number, file) for number, series in enumerate(file.series) if _is_own(file, series)
-        ]
+        images = [_Image(path, n, file) for n, series in enumerate(file.series) if _is_own(file, series)]
     if not images:
         raise StorageError(f"{path} holds no image of its own", fix="give the file that holds the images")
     names = [stem(path)] if len(images) == 1 else [image.name for image in images]
     if len(set(names)) < len(names):
         names = [str(image.number) for image in images]
     return [
-        image.field(name, time)
+        RecordedField(path, name, image.channels, partial(image.open_channel, time), (path,), time)
         for name, image in zip(names, images, strict=True)
-        for time in range(image.size["T"])
+        for time in range(len(image.pages))
     ]
 
 
@@ -137,81 +130,52 @@ def _is_own(file: Any, series: Any) -> bool:
     return next((page.parent is file for page in series.pages if page is not None), False)
 
 
-@dataclass(init=False, slots=True)
 class _Image:
-    """One series of a file: its axes, names and lengths.
-
-    Parameters
-    ----------
-    size : dict
-        Number of images by axis T, C and Z, and of pixels by Y and X.
-    """
-
-    path: Path
-    number: int
-    name: str
-    size: dict[str, int]
-    axes: str
-    dtype: np.dtype[Any]
-    channels: tuple[str, ...]
-    lengths: Lengths
-    heights: Mapping[tuple[int, int, int], float]
+    """One series of a file; ``pages`` are the numbers of its images by time, channel and plane."""
 
     def __init__(self, path: Path, number: int, file: Any) -> None:
         series = file.series[number]
-        self.path, self.number, self.name = path, number, series.name
-        self.dtype = np.dtype(series.dtype)
-        self.axes = _axes(path, series)
-        self.size = dict.fromkeys("TCZ", 1) | dict(zip(self.axes, series.shape, strict=True))
-        ome = _ome_pixels(path, file, number)
+        self._path, self.number, self.name = path, number, str(series.name)
+        self._dtype = np.dtype(series.dtype)
+        self._axes = axes = _axes(path, series)
+        size = dict(zip(axes, series.shape, strict=True))
+        outer = [axis for axis in axes if axis in "TCZ"]
+        numbers = np.arange(math.prod(size[axis] for axis in outer)).reshape([size[axis] for axis in outer])
+        ordered = numbers.transpose([outer.index(axis) for axis in "TCZ" if axis in outer])
+        self.pages = ordered.reshape([size.get(axis, 1) for axis in "TCZ"])
+        self._shape = (self.pages.shape[2], size["Y"], size["X"])
         names: Sequence[str | None] = ()
-        self.lengths, self.heights = Lengths(), {}
+        self._lengths, self._heights = Lengths(), dict[tuple[int, int, int], float]()
+        ome = _ome_pixels(path, file, number)
         if ome is not None:
             names = [channel.get("Name") for channel in _children(ome, "Channel")]
-            self.lengths, self.heights = _ome_lengths(ome), _ome_heights(ome)
+            self._lengths, self._heights = _ome_lengths(ome), _ome_heights(ome)
         elif file.is_imagej and file.imagej_metadata:
-            labels = file.imagej_metadata.get("Labels") or ()
-            names = _imagej_names(labels, self.size["C"])
-            self.lengths = _imagej_lengths(file)
-        self.channels = channel_names(self.size["C"], names, stem(path))
+            names = _imagej_names(file.imagej_metadata.get("Labels") or (), self.pages.shape[1])
+            self._lengths = _imagej_lengths(file)
+        self.channels = channel_names(self.pages.shape[1], names, stem(path))
 
-    def field(self, name: str, time: int) -> RecordedField:
-        """The field at one time."""
-        return RecordedField(self.path, name, self.channels, partial(self._channel, time), (self.path,), time)
-
-    def _channel(self, time: int, channel: int) -> RecordedChannel:
-        planes = range(self.size["Z"])
-        known = [self.heights.get((time, channel, z)) for z in planes]
-        z_um = tuple(height for height in known if height is not None)
+    def open_channel(self, time: int, channel: int) -> RecordedChannel:
+        places = [(time, channel, z) for z in range(self._shape[0])]
+        z_um = tuple(self._heights[place] for place in places if place in self._heights)
         return RecordedChannel(
-            str(self.path),
-            self.channels[channel],
-            (len(planes), self.size["Y"], self.size["X"]),
-            self.dtype,
-            self.lengths,
-            z_um if len(z_um) == len(planes) else None,
-            partial(self._read, time, channel),
-        )
+            str(self._path), self.channels[channel], self._shape, self._dtype, self._lengths,
+            z_um if len(z_um) == len(places) else None,
+            lambda planes: self._read(self.pages[time, channel, list(planes)]),
+        )  # fmt: skip
 
-    def _read(self, time: int, channel: int, planes: Sequence[int]) -> Pixels:
-        places = [{"T": time, "C": channel, "Z": z} for z in planes]
-        outer = [axis for axis in self.axes if axis in "TCZ"]
-        with open_tiff(self.path) as file:
+    def _read(self, numbers: NDArray[np.intp]) -> Pixels:
+        """Images by their numbers, (n, y, x)."""
+        with open_tiff(self._path) as file:
             series = file.series[self.number]
-            count = math.prod(self.size[axis] for axis in outer)
-            if self.axes[-2:] != "YX" or len(series.pages) != count:
-                ordered = [self.axes.index(axis) for axis in (*outer, "Y", "X")]
-                _check_whole(self.path, series.pages)
-                whole = np.transpose(series.asarray(), ordered)
-                return np.stack([whole[tuple(place[axis] for axis in outer)] for place in places])
-            shape = [self.size[axis] for axis in outer]
-            numbers = [
-                int(np.ravel_multi_index([place[a] for a in outer], shape)) if outer else 0
-                for place in places
-            ]
-            pages = [series.pages[number] for number in numbers]
-            _check_whole(self.path, pages)
-            return np.stack([page.asarray() for page in pages])
+            if self._axes.endswith("YX") and len(series.pages) == self.pages.size:
+                pages = [series.pages[number] for number in numbers]
+                _check_whole(self._path, pages)
+                return np.stack([page.asarray() for page in pages])
+            _check_whole(self._path, list(series.pages))
+            sides = [self._axes.index(axis) for axis in "YX"]
+            images: Pixels = np.moveaxis(series.asarray(), sides, (-2, -1)).reshape(-1, *self._shape[1:])
+            return images[numbers]
 
 
 def _axes(path: Path, series: Any) -> str:

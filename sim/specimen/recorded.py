@@ -24,19 +24,10 @@ Recording = NDArray[np.uint8 | np.uint16]
 
 
 def mirror_runs(start: int, length: int, size: int) -> Iterator[tuple[slice, slice]]:
-    """Cut ``length`` pixels of an axis repeated as its mirror image into copies of slices.
+    """Cut pixels from ``start`` on of an axis that is repeated as its mirror image into copies of slices.
 
-    Parameters
-    ----------
-    start : int
-        First pixel, any integer; 0 to ``size`` - 1 is the axis itself, -1 repeats pixel 0.
-    length, size : int
-        Pixels wanted; pixels recorded.
-
-    Yields
-    ------
-    target, source : slice
-        The source slice runs backwards on mirrored stretches.
+    Pixels 0 to ``size`` - 1 are the axis itself, -1 repeats pixel 0. Yields target and source slices; those
+    of mirrored stretches run backwards.
     """
     done = 0
     while done < length:
@@ -191,15 +182,14 @@ class RecordedSpecimen:
         labels : mapping
             Channel preset and file by label name.
         pixel_size_um, z_step_um : float, optional
-            Default: what the OME metadata of ``transmitted`` says.
+            Default: what the metadata of ``transmitted`` say.
         channel : str
             Preset of transmitted light.
 
         Raises
         ------
         StorageError
-            A file is missing or unreadable, has the wrong shape or type, or no pixel size or z step is
-            known.
+            A file cannot be read, has the wrong shape or type, or nobody knows a length.
         """
         images = {
             name: RecordedLabel(preset, _flat(_only_channel(Path(path)).read()))
@@ -218,8 +208,9 @@ class RecordedSpecimen:
         the files nor you know is 1.5 um, that of the published recordings. See `from_tiff`.
         """
         folder = Path(folder)
-        if z_step_um is None:
-            z_step_um = _only_channel(folder / _PUBLISHED).lengths.z_step_um or PUBLISHED_Z_STEP_UM
+        stack = _only_channel(folder / _PUBLISHED)
+        if z_step_um is None and not stack.has_heights and stack.lengths.z_step_um is None:
+            z_step_um = PUBLISHED_Z_STEP_UM
         return cls.from_tiff(
             folder / _PUBLISHED,
             {

@@ -65,22 +65,10 @@ class Augmentation(StrictModel):
 def augmented(
     x: Singles, y: Singles, patch_px: int, settings: Augmentation, rng: np.random.Generator
 ) -> tuple[Singles, Singles]:
-    """Change a patch.
+    """Change a normalised patch (z, R, C) and truth and validity (c, R, C), which follow changes of place.
 
-    Parameters
-    ----------
-    x : (z, R, C) float32
-        Normalised, at least as large as the patch times `Augmentation.reach`.
-    y : (c, R, C) float32
-        Truth and where it holds, which follow what changes the place.
-    patch_px : int
-    settings : Augmentation
-    rng : numpy.random.Generator
-        What is switched off draws nothing from it.
-
-    Returns
-    -------
-    x, y : (z, patch_px, patch_px) and (c, patch_px, patch_px) float32
+    Both come at least `Augmentation.reach` times as large as what is given back, (z or c, patch_px, patch_px)
+    float32. What is switched off draws nothing from ``rng``.
     """
     if settings.xy_scale != _OFF:
         x, y = _scaled(x, y, patch_px, rng.uniform(*settings.xy_scale))

@@ -31,25 +31,16 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Field:
-    """A field ready for training.
-
-    Parameters
-    ----------
-    x : (z, y, x) float16
-        Normalised stack.
-    y : (label, y, x) uint8
-        Truth times 255.
-    foreground : (n, 2) int32
-        Rows and columns of pixels bright in one of the first labels.
-    valid : (label, y, x) bool or None
-        Where the truth is known; None: everywhere.
-    name : str
-    """
+    """A field ready for training."""
 
     x: NDArray[np.float16]
+    """(z, y, x): the normalised stack."""
     y: NDArray[np.uint8]
+    """(label, y, x): truth times 255."""
     foreground: NDArray[np.int32]
+    """(n, 2): rows and columns of pixels bright in one of the first labels."""
     valid: NDArray[np.bool_] | None = None
+    """(label, y, x): where the truth is known; None: everywhere."""
     name: str = ""
 
     @property
@@ -64,16 +55,8 @@ class Field:
 class Prepared:
     """A field on disk: ``x.npy``, ``labels.npy``, ``valid.npy`` in the folder.
 
-    Parameters
-    ----------
-    name, digest : str
-        Of the field, and of its stack's pixels as recorded.
-    folder : Path
-    present : tuple of bool
-        Per label.
-    truth_range : (float, float) or None
-        What stands for 0 and 1, if the field says so itself.
-    warnings : tuple of str
+    ``digest`` is of its stack's pixels as recorded, ``present`` says which labels it has, ``truth_range``
+    what stands for 0 and 1 if the field says so itself.
     """
 
     name: str
@@ -87,10 +70,7 @@ class Prepared:
 def prepare(item: Item, geometry: Geometry, checks: Checks, folder: Path) -> Prepared:
     """Read, check and normalise a field by the module that the exported graph runs too, or find it done.
 
-    Raises
-    ------
-    PairRefused, StorageError
-        See `acq_isl.training.data.pairs.examine` and the sources.
+    Raises `PairRefused` and `StorageError` as sources and `examine` do.
     """
     settings = f"{_LAYOUT} {item.stamp} {asdict(geometry)} {checks.model_dump_json()}"
     place = folder / hashlib.sha256(settings.encode()).hexdigest()[:24]

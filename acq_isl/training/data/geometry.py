@@ -21,16 +21,7 @@ _SAME_STEP = (0.8, 1.25)
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """What every field is brought to.
-
-    Parameters
-    ----------
-    nominal : Nominal
-    high_pass_px : float
-    labels : tuple of str
-    step_px : int
-        Sides are cut to multiples of it.
-    """
+    """What every field is brought to; sides are cut to multiples of ``step_px``."""
 
     nominal: Nominal
     high_pass_px: float

@@ -53,21 +53,10 @@ class Checks(StrictModel):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recording:
-    """One field of view with its labels.
+    """One field of view: a (z, y, x) stack at rising ``z_um``, and a (y, x) image of each label recorded.
 
-    Parameters
-    ----------
-    stack : (z, y, x) uint16
-        Planes in the order of rising z.
-    labels : mapping of label name to (y, x) array
-        Only the labels that were recorded.
-    pixel_size_um : float
-    z_um : tuple of float
-        Rising height of each plane in micrometres.
-    truth_range : (float, float) or None
-        What in ``labels`` stands for 0 and 1; None: unknown, the training set decides.
-    valid : mapping of label name to (y, x) bool
-        Where a label can be trusted, for labels that cannot everywhere.
+    ``truth_range`` is what in the labels stands for 0 and 1; None: unknown, the training set decides.
+    ``valid`` says, (y, x), where a label can be trusted that cannot be everywhere.
     """
 
     stack: Uint16Image
@@ -101,34 +90,21 @@ class Recording:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Item:
-    """A field that can be read.
-
-    Parameters
-    ----------
-    name : str
-        Of the field, different from all others: plate, well and field.
-    well : str or None
-        Plate and well; None if nobody knows.
-    stamp : str
-        Changes when the files change.
-    load : callable
-        Reads the field.
-    simulated : bool
-    labels : tuple of str
-        Names of the labels there may be.
-    plate : str
-    field : str
-        What other time points of the same place share; empty: the name.
-    """
+    """A field that can be read."""
 
     name: str
+    """Different from all others: plate, well and field."""
     well: str | None
+    """Plate and well; None if nobody knows."""
     stamp: str
+    """Changes when the files change."""
     load: Callable[[], Recording]
     simulated: bool = False
     labels: tuple[str, ...] = ()
+    """Labels there may be."""
     plate: str = ""
     field: str = ""
+    """What other time points of the same place share; empty: the name."""
 
     @property
     def place(self) -> str:
@@ -137,18 +113,7 @@ class Item:
 
 
 def examine(recording: Recording, name: str, checks: Checks) -> list[str]:
-    """Check one pair.
-
-    Returns
-    -------
-    list of str
-        Warnings, for people.
-
-    Raises
-    ------
-    PairRefused
-        Sizes differ, an image is constant or saturated, or the shift is beyond the limit.
-    """
+    """Warnings about a pair; `PairRefused` if sizes differ, it is constant, saturated or shifted too far."""
     stack = recording.stack
     if stack.ndim != 3 or 0 in stack.shape:
         raise PairRefused(f"{name}: the stack has the wrong shape", wanted="(z, y, x)", got=str(stack.shape))

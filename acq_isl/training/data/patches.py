@@ -16,16 +16,7 @@ from acq_isl.training.data.dataset import Field
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Patches.
-
-    Parameters
-    ----------
-    x : (N, Z, P, P) float32
-    y : (N, L, P, P) float32
-        0..1.
-    weight : (N, L, P, P) float32
-        1 where the truth is known, 0 elsewhere.
-    """
+    """Patches: x (N, Z, P, P), y (N, L, P, P) from 0 to 1, and weight, 1 where the truth is known, else 0."""
 
     x: torch.Tensor
     y: torch.Tensor
@@ -34,15 +25,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Patches:
-    """How patches are drawn.
-
-    Parameters
-    ----------
-    count, side_px : int
-    foreground : float
-        Share of them about a bright place.
-    augmentation : Augmentation
-    """
+    """How patches are drawn; ``foreground`` is the share of them about a bright place."""
 
     count: int
     side_px: int

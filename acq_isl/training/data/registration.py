@@ -27,26 +27,16 @@ _MAD_TO_SD = 1.4826
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """Where a label and the structure in the stack agree best.
-
-    Parameters
-    ----------
-    shift_px : (int, int)
-        Rows and columns by which the label lies further than the structure.
-    peak : float
-        Correlation there above the median over all shifts, in robust standard deviations: below about 5
-        there is nothing to be seen.
-    gain : float
-        How much better it is than no shift, in the same unit.
-    widespread : bool
-        The best shift stays where it is, within 6 px, when the label's two places (discs of 40 px) that
-        agree best are taken out, one after the other.
-    """
+    """Where a label and the structure in the stack agree best."""
 
     shift_px: tuple[int, int]
+    """Rows and columns by which the label lies further than the structure."""
     peak: float
+    """Correlation there above the median over all shifts, in robust SDs: below about 5 there is nothing."""
     gain: float
+    """How much better it is than no shift, in the same unit."""
     widespread: bool
+    """Whether it stays, within 6 px, when the two discs of 40 px that agree best are taken out in turn."""
 
     @property
     def length_px(self) -> float:
@@ -64,20 +54,11 @@ def structure(stack: NDArray[np.uint16], smooth_px: float = _FINE_PX) -> Image:
 
 
 def registration(seen: Image, label: NDArray[Any]) -> Registration:
-    """Find the shift of a label.
+    """Find the shift of a (y, x) label against the `structure` of its stack.
 
-    Parameters
-    ----------
-    seen : (y, x) float32
-        From `structure`.
-    label : (y, x) array
-
-    Returns
-    -------
-    Registration
-        Measured on the real field of the design notes: known shifts of up to 60 px come back within 5 px
-        with peaks of 9 to 18; a mirrored label has 3 to 4. A label of few cells (dead ones in 14 simulated
-        fields of 384 px, rightly registered) has peaks of up to 30 at wrong places, none of them widespread.
+    Measured on the real field of the design notes: known shifts of up to 60 px come back within 5 px with
+    peaks of 9 to 18; a mirrored label has 3 to 4. A label of few cells (dead ones in 14 simulated fields of
+    384 px, rightly registered) has peaks of up to 30 at wrong places, none of them widespread.
     """
     bright = np.sqrt(np.maximum(label.astype(np.float32) - np.float32(np.percentile(label, 1)), 0))
     band, structures = _band(bright), _band(seen)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass as plain_dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,53 +26,39 @@ _FLATTEN_UM = 10.0
 
 @dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
 class SimulationConfig:
-    """Ranges of the simulated fields; pairs are (low, high) of a uniform distribution.
-
-    Parameters
-    ----------
-    seed : int
-    fields, held_out : int
-        Fields to train on, and fields of other specimens for validation and calibration.
-    side_px, planes : int
-    pixel_um, z_step_um : (float, float)
-    focus_um : (float, float)
-        Focus of the middle plane.
-    aperture, annulus_radius, annulus_width, decentre : (float, float)
-        In numerical aperture.
-    transmission : (float, float)
-        Of the phase ring.
-    oblique, bright : float
-        Share of fields in ring-less oblique light, and of phase contrast with inverted phase.
-    reversed_z : float
-        Share of stacks whose planes go the other way relative to the light.
-    static, noise : (float, float)
-        SD of the pattern fixed on the camera and of the noise, relative to the contrast of the stack.
-    dust : (float, float)
-        Rings per 1024 x 1024 pixels.
-    density, debris, carpet, index, height : (float, float)
-        See `acq_isl.sim.specimen.cells.Culture`.
-    """
+    """Ranges of the simulated fields; pairs are (low, high) of a uniform distribution."""
 
     seed: int = 0
     fields: int = 160
+    """To train on."""
     held_out: int = 12
+    """Of other specimens, for validation and calibration."""
     side_px: int = 384
     planes: int = 13
     pixel_um: tuple[float, float] = (0.275, 0.33)
     z_step_um: tuple[float, float] = (0.6, 2.2)
     focus_um: tuple[float, float] = (-3.0, 3.0)
+    """Of the middle plane."""
     aperture: tuple[float, float] = (0.42, 0.58)
     annulus_radius: tuple[float, float] = (0.17, 0.26)
+    """In numerical aperture, as the next two."""
     annulus_width: tuple[float, float] = (0.02, 0.06)
     decentre: tuple[float, float] = (0.025, 0.1)
     transmission: tuple[float, float] = (0.08, 0.35)
+    """Of the phase ring."""
     oblique: float = 0.4
+    """Share of fields in ring-less oblique light."""
     bright: float = 0.1
+    """Share of phase contrast with inverted phase."""
     reversed_z: float = 0.5
+    """Share of stacks whose planes go the other way relative to the light."""
     static: tuple[float, float] = (0.15, 0.5)
+    """SD of the pattern fixed on the camera, as that of the noise relative to the contrast of the stack."""
     noise: tuple[float, float] = (0.2, 0.45)
     dust: tuple[float, float] = (20.0, 250.0)
+    """Rings per 1024 x 1024 pixels."""
     density: tuple[float, float] = (0.5, 1.8)
+    """This and the next four are those of `acq_isl.sim.specimen.cells.Culture`."""
     debris: tuple[float, float] = (0.4, 2.0)
     carpet: tuple[float, float] = (0.5, 2.5)
     index: tuple[float, float] = (0.6, 1.3)
@@ -82,14 +67,7 @@ class SimulationConfig:
 
 @plain_dataclass(frozen=True, slots=True, eq=False)
 class Pair:
-    """A recorded-looking stack and its truth.
-
-    Parameters
-    ----------
-    stack : (z, y, x) uint16
-    labels : (label, y, x) uint8
-        Truth times 255, in the order of `LABELS`.
-    """
+    """A recorded-looking (z, y, x) stack, and (label, y, x) its truth times 255 in the order of `LABELS`."""
 
     stack: Uint16Image
     labels: NDArray[np.uint8]
@@ -153,17 +131,3 @@ def record(
     flat /= flat.std(axis=(1, 2), keepdims=True)
     counts: Uint16Image = np.clip(_MID + _CONTRAST * flat, 0, 65535).astype(np.uint16)
     return counts
-
-
-def cached(config: SimulationConfig, index: int, folder: Path) -> Pair:
-    """`simulate`, kept as ``.npz`` in a folder that belongs to one configuration."""
-    path = folder / f"field_{index:04d}.npz"
-    if path.exists():
-        with np.load(path, allow_pickle=False) as kept:
-            return Pair(kept["stack"], kept["labels"])
-    pair = simulate(config, index)
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        np.savez(file, stack=pair.stack, labels=pair.labels)
-    partial.replace(path)
-    return pair

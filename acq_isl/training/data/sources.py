@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,13 +27,14 @@ from acq_isl.training.data.source_simulated import LABELS as SIMULATED_LABELS
 from acq_isl.training.data.source_simulated import SimulationConfig, simulate
 
 _PLACES = ("plate", "well", "field")
-_STAINS = {
+_STAINS: dict[str, str | int] = {
     "nuclei": "DAPI_CONFOCAL", "dendrites": "MAP2_CONFOCAL", "axons": "NFH_CONFOCAL",
     "neurons": "TUJ1_WIDEFIELD", "motor neurons": "ISLET_WIDEFIELD", "dead cells": "DEAD_CONFOCAL",
     "membranes": "CELLMASK_CONFOCAL",
 }  # fmt: skip
 
 Which = str | int | None
+Opener = Callable[[], RecordedChannel]
 
 
 def stamp(files: Iterable[Path], *settings: object) -> str:
@@ -62,75 +64,18 @@ class RecordedSource(StrictModel):
     z_step_um: float | None = Field(default=None, gt=0)
     """Overrules the metadata; where they tell the height of each plane it scales the distances."""
 
-    def name(self, well: str | None, field: str) -> str:
-        """Of a field: plate, well, field."""
-        return "/".join(part for part in (self.plate, well, field) if part)
+    def name(self, *parts: str | None) -> str:
+        """Of a well or field, below its plate."""
+        return "/".join(part for part in (self.plate, *parts) if part)
 
-    def place(self, well: str | None) -> str | None:
-        """Plate and well, or None if the well is not known."""
-        return None if well is None else self.name(well, "")
-
-    def recorded(
-        self, field: RecordedField, names: tuple[str, str], well: str | None, channels: Channels
-    ) -> Item:
-        """A field whose stack and labels are channels of the same data set.
-
-        Parameters
-        ----------
-        field : RecordedField
-        names : (str, str)
-            Of the field, and of its place at whatever time.
-        well : str or None
-        channels : Channels
-        """
-        labels = {
-            label: which
-            for label, which in channels.labels.items()
-            if which in field.channels or isinstance(which, int)
-        }
-        masks = {
-            label: f"{which}{MASK}" for label, which in labels.items() if f"{which}{MASK}" in field.channels
-        }
-        return Item(
-            name=names[0],
-            well=self.place(well),
-            stamp=stamp(field.files, self.model_dump(mode="json"), field.name, field.time),
-            load=_Load(
-                self,
-                partial(field.channel, channels.stack),
-                {label: partial(field.channel, which) for label, which in labels.items()},
-                {label: partial(field.channel, which) for label, which in masks.items()},
-            ),
-            labels=tuple(labels),
-            plate=self.plate,
-            field=names[1],
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Channels:
-    """Which channels of a data set are the stack of transmitted light and the labels."""
-
-    stack: Which
-    labels: Mapping[str, Which]
-
-
-@dataclass(frozen=True, slots=True)
-class _Load:
-    """Reads a pair from opened channels."""
-
-    source: RecordedSource
-    stack: Callable[[], RecordedChannel]
-    labels: Mapping[str, Callable[[], RecordedChannel]]
-    masks: Mapping[str, Callable[[], RecordedChannel]]
-
-    def __call__(self) -> Recording:
-        stack = self.stack()
-        size_um, z_um = stack.lengths_um(self.source.pixel_size_um, self.source.z_step_um)
-        counts = as_counts(stack.read(), f"the stack {stack.source}")
-        images = {name: projected(open_label().read()) for name, open_label in self.labels.items()}
-        valid = {name: open_mask().read()[0] > 0 for name, open_mask in self.masks.items()}
-        return Recording(counts, images, size_um, z_um, valid=valid)
+    def load(self, stack: Opener, labels: Mapping[str, Opener], masks: Mapping[str, Opener]) -> Recording:
+        """Read a pair from channels that are opened now."""
+        opened = stack()
+        lengths = opened.lengths_um(self.pixel_size_um, self.z_step_um)
+        counts = as_counts(opened.read(), f"the stack {opened.source}")
+        images = {name: projected(open_label().read()) for name, open_label in labels.items()}
+        valid = {name: open_mask().read()[0] > 0 for name, open_mask in masks.items()}
+        return Recording(counts, images, *lengths, valid=valid)
 
 
 class Image(StrictModel):
@@ -196,18 +141,13 @@ class TiffSource(RecordedSource):
         fields = _tiff_fields(path)
         positions = list(dict.fromkeys(field.name for field in fields))
         for number, field in enumerate(fields):
-            position = positions.index(field.name)
-            place = base if len(positions) == 1 else f"{base}#{position}"
+            place = base if len(positions) == 1 else f"{base}#{positions.index(field.name)}"
+            openers = {n: _opener(p, number, _image(self.labels[n]).channel) for n, p in labels.items()}
             yield Item(
                 name=source.name(well, _at(place, field.time)),
-                well=source.place(well),
+                well=None if well is None else source.name(well),
                 stamp=stamp([*field.files, *labels.values()], self.model_dump(mode="json"), number),
-                load=_Load(
-                    self,
-                    _opener(path, number, _image(self.stack).channel),
-                    {n: _opener(p, number, _image(self.labels[n]).channel) for n, p in labels.items()},
-                    {},
-                ),
+                load=partial(self.load, _opener(path, number, _image(self.stack).channel), openers, {}),
                 labels=tuple(labels),
                 plate=source.plate,
                 field=source.name(well, place),
@@ -218,8 +158,8 @@ def _tiff_fields(path: Path) -> Sequence[RecordedField]:
     return ImageFolderReader().read(path).fields if path.is_dir() else read_file(path)
 
 
-def _opener(path: Path, number: int, channel: Which) -> Callable[[], RecordedChannel]:
-    """Opens a channel of one of the fields of a file."""
+def _opener(path: Path, number: int, channel: Which) -> Opener:
+    """What opens a channel of one of the fields of a file."""
 
     def open_channel() -> RecordedChannel:
         fields = _tiff_fields(path)
@@ -262,7 +202,61 @@ def _regex(pattern: str) -> re.Pattern[str]:
     return re.compile("".join(parts))
 
 
-class NdtiffSource(RecordedSource):
+class ChannelSource(RecordedSource):
+    """Stacks and labels that are channels of a data set; each of its fields is one."""
+
+    stack: str | int
+    """Channel of transmitted light, name or number."""
+    labels: dict[str, str | int] = Field(min_length=1)
+    """Channel by label name; one that is not there is a label that this field lacks."""
+
+    def items(self, nominal: Nominal) -> Iterator[Item]:
+        """All positions and times that have the stack."""
+        del nominal
+        sets = self._data_sets()
+        for data in sets:
+            fields = [field for field in data.fields if _has(field, self.stack)]
+            if not fields:
+                found = sorted({name for field in data.fields for name in field.channels})
+                raise PairRefused(
+                    f"{data.path} has no channel {self.stack}", got=", ".join(found), fix="check stack"
+                )
+            before = f"{data.path.name}:" if len(sets) > 1 else ""
+            for field in fields:
+                source = self.model_copy(update={"plate": self.plate or field.plate})
+                yield source._item(field, before)
+
+    @abstractmethod
+    def _data_sets(self) -> Sequence[DataSet]: ...
+
+    def _name(self, field: RecordedField, before: str) -> str:
+        return self.name(before + field.name)
+
+    def _item(self, field: RecordedField, before: str) -> Item:
+        labels = {label: which for label, which in self.labels.items() if _has(field, which)}
+        masks = {label: f"{which}{MASK}" for label, which in labels.items() if _has(field, f"{which}{MASK}")}
+        openers = {label: partial(field.channel, which) for label, which in labels.items()}
+        mask_openers = {label: partial(field.channel, which) for label, which in masks.items()}
+        place, well = self._name(field, before), self._well(field)
+        return Item(
+            name=_at(place, field.time),
+            well=None if well is None else self.name(well),
+            stamp=stamp(field.files, self.model_dump(mode="json"), field.name, field.time),
+            load=partial(self.load, partial(field.channel, self.stack), openers, mask_openers),
+            labels=tuple(labels),
+            plate=self.plate,
+            field=place,  # the same place at another time is the same field
+        )
+
+    def _well(self, field: RecordedField) -> str | None:
+        return field.well if field.well is not None else self.well
+
+
+def _has(field: RecordedField, which: str | int) -> bool:
+    return which < len(field.channels) if isinstance(which, int) else which in field.channels
+
+
+class NdtiffSource(ChannelSource):
     """One or more NDTiff data sets; every position and time point is a field, every position a well's part.
 
     Positions called ``A1_003`` or ``A1-Site_3`` lie in well A1.
@@ -271,95 +265,58 @@ class NdtiffSource(RecordedSource):
     kind: Literal["ndtiff"]
     folder: Path
     """A data set, or a folder of data sets."""
-    stack: str
-    """Channel of transmitted light."""
-    labels: dict[str, str] = Field(min_length=1)
-    """Channel by label name; a channel that is not there is a label that this field lacks."""
 
-    def items(self, nominal: Nominal) -> Iterator[Item]:
-        """All positions and times that have the stack."""
-        del nominal
+    def _data_sets(self) -> Sequence[DataSet]:
         # Of a pyramid only the full resolution, which lies in a folder of its own.
-        found = {path.parent for path in self.folder.rglob(INDEX) if not path.parent.name.startswith("Down")}
-        sets = sorted(path.parent if path.name == "Full resolution" else path for path in found)
-        if not sets:
+        inside = {path.parent for path in self.folder.rglob(INDEX)}
+        sets = {path.parent if path.name == "Full resolution" else path for path in inside}
+        found = [NdtiffReader().read(path) for path in sorted(sets) if path.parent not in sets]
+        if not found:
             raise StorageError(
                 f"{self.folder} is not an NDTiff data set", wanted=f"a file {INDEX}", fix="check the folder"
             )
-        for folder in sets:
-            data = NdtiffReader().read(folder)
-            yield from _fields_of(self, data, f"{folder.name}:" * (len(sets) > 1))
+        return found
+
+    def _well(self, field: RecordedField) -> str | None:
+        return self.well if self.well is not None else field.well
 
 
-class RecordingSource(RecordedSource):
+class RecordingSource(ChannelSource):
     """A data set of any format that a reader is installed for."""
 
     kind: Literal["recording"]
     path: Path
-    stack: str | int
-    """Channel of transmitted light, name or number."""
-    labels: dict[str, str | int] = Field(min_length=1)
-    """Channel by label name; a name that is not there is a label that this field lacks."""
 
-    def items(self, nominal: Nominal) -> Iterator[Item]:
-        """All positions and times that have the stack."""
-        del nominal
-        return _fields_of(self, read_data_set(self.path), "")
+    def _data_sets(self) -> Sequence[DataSet]:
+        return [read_data_set(self.path)]
 
 
-def _fields_of(source: NdtiffSource | RecordingSource, data: DataSet, before: str) -> Iterator[Item]:
-    """Every position and time of a data set that has the stack."""
-    fields = [f for f in data.fields if source.stack in f.channels or isinstance(source.stack, int)]
-    if not fields:
-        found = sorted({name for field in data.fields for name in field.channels})
-        raise PairRefused(
-            f"{data.path} has no channel {source.stack}", got=", ".join(found), fix="check stack"
-        )
-    for field in fields:
-        place = source.name(None, f"{before}{field.name}")
-        well = source.well if source.well is not None else field.well
-        yield source.recorded(
-            field, (_at(place, field.time), place), well, Channels(source.stack, source.labels)
-        )
-
-
-class ZarrSource(RecordedSource):
+class ZarrSource(ChannelSource):
     """OME-Zarr: an image, a plate, a collection, or a folder of these; each image is a field."""
 
     kind: Literal["ome_zarr"]
     path: Path
-    stack: str | int
-    """Channel of transmitted light, name or number."""
-    labels: dict[str, str | int] = Field(min_length=1)
-    """Channel by label name; a name that is not there is a label that this field lacks."""
 
-    def items(self, nominal: Nominal) -> Iterator[Item]:
-        """All images below the path."""
-        del nominal
-        for field in OmeZarrReader().read(self.path).fields:
-            well = field.well if field.well is not None else self.well
-            place = self.name(None if field.well is not None else well, field.name)
-            yield self.recorded(
-                field, (_at(place, field.time), place), well, Channels(self.stack, self.labels)
-            )
+    def _data_sets(self) -> Sequence[DataSet]:
+        return [OmeZarrReader().read(self.path)]
+
+    def _name(self, field: RecordedField, before: str) -> str:
+        return self.name(None if field.well is not None else self.well, field.name)
 
 
-class GooglePngSource(RecordedSource):
+class GooglePngSource(ChannelSource):
     """Folders of the In Silico Labeling data set; predictions in them are left alone."""
 
     kind: Literal["google_png"]
     folder: Path
-    labels: dict[str, str] = Field(default_factory=lambda: dict(_STAINS))
-    """Channel by label name; a channel that is not there is a label that this field lacks."""
+    stack: Literal[0] = 0
+    labels: dict[str, str | int] = Field(default_factory=lambda: dict(_STAINS))
 
-    def items(self, nominal: Nominal) -> Iterator[Item]:
-        """All fields of view below the folder."""
-        del nominal
-        for field in ImageFolderReader().read(self.folder).fields:
-            source = self.model_copy(update={"plate": self.plate or field.plate})
-            well = field.well or self.well
-            name = source.name(well, field.name) or str(field.source)
-            yield source.recorded(field, (name, ""), well, Channels(0, self.labels))
+    def _data_sets(self) -> Sequence[DataSet]:
+        return [ImageFolderReader().read(self.folder)]
+
+    def _name(self, field: RecordedField, before: str) -> str:
+        return self.name(self._well(field), field.name) or str(field.source)
 
 
 class SimulatedSource(StrictModel):
@@ -384,25 +341,17 @@ class SimulatedSource(StrictModel):
                 name=name,
                 well=name,
                 stamp=stamp((), asdict(self.simulation), index),
-                load=_Simulate(self.simulation, index, nominal),
+                load=partial(_simulate, self.simulation, index, nominal),
                 simulated=True,
                 labels=SIMULATED_LABELS,
             )
 
 
-@dataclass(frozen=True, slots=True)
-class _Simulate:
-    config: SimulationConfig
-    index: int
-    nominal: Nominal
-
-    def __call__(self) -> Recording:
-        pair = simulate(self.config, self.index)
-        labels = dict(zip(SIMULATED_LABELS, pair.labels, strict=True))
-        # Pixel size and z step vary about the nominal ones on purpose, and nothing is resampled.
-        return Recording(
-            pair.stack, labels, self.nominal.pixel_size_um, self.nominal.z_um, truth_range=(0.0, 255.0)
-        )
+def _simulate(config: SimulationConfig, index: int, nominal: Nominal) -> Recording:
+    """Pixel size and z step vary about the nominal ones on purpose, and nothing is resampled."""
+    pair = simulate(config, index)
+    labels = dict(zip(SIMULATED_LABELS, pair.labels, strict=True))
+    return Recording(pair.stack, labels, nominal.pixel_size_um, nominal.z_um, truth_range=(0.0, 255.0))
 
 
 Source = Annotated[

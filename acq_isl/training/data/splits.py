@@ -75,16 +75,7 @@ Split = Annotated[ByWell | ByField | ByColumns, Field(discriminator="by")]
 
 @dataclass(frozen=True, slots=True)
 class Division:
-    """The two sides.
-
-    Parameters
-    ----------
-    train, held_out : tuple of Item
-    unit : str
-        What was held out as a whole.
-    title : str
-        The same for tables, such as ``held-out wells``.
-    """
+    """The two sides, what was held out as a whole, and the same for tables, such as ``held-out wells``."""
 
     train: tuple[Item, ...]
     held_out: tuple[Item, ...]
@@ -101,18 +92,9 @@ class Division:
 
 
 def divide(items: Sequence[Item], held_out: Sequence[Item], split: Split | None) -> Division:
-    """Part fields into those to train on and those held out.
+    """Part fields from ``data``, and from sources that are held out explicitly, into the two sides.
 
-    Parameters
-    ----------
-    items, held_out : sequence of Item
-        From ``data``, and from the sources that are held out explicitly.
-    split : Split or None
-
-    Raises
-    ------
-    PairRefused
-        Nobody said how to split, a side is empty, a name does not exist, or the split leaks.
+    Raises `PairRefused` if nobody said how, a side is empty, a name does not exist, or the split leaks.
     """
     _check_names([*items, *held_out] if isinstance(split, ByColumns) else items)
     recorded = [item for item in items if not item.simulated]
