@@ -12,11 +12,11 @@ from contextlib import ExitStack
 from datetime import datetime, timedelta
 from pathlib import Path
 
-import numpy as np
 from pydantic import Field, ValidationError
 
 from acq_isl.base import StrictModel
 from acq_isl.engines.backend import Candidate, default_threads
+from acq_isl.engines.int8.agreement import sample_tiles
 from acq_isl.engines.model_file import ModelFile
 from acq_isl.engines.predictor import Predictor
 from acq_isl.errors import EngineError, ModelError
@@ -155,19 +155,10 @@ def _shortest_ms(engines: dict[str, Predictor], stack: ZStack, failed: dict[str,
 
 
 def sample_stack(model: ModelFile, side_px: int) -> ZStack:
-    """A stack of blobs that go in and out of focus, as the model wants it; always the same."""
-    from scipy import ndimage
-
+    """A made-up stack of blobs, as the model wants it; always the same."""
     manifest = model.info.manifest
-    rng = np.random.default_rng(0)
-    grain = rng.normal(size=(side_px, side_px)).astype(np.float32)
-    pixels = np.empty((manifest.planes, side_px, side_px), np.uint16)
-    for index, plane in enumerate(pixels):
-        blobs = ndimage.gaussian_filter(grain, 1.5 + abs(index - manifest.planes // 2) / 2, mode="wrap")
-        noise = rng.normal(scale=60, size=grain.shape)
-        plane[:] = np.clip(24000 + 3000 * blobs / blobs.std() + noise, 0, 65535)
     info = StackInfo(
         StackKey(0, "sample", "sample"), manifest.z_offsets_um, (side_px, side_px), manifest.pixel_size_um,
         modality=manifest.modality, polarity=manifest.polarity,
     )  # fmt: skip
-    return ZStack(info, pixels, (0.0,) * manifest.planes)
+    return ZStack(info, sample_tiles(manifest, 1, side_px)[0], (0.0,) * manifest.planes)

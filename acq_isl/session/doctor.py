@@ -10,17 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import psutil
-from scipy import ndimage
 
-from acq_isl.engines import describe, load_engine, not_used
+from acq_isl.engines import load_engine, not_used
+from acq_isl.engines.model_file import read_model
+from acq_isl.engines.selection import sample_stack
 from acq_isl.errors import AcqIslError
 from acq_isl.experiment.experiment import MicroscopeSettings
 from acq_isl.hooks import open_microscope
 from acq_isl.rules.plugins import broken_plugins
 from acq_isl.session.summary import versions
-from acq_isl.stack import StackInfo, StackKey, ZStack
 
 # Enough for an hour of 13-plane stacks at one field in ten seconds and 2048 x 2048 pixels.
 _DISK_GIB = 40.0
@@ -126,12 +125,12 @@ def _disk(folder: Path) -> Finding:
 
 
 def _engine(model: str) -> Iterator[Finding]:
-    info = describe(model)
+    file = read_model(model)
+    manifest = file.info.manifest
     began = time.perf_counter()
     engine = load_engine(model, gate="warn")  # its test stack is made up
     try:
-        stack = _test_stack(info.manifest.z_offsets_um, info.manifest.pixel_size_um)
-        prediction = engine.predict(stack)
+        prediction = engine.predict(sample_stack(file, 256))
         why = engine.why
     finally:
         engine.close()
@@ -139,21 +138,12 @@ def _engine(model: str) -> Iterator[Finding]:
     yield Finding(
         "engine",
         "ok",
-        f"{prediction.engine}; model {info.manifest.name} {info.manifest.version}; "
+        f"{prediction.engine}; model {manifest.name} {manifest.version}; "
         f"loaded and predicted a 256x256 stack in {taken:.1f} s",
     )
     yield Finding("why this one", "ok", why or "it is the only one")
     for one in not_used(model):
         yield Finding(one.name, "warning" if one.broken else "ok", f"not used: {one.why}", one.fix)
-
-
-def _test_stack(z_um: tuple[float, ...], pixel_size_um: float) -> ZStack:
-    info = StackInfo(StackKey(0, "doctor", "test"), z_um, (256, 256), pixel_size_um)
-    # Structure of a few pixels: an engine refuses stacks of nothing but noise.
-    texture = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(256, 256)), 3)
-    counts = (20000 + 2000 * texture / texture.std()).astype(np.uint16)
-    planes = np.stack([np.roll(counts, 4 * index, axis=0) for index in range(len(z_um))])
-    return ZStack(info, planes, (0.0,) * len(z_um))
 
 
 def _gpu() -> Finding:

@@ -90,10 +90,10 @@ def _gate_change(wanted: Float32Image, got: Float32Image, gate: Gate) -> float:
     return float((np.abs(medians[1] - medians[0]) / scale).max())
 
 
-def sample_tiles(manifest: Manifest, count: int = 2) -> Uint16Image:
+def sample_tiles(manifest: Manifest, count: int = 2, side_px: int | None = None) -> Uint16Image:
     """Blobs that go in and out of focus on an uneven background, (count, z, h, w) uint16; always the same."""
     rng = np.random.default_rng(0)
-    side = -(-manifest.min_tile_px // manifest.size_step_px) * manifest.size_step_px
+    side = side_px or -(-manifest.min_tile_px // manifest.size_step_px) * manifest.size_step_px
     tiles = np.empty((count, manifest.planes, side, side), np.uint16)
     for tile in tiles:
         grain = rng.normal(size=(side, side))

@@ -61,7 +61,7 @@ def test_what_is_missing_comes_with_its_fix(
 def test_it_says_why_this_engine_and_not_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = Unavailable("tensorrt", "the NVIDIA driver is too old", "update it", broken=True)
     absent = Unavailable("openvino", "not installed", "pip install it")
-    reference = tuple(backends.OnnxBackend().candidates(read_model("demo"), LoadOptions()))
+    reference = tuple(backends.OnnxBackend().candidates(read_model("demo"), LoadOptions(gate="warn")))
     monkeypatch.setattr(backends, "find_engines", lambda *_: backends.Found(reference, (broken, absent)))
     found = {one.part: one for one in examine(SimulatedMicroscope(), "demo", tmp_path)}
     assert "onnxruntime fp32" in found["why this one"].found
