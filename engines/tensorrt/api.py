@@ -22,7 +22,7 @@ _NEEDED = (
     ("ICudaEngine", "device_memory_size_v2"),
     ("IExecutionContext", "update_device_memory_size_for_shapes"),
 )
-_KEPT_MESSAGES = 20
+_MOST_MESSAGES = 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,7 +54,7 @@ class Flavour:
         return hasattr(self.trt, "CudaGraphStrategy")
 
     @property
-    def keeps_kernels(self) -> bool:
+    def has_runtime_cache(self) -> bool:
         """Kernels are compiled on the user's machine, and can be kept for the next start."""
         return hasattr(self.trt, "IRuntimeCache")
 
@@ -64,7 +64,7 @@ class Flavour:
         return hasattr(self.trt.Runtime, "get_engine_validity")
 
     @property
-    def times_kernels(self) -> bool:
+    def has_timing_cache(self) -> bool:
         """Kernels are chosen by timing them on this GPU, and the times can be kept for the next build.
 
         TensorRT for RTX has the calls, but they do nothing there except ask for a GPU.
@@ -139,7 +139,7 @@ class Messages:
     """TensorRT's messages: logged, and errors kept, since its calls only say that they failed."""
 
     def __init__(self, flavour: Flavour) -> None:
-        self._errors: deque[str] = deque(maxlen=_KEPT_MESSAGES)
+        self._errors: deque[str] = deque(maxlen=_MOST_MESSAGES)
         self.logger = _logger(flavour.trt, self._errors)
 
     def take(self) -> str:

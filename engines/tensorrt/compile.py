@@ -34,7 +34,7 @@ def compile_plan(
     builder, network = parse(flavour, content, messages)
     check_network(network, flavour, manifest)
     config = _configure(flavour, builder, key)
-    timed = timings if flavour.times_kernels else None
+    timed = timings if flavour.has_timing_cache else None
     if timed is not None:
         _lend_timings(config, timed)
     forwarder = ProgressForwarder(flavour, progress) if progress else None

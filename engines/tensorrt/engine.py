@@ -145,5 +145,5 @@ class _Loader:
 
     def _program(self, built: BuiltPlan) -> Program:
         name = f"{built.note.plan_sha256[:16]}-{self.gpu.capability}-{self.gpu.driver}.kernels"
-        kernels = HashedFile(self.store.folder / name) if self.flavour.keeps_kernels else None
-        return Program(self.flavour, built.content, self.file.info.manifest, kernels)
+        cache = HashedFile(self.store.folder / name) if self.flavour.has_runtime_cache else None
+        return Program(self.flavour, built.content, self.file.info.manifest, cache)

@@ -23,8 +23,8 @@ from acq_isl.engines.graph_tags import IMAGES
 from acq_isl.engines.onnx_graph import FLOAT, Graph, half_nodes
 from acq_isl.errors import ModelError
 
-_HALF = TensorProto.FLOAT16
-_HALF_MAX = float(np.finfo(np.float16).max)
+_FP16 = TensorProto.FLOAT16
+_FP16_MAX = float(np.finfo(np.float16).max)
 
 
 def full(content: bytes, outputs: Sequence[str] = IMAGES) -> bytes:
@@ -77,24 +77,24 @@ class _Emitter:
         onnx.checker.check_model(source, full_check=True)
         return bytes(source.SerializeToString())
 
-    def _node(self, node: onnx.NodeProto, half: bool) -> None:
+    def _node(self, node: onnx.NodeProto, is_fp16: bool) -> None:
         new = onnx.NodeProto()
         new.CopyFrom(node)
         following = set(self._graph.floats(node))
         for place, name in enumerate(node.input):
             if place in following:
-                new.input[place] = self._as(name, half)
+                new.input[place] = self._as(name, is_fp16)
             elif name in self._graph.weights:
                 self._weights[name] = self._graph.weights[name]
         for place, name in enumerate(node.output):
             new.output[place] = self._inner(name)
-        if half and new.op_type == "Clip":
+        if is_fp16 and new.op_type == "Clip":
             self._bound(new)
         for attribute in new.attribute:
-            if half and new.op_type == "Cast" and attribute.name == "to" and attribute.i == FLOAT:
-                attribute.i = FLOAT if self._rounded else _HALF
+            if is_fp16 and new.op_type == "Cast" and attribute.name == "to" and attribute.i == FLOAT:
+                attribute.i = FLOAT if self._rounded else _FP16
         self._nodes.append(new)
-        if half:
+        if is_fp16:
             for place, name in enumerate(node.output):
                 if self._graph.types.get(name) == FLOAT:
                     self._are_fp16.add(name)
@@ -106,7 +106,7 @@ class _Emitter:
         """Spell out both limits of a clip; left out, TensorRT takes fp32's, which fp16 cannot hold."""
         del clip.input[3:]
         clip.input.extend([""] * (3 - len(clip.input)))
-        for place, limit in ((1, -_HALF_MAX), (2, _HALF_MAX)):
+        for place, limit in ((1, -_FP16_MAX), (2, _FP16_MAX)):
             if not clip.input[place]:
                 clip.input[place] = name = f"half_limit_{place}"
                 kind = np.float32 if self._rounded else np.float16
@@ -117,33 +117,33 @@ class _Emitter:
         outputs = {port.name for port in self._graph.model.graph.output}
         return f"{name}_inner" if name in outputs else name
 
-    def _as(self, name: str, half: bool) -> str:
+    def _as(self, name: str, is_fp16: bool) -> str:
         """The value in the wanted type."""
         if name in self._graph.weights:
-            return self._weight(name, half)
-        if (name in self._are_fp16) == half or (self._rounded and not half):
+            return self._weight(name, is_fp16)
+        if (name in self._are_fp16) == is_fp16 or (self._rounded and not is_fp16):
             return self._inner(name)
-        key = (name, half)
+        key = (name, is_fp16)
         if key not in self._cast:
-            self._cast[key] = target = f"{name}_{'half' if half else 'full'}"
+            self._cast[key] = target = f"{name}_{'half' if is_fp16 else 'full'}"
             if self._rounded:
                 self._round(self._inner(name), target)
             else:
-                self._add_cast(self._inner(name), target, _HALF if half else FLOAT)
+                self._add_cast(self._inner(name), target, _FP16 if is_fp16 else FLOAT)
         return self._cast[key]
 
-    def _weight(self, name: str, half: bool) -> str:
+    def _weight(self, name: str, is_fp16: bool) -> str:
         weight = self._graph.weights[name]
-        if not half:
+        if not is_fp16:
             self._weights[name] = weight
             return name
         target = f"{name}_half"
         if target not in self._weights:
             values = numpy_helper.to_array(weight)
-            if values.size and float(np.abs(values).max()) > _HALF_MAX:
+            if values.size and float(np.abs(values).max()) > _FP16_MAX:
                 raise ModelError(
                     f"weight {name!r} does not fit fp16",
-                    wanted=f"values up to {_HALF_MAX:g}",
+                    wanted=f"values up to {_FP16_MAX:g}",
                     got=f"{float(np.abs(values).max()):g}",
                     fix="use --precision fp32",
                 )
@@ -153,12 +153,12 @@ class _Emitter:
         return target
 
     def _output(self, port: onnx.ValueInfoProto) -> None:
-        kind = _HALF if port.name in IMAGES else FLOAT
-        self._add_cast(self._as(port.name, kind == _HALF), port.name, kind)
+        kind = _FP16 if port.name in IMAGES else FLOAT
+        self._add_cast(self._as(port.name, kind == _FP16), port.name, kind)
         port.type.tensor_type.elem_type = kind
 
     def _round(self, source: str, target: str) -> None:
-        self._add_cast(source, f"{target}_rounded", _HALF)
+        self._add_cast(source, f"{target}_rounded", _FP16)
         self._add_cast(f"{target}_rounded", target, FLOAT)
 
     def _add_cast(self, source: str, target: str, kind: int) -> None:

@@ -140,7 +140,7 @@ class TensorRTNetwork:
     def warm_up(self, shape: Shape) -> None:
         """Make ready for a shape of tiles, (tile, z, h, w, 2), and keep the kernels compiled for it."""
         self.give_back(self._wait_for_context(shape))
-        self._program.save_kernels()
+        self._program.save_runtime_cache()
 
     def _idle_context(self, shape: Shape) -> ExecutionContext | None:
         """One that is ready and free, if there is one: nothing is made, and nobody waited for."""
@@ -233,7 +233,7 @@ class TensorRTNetwork:
                 for pool in self._pools.values():
                     freeing.callback(self._free, pool)
                 self._pools.clear()
-                self._program.save_kernels()
+                self._program.save_runtime_cache()
 
 
 class GpuRequest:

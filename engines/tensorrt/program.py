@@ -46,14 +46,14 @@ class Port:
 class Program:
     """A plan the runtime has taken, whose inputs and outputs are the manifest's.
 
-    The plan is trusted: its hash was checked. Compiled kernels are kept in ``kernels``. Raises PlanRefused if
-    the runtime does not take the plan or it is another model's, EngineError if the runtime cannot start.
+    The plan is trusted: its hash was checked. Kernels compiled here are kept in the runtime cache. Raises
+    PlanRefused if the runtime does not take it or it is another model's, EngineError if it cannot start.
     """
 
     def __init__(
-        self, flavour: Flavour, plan: bytes, manifest: Manifest, kernels: HashedFile | None = None
+        self, flavour: Flavour, plan: bytes, manifest: Manifest, runtime_cache: HashedFile | None = None
     ) -> None:
-        self.flavour, self._kernels = flavour, kernels
+        self.flavour, self._cache_file = flavour, runtime_cache
         self._manifest = manifest
         self.outputs = output_names(manifest)
         """Outputs in the order in which they are handed out."""
@@ -141,10 +141,10 @@ class Program:
             # Kernels for the very shape are compiled at warm-up, not while stacks are waiting.
             strategies = trt.DynamicShapesKernelSpecializationStrategy
             config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
-        if self.flavour.keeps_kernels:
+        if self.flavour.has_runtime_cache:
             self._cache = config.create_runtime_cache()
-            kernels = self._kernels.load() if self._kernels else None
-            if kernels is not None and not self._cache.deserialize(kernels):
+            content = self._cache_file.load() if self._cache_file else None
+            if content is not None and not self._cache.deserialize(content):
                 _log.warning("kept kernels do not fit any more, they will be compiled again")
             config.set_runtime_cache(self._cache)
         return config
@@ -174,12 +174,12 @@ class Program:
         outputs = {p.name: tuple(context.get_tensor_shape(p.name)) for p in self.ports if not p.is_input}
         return context, outputs, int(context.update_device_memory_size_for_shapes())
 
-    def save_kernels(self) -> None:
-        """Write down the kernels that were compiled so far."""
-        if self._cache is not None and self._kernels is not None:
+    def save_runtime_cache(self) -> None:
+        """Keep the kernels that were compiled so far."""
+        if self._cache is not None and self._cache_file is not None:
             serialized = self._cache.serialize()
             if serialized is not None:
-                self._kernels.save(bytes(serialized))
+                self._cache_file.save(bytes(serialized))
 
     def failure(self, what: str, fix: str) -> EngineError:
         """What TensorRT complained about since the last time; `OutOfDeviceMemory` if it was memory."""

@@ -26,7 +26,7 @@ GATES = {
         "IRuntimeConfig.cuda_graph_strategy",
         "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy",
     },
-    "keeps_kernels": {
+    "has_runtime_cache": {
         "IRuntimeCache",
         "IRuntimeConfig.create_runtime_cache",
         "IRuntimeConfig.set_runtime_cache",
