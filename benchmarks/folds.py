@@ -109,7 +109,7 @@ def cached(config: SimulationConfig, index: int, folder: Path) -> Pair:
 
 def simulated_fields(folder: Path, recipe: Recipe) -> list[Field]:
     """Every other field the demo model was trained on; memory is what limits."""
-    config, fields = load_config(DEMO).simulation, []
+    config, fields = load_config(DEMO).data[0].simulation, []
     for index in range(0, config.fields, 2):
         pair = cached(config, index, folder)
         x = normalised(pair.stack, recipe.network.high_pass_px)

@@ -58,16 +58,7 @@ def evaluate(
     settings: Settings,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Report:
-    """Evaluate a model on recorded pairs.
-
-    Parameters
-    ----------
-    model : path or str
-        As for `acq_isl.engines.load_engine`; pairs go through the reference engine as stacks of a run do.
-    items : sequence of Item
-    settings : Settings
-    tell : callable
-        Hears the name of each field before its turn.
+    """Evaluate a model, through the reference engine, on recorded pairs; ``tell`` hears each field's name.
 
     Raises
     ------

@@ -24,23 +24,12 @@ _Values = NDArray[np.floating]
 
 @dataclass(frozen=True, slots=True)
 class PerturbationScore:
-    """What one perturbation did.
+    """What one perturbation did to all fields together.
 
-    Parameters
-    ----------
-    name : str
-    pearson : mapping of label to float
-        All pixels of all fields together.
-    loss : float
-        Mean Pearson as trained, less that under this perturbation.
-    gate : float
-        AUROC of the model's distances, each relative to its limit, the largest of them; perturbed tiles of
-        about 256 px against tiles as trained. NaN without a gate.
-    std : float
-        The same of the mean predicted SD.
-    flagged : float
-        Share of the tiles beyond a limit of the gate; as trained these are false alarms.
-    tiles : int
+    ``loss`` is the mean Pearson as trained less that under this perturbation. ``gate`` is the AUROC of the
+    largest of the model's distances, each relative to its limit: perturbed tiles of about 256 px against
+    tiles as trained; NaN without a gate. ``std`` is the same of the mean predicted SD. ``flagged`` is the
+    share of tiles beyond a limit of the gate; as trained these are false alarms.
     """
 
     name: str

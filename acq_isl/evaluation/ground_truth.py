@@ -24,18 +24,11 @@ _Range = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class GroundTruth:
-    """The truth of every label that was recorded.
+    """The truth of every label that was recorded, all by label.
 
-    Parameters
-    ----------
-    keys : mapping of str to str
-        Name of the recorded stain by label.
-    ranges : mapping of str to (float, float)
-        Counts that stand for 0 and 1, by label, where the recording does not say it itself.
-    objects : tuple of str
-        Labels whose separate objects are compared.
-    origins : mapping of str to str
-        Where the range comes from, by label, for people.
+    ``keys`` are names of recorded stains, ``ranges`` counts that stand for 0 and 1 where the recording does
+    not say it itself, ``origins`` where they come from, for people. ``objects`` are labels with separate
+    objects.
     """
 
     keys: Mapping[str, str]
@@ -79,10 +72,7 @@ def match_stains(
 ) -> dict[str, str]:
     """Name of the recorded stain by label: as chosen, or of the label's own name, or of its marker.
 
-    Raises
-    ------
-    PairRefused
-        A chosen name is unknown, or no stain fits any label.
+    `PairRefused` if a chosen name is unknown, or no stain fits any label.
     """
     labels, found = tuple(labels), {}
     known = {name.casefold(): name for name in recorded}

@@ -14,13 +14,7 @@ _LONGEST_PX = 640
 
 
 def write_evaluation(folder: Path, report: Report) -> tuple[Path, ...]:
-    """Write evaluation.html, .md, .csv and .json into a folder, which is made if need be.
-
-    Raises
-    ------
-    StorageError
-        They cannot be written.
-    """
+    """Write evaluation.html, .md, .csv and .json into a folder; `StorageError` if that fails."""
     contents = {
         "evaluation.html": render(report),
         "evaluation.md": as_markdown(report),

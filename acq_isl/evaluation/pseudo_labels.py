@@ -34,15 +34,9 @@ _STACK = "stack.ome.tif"
 
 @dataclass(frozen=True, slots=True)
 class Blend:
-    """How labels are made.
+    """How labels are made: ``share`` of the prediction, above 0, at most 1, and the rest of the truth.
 
-    Parameters
-    ----------
-    share : float
-        Of the prediction in a label, above 0, at most 1; the rest is truth.
-    held_out : collection of str
-        Names of fields or wells that keep their true labels.
-    threads : int, optional
+    ``held_out`` are names of fields or wells that keep their true labels.
     """
 
     share: float = 0.7
@@ -54,18 +48,9 @@ class Blend:
 class PseudoLabels:
     """What was written.
 
-    Parameters
-    ----------
-    pairs : Path
-        ``data`` and ``split`` for a training file.
-    blended : tuple of str
-        Fields whose labels are blends.
-    untouched : tuple of (str, str)
-        Fields whose labels are the true ones, and why.
-    left_out : tuple of (str, str)
-        Fields that could not be read, and why.
-    leaks : tuple of str
-        What is held out here, but a teacher was trained on: scores of it would be worth nothing.
+    ``pairs`` is a file with ``data`` and ``split`` for a training. Fields are ``blended``, ``untouched``
+    (with their true labels, and why) or ``left_out`` (not readable, and why). ``leaks`` says what is held
+    out here, but a teacher was trained on: scores of it would be worth nothing.
     """
 
     pairs: Path
@@ -85,24 +70,14 @@ def write_pseudo_labels(
     blend: Blend = _USUAL,
     tell: Callable[[str], None] = lambda _: None,
 ) -> PseudoLabels:
-    """Write pairs whose labels are share x prediction + (1 - share) x truth.
+    """Write pairs whose labels are share x prediction + (1 - share) x truth, in float32 counts of the
+    stains.
 
-    Labels are float32 counts: predictions are brought to those of the stains, so that a student's
-    ``truth_range`` is one of counts, by which it can be evaluated. Where a truth cannot be trusted, the label
-    is the prediction alone. Fields held out, with other time points of their places, and those that a model
-    refuses keep their true labels, without those that a file cannot say where to trust. Fields that cannot be
-    read are left out, and so are labels that no pair shows.
-
-    Parameters
-    ----------
-    models : sequence of path or str
-        As for `acq_isl.engines.load_engine`; the means of several are averaged.
-    items : sequence of Item
-    folder : Path
-        Empty or not there yet.
-    blend : Blend
-    tell : callable
-        Hears the name of each field before its turn.
+    In counts, a student's ``truth_range`` is one by which it can be evaluated. Predictions of several models
+    are averaged. Where a truth cannot be trusted, the label is the prediction alone. Fields held out, with
+    other time points of their places, and those that a model refuses keep their true labels, without those
+    that a file cannot say where to trust. Fields that cannot be read are left out, and so are labels that no
+    pair shows. ``tell`` hears the name of each field before its turn.
 
     Raises
     ------

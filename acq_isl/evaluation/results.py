@@ -20,19 +20,11 @@ MODEL, FLOOR, CEILING = "model", "floor", "ceiling"
 class Settings:
     """How to evaluate.
 
-    Parameters
-    ----------
-    split_unit : 'field' or 'well'
-        What was held out of training as a whole, and so what a row of the table is.
-    truth_of : mapping of str to str
-        Name of the recorded stain by label of the model, where they cannot be told from the names.
-    objects : tuple of str
-        Labels whose separate objects are compared; nuclei if empty.
-    truth_range : 'model' or 'pairs'
-        Which counts stand for 0 and 1: what the model file says, or percentiles of these pairs.
-    registration_um : float
-        How far stain and transmitted light may be apart; no prediction can agree better than that.
-    threads : int, optional
+    ``split_unit`` is what was held out of training as a whole, and so what a row of the table is.
+    ``truth_of`` names recorded stains by label where names do not tell; ``objects`` are labels whose
+    separate objects are compared, nuclei if empty. ``truth_range`` says which counts stand for 0 and 1:
+    those of the model file, or percentiles of these pairs. ``registration_um`` is how far stain and
+    transmitted light may be apart.
     """
 
     split_unit: SplitUnit = "field"
@@ -47,17 +39,8 @@ class Settings:
 class Score:
     """How well one way of guessing did on one label of one held-out unit; fields of a unit are added.
 
-    Parameters
-    ----------
-    unit, label : str
-    way : str
-        ``model``, ``floor``, ``ceiling``, or ``real NAME``: the stain of another label, taken as a guess.
-    pixels : PixelScore
-    std : StdScore or None
-        Of the model only.
-    objects : mapping of IoU to ObjectScore
-        Empty for labels without separate objects.
-    fields : int
+    A way is ``model``, ``floor``, ``ceiling``, or ``real NAME``: the stain of another label, taken as a
+    guess. ``std`` is of the model only, ``objects``, by IoU, of labels with separate objects.
     """
 
     unit: str
@@ -93,22 +76,8 @@ class ShownField:
 class Report:
     """Everything an evaluation found.
 
-    Parameters
-    ----------
-    model : ModelInfo
-    engine : str
-    settings : Settings
-    scores : tuple of Score
-    perturbations : tuple of PerturbationScore
-    truths : mapping of str to str
-        How the recorded counts were scaled, by label, for people.
-    shown : tuple of ShownField
-    refused : tuple of (str, str)
-        Fields that could not be scored, with the reason.
-    leaks : tuple of str
-        What is known of these fields having been trained on.
-    warnings : tuple of str
-    seconds : float
+    ``truths`` says how counts were scaled, by label, for people; ``refused`` which fields could not be
+    scored, and why; ``leaks`` what is known of these fields having been trained on.
     """
 
     model: ModelInfo

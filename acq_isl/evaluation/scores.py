@@ -34,16 +34,8 @@ class _Sums:
 class PixelScore(_Sums):
     """Agreement of two images pixel by pixel, as sums over one or more fields.
 
-    Parameters
-    ----------
-    n : int
-        Pixels.
-    a, b, aa, bb, ab : float
-        Sums of predicted and true intensity, of their squares, and of their product.
-    absolute : float
-        Sum of absolute differences.
-    structure : float
-        Structural similarity times pixels.
+    Sums over ``n`` pixels of predicted (a) and true (b) intensity, of their squares and product, and of
+    absolute differences; ``structure`` is structural similarity times pixels.
     """
 
     n: int
@@ -75,14 +67,8 @@ class PixelScore(_Sums):
 class StdScore(_Sums):
     """Whether the stated SD is the error's, as sums over one or more fields.
 
-    Parameters
-    ----------
-    n, inside : int
-        Pixels, and those whose error is within one stated SD.
-    bright, inside_bright : int
-        The same in the foreground.
-    ranks : float
-        Spearman correlation of stated SD and absolute error, times pixels.
+    Of ``n`` pixels, ``inside`` have an error within one stated SD; likewise in the foreground. ``ranks`` is
+    the Spearman correlation of stated SD and absolute error, times pixels.
     """
 
     n: int

@@ -91,7 +91,10 @@ class _Job:
 
 def adapt(model: Path, pairs: Path, label: str | None, ks: Sequence[int], folder: Path,
           on_progress: OnProgress = lambda _: None) -> Path:  # fmt: skip
-    """Adapt a model to pairs and say what it bought.
+    """Adapt a model to pairs and say what it bought; returns the path of the new model file.
+
+    ``transfer.csv``, ``transfer_units.csv`` (the same for each held-out unit) and ``transfer.png`` lie
+    beside it.
 
     Parameters
     ----------
@@ -105,12 +108,6 @@ def adapt(model: Path, pairs: Path, label: str | None, ks: Sequence[int], folder
         Numbers of training units to try; the largest makes the model that is kept.
     folder : Path
     on_progress : callable
-
-    Returns
-    -------
-    Path
-        Of the new model file; ``transfer.csv``, ``transfer_units.csv`` (the same for each held-out unit) and
-        ``transfer.png`` lie beside it.
 
     Raises
     ------

@@ -84,10 +84,7 @@ class Checkpoints:
     def newest(self) -> tuple[int, Tensors] | None:
         """The last checkpoint that is whole, with its step; None if there never was one.
 
-        Raises
-        ------
-        TrainingFailed
-            All are damaged.
+        `TrainingFailed` if all are damaged.
         """
         found = self._list()
         for step, path in reversed(found):

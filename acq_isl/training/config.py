@@ -164,14 +164,6 @@ class TrainConfig(StrictModel):
         """The stacks that the model is for."""
         return Nominal(self.planes, self.pixel_size_um, self.z_step_um)
 
-    @property
-    def simulation(self) -> SimulationConfig:
-        """Of the first simulated source; `ExperimentError` if there is none."""
-        for source in self.data:
-            if isinstance(source, SimulatedSource):
-                return source.simulation
-        raise ExperimentError(f"{self.name} is not trained on simulated fields", fix="add such a source")
-
     def divide(self) -> Division:
         """Find all fields and part them; see `acq_isl.training.data.splits.divide` for what is refused."""
         items = [item for source in self.data for item in source.items(self.nominal)]

@@ -51,10 +51,7 @@ class ProcessGroup:
 def join_group(device: str) -> Iterator[ProcessGroup]:
     """Join the processes that torchrun started, if it did; ``device`` is auto, cpu or cuda.
 
-    Raises
-    ------
-    ExperimentError
-        A GPU is wanted, and there is none.
+    `ExperimentError` if a GPU is wanted, and there is none.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ExperimentError(

@@ -19,18 +19,10 @@ _WIDTH, _HEIGHT, _MARGIN = 420, 300, 46
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One label of one network on one held-out unit, or on all of them.
+    """One label of one network, trained on ``k`` units, on one held-out unit; without a unit, on all of
+    them.
 
-    Parameters
-    ----------
-    k : int
-        Units it was trained on; 0: none.
-    start : str
-        ``adapted``, ``from scratch`` or ``as it is``.
-    seed : int
-    score : HeldOutScore
-    unit : str
-        Empty: the mean over all.
+    ``start`` is ``adapted``, ``from scratch`` or ``as it is``.
     """
 
     k: int

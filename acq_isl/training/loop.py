@@ -43,19 +43,8 @@ def _computes_low(config: TrainConfig, group: ProcessGroup) -> bool:
 class Training:
     """Everything that changes while training.
 
-    Parameters
-    ----------
-    config : TrainConfig
-    group : ProcessGroup
-    network, average : LiveNetwork
-        The weights being trained, and their running average.
-    model : torch.nn.Module
-        The network as the group trains it.
-    optimiser : torch.optim.AdamW
-    step : int
-        Steps done.
-    frozen : tuple of torch.nn.Module
-        Parts whose batch statistics stay as they are.
+    ``average`` is the running average of the weights of ``network``, ``model`` the network as the group
+    trains it. Batch statistics of ``frozen`` parts stay as they are. ``step`` counts the steps done.
     """
 
     config: TrainConfig
@@ -71,10 +60,7 @@ class Training:
     def start(cls, config: TrainConfig, group: ProcessGroup = _ALONE) -> Training:
         """New weights from the configuration's seed.
 
-        Raises
-        ------
-        ExperimentError
-            A batch is smaller than the number of networks that share it.
+        `ExperimentError` if a batch is smaller than the number of networks that share it.
         """
         if config.optimisation.batch < config.network.members:
             raise ExperimentError(
@@ -112,10 +98,7 @@ class Training:
     def advance(self, fields: Sequence[Field]) -> float:
         """One step; returns the loss, a sum over labels.
 
-        Raises
-        ------
-        TrainingFailed
-            The loss or its gradient is not finite; the weights are as before this step.
+        `TrainingFailed` if the loss or its gradient is not finite; the weights are as before this step.
         """
         settings = self.config.optimisation
         for group in self.optimiser.param_groups:

@@ -230,15 +230,9 @@ class LiveNetwork(_Trunk):
 class Deployed(nn.Module):
     """What is exported: camera bytes in, mean and one standard deviation out.
 
-    uint16 cannot enter a TensorRT graph, so the camera's buffer is handed over as byte pairs.
-
-    Parameters
-    ----------
-    network : LiveNetwork
-    spread_scale, spread_slope : tuple of float
-        Per label, from calibration: the SD is multiplied by scale * (1 + slope * mean). No slope: by scale.
-    gate : torch.nn.Module or None
-        From `acq_isl.training.ood_gate`: normalised stack and coarsest activations in, (N, K, h, w) out.
+    uint16 cannot enter a TensorRT graph, so the camera's buffer is handed over as byte pairs. The SD is
+    multiplied by scale * (1 + slope * mean), per label, from calibration; without a slope, by scale. A gate
+    from `acq_isl.training.ood_gate` takes normalised stack and coarsest activations and gives (N, K, h, w).
     """
 
     spread_scale: Tensor
@@ -292,20 +286,11 @@ def beta_nll(mean: Tensor, log_variance: Tensor, target: Tensor, beta: float) ->
 def sum_over_labels(
     pixels: Tensor, weight: Tensor, reduce: Callable[[Tensor], Tensor], processes: int = 1
 ) -> Tensor:
-    """Mean over the known pixels of each label, summed over labels.
+    """Mean loss over the known pixels of each label, summed over labels.
 
-    A label counts fully wherever it is known, whatever other labels the samples lack.
-
-    Parameters
-    ----------
-    pixels : (N, L, H, W) float32
-        Loss of each pixel.
-    weight : (N, L, H, W) float32
-        0 where the truth is not known.
-    reduce : callable
-        Sums over the processes that train together.
-    processes : int
-        Number of these; their gradients are averaged.
+    A label counts fully wherever it is known, whatever other labels the samples lack. ``pixels`` and
+    ``weight``, 0 where the truth is not known, are (N, L, H, W) float32. ``reduce`` sums over the processes
+    that train together, whose gradients are averaged.
     """
     known = reduce(weight.sum(dim=(0, 2, 3))).clamp(min=1)  # (L,)
     # where: what is not known may be anything, even NaN

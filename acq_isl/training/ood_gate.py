@@ -40,13 +40,9 @@ _Fit = TypeVar("_Fit", "FeatureNormal", "PolarityDiscriminant")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FeatureNormal:
-    """A normal distribution of feature vectors.
+    """A normal distribution of feature vectors: ``(f - mean) @ whitening`` has unit covariance.
 
-    Parameters
-    ----------
-    mean : (F,) float64
-    whitening : (F, F) float64
-        ``(f - mean) @ whitening`` has unit covariance.
+    Mean is (F,), whitening (F, F) float64.
     """
 
     mean: Rows

@@ -85,24 +85,13 @@ def _tile_difference(network: LiveNetwork, pair: Pair) -> Images:
 class HeldOutScore:
     """One label on the held-out units.
 
-    Parameters
-    ----------
-    label : str
-    n : int
-        Units that have this label.
-    pearson, mae : float
-        Mean over the units, each over all its pixels; intensities as shares of the truth's range.
-    coverage : float
-        Share of pixels whose truth lies within one calibrated SD, mean over the units.
-    scale, slope : float
-        The predicted SD times scale * (1 + slope * mean) is one SD: RMS of error / SD 1 over all pixels, and
-        the slope that makes the truth likeliest. One factor for all would be the background's, far too
-        narrow in what is bright, where the few pixels hardly count.
-    bright_coverage : float or None
-        Coverage of the pixels whose truth is above .3, all units together; None if there are none. Where the
-        network misses what is bright it cannot know it: no factor makes this .68.
-    predicted_coverage : float or None
-        The same of the pixels that are predicted above .3: what can be judged by looking at a prediction.
+    Pearson, MAE (as shares of the truth's range) and coverage, the share of pixels whose truth lies within
+    one calibrated SD, are means over the ``n`` units that have this label. The predicted SD times scale * (1
+    + slope * mean) is one SD: RMS of error / SD 1 over all pixels, and the slope that makes the truth
+    likeliest. One factor for all would be the background's, far too narrow in what is bright, where the few
+    pixels hardly count. Coverage where the truth is above .3 cannot be made .68 by any factor where the
+    network misses what is bright; where the prediction is above .3 it says what can be judged by looking at
+    a prediction. Both are of all units together, None if there are no such pixels.
     """
 
     label: str
@@ -186,21 +175,11 @@ def calibrate(levels: _Array) -> tuple[float, float]:
 def score_network(
     network: LiveNetwork, fields: Sequence[Field], units: Sequence[str], labels: Sequence[str]
 ) -> tuple[HeldOutScore, ...]:
-    """Predict fields and hold them against their truth.
+    """Predict fields and hold them against their truth; a score per label, with n 0 and scale 1 if no field
+    has it.
 
-    Parameters
-    ----------
-    network : LiveNetwork
-        In evaluation mode, on the processor.
-    fields : sequence of Field
-    units : sequence of str
-        Of each field, what it belongs to: its well, itself, or its block.
-    labels : sequence of str
-
-    Returns
-    -------
-    tuple of HeldOutScore
-        One per label, also for those that no field has: n is 0 then, and the scale 1.
+    The network is in evaluation mode, on the processor; ``units`` say of each field what it belongs to: its
+    well, itself, or its block.
     """
     sums: dict[tuple[int, str], _Sums] = {}
     for item, unit in zip(fields, units, strict=True):

@@ -55,14 +55,7 @@ OnProgress = Callable[[Progress], None]
 class Datasets:
     """What is trained on and what is held out.
 
-    Parameters
-    ----------
-    division : Division
-    train, held_out : tuple of Field
-    ranges : tuple of (float, float)
-        Per label, what stands for 0 and 1.
-    digest : str
-        Of all pixels trained on.
+    ``ranges`` says per label what stands for 0 and 1; ``digest`` is of all pixels trained on.
     """
 
     division: Division
@@ -75,12 +68,7 @@ class Datasets:
 def run(config: TrainConfig, folder: Path, on_progress: OnProgress = lambda _: None) -> Path:
     """Prepare fields, train, calibrate and export; returns the path of the model file.
 
-    Parameters
-    ----------
-    config : TrainConfig
-    folder : Path
-        Made if need be; a run in it that was stopped goes on.
-    on_progress : callable
+    The folder is made if need be; a run in it that was stopped goes on.
 
     Raises
     ------

@@ -84,7 +84,7 @@ def test_the_manifest_follows_from_the_training_file(manifest):
     assert (manifest.name, manifest.version) == (config.name, config.version)
     assert manifest.z_step_um == pytest.approx(config.z_step_um)
     assert manifest.high_pass_um == config.high_pass_um
-    assert str(config.simulation.fields) in manifest.trained_on
+    assert str(config.data[0].simulation.fields) in manifest.trained_on
 
 
 @pytest.fixture(scope="module")

@@ -466,7 +466,7 @@ def test_the_short_form_for_simulated_fields_still_reads(tmp_path):
     )
     config = load_config(path)
     assert (config.network.base, config.network.levels, config.network.planes) == (8, 3, 7)
-    assert config.simulation.fields == 5
+    assert config.data[0].simulation.fields == 5
 
 
 @pytest.mark.parametrize("name", ["train", "train_condition_b"])

@@ -100,7 +100,7 @@ def test_loss_is_least_at_the_truth_with_the_right_variance():
 
 
 def test_simulated_pairs_are_seeded():
-    config = tiny().simulation
+    config = tiny().data[0].simulation
     pair, again = simulate(config, 1), simulate(config, 1)
     np.testing.assert_array_equal(pair.stack, again.stack)
     np.testing.assert_array_equal(pair.labels, again.labels)

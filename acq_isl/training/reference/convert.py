@@ -32,27 +32,18 @@ _LABELS: Mapping[str, tuple[str, str, str]] = {  # name, marker, display hue
     "DEAD_CONFOCAL": ("dead cells", "propidium iodide", "#d55e00"),
     "NEURITE_CONFOCAL": ("neurites", "mean of NFH and MAP2", "#ffffff"),
 }
-# Of the published data; DAPI_CONFOCAL comes from both kinds of specimen.
-_FIXED = ("DAPI_WIDEFIELD", "CELLMASK_CONFOCAL", "TUJ1_WIDEFIELD", "NFH_CONFOCAL", "MAP2_CONFOCAL",
-          "ISLET_WIDEFIELD", "NEURITE_CONFOCAL")  # fmt: skip
+_UNKNOWN = ("DAPI_CONFOCAL",)  # of the published data, from both kinds of specimen
 _LIVE = ("DEAD_CONFOCAL",)
 
 
 @dataclass(frozen=True, slots=True)
 class Optics:
-    """What the stacks will look like; the checkpoint does not say.
+    """What the stacks will look like, as in `acq_isl.stack.StackInfo`; the checkpoint does not say.
 
-    Parameters
-    ----------
-    modality, polarity :
-        As in `acq_isl.stack.StackInfo`.
-    pixel_size_um : float
-        .3 for the paper's phase contrast, .5 for its bright field, .4 for its DIC.
-    z_offsets_um : tuple of float
-        Planes relative to the middle of the stack; as published 13, for DIC 26, at an unknown distance.
-    high_pass_um : float
-        Sigma of the background that the model subtracts from raw counts. 0 for stacks that are already flat
-        with mean .5 and SD .125 of the 16-bit range, as the paper's data are.
+    Pixels are .3 um for the paper's phase contrast, .5 for its bright field, .4 for its DIC. Planes, relative to
+    the middle of the stack, are 13 as published, for DIC 26, at an unknown distance. The high-pass is the sigma of
+    the background that the model subtracts from raw counts; 0 for stacks that are already flat with mean .5 and
+    SD .125 of the 16-bit range, as the paper's data are.
     """
 
     modality: Modality
@@ -83,21 +74,10 @@ def import_reference(
     form: Form = "exact",
     statistic: Shown = "median",
 ) -> Manifest:
-    """Write a checkpoint as an ONNX model with our manifest.
+    """Write a checkpoint (its folder, ``.index`` file or prefix) as an ONNX model with our manifest.
 
-    Parameters
-    ----------
-    path : path
-        Folder, ``.index`` file or prefix of the checkpoint.
-    out : path
-        The ``.onnx`` file to write; replaced only once the new one is complete.
-    optics : Optics
-    heads : iterable of str, optional
-        Labels to keep, such as ``DAPI_CONFOCAL``; the nine labels, without the planes, if not given.
-    form : 'exact' or 'single phase'
-        See `acq_isl.training.reference.dense`.
-    statistic : 'median' or 'mean'
-        What is shown of each pixel's distribution; the file also holds the other one, SD and entropy.
+    ``heads`` are labels to keep, such as ``DAPI_CONFOCAL``; the nine labels, without the planes, if not given.
+    ``statistic`` is what is shown of each pixel's distribution; the file also holds the other one, SD and entropy.
 
     Raises
     ------
@@ -159,7 +139,7 @@ def _label(head: str) -> Label:
         name=name,
         marker=marker,
         color=color,
-        specimen="fixed" if target in _FIXED else "live" if target in _LIVE else "unknown",
+        specimen="unknown" if target in _UNKNOWN else "live" if target in _LIVE else "fixed",
         projection="maximum over z",
         truth_range=_FULL_SCALE,
     )

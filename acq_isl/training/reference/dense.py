@@ -50,21 +50,10 @@ Shown = Literal["mean", "median"]
 class DenseSpec:
     """What to build.
 
-    Parameters
-    ----------
-    heads : tuple of str
-        Those to keep.
-    planes : int
-        Slices of the stack; each feeds the network's planes that are nearest to it, as published.
-    form : 'exact' or 'single phase'
-    high_pass_px : float
-        Sigma of the Gaussian background that the graph subtracts from raw counts, before it gives them the
-        mean and SD of the paper's data. 0: planes are flat, with mean .5 and SD .125 of the 16-bit range, as
-        the paper's, and nothing is changed.
-    statistics : tuple of str
-        Outputs, of `Statistic`.
-    shown : 'mean' or 'median'
-        What engines read under the name ``mean``. If it is the median, the mean is called ``expectation``.
+    Each slice feeds the network's planes that are nearest to it, as published. The high-pass is the sigma of the
+    Gaussian background that the graph subtracts from raw counts, before it gives them the mean and SD of the
+    paper's data; 0: planes are flat, with mean .5 and SD .125 of the 16-bit range, and nothing is changed. What is
+    ``shown`` engines read under the name ``mean``; if it is the median, the mean is called ``expectation``.
     """
 
     heads: tuple[str, ...]
@@ -86,8 +75,7 @@ class DenseSpec:
 
     @property
     def crop_px(self) -> int:
-        """Pixels cut off before the network, so that the high-pass never sees a border, and sides are
-        multiples of 16."""
+        """Cut off before the network: the high-pass never sees a border, and sides are multiples of 16."""
         reach = 0
         if self.high_pass_px:
             reach = _BLOCK_PX * (len(gaussian(self.high_pass_px)) // 2) + _BLOCK_PX // 2
@@ -111,9 +99,7 @@ class DenseSpec:
 
 
 def gaussian(high_pass_px: float) -> NDArray[np.float32]:
-    """Weights of the background's Gaussian on 4x4 block means, as in
-    `acq_isl.processing.normalize.contrast_sd`.
-    """
+    """Weights of the background's Gaussian on 4x4 block means, as `contrast_sd` has."""
     sigma = max(high_pass_px / _BLOCK_PX, 1e-3)
     radius = max(int(_TRUNCATE_SD * sigma + 0.5), 1)
     weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)

@@ -21,12 +21,8 @@ def reference_config(checkpoint: Checkpoint) -> ReferenceConfig:
     """Read the network's size from the shapes of its variables.
 
     Neighbouring depths can give the same shapes, and then are the same network: it is the published 400 if
-    that fits, and otherwise the smallest.
-
-    Raises
-    ------
-    ModelError
-        The variables are not those of the reference network.
+    that fits, and otherwise the smallest. `ModelError` if the variables are not those of the reference
+    network.
     """
     shapes = {name: entry.shape for name, entry in checkpoint.entries.items()}
     first = shapes.get("Conv/weights", ())  # (1, 1, 2 planes, 16)
@@ -50,10 +46,7 @@ def reference_config(checkpoint: Checkpoint) -> ReferenceConfig:
 def load_variables(checkpoint: Checkpoint, config: ReferenceConfig) -> dict[str, NDArray[np.float32]]:
     """Read the core and the heads of ``config``.
 
-    Raises
-    ------
-    ModelError
-        A variable is missing, of another shape, damaged, or not finite.
+    `ModelError` if a variable is missing, of another shape, damaged, or not finite.
     """
     values: dict[str, NDArray[np.float32]] = {}
     for name in _check_shapes(checkpoint, config):

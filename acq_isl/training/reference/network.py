@@ -37,16 +37,8 @@ Shape = tuple[int, ...]
 class ReferenceConfig:
     """Size of the network.
 
-    Parameters
-    ----------
-    base_depth : int
-        Width; 400 as published.
-    planes : int
-        Planes the network takes, each with its mask; 26 as published.
-    heads : tuple of str
-        Names of the outputs, ``Z/CHANNEL`` as in the checkpoint.
-    bins : int
-        Intensity classes from 0 to full scale.
+    Published are a base depth (width) of 400 and 26 planes, each with its mask. Heads are named
+    ``Z/CHANNEL`` as in the checkpoint; each tells ``bins`` intensity classes from 0 to full scale apart.
     """
 
     base_depth: int

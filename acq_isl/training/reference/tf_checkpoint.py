@@ -184,10 +184,7 @@ class Checkpoint:
     def open(cls, path: Path | str) -> Checkpoint:
         """Read the index, given the checkpoint's folder, its ``.index`` file, or its prefix.
 
-        Raises
-        ------
-        ModelError
-            Nothing there, not a V2 checkpoint, damaged, cut short, or a shard is missing.
+        `ModelError` if there is nothing, not a V2 checkpoint, damaged, cut short, or a shard is missing.
         """
         prefix = _find_prefix(Path(path))
         index = Path(f"{prefix}.index")
@@ -206,17 +203,13 @@ class Checkpoint:
         self._check_shards()
         return self
 
-    def shard_path(self, shard: int) -> Path:
-        """File of shard number ``shard``."""
+    def _shard_path(self, shard: int) -> Path:
         return Path(f"{self.prefix}.data-{shard:05d}-of-{self.shards:05d}")
 
     def read(self, name: str) -> NDArray[Any]:
         """Read one variable, in the stored shape and element type, and check its CRC.
 
-        Raises
-        ------
-        ModelError
-            No such variable, an element type other than numbers, or damaged bytes.
+        `ModelError` if there is no such variable, an element type other than numbers, or damaged bytes.
         """
         entry = self.entries.get(name)
         if entry is None:
@@ -226,12 +219,11 @@ class Checkpoint:
                 got=f"{len(self.entries)} other variables",
                 fix="use a checkpoint of the reference network",
             )
-        path = self.shard_path(entry.shard)
-        with _naming(path):
+        path = self._shard_path(entry.shard)
+        with _naming(path), path.open("rb") as file:
             dtype = _dtype(name, entry)
-            with path.open("rb") as file:
-                file.seek(entry.offset)
-                raw = file.read(entry.size)
+            file.seek(entry.offset)
+            raw = file.read(entry.size)
             if len(raw) != entry.size:
                 raise Damaged(f"the file ends inside of {name}")
             if masked_crc(raw) != entry.crc:
@@ -240,21 +232,21 @@ class Checkpoint:
 
     def _check_shards(self) -> None:
         for shard in range(self.shards):
-            path = self.shard_path(shard)
+            path = self._shard_path(shard)
             if not path.is_file():
+                wanted = f"{self.shards} data files beside {self.prefix.name}.index"
                 raise ModelError(
                     f"a part of the checkpoint is missing: {path.name}",
-                    wanted=f"{self.shards} data files beside {self.prefix.name}.index",
+                    wanted=wanted,
                     got=f"no {path}",
                     fix=_FIX,
                 )
             end = max((e.offset + e.size for e in self.entries.values() if e.shard == shard), default=0)
-            if path.stat().st_size < end:
+            size = path.stat().st_size
+            if size < end:
+                wanted = f"at least {end} bytes"
                 raise ModelError(
-                    f"the checkpoint file {path} is cut short",
-                    wanted=f"at least {end} bytes",
-                    got=f"{path.stat().st_size} bytes",
-                    fix=_FIX,
+                    f"the checkpoint file {path} is cut short", wanted=wanted, got=f"{size} bytes", fix=_FIX
                 )
         lost = next((name for name, e in self.entries.items() if e.shard >= self.shards), None)
         if lost is not None:
@@ -288,7 +280,7 @@ def _foreign(path: Path, got: str) -> ModelError:
 
 def _find_prefix(path: Path) -> Path:
     if path.is_dir():
-        return _prefix_in(path)
+        return _find_in_folder(path)
     if path.name.endswith(".index") and path.is_file():
         return path.with_name(path.name.removesuffix(".index"))
     if Path(f"{path}.index").is_file():
@@ -302,7 +294,7 @@ def _find_prefix(path: Path) -> Path:
     )
 
 
-def _prefix_in(folder: Path) -> Path:
+def _find_in_folder(folder: Path) -> Path:
     found = sorted(p.name.removesuffix(".index") for p in folder.glob("*.index"))
     state = folder / "checkpoint"
     if state.is_file():
@@ -361,7 +353,11 @@ def _last(fields: Mapping[int, list[int | bytes]], number: int, default: _Value)
 
 def _entry(value: bytes) -> Entry:
     fields = _message(value)
-    sides = [_last(_message(side), 1, 0) for side in _message(_last(fields, 2, b"")).get(2, [])]
+    sides = [
+        _last(_message(side), 1, 0)
+        for side in _message(_last(fields, 2, b"")).get(2, [])
+        if isinstance(side, bytes)
+    ]
     size, offset = _last(fields, 5, 0), _last(fields, 4, 0)
     if len(sides) > _MAX_AXES or any(side > _MAX_SIDE for side in (*sides, size, offset)):
         raise Damaged("a variable of impossible shape")
