@@ -40,10 +40,10 @@ _LIVE = ("DEAD_CONFOCAL",)
 class Optics:
     """What the stacks will look like, as in `acq_isl.stack.StackInfo`; the checkpoint does not say.
 
-    Pixels are .3 um for the paper's phase contrast, .5 for its bright field, .4 for its DIC. Planes, relative to
-    the middle of the stack, are 13 as published, for DIC 26, at an unknown distance. The high-pass is the sigma of
-    the background that the model subtracts from raw counts; 0 for stacks that are already flat with mean .5 and
-    SD .125 of the 16-bit range, as the paper's data are.
+    Pixels are .3 um for the paper's phase contrast, .5 for its bright field, .4 for its DIC. Planes,
+    relative to the middle of the stack, are 13 as published, for DIC 26, at an unknown distance. The
+    high-pass is the sigma of the background that the model subtracts from raw counts; 0 for stacks that are
+    already flat with mean .5 and SD .125 of the 16-bit range, as the paper's data are.
     """
 
     modality: Modality
@@ -76,8 +76,9 @@ def import_reference(
 ) -> Manifest:
     """Write a checkpoint (its folder, ``.index`` file or prefix) as an ONNX model with our manifest.
 
-    ``heads`` are labels to keep, such as ``DAPI_CONFOCAL``; the nine labels, without the planes, if not given.
-    ``statistic`` is what is shown of each pixel's distribution; the file also holds the other one, SD and entropy.
+    ``heads`` are labels to keep, such as ``DAPI_CONFOCAL``; the nine labels, without the planes, if not
+    given. ``statistic`` is what is shown of each pixel's distribution; the file also holds the other one, SD
+    and entropy.
 
     Raises
     ------

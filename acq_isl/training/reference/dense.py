@@ -50,10 +50,11 @@ Shown = Literal["mean", "median"]
 class DenseSpec:
     """What to build.
 
-    Each slice feeds the network's planes that are nearest to it, as published. The high-pass is the sigma of the
-    Gaussian background that the graph subtracts from raw counts, before it gives them the mean and SD of the
-    paper's data; 0: planes are flat, with mean .5 and SD .125 of the 16-bit range, and nothing is changed. What is
-    ``shown`` engines read under the name ``mean``; if it is the median, the mean is called ``expectation``.
+    Each slice feeds the network's planes that are nearest to it, as published. The high-pass is the sigma of
+    the Gaussian background that the graph subtracts from raw counts, before it gives them the mean and SD of
+    the paper's data; 0: planes are flat, with mean .5 and SD .125 of the 16-bit range, and nothing is
+    changed. What is ``shown`` engines read under the name ``mean``; if it is the median, the mean is called
+    ``expectation``.
     """
 
     heads: tuple[str, ...]
