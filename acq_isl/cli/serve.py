@@ -153,14 +153,14 @@ def replay(
 
     def show(stack: Replayed) -> None:
         mark = "[green]done[/]" if stack.done else "[yellow]kept[/]"
-        for words in stack.told:
+        for words in stack.results:
             out.print(f"{mark} {escape(stack.path.name)}: {escape(words)}")
 
     def load_here(name: str) -> ServedModel:
         return load(name, threads=threads, backend=backend)
 
     with _served(connect, keys) if connect else _loaded(model or _models_of(folder), load_here) as models:
-        results = replay(folder, models, keep=keep, tell=show)
+        results = replay(folder, models, keep=keep, report=show)
     left = sum(not stack.done for stack in results)
     out.print(f"{len(results) - left} predicted into {escape(str(store))}, {left} left")
     if left and not keep:

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Literal, Protocol, assert_never
 
 import numpy as np
 
@@ -28,25 +28,19 @@ from acq_isl.stream.spool import SUFFIX, Spool, SpooledStack
 
 STORE = "predictions.ome.zarr"
 _DEFAULT = ("",)
+_State = Literal["stored", "to predict", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What became of one waiting stack.
-
-    Parameters
-    ----------
-    path : Path
-        Its file in the spool.
-    told : tuple of str
-        For each model what happened, for people.
-    done : bool
-        Everything asked for is in the store, and the file is gone.
-    """
+    """What became of one waiting stack."""
 
     path: Path
-    told: tuple[str, ...]
+    """Its file in the spool."""
+    results: tuple[str, ...]
+    """For each model what happened, for people."""
     done: bool
+    """Everything asked for is in the store, and the file is gone."""
 
 
 class Models(Protocol):
@@ -60,13 +54,7 @@ class Models(Protocol):
 
 
 class LocalModels:
-    """Engines in this process.
-
-    Parameters
-    ----------
-    registry : ModelRegistry
-        Closing it stays with the caller.
-    """
+    """Engines in this process; who made the registry closes it."""
 
     def __init__(self, registry: ModelRegistry) -> None:
         self._registry = registry
@@ -76,9 +64,9 @@ class LocalModels:
         return {name: (model.engine.manifest, model.sha256) for name, model in found.items()}
 
     def predict(self, stack: ZStack, models: tuple[str, ...]) -> list[Outcome]:
-        return [self._one(stack, model) for model in models]
+        return [self._predict(stack, model) for model in models]
 
-    def _one(self, stack: ZStack, model: str) -> Outcome:
+    def _predict(self, stack: ZStack, model: str) -> Outcome:
         try:
             return replace(self._registry[model].engine.predict(stack), model=model)
         except StackRefused as refusal:
@@ -88,28 +76,14 @@ class LocalModels:
 
 
 class ServedModels:
-    """A running server.
-
-    Parameters
-    ----------
-    endpoint : str
-    link : ConnectionSettings, optional
-        With keys, where the server wants them.
-    timeout_s : float
-        Longest wait for the server, and for the predictions of a stack.
-
-    Raises
-    ------
-    EngineError
-        On entering: nobody answers.
-    """
+    """A running server; EngineError on entry if nobody answers. It and each stack get ``timeout_s``."""
 
     def __init__(
         self, endpoint: str, link: ConnectionSettings | None = None, timeout_s: float = 300.0
     ) -> None:
         self._endpoint, self._link, self._timeout_s = endpoint, link or ConnectionSettings(), timeout_s
         self._wanted = Wanted()
-        self._seen: set[StackKey] = set()
+        self._sent: set[StackKey] = set()
         self._open = ExitStack()
 
     def __enter__(self) -> ServedModels:
@@ -131,12 +105,12 @@ class ServedModels:
     def manifests(self) -> dict[str, tuple[Manifest, str]]:
         welcome = self._client.engine
         offers = welcome.models if welcome is not None else ()
-        return {one.name: (Manifest.from_json(one.manifest), one.model_sha256) for one in offers}
+        return {offer.name: (Manifest.from_json(offer.manifest), offer.model_sha256) for offer in offers}
 
     def predict(self, stack: ZStack, models: tuple[str, ...]) -> list[Outcome]:
-        if stack.info.key in self._seen:  # a stack of another run: a client takes each key once
+        if stack.info.key in self._sent:  # a stack of another run: a client takes each key once
             self._connect()
-        self._seen.add(stack.info.key)
+        self._sent.add(stack.info.key)
         self._wanted = Wanted(models=() if models == _DEFAULT else models)
         for z, pixels in enumerate(stack.pixels):
             self._client.put(Slice(stack.info, z, pixels, stack.captured_s[z]))
@@ -144,7 +118,7 @@ class ServedModels:
 
     def _connect(self) -> None:
         self._connected.close()
-        self._seen.clear()
+        self._sent.clear()
         settings = ClientSettings(link=self._link, wanted=lambda info: self._wanted)
         client = EngineClient(self._endpoint, spool=Spool(self._folder), settings=settings)
         self._client = self._connected.enter_context(client)
@@ -173,19 +147,18 @@ def waiting(folder: Path) -> tuple[tuple[Path, ...], Path]:
 
 
 def replay(
-    folder: Path, models: Models, *, keep: bool = False, tell: Callable[[Replayed], None] | None = None
+    folder: Path, models: Models, *, keep: bool = False, report: Callable[[Replayed], None] | None = None
 ) -> list[Replayed]:
-    """Predict the stacks that wait in a folder.
+    """Predict the stacks that wait in the folder of a run, or in a spool.
 
     Parameters
     ----------
     folder : Path
-        A run, or a spool.
     models : Models
     keep : bool
         Leave the stacks in the spool.
-    tell : callable, optional
-        Told of each stack as it is done.
+    report : callable, optional
+        Gets what became of each stack as it is done.
 
     Raises
     ------
@@ -195,14 +168,14 @@ def replay(
     paths, store_path = waiting(folder)
     if not paths:
         return []
-    colors = {label.name: label.color for one, _ in models.manifests().values() for label in one.labels}
+    colors = {label.name: label.color for model, _ in models.manifests().values() for label in model.labels}
     results = []
     with PredictionStore(store_path, colors, extend=True) as store:
         for path in paths:
             result = _Replay(path, store_path, store, models, keep).run()
             results.append(result)
-            if tell is not None:
-                tell(result)
+            if report is not None:
+                report(result)
     return results
 
 
@@ -225,59 +198,48 @@ class _Replay:
         if not spooled.complete:
             got = f"only {len(spooled.present)} of {spooled.info.planes} slices are there"
             return Replayed(self.path, (f"not predicted: {got}",), False)
-        told, open_ = self._look(spooled)
+        results = {model: self._check(spooled, model) for model in spooled.models or _DEFAULT}
+        missing = tuple(model for model, (_, state) in results.items() if state == "to predict")
         stack = ZStack(spooled.info, spooled.pixels, spooled.captured_s)
-        for outcome in self.models.predict(stack, tuple(open_)) if open_ else ():
-            told[outcome.model] = self._keep(outcome)
-        done = all(where is not None for _, where in told.values())
-        if done and not self.keep:
+        for outcome in self.models.predict(stack, missing) if missing else ():
+            results[outcome.model] = self._store(outcome)
+        done = not self.keep and all(state == "stored" for _, state in results.values())
+        if done:
             spool.remove(self.path)
-        return Replayed(self.path, tuple(words for words, _ in told.values()), done and not self.keep)
+        return Replayed(self.path, tuple(words for words, _ in results.values()), done)
 
-    def _look(self, spooled: SpooledStack) -> tuple[dict[str, tuple[str, str | None]], list[str]]:
-        """What can be said of each model before anything is predicted, and which are to predict."""
+    def _check(self, spooled: SpooledStack, model: str) -> tuple[str, _State]:
+        """What can be said of a model before anything is predicted: a replay may have been cut off."""
         there = self.models.manifests()
-        told: dict[str, tuple[str, str | None]] = {}
-        open_ = []
-        for model in spooled.models or _DEFAULT:
-            name = model or next(iter(there), "")
-            if name not in there:
-                has = ", ".join(there) or "none"
-                told[model] = f"not predicted: it waits for the model {model!r}, and there is {has}", None
-                continue
-            before = self._before(spooled, model, there[name][1])
-            if before is not None:
-                told[model] = f"was predicted before: {before}", before
-                continue
-            told[model] = "not predicted: no answer", None
-            open_.append(model)
-        return told, open_
+        name = model or next(iter(there), "")
+        if name not in there:
+            has = ", ".join(there) or "none"
+            return f"not predicted: it waits for the model {model!r}, and there is {has}", "failed"
+        base, sha256 = field_name(spooled.info.key, model), there[name][1]
+        for earlier in stored(self.store_path):
+            if earlier == base or earlier.startswith(f"{base}_"):
+                found = load(self.store_path, earlier)
+                same = found.model == model and repr(found.info) == repr(spooled.info)
+                if same and sha256 and found.model_sha256 == sha256:
+                    return f"was predicted before: {earlier}", "stored"
+        return "not predicted: no answer", "to predict"
 
-    def _before(self, spooled: SpooledStack, model: str, sha256: str) -> str | None:
-        """Name in the store of this stack's prediction by this model: a replay may have been cut off."""
-        base = field_name(spooled.info.key, model)
-        for name in stored(self.store_path):
-            if name == base or name.startswith(f"{base}_"):
-                kept = load(self.store_path, name)
-                same = kept.model == model and repr(kept.info) == repr(spooled.info)
-                if same and sha256 and kept.model_sha256 == sha256:
-                    return name
-        return None
-
-    def _keep(self, outcome: Outcome) -> tuple[str, str | None]:
+    def _store(self, outcome: Outcome) -> tuple[str, _State]:
         """Put a prediction into the store, look that it is there, and say so."""
-        if isinstance(outcome, Refusal):
-            return f"refused: {outcome.reason}; to fix: {outcome.fix}", None
-        if isinstance(outcome, Unpredicted):
-            return f"not predicted: {outcome.reason}", None
-        name = self.store.write(outcome)
-        _check(outcome, load(self.store_path, name), name)
-        return f"predicted by {outcome.model_name} ({outcome.model_sha256[:12]}): {name}", name
-
-
-def _check(prediction: Prediction, back: Prediction, name: str) -> None:
-    if not (np.array_equal(back.mean, prediction.mean) and np.array_equal(back.spread, prediction.spread)):
-        raise StorageError(
-            f"the disk gives back another prediction than was written: {name}",
-            fix="check the disk; nothing was removed from the spool",
-        )
+        match outcome:
+            case Refusal(reason=reason, fix=fix):
+                return f"refused: {reason}; to fix: {fix}", "failed"
+            case Unpredicted(reason=reason):
+                return f"not predicted: {reason}", "failed"
+            case Prediction():
+                name = self.store.write(outcome)
+                back = load(self.store_path, name)
+                same = (np.array_equal(back.mean, outcome.mean), np.array_equal(back.spread, outcome.spread))
+                if not all(same):
+                    raise StorageError(
+                        f"the disk gives back another prediction than was written: {name}",
+                        fix="check the disk; nothing was removed from the spool",
+                    )
+                return f"predicted by {outcome.model_name} ({outcome.model_sha256[:12]}): {name}", "stored"
+            case _:
+                assert_never(outcome)

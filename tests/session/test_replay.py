@@ -69,9 +69,9 @@ def check_predicted(store: Path, times: range, factor: float = 1.0) -> None:
 
 def test_a_run_is_completed_by_engines_of_our_own(run: Path) -> None:
     told: list[Replayed] = []
-    results = replay(run, local(mean=fake.MeanEngine(sha256="new")), tell=told.append)
+    results = replay(run, local(mean=fake.MeanEngine(sha256="new")), report=told.append)
     assert told == results and [one.done for one in results] == [True, True]
-    assert "predicted by mean (new)" in results[0].told[0]
+    assert "predicted by mean (new)" in results[0].results[0]
     assert Spool(run / "spool").list() == ()
     assert stored(run / STORE) == ("A1_t0_Phase", "A1_t1_Phase", "A1_t2_Phase")
     check_predicted(run / STORE, range(3))
@@ -110,11 +110,11 @@ def test_stacks_of_several_models_go_to_those_that_did_not_predict_them(tmp_path
     one, two = fake.MeanEngine(sha256="1"), fake.MeanEngine(sha256="2", factor=2.0)
     results = replay(tmp_path, local(one=one))
     assert [result.done for result in results] == [False, False]
-    assert "waits for the model 'two', and there is one" in results[1].told[0]
+    assert "waits for the model 'two', and there is one" in results[1].results[0]
     assert len(Spool(tmp_path / "spool").list()) == 2, "both wait for the other model"
     results = replay(tmp_path, local(one=one, two=two))
     assert [result.done for result in results] == [True, True]
-    assert "was predicted before: A1_t1_Phase_one" in results[0].told[0]
+    assert "was predicted before: A1_t1_Phase_one" in results[0].results[0]
     assert (one.asked, two.asked) == ([1], [1, 2])
     assert set(stored(tmp_path / STORE)) == {"A1_t1_Phase_one", "A1_t1_Phase_two", "A1_t2_Phase_two"}
     assert load_prediction(tmp_path / STORE, "A1_t2_Phase_two").model == "two"
@@ -133,7 +133,7 @@ class Fails(fake.MeanEngine):  # type: ignore[name-defined, misc]
 @pytest.mark.parametrize("engine, said", [(Refuses(), "refused: not my kind"), (Fails(), "out of order")])
 def test_what_is_not_predicted_stays(run: Path, engine: object, said: str) -> None:
     results = replay(run, local(mean=engine))
-    assert all(said in one.told[0] and not one.done for one in results)
+    assert all(said in one.results[0] and not one.done for one in results)
     assert len(Spool(run / "spool").list()) == 2
     assert stored(run / STORE) == ("A1_t0_Phase",)
 
@@ -143,8 +143,8 @@ def test_incomplete_and_damaged_stacks_are_named_and_stay(tmp_path: Path) -> Non
     damaged = spool_one(tmp_path / "spool", 2)
     damaged.write_bytes(damaged.read_bytes()[:900])
     results = replay(tmp_path, local(mean=fake.MeanEngine()))
-    assert "only 2 of 3 slices" in results[0].told[0]
-    assert "cannot be read" in results[1].told[0]
+    assert "only 2 of 3 slices" in results[0].results[0]
+    assert "cannot be read" in results[1].results[0]
     assert len(Spool(tmp_path / "spool").list()) == 2
 
 
