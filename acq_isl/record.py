@@ -96,22 +96,22 @@ class RunRecord:
     """Such as ``simulated microscope, recorded specimen``."""
     model: str
     """Name, version and first digits of the hash, of each; empty without an engine."""
-    model_colors: dict[str, str]
+    model_colors: dict[str, str] = field(default_factory=dict)
     """``#rrggbb`` by label."""
-    engine: str
-    fields: tuple[FieldRecord, ...]
-    comparisons: tuple[Comparison, ...]
-    decisions: tuple[dict[str, Any], ...]
+    engine: str = ""
+    fields: tuple[FieldRecord, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
+    decisions: tuple[dict[str, Any], ...] = ()
     """Lines of ``decisions.jsonl``."""
-    counts: Counts
-    latencies: tuple[StageLatency, ...]
+    counts: Counts = Counts()
+    latencies: tuple[StageLatency, ...] = ()
     """In the order expose, transfer, wait, infer, decode, decide."""
-    versions: dict[str, str]
+    versions: dict[str, str] = field(default_factory=dict)
     """By package."""
-    files: dict[str, str]
+    files: dict[str, str] = field(default_factory=dict)
     """Path relative to the run folder, by what is there."""
-    warnings: tuple[str, ...]
-    experiment_yaml: str
+    warnings: tuple[str, ...] = ()
+    experiment_yaml: str = ""
     scorecard: Scorecard | None = None
     """None unless the microscope was a simulated one, which knows the truth."""
     label_models: dict[str, str] = field(default_factory=dict)

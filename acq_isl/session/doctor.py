@@ -28,20 +28,11 @@ _MEMORY_GIB = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the report.
-
-    Parameters
-    ----------
-    part : str
-    state : "ok", "warning" or "missing"
-        A run is possible with warnings, not with anything missing.
-    found : str
-    fix : str
-        What to do; empty when there is nothing to do.
-    """
+    """One line of the report, with what to do, if anything."""
 
     part: str
     state: Literal["ok", "warning", "missing"]
+    """A run is possible with warnings, not with anything missing."""
     found: str
     fix: str = ""
 
@@ -49,14 +40,7 @@ class Finding:
 def examine(settings: MicroscopeSettings, model: str, folder: Path) -> Iterator[Finding]:
     """Look at every part in turn; never raises for what it finds, never moves anything.
 
-    Parameters
-    ----------
-    settings : MicroscopeSettings
-        The microscope to look at; a simulated one is started and stopped.
-    model : str
-        Path of a model file, or ``demo``.
-    folder : Path
-        Where runs are to be written.
+    A simulated microscope is started and stopped; ``folder`` is where runs are to be written.
     """
     yield Finding("versions", "ok", ", ".join(f"{name} {version}" for name, version in versions().items()))
     yield from _guarded("microscope", lambda: _microscope(settings))
@@ -116,12 +100,8 @@ def _disk(folder: Path) -> Finding:
     free = shutil.disk_usage(existing).free / 2**30
     if free >= _DISK_GIB:
         return Finding("disk", "ok", f"{free:.0f} GiB free at {existing}")
-    return Finding(
-        "disk",
-        "warning",
-        f"{free:.1f} GiB free at {existing}",
-        f"free some space or give another --output; {_DISK_GIB:g} GiB hold about an hour of stacks",
-    )
+    fix = f"free some space or give another --output; {_DISK_GIB:g} GiB hold about an hour of stacks"
+    return Finding("disk", "warning", f"{free:.1f} GiB free at {existing}", fix)
 
 
 def _engine(model: str) -> Iterator[Finding]:
@@ -134,13 +114,9 @@ def _engine(model: str) -> Iterator[Finding]:
         why = engine.why
     finally:
         engine.close()
-    taken = time.perf_counter() - began
-    yield Finding(
-        "engine",
-        "ok",
-        f"{prediction.engine}; model {manifest.name} {manifest.version}; "
-        f"loaded and predicted a 256x256 stack in {taken:.1f} s",
-    )
+    took = f"loaded and predicted a 256x256 stack in {time.perf_counter() - began:.1f} s"
+    named = f"model {manifest.name} {manifest.version}"
+    yield Finding("engine", "ok", f"{prediction.engine}; {named}; {took}")
     yield Finding("why this one", "ok", why or "it is the only one")
     for one in not_used(model):
         yield Finding(one.name, "warning" if one.broken else "ok", f"not used: {one.why}", one.fix)

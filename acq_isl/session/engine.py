@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import assert_never
 
 from acq_isl.errors import EngineError, ModelError
 from acq_isl.experiment.experiment import Experiment, LocalEngine, NoEngine, RemoteEngine, SimulatedMicroscope
@@ -66,22 +67,10 @@ def _serve_command(experiment: Experiment, field_px: tuple[int, int]) -> tuple[s
 def open_engine(
     experiment: Experiment, folder: Path, field_px: tuple[int, int], stack: ExitStack
 ) -> tuple[EngineClient | WithoutEngine, Labels, tuple[str, ...]]:
-    """The way to the engine; a run without one goes on, acquires everything and says so.
+    """The way to the engine, the labels, and warnings; a run without one goes on and acquires everything.
 
-    Parameters
-    ----------
-    experiment : Experiment
-    folder : Path
-        Of the run; its spool lies there.
-    field_px : (int, int)
-        Rows and columns of the camera.
-    stack : ExitStack
-        Closes what is opened.
-
-    Returns
-    -------
-    source, labels, warnings
-        The labels are not known where no engine is known yet.
+    The spool lies in the run's folder; ``field_px`` are rows and columns of the camera; ``stack`` closes what
+    is opened. The labels have no names where no engine is known yet.
     """
     spool = Spool(folder / "spool")
     match experiment.engine:
@@ -107,6 +96,8 @@ def open_engine(
             labels = remote_labels(experiment, welcome)
             check_labels(experiment, labels)
             return client, labels, ()
+        case _:
+            assert_never(experiment.engine)
 
 
 def wanted(experiment: Experiment, labels: Labels) -> Wanted:

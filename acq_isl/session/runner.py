@@ -15,7 +15,7 @@ from acq_isl.experiment.experiment import Experiment, SimulatedMicroscope
 from acq_isl.experiment.planning import Cycle
 from acq_isl.hooks import GuardedAcquisition, OpenMicroscope, Safety, call_user_function, open_microscope
 from acq_isl.protocols import RunView
-from acq_isl.record import RunRecord
+from acq_isl.record import Counts, RunRecord
 from acq_isl.report.report import write_report
 from acq_isl.rules.actions import Limits
 from acq_isl.rules.label_names import Labels
@@ -25,7 +25,7 @@ from acq_isl.session.grade import grade
 from acq_isl.session.preflight import new_folder, prepare, simulated
 from acq_isl.session.progress import ProgressMeter
 from acq_isl.session.session import Session, SessionTools
-from acq_isl.session.summary import Origin, Stored, summarise, versions
+from acq_isl.session.summary import Stored, summarise, versions
 from acq_isl.session.views import Views
 from acq_isl.stack import Prediction, StackKey
 from acq_isl.storage.decision_log import Ledger
@@ -48,8 +48,7 @@ def expected_slices(experiment: Experiment, plan: tuple[Cycle, ...]) -> tuple[in
 
 def bounds(limits: Limits) -> tuple[Bound, ...]:
     """The limits of an experiment, for people."""
-    places = (("x um", limits.x_um), ("y um", limits.y_um), ("z um", limits.z_um))
-    found = [Bound(what, *values) for what, values in places if values is not None]
+    found = [Bound(f"{axis} um", *values) for axis, values in limits.stage.items()]
     if limits.exposure_ms is not None:
         found.append(Bound("exposure ms", None, limits.exposure_ms))
     return tuple(found)
@@ -77,19 +76,12 @@ _FILES = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RunResult:
-    """Where a run is and what came of it.
-
-    Parameters
-    ----------
-    folder : Path
-        Measured data, predictions, decisions, experiment, report.
-    report : Path
-        One HTML file.
-    record : RunRecord
-    """
+    """Where a run is and what came of it."""
 
     folder: Path
+    """Measured data, predictions, decisions, experiment, report."""
     report: Path
+    """One HTML file."""
     record: RunRecord
 
     @property
@@ -161,9 +153,10 @@ def _carry_out(
         finally:
             if session is not None:
                 # Only now is everything on disk that the pictures are read from.
-                origin = parts.origin(started, time.monotonic() - began, scope.description)
+                record = parts.record(started, time.monotonic() - began, scope.description)
                 stored = Stored(parts.microscope.images, parts.stored(folder / _STORE))
-                record = _with_ending(summarise(experiment, session, stored, origin), folder, failure)
+                record = summarise(experiment, session, stored, record)
+                record = _with_ending(record, folder, failure)
                 record = grade(record, experiment, session, stored, scope.simulated)
                 write_report(report, record)
             views.handle(RunEnded(failure, str(report) if record is not None else ""))
@@ -211,19 +204,21 @@ class _Parts:
             models=len(self.labels.models),
         )
 
-    def origin(self, started: str, duration_s: float, scope: str) -> Origin:
-        return Origin(
+    def record(self, started: str, duration_s: float, scope: str) -> RunRecord:
+        """What is known of the run without its session."""
+        return RunRecord(
+            name=self.experiment.name,
             started=started,
             duration_s=duration_s,
             scope=scope,
             model=self.labels.titles,
             model_colors=self.labels.colors,
-            label_models=self.labels.by_model,
+            counts=Counts(captured=self.microscope.captured, lost=lost(self.source)),
             versions=versions(),
             files=dict(_FILES),
             warnings=self.warnings,
-            captured=self.microscope.captured,
-            lost=lost(self.source),
+            experiment_yaml=self.experiment.to_yaml(),
+            label_models=self.labels.by_model,
         )
 
 
@@ -253,8 +248,7 @@ def _opened(
 
 def _safety(experiment: Experiment) -> Safety:
     # A slow computer takes seconds to compute a new field; that is no stuck microscope.
-    match experiment.microscope:
-        case SimulatedMicroscope(faults=faults):
-            return Safety(watchdog_s=_FAULTY_S if faults else _COMPUTING_S)
-        case _:
-            return Safety()
+    microscope = experiment.microscope
+    if isinstance(microscope, SimulatedMicroscope):
+        return Safety(watchdog_s=_FAULTY_S if microscope.faults else _COMPUTING_S)
+    return Safety()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,23 +27,6 @@ PACKAGES = ("acq-isl", "pycromanager", "pymmcore", "numpy", "pyzmq", "onnxruntim
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
-    """What the session does not know of its run; as in `RunRecord`, and slices captured and lost."""
-
-    started: str
-    duration_s: float
-    scope: str
-    model: str
-    model_colors: Mapping[str, str]
-    label_models: Mapping[str, str]
-    versions: Mapping[str, str]
-    files: Mapping[str, str]
-    warnings: tuple[str, ...]
-    captured: int
-    lost: int
-
-
-@dataclass(frozen=True, slots=True)
 class Stored:
     """How to read back what is on disk; both raise AcqIslError.
 
@@ -59,47 +42,33 @@ class Stored:
     prediction: Callable[[StackKey, str], Prediction]
 
 
-def summarise(experiment: Experiment, session: Session, stored: Stored, origin: Origin) -> RunRecord:
-    """Gather the record of a run, also of one that ended early."""
+def summarise(experiment: Experiment, session: Session, stored: Stored, record: RunRecord) -> RunRecord:
+    """Complete the record of a run, also of one that ended early, with what the session knows."""
     fields = [field for field in session.fields.values() if field.answers]
     predictions = [prediction for field in fields for prediction in field.predictions]
-    warnings = [*origin.warnings, *session.warnings]
+    warnings = [*record.warnings, *session.warnings]
     records = [_record(field, stored, warnings) for field in fields]
     comparisons = _comparisons(experiment, session, stored, warnings)
-    return RunRecord(
-        name=experiment.name,
-        started=origin.started,
-        duration_s=origin.duration_s,
-        scope=origin.scope,
-        model=origin.model,
-        model_colors=dict(origin.model_colors),
+    return replace(
+        record,
         engine=", ".join(sorted({prediction.engine for prediction in predictions})),
-        fields=tuple(record for record in records if record is not None),
+        fields=tuple(field for field in records if field is not None),
         comparisons=comparisons,
-        decisions=(),
-        counts=count(session, origin.captured, origin.lost),
+        counts=count(session, record.counts),
         latencies=latencies([prediction.times for prediction in predictions], session.decide_ms),
-        versions=dict(origin.versions),
-        files=dict(origin.files),
         warnings=tuple(dict.fromkeys(warnings)),
-        experiment_yaml=experiment.to_yaml(),
-        label_models=dict(origin.label_models),
     )
 
 
-def count(session: Session, captured: int, lost: int) -> Counts:
+def count(session: Session, counts: Counts) -> Counts:
     """Slices by what became of them; predicted are those that all models predicted."""
     by_status: dict[Status, int] = {"predicted": 0, "refused": 0, "spooled": 0}
     for field in session.fields.values():
         if (status := field.status) is not None:
             by_status[status] += len(field.request.z_um)
-    return Counts(
-        requested=sum(len(request.z_um) for request in session.asked),
-        captured=captured,
-        not_for_prediction=sum(len(request.z_um) for request in session.acquired if not request.predict),
-        lost=lost,
-        **by_status,
-    )
+    measured = sum(len(request.z_um) for request in session.acquired if not request.predict)
+    requested = sum(len(request.z_um) for request in session.asked)
+    return replace(counts, requested=requested, not_for_prediction=measured, **by_status)
 
 
 def latencies(times: Sequence[StageTimes], decide_ms: Sequence[float]) -> tuple[StageLatency, ...]:
