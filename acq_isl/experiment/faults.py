@@ -215,7 +215,7 @@ def _keys_of(text: str) -> dict[str, Any]:
         return keys
     fields = dataclasses.fields(_kinds()[kind])
     unnamed = [f.name for f in fields if not f.kw_only]
-    for word in filter(None, (one.strip() for one in rest.split(","))):
+    for word in filter(None, (word.strip() for word in rest.split(","))):
         name, equals, value = (part.strip() for part in word.partition("="))
         if not equals:
             if not unnamed:

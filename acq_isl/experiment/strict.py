@@ -69,8 +69,8 @@ def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> set[str
         if fields:
             found = [inner for field in fields for inner in _models(field.annotation)]
         else:  # the tag of a union
-            tagged = [one for one in found if part in get_args(one.model_fields["kind"].annotation)]
-            found = tagged or found
+            kinds = {model: get_args(model.model_fields["kind"].annotation) for model in found}
+            found = [model for model in found if part in kinds[model]] or found
     return {key for inner in found for key in inner.model_fields}
 
 

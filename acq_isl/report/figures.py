@@ -62,7 +62,8 @@ def draw_chosen(record: RunRecord, colors: dict[str, str]) -> dict[str, Any]:
     compared: dict[StackKey, list[Comparison]] = {}
     for comparison in record.comparisons:
         compared.setdefault(comparison.info.key, []).append(comparison)
-    fields = [one for one in sorted(record.fields, key=rank_order) if one.chosen or one.info.key in compared]
+    large = [field for field in record.fields if field.chosen or field.info.key in compared]
+    fields = sorted(large, key=rank_order)
     few = fields[:_MOST_FIELDS]
     count = sum(4 * max(len(compared.get(field.info.key, [])), 1) for field in few)
     edge = int(np.clip(math.sqrt(_PICTURES_PX / max(count, 1)), 160, 640))
@@ -72,7 +73,7 @@ def draw_chosen(record: RunRecord, colors: dict[str, str]) -> dict[str, Any]:
             {
                 "field": field,
                 "bar": display.scale_bar(field.info.shape[1] * field.info.pixel_size_um),
-                "rows": [_draw_row(one, colors, edge) for one in compared.get(field.info.key, [])],
+                "rows": [_draw_row(pair, colors, edge) for pair in compared.get(field.info.key, [])],
                 "layers": _layers(field, colors, edge),
                 "transmitted": _draw_gray(field, edge),
             }

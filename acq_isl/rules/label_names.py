@@ -177,22 +177,22 @@ def merge_outcomes(answers: Iterable[Outcome]) -> Outcome | None:
     missing = [outcome for outcome in found if not isinstance(outcome, Prediction)]
     if not predictions:
         return _merge_missing(missing)
-    warnings = (f"{one.model}: {warning}" for one in predictions for warning in one.warnings)
+    warnings = (f"{each.model}: {warning}" for each in predictions for warning in each.warnings)
     return Prediction(
         info=predictions[0].info,
-        labels=tuple(label for one in predictions for label in one.labels),
-        mean=np.concatenate([one.mean for one in predictions]),
-        spread=np.concatenate([one.spread for one in predictions]),
-        model_sha256=", ".join(one.model_sha256 for one in predictions),
-        model_name=", ".join(one.model_name for one in predictions),
-        engine=", ".join(dict.fromkeys(one.engine for one in predictions)),
+        labels=tuple(label for each in predictions for label in each.labels),
+        mean=np.concatenate([each.mean for each in predictions]),
+        spread=np.concatenate([each.spread for each in predictions]),
+        model_sha256=", ".join(each.model_sha256 for each in predictions),
+        model_name=", ".join(each.model_name for each in predictions),
+        engine=", ".join(dict.fromkeys(each.engine for each in predictions)),
         warnings=(*map(explain, missing), *warnings),
-        border_px=max(one.border_px for one in predictions),
-        times=slowest_times([one.times for one in predictions]),
+        border_px=max(each.border_px for each in predictions),
+        times=slowest_times([each.times for each in predictions]),
         distances=tuple(
-            replace(distance, name=f"{one.model}: {distance.name}")
-            for one in predictions
-            for distance in one.distances
+            replace(distance, name=f"{each.model}: {distance.name}")
+            for each in predictions
+            for distance in each.distances
         ),
     )
 
@@ -215,4 +215,4 @@ def explain(outcome: Refusal | Unpredicted) -> str:
 def slowest_times(times: Sequence[StageTimes]) -> StageTimes:
     """Of each stage the longest."""
     stages = (field.name for field in fields(StageTimes))
-    return StageTimes(**{stage: max(getattr(one, stage) for one in times) for stage in stages})
+    return StageTimes(**{stage: max(getattr(each, stage) for each in times) for stage in stages})

@@ -105,7 +105,7 @@ def packages_of(model: StrictModel) -> dict[str, str]:
 @cache
 def _find(point: type[PluginPoint]) -> _Kinds:
     """Load the entry points of a point, once; what cannot be used is logged and listed as broken."""
-    classes: dict[str, Any] = {one.model_fields["kind"].default: one for one in point.built_in()}
+    classes: dict[str, Any] = {kind.model_fields["kind"].default: kind for kind in point.built_in()}
     packages: dict[str, str] = {}
     broken = []
     for entry in entry_points(group=point.plugin_group):

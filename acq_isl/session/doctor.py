@@ -118,8 +118,8 @@ def _engine(model: str) -> Iterator[Finding]:
     named = f"model {manifest.name} {manifest.version}"
     yield Finding("engine", "ok", f"{prediction.engine}; {named}; {took}")
     yield Finding("why this one", "ok", why or "it is the only one")
-    for one in not_used(model):
-        yield Finding(one.name, "warning" if one.broken else "ok", f"not used: {one.why}", one.fix)
+    for other in not_used(model):
+        yield Finding(other.name, "warning" if other.broken else "ok", f"not used: {other.why}", other.fix)
 
 
 def _gpu() -> Finding:

@@ -84,12 +84,12 @@ def open_engine(
                 address = stack.enter_context(process).endpoint
             except EngineError as error:
                 return WithoutEngine(), Labels(), (f"the engine did not start: {error}",)
-            settings = ClientSettings(wanted=wanted(experiment, labels))
+            settings = ClientSettings(wanted=choose_models(experiment, labels))
             return stack.enter_context(EngineClient(address, spool=spool, settings=settings)), labels, ()
         case RemoteEngine(address=address, keys=keys):
             asked = Labels([RunModel(name) for name in experiment.models or ("",)])
             link = ConnectionSettings(keys=client_keys(keys) if keys is not None else None)
-            settings = ClientSettings(link=link, wanted=wanted(experiment, asked))
+            settings = ClientSettings(link=link, wanted=choose_models(experiment, asked))
             client = stack.enter_context(EngineClient(address, spool=spool, settings=settings))
             if not client.wait_connected(_REMOTE_WAIT_S) or (welcome := client.engine) is None:
                 return client, asked, (_nobody(address, asked),)
@@ -100,7 +100,7 @@ def open_engine(
             assert_never(experiment.engine)
 
 
-def wanted(experiment: Experiment, labels: Labels) -> Wanted:
+def choose_models(experiment: Experiment, labels: Labels) -> Wanted:
     """What the engine is asked for with every stack."""
     models = labels.models if experiment.models else ()
     return Wanted(models=models, deadline_ms=experiment.deadline_ms)

@@ -88,10 +88,12 @@ class _Grading:
         aside, height = targeting.score_targeting(label, fields, imaged)
         triggers = (scores.score_trigger(trigger, fields) for trigger in experiment.triggers)
         models = {style.name: style.model for style in session.labels.styles}
-        by_label = (replace(one, model=models.get(one.label, "")) for one in scores.score_labels(fields))
+        by_label = (
+            replace(score, model=models.get(score.label, "")) for score in scores.score_labels(fields)
+        )
         notes = ((not lit, _DARK), (not self._knows_cells, _NO_CELLS), (len(lit) > _MOST_FIELDS, _TOO_MANY))
         return Scorecard(
-            labels=tuple(by_label),
+            labels=tuple(replace(score, model=models.get(score.label, "")) for score in labels),
             choice=scores.score_choice(experiment.choose, fields) if experiment.choose else None,
             triggers=tuple(score for score in triggers if score is not None),
             cells=scores.score_cells(label, fields, revisited) if label and revisited else None,
@@ -109,8 +111,8 @@ class _Grading:
 
     def _imaged(self, request: StackRequest) -> Imaged:
         exposures = tuple(
-            Exposure(one.unix_s, one.light.x_um, one.light.y_um, one.light.z_um, one.light.dose_ms)
-            for one in self.taken[request.key]
+            Exposure(shot.unix_s, shot.light.x_um, shot.light.y_um, shot.light.z_um, shot.light.dose_ms)
+            for shot in self.taken[request.key]
         )
         if request.key in self.session.fields:
             return Imaged(request, exposures)
@@ -123,7 +125,7 @@ class _Grading:
         if not field.predictions:
             return known
         times = [prediction.times for prediction in field.predictions]
-        engine_ms = max(one.transfer_ms + one.wait_ms + one.infer_ms + one.decode_ms for one in times)
+        engine_ms = max(each.transfer_ms + each.wait_ms + each.infer_ms + each.decode_ms for each in times)
         decide_ms = statistics.median(self.session.decide_ms or [0.0])
         known = replace(known, decided_s=(engine_ms + decide_ms) / 1000)
         if number < _MOST_FIELDS:

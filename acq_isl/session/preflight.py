@@ -72,7 +72,7 @@ def local_labels(experiment: Experiment) -> Labels:
         name, file = named(entry)
         info = describe(file)
         models.append(RunModel(name or info.manifest.name, info.manifest, info.sha256))
-    names = [one.asked_as for one in models]
+    names = [model.asked_as for model in models]
     if len(set(names)) < len(names):
         raise ModelError(
             "the models of an experiment must have different names",
@@ -116,7 +116,7 @@ def check_labels(experiment: Experiment, known: Labels) -> None:
     if experiment.choose is not None:
         wanted.add(experiment.choose.measurement.label)
     for label in sorted(wanted - set(labels)):
-        same = [one for one in labels if known.name_in_model(one) == label]
+        same = [name for name in labels if known.name_in_model(name) == label]
         near = same or difflib.get_close_matches(label, labels, n=1)
         models = " and ".join(experiment.model_files)
         raise ExperimentError(

@@ -93,16 +93,16 @@ class Field:
     @property
     def status(self) -> Status | None:
         """What became of the stack; None until every model has answered."""
-        return combine_status([status_of(one) for one in self.outcomes], len(self.models))
+        return combine_status([status_of(outcome) for outcome in self.outcomes], len(self.models))
 
     @property
     def predictions(self) -> tuple[Prediction, ...]:
-        return tuple(one for one in self.outcomes if isinstance(one, Prediction))
+        return tuple(outcome for outcome in self.outcomes if isinstance(outcome, Prediction))
 
     @property
     def without(self) -> tuple[Refusal | Unpredicted, ...]:
         """What models said that did not predict it."""
-        return tuple(one for one in self.outcomes if not isinstance(one, Prediction))
+        return tuple(outcome for outcome in self.outcomes if not isinstance(outcome, Prediction))
 
 
 class Session:
@@ -258,7 +258,8 @@ class Session:
         model = self.labels.owner(rule.measurement.label) or ""
         answers = [self.fields[request.key].answers for request in cycle.requests]
         outcomes = [by_model[model] for by_model in answers if model in by_model]
-        choices = rank(rule, [(one, self._measured.measure(one, rule.measurement)) for one in outcomes])
+        measured = [self._measured.measure(outcome, rule.measurement) for outcome in outcomes]
+        choices = rank(rule, list(zip(outcomes, measured, strict=True)))
         self.decide_ms.append((time.perf_counter() - began) * 1e3)
         for choice in choices:
             self.fields[choice.key].choice = choice

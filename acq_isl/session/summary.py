@@ -125,7 +125,7 @@ def _comparisons(
     acquired, rules = {request.key: request for request in session.acquired}, measurements(experiment)
     found: list[Comparison] = []
     for field in session.fields.values():
-        by_label = {label: one.model for one in field.predictions for label in one.labels}
+        by_label = {label: made.model for made in field.predictions for label in made.labels}
         for label, channel in experiment.truth.items():
             key = StackKey(field.request.key.time, field.request.key.position, channel)
             if key not in acquired or label not in by_label:

@@ -14,7 +14,7 @@ from acq_isl.errors import AcqIslError, ExperimentError, ModelError
 from acq_isl.experiment.experiment import Experiment
 from acq_isl.manifest import Label
 from acq_isl.session import engine as run_engine
-from acq_isl.session.engine import remote_labels, wanted
+from acq_isl.session.engine import choose_models, remote_labels
 from acq_isl.session.preflight import check_labels, local_labels
 from acq_isl.stack import Prediction, Refusal
 from acq_isl.storage.prediction_store import load as load_prediction
@@ -199,9 +199,9 @@ def test_models_of_a_running_server_are_asked_for_by_name(tmp_path: Path) -> Non
     some = experiment(tmp_path, ["z", "y"], engine=remote)
     labels = remote_labels(some, welcome)
     assert labels.names == ("k", "axons")
-    assert wanted(some, labels) == Wanted(models=("z", "y"))
+    assert choose_models(some, labels) == Wanted(models=("z", "y"))
     with pytest.raises(ModelError, match="has no model 'q'"):
         remote_labels(experiment(tmp_path, ["z", "q"], engine=remote), welcome)
     plain = Experiment.from_text("name: one\noverview: {channels: [Phase]}\nengine: {kind: none}\n")
-    assert wanted(plain, remote_labels(plain, welcome)) == Wanted()
+    assert choose_models(plain, remote_labels(plain, welcome)) == Wanted()
     assert np.array_equal(remote_labels(plain, welcome).names, ("axons",))

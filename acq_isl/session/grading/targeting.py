@@ -43,7 +43,7 @@ def score_light(imaged: Sequence[Imaged], overview: set[StackKey]) -> LightScore
         if key not in overview:
             places.add((key.time, key.position))
         sums = overview_ms if key in overview else stain_ms
-        sums[key.channel] = sums.get(key.channel, 0.0) + sum(one.dose_ms for one in stack.exposures)
+        sums[key.channel] = sums.get(key.channel, 0.0) + sum(exposure.dose_ms for exposure in stack.exposures)
     times = [exposure.unix_s for stack in imaged for exposure in stack.exposures]
     per_field = sum(stain_ms.values()) / len(places) if places else 0.0
     duration_s = max(times) - min(times) if times else 0.0
