@@ -88,9 +88,7 @@ class _Grading:
         aside, height = targeting.score_targeting(label, fields, imaged)
         triggers = (scores.score_trigger(trigger, fields) for trigger in experiment.triggers)
         models = {style.name: style.model for style in session.labels.styles}
-        by_label = (
-            replace(score, model=models.get(score.label, "")) for score in scores.score_labels(fields)
-        )
+        labels = scores.score_labels(fields)
         notes = ((not lit, _DARK), (not self._knows_cells, _NO_CELLS), (len(lit) > _MOST_FIELDS, _TOO_MANY))
         return Scorecard(
             labels=tuple(replace(score, model=models.get(score.label, "")) for score in labels),
