@@ -21,16 +21,7 @@ class Incomplete:
 
 
 class OpenStack:
-    """A stack that is being filled.
-
-    Parameters
-    ----------
-    info : StackInfo
-    pixels : (z, y, x) uint16
-        Memory to fill; belongs to the caller.
-    opened_s : float
-        Time on the caller's clock, in seconds.
-    """
+    """A stack that is being filled: the caller's memory, (z, y, x) uint16, and time on the caller's clock."""
 
     def __init__(self, info: StackInfo, pixels: Uint16Image, opened_s: float) -> None:
         self.info, self.pixels, self.touched_s = info, pixels, opened_s
@@ -67,16 +58,9 @@ class OpenStack:
 
 
 class Assembler:
-    """Several stacks at once, by id, their slices in any order.
+    """Several stacks at once, by id, their slices in any order; more unfinished ones than agreed are refused.
 
-    Parameters
-    ----------
-    timeout_s : float
-        A stack that got no slice for this long is given up by `expire`.
-    max_open : int
-        More unfinished stacks than this are refused.
-    remember : int
-        Ids of finished stacks kept to tell a late slice from a new stack.
+    It remembers the ids of finished stacks to tell a late slice from a new stack.
     """
 
     def __init__(self, *, timeout_s: float, max_open: int = 16, remember: int = 1024) -> None:
@@ -92,20 +76,8 @@ class Assembler:
     def add(self, stack: int, slice_: Slice, now_s: float, into: Uint16Image | None = None) -> ZStack | None:
         """Take a slice; the stack, if this slice completes it.
 
-        Parameters
-        ----------
-        stack : int
-        slice_ : Slice
-            Copied into the stack unless ``into`` is given.
-        now_s : float
-            Time on the caller's clock, in seconds.
-        into : (z, y, x) uint16, optional
-            Memory of the whole stack in which the slice already lies.
-
-        Raises
-        ------
-        WireError
-            The slice contradicts earlier ones of its stack, or too many stacks are open.
+        It is copied unless it lies already in ``into``, (z, y, x) uint16, the memory of its whole stack.
+        WireError if it contradicts earlier ones, or too many stacks are open.
         """
         if stack in self._finished:
             return None

@@ -87,17 +87,10 @@ class IncrementalThread:
     def add(
         self, by_model: dict[str, IncrementalStatistics | None], info: StackInfo, z: int, plane: Uint16Image
     ) -> None:
-        """Have a plane that will not change measured, if there is time. Returns at once.
+        """Have a plane, (y, x) uint16, that will not change measured if there is time. Returns at once.
 
-        Parameters
-        ----------
-        by_model : dict of model name to IncrementalStatistics or None
-            Of this stack; begun here for engines that measure incrementally.
-        info : StackInfo
-            The same object for all planes of a stack.
-        z : int
-            May come twice; it is measured once.
-        plane : (y, x) uint16
+        The statistics of a stack are begun here for the models whose engines measure incrementally; ``info``
+        is the same object for all its planes.
         """
         for model, begun in by_model.items():
             by_model[model] = statistics = begun or self._begin(model, info)

@@ -41,12 +41,8 @@ class ServedModel:
     def offer(self) -> Offer:
         """What clients are told of it."""
         manifest = self.engine.manifest
-        return Offer(
-            name=self.name or manifest.name,
-            manifest=manifest.model_dump_json(),
-            model_sha256=self.sha256,
-            engine=self.backend,
-        )
+        name, as_json = self.name or manifest.name, manifest.model_dump_json()
+        return Offer(name=name, manifest=as_json, model_sha256=self.sha256, engine=self.backend)
 
 
 def named(model: str) -> tuple[str, str]:
@@ -58,17 +54,8 @@ def named(model: str) -> tuple[str, str]:
 class ModelRegistry:
     """Models in the order in which they were given; the first is the one nobody needs to name.
 
-    Read by any thread, changed by the engine's thread only.
-
-    Parameters
-    ----------
-    models : sequence of ServedModel
-        Owned from now on: closed with the registry.
-
-    Raises
-    ------
-    ModelError
-        None at all, too many, or two of one name.
+    Read by any thread, changed by the engine's thread only. The models are closed with it. ModelError if
+    there is none, too many, or two of one name.
     """
 
     def __init__(self, models: Sequence[ServedModel]) -> None:

@@ -190,13 +190,7 @@ class Spool:
 
 
 class SpoolThread:
-    """One thread that reads and writes the spool, so that nobody else waits for the disk.
-
-    Parameters
-    ----------
-    limit : int
-        Jobs that may wait; `submit` refuses more.
-    """
+    """One thread that reads and writes the spool, so that nobody else waits for the disk."""
 
     def __init__(self, limit: int = 64) -> None:
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(limit + 1)

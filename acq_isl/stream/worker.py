@@ -37,15 +37,9 @@ Work = Job | Callable[[], None]
 
 
 class EngineWorker:
-    """Predicts jobs.
+    """Predicts jobs, of which ``limit`` may wait.
 
-    Parameters
-    ----------
-    registry : ModelRegistry
-    limit : int
-        Jobs that may wait.
-    answer : callable
-        Is given each job and the message that answers it, on one of the engines' threads.
+    ``answer`` is given each job and the message that answers it, on one of the engines' threads.
     """
 
     def __init__(
@@ -54,7 +48,7 @@ class EngineWorker:
         self._registry, self._answer = registry, answer
         self.incremental = IncrementalThread(registry)
         """To be given slices as they arrive; starts and stops with the worker."""
-        self._schedule: Schedule[Job] = Schedule(limit)
+        self._schedule = Schedule(limit)
         self._changes: deque[Callable[[], None]] = deque()
         self._at_work: list[Work] = []
         self._changed = threading.Condition()

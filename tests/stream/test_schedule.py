@@ -3,49 +3,49 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from itertools import groupby
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from acq_isl.stack import StackInfo, StackKey, ZStack
 from acq_isl.stream.messages import Work
-from acq_isl.stream.schedule import LIVE_IN_A_ROW, Schedule, ScheduleCounts, priority
+from acq_isl.stream.schedule import LIVE_IN_A_ROW, Job, Schedule, ScheduleCounts, priority
+
+STACK = ZStack(
+    StackInfo(StackKey(0, "A", "Phase"), (0.0,), (1, 1), 0.3), np.zeros((1, 1, 1), np.uint16), (0.0,)
+)
 
 
-@dataclass(frozen=True)
-class Ticket:
-    id: int
-    client: str
-    work: Work
-    number: int
-    due_s: float = math.inf
+def ticket_of(number: int, client: str, work: Work, due_s: float = math.inf) -> Job:
+    return Job(client, number, "mean", STACK, 0.0, work, due_s)
 
 
 CLIENTS = ("a", "b", "c")
 WORKS: tuple[Work, ...] = ("live", "bulk")
 
 
-def schedule(*tickets: Ticket, limit: int = 100) -> Schedule[Ticket]:
-    made: Schedule[Ticket] = Schedule(limit)
+def schedule(*tickets: Job, limit: int = 100) -> Schedule:
+    made: Schedule = Schedule(limit)
     for ticket in tickets:
         assert made.add(ticket)
     return made
 
 
-def tickets(text: str) -> list[Ticket]:
+def tickets(text: str) -> list[Job]:
     """``"a:live b:bulk"``, numbered from 0 as they come."""
     words = [word.split(":") for word in text.split()]
     return [
-        Ticket(n, client, "live" if work == "live" else "bulk", n) for n, (client, work) in enumerate(words)
+        ticket_of(n, client, "live" if work == "live" else "bulk") for n, (client, work) in enumerate(words)
     ]
 
 
-def taken(plan: Schedule[Ticket]) -> list[int]:
+def taken(plan: Schedule) -> list[int]:
     order: list[int] = []
     while (one := plan.next(0.0)) is not None:
-        order.append(one.id)
+        order.append(one.number)
     return order
 
 
@@ -66,36 +66,39 @@ def test_order(text: str, order: list[int]) -> None:
 
 
 def test_bulk_has_its_turn_among_ever_more_live_work() -> None:
-    plan = schedule(Ticket(-1, "plate", "bulk", 0))
+    plan = schedule(ticket_of(-1, "plate", "bulk"))
     order = []
     for n in range(3 * LIVE_IN_A_ROW):
-        plan.add(Ticket(n, "scope", "live", n))
-        order.append(plan.next(0.0).id)  # type: ignore[union-attr]
+        plan.add(ticket_of(n, "scope", "live"))
+        order.append(plan.next(0.0).number)  # type: ignore[union-attr]
     assert order.index(-1) == LIVE_IN_A_ROW
 
 
 def test_a_deadline_is_a_deadline() -> None:
-    plan = schedule(Ticket(0, "a", "live", 0, due_s=5.0), Ticket(1, "a", "live", 1, due_s=3.0))
-    assert plan.next(3.0) == Ticket(0, "a", "live", 0, due_s=5.0), "at its deadline a ticket is too late"
+    early, late = ticket_of(0, "a", "live", due_s=5.0), ticket_of(1, "a", "live", due_s=3.0)
+    plan = schedule(early, late)
+    assert plan.next(3.0) is early, "at its deadline a ticket is too late"
     assert plan.next(3.0) is None
-    assert plan.expire(3.0) == [Ticket(1, "a", "live", 1, due_s=3.0)]
+    assert plan.expire(3.0) == [late]
     assert plan.counts == ScheduleCounts(added=2, taken=1, expired=1)
 
 
 def test_more_than_the_limit_and_twice_the_same_are_refused_and_counted() -> None:
     plan = schedule(*tickets("a:bulk a:bulk"), limit=2)
-    assert not plan.add(Ticket(2, "a", "live", 2))
-    assert plan.remove(0)
-    assert not plan.remove(0)
-    assert not plan.add(Ticket(1, "a", "live", 3))
+    first = ticket_of(0, "a", "bulk").id
+    assert not plan.add(ticket_of(2, "a", "live"))
+    assert plan.remove(first)
+    assert not plan.remove(first)
+    assert not plan.add(ticket_of(1, "a", "live"))
     assert plan.counts == ScheduleCounts(added=2, removed=1, refused=2)
 
 
 def test_clients_that_are_gone_are_forgotten() -> None:
-    plan: Schedule[Ticket] = Schedule(4)
+    plan: Schedule = Schedule(4)
     for n in range(100):
-        plan.add(Ticket(n, f"client {n}", "bulk", n))
-        assert plan.next(0.0) == Ticket(n, f"client {n}", "bulk", n)
+        waits = ticket_of(n, f"client {n}", "bulk")
+        plan.add(waits)
+        assert plan.next(0.0) is waits
     assert len(plan._served) <= 2 * 4 + 1
 
 
@@ -116,31 +119,33 @@ events = st.lists(
 
 @given(events)
 def test_every_ticket_leaves_once_and_in_order(told: list[tuple[object, ...]]) -> None:
-    plan: Schedule[Ticket] = Schedule(20)
-    now_s, waiting, gone = 0.0, dict[int, Ticket](), dict[int, str]()
+    plan: Schedule = Schedule(20)
+    now_s, waiting, gone = 0.0, dict[int, Job](), dict[int, str]()
     number = refused = 0
     for what, *more in told:
         match what:
             case "add":
                 client, work, left = more
                 due_s = math.inf if left is None else now_s + float(str(left))
-                ticket = Ticket(number, str(client), "live" if work == "live" else "bulk", number, due_s)
-                number += 1
+                ticket = ticket_of(number, str(client), "live" if work == "live" else "bulk", due_s)
                 if plan.add(ticket):
-                    waiting[ticket.id] = ticket
+                    waiting[number] = ticket
                 else:
                     refused += 1
                     assert len(waiting) == 20
+                number += 1
             case "tick":
                 now_s += 1.0
                 for late in plan.expire(now_s):
-                    assert waiting.pop(late.id).due_s <= now_s
-                    gone[late.id] = "expired"
+                    assert waiting.pop(late.number).due_s <= now_s
+                    gone[late.number] = "expired"
                 assert all(ticket.due_s > now_s for ticket in waiting.values())
             case "cancel":
                 id_ = int(str(more[0]))
-                assert plan.remove(id_) == (id_ in waiting), "what left before cannot leave again"
-                if waiting.pop(id_, None) is not None:
+                there = waiting.pop(id_, None)
+                asked = there or ticket_of(id_, CLIENTS[0], "bulk")
+                assert plan.remove(asked.id) == (there is not None), "what left before cannot leave again"
+                if there is not None:
                     gone[id_] = "cancelled"
             case "take":
                 check_taken(plan.next(now_s), waiting, gone, now_s)
@@ -150,16 +155,14 @@ def test_every_ticket_leaves_once_and_in_order(told: list[tuple[object, ...]]) -
     assert (counts.added, counts.refused) == (len(waiting) + len(gone), refused)
 
 
-def check_taken(
-    ticket: Ticket | None, waiting: dict[int, Ticket], gone: dict[int, str], now_s: float
-) -> None:
+def check_taken(ticket: Job | None, waiting: dict[int, Job], gone: dict[int, str], now_s: float) -> None:
     ready = [ticket for ticket in waiting.values() if ticket.due_s > now_s]
     if ticket is None:
         assert not ready, "the engine idles although a stack waits"
         return
-    assert waiting.pop(ticket.id) is ticket
-    assert ticket.id not in gone, "predicted twice"
-    gone[ticket.id] = "taken"
+    assert waiting.pop(ticket.number) is ticket
+    assert ticket.number not in gone, "predicted twice"
+    gone[ticket.number] = "taken"
     assert ticket.due_s > now_s, "too late"
     rivals = [one for one in ready if (one.client, one.work) == (ticket.client, ticket.work)]
     assert ticket == min(rivals, key=lambda one: priority(one.work, one.number))
@@ -168,7 +171,7 @@ def check_taken(
 @given(st.lists(st.tuples(st.sampled_from(CLIENTS), st.sampled_from(WORKS)), min_size=1, max_size=60))
 def test_nobody_starves(wanted: list[tuple[str, Work]]) -> None:
     """Everything waits at once: live never keeps bulk waiting for more than `LIVE_IN_A_ROW`."""
-    plan = schedule(*(Ticket(n, client, work, n) for n, (client, work) in enumerate(wanted)))
+    plan = schedule(*(ticket_of(n, client, work) for n, (client, work) in enumerate(wanted)))
     order = [wanted[n] for n in taken(plan)]
     assert sorted(order) == sorted(wanted)
     last_bulk = max((n for n, (_, work) in enumerate(order) if work == "bulk"), default=-1)
