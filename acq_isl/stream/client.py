@@ -207,14 +207,11 @@ class EngineClient:
     def _collect(self, timeout_s: float, outcomes: list[Outcome]) -> bool:
         """Take outcomes until every stack has one; False after the time limit."""
         deadline_s = time.monotonic() + timeout_s
-        while True:
-            outcomes += self.poll()
-            if self._queue.empty and not self._queue.has_outcomes:
-                return True
-            left_s = deadline_s - time.monotonic()
-            if left_s <= 0 or not self._thread.running:
+        while not self._queue.collect(outcomes, min(max(deadline_s - time.monotonic(), 0.0), 1.0)):
+            if time.monotonic() >= deadline_s or not self._thread.running:
                 return False
-            self._queue.wait_for(lambda: self._queue.has_outcomes or self._queue.empty, min(left_s, 1.0))
+            self._thread.wake()  # there may be room for more predictions now
+        return True
 
     def _require_nothing_lost(self, stuck: bool) -> None:
         lost = self.counts.lost + self._queue.slices_held * stuck

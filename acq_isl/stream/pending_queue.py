@@ -79,15 +79,6 @@ class PendingQueue:
             return ClientCounts(**self._count, spooled_for=tuple(sorted(self._spooled_for.items())))
 
     @property
-    def empty(self) -> bool:
-        """Whether every stack has its outcomes."""
-        return not self._stacks
-
-    @property
-    def has_outcomes(self) -> bool:
-        return bool(self._outcomes)
-
-    @property
     def slices_held(self) -> int:
         """Slices that have no outcome yet."""
         with self._changed:
@@ -121,6 +112,13 @@ class PendingQueue:
         with self._changed:
             outcomes, self._outcomes = self._outcomes, []
             return outcomes
+
+    def collect(self, outcomes: list[Outcome], timeout_s: float) -> bool:
+        """Take the outcomes, waiting if there is none; True if no stack is left without one."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._outcomes or not self._stacks, timeout_s)
+            outcomes += self.poll()
+            return not self._stacks
 
     def put_back(self, outcomes: list[Outcome]) -> None:
         """Have outcomes polled again, before all others."""

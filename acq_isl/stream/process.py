@@ -205,14 +205,6 @@ def serve(
 
     Lowers the priority of this process, so that an acquisition on the same machine wins.
 
-    Parameters
-    ----------
-    models : sequence of ServedModel
-    bind : str
-        ZMQ address, such as ``tcp://127.0.0.1:5555``.
-    settings : ServerSettings, optional
-    parent : Parent, optional
-
     Raises
     ------
     ModelError

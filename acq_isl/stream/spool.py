@@ -68,21 +68,9 @@ class _Record(WireModel):
 class SpooledStack:
     """A stack as it lies on disk, possibly without some of its slices.
 
-    Parameters
-    ----------
-    stack : int
-        Number of the stack in its run.
-    info : StackInfo
-    present : tuple of int
-        Indices into ``info.z_um`` of the slices that are there, rising.
-    captured_s : tuple of float
-        Unix time in seconds of each of them.
-    pixels : (z, y, x) uint16
-        One plane per entry of ``present``.
-    reason : str
-        Why it waits.
-    models : tuple of str
-        Names of the models it waits for; empty: the one that clients need not name.
+    ``stack`` is its number in its run. ``present`` are the indices into ``info.z_um`` of the slices that are
+    there, rising, ``captured_s`` the Unix time of each, ``pixels`` their planes, (z, y, x) uint16. ``reason``
+    says why it waits, ``models`` for which models: none for the one that clients need not name.
     """
 
     stack: int

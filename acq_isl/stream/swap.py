@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import zmq
@@ -203,7 +204,7 @@ def warm_up(model: ServedModel, like: StackInfo | None) -> None:
 
 def _refusal(error: AcqIslError) -> wire.NotSwapped:
     wanted, got, fix = (wire.cut(text or "") for text in (error.wanted, error.got, error.fix))
-    kind = "model" if isinstance(error, ModelError) else "engine"
+    kind: Literal["model", "engine"] = "model" if isinstance(error, ModelError) else "engine"
     return wire.NotSwapped(error=kind, reason=wire.cut(error.what), wanted=wanted, got=got, fix=fix)
 
 
@@ -216,25 +217,11 @@ def swap(
     answer_s: float = 10.0,
     timeout_s: float = 900.0,
 ) -> wire.Swapped:
-    """Have a server replace one of its models, and wait until it has.
+    """Have a server replace one of its models by a file on its computer, and wait until it has.
 
-    Parameters
-    ----------
-    endpoint : str
-        Of the server, such as ``tcp://127.0.0.1:5599``.
-    model : str
-        Model file, as the server's computer knows it.
-    name : str
-        Of the model to replace; by default the one of the new one's name, or the only one.
-    keys : ClientKeys, optional
-        For a server that wants them.
-    answer_s, timeout_s : float
-        Longest time until the server answers at all, and for loading.
-
-    Returns
-    -------
-    Swapped
-        What was and is served, and what changed for clients.
+    The model replaced is that of ``name``, by default that of the new one's name, or the only one. The server
+    has ``answer_s`` to answer at all and ``timeout_s`` to load. Returns what was and is served, and what
+    changed for clients.
 
     Raises
     ------

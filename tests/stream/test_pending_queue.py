@@ -267,7 +267,7 @@ class PendingQueueMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.queue.close_all("closed", "closed")
         for _ in range(1000):
-            if self.queue.empty:
+            if not self.queue._stacks:
                 break
             self.keep(no_engine=True)
             if self.disk:
