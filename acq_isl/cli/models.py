@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
@@ -25,35 +24,10 @@ _GUESSED = (
 )
 
 
-class Form(StrEnum):
-    """Of the published network."""
-
-    EXACT = "exact"
-    SINGLE_PHASE = "single-phase"
-
-
-class Statistic(StrEnum):
-    """Of a pixel's distribution over intensities."""
-
-    MEDIAN = "median"
-    MEAN = "mean"
-
-
-class SplitUnit(StrEnum):
-    """What was held out of training as a whole."""
-
-    FIELD = "field"
-    WELL = "well"
-
-
-class Light(StrEnum):
-    """Kinds of transmitted light the published network was trained on."""
-
-    PHASE_CONTRAST = "phase contrast"
-    BRIGHTFIELD = "brightfield"
-    DIC = "DIC"
-
-
+Form = Literal["exact", "single-phase"]
+Statistic = Literal["median", "mean"]
+SplitUnit = Literal["field", "well"]
+Light = Literal["phase contrast", "brightfield", "DIC"]
 Model = Annotated[str, typer.Argument(help="Model file (.onnx), or 'demo'.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads for inference.")]
 
@@ -108,9 +82,9 @@ def import_reference(
     checkpoint: Checkpoint,
     output: NewModel,
     heads: Heads = None,
-    form: TheForm = Form.EXACT,
-    statistic: Shown = Statistic.MEDIAN,
-    light: TheLight = Light.PHASE_CONTRAST,
+    form: TheForm = "exact",
+    statistic: Shown = "median",
+    light: TheLight = "phase contrast",
     pixel_size_um: PixelSize = None,
     planes: Planes = None,
     z_step_um: ZStep = None,
@@ -128,8 +102,8 @@ def import_reference(
         output,
         Optics(*optics),
         heads=chosen,
-        form="exact" if form is Form.EXACT else "single phase",
-        statistic="mean" if statistic is Statistic.MEAN else "median",
+        form="exact" if form == "exact" else "single phase",
+        statistic=statistic,
     )
     out.print(f"made {escape(str(output))}: {escape(', '.join(made.label_names))}")
     if z_step_um is None and made.planes > 1:
@@ -141,7 +115,7 @@ def evaluate(
     model: Model,
     pairs: Pairs,
     output: Results,
-    split_unit: Unit = SplitUnit.FIELD,
+    split_unit: Unit = "field",
     truth: Truth = None,
     objects: Objects = None,
     z_step_um: FileZStep = None,
@@ -153,7 +127,7 @@ def evaluate(
     from acq_isl.evaluation.results import Settings
 
     settings = Settings(
-        split_unit=split_unit.value,
+        split_unit=split_unit,
         truth_of=_pairs_of_names(truth or []),
         objects=tuple(objects or ()),
         truth_range="pairs" if own_range else "model",
@@ -234,19 +208,12 @@ def _published(
     high_pass_um: float,
 ) -> tuple[Modality, Polarity, float, tuple[float, ...], float]:
     """Optics of the published data where nothing else was said."""
-    modality: Modality
-    polarity: Polarity = "unknown"
-    match light:
-        case Light.PHASE_CONTRAST:
-            modality, polarity, pixel, count = "phase contrast", "dark", 0.3, 13
-        case Light.BRIGHTFIELD:
-            modality, pixel, count = "brightfield", 0.5, 13
-        case Light.DIC:
-            modality, pixel, count = "DIC", 0.4, 26
+    pixel, count = {"phase contrast": (0.3, 13), "brightfield": (0.5, 13), "DIC": (0.4, 26)}[light]
+    polarity: Polarity = "dark" if light == "phase contrast" else "unknown"
     count = count if planes is None else planes
     step = _Z_STEP_UM if z_step_um is None else z_step_um
     offsets = tuple(step * (plane - (count - 1) / 2) for plane in range(count))
-    return modality, polarity, pixel if pixel_size_um is None else pixel_size_um, offsets, high_pass_um
+    return light, polarity, pixel if pixel_size_um is None else pixel_size_um, offsets, high_pass_um
 
 
 def _no_extra(extra: str, error: ModuleNotFoundError) -> ModelError:
