@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from acq_isl.files import whole_file
 from acq_isl.processing.normalize import contrast_sd
 from acq_isl.training.config import load_config
-from acq_isl.training.data.augment import Augmentation, augmented
+from acq_isl.training.data.augment import Augmentation, augment
 from acq_isl.training.data.source_simulated import Pair, SimulationConfig, simulate
 from acq_isl.training.network import NetworkConfig, Normalise, beta_nll
 
@@ -137,7 +137,7 @@ def batch(
                     int(np.clip(m - side // 2, 0, n - side)) for m, n in zip(middle, x.shape[1:], strict=True)
                 ]
         cut = (slice(None), slice(corner[0], corner[0] + side), slice(corner[1], corner[1] + side))
-        one, other = augmented(
+        one, other = augment(
             x[cut].astype(np.float32), y[cut].astype(np.float32), PATCH_PX, augmentation, rng
         )
         xs.append(np.ascontiguousarray(one))

@@ -12,8 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from acq_isl.errors import PairRefused, StorageError
 from acq_isl.manifest import Manifest
-from acq_isl.readers.read import read_data_set
-from acq_isl.readers.tiff import read_file
+from acq_isl.readers.read import find_reader, read_data_set
+from acq_isl.readers.tiff import TiffReader, read_file, stem
 from acq_isl.training.data.pairs import Item, Nominal
 from acq_isl.training.data.sources import GooglePngSource, Image, RecordingSource, Source, TiffSource
 
@@ -62,8 +62,10 @@ def _items(path: Path, nominal: Nominal, z_step_um: float | None) -> Iterator[It
         raise PairRefused(
             f"there is no folder {path}", wanted="a folder of recorded pairs", fix="check the path"
         )
-    fields = list(_tiff_fields(path, nominal, z_step_um))
-    if fields:
+    reader = find_reader(path)
+    if reader is not None and not isinstance(reader, TiffReader) and not any(path.glob("*.png")):
+        yield from _other_fields(path, z_step_um).items(nominal)
+    elif fields := list(_tiff_fields(path, nominal, z_step_um)):
         yield from fields
     elif any(path.rglob("*.png")):
         yield from GooglePngSource(kind="google_png", folder=path, z_step_um=z_step_um).items(nominal)
@@ -113,12 +115,15 @@ def _tiff_fields(root: Path, nominal: Nominal, z_step_um: float | None) -> Itera
                 got=f"{len(stacks)} stacks in {len(files)} files",
                 fix=_FIX,
             )
-        labels: dict[str, str | Image] = {
-            file.name.split(".")[0]: file.name for file in files if file != stacks[0]
-        }
+        labels = {stem(file): Image(file=file.name) for file in files if file != stacks[0]}
         well = folder.name if _WELL.fullmatch(folder.name) else None
         source = TiffSource(
-            kind="tiff", folder=folder, stack=stacks[0].name, labels=labels, well=well, z_step_um=z_step_um
+            kind="tiff",
+            folder=folder,
+            stack=Image(file=stacks[0].name),
+            labels=labels,
+            well=well,
+            z_step_um=z_step_um,
         )
         name = folder.name if folder == root else folder.relative_to(root.parent).as_posix()
         for number, item in enumerate(source.items(nominal)):

@@ -53,10 +53,9 @@ def read_data_set(path: Path) -> DataSet:
     StorageError
         Nothing there can be read; says what was found and what to give.
     """
-    installed = readers()
-    for reader in installed:
-        if _recognises(reader, path):
-            return reader.read(path)
+    reader = find_reader(path)
+    if reader is not None:
+        return reader.read(path)
     if not path.is_dir():
         raise StorageError(
             f"there is no recording at {path}",
@@ -65,7 +64,7 @@ def read_data_set(path: Path) -> DataSet:
             fix="check the path",
         )
     inside = sorted(path.iterdir())
-    for reader in installed:
+    for reader in readers():
         sets = [inner for inner in inside if _recognises(reader, inner)]
         if len(sets) == 1:
             return reader.read(sets[0])
@@ -77,6 +76,11 @@ def read_data_set(path: Path) -> DataSet:
         got=", ".join(inner.name for inner in (sets or inside)[:8]),
         fix=f"give one of them, such as {sets[0]}" if sets else "give the folder that holds the images",
     )
+
+
+def find_reader(path: Path) -> Reader | None:
+    """The first reader that recognises a path."""
+    return next((reader for reader in readers() if _recognises(reader, path)), None)
 
 
 def _recognises(reader: Reader, path: Path) -> bool:

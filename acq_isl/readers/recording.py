@@ -297,7 +297,7 @@ def label_of(channel: str, taken: Iterable[str]) -> str:
     return channel
 
 
-def uneven(heights_um: Sequence[float]) -> str:
+def describe_gap(heights_um: Sequence[float]) -> str:
     """What is wrong with rising heights that are not equally far apart; empty if nothing is."""
     steps = np.diff(heights_um)
     if len(steps) and steps.max() > _UNEVEN * steps.min():
@@ -315,7 +315,7 @@ def as_counts(pixels: Pixels, what: str) -> Uint16Image:
     """
     if pixels.dtype in (np.uint16, np.uint8):
         return pixels.astype(np.uint16, copy=False)
-    values = finite(pixels, what)
+    values = require_finite(pixels, what)
     # Python's numbers: the difference of two int8 may be no int8.
     low, high = values.min().item(), values.max().item()
     if pixels.dtype.kind in "iu" and high - min(low, 0) <= _FULL_SCALE:
@@ -326,7 +326,7 @@ def as_counts(pixels: Pixels, what: str) -> Uint16Image:
     return scaled
 
 
-def finite(pixels: Pixels, what: str) -> Pixels:
+def require_finite(pixels: Pixels, what: str) -> Pixels:
     """The same pixels; `StorageError` if they are no real, finite numbers."""
     if pixels.dtype.kind not in "iufb":
         raise StorageError(f"{what} holds no numbers", got=str(pixels.dtype), fix="save intensities")

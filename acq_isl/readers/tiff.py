@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import re
-import struct
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,7 +16,7 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from acq_isl.errors import StorageError
+from acq_isl.errors import AcqIslError, StorageError
 from acq_isl.readers.recording import (
     DataSet,
     Lengths,
@@ -53,7 +51,7 @@ class TiffReader:
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        return sorted(one for one in path.iterdir() if one.is_file() and one.suffix.lower() in _SUFFIXES)
+        return sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in _SUFFIXES)
     return [path] if path.suffix.lower() in _SUFFIXES and path.is_file() else []
 
 
@@ -115,7 +113,9 @@ def open_tiff(path: Path) -> Iterator[Any]:
             yield file
     except FileNotFoundError as error:
         raise StorageError(f"there is no file {path}", fix="check the folder and the name") from error
-    except (OSError, ValueError, LookupError, struct.error, zlib.error) as error:
+    except AcqIslError:
+        raise
+    except Exception as error:  # whatever its parsers stumble over in a damaged file
         raise StorageError(
             f"{path} cannot be read as a TIFF file",
             got=f"{type(error).__name__}: {error}",

@@ -15,7 +15,7 @@ from scipy import sparse
 
 from acq_isl.errors import StorageError
 from acq_isl.readers.read import read_field
-from acq_isl.readers.recording import RecordedChannel, label_of, uneven
+from acq_isl.readers.recording import RecordedChannel, describe_gap, label_of
 from acq_isl.readers.tiff import read_file
 from acq_isl.sim.view import CameraSettings, View
 from acq_isl.stack import Float32Image
@@ -43,7 +43,7 @@ def mirror_runs(start: int, length: int, size: int) -> Iterator[tuple[slice, sli
         done += count
 
 
-def mirrored(
+def mirror_planes(
     planes: list[tuple[Recording, float]], start: tuple[int, int], shape: tuple[int, int]
 ) -> Float32Image:
     """Weighted sum of planes over a region of the mirrored field, as light."""
@@ -60,7 +60,7 @@ def mirrored(
     return light
 
 
-def resampling(start: float, ratio: float, count: int) -> tuple[int, Any]:
+def resampling_matrix(start: float, ratio: float, count: int) -> tuple[int, Any]:
     """First recorded pixel needed, and the (count, needed) sparse matrix that makes view pixels of them.
 
     View pixel j covers ``start + j * ratio`` to one ratio further on the axis of recorded pixel edges:
@@ -278,7 +278,7 @@ class RecordedSpecimen:
     ) -> Self:
         """From an opened channel, and the pixel size and z step that the user states."""
         size_um, heights = stack.lengths_um(*stated_um)
-        missing = uneven(heights)
+        missing = describe_gap(heights)
         if missing:
             raise StorageError(f"{stack.source}: {missing}", fix="give another position, or record it again")
         pixels = stack.read()
@@ -306,15 +306,15 @@ class RecordedSpecimen:
     def render(self, view: View) -> Float32Image:
         """Light for a view, (y, x) float32; 1.0 is full scale of the recording. See `Specimen.render`."""
         if view.channel == self.channel:
-            return self._seen(self._planes(view.z_um), view)
+            return self._sample(self._planes(view.z_um), view)
         for label in self.labels.values():
             if label.channel == view.channel:
-                return self._seen([(label.pixels, 1.0)], view)
+                return self._sample([(label.pixels, 1.0)], view)
         return np.zeros(view.shape, np.float32)
 
     def truth(self, view: View) -> dict[str, Float32Image]:
         """Measured label images by label name, (y, x) float32, as a part of full scale."""
-        return {name: self._seen([(label.pixels, 1.0)], view) for name, label in self.labels.items()}
+        return {name: self._sample([(label.pixels, 1.0)], view) for name, label in self.labels.items()}
 
     def _planes(self, z_um: float) -> list[tuple[Recording, float]]:
         """The planes around z with their weights."""
@@ -327,7 +327,7 @@ class RecordedSpecimen:
             (self.transmitted[below + 1], place - below),
         ]
 
-    def _seen(self, planes: list[tuple[Recording, float]], view: View) -> Float32Image:
+    def _sample(self, planes: list[tuple[Recording, float]], view: View) -> Float32Image:
         ratio = view.pixel_size_um / self.pixel_size_um
         centres_um = (view.y_um, view.x_um)
         size = self.transmitted.shape[1:]
@@ -338,11 +338,11 @@ class RecordedSpecimen:
         if ratio > 0.5 and abs(ratio - round(ratio)) < _SAME * ratio:
             ratio, starts = float(round(ratio)), [float(round(start)) for start in starts]
         if ratio == 1.0:
-            return mirrored(planes, (int(starts[0]), int(starts[1])), view.shape)
+            return mirror_planes(planes, (int(starts[0]), int(starts[1])), view.shape)
         (top, rows), (left, columns) = (
-            resampling(start, ratio, count) for start, count in zip(starts, view.shape, strict=True)
+            resampling_matrix(start, ratio, count) for start, count in zip(starts, view.shape, strict=True)
         )
-        region = mirrored(planes, (top, left), (rows.shape[1], columns.shape[1]))
+        region = mirror_planes(planes, (top, left), (rows.shape[1], columns.shape[1]))
         seen: Float32Image = np.ascontiguousarray((columns @ (rows @ region).T).T, np.float32)
         return seen
 

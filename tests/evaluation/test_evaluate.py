@@ -218,6 +218,25 @@ def test_sources_can_be_listed_in_a_file(plate: Path, tmp_path: Path) -> None:
         find_items([path], tiny.MANIFEST)
 
 
+def test_other_data_sets_are_pairs_as_well(tmp_path: Path) -> None:
+    """One channel is transmitted light, the others are stains; a data set of NDTiff has TIFF files in it."""
+    from ndstorage.ndtiff_dataset import NDTiffDataset
+
+    data = NDTiffDataset(str(tmp_path), summary_metadata={}, writable=True)
+    for position in ("A1_0", "B2_0"):
+        for channel, z in (("Phase", 0), ("Phase", 1), ("DAPI", 0)):
+            about = {"PixelSize_um": 0.3, "ZPosition_um": 1.5 * z}
+            data.put_image(
+                {"position": position, "channel": channel, "z": z}, np.ones((8, 8), np.uint16), about
+            )
+    data.finish()
+    data.close()
+    found = {item.name: item for item in find_items([tmp_path], tiny.MANIFEST)}
+    assert {name: (item.well, item.labels) for name, item in found.items()} == {
+        "A1_0": ("A1", ("DAPI",)), "B2_0": ("B2", ("DAPI",))}  # fmt: skip
+    assert found["A1_0"].load().stack.shape == (2, 8, 8)
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PairRefused, match="no pairs"):
         find_items([tmp_path], tiny.MANIFEST)

@@ -25,7 +25,7 @@ from acq_isl.readers.read import read_data_set, read_field, read_stack, readers
 from acq_isl.readers.recording import Reader, as_counts
 from acq_isl.readers.tiff import TiffReader
 from acq_isl.sim import RecordedSpecimen
-from acq_isl.training.data.geometry import Geometry, brought
+from acq_isl.training.data.geometry import Geometry, bring_to_model
 from acq_isl.training.data.pairs import Nominal
 from acq_isl.training.data.sources import Source
 from doubles import tiny_model
@@ -387,7 +387,7 @@ def test_a_gap_in_z_stays_a_gap(stated: dict[str, float], tmp_path: Path) -> Non
     scale = 2 if stated else 1
     assert recording.z_um == tuple(scale * height for height in (-3.0, -1.5, 1.5, 3.0))
     with pytest.raises(PairRefused, match=r"planes are missing: z steps vary from"):
-        brought(recording, Geometry(Nominal(4, 0.3, 2.0), 8.0, ("nuclei",), 8), "a")
+        bring_to_model(recording, Geometry(Nominal(4, 0.3, 2.0), 8.0, ("nuclei",), 8), "a")
     with pytest.raises(StorageError, match="planes are missing"):
         RecordedSpecimen.from_path(folder, **stated)
 

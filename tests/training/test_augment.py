@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy import ndimage
 
-from acq_isl.training.data.augment import Augmentation, augmented
+from acq_isl.training.data.augment import Augmentation, augment
 
 NONE = {"flips": False, "gamma": (1, 1), "gain": (1, 1), "noise": (0, 0), "blur": 0.0}
 
@@ -22,7 +22,7 @@ def patch(side=48, planes=7, seed=0):
 
 
 def change(x, y, seed=0, side=32, **more):
-    return augmented(x, y, side, Augmentation(**(NONE | more)), np.random.default_rng(seed))
+    return augment(x, y, side, Augmentation(**(NONE | more)), np.random.default_rng(seed))
 
 
 def middle(x, side=32):
@@ -38,7 +38,7 @@ def test_everything_at_once_keeps_shape_and_stays_finite(seed):
         xy_scale=(0.7, 1.4), z_shift=(-2, 2), z_scale=(0.8, 1.2), invert=0.5, offset=(-0.2, 0.2),
         plane_dropout=0.3, blur=0.5,
     )  # fmt: skip
-    got, truth = augmented(x, y, 40, everything, np.random.default_rng(seed))
+    got, truth = augment(x, y, 40, everything, np.random.default_rng(seed))
     assert got.shape == (7, 40, 40)
     assert truth.shape == (2, 40, 40)
     assert got.dtype == truth.dtype == np.float32

@@ -19,9 +19,9 @@ from acq_isl.readers.image_folder import ImageFolderReader, parse
 from acq_isl.readers.recording import as_counts
 from acq_isl.readers.tiff import TiffReader
 from acq_isl.training.data.dataset import open_field, prepare, truth_ranges
-from acq_isl.training.data.geometry import Geometry, brought
+from acq_isl.training.data.geometry import Geometry, bring_to_model
 from acq_isl.training.data.pairs import Checks, Item, Nominal, Recording, examine
-from acq_isl.training.data.registration import registration, structure
+from acq_isl.training.data.registration import find_shift, structure
 from acq_isl.training.data.sources import Source
 
 NOMINAL = Nominal(3, 0.3, 1.5)
@@ -355,13 +355,13 @@ def blobs(side=96, planes=3, seed=0, shift=(0, 0)):
 def test_other_pixel_sizes_and_steps_are_resampled(planes, step_um, pixel_um, shape):
     recording = blobs(planes=planes)
     recording = Recording(recording.stack, recording.labels, pixel_um, heights(planes, step_um))
-    assert brought(recording, GEOMETRY, "a").shape == shape
+    assert bring_to_model(recording, GEOMETRY, "a").shape == shape
 
 
 def test_too_few_planes_are_refused():
     recording = blobs(planes=2)
     with pytest.raises(PairRefused, match=r"too few planes.*3 planes 2.5 um apart"):
-        brought(recording, Geometry(Nominal(3, 0.3, 2.5), 8.0, ("nuclei",), 8), "a")
+        bring_to_model(recording, Geometry(Nominal(3, 0.3, 2.5), 8.0, ("nuclei",), 8), "a")
 
 
 def test_prepared_fields_come_back_and_are_made_once(tmp_path):
@@ -455,7 +455,7 @@ def test_a_little_saturation_is_a_warning():
 @pytest.mark.parametrize("shift", [(0, 0), (14, -9), (-30, 22)])
 def test_a_shift_is_measured(shift):
     pair = blobs(side=400, shift=shift)
-    found = registration(structure(pair.stack), pair.labels["nuclei"])
+    found = find_shift(structure(pair.stack), pair.labels["nuclei"])
     assert np.hypot(*np.subtract(found.shift_px, shift)) <= 2
     assert found.peak > 6
 
@@ -480,7 +480,7 @@ def test_a_label_of_few_cells_is_not_taken_for_a_shifted_one():
     seen = 0.15 * cell(200, 200) + cell(240, 170) + others
     stack = 20000 + 9000 * seen * np.array([-1, 0, 1])[:, None, None] + rng.normal(0, 300, (3, 400, 400))
     label = 1000 + 20000 * cell(200, 200) + rng.normal(0, 100, (400, 400))
-    found = registration(structure(stack.astype(np.uint16)), label)
+    found = find_shift(structure(stack.astype(np.uint16)), label)
     assert found.peak > 6
     assert found.length_px > 40
     assert not found.widespread

@@ -62,7 +62,7 @@ class Augmentation(StrictModel):
         return 1 / min(self.xy_scale[0], 1.0) if self.xy_scale != _OFF else 1.0
 
 
-def augmented(
+def augment(
     x: Singles, y: Singles, patch_px: int, settings: Augmentation, rng: np.random.Generator
 ) -> tuple[Singles, Singles]:
     """Change a normalised patch (z, R, C) and truth and validity (c, R, C), which follow changes of place.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from acq_isl.errors import PairRefused
 from acq_isl.processing.normalize import contrast_sd
 from acq_isl.stack import Uint16Image
-from acq_isl.training.data.geometry import Geometry, brought, fitted
+from acq_isl.training.data.geometry import Geometry, bring_to_model, fit_image
 from acq_isl.training.data.pairs import Checks, Item, examine
 from acq_isl.training.network import Normalise
 
@@ -82,25 +82,25 @@ def prepare(item: Item, geometry: Geometry, checks: Checks, folder: Path) -> Pre
         _write(item, geometry, checks, partial)
         partial.replace(place)
     about = json.loads((place / "about.json").read_text(encoding="utf-8"))
-    truth = about["truth_range"]
+    low_high = about["truth_range"]
     present = tuple(name in about["labels"] for name in geometry.labels)
-    span = None if truth is None else (float(truth[0]), float(truth[1]))
-    return Prepared(item.name, about["digest"], place, present, span, tuple(about["warnings"]))
+    truth_range = None if low_high is None else (float(low_high[0]), float(low_high[1]))
+    return Prepared(item.name, about["digest"], place, present, truth_range, tuple(about["warnings"]))
 
 
 def _write(item: Item, geometry: Geometry, checks: Checks, folder: Path) -> None:
     recording = item.load()
     warnings = examine(recording, item.name, checks)
-    stack = brought(recording, geometry, item.name)
+    stack = bring_to_model(recording, geometry, item.name)
     shape = stack.shape[1:]
     labels, valid = [], []
     for name in geometry.labels:
         image = recording.labels.get(name)
         known = recording.valid.get(name)
-        labels.append(np.zeros(shape, np.uint8) if image is None else fitted(image, recording, geometry))
+        labels.append(np.zeros(shape, np.uint8) if image is None else fit_image(image, recording, geometry))
         where = np.full(shape, image is not None)
         if image is not None and known is not None:
-            where = fitted(known.astype(np.float32), recording, geometry) > 0.999
+            where = fit_image(known.astype(np.float32), recording, geometry) > 0.999
         valid.append(where)
     if not any(where.any() for where in valid):
         raise PairRefused(
@@ -136,8 +136,9 @@ def truth_ranges(prepared: Sequence[Prepared], labels: Sequence[str]) -> tuple[R
     """
     ranges = []
     for at, name in enumerate(labels):
-        own = [one.truth_range for one in prepared if one.present[at] and one.truth_range is not None]
-        pooled = [_sample(one, at) for one in prepared if one.present[at] and one.truth_range is None]
+        having = [field for field in prepared if field.present[at]]
+        own = [field.truth_range for field in having if field.truth_range is not None]
+        pooled = [_sample(field, at) for field in having if field.truth_range is None]
         if not pooled and not own:
             raise PairRefused(f"no field that is trained on has the label {name}", fix="correct the split")
         low, high = np.percentile(np.concatenate(pooled), _PERCENTILES) if pooled else own[0] or (0.0, 1.0)
@@ -149,9 +150,9 @@ def truth_ranges(prepared: Sequence[Prepared], labels: Sequence[str]) -> tuple[R
     return tuple(ranges)
 
 
-def _sample(one: Prepared, at: int) -> NDArray[np.float32]:
-    values = np.load(one.folder / "labels.npy", mmap_mode="r")[at]
-    known = values[np.load(one.folder / "valid.npy", mmap_mode="r")[at]]
+def _sample(field: Prepared, at: int) -> NDArray[np.float32]:
+    values = np.load(field.folder / "labels.npy", mmap_mode="r")[at]
+    known = values[np.load(field.folder / "valid.npy", mmap_mode="r")[at]]
     sample: NDArray[np.float32] = known[:: max(known.size // _SAMPLED, 1)].astype(np.float32)
     return sample
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from acq_isl.compatibility import Resample
 from acq_isl.errors import PairRefused
 from acq_isl.processing.normalize import resample, resize
-from acq_isl.readers.recording import uneven
+from acq_isl.readers.recording import describe_gap
 from acq_isl.stack import StackInfo, StackKey, Uint16Image, ZStack
 from acq_isl.training.data.pairs import Nominal, Recording
 
@@ -29,11 +29,11 @@ class Geometry:
     step_px: int
 
 
-def brought(recording: Recording, geometry: Geometry, name: str) -> Uint16Image:
+def bring_to_model(recording: Recording, geometry: Geometry, name: str) -> Uint16Image:
     """The stack at the model's pixel size and planes, as it will be in use; sides multiples of the step."""
     nominal, stack = geometry.nominal, recording.stack
     scale = _xy_scale(recording, nominal)
-    missing = uneven(recording.z_um)
+    missing = describe_gap(recording.z_um)
     if missing:
         raise PairRefused(f"{name}: {missing}", fix="leave it out, or record it again")
     z_um = np.asarray(recording.z_um) - (recording.z_um[0] + recording.z_um[-1]) / 2
@@ -71,8 +71,8 @@ def _planes(z_um: NDArray[np.floating], nominal: Nominal, name: str) -> NDArray[
     return planes
 
 
-def fitted(image: NDArray[Any], recording: Recording, geometry: Geometry) -> NDArray[Any]:
-    """A label image at the place of `brought`'s pixels."""
+def fit_image(image: NDArray[Any], recording: Recording, geometry: Geometry) -> NDArray[Any]:
+    """A label image at the place of `bring_to_model`'s pixels."""
     scale = _xy_scale(recording, geometry.nominal)
     if scale != 1.0:
         rows, columns = (max(round(side * scale), 1) for side in image.shape)

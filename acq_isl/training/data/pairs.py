@@ -14,9 +14,9 @@ from pydantic import Field
 from acq_isl.base import StrictModel
 from acq_isl.errors import PairRefused
 from acq_isl.processing.normalize import contrast_sd
-from acq_isl.readers.recording import finite
+from acq_isl.readers.recording import require_finite
 from acq_isl.stack import Uint16Image
-from acq_isl.training.data.registration import Registration, registration, structure
+from acq_isl.training.data.registration import find_shift, structure
 
 Truth = NDArray[Any]
 
@@ -125,7 +125,7 @@ def examine(recording: Recording, name: str, checks: Checks) -> list[str]:
                 got=" x ".join(map(str, image.shape)),
                 fix="register and crop them to the same field",
             )
-        finite(image, f"{name}: {label}")
+        require_finite(image, f"{name}: {label}")
         # A camera's image is never constant; a truth that is known may be, where there is no cell.
         if recording.truth_range is None and image.min() == image.max():
             raise _constant(f"{name}: {label}")
@@ -165,14 +165,15 @@ def _saturated(what: str, image: NDArray[Any], checks: Checks) -> list[str]:
 def _registered(recording: Recording, name: str, checks: Checks) -> list[str]:
     if min(recording.stack.shape[1:]) < 64:
         return []
-    seen = structure(recording.stack)
-    found = {label: registration(seen, image) for label, image in recording.labels.items()}
+    light = structure(recording.stack)
+    found = {label: find_shift(light, image) for label, image in recording.labels.items()}
     warnings = []
-    for label, one in found.items():
-        shift_um = one.length_px * recording.pixel_size_um
-        if one.peak < _PEAK or not one.widespread or one.gain < 1.0 or shift_um <= checks.shift_warn_um:
+    for label, shift in found.items():
+        shift_um = shift.length_px * recording.pixel_size_um
+        sure = shift.peak >= _PEAK and shift.widespread and shift.gain >= 1.0
+        if not sure or shift_um <= checks.shift_warn_um:
             continue
-        text = _shift_text(one, shift_um)
+        text = f"{shift_um:.1f} um ({shift.shift_px[0]} rows, {shift.shift_px[1]} columns)"
         if shift_um > checks.shift_refuse_um:
             raise PairRefused(
                 f"{name}: {label} and the stack are not registered",
@@ -182,13 +183,8 @@ def _registered(recording: Recording, name: str, checks: Checks) -> list[str]:
             )
         warnings.append(f"{name}: {label} seems to be shifted against the stack by {text}")
     large = min(recording.stack.shape[1:]) >= _LARGE_PX
-    if found and large and max(one.peak for one in found.values()) < _NOTHING_COMMON:
+    if found and large and max(shift.peak for shift in found.values()) < _NOTHING_COMMON:
         warnings.append(
             f"{name}: no label resembles anything in the stack; check that they show the same field"
         )
     return warnings
-
-
-def _shift_text(one: Registration, shift_um: float) -> str:
-    rows, columns = one.shift_px
-    return f"{shift_um:.1f} um ({rows} rows, {columns} columns)"

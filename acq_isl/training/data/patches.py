@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from acq_isl.errors import PairRefused
-from acq_isl.training.data.augment import Augmentation, augmented
+from acq_isl.training.data.augment import Augmentation, augment
 from acq_isl.training.data.dataset import Field
 
 
@@ -57,7 +57,7 @@ class Patches:
             cut = (slice(None), slice(row, row + self._cut_px), slice(column, column + self._cut_px))
             y = field.y[cut].astype(np.float32) / 255
             known = np.ones_like(y) if field.valid is None else field.valid[cut].astype(np.float32)
-            x, both = augmented(
+            x, both = augment(
                 field.x[cut].astype(np.float32),
                 np.concatenate([y, known]),
                 self.side_px,

@@ -53,7 +53,7 @@ def structure(stack: NDArray[np.uint16], smooth_px: float = _FINE_PX) -> Image:
     return seen
 
 
-def registration(seen: Image, label: NDArray[Any]) -> Registration:
+def find_shift(seen: Image, label: NDArray[Any]) -> Registration:
     """Find the shift of a (y, x) label against the `structure` of its stack.
 
     Measured on the real field of the design notes: known shifts of up to 60 px come back within 5 px with

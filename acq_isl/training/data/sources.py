@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from acq_isl.base import StrictModel
 from acq_isl.errors import PairRefused, StorageError
@@ -46,7 +46,7 @@ def stamp(files: Iterable[Path], *settings: object) -> str:
     return content.hexdigest()
 
 
-def projected(stack: NDArray[Any]) -> NDArray[Any]:
+def project(stack: NDArray[Any]) -> NDArray[Any]:
     """A label image: the maximum over z, which is what the published data set holds."""
     image: NDArray[Any] = stack[0] if len(stack) == 1 else stack.max(axis=0)
     return image
@@ -73,7 +73,7 @@ class RecordedSource(StrictModel):
         opened = stack()
         lengths = opened.lengths_um(self.pixel_size_um, self.z_step_um)
         counts = as_counts(opened.read(), f"the stack {opened.source}")
-        images = {name: projected(open_label().read()) for name, open_label in labels.items()}
+        images = {name: project(open_label().read()) for name, open_label in labels.items()}
         valid = {name: open_mask().read()[0] > 0 for name, open_mask in masks.items()}
         return Recording(counts, images, *lengths, valid=valid)
 
@@ -88,27 +88,34 @@ class Image(StrictModel):
     """Name or number, for files of several channels."""
 
 
+def _as_image(value: object) -> object:
+    return {"file": value} if isinstance(value, str) else value
+
+
+Pattern = Annotated[Image, BeforeValidator(_as_image)]
+"""An `Image`, or its file alone."""
+
+
 class TiffSource(RecordedSource):
     """TIFF files, or folders of Micro-Manager's image files; every image of a file of several is a field."""
 
     kind: Literal["tiff"]
     folder: Path
-    stack: str | Image
-    labels: dict[str, str | Image] = Field(min_length=1)
+    stack: Pattern
+    labels: dict[str, Pattern] = Field(min_length=1)
     """By label name. A file that is not there is a label that this field lacks."""
 
     def items(self, nominal: Nominal) -> Iterator[Item]:
         """All fields of the folder."""
         del nominal
-        stack = _image(self.stack)
-        pattern = _regex(stack.file)
+        pattern = _regex(self.stack.file)
         found = [(path, pattern.fullmatch(path.relative_to(self.folder).as_posix()))
                  for path in sorted(self.folder.rglob("*"))]  # fmt: skip
         stacks = [(path, match.groupdict()) for path, match in found
                   if match and (path.is_file() or ImageFolderReader().recognises(path))]  # fmt: skip
         if not stacks:
             raise StorageError(
-                f"no file in {self.folder} is called like {stack.file}",
+                f"no file in {self.folder} is called like {self.stack.file}",
                 fix="check folder and pattern; {well} and {field} stand for the parts that vary",
             )
         single = next((path for path, _ in stacks if is_plane_of_stack(path)), None)
@@ -119,7 +126,7 @@ class TiffSource(RecordedSource):
                 fix=f"stack: {{file: {single.parent.name}, channel: ...}}, or {{field}} for several folders",
             )
         for path, places in stacks:
-            labels = {name: self._beside(_image(label), places) for name, label in self.labels.items()}
+            labels = {name: self._beside(label, places) for name, label in self.labels.items()}
             yield from self._fields(path, places, {n: p for n, p in labels.items() if p is not None})
 
     def _beside(self, label: Image, places: dict[str, str]) -> Path | None:
@@ -142,12 +149,12 @@ class TiffSource(RecordedSource):
         positions = list(dict.fromkeys(field.name for field in fields))
         for number, field in enumerate(fields):
             place = base if len(positions) == 1 else f"{base}#{positions.index(field.name)}"
-            openers = {n: _opener(p, number, _image(self.labels[n]).channel) for n, p in labels.items()}
+            openers = {n: _opener(p, number, self.labels[n].channel) for n, p in labels.items()}
             yield Item(
                 name=source.name(well, _at(place, field.time)),
                 well=None if well is None else source.name(well),
                 stamp=stamp([*field.files, *labels.values()], self.model_dump(mode="json"), number),
-                load=partial(self.load, _opener(path, number, _image(self.stack).channel), openers, {}),
+                load=partial(self.load, _opener(path, number, self.stack.channel), openers, {}),
                 labels=tuple(labels),
                 plate=source.plate,
                 field=source.name(well, place),
@@ -178,10 +185,6 @@ def _opener(path: Path, number: int, channel: Which) -> Opener:
 def _at(place: str, time: int) -> str:
     """Name of a place at a time."""
     return f"{place} t{time}".strip() if time else place
-
-
-def _image(value: str | Image) -> Image:
-    return Image(file=value) if isinstance(value, str) else value
 
 
 def _regex(pattern: str) -> re.Pattern[str]:

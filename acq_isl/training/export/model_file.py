@@ -18,7 +18,7 @@ from acq_isl.stack import Uint16Image
 from acq_isl.training.checkpoints import Tensors, write_tensors
 from acq_isl.training.config import TrainConfig
 from acq_isl.training.data.dataset import Field, Range
-from acq_isl.training.data.geometry import Geometry, brought
+from acq_isl.training.data.geometry import Geometry, bring_to_model
 from acq_isl.training.data.pairs import Item
 from acq_isl.training.data.source_simulated import Pair
 from acq_isl.training.data.splits import Division
@@ -61,7 +61,7 @@ class Trained:
 def write_package(config: TrainConfig, division: Division, trained: Trained, folder: Path) -> Path:
     """Write ``model.onnx`` and, for adapting it, ``weights.safetensors``; returns the path of the model."""
     item = division.held_out[0]
-    stack = _square(brought(item.load(), geometry_of(config), item.name))
+    stack = _square(bring_to_model(item.load(), geometry_of(config), item.name))
     pair = Pair(stack, np.zeros((len(trained.labels), *stack.shape[1:]), np.uint8))
     halo_px, margin_px = measure_halo(trained.network, pair), measure_margin(trained.network, pair)
     manifest = manifest_of(config, division, trained, (halo_px, margin_px))
