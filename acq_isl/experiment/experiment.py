@@ -148,9 +148,8 @@ class Experiment(StrictModel):
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ExperimentError(
-                f"the experiment file {path} cannot be read", got=str(error), fix="check the path"
-            ) from error
+            what = f"the experiment file {path} cannot be read"
+            raise ExperimentError(what, got=str(error), fix="check the path") from error
         return cls.from_text(text, str(path))
 
     @classmethod
@@ -159,9 +158,8 @@ class Experiment(StrictModel):
         try:
             raw = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise ExperimentError(
-                f"{name} is not valid YAML", got=str(error), fix="correct the line"
-            ) from error
+            what = f"{name} is not valid YAML"
+            raise ExperimentError(what, got=str(error), fix="correct the line") from error
         if not isinstance(raw, dict):
             got, wanted = type(raw).__name__, "keys such as name and overview"
             raise ExperimentError(f"{name} is not an experiment", wanted=wanted, got=got)

@@ -25,11 +25,9 @@ class _Optics(StrictModel):
 
     @model_validator(mode="after")
     def _lens_exists(self) -> Self:
-        if self.numerical_aperture >= self.medium_index:
-            raise ValueError(
-                f"numerical_aperture must be below medium_index ({self.medium_index:g}), "
-                f"not {self.numerical_aperture:g}"
-            )
+        limit, got = self.medium_index, self.numerical_aperture
+        if got >= limit:
+            raise ValueError(f"numerical_aperture must be below medium_index ({limit:g}), not {got:g}")
         return self
 
 
@@ -47,12 +45,10 @@ class PhaseContrastOptics(_Optics):
 
     @model_validator(mode="after")
     def _annulus_fits(self) -> Self:
-        inner, outer = self.annulus_na
-        if not inner < outer < self.numerical_aperture:
-            raise ValueError(
-                f"annulus_na must grow and stay below numerical_aperture ({self.numerical_aperture:g}), "
-                f"not {inner:g} to {outer:g}"
-            )
+        (inner, outer), limit = self.annulus_na, self.numerical_aperture
+        if not inner < outer < limit:
+            wanted = f"annulus_na must grow and stay below numerical_aperture ({limit:g})"
+            raise ValueError(f"{wanted}, not {inner:g} to {outer:g}")
         return self
 
 
@@ -66,10 +62,9 @@ class ObliqueOptics(_Optics):
 
     @model_validator(mode="after")
     def _arc_fits(self) -> Self:
-        if not self.reach[0] < self.reach[1] <= 1:
-            raise ValueError(
-                f"reach must grow and end at 1 at most, not {self.reach[0]:g} to {self.reach[1]:g}"
-            )
+        inner, outer = self.reach
+        if not inner < outer <= 1:
+            raise ValueError(f"reach must grow and end at 1 at most, not {inner:g} to {outer:g}")
         return self
 
 
@@ -78,11 +73,9 @@ class _Disc(_Optics):
 
     @model_validator(mode="after")
     def _disc_fits(self) -> Self:
-        if self.condenser_na > self.numerical_aperture:
-            raise ValueError(
-                f"condenser_na must not exceed numerical_aperture ({self.numerical_aperture:g}), "
-                f"not {self.condenser_na:g}"
-            )
+        limit, got = self.numerical_aperture, self.condenser_na
+        if got > limit:
+            raise ValueError(f"condenser_na must not exceed numerical_aperture ({limit:g}), not {got:g}")
         return self
 
 

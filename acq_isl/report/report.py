@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from acq_isl.errors import StorageError
 from acq_isl.files import write_whole
@@ -166,6 +166,8 @@ def _group_missing(fields: Sequence[FieldRecord]) -> list[dict[str, Any]]:
                     key = ("not predicted", by + reason, "the stacks are kept and can be predicted later")
                 case Prediction():
                     continue
+                case _:
+                    assert_never(outcome)
             groups.setdefault(key, []).append(str(field.info.key))
     ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
     return [{"state": key[0], "reason": key[1], "fix": key[2], "places": places} for key, places in ordered]

@@ -59,25 +59,16 @@ class ActionTools(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a trigger made of one field.
-
-    Parameters
-    ----------
-    key : StackKey
-    rule : str
-        Name of the trigger.
-    what, why : str
-        For people; ``what`` is ``"nothing"`` if the trigger does not fire, and ``action`` is None.
-    value, threshold : float
-        In the unit of the measurement; ``value`` is NaN without a prediction.
-    action : Action or None
-    """
+    """What a trigger made of one field."""
 
     key: StackKey
     rule: str
+    """Name of the trigger."""
     what: str
+    """For people; ``"nothing"`` if the trigger does not fire, and ``action`` is None."""
     why: str
     value: float
+    """In the unit of the measurement; NaN without a prediction."""
     threshold: float
     action: Action | None
 
@@ -163,19 +154,11 @@ class ImageField(Action):
 
     def carry_out(self, occasion: Occasion, tools: ActionTools) -> str:
         field = occasion.field
+        z_um, light = self._z_um(field.z_um), self.exposure_ms
+        stack = replace(field, z_um=z_um, group=self.group, exposure_ms=light, predict=False)
+        stack = replace(stack, modality="fluorescence", polarity="unknown")
         for channel in self.channels:
-            request = replace(
-                field,
-                key=replace(field.key, channel=channel),
-                z_um=self._z_um(field.z_um),
-                group=self.group,
-                preset=channel,
-                exposure_ms=self.exposure_ms,
-                modality="fluorescence",
-                polarity="unknown",
-                predict=False,
-            )
-            tools.acquire(request)
+            tools.acquire(replace(stack, key=replace(field.key, channel=channel), preset=channel))
         return "done"
 
     def _z_um(self, stack_z_um: Sequence[float]) -> tuple[float, ...]:

@@ -65,26 +65,17 @@ INTENSITY = Unit("relative intensity")
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One measurement of a predicted label on one field.
-
-    Parameters
-    ----------
-    name : str
-        What was measured, for people.
-    value : float
-    unit : str
-        Name of the unit, such as ``fraction``.
-    doubt : float
-        One SD of ``value`` that the predicted spread implies, same unit. Display only.
-    text : str
-        All of it for people, such as ``12.3 ± 0.4 % of the area``.
-    """
+    """One measurement of a predicted label on one field."""
 
     name: str
+    """What was measured, for people."""
     value: float
     unit: str
+    """Name of the unit, such as ``fraction``."""
     doubt: float
+    """One SD of ``value`` that the predicted spread implies, same unit. Display only."""
     text: str = ""
+    """All of it for people, such as ``12.3 ± 0.4 % of the area``."""
 
 
 class Measurement(PluginPoint):

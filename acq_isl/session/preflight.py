@@ -57,13 +57,7 @@ def prepare(experiment: Experiment, scope: OpenMicroscope) -> tuple[Cycle, ...]:
 
 
 def local_labels(experiment: Experiment) -> Labels:
-    """What the models of an experiment predict that an engine of its own is to serve.
-
-    Raises
-    ------
-    ModelError
-        A model cannot be had, or two have one name.
-    """
+    """What models of our own engine predict; ModelError if one cannot be had, or two have one name."""
     if not experiment.models:
         info = describe(experiment.model)
         return Labels([RunModel("", info.manifest, info.sha256)])
@@ -141,8 +135,7 @@ def new_folder(experiment: Experiment) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise StorageError(
-                f"the run folder {folder} cannot be made", got=str(error), fix="give another --output"
-            ) from error
+            what = f"the run folder {folder} cannot be made"
+            raise StorageError(what, got=str(error), fix="give another --output") from error
         return folder.resolve()
     raise StorageError(f"no free name for a run in {experiment.output}", fix="give another --output")

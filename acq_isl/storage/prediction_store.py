@@ -1,8 +1,7 @@
 """Predictions on disk: one OME-Zarr 0.5 image per field, complete or not there at all.
 
-ome-writers' own streams want every position, all of one shape, before the first frame, write the metadata of
-a position at the end, know no display window but the full integer range, and place all positions at one
-origin. Here fields come one by one, nobody knows how many, and a killed run must leave a store that opens.
+Fields come one by one, nobody knows how many, and a killed run must leave a store that opens; ome-writers'
+own streams want every position before the first frame.
 
 Values are float32 as predicted, not integers with a scale: 0 is background and 1 the bright end in every
 reader, and a replay of the rules on a stored prediction decides as the run did.
@@ -48,17 +47,9 @@ class PredictionStore:
     disk unless `queue_fields` predictions wait already. After a failed write nothing more is written, and
     every call says why.
 
-    Parameters
-    ----------
-    path : Path
-        StorageError on entry if it exists and is not empty, is in use or cannot be written.
-    colors : mapping of label to ``#rrggbb``
-    queue_fields : int
-        Predictions that may wait for the disk.
-    timeout_s : float
-        How long `put` may wait for a place in the queue, and closing for the disk.
-    extend : bool
-        Add to a store that is there; what is in it stays as it is.
+    StorageError on entry if ``path`` exists and is not empty, unless ``extend`` says to add to what is there,
+    or if it is in use or cannot be written. ``colors`` are ``#rrggbb`` by label; ``timeout_s`` is how long
+    `put` may wait for a place in the queue, and closing for the disk.
     """
 
     def __init__(

@@ -171,20 +171,16 @@ def score_choice(rule: Best, fields: Sequence[KnownField]) -> ChoiceScore | None
 
 def score_trigger(trigger: Trigger, fields: Sequence[KnownField]) -> TriggerScore | None:
     """What a trigger saw against what the truth would have shown; how often it may act is left aside."""
-    right = 0
-    alarms: list[str] = []
-    missed: list[str] = []
-    for field in fields:
-        rule, when = trigger.when.measurement, trigger.when
-        if rule not in field.predicted or rule not in field.true:
-            continue
-        acts, should = when.passed(field.predicted[rule]), when.passed(field.true[rule])
-        right += acts == should
-        if acts != should:
-            (alarms if acts else missed).append(_name(field.key))
-    if not (right or alarms or missed):
+    when, rule = trigger.when, trigger.when.measurement
+    known = [field for field in fields if rule in field.predicted and rule in field.true]
+    acts = {field.key for field in known if when.passed(field.predicted[rule])}
+    should = {field.key for field in known if when.passed(field.true[rule])}
+    if not known:
         return None
-    return TriggerScore(trigger.name, right, tuple(alarms), tuple(missed))
+    alarms, missed = (
+        tuple(_name(f.key) for f in known if f.key in some) for some in (acts - should, should - acts)
+    )
+    return TriggerScore(trigger.name, len(known) - len(alarms) - len(missed), alarms, missed)
 
 
 def score_cells(label: str, fields: Sequence[KnownField], imaged: set[StackKey]) -> CellScore | None:
