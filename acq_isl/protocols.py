@@ -82,6 +82,15 @@ class ConcurrentEngine(Protocol):
         """How many stacks it may be given at the same time."""
 
 
+@runtime_checkable
+class SelectedEngine(Protocol):
+    """An `Engine` that was selected among several."""
+
+    @property
+    def why(self) -> str:
+        """Why this one, for people; empty if there was no choice."""
+
+
 class PredictionSource(Protocol):
     """The acquiring side's view of predictions that arrive while it acquires."""
 
@@ -140,5 +149,6 @@ __all__ = [
     "PredictionSource",
     "RunView",
     "RunningStatistics",
+    "SelectedEngine",
     "SliceSink",
 ]

@@ -15,6 +15,7 @@ from acq_isl.cli.build import field_size
 from acq_isl.cli.console import configure_logging, out
 from acq_isl.cli.sim import faulty
 from acq_isl.errors import ExperimentError
+from acq_isl.protocols import SelectedEngine
 
 if TYPE_CHECKING:
     from acq_isl.engines.gate import Policy
@@ -96,8 +97,8 @@ def serve(
     models = [load_here(name) for name in model or ["demo"]]
     for served in models:
         out.print(f"{escape(served.name)} at {bind} on {escape(served.backend)}; stop with Ctrl-C")
-        if why := getattr(served.engine, "why", ""):
-            out.print(escape(why))
+        if isinstance(served.engine, SelectedEngine) and served.engine.why:
+            out.print(escape(served.engine.why))
     settings = ServerSettings(keys=allowed, load=load_here)
     serve(models, bind, settings, Parent(announce, stop_with_stdin))
 
