@@ -90,46 +90,30 @@ class CountsCopies(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How engines are to be loaded.
-
-    Parameters
-    ----------
-    threads : int, optional
-        Cores an engine may use; `default_threads` if not given.
-    field_px : (int, int), optional
-        Rows and columns of the camera's field, where known.
-    gate : "refuse" or "warn"
-        What becomes of a stack that looks unlike the training set.
-    """
+    """How engines are to be loaded."""
 
     threads: int | None = None
+    """Cores an engine may use; `default_threads` if not given."""
     field_px: tuple[int, int] | None = None
+    """Rows and columns of the camera's field, where known."""
     gate: Policy = "refuse"
+    """What becomes of a stack that looks unlike the training set."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An engine that can be loaded: a back end in one precision.
-
-    Parameters
-    ----------
-    name : str
-        Back end and precision, such as ``"openvino bf16"``; what ``--backend`` takes.
-    open : callable
-        Loads it; raises EngineError or ModelError. Use `load`, which turns other errors into these.
-    automatic : bool
-        Measured, and so perhaps used, with ``--backend auto``; others are used when named only.
-    refused : str
-        Why it is not to be used although it could be; only benchmarks run it.
-    runs_on : str
-        Version and device. The engines are measured again when it changes.
-    """
+    """An engine that can be loaded: a back end in one precision."""
 
     name: str
+    """Back end and precision, such as ``"openvino bf16"``; what ``--backend`` takes."""
     open: Callable[[], Predictor]
+    """Loads it; raises EngineError or ModelError. Use `load`, which turns other errors into these."""
     automatic: bool = True
+    """Measured, and so perhaps used, with ``--backend auto``; others are used when named only."""
     refused: str = ""
+    """Why it is not to be used although it could be; only benchmarks run it."""
     runs_on: str = ""
+    """Version and device. The engines are measured again when it changes."""
 
     def load(self) -> Predictor:
         """Make the engine ready.
@@ -151,21 +135,13 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Unavailable:
-    """A back end that cannot be used here.
-
-    Parameters
-    ----------
-    name : str
-    why, fix : str
-        For people.
-    broken : bool
-        Somebody installed it, so it should work.
-    """
+    """A back end that cannot be used here: why, and what helps, for people."""
 
     name: str
     why: str
     fix: str
     broken: bool = False
+    """Somebody installed it, so it should work."""
 
 
 class Backend(Protocol):

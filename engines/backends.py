@@ -22,18 +22,12 @@ _REFERENCE = "onnxruntime"
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What there is for a model on this machine.
-
-    Parameters
-    ----------
-    candidates : tuple of Candidate
-        By back end, the reference last.
-    unavailable : tuple of Unavailable
-        What could be faster but cannot be used, each with its fix.
-    """
+    """What there is for a model on this machine."""
 
     candidates: tuple[Candidate, ...]
+    """By back end, the reference last."""
     unavailable: tuple[Unavailable, ...]
+    """What could be faster but cannot be used."""
 
     def named(self, name: str) -> Candidate:
         """The engine a user's word stands for: a full name, or a back end alone, whose best is taken.
@@ -61,8 +55,8 @@ class Found:
 
     def _unknown(self, name: str) -> EngineError:
         runtime = name.partition(" ")[0]
-        missing = [one for one in self.unavailable if one.name == runtime or _is_flavour(runtime, one.name)]
-        missing.sort(key=lambda one: not one.broken)
+        missing = [u for u in self.unavailable if u.name == runtime or _is_flavour(runtime, u.name)]
+        missing.sort(key=lambda reason: not reason.broken)
         return EngineError(
             f"there is no engine {name!r} for this model on this machine"
             + (f": {missing[0].why}" if missing else ""),

@@ -45,28 +45,19 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Shares:
-    """Where the milliseconds of one prediction went.
-
-    Parameters
-    ----------
-    prepare_ms : float
-        Image quality checked, contrast measured, resampled where needed.
-    tile_ms : float
-        Tiles cut and blended.
-    network_ms : float
-        The back end, its copies included.
-    upload_ms, download_ms : float
-        Copies to and from a GPU, as far as the back end counts them.
-    finish_ms : float
-        Numbers checked, brought back to the stack's grid.
-    """
+    """Where the milliseconds of one prediction went."""
 
     prepare_ms: float = 0.0
+    """Image quality checked, contrast measured, resampled where needed."""
     tile_ms: float = 0.0
+    """Tiles cut and blended."""
     network_ms: float = 0.0
+    """The back end, its copies included."""
     upload_ms: float = 0.0
     download_ms: float = 0.0
+    """Copies to and from a GPU, as far as the back end counts them."""
     finish_ms: float = 0.0
+    """Numbers checked, brought back to the stack's grid."""
 
     @property
     def total_ms(self) -> float:

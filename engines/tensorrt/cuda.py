@@ -91,10 +91,10 @@ class Device:
         text = bytes(name).split(b"\0")[0].decode("ascii", "replace")
         return GpuInfo(text, f"sm{major}{minor}", memory, version)
 
-    def _do(self, what: str, function: Callable[..., Any], *args: Any) -> Any:
-        """Call the driver; its one result, or None."""
+    def _call(self, what: str, function: Callable[..., Any], *args: Any) -> tuple[Any, ...]:
+        """Call the driver: its error code, and its results."""
         try:
-            error, *results = function(*args)
+            returned: tuple[Any, ...] = function(*args)
         except RuntimeError as missing:  # how cuda-bindings says that library or function is not there
             _log.debug("%s", missing)
             raise EngineError(
@@ -102,19 +102,27 @@ class Device:
                 wanted="an NVIDIA GPU with its display driver",
                 fix="install or update the NVIDIA driver, or predict on the processor with onnxruntime",
             ) from missing
+        return returned
+
+    def _do(self, what: str, function: Callable[..., Any], *args: Any) -> Any:
+        """Call the driver; its one result, or None."""
+        error, *results = self._call(what, function, *args)
+        self._check(error, what)
+        return results[0] if results else None
+
+    def _check(self, error: Any, what: str) -> None:
         codes = self._cu.CUresult
-        if error == codes.CUDA_SUCCESS:
-            return results[0] if results else None
         if error == codes.CUDA_ERROR_OUT_OF_MEMORY:
             raise OutOfDeviceMemory(
                 f"no GPU memory left to {what}",
                 fix="use smaller tiles, or close other programs that use the GPU",
             )
-        raise EngineError(
-            f"the GPU could not {what}",
-            got=error.name,
-            fix="start the engine again; if it stays, restart the machine or update the NVIDIA driver",
-        )
+        if error != codes.CUDA_SUCCESS:
+            raise EngineError(
+                f"the GPU could not {what}",
+                got=error.name,
+                fix="start the engine again; if it stays, restart the machine or update the NVIDIA driver",
+            )
 
     @property
     def closed(self) -> bool:
@@ -176,13 +184,10 @@ class Device:
 
     def passed(self, event: Any) -> bool:
         """Whether the work before an event is done."""
-        try:
-            error = self._cu.cuEventQuery(event)[0]
-        except RuntimeError as missing:
-            raise EngineError(f"cannot ask the GPU: {missing}", fix="update the NVIDIA driver") from missing
+        error = self._call("ask the GPU", self._cu.cuEventQuery, event)[0]
         if error == self._cu.CUresult.CUDA_ERROR_NOT_READY:
             return False
-        self._do("finish its work", lambda: (error,))
+        self._check(error, "finish its work")
         return True
 
     def wait(self, event: Any, timeout_s: float) -> None:
