@@ -28,14 +28,14 @@ from acq_isl.events import (
     Seen,
     Step,
 )
-from acq_isl.processing.display import PALETTE, Box
+from acq_isl.processing.display import PALETTE, Box, Layout
 from acq_isl.record import Counts
 from acq_isl.rules.measurements import Measured
 from acq_isl.stack import StackKey, StageTimes
 from acq_isl.view.feed.messages import Message
 from acq_isl.view.napari.marks import BADGE_COLOR, BADGE_INK, badge, hatch
 from acq_isl.view.napari.model import LiveModel
-from acq_isl.view.napari.mosaic import Mosaic, Places, Shade, fitted, placed
+from acq_isl.view.napari.mosaic import Mosaic, Shade, fitted, pixel_size_um, placed
 from acq_isl.view.napari.panel import beside
 from acq_isl.view.napari.scene import coordinates
 from acq_isl.view.napari.style import (
@@ -158,7 +158,7 @@ def test_of_overlapping_fields_the_nearest_is_meant() -> None:
 def test_the_map_stays_within_its_pixels() -> None:
     many = [(x * FOV, y * FOV) for x, y in itertools.product(range(40), range(40))]
     found = placed(plan(many).fields, (FOV, FOV))
-    pixels = found.around.width * found.around.height / found.pixel_size_um**2
+    pixels = found.around.width * found.around.height / pixel_size_um(found) ** 2
     assert pixels <= (1 << 21) * 1.01
 
 
@@ -278,13 +278,13 @@ def shade(color: tuple[float, float, float], high: float = 255.0) -> Shade:
 GRAY, BLUE, RED = shade((0.5, 0.5, 0.5), 1000.0), shade((0.0, 0.0, 1.0)), shade((1.0, 0.0, 0.0))
 
 
-def mosaic() -> tuple[Mosaic, Places]:
+def mosaic() -> tuple[Mosaic, Layout]:
     places = placed(plan(ROW).fields, (FOV, FOV))
     return Mosaic(places, [GRAY, BLUE, RED]), places
 
 
-def tile(places: Places, number: int) -> tuple[slice, slice]:
-    columns = round(FOV / places.pixel_size_um)
+def tile(places: Layout, number: int) -> tuple[slice, slice]:
+    columns = round(FOV / pixel_size_um(places))
     return slice(columns // 4, -columns // 4), slice(
         number * columns + columns // 4, (number + 1) * columns - columns // 4
     )

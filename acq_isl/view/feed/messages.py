@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol, assert_never
+from typing import Annotated, Any, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,24 +60,7 @@ class Header(WireModel):
     event: events.Event
 
 
-class Item(Protocol):
-    """A message on its way, in whatever form."""
-
-    @property
-    def seq(self) -> int: ...
-
-    @property
-    def sent(self) -> int: ...
-
-    @property
-    def event(self) -> events.Event: ...
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the images; 0 without."""
-
-
-def slot(message: Item) -> tuple[object, ...]:
+def slot(message: Message) -> tuple[object, ...]:
     """What a message replaces: of two with the same slot only the one with the higher ``seq`` counts."""
     match message.event:
         case events.Decided() as event:

@@ -8,13 +8,13 @@ from collections.abc import Hashable
 from typing import Generic, TypeVar
 
 from acq_isl.events import Decided, Event, Predicted, Seen
-from acq_isl.view.feed.messages import Item, slot
+from acq_isl.view.feed.messages import Message, slot
 
 MAX_NOTES = 10_000
 MAX_PICTURE_BYTES = 256 << 20
 MAX_DECISIONS = 500
 
-T = TypeVar("T", bound=Item)
+T = TypeVar("T", bound=Message)
 
 
 class EventQueue:
@@ -137,5 +137,5 @@ class LatestState(Generic[T]):
             self._decisions.remove(place)
 
 
-def _urgency(item: Item) -> tuple[bool, int]:
+def _urgency(item: Message) -> tuple[bool, int]:
     return (True, -item.seq) if item.nbytes else (False, item.seq)

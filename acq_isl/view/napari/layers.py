@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acq_isl.events import Predicted, Seen
+from acq_isl.processing.display import Layout
 from acq_isl.view.napari.marks import badge
 from acq_isl.view.napari.model import FieldView
-from acq_isl.view.napari.mosaic import Mosaic, Places, Shade
+from acq_isl.view.napari.mosaic import Mosaic, Shade
 
 LIGHT = "transmitted light"
 MAP = "map, labels (predicted)"
@@ -35,7 +36,7 @@ class PictureLayers:
     """
 
     def __init__(
-        self, viewer: Any, hues: Mapping[str, str], places: Places, models: Mapping[str, str] | None = None
+        self, viewer: Any, hues: Mapping[str, str], places: Layout, models: Mapping[str, str] | None = None
     ) -> None:
         self._viewer, self._hues, self._models = viewer, hues, models or {}
         self._layers: dict[str, Any] = {}
@@ -64,19 +65,19 @@ class PictureLayers:
 
         ``light_range``: counts to show transmitted light between, unless the user has set that.
         """
-        seen, found = one.light, one.predicted
-        self._draw(LIGHT, one, (seen.event, seen.pixels) if seen else None)
+        plane, found = one.light, one.predicted
+        self._draw(LIGHT, one, (plane.event, plane.pixels) if plane else None)
         for label in self._hues:
-            plane = found.plane(label) if found else None
-            self._draw(predicted(label), one, (found.event, plane) if found and plane is not None else None)
+            mean = found.plane(label) if found else None
+            self._draw(predicted(label), one, (found.event, mean) if found and mean is not None else None)
         self._draw(DOUBT, one, (found.event, found.uncertainty) if found else None)
         for channel in sorted(one.measured.keys() - set(self._channels)):
             self._add_measured(channel)
         for channel in self._channels:
-            seen = one.measured.get(channel)
-            self._draw(measured(channel), one, (seen.event, seen.pixels) if seen else None)
-            if seen:
-                self._limit(measured(channel), (seen.event.low, seen.event.high))
+            plane = one.measured.get(channel)
+            self._draw(measured(channel), one, (plane.event, plane.pixels) if plane else None)
+            if plane:
+                self._limit(measured(channel), (plane.event.low, plane.event.high))
         if light_range is not None:
             self._limit(LIGHT, light_range)
 
@@ -189,24 +190,22 @@ class PictureLayers:
         counts = empty.astype(np.uint16)
         self._add(LIGHT, counts, contrast_limits=(0, 65535), colormap=_colormap("gray, dimmed", _DIMMED))
         for label, hue in self._hues.items():
-            layer = self._add(predicted(label), empty.copy(), **_label_style(label, hue))
+            bright = (*(int(hue[i : i + 2], 16) / 255 for i in (1, 3, 5)), 1.0)
+            colormap = _colormap(predicted(label), ((0.0, 0.0, 0.0, 1.0), bright))
+            options = {"blending": "additive", "contrast_limits": (0, 255), "metadata": dict(_PREDICTED)}
+            layer = self._add(predicted(label), empty.copy(), colormap=colormap, **options)
             if model := self._models.get(label):
                 layer.name = f"{predicted(label)}, {model}"
         haze = _colormap("doubt", _HAZE)
         self._add(DOUBT, empty.copy(), colormap=haze, contrast_limits=_DOUBT_LIMITS, metadata=_PREDICTED)
 
-    def _add_map(self, places: Places) -> None:
+    def _add_map(self, places: Layout) -> None:
         """The map lies below all others, but takes its colours from them."""
         self._mosaic = Mosaic(places, self._shades())
         size = self._mosaic.pixel_size_um
+        place = {"scale": (size, size), "units": _UNITS, "translate": self._mosaic.origin_um}
         layer = self._viewer.add_image(
-            self._mosaic.picture,
-            name=MAP,
-            rgb=True,
-            scale=(size, size),
-            units=_UNITS,
-            translate=self._mosaic.origin_um,
-            metadata=dict(_PREDICTED),
+            self._mosaic.picture, name=MAP, rgb=True, metadata=dict(_PREDICTED), **place
         )
         self._viewer.layers.move(self._viewer.layers.index(layer), self._viewer.layers.index(self.light))
         self._layers[MAP] = layer
@@ -235,16 +234,6 @@ def predicted(label: str) -> str:
 def measured(channel: str) -> str:
     """Name of the layer of a measured fluorescence channel."""
     return f"{channel} (measured)"
-
-
-def _label_style(label: str, hue: str) -> dict[str, Any]:
-    bright = (*(int(hue[i : i + 2], 16) / 255 for i in (1, 3, 5)), 1.0)
-    return {
-        "colormap": _colormap(predicted(label), ((0.0, 0.0, 0.0, 1.0), bright)),
-        "blending": "additive",
-        "contrast_limits": (0, 255),
-        "metadata": dict(_PREDICTED),
-    }
 
 
 def _shade(layer: Any) -> Shade:

@@ -14,9 +14,9 @@ from typing import Any, assert_never
 from numpy.typing import NDArray
 
 from acq_isl import events
-from acq_isl.processing.display import Box
+from acq_isl.processing.display import Box, Layout
 from acq_isl.view.feed.messages import Message
-from acq_isl.view.napari.mosaic import Places, placed
+from acq_isl.view.napari.mosaic import placed
 
 PICTURE_BYTES = 256 << 20
 """Pictures kept in full, so that a click shows a field again; beyond that the map alone remembers."""
@@ -125,7 +125,7 @@ class LiveModel:
         self.plan: events.RunStarted | None = None
         self.status: events.RunStatus | None = None
         self._plan_seq = self._status_seq = -1
-        self.places: Places | None = None
+        self.places: Layout | None = None
         self.fields: OrderedDict[str, FieldView] = OrderedDict()
         self.decisions: deque[events.Decided] = deque(maxlen=_DECISIONS)
         self.selected: str | None = None

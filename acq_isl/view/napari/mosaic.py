@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from acq_isl.events import PlannedField
-from acq_isl.processing.display import Box, layout
+from acq_isl.processing.display import Box, Layout, layout
 from acq_isl.stack import StackInfo
 from acq_isl.view.feed.messages import PREVIEW_PX
 from acq_isl.view.napari.marks import hatch
@@ -23,29 +23,18 @@ _STEPS = 256
 _FULL = slice(None)
 
 
-@dataclass(frozen=True, slots=True)
-class Places:
-    """Where the fields of a plan are drawn; as in `acq_isl.processing.display.Layout`."""
-
-    boxes: tuple[Box, ...]
-    around: Box
-    to_scale: bool
-
-    @property
-    def pixel_size_um(self) -> float:
-        """Of the map: as fine as the previews, unless that would take more than `MAP_PX`."""
-        preview = max(max(box.width, box.height) for box in self.boxes) / PREVIEW_PX
-        return max(preview, math.sqrt(self.around.width * self.around.height / MAP_PX))
-
-
-def placed(fields: Sequence[PlannedField], fov_um: tuple[float, float]) -> Places:
+def placed(fields: Sequence[PlannedField], fov_um: tuple[float, float]) -> Layout:
     """Fields at their stage coordinates, or in rows if they lie too far apart to be seen together."""
-    width, height = (max(round(side * _NM_PER_UM), 1) for side in fov_um)
-    infos = [
-        StackInfo(one.key, (one.z_um,), (height, width), 1 / _NM_PER_UM, one.x_um, one.y_um) for one in fields
-    ]
+    height, width = (max(round(side * _NM_PER_UM), 1) for side in reversed(fov_um))
+    infos = [StackInfo(f.key, (f.z_um,), (height, width), 1 / _NM_PER_UM, f.x_um, f.y_um) for f in fields]
     found = layout(infos)
-    return Places(found.boxes or (Box(0, 0, 1, 1),), found.around, found.to_scale)
+    return found if found.boxes else replace(found, boxes=(Box(0, 0, 1, 1),))
+
+
+def pixel_size_um(places: Layout) -> float:
+    """Of the map: as fine as the previews, unless that would take more than `MAP_PX`."""
+    preview = max(max(box.width, box.height) for box in places.boxes) / PREVIEW_PX
+    return max(preview, math.sqrt(places.around.width * places.around.height / MAP_PX))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,8 +66,8 @@ class Shade:
 class Mosaic:
     """All fields in one picture, updated tile by tile; shades are of the light, then of each label."""
 
-    def __init__(self, places: Places, shades: Sequence[Shade]) -> None:
-        self._around, self.pixel_size_um = places.around, places.pixel_size_um
+    def __init__(self, places: Layout, shades: Sequence[Shade]) -> None:
+        self._around, self.pixel_size_um = places.around, pixel_size_um(places)
         sides = (places.around.height, places.around.width)
         self._shape = tuple(max(math.ceil(side / self.pixel_size_um), 1) for side in sides)
         self._light = np.zeros(self._shape, np.uint16)

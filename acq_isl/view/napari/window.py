@@ -225,6 +225,12 @@ surface = QOffscreenSurface(); surface.create()
 context = QOpenGLContext()
 raise SystemExit(0 if context.create() and context.makeCurrent(surface) else 3)
 """
+_NO_OPENGL = 3
+_INSTALL_OPENGL = (
+    "install the graphics driver, or Mesa for drawing on the processor "
+    "(Debian: libgl1-mesa-dri; Windows remote desktop: QT_OPENGL=software)"
+)
+_INSTALL_QT = "on Debian: apt-get install libxcb-cursor0 libxkbcommon-x11-0 libxcb-icccm4 libxcb-keysyms1"
 _INSTEAD = "or look at the run in a browser: acq-isl run --web"
 
 
@@ -287,30 +293,19 @@ def check() -> None:
             got="neither is set",
             fix=f"start it on the desktop itself, or through 'ssh -X', {_INSTEAD}",
         )
-    _try()
-
-
-def _try() -> None:
     command = [sys.executable, "-c", _PROBE]
     try:
         tried = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_S, check=False)
     except subprocess.TimeoutExpired as error:
-        raise AcqIslError(
-            f"the display did not answer within {_PROBE_S} s", fix=f"restart the desktop session, {_INSTEAD}"
-        ) from error
-    if tried.returncode == 3:
-        raise AcqIslError(
-            "there is no OpenGL on this display",
-            fix="install the graphics driver, or Mesa for drawing on the processor "
-            f"(Debian: libgl1-mesa-dri; Windows remote desktop: QT_OPENGL=software), {_INSTEAD}",
-        )
+        what = f"the display did not answer within {_PROBE_S} s"
+        raise AcqIslError(what, fix=f"restart the desktop session, {_INSTEAD}") from error
     if tried.returncode != 0:
-        words = [line for line in tried.stderr.splitlines() if line.strip()]
+        no_opengl = tried.returncode == _NO_OPENGL
+        words = " ".join(line for line in tried.stderr.splitlines() if line.strip())
         raise AcqIslError(
-            "Qt cannot open a window here",
-            got=" ".join(words)[-500:] or f"exit status {tried.returncode}",
-            fix="on Debian: apt-get install libxcb-cursor0 libxkbcommon-x11-0 libxcb-icccm4 libxcb-keysyms1, "
-            f"{_INSTEAD}",
+            "there is no OpenGL on this display" if no_opengl else "Qt cannot open a window here",
+            got=None if no_opengl else words[-500:] or f"exit status {tried.returncode}",
+            fix=f"{_INSTALL_OPENGL if no_opengl else _INSTALL_QT}, {_INSTEAD}",
         )
 
 

@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from acq_isl.events import Event, Predicted, Seen
+from acq_isl.events import Predicted, Seen
 from acq_isl.processing.display import stretched
 from acq_isl.view.feed.messages import Message, encode
 from acq_isl.view.feed.queues import LatestState
@@ -32,14 +32,15 @@ _WINDOW = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Packet:
-    """A message, encoded once for all browsers: ``frame`` is sent, ``nbytes`` of it are images."""
+class Packet(Message):
+    """A message, encoded once for all browsers: what is sent, and how much of it are images."""
 
-    seq: int
-    sent: int
-    event: Event
-    frame: bytes
-    nbytes: int
+    frame: bytes = b""
+    jpeg_bytes: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        return self.jpeg_bytes
 
 
 def packet(message: Message) -> Packet:
@@ -56,7 +57,8 @@ def packet(message: Message) -> Packet:
     # NaN and infinity are no JSON for a browser.
     text = json.dumps(_finite(header), allow_nan=False).encode()
     frame = b"".join([struct.pack("<I", len(text)), text, *jpegs])
-    return Packet(message.seq, message.sent, message.event, frame, sum(header["jpegs"]))
+    jpeg_bytes = sum(header["jpegs"])
+    return Packet(message.run, message.seq, message.event, (), message.sent, frame, jpeg_bytes)
 
 
 def _jpeg(plane: NDArray[np.uint8]) -> bytes:
