@@ -6,14 +6,22 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from typing import assert_never
 
 from acq_isl.events import (
+    Decided,
     Event,
     EventHandler,
     FieldImaged,
+    FieldRanked,
+    FieldsRanked,
     NotPredicted,
     Predicted,
     Progress,
+    RunEnded,
+    RunStarted,
+    RunStatus,
+    Seen,
     StateChanged,
     Step,
 )
@@ -88,8 +96,12 @@ class ProgressMeter:
                 self._clock_pauses(paused=state == "paused")
             case Step():
                 pass
-            case _:
+            case RunStarted() | Seen() | FieldRanked() | FieldsRanked() | Decided():
                 return
+            case Progress() | RunEnded() | RunStatus():
+                return
+            case _:
+                assert_never(event)
         now = self._monotonic()
         if now - self._emitted_s >= _LEAST_S or isinstance(event, StateChanged):
             self._emitted_s = now

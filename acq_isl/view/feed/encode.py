@@ -37,7 +37,6 @@ class MessageMaker:
 
     def messages(self, event: events.Event, seq: int) -> list[Message]:
         """Messages of an event, with its number; none if it only changes the status."""
-        self.state = updated(self.state, event)
         found: list[tuple[events.Event, Images]] = []
         match event:
             case events.RunStarted():
@@ -52,14 +51,20 @@ class MessageMaker:
                 found = [self._answers.add(event.model, (event, ()))]
             case events.FieldsRanked(fields=fields):
                 found = [(events.FieldRanked.of(choice), ()) for choice in fields]
-            case events.FieldRanked():
-                found = [(event, ())]
             case events.Decided():
                 found = [(replace(event, time_s=self._clock()), ())]
-            case events.FieldImaged() | events.Step() | events.Progress():
-                pass
-            case events.StateChanged() | events.RunEnded() | events.RunStatus():
-                pass
+            case events.Step():
+                self.state = replace(self.state, step=event)
+            case events.Progress():
+                self.state = replace(self.state, progress=event)
+            case events.StateChanged(state=state, why=why):
+                self.state = replace(self.state, state=state, why=why)
+            case events.RunEnded(failure=failure, report=report):
+                why = failure or self.state.why * (self.state.state == "stopping")
+                ending: events.RunState = "failed" if failure else "ended"
+                self.state = replace(self.state, state=ending, why=why, report=report)
+            case events.FieldImaged() | events.FieldRanked() | events.RunStatus():
+                pass  # no viewer needs the first; the others are made here
             case _:
                 assert_never(event)
         return [Message(self.run, seq, sent, images) for sent, images in found]
@@ -69,22 +74,6 @@ class MessageMaker:
         elapsed_s = self._monotonic() - self._began_s
         status = replace(self.state, elapsed_s=elapsed_s, dropped=dropped, sent_s=self._clock())
         return Message(self.run, seq, status)
-
-
-def updated(status: events.RunStatus, event: events.Event) -> events.RunStatus:
-    """A status after one more event."""
-    match event:
-        case events.Step():
-            return replace(status, step=event)
-        case events.Progress():
-            return replace(status, progress=event)
-        case events.StateChanged(state=state, why=why):
-            return replace(status, state=state, why=why)
-        case events.RunEnded(failure=failure, report=report):
-            why = failure or status.why * (status.state == "stopping")
-            return replace(status, state="failed" if failure else "ended", why=why, report=report)
-        case _:
-            return status
 
 
 class ModelAnswers:

@@ -126,13 +126,12 @@ def decode(frames: Sequence[bytes | memoryview]) -> Message:
 
 
 def _images_of(event: events.Event) -> list[tuple[tuple[int, ...], np.dtype[Any]]]:
-    match event:
-        case events.Seen(shape=shape):
-            return [(shape, np.dtype(np.uint16))]
-        case events.Predicted(shape=shape, labels=labels):
-            return [((len(labels), *shape), np.dtype(np.uint8)), (shape, np.dtype(np.uint8))]
-        case _:
-            return []
+    """Shapes and types of the images that belong to an event."""
+    if isinstance(event, events.Seen):
+        return [(event.shape, np.dtype(np.uint16))]
+    if isinstance(event, events.Predicted):
+        return [((len(event.labels), *event.shape), np.dtype(np.uint8)), (event.shape, np.dtype(np.uint8))]
+    return []
 
 
 def _explained(error: ValidationError) -> WireError:

@@ -67,13 +67,11 @@ class EventQueue:
 
 def picture_bytes(event: Event) -> int:
     """Size of the pictures beside an event; 0 without."""
-    match event:
-        case Seen(pixels=pixels) if pixels is not None:
-            return int(pixels.nbytes)
-        case Predicted(prediction=prediction) if prediction is not None:
-            return int(prediction.mean.nbytes + prediction.spread.nbytes)
-        case _:
-            return 0
+    if isinstance(event, Seen) and event.pixels is not None:
+        return int(event.pixels.nbytes)
+    if isinstance(event, Predicted) and event.prediction is not None:
+        return int(event.prediction.mean.nbytes + event.prediction.spread.nbytes)
+    return 0
 
 
 class LatestState(Generic[T]):

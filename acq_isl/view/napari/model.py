@@ -197,8 +197,12 @@ class LiveModel:
 
     def at(self, x: float, y: float) -> FieldView | None:
         """The field drawn at a place of the map, in micrometres; of overlapping ones the nearest middle."""
-        under = [one for one in self.fields.values() if _holds(one.box, x, y)]
-        return min(under, key=lambda one: _distance(one.box, x, y), default=None)
+        away = {}
+        for field in self.fields.values():
+            box = field.box
+            if box.x <= x < box.x + box.width and box.y <= y < box.y + box.height:
+                away[(box.x + box.width / 2 - x) ** 2 + (box.y + box.height / 2 - y) ** 2] = field
+        return away[min(away)] if away else None
 
     def _start(self, plan: events.RunStarted) -> None:
         self.plan = plan
@@ -241,6 +245,8 @@ class LiveModel:
                 self._changes.fields.add(name)
             case events.FieldRanked():
                 field.ranked = event
+            case _:
+                assert_never(event)
         if isinstance(event, events.Seen | events.Predicted):
             self._keep(name)
         if not isinstance(event, events.Seen):
@@ -275,11 +281,3 @@ class LiveModel:
 def _box(event: events.Seen | events.Predicted) -> Box:
     height, width = (side * event.pixel_size_um for side in event.shape)
     return Box(event.x_um - width / 2, event.y_um - height / 2, width, height)
-
-
-def _holds(box: Box, x: float, y: float) -> bool:
-    return box.x <= x < box.x + box.width and box.y <= y < box.y + box.height
-
-
-def _distance(box: Box, x: float, y: float) -> float:
-    return (box.x + box.width / 2 - x) ** 2 + (box.y + box.height / 2 - y) ** 2

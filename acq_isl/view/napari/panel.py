@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -37,9 +37,9 @@ def beside(one: FieldView, hues: Mapping[str, str]) -> list[Thumbnail]:
         if (plane := one.predicted.plane(label)) is not None
     ]
     measured = []
-    for channel, seen in sorted(one.measured.items()):
-        gray = stretched(reduced(seen.pixels, _EDGE_PX), seen.event.low, seen.event.high)
-        measured.append(Thumbnail(f"{channel} (measured)", _rgb(gray)))
+    for channel, plane in sorted(one.measured.items()):
+        gray = stretched(reduced(plane.pixels, _EDGE_PX), plane.event.low, plane.event.high)
+        measured.append(Thumbnail(f"{channel} (measured)", np.repeat(gray[..., None], 3, axis=-1)))
     return [*predicted, *measured]
 
 
@@ -50,35 +50,25 @@ def _predicted(mean: Uint8Image, label: str, hue: str) -> Thumbnail:
     return Thumbnail(f"{label} (predicted)", tinted(gray, hue))
 
 
-def _rgb(gray: Uint8Image) -> Uint8Image:
-    return np.repeat(gray[..., None], 3, axis=-1)
-
-
 _WIDTH_PX = 330
 _SURE_MS = 4000
 
 
-class Actions(Protocol):
-    """What the buttons do."""
-
-    def connect(self, folder: str) -> None:
-        """Follow the run in a folder."""
-
-    def look(self, at: str) -> None:
-        """``"newest"`` follows the run or stops to; ``"map"``, ``"field"`` zoom; ``"contrast"`` resets."""
-
-    def command(self, kind: str) -> None:
-        """``"pause"``, ``"resume"``, ``"stop"``, or ``"go_to"``."""
+Pressed = Callable[[str], None]
 
 
 class Panel:
-    """Widgets, and what they show; `widget` is the one to dock."""
+    """Widgets, and what they show; `widget` is the one to dock.
 
-    def __init__(self, actions: Actions) -> None:
+    ``connect`` gets the folder of a run. ``look``: ``"newest"`` follows the run or stops to, ``"map"`` and
+    ``"field"`` zoom, ``"contrast"`` resets. ``command``: ``"go_to"``, ``"pause"``, ``"resume"``, ``"stop"``.
+    """
+
+    def __init__(self, connect: Pressed, look: Pressed, command: Pressed) -> None:
         from qtpy.QtCore import QTimer
         from qtpy.QtWidgets import QGridLayout, QScrollArea, QVBoxLayout, QWidget
 
-        self._actions = actions
+        self._connect, self._look, self._command = connect, look, command
         inside = QWidget()
         self._rows = QVBoxLayout(inside)
         self._add_connection()
@@ -160,9 +150,9 @@ class Panel:
         row = QHBoxLayout()
         self._folder = QLineEdit()
         self._folder.setPlaceholderText("folder of a run, or of all runs")
-        self._folder.returnPressed.connect(lambda: self._actions.connect(self._folder.text()))
+        self._folder.returnPressed.connect(lambda: self._connect(self._folder.text()))
         button = QPushButton("Follow run")
-        button.clicked.connect(lambda: self._actions.connect(self._folder.text()))
+        button.clicked.connect(lambda: self._connect(self._folder.text()))
         row.addWidget(self._folder, 1)
         row.addWidget(button)
         self._rows.addLayout(row)
@@ -174,7 +164,7 @@ class Panel:
             "field": ("This field", "Zoom in to the field shown"),
             "contrast": ("Automatic contrast", "Forget the contrast limits set by hand"),
         }
-        self._buttons = self._button_rows(looks, self._actions.look)
+        self._buttons = self._button_rows(looks, self._look)
         self._buttons["newest"].setCheckable(True)
 
     def _add_commands(self) -> None:
@@ -193,15 +183,13 @@ class Panel:
             self._sure.start(_SURE_MS)
             return
         self._unsure()
-        self._actions.command(kind)
+        self._command(kind)
 
     def _unsure(self) -> None:
         self._sure.stop()
         self._buttons["stop"].setText("Stop…")
 
-    def _button_rows(
-        self, texts: Mapping[str, tuple[str, str]], pressed: Callable[[str], None]
-    ) -> dict[str, Any]:
+    def _button_rows(self, texts: Mapping[str, tuple[str, str]], pressed: Pressed) -> dict[str, Any]:
         from qtpy.QtWidgets import QGridLayout, QPushButton
 
         grid, found = QGridLayout(), {}

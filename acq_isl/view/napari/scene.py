@@ -30,15 +30,8 @@ class Outlines:
         self._fields = viewer.add_shapes(
             None, ndim=2, name=FIELDS, face_color="transparent", edge_width=thin_um, opacity=1.0, units=_UNITS
         )
-        self._target = viewer.add_points(
-            np.empty((0, 2)),
-            name=TARGET,
-            symbol="ring",
-            size=6 * thin_um,
-            units=_UNITS,
-            face_color="white",
-            border_color="black",
-        )
+        style = {"symbol": "ring", "size": 6 * thin_um, "face_color": "white", "border_color": "black"}
+        self._target = viewer.add_points(np.empty((0, 2)), name=TARGET, units=_UNITS, **style)
         self._fields.editable = self._target.editable = False
         self._drawn: list[tuple[float, float, float, float]] = []
 
@@ -59,12 +52,9 @@ class Outlines:
         if boxes != self._drawn:
             self._drawn = boxes
             self._fields.data = []
-            self._fields.add_rectangles(
-                [_corners(box) for box in boxes],
-                edge_color=colors,
-                edge_width=widths,
-                face_color="transparent",
-            )
+            corners = [_corners(box) for box in boxes]
+            style = {"edge_color": colors, "edge_width": widths, "face_color": "transparent"}
+            self._fields.add_rectangles(corners, **style)
         else:
             self._fields.edge_color, self._fields.edge_width = colors, widths
         self._fields.features = {"words": [frame.text for _, frame in shown]}
@@ -205,13 +195,9 @@ class Scene:
         camera = self._viewer.scene.camera
         half_rows, half_columns = (side / camera.zoom / 2 for side in self._viewer.canvas.size)
         y, x = camera.center[-2:]
-        inside = (
-            y - half_rows <= box.y
-            and box.y + box.height <= y + half_rows
-            and x - half_columns <= box.x
-            and box.x + box.width <= x + half_columns
-        )
-        if not inside:
+        rows_seen = y - half_rows <= box.y and box.y + box.height <= y + half_rows
+        columns_seen = x - half_columns <= box.x and box.x + box.width <= x + half_columns
+        if not (rows_seen and columns_seen):
             camera.center = (0.0, box.y + box.height / 2, box.x + box.width / 2)
 
 

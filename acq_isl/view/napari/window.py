@@ -15,13 +15,12 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from acq_isl.commands import Command, GoTo, Pause, Resume, Stop
 from acq_isl.errors import AcqIslError
 from acq_isl.events import OVER
 from acq_isl.view.feed.address import read_address, running_folder
-from acq_isl.view.feed.messages import Message
 from acq_isl.view.feed.reader import FeedReader
 from acq_isl.view.feed.requests import Answer
 from acq_isl.view.napari.model import FieldView, LiveModel
@@ -36,20 +35,6 @@ _WORDS_AT_LEAST_S = 1.0
 _LOOK_AGAIN_S = 2.0
 
 
-class Source(Protocol):
-    """Where messages come from and orders go; `FeedReader` is one."""
-
-    @property
-    def alive(self) -> bool:
-        """Whether the run was heard of lately."""
-
-    def take(self, limit: int | None = None) -> list[Message]:
-        """What is new since the last call; returns at once."""
-
-    def send(self, command: Command, *, by: str = "operator") -> Answer:
-        """Give the run a command; may take seconds."""
-
-
 class LiveView:
     """Shows runs in a viewer until closed."""
 
@@ -57,7 +42,7 @@ class LiveView:
         self._viewer, self._now = viewer, now
         self._model = LiveModel()
         self._scene: Scene | None = None
-        self._source: Source | None = None
+        self._source: FeedReader | None = None
         self._folder: Path | None = None
         self._run = ""
         self._opened = ExitStack()
@@ -69,7 +54,7 @@ class LiveView:
         self._thumbnails_of: tuple[object, ...] = ()
         self.drawn = 0
         """Ticks that drew a new picture."""
-        self.panel = Panel(self)
+        self.panel = Panel(self.connect, self.look, self.command)
         self._pressed = on_click(self.click)
         viewer.mouse_drag_callbacks.append(self._pressed)
         self._panel_gone = False
@@ -94,12 +79,12 @@ class LiveView:
         self.panel.folder(str(self._folder))
         self._find_run()
 
-    def follow(self, source: Source) -> None:
+    def follow(self, source: FeedReader) -> None:
         """Show what comes from an open source, which stays the caller's to close."""
         self._source, self._model, self._place = source, LiveModel(), None
 
     def look(self, at: str) -> None:
-        """As in `Actions`."""
+        """Follow the newest field or stop to, or change what is seen of the picture; as `Panel` says."""
         if at == "newest":
             shown = self._model.shown
             follow = self._model.selected is not None or shown is None
@@ -110,7 +95,7 @@ class LiveView:
             {"map": scene.show_map, "field": scene.show_field, "contrast": scene.automatic_contrast}[at]()
 
     def command(self, kind: str) -> None:
-        """As in `Actions`; the answer is shown when it is there."""
+        """Send the run a command; the answer is shown when it is there."""
         command = self._command(kind)
         if self._source is None or self._asked is not None or command is None:
             return

@@ -37,7 +37,7 @@ from acq_isl.base import StrictModel
 from acq_isl.commands import Command
 from acq_isl.view.feed.reader import FeedReader
 from acq_isl.view.feed.requests import Answer, RequestId, Token, same_token
-from acq_isl.view.web.clients import Hub, Pump, Viewer
+from acq_isl.view.web.clients import Hub, Viewer, packet
 
 log = logging.getLogger(__name__)
 
@@ -139,8 +139,21 @@ class Page:
 
     @asynccontextmanager
     async def _living(self, app: Starlette) -> AsyncIterator[None]:
-        with Pump(self._reader, self._hub.publish, asyncio.get_running_loop()):
-            yield
+        pump = asyncio.create_task(self._pump())
+        yield
+        pump.cancel()
+        await asyncio.gather(pump, return_exceptions=True)
+
+    async def _pump(self) -> None:
+        """Hand what the run sends to all browsers, encoded on another thread."""
+        try:
+            while True:
+                # One at a time: what comes in while a picture is encoded may be newer than the rest.
+                if await run_in_threadpool(self._reader.wait, 0.25):
+                    for message in self._reader.take(1):
+                        self._hub.publish(await run_in_threadpool(packet, message))
+        except Exception:
+            log.exception("the page is not fed any more")
 
     async def _send_report(self, request: HttpRequest) -> Response:
         token = request.headers.get("authorization", "").removeprefix("Bearer ")
@@ -198,8 +211,8 @@ class Page:
         # The time limit frees what a viewer holds whose network swallows everything.
         with suppress(TimeoutError, WebSocketDisconnect):
             while True:
-                packet = await viewer.next()
-                await asyncio.wait_for(socket.send_bytes(packet.frame), _SEND_S)
+                frame = (await viewer.next()).frame
+                await asyncio.wait_for(socket.send_bytes(frame), _SEND_S)
 
     async def _listen(self, socket: WebSocket, viewer: Viewer, role: Role) -> None:
         with suppress(WebSocketDisconnect):

@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import logging
 import math
 import struct
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +17,6 @@ from acq_isl.events import Predicted, Seen
 from acq_isl.processing.display import stretched
 from acq_isl.view.feed.messages import Message, encode
 from acq_isl.view.feed.queues import LatestState
-from acq_isl.view.feed.reader import FeedReader
-
-log = logging.getLogger(__name__)
 
 MAX_VIEWERS = 32
 _QUALITY = 88
@@ -46,13 +40,11 @@ class Packet(Message):
 def packet(message: Message) -> Packet:
     """The frame of a message: its header, and its images as JPEG, which takes about 2 ms each."""
     jpegs: list[bytes] = []
-    match message.event:
-        case Seen(low=low, high=high):
-            jpegs = [_jpeg(stretched(message.images[0], low, max(high, low + 1.0)))]
-        case Predicted():
-            jpegs = [_jpeg(plane) for plane in (*message.images[0], message.images[1])]
-        case _:
-            pass
+    if isinstance(message.event, Seen):
+        low, high = message.event.low, max(message.event.high, message.event.low + 1.0)
+        jpegs = [_jpeg(stretched(message.images[0], low, high))]
+    elif isinstance(message.event, Predicted):
+        jpegs = [_jpeg(plane) for plane in (*message.images[0], message.images[1])]
     header = {**json.loads(bytes(encode(message)[0])), "jpegs": [len(jpeg) for jpeg in jpegs]}
     # NaN and infinity are no JSON for a browser.
     text = json.dumps(_finite(header), allow_nan=False).encode()
@@ -140,33 +132,3 @@ class Hub:
         if self._latest.put(packet):
             for viewer in self._viewers:
                 viewer.put(packet)
-
-
-class Pump:
-    """A thread that takes from an open reader, encodes, and has ``loop`` call ``publish``."""
-
-    def __init__(
-        self, reader: FeedReader, publish: Callable[[Packet], None], loop: asyncio.AbstractEventLoop
-    ) -> None:
-        self._reader, self._publish, self._loop = reader, publish, loop
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="acq-isl-page", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopping.set()
-        self._thread.join(timeout=5)
-
-    def _run(self) -> None:
-        try:
-            while not self._stopping.is_set():
-                if not self._reader.wait(0.25):
-                    continue
-                # One at a time: what comes in while a picture is encoded may be newer than the rest.
-                for message in self._reader.take(1):
-                    self._loop.call_soon_threadsafe(self._publish, packet(message))
-        except Exception:
-            log.exception("the page is not fed any more")
