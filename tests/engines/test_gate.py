@@ -7,6 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from acq_isl.engines.gate import RESAMPLED, judge_distances, measure_distances
+from acq_isl.engines.graph_tags import GRAPH_KEY, GraphTags
 from acq_isl.engines.model_file import read_model
 from acq_isl.engines.onnx import OnnxEngine
 from acq_isl.engines.predictor import Predictor
@@ -46,6 +47,9 @@ def with_distance(model):
     )
     axes = ["n", 2, "rows", "columns"]
     graph.output.append(helper.make_tensor_value_info("distance", TensorProto.FLOAT, axes))
+    tags = GraphTags(counts="counts", normalised="clipped", heads=("answers",), gate=("clipped",))
+    entries = {entry.key: entry.value for entry in model.metadata_props}
+    helper.set_model_props(model, entries | {GRAPH_KEY: tags.model_dump_json()})
 
 
 def gated(folder, *limits):
