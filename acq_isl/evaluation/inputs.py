@@ -25,22 +25,11 @@ _FIX = "put one z-stack and its label images into a folder of their own, or list
 def find_items(paths: Iterable[Path], manifest: Manifest, z_step_um: float | None = None) -> list[Item]:
     """All fields below some paths.
 
-    Parameters
-    ----------
-    paths : iterable of Path
-        A folder: every folder below it that holds one TIFF z-stack with flat TIFF images beside it is a
-        field, the images named after their labels, the folder after its well (``A4``) if it can be. Folders
-        of the published data set, and data sets of other formats (one channel of transmitted light, the
-        others labels), are read as such. A ``.yaml`` file: a list of sources, as for training.
-    manifest : Manifest
-        What the model expects.
-    z_step_um : float, optional
-        Between planes, for TIFF files that do not say it.
-
-    Raises
-    ------
-    PairRefused
-        Nothing there, or two fields of the same name.
+    In a folder, every folder below it that holds one TIFF z-stack with flat TIFF images beside it is a
+    field, the images named after their labels, the folder after its well (``A4``) if it can be. Folders of
+    the published data set, and data sets of other formats (one channel of transmitted light, the others
+    labels), are read as such. A ``.yaml`` file is a list of sources, as for training. The z step is for TIFF
+    files that do not say it. `PairRefused` if there is nothing, or two fields of the same name.
     """
     nominal = Nominal(manifest.planes, manifest.pixel_size_um, manifest.z_step_um)
     items = [item for path in paths for item in _items(Path(path), nominal, z_step_um)]

@@ -34,7 +34,7 @@ from acq_isl.training.learning_curve import Row, average_units, find_better, wri
 from acq_isl.training.loop import Training
 from acq_isl.training.network import LiveNetwork, select_labels
 from acq_isl.training.panels import draw_panel
-from acq_isl.training.score import score_network
+from acq_isl.training.score import HeldOutScore, score_network
 from acq_isl.training.train import Datasets, OnProgress, Progress, prepare_datasets
 
 logger = logging.getLogger(__name__)
@@ -46,47 +46,32 @@ _OF_A_MEMBER = r"(others\.\d+\.)?"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Job:
-    """What stays the same over all runs of one adaptation; ``units`` are those of the held-out fields."""
+    """What stays the same over all runs of one adaptation.
+
+    ``validation`` are held-out fields that decide when to stop, none if there are no others to be scored;
+    ``scored`` are the others, with their units.
+    """
 
     config: TrainConfig
     recipe: Recipe
     task: Task
     data: Datasets
-    units: tuple[str, ...]
+    validation: Sequence[Field]
+    scored: Sequence[tuple[Field, str]]
     pretrained: Pretrained
     on_progress: OnProgress
 
-    @property
-    def names(self) -> list[str]:
-        """Of the labels."""
-        return [label.name for label in self.config.labels]
+    def score(self, network: LiveNetwork, unit: str | None = None) -> tuple[HeldOutScore, ...]:
+        """On the fields that decided nothing, of one unit or all."""
+        chosen = [(field, own) for field, own in self.scored if unit in (None, own)]
+        names = [label.name for label in self.config.labels]
+        return score_network(network, [field for field, _ in chosen], [own for _, own in chosen], names)
 
-    @property
-    def deciding_unit(self) -> str | None:
-        """The first held-out unit, which decides when to stop, if there are others to be scored."""
-        return self.units[0] if len(set(self.units)) > 1 else None
-
-    @property
-    def validation(self) -> list[Field]:
-        """Fields of the unit that decides when to stop."""
-        return [field for field, unit in self._held_out() if unit == self.deciding_unit]
-
-    @property
-    def scored(self) -> list[tuple[Field, str]]:
-        """Held-out fields that decided nothing, with their units."""
-        return [(field, unit) for field, unit in self._held_out() if unit != self.deciding_unit]
-
-    def score_units(self, k: int, start: str, seed: int, network: LiveNetwork) -> list[Row]:
-        """Scores unit by unit, on the units that decided nothing."""
-        rows = []
-        for unit in dict.fromkeys(unit for _, unit in self.scored):
-            fields = [field for field, own in self.scored if own == unit]
-            scores = score_network(network, fields, [unit] * len(fields), self.names)
-            rows += [Row(k, start, seed, score, unit) for score in scores if score.n]
-        return rows
-
-    def _held_out(self) -> Iterable[tuple[Field, str]]:
-        return zip(self.data.held_out, self.units, strict=True)
+    def rows(self, k: int, start: str, seed: int, network: LiveNetwork) -> list[Row]:
+        """Scores unit by unit."""
+        units = dict.fromkeys(unit for _, unit in self.scored)
+        scores = [(unit, score) for unit in units for score in self.score(network, unit)]
+        return [Row(k, start, seed, score, unit) for unit, score in scores if score.n]
 
 
 def adapt(model: Path, pairs: Path, label: str | None, ks: Sequence[int], folder: Path,
@@ -120,15 +105,18 @@ def adapt(model: Path, pairs: Path, label: str | None, ks: Sequence[int], folder
     data = prepare_datasets(config, division, folder, ProcessGroup(), on_progress)
     units = tuple(unit_of(item, division) for item in division.held_out)
     task: Task = "new microscope" if label in (None, *pretrained.manifest.label_names) else "new label"
-    job = _Job(config, recipe, task, data, units, pretrained, on_progress)
+    first = units[0] if len(set(units)) > 1 else None
+    held_out = list(zip(data.held_out, units, strict=True))
+    validation = [field for field, unit in held_out if unit == first]
+    scored = [(field, unit) for field, unit in held_out if unit != first]
+    job = _Job(config, recipe, task, data, validation, scored, pretrained, on_progress)
     available = list(dict.fromkeys(unit_of(item, division) for item in division.train))
     chosen = _choose_ks(ks, available, division)
     best = _try_all(job, available, chosen, folder)
     used = set(available[: chosen[-1]])
     train = [(f, i) for f, i in zip(data.train, division.train, strict=True) if unit_of(i, division) in used]
-    decided = [i for i, unit in zip(division.held_out, units, strict=True) if unit == job.deciding_unit]
-    scores = score_network(best, [f for f, _ in job.scored], [u for _, u in job.scored], job.names)
-    trained = Trained(best, config.labels, data.ranges, scores, tuple(field for field, _ in train))
+    decided = [i for i, unit in zip(division.held_out, units, strict=True) if unit == first]
+    trained = Trained(best, config.labels, data.ranges, job.score(best), tuple(field for field, _ in train))
     draw_panel(best, data.held_out[-config.watching.panels :], config.labels, folder / "panel.png")
     learned_from = (*(item for _, item in train), *decided)
     return write_package(config, replace(division, train=learned_from), trained, folder)
@@ -154,8 +142,9 @@ def _try_all(job: _Job, available: Sequence[str], ks: Sequence[int], folder: Pat
     Returns the network adapted with the largest k.
     """
     rows: list[Row] = []
+    labels = ", ".join(label.name for label in job.config.labels)
     if job.task == "new microscope":
-        rows += job.score_units(0, "as it is", job.recipe.seed, _select(job.pretrained, job.config.labels))
+        rows += job.rows(0, "as it is", job.recipe.seed, _select(job.pretrained, job.config.labels))
     best = job.pretrained.network
     division = job.data.division
     units = [unit_of(item, division) for item in division.train]
@@ -163,15 +152,15 @@ def _try_all(job: _Job, available: Sequence[str], ks: Sequence[int], folder: Pat
     for done, (k, seed) in enumerate(runs):
         chosen = set(available[:k])
         fields = [field for field, unit in zip(job.data.train, units, strict=True) if unit in chosen]
-        job.on_progress(Progress("training", done, len(runs), text=f"k = {k}, {', '.join(job.names)}"))
+        job.on_progress(Progress("training", done, len(runs), text=f"k = {k}, {labels}"))
         adapted = _adapt_once(job, fields, seed)
         fresh = _start(job, seed, job.recipe.steps, job.recipe.from_scratch, None)
         scratch = _train_best(job, [fresh], fields)
-        rows += job.score_units(k, "adapted", seed, adapted)
-        rows += job.score_units(k, "from scratch", seed, scratch)
+        rows += job.rows(k, "adapted", seed, adapted)
+        rows += job.rows(k, "from scratch", seed, scratch)
         best = adapted if seed == job.recipe.seed else best
         title = f"{job.task}, {division.title}"
-        write_curve(rows, folder, title, stopped=job.deciding_unit is not None)
+        write_curve(rows, folder, title, stopped=bool(job.validation))
     job.on_progress(Progress("training", len(runs), len(runs)))
     if better := find_better(average_units(rows)):
         logger.warning("%s", better)
@@ -232,8 +221,7 @@ def _train_best(
     job: _Job, phases: Iterable[Training], fields: Sequence[Field], start: LiveNetwork | None = None
 ) -> LiveNetwork:
     """Train; the averaged weights that did best on the validation fields, or the last ones without such."""
-    decides = job.deciding_unit is not None
-    kept = start if decides else None
+    kept = start if job.validation else None
     best = _mean_pearson(job, kept) if kept is not None else -np.inf
     for training in phases:
         training.patches.check(fields)
@@ -241,13 +229,13 @@ def _train_best(
         while training.step < training.config.optimisation.steps and waited < job.recipe.patience:
             training.advance(fields)
             last = training.step == training.config.optimisation.steps
-            if not (decides and (last or training.step % job.recipe.look_every == 0)):
+            if not (job.validation and (last or training.step % job.recipe.look_every == 0)):
                 continue
             now = _mean_pearson(job, training.average)
             best, waited = (now, 0) if now > best else (best, waited + 1)
             if waited == 0:
                 kept = copy.deepcopy(training.average)
-        if kept is None or not decides:
+        if kept is None or not job.validation:
             kept = training.average
         training.average.load_state_dict(kept.state_dict())  # where the next phase begins
     if kept is None:
@@ -257,5 +245,6 @@ def _train_best(
 
 def _mean_pearson(job: _Job, network: LiveNetwork) -> float:
     """Over the labels, on the fields that decide when to stop."""
-    scores = score_network(network, job.validation, [""] * len(job.validation), job.names)
+    names = [label.name for label in job.config.labels]
+    scores = score_network(network, job.validation, [""] * len(job.validation), names)
     return float(np.mean([score.pearson for score in scores if score.n] or [0.0]))

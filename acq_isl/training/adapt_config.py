@@ -19,30 +19,19 @@ _SHARED = {"seed", "steps", "batch", "patch_px", "average", "precision", "thread
 
 
 class Recipe(StrictModel):
-    """How a model is adapted.
-
-    The defaults are measured (docs/training.md): with everything at a tenth of the rate, the usual advice, a
-    new label was learned worse than from scratch.
-    """
+    """How a model is adapted; every key, and how its default was measured, is described in
+    docs/training.md."""
 
     steps: int = Setting(default=400, ge=10)
-    """At most; the same number trains from scratch."""
     first: float = Setting(default=0.2, gt=0, lt=1)
-    """Share of them for the head, or the first block, alone."""
     learning_rate: float | None = Setting(default=None, gt=0)
-    """None: 3e-3 for a new label, 1e-3 for a new microscope, of which the model knows most already."""
     share: float = Setting(default=1.0, gt=0, le=1)
-    """Of this rate, for everything afterwards."""
     from_scratch: float = Setting(default=3e-3, gt=0)
-    """Rate of the comparison."""
     batch: int = Setting(default=8, gt=0)
     patch_px: int = Setting(default=128, gt=0, multiple_of=16)
     average: float = Setting(default=0.98, ge=0, lt=1)
     look_every: int = Setting(default=25, gt=0)
-    """Steps between two looks at the validation field."""
     patience: int = Setting(default=16, gt=0)
-    """Looks without a better score until it stops; the best is kept anyway. Few looks save time, but scores
-    rise most in the end, where the rate falls."""
     seed: int = 0
     seeds: int = Setting(default=1, gt=0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"

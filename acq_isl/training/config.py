@@ -23,27 +23,20 @@ _OLD_KEYS = ("base", "levels")
 
 
 class Optimisation(StrictModel):
-    """How the weights are found."""
+    """How the weights are found; every key is described in docs/training.md."""
 
     seed: int = Field(default=0, ge=0)
     steps: int = Field(default=3000, gt=0)
     batch: int = Field(default=8, gt=0)
-    """Patches of each process."""
     patch_px: int = Field(default=128, gt=0, multiple_of=16)
     foreground: float = Field(default=0.5, ge=0, le=1)
-    """Share of patches about a bright place."""
     foreground_labels: int = Field(default=2, gt=0)
-    """The bright places are those of the first so many labels: rare structures first, carpets last."""
     learning_rate: float = Field(default=3e-3, gt=0)
     weight_decay: float = Field(default=1e-3, ge=0)
     beta: float = Field(default=0.5, ge=0, le=1)
-    """Of the beta-NLL loss: 0 is the plain likelihood, 1 weighs all pixels like the squared error."""
     auto_encoding: float = Field(default=0.0, ge=0)
-    """Weight of predicting the middle plane of the input too; in training only."""
     average: float = Field(default=0.998, ge=0, lt=1)
-    """Decay per step of the exponential average of the weights, which is what is kept in the end."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of the network; the loss is always fp32. auto: bf16 where the processor computes in it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoint_every: int = Field(default=250, gt=0)
     threads: int = Field(default=1, gt=0)
@@ -54,11 +47,8 @@ class Watching(StrictModel):
 
     log_every: int = Field(default=50, gt=0)
     panels_every: int = Field(default=0, ge=0)
-    """Pictures of held-out fields, prediction beside truth; 0: only in the end."""
     panels: int = Field(default=3, gt=0)
-    """Fields in a picture."""
     tensorboard: bool = False
-    """Needs ``pip install tensorboard``."""
 
 
 class Architecture(StrictModel):
@@ -69,7 +59,6 @@ class Architecture(StrictModel):
     levels: int = Field(default=4, gt=1)
     fold: Literal[1, 2, 4] = 2
     members: int = Field(default=1, ge=1, le=4)
-    """Networks side by side, averaged; each sees its share of a batch."""
 
 
 def _check_names_differ(labels: tuple[Label, ...]) -> tuple[Label, ...]:

@@ -11,8 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from acq_isl.errors import ModelError
-
 _BLOCK_PX = 4
 _CLIP_SD = 10.0
 _TRUNCATE = 3.0
@@ -60,23 +58,13 @@ class Normalise(nn.Module):
 class NetworkConfig:
     """Shape and size of the network.
 
-    Parameters
-    ----------
-    planes, labels : int
-    base : int
-        Channels of the finest level; each of the coarser levels has twice as many as the last.
-    levels : int
-        Levels of the U-Net, after the first lowering of the resolution.
-    high_pass_px : float
-        Sigma of the Gaussian background that the network subtracts from each plane, in pixels.
-    kind : {"unet", "separable", "convnext"}
-        What a level is made of: two 3x3 convolutions, two depthwise-separable ones, or a residual block
-        after Liu et al., "A ConvNet for the 2020s", CVPR 2022 (batch instead of layer normalisation).
-    fold : int
-        The first convolution lowers the resolution by this factor; the last one brings it back.
-    members : int
-        Networks side by side that look at the same normalised stack and whose predictions are averaged.
-        Two narrow ones are better than a wide one of the same cost where training images are few.
+    ``base`` are the channels of the finest of ``levels`` levels; each of the coarser ones has twice as many
+    as the last. ``high_pass_px`` is the sigma of the Gaussian background that is subtracted from each plane.
+    ``kind`` is what a level is made of: two 3x3 convolutions, two depthwise-separable ones, or residual
+    blocks after Liu et al., "A ConvNet for the 2020s", CVPR 2022 (batch instead of layer normalisation). The
+    first convolution lowers the resolution by ``fold``; the last one brings it back. ``members`` are
+    networks side by side that look at the same stack and are averaged: two narrow ones are better than a
+    wide one where training images are few.
     """
 
     planes: int = 13
@@ -303,27 +291,17 @@ def select_labels(network: LiveNetwork, labels: Sequence[int | None]) -> LiveNet
 
     ``labels`` are numbers of old labels in the new order; None: a new one, whose head starts anew.
     """
-    config = replace(network.config, labels=len(labels))
-    fresh = LiveNetwork(config)
+    fresh = LiveNetwork(replace(network.config, labels=len(labels)))
     state = fresh.state_dict()
     for name, old in network.state_dict().items():
-        if old.shape == state[name].shape and list(labels) == list(range(network.config.labels)):
+        if "head" not in name.split("."):  # of every member
             state[name] = old.clone()
-        elif "head" in name.split("."):  # of every member
-            state[name] = _select_head(old.cpu(), state[name], network.config, labels)
-        elif old.shape == state[name].shape:
-            state[name] = old.clone()
-        else:
-            raise ModelError(f"{name} depends on the number of labels", fix="report this kind of network")
-    fresh.load_state_dict(state)
-    return fresh
-
-
-def _select_head(old: Tensor, fresh: Tensor, config: NetworkConfig, labels: Sequence[int | None]) -> Tensor:
-    source = old.reshape(2, config.labels, -1)
-    target = fresh.clone().reshape(2, len(labels), -1)
-    with torch.no_grad():
+            continue
+        head = state[name].clone().reshape(2, len(labels), -1)  # mean and log variance
+        source = old.reshape(2, network.config.labels, -1)
         for at, label in enumerate(labels):
             if label is not None:
-                target[:, at] = source[:, label]
-    return target.reshape(fresh.shape)
+                head[:, at] = source[:, label]
+        state[name] = head.reshape(state[name].shape)
+    fresh.load_state_dict(state)
+    return fresh

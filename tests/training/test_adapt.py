@@ -272,7 +272,7 @@ def test_a_part_alone_learns_first(task, part, tmp_path, plate, model):
     found = read_pretrained(model)
     division = config.divide()
     data = adapting.prepare_datasets(config, division, tmp_path, ProcessGroup(), lambda _: None)
-    job = adapting._Job(config, recipe, task, data, ("A0", "A1"), found, lambda _: None)
+    job = adapting._Job(config, recipe, task, data, (), (), found, lambda _: None)
     network = adapting._select(found, config.labels)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     alone = next(adapting._phases(job, network, 0))
