@@ -30,34 +30,30 @@ _ALWAYS_FLOAT = {"Resize": (1, 2), "Upsample": (1,)}
 
 
 class Graph:
-    """The master, made ready: functions inlined, constants as weights, bytes cast first, types known.
+    """A model made ready: functions inlined, constants as weights, bytes cast first, types known.
 
-    Parameters
-    ----------
-    content : bytes
-    outputs : sequence of str
-        Those to keep; others and what leads only to them are left out.
+    ``outputs`` are those to keep; others and what leads only to them are left out.
     """
 
     def __init__(self, content: bytes, outputs: Sequence[str] = IMAGES) -> None:
         self.model = inliner.inline_local_functions(onnx.load_from_string(content))
-        _constants_to_weights(self.model.graph)
-        _keep_outputs(self.model.graph, outputs)
-        _cast_bytes_first(self.model.graph)
-        del self.model.graph.value_info[:]
+        graph = self.model.graph
+        _turn_constants_into_weights(graph)
+        _keep_outputs(graph, outputs)
+        _cast_bytes_first(graph)
+        del graph.value_info[:]
         try:
-            inferred = onnx.shape_inference.infer_shapes(self.model, check_type=True, strict_mode=True)
+            inferred = onnx.shape_inference.infer_shapes(self.model, check_type=True, strict_mode=True).graph
         except onnx.shape_inference.InferenceError as error:
             raise ModelError(
                 f"the model cannot be prepared for TensorRT: {error}",
                 wanted="camera bytes that are cast to float before any arithmetic",
                 fix="export the model again with this version of acq-isl",
             ) from error
-        graph = inferred.graph
-        values = (*graph.value_info, *graph.input, *graph.output)
-        self.types = {value.name: value.type.tensor_type.elem_type for value in values}
+        values = (*inferred.value_info, *inferred.input, *inferred.output)
         self.tags = read_tags(self.model)
-        self.weights = {weight.name: weight for weight in self.model.graph.initializer}
+        self.weights = {weight.name: weight for weight in graph.initializer}
+        self.types = {value.name: value.type.tensor_type.elem_type for value in values}
         self.types |= {name: weight.data_type for name, weight in self.weights.items()}
 
     @property
@@ -72,17 +68,13 @@ class Graph:
                 yield place
 
 
-def _constants_to_weights(graph: onnx.GraphProto) -> None:
-    kept = []
-    for node in graph.node:
-        values = {a.name: a for a in node.attribute} if node.op_type == "Constant" else {}
-        if "value" not in values:
-            kept.append(node)
-            continue
-        graph.initializer.add().CopyFrom(values["value"].t)
-        graph.initializer[-1].name = node.output[0]
-    del graph.node[:]
-    graph.node.extend(kept)
+def _turn_constants_into_weights(graph: onnx.GraphProto) -> None:
+    for node in list(graph.node):
+        tensor = next((a.t for a in node.attribute if a.name == "value"), None)
+        if node.op_type == "Constant" and tensor is not None:
+            graph.initializer.add().CopyFrom(tensor)
+            graph.initializer[-1].name = node.output[0]
+            graph.node.remove(node)
 
 
 def _keep_outputs(graph: onnx.GraphProto, outputs: Sequence[str]) -> None:
@@ -101,20 +93,13 @@ def leading_to(nodes: list[onnx.NodeProto], names: Sequence[str]) -> set[int]:
         if values.intersection(nodes[index].output):
             found.add(index)
             values.update(nodes[index].input)
-            values.update(name for inner in _subgraphs(nodes[index]) for name in inner)
+            inner = (attribute.g.node for attribute in nodes[index].attribute if attribute.HasField("g"))
+            values.update(name for body in inner for node in body for name in node.input)
     return found
-
-
-def _subgraphs(node: onnx.NodeProto) -> Iterator[set[str]]:
-    """What branches and loops use of the values around them."""
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            yield {name for inner in attribute.g.node for name in inner.input}
 
 
 def _cast_bytes_first(graph: onnx.GraphProto) -> None:
     """Put a cast to fp32 behind every UINT8 input; casts that follow become casts of floats to floats."""
-    casts = []
     for port in graph.input:
         if port.type.tensor_type.elem_type != TensorProto.UINT8:
             continue
@@ -123,10 +108,8 @@ def _cast_bytes_first(graph: onnx.GraphProto) -> None:
             for place, used in enumerate(node.input):
                 if used == port.name:
                     node.input[place] = name
-        casts.append(helper.make_node("Cast", [port.name], [name], name=f"cast_{port.name}", to=FLOAT))
-    nodes = [*casts, *graph.node]
-    del graph.node[:]
-    graph.node.extend(nodes)
+        cast = helper.make_node("Cast", [port.name], [name], name=f"cast_{port.name}", to=FLOAT)
+        graph.node.insert(0, cast)
 
 
 def half_nodes(graph: Graph) -> set[int]:

@@ -22,50 +22,28 @@ _LEAST_COUNTED = 20  # fewer tell nothing about an F1
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """How far int8 is from fp32.
-
-    Parameters
-    ----------
-    pearson : dict of str to float
-        Correlation of the mean of each label, the lowest of all stacks; empty if int8 refused the first one.
-    f1 : float or None
-        Nuclei found in int8 matched with those found in fp32, all stacks together; None without nuclei.
-    nuclei : int
-        Nuclei found in fp32.
-    above : float
-        Predicted intensity that makes a nucleus.
-    reason : str
-        Why int8 is not to be used; empty if it may be.
-    distance : float
-        Largest change of the gate's distance as a share of its limit.
-    """
+    """How far int8 is from fp32."""
 
     pearson: dict[str, float]
+    """Correlation of each label's mean, the lowest of all stacks; empty if int8 refused the first one."""
     f1: float | None
+    """Nuclei found in int8 matched with those found in fp32, all stacks together; None without nuclei."""
     nuclei: int
+    """Nuclei found in fp32."""
     above: float
+    """Predicted intensity that makes a nucleus."""
     reason: str
+    """Why int8 is not to be used; empty if it may be."""
     distance: float = 0.0
+    """Largest change of the gate's distance as a share of its limit."""
 
 
 def measure_accuracy(
     engines: tuple[Predictor, Predictor], stacks: Sequence[ZStack], above: float = ABOVE
 ) -> Accuracy:
-    """Compare int8 with fp32.
+    """Compare engines in fp32 and int8 on stacks none of whose pixels set int8's ranges.
 
-    Parameters
-    ----------
-    engines : (Predictor, Predictor)
-        fp32 and int8.
-    stacks : sequence of ZStack
-        None of whose pixels set int8's ranges.
-    above : float
-        Predicted intensity that makes a nucleus.
-
-    Raises
-    ------
-    StackRefused
-        fp32 refuses a stack. That int8 refuses one which fp32 takes is an objection to int8.
+    StackRefused if fp32 refuses a stack. That int8 refuses one which fp32 takes is an objection to int8.
     """
     full, low = engines
     manifest = full.manifest

@@ -19,22 +19,15 @@ _FATAL_ONLY = 4
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Differences to fp32 over all test tiles.
-
-    Parameters
-    ----------
-    max_abs : dict of str to float
-        Largest absolute difference of each output.
-    pearson : dict of str to float
-        Correlation of the mean of each label over all pixels; 1 where both are constant and equal.
-    distance : float
-        Largest change of what the gate looks at, the median of a distance over a tile, as a share of its
-        limit, or of 1 where that is larger, since limits may be 0; 0 without a gate.
-    """
+    """Differences to fp32 over all test tiles."""
 
     max_abs: dict[str, float]
+    """Largest absolute difference of each output."""
     pearson: dict[str, float]
+    """`correlation` of the mean of each label over all pixels."""
     distance: float = 0.0
+    """Largest change of a distance's median over a tile, which the gate looks at, as a share of its limit, or
+    of 1 where that is larger, since limits may be 0; 0 without a gate."""
 
     @property
     def least_pearson(self) -> float:
@@ -52,19 +45,9 @@ class Agreement:
 def agreement(
     master: bytes, other: bytes, manifest: Manifest, *, stacks: Uint16Image | None = None
 ) -> Agreement:
-    """Run two forms of a model on the same tiles.
+    """Run two ONNX forms of a model on the same tiles, (n, z, h, w) uint16, or on `sample_tiles`.
 
-    Parameters
-    ----------
-    master, other : bytes
-        ONNX models with the inputs and outputs of acq-isl models; outputs of ``other`` may be float16.
-    manifest : Manifest
-    stacks : (n, z, h, w) uint16, optional
-        Tiles to run on; `sample_tiles` if not given.
-
-    Returns
-    -------
-    Agreement
+    Both have the inputs and outputs of acq-isl models; outputs of ``other`` may be float16.
     """
     feeds = as_inputs(sample_tiles(manifest) if stacks is None else stacks)
     names = output_names(manifest)

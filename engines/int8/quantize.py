@@ -36,21 +36,15 @@ class _Tiles(CalibrationDataReader):  # type: ignore[misc]
 
 
 def quantised(content: bytes, tiles: Tiles, outputs: Sequence[str] = IMAGES) -> bytes:
-    """The master with int8 convolutions.
+    """The fp32 master with int8 convolutions, which ONNX Runtime, OpenVINO and TensorRT run.
 
     Parameters
     ----------
     content : bytes
-        The fp32 master.
     tiles : list of (1, z, h, w) uint16 with (1,) float32
         What to calibrate on: pieces of the user's stacks that show all there is to see, at least 4.
     outputs : sequence of str
         Those to keep.
-
-    Returns
-    -------
-    bytes
-        Inputs and outputs as the master's. Runs on ONNX Runtime, OpenVINO and TensorRT.
 
     Raises
     ------

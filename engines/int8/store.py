@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -70,24 +70,16 @@ class Int8Judgement(StrictModel):
 
 @dataclass(frozen=True, slots=True)
 class Int8Store:
-    """Where one back end keeps the int8 network of a model, and the judgement on it.
-
-    Parameters
-    ----------
-    note : str
-        File name of the judgement.
-    files : tuple of str
-        File names of the network.
-    made_by : str
-        As in `Int8Judgement`.
-    command : str
-        What makes and judges it again, for people.
-    """
+    """Where one back end keeps the int8 network of a model, and the judgement on it."""
 
     note: str
+    """File name of the judgement."""
     files: tuple[str, ...]
+    """File names of the network."""
     made_by: str
+    """As in `Int8Judgement`."""
     command: str
+    """What makes and judges it again, for people."""
 
     def load(self, model: ModelFile) -> tuple[Int8Judgement, tuple[bytes, ...]] | None:
         """The judgement and the network's files, if they are there and belong together and to the model."""
@@ -100,7 +92,7 @@ class Int8Store:
         except (OSError, ValidationError) as error:
             _log.warning("int8 is not used, its note in %s cannot be read: %s", folder, error)
             return None
-        wanted = model.info.sha256, self.made_by, _digests(dict(zip(self.files, contents, strict=True)))
+        wanted = model.info.sha256, self.made_by, self._digests(contents)
         if wanted != (found.model_sha256, found.made_by, found.files):
             _log.warning(
                 "int8 is not used: the model, the network or what makes it changed since it was judged at "
@@ -114,26 +106,14 @@ class Int8Store:
     def save(
         self, model: ModelFile, contents: Sequence[bytes], found: Accuracy, stacks: Sequence[ZStack]
     ) -> Int8Judgement:
-        """Keep a network and the judgement on it, accepted or not.
-
-        Raises
-        ------
-        EngineError
-            The folder cannot be written.
-        """
-        files = dict(zip(self.files, contents, strict=True))
+        """Keep a network and the judgement on it, accepted or not; EngineError if that cannot be written."""
         judgement = Int8Judgement(
+            **asdict(found),
             model_sha256=model.info.sha256,
             made_by=self.made_by,
-            files=_digests(files),
+            files=self._digests(contents),
             accepted=not found.reason,
-            pearson=found.pearson,
-            f1=found.f1,
-            nuclei=found.nuclei,
-            above=found.above,
-            distance=found.distance,
             stacks=tuple(_sha256(stack.pixels.tobytes()) for stack in stacks),
-            reason=found.reason,
             judged_at=datetime.now().astimezone().isoformat(timespec="seconds"),
         )
         folder = int8_folder(model)
@@ -141,7 +121,7 @@ class Int8Store:
             folder.mkdir(parents=True, exist_ok=True)
             # Without its note a network is not used, so the note goes last.
             (folder / self.note).unlink(missing_ok=True)
-            for name, content in files.items():
+            for name, content in zip(self.files, contents, strict=True):
                 write_whole(folder / name, content)
             write_whole(folder / self.note, judgement.model_dump_json(indent=1))
         except OSError as error:
@@ -152,6 +132,9 @@ class Int8Store:
             ) from error
         return judgement
 
+    def _digests(self, contents: Sequence[bytes]) -> dict[str, str]:
+        return {name: _sha256(content) for name, content in zip(self.files, contents, strict=True)}
+
 
 def int8_folder(model: ModelFile) -> Path:
     """Where the int8 networks of a model are kept."""
@@ -159,10 +142,6 @@ def int8_folder(model: ModelFile) -> Path:
         return default_folder() / "int8" / model.info.sha256[:16]
     path = Path(model.info.where)
     return path.with_name(f"{path.name}.int8")
-
-
-def _digests(files: Mapping[str, bytes]) -> dict[str, str]:
-    return {name: _sha256(content) for name, content in files.items()}
 
 
 def _sha256(content: bytes) -> str:

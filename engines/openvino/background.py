@@ -24,21 +24,10 @@ Node = Any
 
 
 def plane_graph(background: BackgroundTags, height: int, width: int, *, low: bool) -> Model:
-    """A graph for one plane of a fixed size.
+    """A graph for one plane, whose sides are multiples of the block; it gives bf16 if ``low``, else float32.
 
-    Parameters
-    ----------
-    background : BackgroundTags
-    height, width : int
-        Pixels, multiples of the block.
-    low : bool
-        The result is bf16 instead of float32.
-
-    Returns
-    -------
-    openvino.Model
-        Inputs ``stack``, (height / block, 1, block, width) uint16, and ``inv_sd``, (1,) float32; one output
-        of the shape of ``stack``. In memory, both are planes as they always are.
+    Inputs are ``stack``, (height / block, 1, block, width) uint16, and ``inv_sd``, (1,) float32; the output
+    is shaped as ``stack``. In memory, both are planes as they always are.
     """
     block, taken = background.block_px, background.averaged_px
     high, wide = height // block, width // block

@@ -38,44 +38,27 @@ __all__ = ["OpenVinoEngine", "OpenVinoNetwork", "Precision", "default_precision"
 
 _MOST_SHAPES = 3
 _Shape = tuple[int, ...]
+_Planes = tuple[tuple[Any, ...], ...]  # tensors, by tile and plane
 
 
 @dataclass(slots=True, eq=False)
 class _Requests:
-    """Compiled parts for tiles of one shape, which read and write the same memory.
-
-    If ``planes`` is not empty, ``front`` takes one plane of one tile and writes it there.
-    """
+    """Compiled parts for tiles of one shape, which read and write the same memory."""
 
     trunk: Any
     front: Any = None
     gate: Any = None
-    planes: tuple[tuple[Any, ...], ...] = ()
-    memory: Any = None  # what the requests point to
+    planes: _Planes = ()
+    """If not empty, ``front`` takes one plane of one tile and writes it here."""
+    memory: Any = None
+    """What the requests point to."""
 
 
 class OpenVinoNetwork:
     """One model on the CPU. `run` may be called from several threads; they take turns.
 
     Compiled for each shape of tiles when it first comes, which is a seventh faster than for any shape, and
-    kept on disk.
-
-    Parameters
-    ----------
-    model : ModelFile
-    precision : "fp32", "bf16" or "int8", optional
-        `default_precision` if not given. With bf16 and int8, all up to the division by the stack's contrast
-        stays fp32.
-    threads : int, optional
-        Cores to use, `default_threads` if not given.
-    trunk : bytes and bytes, optional
-        What comes after that division, quantised: OpenVINO's XML and weights. Needed for int8.
-    cache : CompiledCache, optional
-
-    Raises
-    ------
-    ModelError
-        OpenVINO cannot read the network, or there is no such form of it.
+    kept on disk. Parameters are those of `OpenVinoEngine`.
     """
 
     def __init__(
@@ -91,7 +74,6 @@ class OpenVinoNetwork:
         self._threads = default_threads() if threads is None else max(threads, 1)
         self._model, self._trunk = model, trunk
         self._cache = cache or CompiledCache()
-        self._outputs = output_names(model.info.manifest)
         self._lock = threading.Lock()  # guards the requests, and lets one stack at a time have all cores
         self._requests: OrderedDict[_Shape, _Requests] = OrderedDict()
         self._core: Any = openvino.Core()
@@ -104,11 +86,10 @@ class OpenVinoNetwork:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        return self._outputs
+        return output_names(self._model.info.manifest)
 
     @property
     def threads(self) -> int:
-        """Cores it computes on."""
         return self._threads
 
     def run(self, tiles: NDArray[np.uint8], inv_sd: Float32Image) -> tuple[Float32Image, ...]:
@@ -142,7 +123,7 @@ class OpenVinoNetwork:
         data: NDArray[Any] = tiles.view("<u2")[..., 0] if self._parts.takes_counts else tiles
         data = np.ascontiguousarray(data)
         out = []
-        for name in self._outputs[: None if gate is None else -1]:  # the distance is the last of them
+        for name in self.outputs[: None if gate is None else -1]:  # the distance is the last of them
             values = np.empty(tuple(trunk.get_tensor(name).shape), np.float32)
             trunk.set_tensor(name, openvino.Tensor(values, shared_memory=True))
             out.append(values)
@@ -157,7 +138,7 @@ class OpenVinoNetwork:
         trunk.infer()
         if gate is not None:
             gate.infer()
-            out.append(np.array(gate.get_tensor(self._outputs[-1]).data))
+            out.append(np.array(gate.get_tensor(self.outputs[-1]).data))
         return tuple(out)
 
     def _normalise(self, requests: _Requests, counts: NDArray[Any], inv_sd: Float32Image) -> None:
@@ -203,7 +184,7 @@ class OpenVinoNetwork:
 
     def _compile_plane(
         self, background: BackgroundTags, shape: _Shape
-    ) -> tuple[Any, tuple[tuple[Any, ...], ...], Any, NDArray[Any]]:
+    ) -> tuple[Any, _Planes, Any, NDArray[Any]]:
         """The request for one plane, where each plane of each tile goes, and all of them as one tensor."""
         height, width = shape[2:4]
         front = self._request(plane_graph(background, height, width, low=self._low), "plane", shape, None)
@@ -217,9 +198,9 @@ class OpenVinoNetwork:
 
     def _request(self, graph: Any, part: str, shape: _Shape, ports: dict[str, list[int]] | None) -> Any:
         """A request for a part of the network, from the cache or compiled and kept there."""
-        low = openvino.Type.bf16 if part == "trunk" and self._low else openvino.Type.f32
+        bf16 = part == "trunk" and self._low
         settings = {
-            properties.hint.inference_precision: low,
+            properties.hint.inference_precision: openvino.Type.bf16 if bf16 else openvino.Type.f32,
             properties.hint.enable_cpu_pinning: False,  # so that threads can make room for the camera's
             properties.inference_num_threads: self._threads,
             properties.num_streams: 1,
@@ -252,8 +233,13 @@ class OpenVinoEngine(Predictor):
     Parameters
     ----------
     model : ModelFile, pathlib.Path or str
-    precision, threads, trunk
-        As in `OpenVinoNetwork`.
+    precision : "fp32", "bf16" or "int8", optional
+        `default_precision` if not given. With bf16 and int8, all up to the division by the stack's contrast
+        stays fp32.
+    threads : int, optional
+        Cores to use, `default_threads` if not given.
+    trunk : bytes and bytes, optional
+        What comes after that division, quantised: OpenVINO's XML and weights. Needed for int8.
     tile_px : int or None
         Longest tile side; it bounds memory. None infers any field in one piece.
     gate : "refuse" or "warn"

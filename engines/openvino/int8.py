@@ -29,21 +29,9 @@ FORM = 3
 def quantised_trunk(model: ModelFile, tiles: Tiles) -> tuple[bytes, bytes]:
     """XML and weights of the int8 form of what comes after normalisation.
 
-    Its last convolutions and all that follows keep their precision: they give means and log variances side by
-    side, and one range for both ruins the means.
-
-    Parameters
-    ----------
-    model : ModelFile
-    tiles : list
-        What ranges are measured on, as `calibration_tiles` gives.
-
-    Raises
-    ------
-    EngineError
-        OpenVINO or NNCF is not installed.
-    ModelError
-        The model has no int8 form.
+    Its last convolutions and all that follows keep their precision: they give means and log variances side
+    by side, and one range for both ruins the means. EngineError without OpenVINO or NNCF, ModelError without
+    tags.
     """
     nncf, openvino = _import_libraries()
     from acq_isl.engines.openvino.parts import DEVICE, split_model

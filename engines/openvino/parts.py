@@ -32,24 +32,16 @@ Model = Any  # openvino's classes are made by pybind11
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Parts:
-    """A model as OpenVINO runs it: in one graph, or in parts that hand values on by name.
-
-    Parameters
-    ----------
-    trunk : openvino.Model
-        Without tags the whole model; else `NORMALISED` to images, and to what the gate takes.
-    front : openvino.Model or None
-        ``stack``, (n, z, h, w) uint16, and ``inv_sd`` to `NORMALISED`.
-    background : BackgroundTags or None
-        Can take the place of ``front``, plane by plane.
-    gate : openvino.Model or None
-        What the trunk takes and gives to distances, in fp32.
-    """
+    """A model as OpenVINO runs it: in one graph, or in parts that hand values on by name."""
 
     trunk: Model
+    """Without tags the whole model; else `NORMALISED` to images, and to what the gate takes."""
     front: Model | None = None
+    """``stack``, (n, z, h, w) uint16, and ``inv_sd`` to `NORMALISED`."""
     background: BackgroundTags | None = None
+    """Can take the place of ``front``, plane by plane."""
     gate: Model | None = None
+    """What the trunk takes and gives to distances, in fp32."""
 
     @property
     def takes_counts(self) -> bool:
@@ -75,22 +67,10 @@ def default_precision(model: ModelFile) -> Precision:
 def read_parts(
     core: Any, model: ModelFile, precision: Precision, trunk: tuple[bytes, ...] | None = None, *, low: bool
 ) -> Parts:
-    """Read a model for a precision.
+    """Read a model for a precision; ModelError if OpenVINO cannot, or there is no such form of it.
 
-    Parameters
-    ----------
-    core : openvino.Core
-    model : ModelFile
-    precision : "fp32", "bf16" or "int8"
-    trunk : bytes and bytes, optional
-        XML and weights of the quantised trunk; needed for int8.
-    low : bool
-        Hand over `NORMALISED` in bf16: half the memory, rounded where bf16 would round anyway.
-
-    Raises
-    ------
-    ModelError
-        OpenVINO cannot read the network, or there is no such form of it.
+    ``trunk``, needed for int8, is XML and weights. If ``low``, `NORMALISED` is handed over in bf16: half
+    the memory, rounded where bf16 would round anyway.
     """
     tags = read_tags(model.content)
     if precision == "int8" and trunk is None:

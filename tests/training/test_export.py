@@ -182,7 +182,7 @@ def test_spread_is_scaled_per_label(deployed):
 
 def test_a_graph_that_disagrees_is_not_written(deployed, model_path, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "_to_onnx", lambda *_: onnx.load(model_path))
-    monkeypatch.setattr(export, "_compare", lambda *_: 0.1)
+    monkeypatch.setattr(export, "compare_with_torch", lambda *_: 0.1)
     path = tmp_path / "model.onnx"
     with pytest.raises(ModelError, match="does not compute"):
         export.export_onnx(deployed, manifest(), path)

@@ -11,16 +11,17 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from numpy.typing import NDArray
+from onnx import numpy_helper
 from torch import Tensor, nn
 
+from acq_isl.engines.model_file import ModelFile, read_model
 from acq_isl.errors import ModelError
-from acq_isl.manifest import MANIFEST_KEY, Manifest
+from acq_isl.manifest import Manifest
 from acq_isl.training.checkpoints import read_tensors
-from acq_isl.training.export.onnx import NETWORK_KEY
-from acq_isl.training.network import LiveNetwork, NetworkConfig
+from acq_isl.training.export.onnx import NETWORK_KEY, compare_with_torch
+from acq_isl.training.network import Deployed, LiveNetwork, NetworkConfig
 
 _PREFIX = "network."
 _FOLDED = ".weight_bias"
@@ -30,21 +31,12 @@ _FIX = "train it with this version of acq-isl, or use the weights.safetensors of
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pretrained:
-    """What adapting starts from.
-
-    Parameters
-    ----------
-    network : LiveNetwork
-        In evaluation mode.
-    manifest : Manifest
-    folded : tuple of str
-        Names of batch normalisations that the exporter folded into convolutions: they do nothing until
-        `unfold` gives them statistics.
-    """
+    """What adapting starts from: a network in evaluation mode."""
 
     network: LiveNetwork
     manifest: Manifest
     folded: tuple[str, ...] = ()
+    """Names of batch normalisations that the exporter folded into convolutions; see `unfold`."""
 
 
 def read_pretrained(path: Path) -> Pretrained:
@@ -55,42 +47,47 @@ def read_pretrained(path: Path) -> Pretrained:
     ModelError
         Neither, damaged, or a network that cannot be trained further.
     """
-    if path.suffix == ".safetensors":
-        kept = read_tensors(path)
-        if "network" not in kept.metadata or "manifest" not in kept.metadata:
-            raise ModelError(
-                f"{path} does not say what network it is of", fix="give the weights.safetensors of a run"
-            )
-        network = LiveNetwork(NetworkConfig(**json.loads(kept.metadata["network"])))
-        network.load_state_dict(dict(kept.tensors))
-        return Pretrained(network.eval(), Manifest.from_json(kept.metadata["manifest"]))
-    return _from_onnx(path)
+    if path.suffix != ".safetensors":
+        return _from_onnx(read_model(path))
+    kept = read_tensors(path)
+    if "network" not in kept.metadata or "manifest" not in kept.metadata:
+        raise ModelError(
+            f"{path} does not say what network it is of", fix="give the weights.safetensors of a run"
+        )
+    network = LiveNetwork(NetworkConfig(**json.loads(kept.metadata["network"])))
+    network.load_state_dict(dict(kept.tensors))
+    return Pretrained(network.eval(), Manifest.from_json(kept.metadata["manifest"]))
 
 
-def _from_onnx(path: Path) -> Pretrained:
-    try:
-        content = path.read_bytes()
-        model = onnx.load_from_string(content)
-    except Exception as error:  # the parser's errors have no common base below this
-        if not isinstance(error, (OSError, ValueError)) and type(error).__module__.split(".")[0] != "google":
-            raise
-        raise ModelError(f"{path} is no model file", got=str(error)[:200], fix="check the path") from error
-    about = {entry.key: entry.value for entry in model.metadata_props}
-    if MANIFEST_KEY not in about or NETWORK_KEY not in about:
-        raise ModelError(f"{path} does not say how its network is built", wanted=NETWORK_KEY, fix=_FIX)
-    manifest = Manifest.from_json(about[MANIFEST_KEY])
-    network = LiveNetwork(NetworkConfig(**json.loads(about[NETWORK_KEY]))).eval()
+def _from_onnx(file: ModelFile) -> Pretrained:
+    model, where = onnx.load_from_string(file.content), file.info.where
+    config = next((entry.value for entry in model.metadata_props if entry.key == NETWORK_KEY), None)
+    if config is None:
+        raise ModelError(f"{where} does not say how its network is built", wanted=NETWORK_KEY, fix=_FIX)
+    network = LiveNetwork(NetworkConfig(**json.loads(config))).eval()
     arrays = {
-        one.name.removeprefix(_PREFIX): onnx.numpy_helper.to_array(one)
-        for one in model.graph.initializer
-        if one.name.startswith(_PREFIX)
+        weight.name.removeprefix(_PREFIX): numpy_helper.to_array(weight)
+        for weight in model.graph.initializer
+        if weight.name.startswith(_PREFIX)
     }
-    folded = _fill(network, arrays, path)
-    _compare(network, manifest, content, path)
-    return Pretrained(network, manifest, folded)
+    folded = _fill(network, arrays, where)
+    difference = compare_with_torch(
+        Deployed(network, (1.0,) * len(file.info.manifest.labels)),
+        file.content,
+        file.info.manifest,
+        ("mean",),
+    )
+    if difference > _AGREEMENT:
+        raise ModelError(
+            f"the network read back from {where} computes something else",
+            wanted=f"within {_AGREEMENT:g}",
+            got=f"{difference:.2g}",
+            fix=_FIX,
+        )
+    return Pretrained(network, file.info.manifest, folded)
 
 
-def _fill(network: LiveNetwork, arrays: Mapping[str, NDArray[Any]], path: Path) -> tuple[str, ...]:
+def _fill(network: LiveNetwork, arrays: Mapping[str, NDArray[Any]], where: str) -> tuple[str, ...]:
     """Give a network the arrays of a graph; returns the batch normalisations that were folded."""
     state, folded = network.state_dict(), []
     left = {name for name in state if not name.endswith("num_batches_tracked")}
@@ -99,8 +96,8 @@ def _fill(network: LiveNetwork, arrays: Mapping[str, NDArray[Any]], path: Path) 
             continue
         folded.append(norm)
         eps = network.get_submodule(norm).eps
-        nothing = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0 - float(eps)}  # type: ignore[arg-type]
-        for part, value in nothing.items():
+        identity = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0 - float(eps)}  # type: ignore[arg-type]
+        for part, value in identity.items():
             state[f"{norm}.{part}"] = torch.full_like(state[f"{norm}.{part}"], value)
             left.discard(f"{norm}.{part}")
         state[f"{norm}.bias"] = torch.from_numpy(arrays[f"{convolution}{_FOLDED}"].copy())
@@ -108,7 +105,7 @@ def _fill(network: LiveNetwork, arrays: Mapping[str, NDArray[Any]], path: Path) 
         found = arrays.get(name)
         if found is None or tuple(found.shape) != tuple(state[name].shape):
             raise ModelError(
-                f"the weights of {path} cannot be read back",
+                f"the weights of {where} cannot be read back",
                 wanted=f"{name} of shape {tuple(state[name].shape)}",
                 got="nothing" if found is None else str(found.shape),
                 fix=_FIX,
@@ -122,64 +119,35 @@ def _normalised(network: LiveNetwork) -> Iterator[tuple[str, str]]:
     """Names of convolutions that a batch normalisation follows, and of these."""
     for name, module in network.named_modules():
         if isinstance(module, nn.Sequential):
-            for (first, one), (second, two) in pairwise(module.named_children()):
-                if isinstance(one, nn.Conv2d) and isinstance(two, nn.BatchNorm2d):
+            for (first, convolution), (second, norm) in pairwise(module.named_children()):
+                if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                     yield f"{name}.{first}", f"{name}.{second}"
-
-
-def _compare(network: LiveNetwork, manifest: Manifest, content: bytes, path: Path) -> None:
-    """Hold the network that was put together against the file."""
-    side = max(manifest.min_tile_px, 8 * manifest.size_step_px)
-    rng = np.random.default_rng(0)
-    counts = rng.normal(30000, 3000, (1, manifest.planes, side, side)).clip(0, 65535).astype("<u2")
-    inv_sd = np.full(1, 1 / 3000, np.float32)
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    stack = counts.view(np.uint8).reshape(*counts.shape, 2)
-    (wanted,) = session.run(["mean"], {"stack": stack, "inv_sd": inv_sd})
-    with torch.no_grad():
-        x = network.normalise(torch.from_numpy(counts.astype(np.float32)), torch.from_numpy(inv_sd))
-        got = network(x)[0].clamp(min=0).numpy()
-    difference = float(np.abs(got - wanted).max() / max(1.0, float(np.abs(wanted).max())))
-    if difference > _AGREEMENT:
-        raise ModelError(
-            f"the network read back from {path} computes something else",
-            wanted=f"within {_AGREEMENT:g}",
-            got=f"{difference:.2g}",
-            fix=_FIX,
-        )
 
 
 def unfold(pretrained: Pretrained, patches: Sequence[Tensor]) -> LiveNetwork:
     """Give folded batch normalisations the statistics of new data; what the network computes stays the same.
 
-    Parameters
-    ----------
-    pretrained : Pretrained
-        Its network is changed in place.
-    patches : sequence of (N, Z, H, W) float32
-        Normalised, of the data to adapt to.
+    The network of ``pretrained`` is changed in place; ``patches``, (N, Z, H, W) float32, are normalised.
     """
     network = pretrained.network.eval()
-    norms = [network.get_submodule(name) for name in pretrained.folded]
-    sums = {norm: [torch.zeros(1), torch.zeros(1), torch.zeros(1)] for norm in norms}
+    norms = (network.get_submodule(name) for name in pretrained.folded)
+    sums = {
+        norm: torch.zeros(3, norm.num_features, dtype=torch.float64)
+        for norm in norms
+        if isinstance(norm, nn.BatchNorm2d)
+    }
 
-    def seen(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        x = inputs[0].double()
-        count, total, squares = sums[norm]
-        sums[norm] = [
-            count + x.numel() / x.shape[1], total + x.sum(dim=(0, 2, 3)), squares + (x * x).sum(dim=(0, 2, 3))
-        ]  # fmt: skip
+    def add(norm: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0].double().transpose(0, 1).flatten(1)  # (C, pixels)
+        sums[norm] += torch.stack([torch.full_like(x[:, 0], x.shape[1]), x.sum(1), x.square().sum(1)])
 
-    hooks = [norm.register_forward_pre_hook(seen) for norm in norms]
+    hooks = [norm.register_forward_pre_hook(add) for norm in sums]
     with torch.no_grad():
         for x in patches:
             network(x)
         for hook in hooks:
             hook.remove()
-        for norm in norms:
-            if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None or norm.running_var is None:
-                continue
-            count, total, squares = sums[norm]
+        for norm, (count, total, squares) in sums.items():
             mean = total / count
             variance = (squares / count - mean * mean).clamp(min=1e-8)
             norm.running_mean.copy_(mean)
