@@ -117,6 +117,8 @@ def test_the_package_holds_all_it_names(package: Path) -> None:
     assert planes["axes"][1]["scale"] == manifest.z_step_um
     assert planes["axes"][2]["scale"] == manifest.pixel_size_um
     assert tensors[INPUT].dtype == np.uint16
+    side, scale = tensors[INPUT].shape[-1], manifest.pixel_size_um
+    assert side * scale / scale == side  # 496 * .3 / .3 is not, and the library refuses it
     for got, name in zip(run(content, {INPUT: tensors[INPUT]}), OUTPUTS, strict=True):
         np.testing.assert_allclose(got, tensors[name], atol=1e-5)
 

@@ -1,7 +1,7 @@
 """A model file becomes a bioimage.io package: one zip that other programs describe, test and run.
 
 Follows the model description 0.5 of bioimage.io (`bioimageio.spec`). The package holds the network with an
-image as its input (see `acq_isl.training.export.bioimageio`), tensors to test it with, a README, and the
+image as its input, tensors to test it with, a README, and the
 manifest as JSON under ``config.acq_isl``.
 """
 
@@ -42,24 +42,10 @@ _FIRST = np.iinfo(np.int64).min
 
 
 def image_model(model: onnx.ModelProto, manifest: Manifest) -> onnx.ModelProto:
-    """The same network with an image as its only input.
+    """The same network with an image as its only input; ModelError if it needs operators of another age.
 
-    Parameters
-    ----------
-    model : onnx.ModelProto
-        Takes ``stack`` and ``inv_sd``, see `acq_isl.engines.model_file`.
-    manifest : Manifest
-
-    Returns
-    -------
-    onnx.ModelProto
-        Takes ``planes``, (N, Z, H, W) uint16, sides as the manifest's tile rule wants and at least
-        `least_side_px`; gives ``mean`` and ``spread``, (N, L, H, W) float32.
-
-    Raises
-    ------
-    ModelError
-        The model needs operators of another age.
+    It takes ``planes``, (N, Z, H, W) uint16, sides as the manifest's tile rule wants and at least
+    `least_side_px`, and gives ``mean`` and ``spread``, (N, L, H, W) float32.
     """
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     if opset not in _OPSETS:
@@ -74,8 +60,8 @@ def image_model(model: onnx.ModelProto, manifest: Manifest) -> onnx.ModelProto:
     high = graph.op("Floor", graph.op("Mul", counts, graph.floats(1 / _BYTE)))
     low = graph.op("Sub", counts, graph.op("Mul", high, graph.floats(_BYTE)))
     last = graph.integers(-1)
-    halves = graph.op("Concat", *(graph.op("Unsqueeze", part, last) for part in (low, high)), axis=-1)
-    graph.name(graph.op("Cast", halves, to=int(TensorProto.UINT8)), "stack")
+    pairs = graph.op("Concat", *(graph.op("Unsqueeze", byte, last) for byte in (low, high)), axis=-1)
+    graph.name(graph.op("Cast", pairs, to=int(TensorProto.UINT8)), "stack")
     graph.name(_inverse_contrast(graph, counts, manifest), "inv_sd")
     return graph.put_before(model, {INPUT: (np.uint16, ("n", manifest.planes, "h", "w"))}, OUTPUTS)
 
@@ -106,13 +92,13 @@ def _inverse_contrast(graph: OnnxGraph, counts: str, manifest: Manifest) -> str:
     else:
         block = [_BLOCK_PX, _BLOCK_PX]
         means = graph.op("AveragePool", x, kernel_shape=block, strides=block)
-        spread_out = graph.op("Resize", means, "", graph.floats([1, 1, *block]), mode="nearest",
+        full = graph.op("Resize", means, "", graph.floats([1, 1, *block]), mode="nearest",
                               coordinate_transformation_mode="asymmetric", nearest_mode="floor")  # fmt: skip
-        off = graph.op("Sub", x, spread_out)
+        off = graph.op("Sub", x, full)
         means = graph.op("Sub", means, graph.op("ReduceMean", means, graph.integers(2, 3)))
         around = graph.op("Sub", means, _background(graph, means, len(picks), manifest))
         within, between = (
-            graph.op("ReduceMean", graph.op("Mul", one, one), axes, keepdims=0) for one in (off, around)
+            graph.op("ReduceMean", graph.op("Mul", part, part), axes, keepdims=0) for part in (off, around)
         )
         variance = graph.op("Add", within, between)
     sd = graph.op("Max", graph.op("Sqrt", variance), graph.floats(_LEAST_SD))
@@ -207,7 +193,9 @@ def export_bioimage(
 def _test_tensors(file: ModelFile, content: bytes) -> dict[str, NDArray[Any]]:
     """A made-up stack and what the packaged network says to it, which must be what the model says."""
     manifest = file.info.manifest
-    side = least_side_px(manifest)
+    side, scale = least_side_px(manifest), manifest.pixel_size_um
+    while side * scale / scale != side:  # the library compares sides of input and output in this way
+        side += manifest.size_step_px
     grain = np.random.default_rng(0).standard_normal((manifest.planes, side, side))
     blobs = ndimage.gaussian_filter(grain, (0.7, 2, 2))
     pixels = (30000 + 3000 * blobs / blobs.std()).clip(0, 65535).astype(np.uint16)
@@ -255,28 +243,24 @@ def _describe(
 
     info, manifest = file.info, file.info.manifest
     own = manifest.model_dump(mode="json") | {"model_sha256": info.sha256}
-    return v0_5.ModelDescr(
-        name=manifest.name,
-        version=v0_5.Version(manifest.version),
-        description=manifest.description,
-        authors=[v0_5.Author(name=name) for name in authors],
-        cite=[v0_5.CiteEntry(text=text, doi=v0_5.Doi(doi)) for text, doi in cite],
-        license=_licence(manifest),
-        tags=[
-            "in-silico-labeling",
-            "label-free",
-            "microscopy",
-            *sorted({manifest.modality.replace(" ", "-")}),
-        ],
-        documentation=v0_5.FileDescr(source=folder / "README.md"),
-        inputs=[_input(manifest, folder)],
-        outputs=[_output(manifest, folder, name) for name in OUTPUTS],
-        weights=v0_5.WeightsDescr(
-            onnx=v0_5.OnnxWeightsDescr(source=folder / _WEIGHTS, opset_version=info.opset)
-        ),
-        config=v0_5.Config.model_validate(
-            {"acq_isl": own, "bioimageio": {"reproducibility_tolerance": tolerances}}
-        ),
+    modality = manifest.modality.replace(" ", "-")
+    return v0_5.ModelDescr.model_validate(
+        {
+            "type": "model",
+            "format_version": v0_5.ModelDescr.implemented_format_version,
+            "name": manifest.name,
+            "version": manifest.version,
+            "description": manifest.description,
+            "authors": [{"name": name} for name in authors],
+            "cite": [{"text": text, "doi": doi} for text, doi in cite],
+            "license": _licence(manifest),
+            "tags": ["in-silico-labeling", "label-free", "microscopy", modality],
+            "documentation": {"source": folder / "README.md"},
+            "inputs": [_input(manifest, folder)],
+            "outputs": [_output(manifest, folder, name) for name in OUTPUTS],
+            "weights": {"onnx": {"source": folder / _WEIGHTS, "opset_version": info.opset}},
+            "config": {"acq_isl": own, "bioimageio": {"reproducibility_tolerance": tolerances}},
+        }
     )
 
 
@@ -290,66 +274,50 @@ def _licence(manifest: Manifest) -> Any:
         return None
 
 
-def _input(manifest: Manifest, folder: Path) -> v0_5.InputTensorDescr:
-    from bioimageio.spec.model import v0_5
-
-    size = v0_5.ParameterizedSize(min=least_side_px(manifest), step=manifest.size_step_px)
-    step_um = manifest.z_step_um or 1.0
-
-    def flat(letter: str) -> v0_5.SpaceInputAxis:
-        return v0_5.SpaceInputAxis(
-            id=v0_5.AxisId(letter),
-            size=size,
-            scale=manifest.pixel_size_um,
-            unit="micrometer",
-            concatenable=True,
-        )
-
-    return v0_5.InputTensorDescr(
-        id=v0_5.TensorId(INPUT),
-        description=f"{manifest.modality} z-stack, camera counts, z rising"[:_TEXT],
-        axes=[
-            v0_5.BatchAxis(),
-            v0_5.SpaceInputAxis(id=v0_5.AxisId("z"), size=manifest.planes, scale=step_um, unit="micrometer"),
-            flat("y"),
-            flat("x"),
+def _input(manifest: Manifest, folder: Path) -> dict[str, Any]:
+    size = {"min": least_side_px(manifest), "step": manifest.size_step_px}
+    space = {"type": "space", "unit": "micrometer"}
+    flat = space | {"size": size, "scale": manifest.pixel_size_um, "concatenable": True}
+    return {
+        "id": INPUT,
+        "description": f"{manifest.modality} z-stack, camera counts, z rising"[:_TEXT],
+        "axes": [
+            {"type": "batch"},
+            space | {"id": "z", "size": manifest.planes, "scale": manifest.z_step_um or 1.0},
+            flat | {"id": "y"},
+            flat | {"id": "x"},
         ],
-        data=v0_5.IntervalOrRatioDataDescr(type="uint16", range=(0, 65535)),
-        test_tensor=v0_5.FileDescr(source=folder / f"test_{INPUT}.npy"),
-    )
+        "data": {"type": "uint16", "range": (0, 65535)},
+        "test_tensor": {"source": folder / f"test_{INPUT}.npy"},
+    }
 
 
-def _output(manifest: Manifest, folder: Path, name: str) -> v0_5.OutputTensorDescr:
-    from bioimageio.spec.model import v0_5
-
-    def axis(letter: str) -> v0_5.SpaceOutputAxis | v0_5.SpaceOutputAxisWithHalo:
-        reference = v0_5.SizeReference(tensor_id=v0_5.TensorId(INPUT), axis_id=v0_5.AxisId(letter))
-        name, scale = v0_5.AxisId(letter), manifest.pixel_size_um
-        if not manifest.halo_px:
-            return v0_5.SpaceOutputAxis(id=name, size=reference, scale=scale, unit="micrometer")
-        return v0_5.SpaceOutputAxisWithHalo(
-            id=name, size=reference, scale=scale, unit="micrometer", halo=manifest.halo_px
-        )
-
+def _output(manifest: Manifest, folder: Path, name: str) -> dict[str, Any]:
+    halo = {"halo": manifest.halo_px} if manifest.halo_px else {}
+    flat = {"type": "space", "unit": "micrometer", "scale": manifest.pixel_size_um} | halo
     what = manifest.statistic if name == "mean" else "stated standard deviation"
     # Names of channels are identifiers in this description; the manifest has those for people.
     channels = ["".join(c if c.isalnum() else "_" for c in label) for label in manifest.label_names]
-    return v0_5.OutputTensorDescr(
-        id=v0_5.TensorId(name),
-        description=f"predicted intensity, {what}; 1 is the bright end of the training truth"[:_TEXT],
-        axes=[v0_5.BatchAxis(), v0_5.ChannelAxis(channel_names=channels), axis("y"), axis("x")],
-        data=v0_5.IntervalOrRatioDataDescr(type="float32"),
-        test_tensor=v0_5.FileDescr(source=folder / f"test_{name}.npy"),
-    )
+    return {
+        "id": name,
+        "description": f"predicted intensity, {what}; 1 is the bright end of the training truth"[:_TEXT],
+        "axes": [
+            {"type": "batch"},
+            {"type": "channel", "channel_names": channels},
+            *(flat | {"id": axis, "size": {"tensor_id": INPUT, "axis_id": axis}} for axis in ("y", "x")),
+        ],
+        "data": {"type": "float32"},
+        "test_tensor": {"source": folder / f"test_{name}.npy"},
+    }
 
 
 def _readme(manifest: Manifest) -> str:
     labels = "\n".join(f"* {label.name} (predicted), after {label.marker}" for label in manifest.labels)
     numbers = "\n".join(f"* {name}: {value:.3g}" for name, value in manifest.metrics.items())
     numbers += "\n".join(
-        f"* {one.label} on {one.dataset or 'held-out data'}, n = {one.n} ({one.split_unit}): "
-        + ", ".join(f"{name} {value:.3g}" for name, value in one.metrics.items())
-        for one in manifest.evaluations
+        f"* {scores.label} on {scores.dataset or 'held-out data'}, n = {scores.n} ({scores.split_unit}): "
+        + ", ".join(f"{name} {value:.3g}" for name, value in scores.metrics.items())
+        for scores in manifest.evaluations
     )
     return f"""# {manifest.name} {manifest.version}
 
