@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 
 import acq_isl
 from acq_isl.cli import app as cli
+from acq_isl.events import Event
 from acq_isl.hooks import open_measured, read_slices
 from acq_isl.stack import Prediction, Unpredicted
 from acq_isl.storage.decision_log import verify
@@ -41,11 +43,39 @@ limits: {exposure_ms: 100}
 """
 
 
+class Watcher:
+    """A view that notes what happens."""
+
+    def __init__(self) -> None:
+        self.kinds: Counter[str] = Counter()
+
+    def setup(self) -> None:
+        self.kinds["setup"] += 1
+
+    def handle(self, event: Event) -> None:
+        self.kinds[event.kind] += 1
+
+    def close(self) -> None:
+        self.kinds["close"] += 1
+
+
 @pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory) -> acq_isl.RunResult:
+def watcher() -> Watcher:
+    return Watcher()
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory, watcher: Watcher) -> acq_isl.RunResult:
     folder = tmp_path_factory.mktemp("runs")
     experiment = acq_isl.Experiment.from_text(SMALL + f"output: {folder.as_posix()}\n")
-    return acq_isl.run(experiment)
+    return acq_isl.run(experiment, views=[watcher])
+
+
+def test_a_view_sees_the_whole_run(result: acq_isl.RunResult, watcher: Watcher) -> None:
+    # 3 overview stacks, one field in two channels, one triggered channel.
+    once = ("setup", "run_started", "fields_ranked", "run_ended", "close")
+    assert [watcher.kinds[kind] for kind in once] == [1] * 5
+    assert (watcher.kinds["field_imaged"], watcher.kinds["predicted"], watcher.kinds["seen"]) == (6, 3, 6)
 
 
 def test_every_slice_is_accounted_for(result: acq_isl.RunResult) -> None:

@@ -242,7 +242,7 @@ def test_the_page_is_complete_and_guarded(run: LiveRun) -> None:
         assert get(where.read, "/report")[2] == "<p>report</p>"
 
 
-def test_a_visitor_sees_and_the_operator_orders(run: LiveRun) -> None:
+def test_a_visitor_sees_and_the_operator_commands(run: LiveRun) -> None:
     run.play_overview()
     with served(run) as where, Visitor(where.read) as guest, Visitor(where.operate) as operator:
         assert (guest.role, operator.role) == ("reader", "operator")
@@ -405,7 +405,7 @@ def test_a_label_is_toggled_and_what_is_predicted_says_so(run: LiveRun, chromium
         # The whole badge: what is predicted says "not measured", whatever its case.
         has_text(page, "#badge", "transmitted light")
         page.locator("#frame:not(.predicted)").wait_for()
-        assert page.locator("#orders").is_hidden(), "a reader has no buttons to stop a run"
+        assert page.locator("#commands").is_hidden(), "a reader has no buttons to stop a run"
 
 
 def test_a_field_is_pressed_with_mouse_and_keys(run: LiveRun, chromium: Any) -> None:

@@ -41,17 +41,17 @@ def maker(models: int) -> MessageMaker:
     return made
 
 
-def last(*news: events.Predicted | events.NotPredicted, models: int) -> Message:
+def last(*answers: events.Predicted | events.NotPredicted, models: int) -> Message:
     made = maker(models)
-    messages = [message for seq, one in enumerate(news, 1) for message in made.messages(one, seq)]
-    assert [message.seq for message in messages] == list(range(1, len(news) + 1))
+    messages = [message for seq, one in enumerate(answers, 1) for message in made.messages(one, seq)]
+    assert [message.seq for message in messages] == list(range(1, len(answers) + 1))
     return decode([bytes(frame) for frame in encode(messages[-1])])
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_the_last_message_tells_of_all_models(order: tuple[int, ...]) -> None:
-    news = [predicted("a", "x", value=0.2), refused("b"), predicted("c", "y", "z", value=0.4)]
-    message = last(*(news[n] for n in order), models=3)
+    answers = [predicted("a", "x", value=0.2), refused("b"), predicted("c", "y", "z", value=0.4)]
+    message = last(*(answers[n] for n in order), models=3)
     event = message.event
     assert isinstance(event, events.Predicted)
     shown = {name: int(plane[0, 0]) for name, plane in zip(event.labels, message.images[0], strict=True)}

@@ -37,8 +37,8 @@ def beside(one: FieldView, hues: Mapping[str, str]) -> list[Thumbnail]:
         if (plane := one.predicted.plane(label)) is not None
     ]
     measured = []
-    for channel, plane in sorted(one.measured.items()):
-        gray = stretched(reduced(plane.pixels, _EDGE_PX), plane.event.low, plane.event.high)
+    for channel, imaged in sorted(one.measured.items()):
+        gray = stretched(reduced(imaged.pixels, _EDGE_PX), imaged.event.low, imaged.event.high)
         measured.append(Thumbnail(f"{channel} (measured)", np.repeat(gray[..., None], 3, axis=-1)))
     return [*predicted, *measured]
 

@@ -84,7 +84,7 @@ function drawHead() {
     $("engine").textContent = `engine: ${progress.engine || "–"}`;
     $("engine-mark").className = good ? "good" : progress.engine ? "bad" : "";
   }
-  drawOrders(over);
+  drawCommands(over);
   if (performance.now() > noticeUntil) {
     if (over && link !== "open") notice(`The run is over, and so is its page. The report: ${status.report || plan?.folder}`, status.state === "failed" ? "bad" : "");
     else if (link === "refused" || link === "lost") notice(linkText, link === "refused" ? "bad" : "");
@@ -95,9 +95,9 @@ function drawHead() {
   }
 }
 
-function drawOrders(over) {
+function drawCommands(over) {
   const { status } = run;
-  $("orders").hidden = role !== "operator" || over;
+  $("commands").hidden = role !== "operator" || over;
   const can = link === "open" && status && !OVER.includes(status.state) && status.state !== "stopping";
   $("pause").disabled = $("stop").disabled = !can;
   $("pause").textContent = status && status.state === "paused" ? "Resume" : "Pause";
@@ -279,7 +279,7 @@ function drawMapNotes() {
   }));
 }
 
-// --- orders and keys ------------------------------------------------------------------------------
+// --- commands and keys ------------------------------------------------------------------------------
 
 $("pause").onclick = () => connection.send({ kind: run.status?.state === "paused" ? "resume" : "pause" });
 $("stop").onclick = () => $("ask-stop").showModal();
@@ -310,8 +310,8 @@ document.addEventListener("keydown", (event) => {
   else if (key === "w") $("wall").click();
   else if (key === "t") $("theme").click();
   else if (key === "?") $("keys").click();
-  else if (key === "p" && !$("orders").hidden && !$("pause").disabled) $("pause").click();
-  else if (key === "s" && !$("orders").hidden && !$("stop").disabled) $("stop").click();
+  else if (key === "p" && !$("commands").hidden && !$("pause").disabled) $("pause").click();
+  else if (key === "s" && !$("commands").hidden && !$("stop").disabled) $("stop").click();
   else if (!(key.startsWith("Arrow") && selected && map.step(selected.id, key))) return;
   event.preventDefault();
 });
