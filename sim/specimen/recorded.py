@@ -95,15 +95,7 @@ _SAME = 1e-3  # relative difference of pixel sizes, and part of a plane, that co
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RecordedLabel:
-    """One label as it was really measured.
-
-    Parameters
-    ----------
-    channel : str
-        Preset in which it is seen.
-    pixels : (y, x) uint8 or uint16
-        A projection: it looks the same at every z.
-    """
+    """One label as it was really measured: (y, x) uint8 or uint16, seen in a preset, the same at every z."""
 
     channel: str
     pixels: Recording
@@ -196,6 +188,8 @@ class RecordedSpecimen:
             for name, (preset, path) in labels.items()
         }
         stack = _only_channel(Path(transmitted))
+        if stack.shape[0] == 1:
+            _check("the transmitted stack", stack.read()[0], "(z, y, x)")
         return cls._of(stack, images, (pixel_size_um, z_step_um), channel)
 
     @classmethod
@@ -240,8 +234,7 @@ class RecordedSpecimen:
         Parameters
         ----------
         path : Path
-            A TIFF file, a folder of TIFF files (one for each channel; those that `from_folder` reads are
-            read that way), an NDTiff data set or the run folder around it, or an OME-Zarr image.
+            See `acq_isl.readers.read.read_data_set`; the files of `from_folder` are read as it does.
         transmitted : str, optional
             Name of the channel of transmitted light. Default: by its name, or the only stack.
         place : (str or None, int or None)
@@ -264,7 +257,7 @@ class RecordedSpecimen:
             if name != light:
                 pixels = field.channel(name).read().max(axis=0)
                 labels[label_of(name, labels)] = RecordedLabel(name, pixels)
-        return cls._of(field.channel(light), labels, (pixel_size_um, z_step_um), "Phase", one_plane=True)
+        return cls._of(field.channel(light), labels, (pixel_size_um, z_step_um), "Phase")
 
     @classmethod
     def _of(
@@ -273,17 +266,14 @@ class RecordedSpecimen:
         labels: Mapping[str, RecordedLabel],
         stated_um: tuple[float | None, float | None],
         channel: str,
-        *,
-        one_plane: bool = False,
     ) -> Self:
         """From an opened channel, and the pixel size and z step that the user states."""
         size_um, heights = stack.lengths_um(*stated_um)
         missing = describe_gap(heights)
         if missing:
             raise StorageError(f"{stack.source}: {missing}", fix="give another position, or record it again")
-        pixels = stack.read()
         step_um = float(np.diff(heights).mean()) if len(heights) > 1 else PUBLISHED_Z_STEP_UM
-        return cls(pixels if one_plane else _flat(pixels), labels, size_um, step_um, channel, heights)
+        return cls(stack.read(), labels, size_um, step_um, channel, heights)
 
     @property
     def channels(self) -> tuple[str, ...]:
