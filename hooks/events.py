@@ -82,14 +82,14 @@ def split_batches(events: Sequence[Event]) -> list[list[Event]]:
     return lists
 
 
-def plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """A value as plain JSON types: numpy scalars and arrays become numbers and lists."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     if isinstance(value, Mapping):
-        return {str(key): plain(entry) for key, entry in value.items()}
+        return {str(key): to_plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(entry) for entry in value]
+        return [to_plain(entry) for entry in value]
     return value
 
 
@@ -102,7 +102,7 @@ class EventRules:
         self._axis_types: dict[str, type] = {}
         self._submitted: set[AxesKey] = set()
 
-    def checked(self, events: Any) -> list[Event]:
+    def check(self, events: Any) -> list[Event]:
         """A user's event, or list or tuple of events, as plain copies that are safe to submit.
 
         ExperimentError if they would be lost, overwritten, or hang Pycro-Manager; names the event and the
@@ -117,22 +117,22 @@ class EventRules:
                 got=f"{type(events).__name__}" if not isinstance(events, list | tuple) else "an empty list",
                 fix="a generator is used up at once anyway, and an error in it hangs: pass list(events)",
             )
-        cleaned = [self.event(event) for event in events]
+        cleaned = [self.check_event(event) for event in events]
         keys = [axes_key(event["axes"]) for event in cleaned]
         self._check_unique(keys)
         self._check_types(keys, dict(self._axis_types))
         return cleaned
 
-    def submitted(self, keys: Sequence[AxesKey]) -> None:
+    def note_submitted(self, keys: Sequence[AxesKey]) -> None:
         """Remember what was submitted, so that nothing is overwritten later."""
         self._submitted.update(keys)
         self._check_types(keys, self._axis_types)
 
-    def event(self, event: Any) -> Event:
-        """One event as a plain copy; raises as `checked`."""
+    def check_event(self, event: Any) -> Event:
+        """One event as a plain copy; raises as `check`."""
         if not isinstance(event, Mapping):
             raise ExperimentError("an event must be a dictionary", got=type(event).__name__)
-        clean: Event = plain(event)
+        clean: Event = to_plain(event)
         axes = self._axes(clean)
         what = f"the event {axes_text(axes_key(axes))}"
         for key in clean:

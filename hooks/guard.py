@@ -143,7 +143,7 @@ class GuardedAcquisition:
         if not request.z_um:
             raise ExperimentError(f"the stack {request.key} has no slices", wanted="at least one z")
         parts = self._opened()
-        events = parts.rules.checked(stack_events(request))
+        events = parts.rules.check(stack_events(request))
         self._acquire(parts, [events], [request])
 
     def run_events(self, events: Sequence[Event]) -> None:
@@ -153,7 +153,7 @@ class GuardedAcquisition:
         the engine forgets the properties of events that it merges into a sequence.
         """
         parts = self._opened()
-        checked = parts.rules.checked(events)
+        checked = parts.rules.check(events)
         self._acquire(parts, split_batches(checked), find_requests(checked))
 
     def set_preset(self, group: str, preset: str) -> None:
@@ -214,8 +214,8 @@ class GuardedAcquisition:
             parts.hardware.set_exposure(exposures[0])
         parts.watchdog.allow_exposure(max([*exposures, parts.hardware.exposure_ms()]))
         keys = [axes_key(event["axes"]) for event in events]
-        parts.event_hooks.new_list()
-        parts.rules.submitted(keys)
+        parts.event_hooks.start_list()
+        parts.rules.note_submitted(keys)
         self._progress.expect(keys)
         parts.run.submit([{k: v for k, v in event.items() if k != "min_start_time"} for event in events])
         parts.watchdog.wait_captured()
@@ -238,7 +238,7 @@ class GuardedAcquisition:
             self._stop(parts, error)
         run = parts.run
         # What the engine says after a failure that was raised is only its echo.
-        failures = [self._progress.failure, None if self._raised else run.trouble("the end")]
+        failures = [self._progress.failure, None if self._raised else run.find_trouble("the end")]
         try:
             failures += [parts.watchdog.end(), None if self._raised else run.ended_with]
             failures += [self._progress.failure]

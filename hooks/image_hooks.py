@@ -46,7 +46,7 @@ class ImageHooks:
             return image, metadata
         images = self._process(key, image, metadata)
         self._progress.note_captured(key, [_key(made) for _, made in images])
-        return self._run.answer(images)
+        return self._run.make_answer(images)
 
     def _process(self, key: AxesKey, image: Any, metadata: dict[str, Any]) -> Images:
         """What the user's function makes of an image, checked; the measured image where it fails."""

@@ -102,22 +102,22 @@ class Run:
         except Exception as error:
             raise AcquisitionFailed("the acquisition takes no more events", got=str(error)) from error
 
-    def trouble(self, at: str) -> AcqIslError | None:
+    def find_trouble(self, at: str) -> AcqIslError | None:
         """What has gone wrong inside Pycro-Manager (it keeps quiet about most of it) ``at`` some slice."""
         try:
             self._acquisition._check_for_exceptions()
         except Exception as error:
             logger.info("the acquisition reports an exception", exc_info=True)
-            return engine_failed(error, at)
+            return to_typed_error(error, at)
         if not self._acquisition._event_thread.is_alive():
             return AcquisitionFailed("Pycro-Manager's event thread has ended; events are no longer acquired")
         return None
 
-    def settled(self, images: int) -> bool:
+    def is_settled(self, images: int) -> bool:
         """Whether nothing more can come of what was submitted; not known on the Java backend."""
         return False
 
-    def answer(self, images: list[tuple[Any, dict[str, Any]]]) -> Any:
+    def make_answer(self, images: list[tuple[Any, dict[str, Any]]]) -> Any:
         """What ``image_process_fn`` has to return for its images to be stored."""
         return images if len(images) > 1 else images[0]
 
@@ -131,7 +131,7 @@ class Run:
         self._ending = threading.Thread(target=self._await, name="acq-isl await_completion", daemon=True)
         self._ending.start()
 
-    def ended(self, timeout_s: float) -> bool:
+    def wait_ended(self, timeout_s: float) -> bool:
         """Wait for the end that `begin_end` began."""
         if self._ending is None:
             return True
@@ -141,7 +141,7 @@ class Run:
     @property
     def ended_with(self) -> AcqIslError | None:
         """The exception with which the acquisition ended."""
-        return None if self._ended_with is None else engine_failed(self._ended_with, "the end")
+        return None if self._ended_with is None else to_typed_error(self._ended_with, "the end")
 
     def force_end(self) -> bool:
         """Get as much as possible to end although the engine does not answer; whether that is supported."""
@@ -186,20 +186,20 @@ class PythonRun(Run):
         self._submitted += 1
         super().submit(events)
 
-    def trouble(self, at: str) -> AcqIslError | None:
+    def find_trouble(self, at: str) -> AcqIslError | None:
         for future in [future for future in self._running if future.done()]:
             self._running.remove(future)
             self._done += 1
             error = future.exception()
             if error is not None:
-                return engine_failed(error, at, self._log.cause)
-        return super().trouble(at)
+                return to_typed_error(error, at, self._log.cause)
+        return super().find_trouble(at)
 
-    def settled(self, images: int) -> bool:
+    def is_settled(self, images: int) -> bool:
         # Every image the camera delivered was put into this queue; `unfinished_tasks` counts the puts.
         return self._done == self._submitted and images >= self._engine.first_dequeue_.unfinished_tasks
 
-    def answer(self, images: list[tuple[Any, dict[str, Any]]]) -> Any:
+    def make_answer(self, images: list[tuple[Any, dict[str, Any]]]) -> Any:
         # This backend takes one image only; the others go straight into the queue of the saving thread.
         for image, metadata in images[:-1]:
             self._output.put(self._engine.core_.TaggedImage(metadata, image))
@@ -245,7 +245,7 @@ class _LogListener:
         self._write(*message)
 
 
-def engine_failed(error: BaseException, at: str, logged: str = "") -> AcqIslError:
+def to_typed_error(error: BaseException, at: str, logged: str = "") -> AcqIslError:
     """The typed form of an exception out of Pycro-Manager, with the whole chain in its message.
 
     ``logged`` is the last cause in the core's log; the engine gives none when it has tried a command in vain.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from acq_isl.errors import AcqIslError, AcquisitionFailed, ExperimentError
-from acq_isl.hooks.events import Event, EventRules, plain
+from acq_isl.hooks.events import Event, EventRules, to_plain
 from acq_isl.hooks.progress import AxesKey, Progress, axes_key, axes_text
 
 logger = logging.getLogger(__name__)
@@ -104,24 +104,24 @@ class EventHooks:
         return answer
 
     def _before(self, event: EventOrList) -> EventOrList | None:
-        kept: EventOrList | None = event
+        changed: EventOrList | None = event
         if self._dropped_early:
             events = [part for part in _listed(event) if axes_key(part["axes"]) not in self._dropped_early]
-            kept = events if len(events) > 1 else (events[0] if events else None)
-        if kept is not None:
-            kept = self._ask("pre_hardware", self._user.pre_hardware, kept)
+            changed = events if len(events) > 1 else (events[0] if events else None)
+        if changed is not None:
+            changed = self._ask("pre_hardware", self._user.pre_hardware, changed)
         # Only the first event of a stack says where and how: hand that on when it is dropped.
-        if kept is None:
+        if changed is None:
             self._carry.update((k, v) for part in _listed(event) for k, v in part.items() if k in _CARRIED)
             self._drop(event)
             return None
         if self._carry:
-            first = _listed(kept)[0]
+            first = _listed(changed)[0]
             first.update({key: value for key, value in self._carry.items() if key not in first})
             self._carry.clear()
-        if isinstance(kept, list):
-            self._progress.note_sequence(_keys(kept))
-        return kept
+        if isinstance(changed, list):
+            self._progress.note_sequence(_keys(changed))
+        return changed
 
     def _after(self, event: EventOrList) -> EventOrList | None:
         answer = self._ask("post_hardware", self._user.post_hardware, event)
@@ -138,7 +138,7 @@ class EventHooks:
             self._dropped_early.discard(key)
             self._progress.cancel(key)
 
-    def new_list(self) -> None:
+    def start_list(self) -> None:
         """A new list of events begins: nothing of the last one is handed on."""
         self._carry.clear()
         self._dropped_early.clear()
@@ -169,7 +169,8 @@ class EventHooks:
                 fix="return the event at the end of the hook",
             )
         clean = [
-            old if new == old else self._rules.event(new) for old, new in zip(before, after, strict=True)
+            old if new == old else self._rules.check_event(new)
+            for old, new in zip(before, after, strict=True)
         ]
         for old, new in zip(before, clean, strict=True):
             if new["axes"] != old["axes"]:
@@ -211,7 +212,7 @@ def check_images(key: AxesKey, answer: Any) -> list[tuple[Any, dict[str, Any]]]:
                 got="None" if answer is None else repr(type(answer)),
                 fix="return (image, metadata) at the end of the hook; the measured image was saved unchanged",
             )
-        image, metadata = pair[0], plain(pair[1])
+        image, metadata = pair[0], to_plain(pair[1])
         if not isinstance(image, np.ndarray) or image.ndim != 2 or image.dtype not in (np.uint8, np.uint16):
             raise AcquisitionFailed(
                 f"{name} returned an image that cannot be stored",

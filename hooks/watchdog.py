@@ -96,10 +96,10 @@ class Watchdog:
         try:
             self._wait_captured()
         except (AcquisitionFailed, SliceLost) as error:
-            doubt = None if error is self._progress.failure else self._doubt(expected)
-            if doubt is None:
+            doubtful = None if error is self._progress.failure else self._find_doubtful(expected)
+            if doubtful is None:
                 raise
-            what = f"{error.what}; {doubt}"
+            what = f"{error.what}; {doubtful}"
             raise type(error)(what, wanted=error.wanted, got=error.got, fix=error.fix) from error
 
     def _wait_captured(self) -> None:
@@ -109,7 +109,7 @@ class Watchdog:
             self._progress.wait(images, _POLL_S)
             self._raise_failure(axes_list(self._progress.awaited, 1))
             # In this order: whatever was delivered when it settled has left `awaited` by now.
-            settled, awaited = self._run.settled(self._progress.images), self._progress.awaited
+            settled, awaited = self._run.is_settled(self._progress.images), self._progress.awaited
             if not awaited:
                 return
             if settled:
@@ -139,10 +139,10 @@ class Watchdog:
         """End the acquisition after the present exposure, in the worst case by force, which is a failure."""
         run = self._run
         run.begin_end()
-        if self._wait_for(lambda: run.ended(_POLL_S), _SHORT_S if self._silent else self._silence_s):
+        if self._wait_for(lambda: run.wait_ended(_POLL_S), _SHORT_S if self._silent else self._silence_s):
             return None
         if run.force_end():
-            self._wait_for(lambda: run.ended(_POLL_S), self._watchdog_s)
+            self._wait_for(lambda: run.wait_ended(_POLL_S), self._watchdog_s)
         return AcquisitionFailed(
             "Pycro-Manager did not end",
             fix="a device or a hook does not return; restart the program before the next acquisition",
@@ -159,7 +159,7 @@ class Watchdog:
         return True
 
     def _raise_failure(self, at: str) -> None:
-        failure = self._progress.failure or self._run.trouble(at)
+        failure = self._progress.failure or self._run.find_trouble(at)
         if failure is not None:
             raise failure
 
@@ -192,7 +192,7 @@ class Watchdog:
             logger.info("not all devices said whether they are busy: %s", error)
         return ", ".join(filter(None, [*answers.values()])) or "no device says that it is busy"
 
-    def _doubt(self, expected: frozenset[AxesKey]) -> str | None:
+    def _find_doubtful(self, expected: frozenset[AxesKey]) -> str | None:
         """Which slices of a hardware-triggered sequence that came short may carry a neighbour's z.
 
         Core and engine number the frames as they come, so behind a gap each is stored as its predecessor.

@@ -62,8 +62,8 @@ class Widefield:
         f = np.linspace(0, 2 * edge, _STEPS + 1)
         transfer = special.j0(2 * np.pi * np.outer(f, r)) @ ring / ring.sum()
         transfer[-1] = 0.0
-        seen: Float32Image = np.interp(frequency, f, transfer).astype(np.float32)
-        return seen
+        sampled: Float32Image = np.interp(frequency, f, transfer).astype(np.float32)
+        return sampled
 
 
 @dataclass(frozen=True, slots=True, eq=False)

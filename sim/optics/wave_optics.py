@@ -190,10 +190,10 @@ class Imaging:
             # The nearest sample on the same side of the ring's edge: beside it light is far brighter.
             away = np.sum((around - exact[:, None]) ** 2, axis=2) + 100 * np.abs(bright - meant[:, None])
             nearest = (np.arange(len(exact)), np.argmin(away, axis=1))
-            seen = bright[nearest]
+            received = bright[nearest]
             if isinstance(self.optics, DIC):
-                seen = seen * np.abs(self.optics.shear(np.zeros(1), np.zeros(1), float(colour))) ** 2
-            for (y, x), weight, light in zip(around[nearest], source.weights[own], seen, strict=True):
+                received = received * np.abs(self.optics.shear(np.zeros(1), np.zeros(1), float(colour))) ** 2
+            for (y, x), weight, light in zip(around[nearest], source.weights[own], received, strict=True):
                 beams.append((Beam((int(y), int(x)), float(colour), float(weight)), float(weight * light)))
         total = sum(light for _, light in beams)
         return tuple(replace(beam, weight=beam.weight / total) for beam, _ in beams)

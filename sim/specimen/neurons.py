@@ -27,7 +27,7 @@ def grow_region(seed: int, column: int, row: int, culture: Culture) -> Region:
 
 def _place_neurons(rng: np.random.Generator, density: float) -> Floats:
     """Neurons stand in clusters of very different size, touching each other, with a few alone."""
-    wanted: list[Floats] = [rng.uniform(0, REGION_UM, (rng.poisson(14 * density), 2))]
+    candidates: list[Floats] = [rng.uniform(0, REGION_UM, (rng.poisson(14 * density), 2))]
     for _ in range(rng.poisson(9 * density)):
         count = int(np.clip(rng.lognormal(2.1, 0.8), 2, 45))
         aspect, angle = rng.uniform(1, 4), rng.uniform(0, np.pi)
@@ -36,13 +36,13 @@ def _place_neurons(rng: np.random.Generator, density: float) -> Floats:
         radius, turn = np.sqrt(rng.random(2 * count)), rng.uniform(0, 2 * np.pi, 2 * count)
         local = axes * np.stack([radius * np.cos(turn), radius * np.sin(turn)], axis=1)
         rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-        wanted.append(rng.uniform(0, REGION_UM, 2) + local @ rotation)
-    kept: list[Floats] = []
-    for place in np.concatenate(wanted):
+        candidates.append(rng.uniform(0, REGION_UM, 2) + local @ rotation)
+    chosen: list[Floats] = []
+    for place in np.concatenate(candidates):
         distance = rng.uniform(6.0, 9.0)
-        if not kept or np.min(np.sum((np.array(kept) - place) ** 2, axis=1)) > distance**2:
-            kept.append(place)
-    return np.array(kept).reshape(-1, 2)
+        if not chosen or np.min(np.sum((np.array(chosen) - place) ** 2, axis=1)) > distance**2:
+            chosen.append(place)
+    return np.array(chosen).reshape(-1, 2)
 
 
 def _draw_wobble(rng: np.random.Generator, amount: float) -> tuple[float, ...]:

@@ -94,8 +94,8 @@ def draw_raster(regions: Iterable[Region], window: Window, seed: int, culture: C
 
 def _resolve(image: NDArray[np.floating], cut: tuple[slice, slice]) -> Float32Image:
     # What a fluorescence microscope resolves of it: about 0.3 um.
-    seen: Float32Image = np.clip(ndimage.gaussian_filter(image, 0.9)[cut], 0, 1).astype(np.float32)
-    return seen
+    resolved: Float32Image = np.clip(ndimage.gaussian_filter(image, 0.9)[cut], 0, 1).astype(np.float32)
+    return resolved
 
 
 def _blur_noise(white: Float32Image, sigma: float) -> Float32Image:

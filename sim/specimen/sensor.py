@@ -56,7 +56,7 @@ def on_sensor(
         (start + np.arange(side * binning)) % period
         for start, side, period in zip(origin_px, shape, pattern.shape, strict=True)
     )
-    seen = pattern[np.ix_(rows, columns)]
-    blocks = seen.reshape(shape[0], binning, shape[1], binning)
-    binned: Float32Image = blocks.mean(axis=(1, 3), dtype=np.float32) if binning > 1 else seen
+    part = pattern[np.ix_(rows, columns)]
+    blocks = part.reshape(shape[0], binning, shape[1], binning)
+    binned: Float32Image = blocks.mean(axis=(1, 3), dtype=np.float32) if binning > 1 else part
     return binned

@@ -149,8 +149,8 @@ class SyntheticSpecimen:
         dose = DoseMap.of(view.history.light, stain.channel).project(view)
         if dose is not None:
             light *= np.exp(-dose / np.float32(stain.lifetime_ms))
-        seen: Float32Image = np.maximum(light, 0) + np.float32(_STAIN_BACKGROUND)
-        return seen
+        lit: Float32Image = np.maximum(light, 0) + np.float32(_STAIN_BACKGROUND)
+        return lit
 
     def _stained(self, view: View, stain: Stain) -> tuple[StainedField, Window]:
         def make() -> tuple[StainedField, Window]:

@@ -95,5 +95,5 @@ def _cell_truth(name: str, cell: Cell, progress: float, z_um: float) -> CellTrut
 
 def _markers(dna: float, mtubules: float, dead: float) -> dict[str, float]:
     # Neurofilament shows the soma as faintly as acq_isl.sim.specimen.raster draws it.
-    shown = {"nuclei": dna, "dendrites": mtubules, "axons": 0.06 * mtubules, "dead": dead}
-    return {label: min(light, 1.0) for label, light in shown.items()}
+    markers = {"nuclei": dna, "dendrites": mtubules, "axons": 0.06 * mtubules, "dead": dead}
+    return {label: min(light, 1.0) for label, light in markers.items()}

@@ -363,12 +363,12 @@ def test_presets_of_the_java_backend() -> None:
 )
 def test_events_that_are_refused(event: Any, says: str) -> None:
     with pytest.raises(ExperimentError, match=says):
-        EventRules(Hardware(FakeCore()), Limits()).checked([event])
+        EventRules(Hardware(FakeCore()), Limits()).check([event])
 
 
 def test_an_empty_list_is_refused() -> None:
     with pytest.raises(ExperimentError, match=r"an empty list"):
-        EventRules(Hardware(FakeCore()), Limits()).checked([])
+        EventRules(Hardware(FakeCore()), Limits()).check([])
 
 
 def test_names_for_people() -> None:
@@ -553,8 +553,8 @@ def test_java_event_thread_has_ended(java: tuple[FakeJava, Run, Progress, Watchd
 
 def test_java_takes_lists_of_images_and_no_none_from_hooks() -> None:
     run = Run(FakeJava(Progress()))
-    assert run.answer([("a", {}), ("b", {})]) == [("a", {}), ("b", {})]
-    assert run.answer([("a", {})]) == ("a", {})
+    assert run.make_answer([("a", {}), ("b", {})]) == [("a", {}), ("b", {})]
+    assert run.make_answer([("a", {})]) == ("a", {})
     run.begin_end()
     progress = Progress()
     hooks = EventHooks(
