@@ -56,15 +56,14 @@ def find_function(name: str) -> Callable[..., Any]:
             got=str(error),
             fix="install it, or run acq-isl in the folder that holds it",
         ) from error
-    function = getattr(module, function_name, None)
+    function: Callable[..., Any] | None = getattr(module, function_name, None)
     if not callable(function):
         names = [name for name, value in vars(module).items() if callable(value) and name[0] != "_"]
         raise ActionRefused(
             f"{module_name} has no function {function_name!r}",
             fix=f"did you mean {nearest(function_name, names)}?",
         )
-    found: Callable[..., Any] = function
-    return found
+    return function
 
 
 def call_user_function(name: str, *arguments: Any, limit_s: float = 30.0) -> str:

@@ -102,7 +102,10 @@ class Imaging:
 
     def exit_fields(self, path_um: Float32Image) -> ExitFields:
         """Pass light through the layers (layer, y, x), optical path in um; two FFTs per layer and point."""
-        layers = {colour: self._layers(path_um, colour) for colour in self.colours}
+        layers = {
+            colour: [_phasor(np.float32(2 * np.pi / colour) * layer) for layer in path_um]
+            for colour in self.colours
+        }
         first = {colour: fft.fft2(layers[colour][0]) for colour in self.colours}
         spectra = np.empty((len(self.beams), *self._box), np.complex64)
         fy, fx = self._frequencies(self._box)
@@ -197,10 +200,6 @@ class Imaging:
                 beams.append((Beam((int(y), int(x)), float(colour), float(weight)), float(weight * light)))
         total = sum(light for _, light in beams)
         return tuple(replace(beam, weight=beam.weight / total) for beam, _ in beams)
-
-    def _layers(self, path_um: Float32Image, wavelength_um: float) -> list[Complex]:
-        turn = np.float32(2 * np.pi / wavelength_um)
-        return [_phasor(turn * layer) for layer in path_um]
 
     def _passed(self, layers: list[Complex], first: Complex, beam: Beam, shape: tuple[int, int]) -> Complex:
         """Spectrum behind the last layer, by the specimen's frequency; ``first`` is that behind the first."""

@@ -112,12 +112,11 @@ class SimulatedScope:
 
     def view(self) -> View:
         """What an exposure started now would see."""
-        exposure: Exposure = self.core.state()
-        return self.timeline.date(exposure).view
+        return self.timeline.date(self.core.state()).view
 
     def truth(self, view: View | None = None) -> dict[str, Float32Image]:
         """True labels of a view, by default the present one: (y, x) float32 in 0..1 by label name."""
-        now = self.view()
+        now = self.view()  # of an open microscope only
         return self._renderer.truth(view or now)
 
     def _camera(self) -> Camera:
@@ -200,8 +199,7 @@ def _adapter_path() -> str:
             got=str(error),
             fix='pip install -e ".[sim]"',
         ) from error
-    path: str = device_adapter_path()
-    return path
+    return str(device_adapter_path())
 
 
 def _stop(engine_class: Any) -> None:

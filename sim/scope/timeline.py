@@ -56,7 +56,9 @@ class Timeline:
     def time_at(self, clock_s: float) -> float:
         """Time of the specimen at a moment of the clock, in seconds."""
         with self._lock:
-            return self._at(clock_s)
+            place = bisect.bisect_right(self._anchors, clock_s, key=lambda anchor: anchor[0])
+            began_s, time_s = self._anchors[max(place - 1, 0)]
+        return max(time_s + (clock_s - began_s) * self._scale, 0.0)
 
     @property
     def history(self) -> History:
@@ -73,18 +75,17 @@ class Timeline:
     def advance(self, seconds: float) -> None:
         """Let time pass for the specimen without waiting; ScopeError for time that would go back."""
         if not seconds >= 0:
-            raise ScopeError(
-                "the specimen's time goes forward only", wanted="0 s or more", got=f"{seconds:g} s"
-            )
+            message = "the specimen's time goes forward only"
+            raise ScopeError(message, wanted="0 s or more", got=f"{seconds:g} s")
         with self._lock:
             now = self._clock()
-            self._anchors.append((now, self._at(now) + seconds))
+            self._anchors.append((now, self.time_at(now) + seconds))
 
     def drug(self, dose: float) -> None:
         """From now on the medium holds this dose; 0 washes it out. The same dose again changes nothing."""
         with self._lock:
             if dose != (self._drugs[-1].dose if self._drugs else 0.0):
-                self._drugs += (Drug(self._at(self._clock()), dose),)
+                self._drugs += (Drug(self.time_at(self._clock()), dose),)
 
     def set_valve(self, is_open: bool) -> None:
         """Where the perfusion stands: opening it gives the ordinary dose, closing it washes the drug out."""
@@ -95,7 +96,7 @@ class Timeline:
     def date(self, exposure: Exposure) -> Exposure:
         """An exposure with the time it began at, and what was done before."""
         with self._lock:
-            at_s = self._at(exposure.started_s)
+            at_s = self.time_at(exposure.started_s)
             past = History(self._light, self._drugs).until(at_s)
         return replace(exposure, view=replace(exposure.view, time_s=at_s, history=past))
 
@@ -117,11 +118,6 @@ class Timeline:
         place = bisect.bisect_right(self._light, light.time_s, key=lambda booked: booked.time_s)
         self._light = (*self._light[:place], light, *self._light[place:])
         self._taken.insert(place, Taken(light, time.time() - age_s))
-
-    def _at(self, clock_s: float) -> float:
-        place = bisect.bisect_right(self._anchors, clock_s, key=lambda anchor: anchor[0])
-        began_s, time_s = self._anchors[max(place - 1, 0)]
-        return max(time_s + (clock_s - began_s) * self._scale, 0.0)
 
 
 def _light(view: View, dose_ms: float) -> Light:

@@ -96,11 +96,6 @@ class SyntheticSpecimen:
             for stain in STAINS
         }
 
-    def path(self, view: View) -> Float32Image:
-        """True optical path of all layers together in um, (y, x) float32, on the view's pixels."""
-        window, raster = self._raster(view)
-        return self._on_pixels(view, window, raster.path_um.sum(axis=0))
-
     def cells(
         self, area: Rectangle, time_s: float = 0.0, history: History = UNTOUCHED
     ) -> tuple[CellTruth, ...]:
