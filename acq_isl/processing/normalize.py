@@ -28,11 +28,8 @@ def contrast_sd(pixels: Uint16Image, high_pass_px: float) -> float:
     is one number per stack, not per tile, so that tiling cannot change a prediction. Estimated on four
     planes spread over the stack; the background is a Gaussian of block means, which keeps it cheap.
 
-    Parameters
-    ----------
-    pixels : (z, y, x) uint16
-    high_pass_px : float
-        Sigma of the Gaussian background in pixels; 0 removes the mean of the plane only.
+    ``pixels`` are (z, y, x) uint16, ``high_pass_px`` is the sigma of the Gaussian background; 0 removes the
+    mean of the plane only.
     """
     return _measure(pixels, high_pass_px).sd
 

@@ -120,16 +120,9 @@ def _why_unranked(outcome: Outcome) -> str:
 
 
 def decide(trigger: Trigger, outcome: Outcome, measured: Measured | None, fired: int) -> Decision:
-    """What a trigger does about one field; it never fires without a prediction.
+    """What a trigger does about one field, measured by its rule; it never fires without a prediction.
 
-    Parameters
-    ----------
-    trigger : Trigger
-    outcome : Outcome
-    measured : Measured or None
-        Of this field, by ``trigger.when.measurement``.
-    fired : int
-        How often the trigger fired in this run already.
+    ``fired`` is how often it fired in this run already.
     """
     when, key = trigger.when, outcome.info.key
     if not isinstance(outcome, Prediction) or measured is None:

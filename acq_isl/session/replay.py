@@ -149,21 +149,10 @@ def waiting(folder: Path) -> tuple[tuple[Path, ...], Path]:
 def replay(
     folder: Path, models: Models, *, keep: bool = False, report: Callable[[Replayed], None] | None = None
 ) -> list[Replayed]:
-    """Predict the stacks that wait in the folder of a run, or in a spool.
+    """Predict the stacks that wait in the folder of a run, or in a spool; ``keep`` leaves them there.
 
-    Parameters
-    ----------
-    folder : Path
-    models : Models
-    keep : bool
-        Leave the stacks in the spool.
-    report : callable, optional
-        Gets what became of each stack as it is done.
-
-    Raises
-    ------
-    StorageError
-        There is no such folder, a run still writes there, or the predictions cannot be written.
+    ``report`` gets what became of each stack as it is done. StorageError if there is no such folder, a run
+    still writes there, or the predictions cannot be written.
     """
     paths, store_path = waiting(folder)
     if not paths:

@@ -129,10 +129,8 @@ class Session:
     def run(self) -> None:
         """Acquire, predict, choose and revisit, one time point after the other.
 
-        Raises
-        ------
-        AcquisitionFailed, SliceLost, StorageError
-            What was captured until then is kept; `fields` and `acquired` say how far it came.
+        AcquisitionFailed, SliceLost and StorageError end it; what was captured until then is kept, and
+        `fields` and `acquired` say how far it came.
         """
         start = self._tools.now()
         try:
