@@ -188,7 +188,7 @@ def _at(place: str, time: int) -> str:
 
 
 def _regex(pattern: str) -> re.Pattern[str]:
-    parts, seen = [], set()
+    parts: list[str] = []
     for text in re.split(r"(\{\w+\}|\*)", pattern):
         name = text.strip("{}")
         if text == "*":
@@ -198,8 +198,8 @@ def _regex(pattern: str) -> re.Pattern[str]:
                 f"the pattern {pattern} has an unknown part {text}", wanted="{plate}, {well} or {field}"
             )
         elif text.startswith("{"):
-            parts.append(f"(?P={name})" if name in seen else f"(?P<{name}>[^/]+?)")
-            seen.add(name)
+            first = f"(?P<{name}>[^/]+?)"
+            parts.append(f"(?P={name})" if first in parts else first)
         else:
             parts.append(re.escape(text))
     return re.compile("".join(parts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
@@ -200,14 +201,13 @@ def _checked(division: Division) -> Division:
 
 
 def _check_names(items: Sequence[Item]) -> None:
-    seen: set[str] = set()
-    for item in items:
-        if item.name in seen:
-            raise PairRefused(
-                f"two fields are called {item.name}",
-                fix="give their sources different plates, or use {plate} and {field} in the pattern",
-            )
-        seen.add(item.name)
+    names = Counter(item.name for item in items)
+    twice = next((name for name, count in names.items() if count > 1), None)
+    if twice is not None:
+        raise PairRefused(
+            f"two fields are called {twice}",
+            fix="give their sources different plates, or use {plate} and {field} in the pattern",
+        )
 
 
 def _leak(what: str) -> PairRefused:
