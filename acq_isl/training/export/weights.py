@@ -148,6 +148,8 @@ def unfold(pretrained: Pretrained, patches: Sequence[Tensor]) -> LiveNetwork:
         for hook in hooks:
             hook.remove()
         for norm, (count, total, squares) in sums.items():
+            if norm.running_mean is None or norm.running_var is None:
+                continue
             mean = total / count
             variance = (squares / count - mean * mean).clamp(min=1e-8)
             norm.running_mean.copy_(mean)
