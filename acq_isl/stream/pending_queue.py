@@ -70,6 +70,7 @@ class PendingQueue:
         self._count: Counter[str] = Counter()
         self._spooled_for: Counter[SpoolReason] = Counter()
         self._next_id = self._latest_nbytes = 0
+        self._newest_complete, self._latest_s = -1, clock()
 
     # ---- for whoever puts and polls
 
@@ -103,7 +104,10 @@ class PendingQueue:
             return
         if stack is not None:
             with self._changing(stack):
-                stack.add(slice_, self._clock())
+                self._latest_s = self._clock()
+                stack.add(slice_, self._latest_s)
+                if stack.slices.complete:
+                    self._newest_complete = max(self._newest_complete, stack.id)
                 self._count["captured"] += 1
                 self._count["bytes_copied"] += slice_.pixels.nbytes
 
@@ -236,11 +240,17 @@ class PendingQueue:
     # ---- for the thread that owns the disk
 
     def expire(self, stack_timeout_s: float) -> None:
-        """End stacks whose next slice does not come, and those that wait here beyond their deadline."""
+        """End stacks whose next slice does not come, and those that wait here beyond their deadline.
+
+        Where z is the outermost axis the next slice comes after one of every other stack. So while slices
+        come, only a stack that a later one has overtaken is given up.
+        """
         with self._changed:
             now_s = self._clock()
+            quiet = now_s - self._latest_s > stack_timeout_s
             for stack in list(self._filling.values()):
-                if now_s - stack.slices.touched_s > stack_timeout_s:
+                silent = now_s - stack.slices.touched_s > stack_timeout_s
+                if silent and (quiet or self._newest_complete > stack.id):
                     self._close(stack)
                     self._ended[stack.info.key] = frozenset(stack.slices.missing)
             for stack in list(self._stacks.values()):

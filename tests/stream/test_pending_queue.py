@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
@@ -287,6 +288,25 @@ class PendingQueueMachine(RuleBasedStateMachine):
             return False
         assert outcome.where or self.queue.counts.lost, outcome
         return bool(outcome.where)
+
+
+@pytest.mark.parametrize("z_outermost", [True, False])
+def test_a_stack_is_given_up_once_a_later_one_has_overtaken_it(z_outermost: bool) -> None:
+    now_s = 0.0
+    with SharedMemory(1 << 20, shared=False) as memory:
+        queue = PendingQueue(memory, clock=lambda: now_s)
+        order = [(n, z) for z in range(PLANES) for n in range(50)]
+        if not z_outermost:
+            order = [(n, z) for n in range(50) for z in range(PLANES) if (n, z) != (7, 1)]
+        for number, z in order:
+            queue.put(Slice(info_of(number), z, np.zeros(SHAPE, np.uint16), 0.0))
+            now_s += 1.0
+            queue.expire(6.0)
+        left = [stack.info.key.time for stack in queue._stacks.values() if not stack.slices.complete]
+        counts = queue.counts
+        ended = [stack.info.key.time for stack, _ in queue.to_write(no_engine=False, may_spill=False)]
+    assert (counts.captured, counts.lost, counts.duplicates) == (len(order), 0, 0)
+    assert (left, ended) == (([], []) if z_outermost else ([7], [7]))
 
 
 TestPendingQueue = PendingQueueMachine.TestCase
