@@ -18,7 +18,6 @@ def whole_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
     Parameters
     ----------
-    path : Path
     durable : bool
         Whether the content is on the disk, not in a cache of it, before the old file goes.
 

@@ -97,13 +97,12 @@ class Predictor:
     tile_px : int or None
         Longest tile side. It bounds memory: never more than two batches of tiles are in work. None infers
         any field in one piece.
-    tiles_per_batch : int
     border_px : int, optional
         Reflected pixels to put around the field; if not given, one size step, or as many as the network
-        leaves blank. On the recorded field, one size step of them (16) takes a fifth off the error that the
-        edge of a field makes in its outer 16 pixels (.027 to .021 RMS in the outer 8), and raises the
-        correlation with real nuclei there from .61 to .68, of .71 with the true surroundings. More does not
-        help. They cost 6 % of the time at 1024x1024.
+        leaves blank. On the recorded field, one size step of them (16) takes a fifth off the error that
+        the edge of a field makes in its outer 16 pixels (.027 to .021 RMS in the outer 8), and raises the
+        correlation with real nuclei there from .61 to .68, of .71 with the true surroundings. More does
+        not help. They cost 6 % of the time at 1024x1024.
     gate : "refuse" or "warn"
         What becomes of a stack that looks unlike the training set.
 
@@ -171,7 +170,6 @@ class Predictor:
 
         Parameters
         ----------
-        stack : ZStack
         statistics : StackStatistics, optional
             Of this stack, as far as it got.
 

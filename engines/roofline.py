@@ -50,17 +50,9 @@ GPUS = (
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What one card took for one field in fp16.
+    """What one card took for one field in fp16."""
 
-    Parameters
-    ----------
-    device : str
-        As the engine calls itself; holds the card's name.
-    side_px : int
-    compute_ms, copies_ms : float
-    """
-
-    device: str
+    device: str  # as the engine calls itself; holds the card's name
     side_px: int
     compute_ms: float
     copies_ms: float
@@ -68,24 +60,12 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What one field costs.
+    """What one field costs."""
 
-    Parameters
-    ----------
-    macs : int
-        Multiplications with addition, of convolutions.
-    traffic_bytes : int
-        Activations that convolutions read and write, in fp16.
-    kernels : int
-        Launches.
-    copied_bytes : int
-        Up and down.
-    """
-
-    macs: int
-    traffic_bytes: int
-    kernels: int
-    copied_bytes: int
+    macs: int  # multiplications with addition, of convolutions
+    traffic_bytes: int  # activations that convolutions read and write, in fp16
+    kernels: int  # launches
+    copied_bytes: int  # up and down
 
 
 def work(model: ModelFile, side: int) -> Work:

@@ -50,14 +50,12 @@ class GuardedAcquisition:
     ----------
     directory : path or None
         Where Pycro-Manager makes the folder ``name_1``; None keeps the images in memory.
-    name : str
     limits : Limits
         Stage ranges, longest exposure and allowed presets; checked before anything moves.
     sink : SliceSink, optional
         Gets every slice the moment it is captured.
     hooks : UserHooks, optional
         The user's own functions, guarded too.
-    safety : Safety, optional
 
     Raises
     ------

@@ -27,18 +27,6 @@ _CARRIED = ("x", "y", "config_group", "exposure")
 class UserHooks:
     """A user's own functions inside a guarded acquisition; the arguments are Pycro-Manager's.
 
-    Parameters
-    ----------
-    event_generation, pre_hardware, post_hardware, post_camera : callable, optional
-        ``f(event)``, with a list of events where they run as one hardware sequence. Must return the
-        event, changed or not; None drops it (Python backend only).
-    image_process : callable, optional
-        ``f(image, metadata)``, after the capture. Must return ``(image, metadata)`` or a list of them.
-    image_saved : callable, optional
-        ``f(axes, dataset)``.
-    notification : callable, optional
-        ``f(notification)``.
-
     Raises
     ------
     ExperimentError
@@ -46,13 +34,16 @@ class UserHooks:
         `GuardedAcquisition.run_events` between two stacks.)
     """
 
+    # ``f(event)``, with a list of events where they run as one hardware sequence. Must return the event,
+    # changed or not; None drops it (Python backend only)
     event_generation: EventHook | None = None
     pre_hardware: EventHook | None = None
     post_hardware: EventHook | None = None
     post_camera: EventHook | None = None
     image_process: Callable[[Any, Any], Any] | None = None
-    image_saved: Callable[[Any, Any], object] | None = None
-    notification: Callable[[Any], object] | None = None
+    """``f(image, metadata)``, after the capture. Must return ``(image, metadata)`` or a list of them."""
+    image_saved: Callable[[Any, Any], object] | None = None  # ``f(axes, dataset)``
+    notification: Callable[[Any], object] | None = None  # ``f(notification)``
 
     def __post_init__(self) -> None:
         given = {field.name: getattr(self, field.name) for field in fields(self)}

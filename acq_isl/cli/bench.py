@@ -35,43 +35,28 @@ _COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One engine on one model and field size.
+    """One engine on one model and field size."""
 
-    Parameters
-    ----------
-    model, backend, device : str
-        The model, runtime and precision, and what the engine calls itself.
-    side_px : int
-        The field is square.
-    p50_ms, p95_ms : float
-        Latency of a whole prediction.
-    megapixels_per_s : float
-        Pixels of the field (not times planes), one stack after the other.
-    peak_mib : float
-        Most memory of a process that loads the engine and predicts one field; NaN if not measured.
-    ratio : float
-        How many times as fast as `REFERENCE`, median over the rounds, so that a busy machine hardly matters.
-    least_pearson, largest_difference : float
-        Of the mean of any label, against `REFERENCE`.
-    shares_ms : dict of str to float
-        Where the median prediction's time went: prepare, tiling, upload, compute, download, decode.
-    note : str
-        Why it failed, or is not used by itself.
-    """
-
+    # the model, runtime and precision, and what the engine calls itself
     model: str
     backend: str
     device: str
-    side_px: int
+    side_px: int  # the field is square
+    # latency of a whole prediction
     p50_ms: float
     p95_ms: float
-    megapixels_per_s: float
+    megapixels_per_s: float  # pixels of the field (not times planes), one stack after the other
     peak_mib: float
+    """Most memory of a process that loads the engine and predicts one field; NaN if not measured."""
     ratio: float
+    # of the mean of any label, against `REFERENCE`
+    """How many times as fast as `REFERENCE`, median over the rounds, so that a busy machine hardly
+    matters."""
     least_pearson: float
     largest_difference: float
     shares_ms: dict[str, float]
-    note: str = ""
+    """Where the median prediction's time went: prepare, tiling, upload, compute, download, decode."""
+    note: str = ""  # why it failed, or is not used by itself
 
     @property
     def host_share(self) -> float:
@@ -108,7 +93,6 @@ def bench(
         Sides of the fields, each at least 1.
     rounds : int
         Measured predictions of each engine and size, after one to warm up.
-    threads : int, optional
     tell : callable
         Is told what is being measured.
 

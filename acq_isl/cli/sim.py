@@ -185,11 +185,6 @@ _EXPOSURE_MS = 50.0
 def on_recording(experiment: Experiment, settings: RecordedSpecimen) -> tuple[Experiment, str]:
     """The demo's experiment with the planes, channels and camera of a recording, and what that is in words.
 
-    Parameters
-    ----------
-    experiment : Experiment
-    settings : RecordedSpecimen
-
     Raises
     ------
     StorageError

@@ -35,8 +35,6 @@ def segment(image: Float32Image, above: float, min_area_um2: float, pixel_size_u
     image : (y, x) float32
     above : float
         Threshold, on the image smoothed with a Gaussian of 0.5 um.
-    min_area_um2 : float
-    pixel_size_um : float
 
     Returns
     -------

@@ -34,7 +34,6 @@ class Segmenter(PluginPoint):
         ----------
         image : (y, x) float32
             Predicted intensity; 0 is background, 1 the bright end of the training truth.
-        pixel_size_um : float
 
         Returns
         -------

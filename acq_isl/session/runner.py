@@ -102,7 +102,6 @@ def run(
 
     Parameters
     ----------
-    experiment : Experiment
     sim : bool
         On a simulated microscope, whatever the experiment names.
     watch : callable

@@ -28,18 +28,11 @@ PACKAGES = ("acq-isl", "pycromanager", "pymmcore", "numpy", "pyzmq", "onnxruntim
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """How to read back what is on disk; both raise AcqIslError.
+    """How to read back what is on disk; both raise AcqIslError."""
 
-    Parameters
-    ----------
-    images : callable
-        Measured slices of a request, (z, y, x) uint16.
-    prediction : callable
-        Prediction of a stack by its key and by a model's name, in full, with labels called as in the run.
-    """
-
-    images: Callable[[StackRequest], Uint16Image]
+    images: Callable[[StackRequest], Uint16Image]  # measured slices of a request, (z, y, x) uint16
     prediction: Callable[[StackKey, str], Prediction]
+    """Prediction of a stack by its key and by a model's name, in full, with labels called as in the run."""
 
 
 def summarise(experiment: Experiment, session: Session, stored: Stored, record: RunRecord) -> RunRecord:

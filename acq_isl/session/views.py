@@ -28,7 +28,6 @@ class ViewThread:
 
     Parameters
     ----------
-    view : RunView
     queue : EventQueue, optional
         Where events wait for it.
     """
@@ -91,7 +90,6 @@ class Views:
         Run folder.
     watch : callable
         Gets every event as well, on the thread on which it happens.
-    views : sequence of RunView
     """
 
     def __init__(self, folder: Path, watch: EventHandler, views: Sequence[RunView] = ()) -> None:

@@ -30,29 +30,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ClientSettings:
-    """What a client may use and how patient it is.
+    """What a client may use and how patient it is."""
 
-    Parameters
-    ----------
-    memory_bytes : int
-        Upper limit for stacks that wait or travel; the rest waits in the spool.
-    share_memory : bool
-        Offer the memory to a server on the same host.
-    patience : Patience
-        When to give a stack up, or to put it on disk.
-    spool_timeout_s : float
-        Longest time that `drain` and closing give the disk.
-    link : ConnectionSettings
-    wanted : Wanted or callable
-        Models, class of work and deadline, of all stacks or given the `StackInfo` of each.
-    """
-
-    memory_bytes: int = 512 << 20
-    share_memory: bool = True
-    patience: Patience = field(default_factory=Patience)
-    spool_timeout_s: float = 60.0
+    memory_bytes: int = 512 << 20  # upper limit for stacks that wait or travel; the rest waits in the spool
+    share_memory: bool = True  # offer the memory to a server on the same host
+    patience: Patience = field(default_factory=Patience)  # when to give a stack up, or to put it on disk
+    spool_timeout_s: float = 60.0  # longest time that `drain` and closing give the disk
     link: ConnectionSettings = field(default_factory=ConnectionSettings)
     wanted: Wanted | Callable[[StackInfo], Wanted] = field(default_factory=Wanted)
+    """Models, class of work and deadline, of all stacks or given the `StackInfo` of each."""
 
     def wanted_of(self, info: StackInfo) -> Wanted:
         """What is wanted of a stack; the default if the user's function fails, for a slice cannot wait."""
@@ -74,7 +60,6 @@ class EngineClient:
         Address of the server, such as ``tcp://127.0.0.1:5555``. It need not be there yet.
     spool : Spool
         Where stacks wait on disk.
-    settings : ClientSettings
 
     Raises
     ------

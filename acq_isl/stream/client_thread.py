@@ -34,18 +34,10 @@ _Answer = wire.Result | wire.Refused | wire.Failed | wire.Expired
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long to wait before giving up, in seconds.
+    """How long to wait before giving up, in seconds."""
 
-    Parameters
-    ----------
-    stack_timeout_s : float
-        A stack whose next slice does not come for this long ends as incomplete.
-    absent_s : float
-        Without an engine for this long, complete stacks leave the memory for the spool.
-    """
-
-    stack_timeout_s: float = 120.0
-    absent_s: float = 5.0
+    stack_timeout_s: float = 120.0  # a stack whose next slice does not come for this long ends as incomplete
+    absent_s: float = 5.0  # without an engine for this long, complete stacks leave the memory for the spool
 
 
 class ClientThread:

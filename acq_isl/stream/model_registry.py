@@ -19,23 +19,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ServedModel:
-    """A model that is ready to predict.
-
-    Parameters
-    ----------
-    engine : Engine
-    name : str
-        By which clients ask for it; the manifest's name if empty.
-    sha256 : str
-        Of the model file.
-    backend : str
-        What runs it, for people.
-    """
+    """A model that is ready to predict."""
 
     engine: Engine
-    name: str = ""
-    sha256: str = ""
-    backend: str = ""
+    name: str = ""  # by which clients ask for it; the manifest's name if empty
+    sha256: str = ""  # of the model file
+    backend: str = ""  # what runs it, for people
 
     @property
     def offer(self) -> Offer:

@@ -181,18 +181,10 @@ def _end(process: subprocess.Popen[bytes], *, politely: bool) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """How a server process and the process that started it keep in touch.
+    """How a server process and the process that started it keep in touch."""
 
-    Parameters
-    ----------
-    announce : Path or None
-        JSON file to write when ready: ``{"endpoint": ..., "pid": ...}``.
-    stop_with_stdin : bool
-        Stop when standard input is closed.
-    """
-
-    announce: Path | None = None
-    stop_with_stdin: bool = False
+    announce: Path | None = None  # JSON file to write when ready: ``{"endpoint": ..., "pid": ...}``
+    stop_with_stdin: bool = False  # stop when standard input is closed
 
 
 def serve(

@@ -34,21 +34,13 @@ _MESSAGES_PER_ROUND = 256
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """What a server allows.
-
-    Parameters
-    ----------
-    limits : SessionLimits
-    keys : ServerKeys, optional
-        Needed to be reached from other hosts.
-    load : callable, optional
-        Makes a model ready, given its file; without it no model can be replaced. Raises ModelError or
-        EngineError.
-    """
+    """What a server allows."""
 
     limits: SessionLimits = field(default_factory=SessionLimits)
-    keys: ServerKeys | None = None
+    keys: ServerKeys | None = None  # needed to be reached from other hosts
     load: Callable[[str], ServedModel] | None = None
+    """Makes a model ready, given its file; without it no model can be replaced. Raises ModelError or
+    EngineError."""
 
 
 class EngineServer:
@@ -58,10 +50,10 @@ class EngineServer:
     ----------
     models : sequence of ServedModel
         The first is the one that clients need not name. Their engines are called from one thread only
-        (but for `Engine.close`), and closed with the server. Every prediction must have arrays of its own.
+        (but for `Engine.close`), and closed with the server. Every prediction must have arrays of its
+        own.
     bind : str
         ZMQ address; ``tcp://127.0.0.1:*`` takes a free port, see `endpoint`.
-    settings : ServerSettings
 
     Raises
     ------

@@ -27,26 +27,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class SessionLimits:
-    """What the server allows.
+    """What the server allows."""
 
-    Parameters
-    ----------
-    credit : int
-        Stacks of one client that may be at the server at once.
-    clients : int
-    stack_bytes : int
-        Largest stack taken, in bytes.
-    stack_timeout_s : float
-        A stack whose next slice does not come for this long is answered with FAILED.
-    client_timeout_s : float
-        A client silent for this long is forgotten.
-    """
-
-    credit: int = 2
+    credit: int = 2  # stacks of one client that may be at the server at once
     clients: int = 8
-    stack_bytes: int = 1 << 31
+    stack_bytes: int = 1 << 31  # largest stack taken, in bytes
     stack_timeout_s: float = 60.0
-    client_timeout_s: float = 30.0
+    """A stack whose next slice does not come for this long is answered with FAILED."""
+    client_timeout_s: float = 30.0  # a client silent for this long is forgotten
 
 
 @dataclass(slots=True, eq=False)

@@ -91,8 +91,6 @@ def adapt(model: Path, pairs: Path, label: str | None, ks: Sequence[int], folder
         A new label, which the pairs show; None, or one that the model has: a new microscope.
     ks : sequence of int
         Numbers of training units to try; the largest makes the model that is kept.
-    folder : Path
-    on_progress : callable
 
     Raises
     ------

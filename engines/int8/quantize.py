@@ -40,7 +40,6 @@ def quantised(content: bytes, tiles: Tiles, outputs: Sequence[str] = IMAGES) -> 
 
     Parameters
     ----------
-    content : bytes
     tiles : list of (1, z, h, w) uint16 with (1,) float32
         What to calibrate on: pieces of the user's stacks that show all there is to see, at least 4.
     outputs : sequence of str

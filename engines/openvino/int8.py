@@ -117,12 +117,10 @@ def accept_int8(
 
     Parameters
     ----------
-    model : ModelFile
     stacks : sequence of ZStack
         Of the user's own specimens, with cells in both halves.
     above : float
         Predicted intensity that makes a nucleus, as in the experiment's measurements.
-    threads : int, optional
 
     Returns
     -------

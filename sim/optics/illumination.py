@@ -106,13 +106,6 @@ class DIC(_Disc):
     specimen's frequency f; the condenser's prism makes it the same for all source points (Preza, Snyder,
     Conchello 1999, JOSA A 16:2185). Intensity is relative to the empty medium at this bias.
 
-    Parameters
-    ----------
-    shear_um, direction_rad : float
-        Length and direction of s.
-    bias_rad : float
-        b at ``wavelength_um``. Contrast goes with cot(b / 2): small ones show more, and need more light.
-
     Raises
     ------
     ValueError
@@ -123,9 +116,11 @@ class DIC(_Disc):
     medium_index: float = 1.33
     numerical_aperture: float = 0.49
     condenser_na: float = 0.3
+    # length and direction of s
     shear_um: float = 0.35
     direction_rad: float = np.pi / 4
     bias_rad: float = np.pi / 4
+    """B at ``wavelength_um``. Contrast goes with cot(b / 2): small ones show more, and need more light."""
     points: int = 12
     lamp: Spectrum | None = None
     coarse_points: int = 60
@@ -173,27 +168,19 @@ class PhaseContrast(_Light):
     so a small phase phi changes the intensity by -2 sqrt(T) phi (Zernike 1942; Born & Wolf ch. 8.6.3).
     Correlation with a full source through focus: 8 points .90-.96, 12 .95-.98, 24 .98-.99; with 60
     ``coarse_points``, 12 reach .99 even when the annulus is decentred.
-
-    Parameters
-    ----------
-    annulus_na : (float, float)
-        Inner and outer radius of the annulus, which are those of the ring too.
-    decentre_na : (float, float)
-        Shift of the annulus against the ring in x and y. Light beside the ring gives the relief of
-        oblique illumination, which recorded images show.
-    ring_transmission : float
-        Intensity T. The ring turns the phase by a quarter of ``wavelength_um``.
-    dense_is_dark : bool
-        Positive phase contrast; False turns the phase the other way.
     """
 
     wavelength_um: float = 0.55
     medium_index: float = 1.33
     numerical_aperture: float = 0.49
     annulus_na: tuple[float, float] = (0.2, 0.235)
+    """(float, float); inner and outer radius of the annulus, which are those of the ring too."""
     decentre_na: tuple[float, float] = (0.015, 0.065)
+    """(float, float); shift of the annulus against the ring in x and y. Light beside the ring gives the
+    relief of oblique illumination, which recorded images show."""
     ring_transmission: float = 0.2
-    dense_is_dark: bool = True
+    """Intensity T. The ring turns the phase by a quarter of ``wavelength_um``."""
+    dense_is_dark: bool = True  # positive phase contrast; False turns the phase the other way
     points: int = 12
     lamp: Spectrum | None = None
     coarse_points: int = 0
@@ -262,21 +249,14 @@ class PhaseContrast(_Light):
 
 @dataclass(frozen=True, slots=True)
 class Oblique(_Light):
-    """Oblique bright field: light from one side only, no ring. Gives relief, as a decentred annulus does.
-
-    Parameters
-    ----------
-    direction_rad : float
-        Where the light comes from.
-    reach : (float, float)
-        Inner and outer radius of the arc as fractions of the aperture.
-    """
+    """Oblique bright field: light from one side only, no ring. Gives relief, as a decentred annulus does."""
 
     wavelength_um: float = 0.55
     medium_index: float = 1.33
     numerical_aperture: float = 0.49
-    direction_rad: float = np.pi / 2
+    direction_rad: float = np.pi / 2  # where the light comes from
     reach: tuple[float, float] = (0.6, 0.95)
+    """(float, float); inner and outer radius of the arc as fractions of the aperture."""
     points: int = 12
     lamp: Spectrum | None = None
     coarse_points: int = 0

@@ -34,8 +34,6 @@ class SimulatedScope:
 
     Parameters
     ----------
-    specimen : Specimen
-    settings : ScopeSettings, optional
     faults : sequence of ScopeFault
         What goes wrong on purpose, such as ``[FocusDrift(2), DroppedFrames(every=10)]``
         (`acq_isl.experiment.faults`).

@@ -111,18 +111,6 @@ class RecordedSpecimen:
     averaged over the larger pixel or interpolated linearly. Between planes light is interpolated
     linearly; beyond the ends the last plane stays.
 
-    Parameters
-    ----------
-    transmitted : (z, y, x) uint8 or uint16
-        Planes at equal distance; full scale of the type is light 1.0.
-    labels : mapping
-        `RecordedLabel` by label name.
-    pixel_size_um, z_step_um : float
-    channel : str
-        Preset of transmitted light.
-    heights_um : tuple of float
-        Rising height of each plane where they are not equally far apart; empty: ``z_step_um`` apart.
-
     Raises
     ------
     StorageError
@@ -130,11 +118,13 @@ class RecordedSpecimen:
     """
 
     transmitted: Recording
-    labels: Mapping[str, RecordedLabel]
+    """(z, y, x) uint8 or uint16; planes at equal distance; full scale of the type is light 1.0."""
+    labels: Mapping[str, RecordedLabel]  # `RecordedLabel` by label name
     pixel_size_um: float
     z_step_um: float = PUBLISHED_Z_STEP_UM
-    channel: str = "Phase"
+    channel: str = "Phase"  # preset of transmitted light
     heights_um: tuple[float, ...] = ()
+    """Rising height of each plane where they are not equally far apart; empty: ``z_step_um`` apart."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", MappingProxyType(dict(self.labels)))

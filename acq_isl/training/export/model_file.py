@@ -37,25 +37,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trained:
-    """What a run has found.
+    """What a run has found."""
 
-    Parameters
-    ----------
-    network : LiveNetwork
-        In evaluation mode, on the processor.
-    labels : tuple of Label
-    ranges : tuple of (float, float)
-        Per label, what in the training truth stood for 0 and 1.
-    scores : tuple of HeldOutScore
-    seen : tuple of Field
-        What it was trained on, from which the gate learns what is usual.
-    """
-
-    network: LiveNetwork
+    network: LiveNetwork  # in evaluation mode, on the processor
     labels: tuple[Label, ...]
     ranges: tuple[Range, ...]
+    """Tuple of (float, float); Per label, what in the training truth stood for 0 and 1."""
     scores: tuple[HeldOutScore, ...]
-    seen: tuple[Field, ...]
+    seen: tuple[Field, ...]  # what it was trained on, from which the gate learns what is usual
 
 
 def write_package(config: TrainConfig, division: Division, trained: Trained, folder: Path) -> Path:

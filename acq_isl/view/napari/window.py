@@ -236,13 +236,8 @@ def watch(folder: Path | str, viewer: Any = None) -> Any:
 
     Parameters
     ----------
-    folder : Path or str
     viewer : napari.Viewer, optional
         A new one by default.
-
-    Returns
-    -------
-    LiveView
 
     Raises
     ------
