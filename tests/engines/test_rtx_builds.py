@@ -93,8 +93,8 @@ def export(deployed, described, path):
     # Named by modules, as the newer exporter's notes do for `acq_isl.training.export.tags`.
     tags = GraphTags(
         counts="/Add_output_0",
-        normalised="/network/normalise/Clip_output_0",
-        heads=("/network/head/Conv_output_0",),
+        normalised="/normalise/Clip_output_0",
+        heads=("/head/Conv_output_0",),
     )
     entries = {MANIFEST_KEY: described.model_dump_json(), GRAPH_KEY: tags.model_dump_json()}
     onnx.helper.set_model_props(model, entries)

@@ -18,7 +18,7 @@ class OnnxReferenceNetwork:
     name = "onnx_reference cpu fp32"
 
     def __init__(self, model: ModelFile) -> None:
-        self.outputs = model.info.answers
+        self.outputs = model.info.output_names
         self._evaluator: ReferenceEvaluator | None = ReferenceEvaluator(onnx.load_from_string(model.content))
 
     def run(self, tiles: np.ndarray, inv_sd: np.ndarray) -> tuple[np.ndarray, ...]:
