@@ -17,6 +17,7 @@ from openvino import opset13 as ops
 from openvino import properties
 from openvino.preprocess import PrePostProcessor
 
+from acq_isl.engines.backend import DISTANCE
 from acq_isl.engines.graph_tags import IMAGES, BackgroundTags, GraphTags, extract, read_tags
 from acq_isl.engines.model_file import ModelFile
 from acq_isl.errors import ModelError
@@ -101,6 +102,12 @@ def split_model(core: Any, model: ModelFile, tags: GraphTags | None) -> Parts:
             f"model {model.info.where} can only be run in fp32 by OpenVINO",
             wanted="tags in the file that separate normalisation, which must stay fp32, from the network",
             fix="use fp32, or write the tags with `acq-isl export MODEL --tags --output NEW.onnx`",
+        )
+    if DISTANCE in model.info.output_names and not tags.gate:
+        raise ModelError(
+            f"the tags of model {model.info.where} do not say what its gate's distance follows from",
+            wanted="`gate` among the tags",
+            fix="export it again, or write the tags with `acq-isl export MODEL --tags --output NEW.onnx`",
         )
     whole = onnx.load_from_string(model.content)
     names = {tags.normalised: NORMALISED, tags.counts: "stack"}

@@ -206,3 +206,13 @@ def test_what_resampling_itself_changes_only_warns():
     assert judge_distances(key, [far], "refuse", RESAMPLED)
     with pytest.raises(StackRefused, match="polarity"):
         judge_distances(key, [far, Distance("polarity", 2.0, 0.0)], "refuse", RESAMPLED)
+
+
+def test_tags_that_forget_the_gate_are_told_by_openvino(tmp_path):
+    pytest.importorskip("openvino", reason="pip install acq-isl[openvino]")
+    from acq_isl.engines.openvino.parts import split_model
+
+    file = read_model(gated(tmp_path, 1.0, 1.0))
+    tags = GraphTags(counts="counts", normalised="clipped", heads=("answers",))
+    with pytest.raises(ModelError, match=r"what its gate's distance follows from.*--tags"):
+        split_model(None, file, tags)
