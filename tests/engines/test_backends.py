@@ -21,52 +21,9 @@ from acq_isl.experiment.experiment import SimulatedMicroscope
 from acq_isl.session.doctor import examine
 from doubles import tiny_model as tiny
 
-# A whole package: this file, and one entry point: onnx_reference = "onnx_reference:OnnxReferenceBackend".
-PLUGIN = '''
-"""A back end for acq-isl: ONNX's own reference implementation, slow and sure."""
-
-from collections.abc import Iterator
-
-import numpy as np
-import onnx
-from onnx.reference import ReferenceEvaluator
-
-from acq_isl.engines import Candidate, LoadOptions, ModelFile, Predictor, Unavailable
-from acq_isl.errors import EngineError
-
-
-class OnnxReferenceNetwork:
-    """Runs a model on batches of tiles; has the members of `acq_isl.engines.Network`."""
-
-    name = "onnx_reference cpu fp32"
-
-    def __init__(self, model: ModelFile) -> None:
-        self.outputs = model.info.output_names
-        self._evaluator: ReferenceEvaluator | None = ReferenceEvaluator(onnx.load_from_string(model.content))
-
-    def run(self, tiles: np.ndarray, inv_sd: np.ndarray) -> tuple[np.ndarray, ...]:
-        if self._evaluator is None:
-            raise EngineError("the engine is closed", fix="load the engine again")
-        return tuple(self._evaluator.run(list(self.outputs), {"stack": tiles, "inv_sd": inv_sd}))
-
-    def close(self) -> None:
-        self._evaluator = None
-
-
-class OnnxReferenceBackend:
-    """Has the members of `acq_isl.engines.Backend`."""
-
-    name = "onnx_reference"
-
-    def unavailable(self) -> Unavailable | None:
-        return None
-
-    def candidates(self, model: ModelFile, options: LoadOptions) -> Iterator[Candidate]:
-        def load() -> Predictor:
-            return Predictor(model.info, OnnxReferenceNetwork(model), gate=options.gate)
-
-        yield Candidate("onnx_reference fp32", load, runs_on=f"onnx {onnx.__version__}")
-'''
+# The example that authors copy, but measured with the others: it says that it is too slow for that.
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "plugin" / "acq_isl_example" / "backend.py"
+PLUGIN = EXAMPLE.read_text("utf-8").replace("automatic=False, ", "")
 ENTRY = f"[{GROUP}]\nonnx_reference = onnx_reference:OnnxReferenceBackend\n"
 
 
