@@ -73,7 +73,7 @@ training.gate training.ood_gate; training.geometry training.data.geometry;
 training.google_png readers.image_folder; training.heads training.network;
 training.high_pass training.network; training.import_reference training.reference.convert;
 training.load_reference training.reference.load; training.losses training.network;
-training.onnx_graph training.reference.onnx_graph; training.package training.export.model_file;
+training.onnx_graph training.reference.onnx_graph;
 training.pairs training.data.pairs; training.parallel training.distributed;
 training.patches training.data.patches; training.recipe training.adapt_config;
 training.registration training.data.registration; training.savepoints training.checkpoints;
@@ -81,7 +81,7 @@ training.simulate training.data.source_simulated; training.source training.data.
 training.source_ndtiff training.data.sources; training.source_tiff training.data.sources;
 training.source_zarr training.data.sources; training.sources training.data.sources;
 training.splits training.data.splits; training.string_table training.reference.tf_checkpoint;
-training.transfer training.learning_curve; training.weights training.export.weights;
+training.transfer training.learning_curve;
 view.address view.feed.address; view.backlog view.feed.queues; view.desk view.feed.requests;
 view.halves view.feed.encode; view.hub view.web.clients; view.messages view.feed.messages;
 view.napari_layers view.napari.layers; view.napari_look view.napari.style;

@@ -44,9 +44,9 @@ from torch import nn
 from acq_isl.processing.segmentation import object_score, segment
 from acq_isl.training.data.augment import Augmentation
 from acq_isl.training.export import onnx as export
-from acq_isl.training.export.model_file import WEIGHTS
-from acq_isl.training.export.weights import read_pretrained
 from acq_isl.training.network import Deployed, LiveNetwork, NetworkConfig
+from acq_isl.training.package import WEIGHTS
+from acq_isl.training.weights import read_pretrained
 
 NUCLEUS, LEAST_UM2, PIXEL_UM = 0.25, 20.0, 0.3
 TAUGHT = 0.7

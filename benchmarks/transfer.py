@@ -18,9 +18,9 @@ from folds import LABELS, Field, Recipe, Recorded, Singles, batch, normalised, p
 from scipy import ndimage
 
 from acq_isl.training.data.augment import Augmentation
-from acq_isl.training.export.model_file import WEIGHTS
-from acq_isl.training.export.weights import read_pretrained
 from acq_isl.training.network import LiveNetwork
+from acq_isl.training.package import WEIGHTS
+from acq_isl.training.weights import read_pretrained
 
 COLUMNS, TEST = (0, 300), (340, 704)
 

@@ -28,14 +28,14 @@ from acq_isl.training.data.dataset import Field
 from acq_isl.training.data.patches import Patches
 from acq_isl.training.data.splits import Division
 from acq_isl.training.distributed import ProcessGroup
-from acq_isl.training.export.model_file import Trained, unit_of, write_package
-from acq_isl.training.export.weights import Pretrained, read_pretrained, unfold
 from acq_isl.training.learning_curve import Row, average_units, find_better, write_curve
 from acq_isl.training.loop import Training
 from acq_isl.training.network import LiveNetwork, select_labels
+from acq_isl.training.package import Trained, unit_of, write_package
 from acq_isl.training.panels import draw_panel
 from acq_isl.training.score import HeldOutScore, score_network
 from acq_isl.training.train import Datasets, OnProgress, Progress, prepare_datasets
+from acq_isl.training.weights import Pretrained, read_pretrained, unfold
 
 logger = logging.getLogger(__name__)
 

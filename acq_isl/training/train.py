@@ -26,8 +26,8 @@ from acq_isl.training.data.dataset import Field, Prepared, Range, open_field, pr
 from acq_isl.training.data.pairs import Item
 from acq_isl.training.data.splits import Division
 from acq_isl.training.distributed import ProcessGroup, join_group
-from acq_isl.training.export.model_file import Trained, geometry_of, unit_of, write_package
 from acq_isl.training.loop import Training, learning_rate
+from acq_isl.training.package import Trained, geometry_of, unit_of, write_package
 from acq_isl.training.panels import draw_panel
 from acq_isl.training.score import score_network
 

@@ -17,18 +17,18 @@ from scipy import ndimage
 from acq_isl.errors import ExperimentError, ModelError, PairRefused
 from acq_isl.manifest import MANIFEST_KEY, Label, Manifest
 from acq_isl.training import adapt as adapting
+from acq_isl.training import package
 from acq_isl.training.adapt import adapt
 from acq_isl.training.adapt_config import read_pairs
 from acq_isl.training.checkpoints import Tensors, write_tensors
 from acq_isl.training.distributed import ProcessGroup
-from acq_isl.training.export import model_file as package
-from acq_isl.training.export.model_file import write_weights
 from acq_isl.training.export.onnx import export_onnx
-from acq_isl.training.export.weights import read_pretrained, unfold
 from acq_isl.training.learning_curve import Row, find_better
 from acq_isl.training.network import Deployed, LiveNetwork, NetworkConfig
 from acq_isl.training.ood_gate import fit_gate
+from acq_isl.training.package import write_weights
 from acq_isl.training.score import HeldOutScore
+from acq_isl.training.weights import read_pretrained, unfold
 
 LABELS = (Label(name="nuclei", marker="DAPI"), Label(name="axons", marker="NFH"))
 
