@@ -5,21 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import os
-import secrets
 import signal
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from acq_isl.errors import EngineError
 from acq_isl.files import write_whole
+from acq_isl.stream.child import ChildProcess, follow_parent
 from acq_isl.stream.model_registry import ServedModel
 from acq_isl.stream.server import EngineServer, ServerSettings
 
@@ -27,8 +25,7 @@ log = logging.getLogger(__name__)
 
 _LOOK_S = 0.02
 _STOP_LOOK_S = 0.2
-_TAIL_BYTES = 2000
-_STOP_S = 5.0
+_SILENT = "nothing on standard error"
 SERVE = (sys.executable, "-m", "acq_isl", "serve")
 
 
@@ -70,11 +67,9 @@ class EngineProcess:
         self._startup_timeout_s = startup_timeout_s * len(self._models)
         self._command = tuple(command)
         self._endpoint = ""
-        self._process: subprocess.Popen[bytes] | None = None
+        self._child: ChildProcess | None = None
 
     def __enter__(self) -> EngineProcess:
-        self._stderr = tempfile.TemporaryFile()
-        self._announce = Path(tempfile.gettempdir()) / f"acq-isl-engine-{secrets.token_hex(8)}.json"
         try:
             self._start()
         except BaseException:
@@ -96,87 +91,48 @@ class EngineProcess:
 
     @property
     def pid(self) -> int | None:
-        return None if self._process is None else self._process.pid
+        return None if self._child is None else self._child.pid
 
     @property
     def running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        return self._child is not None and self._child.ended_with is None
 
     def stop(self) -> None:
         """End it: first politely, then by force. Does nothing the second time."""
-        if self._process is not None:
-            _end(self._process, politely=bool(self._endpoint))
-        self._announce.unlink(missing_ok=True)
-        self._stderr.close()
-
-    def _last_words(self, process: subprocess.Popen[bytes]) -> str:
-        """The end of what it wrote to standard error; ends it, for while it runs the file is its own."""
-        _end(process, politely=False)
-        length = self._stderr.seek(0, os.SEEK_END)
-        self._stderr.seek(max(length - _TAIL_BYTES, 0))
-        return self._stderr.read().decode("utf-8", "replace").strip() or "nothing on standard error"
+        if self._child is not None:
+            self._child.end(politely=bool(self._endpoint))
 
     def _start(self) -> None:
         arguments = [*self._model_arguments, "--bind", self._bind]
-        arguments += ["--announce", str(self._announce), "--stop-with-stdin"]
         if self._threads is not None:
             arguments += ["--threads", str(self._threads)]
-        # Its own group: Ctrl-C at the terminal must reach the acquisition only, which still wants
-        # predictions while it stops.
-        windows = sys.platform == "win32"
         try:
-            self._process = process = subprocess.Popen(
-                [*self._command, *arguments],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=self._stderr,
-                start_new_session=not windows,
-                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0) if windows else 0,
-                env={**os.environ, "PYTHONUTF8": "1"},
-            )
+            self._child = child = ChildProcess([*self._command, *arguments])
         except OSError as error:
             raise EngineError(
                 f"the engine's process could not be started: {error}", wanted=" ".join(self._command)
             ) from error
-        self._endpoint = self._wait_until_ready(process)
+        self._endpoint = self._wait_until_ready(child)
 
-    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> str:
+    def _wait_until_ready(self, child: ChildProcess) -> str:
         deadline_s = time.monotonic() + self._startup_timeout_s
         names = ", ".join(self._models)
-        while not self._announce.exists():
-            if process.poll() is not None:
+        while (announcement := child.announcement) is None:
+            if child.ended_with is not None:
                 raise EngineError(
-                    f"the engine for {names} ended with code {process.returncode} before serving",
-                    got=self._last_words(process),
+                    f"the engine for {names} ended with code {child.ended_with} before serving",
+                    got=child.end() or _SILENT,
                     fix=f"run it by hand to see more: acq-isl serve {' '.join(self._model_arguments)}",
                 )
             if time.monotonic() > deadline_s:
                 raise EngineError(
                     f"the engine for {names} did not serve within {self._startup_timeout_s:g} s",
-                    got=self._last_words(process),
+                    got=child.end(politely=False) or _SILENT,
                     fix="the first start with a model compiles it; let it do so before the run, and see what "
                     f"takes so long: acq-isl serve --verbose {' '.join(self._model_arguments)}",
                 )
             time.sleep(_LOOK_S)
-        endpoint = json.loads(self._announce.read_text(encoding="utf-8"))["endpoint"]
-        self._announce.unlink()
-        return str(endpoint)
-
-
-def _end(process: subprocess.Popen[bytes], *, politely: bool) -> None:
-    if process.stdin is not None:
-        with suppress(OSError):  # it is gone already
-            process.stdin.close()
-    # One that does not serve yet does not listen either.
-    for force in (None if politely else process.terminate, process.terminate, process.kill):
-        if force is not None:
-            force()
-        try:
-            process.wait(timeout=_STOP_S)
-        except subprocess.TimeoutExpired:
-            log.warning("the engine's process %d does not end; insisting", process.pid)
-        else:
-            return
+        return str(json.loads(announcement)["endpoint"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +168,7 @@ def serve(
         server = cleanup.enter_context(EngineServer(models, bind, settings))
         log.info("serving %s at %s", ", ".join(model.name for model in models), server.endpoint)
         if parent.stop_with_stdin:
-            threading.Thread(target=_watch_stdin, args=(stop,), name="acq-isl parent", daemon=True).start()
+            follow_parent(stop.set)
         if parent.announce is not None:
             write_whole(parent.announce, json.dumps({"endpoint": server.endpoint, "pid": os.getpid()}))
         while not stop.wait(_STOP_LOOK_S):
@@ -253,12 +209,3 @@ def _signals(stop: threading.Event) -> Iterator[None]:
     finally:
         for number, handler in before:
             signal.signal(number, handler)
-
-
-def _watch_stdin(stop: threading.Event) -> None:
-    """Set the event at the end of standard input: the parent closed it, or is gone."""
-    # Straight from the descriptor: the buffered reader's lock would stop the interpreter from ending.
-    with suppress(OSError):
-        while os.read(0, 4096):
-            continue
-    stop.set()

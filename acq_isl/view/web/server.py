@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
-import logging
-import os
 import socket
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -20,10 +15,9 @@ from typing import Self
 from acq_isl.base import StrictModel
 from acq_isl.errors import ExperimentError
 from acq_isl.events import Event, RunStarted
+from acq_isl.stream.child import ChildProcess, follow_parent
 from acq_isl.view.feed.address import read_address
 from acq_isl.view.feed.reader import FeedReader
-
-log = logging.getLogger(__name__)
 
 DEFAULT_PORT = 8765
 _STARTUP_S = 30.0
@@ -112,9 +106,7 @@ def serve_page(
         server = uvicorn.Server(config)
         _check_tls(config, settings)
         if with_parent:
-            threading.Thread(
-                target=_follow_parent, args=(server,), name="acq-isl-parent", daemon=True
-            ).start()
+            follow_parent(lambda: setattr(server, "should_exit", True))
         read = settings.address(port, "" if settings.local else address.read_token)
         announce(Announcement(read=read, operate=settings.address(port, address.operator_token)))
         server.run(sockets=[listening])
@@ -153,13 +145,6 @@ def _check_tls(config: object, settings: PageSettings) -> None:
         ) from error
 
 
-def _follow_parent(server: object) -> None:
-    """The parent never writes; the end of standard input means that it has closed it, or died."""
-    while sys.stdin.buffer.read(4096):
-        pass
-    server.should_exit = True  # type: ignore[attr-defined]
-
-
 class PageProcess:
     """Serves the page of a run as soon as the run has a folder.
 
@@ -168,84 +153,53 @@ class PageProcess:
 
     def __init__(self, settings: PageSettings, ready: Callable[[Announcement | str], None]) -> None:
         self._settings, self._ready = settings, ready
-        self._process: subprocess.Popen[bytes] | None = None
+        self._child: ChildProcess | None = None
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
+        self._announced = False
 
     def __enter__(self) -> Self:
-        self._folder = tempfile.TemporaryDirectory(prefix="acq-isl-page-")
         return self
 
     def __exit__(self, *_: object) -> None:
         self._closing.set()
-        if self._process is not None:
-            _end(self._process)
         if self._thread is not None:
             self._thread.join(timeout=_STOP_S)
-        self._folder.cleanup()
+        if self._child is not None:
+            self._child.end()
 
     @property
     def serving(self) -> bool:
         """Whether the page can be opened."""
-        return self._process is not None and self._process.poll() is None and self._announced.exists()
+        return self._announced and self._child is not None and self._child.ended_with is None
 
     def handle(self, event: Event) -> None:
         """Take the events of a run: its start is what this waits for."""
-        if isinstance(event, RunStarted) and self._process is None:
-            self._start(Path(event.folder))
-
-    @property
-    def _announced(self) -> Path:
-        return Path(self._folder.name) / "page.json"
-
-    def _start(self, folder: Path) -> None:
+        if not isinstance(event, RunStarted) or self._child is not None:
+            return
         settings = self._settings
-        command = [sys.executable, "-m", "acq_isl", "web", str(folder), "--host", settings.host]
-        command += ["--announce", str(self._announced), "--stop-with-stdin"]
+        command = [sys.executable, "-m", "acq_isl", "web", event.folder, "--host", settings.host]
         if settings.port is not None:
             command += ["--port", str(settings.port)]
         if settings.certificate is not None and settings.key is not None:
             command += ["--tls", str(settings.certificate), str(settings.key)]
-        words = Path(self._folder.name) / "stderr.txt"
-        windows = sys.platform == "win32"
         try:
-            with words.open("wb") as stderr:
-                self._process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.DEVNULL,
-                    stderr=stderr,
-                    start_new_session=not windows,  # Ctrl-C is for the run
-                    creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0) if windows else 0,
-                    env={**os.environ, "PYTHONUTF8": "1", "COLUMNS": "200"},
-                )
+            self._child = ChildProcess(command)
         except OSError as error:
             self._ready(f"the page is not served: {error}")
             return
         self._thread = threading.Thread(
-            target=self._wait, args=(self._process, words), name="acq-isl-page", daemon=True
+            target=self._wait, args=(self._child,), name="acq-isl-page", daemon=True
         )
         self._thread.start()
 
-    def _wait(self, process: subprocess.Popen[bytes], words: Path) -> None:
+    def _wait(self, child: ChildProcess) -> None:
         deadline_s = time.monotonic() + _STARTUP_S
-        while not self._announced.exists() and not self._closing.is_set():
-            if process.poll() is not None or time.monotonic() > deadline_s:
-                said = words.read_text(encoding="utf-8", errors="replace").strip()
-                self._ready(f"the page is not served; the run goes on. {said}")
+        while (announcement := child.announcement) is None:
+            if child.ended_with is not None or time.monotonic() > deadline_s:
+                self._ready(f"the page is not served; the run goes on. {child.end()}")
                 return
-            self._closing.wait(_LOOK_S)
-        if self._announced.exists():
-            self._ready(Announcement.model_validate_json(self._announced.read_bytes()))
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.stdin is not None:
-        with suppress(OSError):  # it is gone already
-            process.stdin.close()
-    for insist in (process.terminate, process.kill, lambda: None):
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=_STOP_S)
-            return
-        log.warning("the page's process %d does not end; insisting", process.pid)
-        insist()
+            if self._closing.wait(_LOOK_S):
+                return
+        self._announced = True
+        self._ready(Announcement.model_validate_json(announcement))
