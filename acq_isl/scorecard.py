@@ -15,33 +15,24 @@ class LabelScore:
     label: str
     pearson: float
     """Mean over fields of the correlation of all pixels; NaN without a field in which both vary."""
-    f1: float
-    """Objects at an intersection over union of half, of all fields together; NaN without any."""
-    found: int
-    """Objects predicted."""
-    true: int
-    """Objects really there."""
+    f1: float  # objects at an intersection over union of half, of all fields together; NaN without any
+    found: int  # objects predicted
+    true: int  # objects really there
     fields: int
-    model: str = ""
-    """Which predicts it, if there are several and the label does not say."""
+    model: str = ""  # which predicts it, if there are several and the label does not say
 
 
 @dataclass(frozen=True, slots=True)
 class ChoiceScore:
     """The fields a rule chose, against those it would have chosen had it known the truth."""
 
-    what: str
-    """What fields were ranked by, for people."""
+    what: str  # what fields were ranked by, for people
     chosen: int
-    right: int
-    """Chosen fields that belong to the truly best as many."""
+    right: int  # chosen fields that belong to the truly best as many
     ranked: int
-    wrong: tuple[tuple[str, int], ...]
-    """Chosen fields that do not, with the rank each truly has."""
-    missed: tuple[str, ...]
-    """Truly best fields that were not chosen."""
-    rounds: int = 1
-    """Time points, each with a choice and a best of its own."""
+    wrong: tuple[tuple[str, int], ...]  # chosen fields that do not, with the rank each truly has
+    missed: tuple[str, ...]  # truly best fields that were not chosen
+    rounds: int = 1  # time points, each with a choice and a best of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +40,12 @@ class CellScore:
     """Cells in the fields imaged in fluorescence; wanted are those that the label truly marks."""
 
     label: str
-    wanted: int
-    """In all overview fields."""
-    there: int
-    """Cells of any kind in the fields imaged in fluorescence."""
-    imaged: int
-    """Wanted cells imaged in fluorescence."""
-    at_random: float
-    """How many as many fields drawn at random would hold on average."""
-    at_best: int
-    """How many the best as many fields hold."""
-    fields: int
-    """Imaged in fluorescence."""
+    wanted: int  # in all overview fields
+    there: int  # cells of any kind in the fields imaged in fluorescence
+    imaged: int  # wanted cells imaged in fluorescence
+    at_random: float  # how many as many fields drawn at random would hold on average
+    at_best: int  # how many the best as many fields hold
+    fields: int  # imaged in fluorescence
     of_fields: int
 
     @property
@@ -90,10 +75,8 @@ class LightScore:
 
     overview_ms: Mapping[str, float]
     fluorescence_ms: Mapping[str, float]
-    all_fields_ms: float
-    """Fluorescence had all overview fields been imaged like those that were."""
-    duration_s: float
-    """First slice to last."""
+    all_fields_ms: float  # fluorescence had all overview fields been imaged like those that were
+    duration_s: float  # first slice to last
 
     @property
     def stain_s(self) -> float:
@@ -129,12 +112,9 @@ class Scorecard:
     of the image, where cells are not known."""
     out_of_focus_um: Spread
     """Distance in z of the nearest plane imaged from the middle height of the wanted cells."""
-    decision_s: Spread
-    """From the last overview slice of a field to the prediction measured."""
-    action_s: Spread
-    """From the last overview slice of a field to its first light in fluorescence."""
-    ungraded: tuple[str, ...] = ()
-    """What could not be graded, and why."""
+    decision_s: Spread  # from the last overview slice of a field to the prediction measured
+    action_s: Spread  # from the last overview slice of a field to its first light in fluorescence
+    ungraded: tuple[str, ...] = ()  # what could not be graded, and why
 
 
 def sentences(card: Scorecard) -> tuple[tuple[str, str], ...]:

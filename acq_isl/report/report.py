@@ -22,11 +22,6 @@ def write_report(path: Path | str, record: RunRecord) -> None:
     """Write a run as one HTML file, which replaces the one that may be there.
 
     Pictures are reduced so that the file stays near 5 MB also for large runs; the data keep every pixel.
-
-    Raises
-    ------
-    StorageError
-        The file cannot be written.
     """
     try:
         write_whole(Path(path), render(record))

@@ -9,7 +9,6 @@ from acq_isl.rules.actions import (
     Limits,
     Occasion,
     SetPreset,
-    check_action,
     check_request,
 )
 from acq_isl.rules.measurements import (
@@ -45,7 +44,6 @@ __all__ = [
     "Trigger",
     "Unit",
     "Watershed",
-    "check_action",
     "check_request",
     "decide",
     "inner_planes",

@@ -181,11 +181,6 @@ class Call(Action):
         return tools.call(self.function)
 
 
-def check_action(action: Action, info: StackInfo, limits: Limits) -> None:
-    """ActionRefused if an action would leave the limits; ``info`` is the stack that triggered it."""
-    action.check(info, limits)
-
-
 def check_request(request: StackRequest, limits: Limits) -> None:
     """ActionRefused if a stack would leave the limits; says which, what was asked for, and what to change."""
     what = f"acquire {request.key}"

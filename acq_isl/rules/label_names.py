@@ -53,12 +53,8 @@ class Labels:
     """Which model predicts which label, and what the label is called in a run.
 
     A label that only one model predicts keeps its name. One that several predict is called ``model/label``,
-    and so is every label while it is not known what the models predict.
-
-    Raises
-    ------
-    ModelError
-        More than 32 labels, or two that cannot be told apart.
+    and so is every label while it is not known what the models predict. ModelError for more than 32 labels,
+    or two that cannot be told apart.
     """
 
     def __init__(self, models: Sequence[RunModel] = (RunModel(),)) -> None:

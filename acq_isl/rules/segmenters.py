@@ -28,17 +28,9 @@ class Segmenter(PluginPoint):
 
     @abstractmethod
     def segment(self, image: Float32Image, pixel_size_um: float) -> Mask:
-        """Objects of a predicted label.
+        """Objects of a predicted label, (y, x) int32: 0 is background, every object has its own number.
 
-        Parameters
-        ----------
-        image : (y, x) float32
-            Predicted intensity; 0 is background, 1 the bright end of the training truth.
-
-        Returns
-        -------
-        (y, x) int32
-            0 is background, every object has a number of its own.
+        ``image`` is predicted intensity, (y, x) float32; 0 is background, 1 the bright end of the training truth.
         """
 
 

@@ -31,8 +31,7 @@ class Finding:
     """One line of the report, with what to do, if anything."""
 
     part: str
-    state: Literal["ok", "warning", "missing"]
-    """A run is possible with warnings, not with anything missing."""
+    state: Literal["ok", "warning", "missing"]  # A run is possible with warnings, not with anything missing
     found: str
     fix: str = ""
 

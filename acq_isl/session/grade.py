@@ -15,11 +15,11 @@ from acq_isl.record import RunRecord
 from acq_isl.rules.measurements import measure
 from acq_isl.scorecard import Scorecard, Spread
 from acq_isl.session.grading import scores, targeting
-from acq_isl.session.grading.scores import KnownCell, KnownField
-from acq_isl.session.grading.targeting import Exposure, Imaged
+from acq_isl.session.grading.scores import KnownField
+from acq_isl.session.grading.targeting import Imaged
 from acq_isl.session.session import Field, Session
 from acq_isl.session.summary import Stored
-from acq_isl.sim import KnowsCells, Rectangle, SimulatedScope, Taken, View
+from acq_isl.sim import CellTruth, KnowsCells, Rectangle, SimulatedScope, Taken, View
 from acq_isl.stack import Float32Image, Prediction, StackKey, StackRequest
 
 _MOST_FIELDS = 64  # whose pictures are held against the truth: each costs up to a second
@@ -108,13 +108,8 @@ class _Grading:
         return isinstance(self.scope.specimen, KnowsCells)
 
     def _imaged(self, request: StackRequest) -> Imaged:
-        exposures = tuple(
-            Exposure(shot.unix_s, shot.light.x_um, shot.light.y_um, shot.light.z_um, shot.light.dose_ms)
-            for shot in self.taken[request.key]
-        )
-        if request.key in self.session.fields:
-            return Imaged(request, exposures)
-        return Imaged(request, exposures, self._cells(self.taken[request.key][0], _DRIFT_UM) or ())
+        taken, overview = self.taken[request.key], request.key in self.session.fields
+        return Imaged(request, taken, () if overview else self._cells(taken[0], _DRIFT_UM) or ())
 
     def _known(self, field: Field, number: int) -> KnownField:
         key, last = field.request.key, self.taken[field.request.key][-1]
@@ -162,12 +157,11 @@ class _Grading:
             history=self.scope.timeline.history,
         )
 
-    def _cells(self, at: Taken, around_um: float = 0.0) -> tuple[KnownCell, ...] | None:
+    def _cells(self, at: Taken, around_um: float = 0.0) -> tuple[CellTruth, ...] | None:
         """Cells in an exposure and around it; None where they are not known."""
         specimen, light = self.scope.specimen, at.light
         if not isinstance(specimen, KnowsCells):
             return None
         size_um = (light.height_um + around_um, light.width_um + around_um)
         area = Rectangle.around(light.x_um, light.y_um, size_um)
-        cells = specimen.cells(area, light.time_s, self.scope.timeline.history)
-        return tuple(KnownCell(cell.id, cell.x_um, cell.y_um, cell.z_um, cell.markers) for cell in cells)
+        return specimen.cells(area, light.time_s, self.scope.timeline.history)

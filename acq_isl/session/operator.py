@@ -18,16 +18,8 @@ class Stopped(Exception):
 class Operator:
     """Whether the run goes on, waits, or ends.
 
-    Parameters
-    ----------
-    commands : callable
-        Commands given since the last call.
-    visit : callable
-        Goes to a point and returns what became of it, in words.
-    note : callable
-        Writes down a command and what became of it.
-    emit : callable
-        Gets the changes of state.
+    ``commands`` are those since the last call; ``visit`` goes to a point and returns what became of it;
+    ``note`` writes down a command and what became of it; ``emit`` gets the changes of state.
     """
 
     def __init__(
@@ -49,17 +41,9 @@ class Operator:
         return self._state == "stopping"
 
     def listen(self, wait: Callable[[float], None]) -> None:
-        """Carry out the commands; returns when the run may go on. Call it between two stacks only.
+        """Carry out the commands; returns when the run may go on, or raises `Stopped`, once.
 
-        Parameters
-        ----------
-        wait : callable
-            Lets so many seconds pass while the run is paused.
-
-        Raises
-        ------
-        Stopped
-            After a `Stop`, once.
+        Call it between two stacks only. ``wait`` lets so many seconds pass while the run is paused.
         """
         self._look()
         while self.paused:
@@ -73,7 +57,6 @@ class Operator:
             raise Stopped
 
     def _carry_out(self, command: Command) -> str:
-        """Do it; returns what became of it, in words."""
         if self._state == "stopping":
             return "too late: the run is stopping"
         match command:

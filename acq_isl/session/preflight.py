@@ -29,10 +29,7 @@ def simulated(experiment: Experiment) -> Experiment:
 def prepare(experiment: Experiment, scope: OpenMicroscope) -> tuple[Cycle, ...]:
     """The overview stacks of an experiment, checked as far as possible before anything moves.
 
-    Raises
-    ------
-    ExperimentError, ActionRefused, ModelError
-        A stack, preset, label or model that cannot be had; names the nearest that can.
+    ExperimentError, ActionRefused or ModelError names what cannot be had, and the nearest that can.
     """
     core = scope.core
     width, height = core.get_image_width(), core.get_image_height()

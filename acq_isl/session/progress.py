@@ -37,20 +37,9 @@ _LEAST_S = 0.2
 class ProgressMeter:
     """Hands events on, and adds `Progress` after those that change a number, at most five times a second.
 
-    Parameters
-    ----------
-    emit : callable
-        Gets all of them.
-    counters : (callable, callable)
-        Slices captured and lost so far.
-    engine : callable
-        State of the engine, for people.
-    slices : (int, int)
-        Slices for prediction, and slices measured only, that the whole run is expected to take.
-    monotonic : callable
-        Seconds.
-    models : int
-        How many predict each stack.
+    ``counters`` say how many slices were captured and lost so far, ``engine`` the engine's state for people;
+    ``slices`` are those for prediction, and those measured only, that the whole run is expected to take;
+    ``models`` is how many predict each stack.
     """
 
     def __init__(

@@ -11,8 +11,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, Protocol, assert_never
+from typing import Any, Literal, Protocol, assert_never
 
 import numpy as np
 
@@ -35,12 +34,9 @@ _State = Literal["stored", "to predict", "failed"]
 class Replayed:
     """What became of one waiting stack."""
 
-    path: Path
-    """Its file in the spool."""
-    results: tuple[str, ...]
-    """For each model what happened, for people."""
-    done: bool
-    """Everything asked for is in the store, and the file is gone."""
+    path: Path  # its file in the spool
+    results: tuple[str, ...]  # for each model what happened, for people
+    done: bool  # everything asked for is in the store, and the file is gone
 
 
 class Models(Protocol):
@@ -97,10 +93,8 @@ class ServedModels:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._open.__exit__(kind, error, trace)
+    def __exit__(self, *error: Any) -> None:
+        self._open.__exit__(*error)
 
     def manifests(self) -> dict[str, tuple[Manifest, str]]:
         welcome = self._client.engine
@@ -130,13 +124,7 @@ class ServedModels:
 
 
 def waiting(folder: Path) -> tuple[tuple[Path, ...], Path]:
-    """Files that wait in a run's folder or in a spool, oldest first, and where their predictions belong.
-
-    Raises
-    ------
-    StorageError
-        There is no such folder.
-    """
+    """Files that wait in a run's folder or in a spool, oldest first, and where their predictions belong."""
     if not folder.is_dir():
         raise StorageError(f"there is no folder {folder}", wanted="a run folder, or a spool")
     if (folder / "spool").is_dir() or not any(folder.glob(f"*{SUFFIX}")):

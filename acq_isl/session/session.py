@@ -58,14 +58,11 @@ class SessionTools:
     ledger: Ledger
     call: Callable[[str, Decision, Prediction], str]
     """Runs a user's function by its name, guarded; returns what became of it, in words."""
-    emit: EventHandler
-    """Gets the events of the run; must return quickly."""
-    commands: CommandSource = no_commands
-    """An operator's commands since the last call."""
+    emit: EventHandler  # gets the events of the run; must return quickly
+    commands: CommandSource = no_commands  # an operator's commands since the last call
     now: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
-    labels: Labels = dataclasses.field(default_factory=Labels)
-    """Which model predicts what."""
+    labels: Labels = dataclasses.field(default_factory=Labels)  # which model predicts what
 
 
 @dataclass(slots=True)

@@ -24,13 +24,7 @@ _LOOK_S = 0.1
 
 
 class ViewThread:
-    """Calls a view on a thread of its own, from a bounded queue; an error in it is logged once, and ends it.
-
-    Parameters
-    ----------
-    queue : EventQueue, optional
-        Where events wait for it.
-    """
+    """Calls a view on its own thread, from a bounded queue; an error in it is logged once, and ends it."""
 
     def __init__(self, view: RunView, queue: EventQueue | None = None) -> None:
         self._view, self._name = view, type(view).__name__
@@ -81,15 +75,8 @@ class ViewThread:
 class Views:
     """All views of a run.
 
-    A feed that cannot be opened becomes one of `warnings`, and a handler that raises is not called again:
-    the run goes on.
-
-    Parameters
-    ----------
-    folder : Path
-        Run folder.
-    watch : callable
-        Gets every event as well, on the thread on which it happens.
+    A feed that cannot be opened in the run's ``folder`` becomes one of `warnings`; a handler that raises is
+    not called again: the run goes on. ``watch`` gets every event as well, on the thread on which it happens.
     """
 
     def __init__(self, folder: Path, watch: EventHandler, views: Sequence[RunView] = ()) -> None:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -34,10 +33,8 @@ class Verified:
     """An unbroken ledger."""
 
     lines: int
-    closed: bool
-    """Whether it was closed in order. If not, the run ended hard, or lines were cut off its end."""
-    seal: str
-    """Hash of the last line. Noted elsewhere (the report has it), it vouches for all lines before."""
+    closed: bool  # whether it was closed in order. If not, the run ended hard, or lines were cut off its end.
+    seal: str  # hash of the last line. Noted elsewhere (the report has it), it vouches for all lines before.
 
 
 class Ledger:
@@ -71,9 +68,7 @@ class Ledger:
             raise self._unwritable(error) from error
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         try:
             why = {} if error is None else {"why": str(error)}
             self.write("closed", ended="in order" if kind is None else f"by {kind.__name__}", **why)

@@ -20,7 +20,6 @@ from acq_isl.rules import (
     SetPreset,
     Threshold,
     Trigger,
-    check_action,
     check_request,
     decide,
     rank,
@@ -214,7 +213,7 @@ LIMITS = Limits(
 )
 def test_an_action_past_the_limits_is_refused(action: Action, limits: Limits, named: str) -> None:
     with pytest.raises(ActionRefused, match="not done") as caught:
-        check_action(action, info(), limits)
+        action.check(info(), limits)
     assert named in str(caught.value)
     assert caught.value.fix
 
@@ -229,8 +228,8 @@ def test_an_action_past_the_limits_is_refused(action: Action, limits: Limits, na
     ],
 )
 def test_an_action_within_the_limits_passes(action: Action) -> None:
-    check_action(action, info(), LIMITS)
-    check_action(action, info(), Limits())
+    action.check(info(), LIMITS)
+    action.check(info(), Limits())
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,9 @@ from acq_isl.scorecard import Scorecard, Spread, sentences
 from acq_isl.session.grade import match_light
 from acq_isl.session.grading import scores as grading
 from acq_isl.session.grading import targeting
-from acq_isl.session.grading.scores import KnownCell, KnownField
-from acq_isl.session.grading.targeting import Exposure, Imaged
+from acq_isl.session.grading.scores import KnownField
+from acq_isl.session.grading.targeting import Imaged
+from acq_isl.sim import CellTruth
 from acq_isl.sim.scope.timeline import Taken
 from acq_isl.sim.view import Light
 from acq_isl.stack import Prediction, StackInfo, StackKey, StackRequest
@@ -33,9 +34,17 @@ def key(name: str, channel: str = "Phase", time: int = 0) -> StackKey:
     return StackKey(time, name, channel)
 
 
-def cells(*wanted: str, others: str = "", z_um: float = 1.0) -> tuple[KnownCell, ...]:
-    marked = [KnownCell(name, 0.0, 0.0, z_um, {"nuclei": 0.6}) for name in wanted]
-    return (*marked, *(KnownCell(name, 0.0, 0.0, z_um, {"nuclei": 0.1}) for name in others))
+def cell(name: str, x: float, y: float, z: float, nuclei: float = 0.0) -> CellTruth:
+    return CellTruth(name, "neuron", x, y, z, 5.0, 3.0, "alive", {"nuclei": nuclei})
+
+
+def lit(unix_s: float, x: float, y: float, z: float, dose_ms: float) -> Taken:
+    return Taken(Light(0.0, x, y, z, 1.0, 1.0, "any", dose_ms), unix_s)
+
+
+def cells(*wanted: str, others: str = "", z_um: float = 1.0) -> tuple[CellTruth, ...]:
+    marked = [cell(name, 0.0, 0.0, z_um, 0.6) for name in wanted]
+    return (*marked, *(cell(name, 0.0, 0.0, z_um, 0.1) for name in others))
 
 
 def field(
@@ -44,9 +53,9 @@ def field(
     return KnownField(key(name, time=time), chosen, 0.5, (), {NUCLEI: predicted}, {NUCLEI: true}, cells())
 
 
-def imaged(name: str, channel: str, *lit: Exposure, exposure_ms: float = 10.0) -> Imaged:
-    z_um = tuple(one.z_um for one in lit)
-    return Imaged(StackRequest(key(name, channel), 0.0, 0.0, z_um, "Channel", channel, exposure_ms), lit)
+def imaged(name: str, channel: str, *taken: Taken, exposure_ms: float = 10.0) -> Imaged:
+    z_um = tuple(one.light.z_um for one in taken)
+    return Imaged(StackRequest(key(name, channel), 0.0, 0.0, z_um, "Channel", channel, exposure_ms), taken)
 
 
 def discs(centres: list[tuple[int, int]], bright: float = 1.0) -> np.ndarray:
@@ -107,7 +116,7 @@ def test_a_run_without_choice_or_truth_has_no_score() -> None:
 # cells
 
 
-def known(**fields: tuple[KnownCell, ...]) -> list[KnownField]:
+def known(**fields: tuple[CellTruth, ...]) -> list[KnownField]:
     return [replace(field(name, 0), cells=some) for name, some in fields.items()]
 
 
@@ -151,10 +160,10 @@ def test_triggers_are_asked_what_they_would_have_done() -> None:
 
 
 STACKS = [
-    imaged("a", "Phase", Exposure(100.0, 0, 0, -2, 10), Exposure(100.1, 0, 0, 2, 10)),
-    imaged("b", "Phase", Exposure(101.0, 50, 0, -2, 10), Exposure(101.1, 50, 0, 2, 10)),
-    imaged("b", "DAPI", Exposure(103.0, 53, 4, 0, 40)),
-    imaged("b", "MAP2", Exposure(104.0, 50, 0, 2, 20)),
+    imaged("a", "Phase", lit(100.0, 0, 0, -2, 10), lit(100.1, 0, 0, 2, 10)),
+    imaged("b", "Phase", lit(101.0, 50, 0, -2, 10), lit(101.1, 50, 0, 2, 10)),
+    imaged("b", "DAPI", lit(103.0, 53, 4, 0, 40)),
+    imaged("b", "MAP2", lit(104.0, 50, 0, 2, 20)),
 ]
 FIELDS = [field("a", 1), replace(field("b", 1), cells=cells("x", "y", others="z", z_um=1.5))]
 
@@ -172,9 +181,9 @@ def test_targeting_is_measured_from_where_the_choice_was_made() -> None:
     assert math.isnan(height.median)
     # The stage missed by 3 and 4 um; of the wanted cells, one went along with it and one lies 6 um higher up.
     moved = (
-        KnownCell("x", 3.0, 4.0, 1.0, {}),
-        KnownCell("y", 3.0, 10.0, 2.0, {}),
-        KnownCell("z", 90.0, 0, 9, {}),
+        cell("x", 3.0, 4.0, 1.0),
+        cell("y", 3.0, 10.0, 2.0),
+        cell("z", 90.0, 0, 9),
     )
     found, height = targeting.score_targeting(
         "nuclei", FIELDS, [*STACKS[:2], replace(STACKS[2], cells=moved)]

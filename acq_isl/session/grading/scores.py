@@ -18,6 +18,7 @@ from acq_isl.rules import AreaFraction, Best, Measurement, ObjectCount, Segmente
 from acq_isl.rules.measurements import measure
 from acq_isl.rules.segmenters import find_objects
 from acq_isl.scorecard import CellScore, ChoiceScore, LabelScore, TriggerScore
+from acq_isl.sim import CellTruth
 from acq_isl.stack import Float32Image, Prediction, StackKey
 
 # For labels that no rule looks at: half the brightness of an ordinary nucleus of the simulated truth, and
@@ -37,37 +38,22 @@ class LabelPair:
     matched: int
 
 
-@dataclass(frozen=True, slots=True)
-class KnownCell:
-    """A cell as it truly is: its name, the same in all fields and at all times, place, and what marks it."""
-
-    id: str
-    x_um: float
-    y_um: float
-    z_um: float
-    markers: Mapping[str, float]
-
-    def marked(self, label: str) -> bool:
-        """Whether a label truly shows it."""
-        return self.markers.get(label, 0.0) >= _MARKED
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class KnownField:
     """An overview field of which the truth is known."""
 
     key: StackKey
     chosen: bool
-    decided_s: float
-    """From its last slice to the prediction measured; NaN without a prediction."""
-    labels: tuple[LabelPair, ...]
-    """Empty without a prediction."""
-    predicted: Mapping[Measurement, float]
-    """What the rules measure on the prediction."""
-    true: Mapping[Measurement, float]
-    """What they measure on the truth."""
-    cells: tuple[KnownCell, ...] | None
-    """None where the specimen does not know its cells."""
+    decided_s: float  # from its last slice to the prediction measured; NaN without a prediction
+    labels: tuple[LabelPair, ...]  # empty without a prediction
+    predicted: Mapping[Measurement, float]  # what the rules measure on the prediction
+    true: Mapping[Measurement, float]  # what they measure on the truth
+    cells: tuple[CellTruth, ...] | None  # None where the specimen does not know its cells
+
+
+def marks(label: str, cell: CellTruth) -> bool:
+    """Whether a label truly shows a cell."""
+    return cell.markers.get(label, 0.0) >= _MARKED
 
 
 def pair_labels(
@@ -188,7 +174,7 @@ def score_cells(label: str, fields: Sequence[KnownField], imaged: set[StackKey])
     known = [field for field in fields if field.cells is not None]
     if not known:
         return None
-    wanted = {field.key: {cell.id for cell in field.cells or () if cell.marked(label)} for field in known}
+    wanted = {field.key: {cell.id for cell in field.cells or () if marks(label, cell)} for field in known}
     there = {cell.id for field in known if field.key in imaged for cell in field.cells or ()}
     by_field, found = list(wanted.values()), [cells for key, cells in wanted.items() if key in imaged]
     return CellScore(

@@ -9,19 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acq_isl.scorecard import LightScore, Spread
-from acq_isl.session.grading.scores import KnownCell, KnownField
+from acq_isl.session.grading.scores import KnownField, marks
+from acq_isl.sim import CellTruth, Taken
 from acq_isl.stack import StackKey, StackRequest
-
-
-@dataclass(frozen=True, slots=True)
-class Exposure:
-    """One exposure, where and when it truly was: Unix seconds, um, milliseconds of light."""
-
-    unix_s: float
-    x_um: float
-    y_um: float
-    z_um: float
-    dose_ms: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +19,8 @@ class Imaged:
     """A stack of the run with its exposures, in order, and the cells that were there then, if known."""
 
     request: StackRequest
-    exposures: tuple[Exposure, ...]
-    cells: tuple[KnownCell, ...] = ()
+    exposures: tuple[Taken, ...]
+    cells: tuple[CellTruth, ...] = ()
 
 
 def score_light(imaged: Sequence[Imaged], overview: set[StackKey]) -> LightScore:
@@ -43,7 +33,9 @@ def score_light(imaged: Sequence[Imaged], overview: set[StackKey]) -> LightScore
         if key not in overview:
             places.add((key.time, key.position))
         sums = overview_ms if key in overview else stain_ms
-        sums[key.channel] = sums.get(key.channel, 0.0) + sum(exposure.dose_ms for exposure in stack.exposures)
+        sums[key.channel] = sums.get(key.channel, 0.0) + sum(
+            exposure.light.dose_ms for exposure in stack.exposures
+        )
     times = [exposure.unix_s for stack in imaged for exposure in stack.exposures]
     per_field = sum(stain_ms.values()) / len(places) if places else 0.0
     duration_s = max(times) - min(times) if times else 0.0
@@ -61,14 +53,14 @@ def score_targeting(
     aside: list[float] = []
     height: list[float] = []
     for field, overview, stained in _pairs(fields, imaged):
-        wanted = {cell.id: cell for cell in field.cells or () if label and cell.marked(label)}
+        wanted = {cell.id: cell for cell in field.cells or () if label and marks(label, cell)}
         there = [cell for cell in stained.cells if cell.id in wanted]
         off = _middle(stained) - _middle(overview)
         moved = [_place(cell) - _place(wanted[cell.id]) - off for cell in there] or [off]
         aside.append(float(np.median([np.hypot(*by) for by in moved])))
         if there:
             middle = float(np.median([cell.z_um for cell in there]))
-            height.append(min(abs(exposure.z_um - middle) for exposure in stained.exposures))
+            height.append(min(abs(exposure.light.z_um - middle) for exposure in stained.exposures))
     return Spread.of(aside), Spread.of(height)
 
 
@@ -95,8 +87,10 @@ def _pairs(fields: Sequence[KnownField], imaged: Sequence[Imaged]) -> list[tuple
 
 
 def _middle(stack: Imaged) -> NDArray[np.float64]:
-    return np.asarray(np.mean([(exposure.x_um, exposure.y_um) for exposure in stack.exposures], axis=0))
+    return np.asarray(
+        np.mean([(exposure.light.x_um, exposure.light.y_um) for exposure in stack.exposures], axis=0)
+    )
 
 
-def _place(cell: KnownCell) -> NDArray[np.float64]:
+def _place(cell: CellTruth) -> NDArray[np.float64]:
     return np.array([cell.x_um, cell.y_um])
