@@ -43,6 +43,15 @@ def write_whole(path: Path, content: bytes | str, *, durable: bool = False) -> N
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def settings_folder() -> Path:
+    """Where the system keeps a user's settings for this program."""
+    if sys.platform == "win32":
+        return Path(os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming") / "acq-isl"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "acq-isl"
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "acq-isl"
+
+
 def default_folder() -> Path:
     """Where plans and compiled networks are kept: ``ACQ_ISL_CACHE``, or the system's folder for caches."""
     named = os.environ.get("ACQ_ISL_CACHE")

@@ -18,7 +18,7 @@ bench cli.bench; broadcast session.runner; cli_build cli.build; cli_engines cli.
 cli_faults cli.sim; cli_live cli.view; cli_models cli.models; cli_plan cli.app; cli_scorecard cli.sim;
 cli_serving cli.serve; cli_sim cli.sim; cli_specimen cli.sim; cli_teach cli.train; cli_train cli.train;
 control session.operator; doctor session.doctor; engines.acceptance engines.openvino.int8;
-engines.agreement engines.int8.agreement; engines.around engines.pipeline;
+engines.around engines.pipeline;
 engines.choice engines.selection; engines.content engines.image_quality;
 engines.cuda engines.tensorrt.cuda; engines.flight engines.pipeline;
 engines.half engines.tensorrt.network; engines.judgement engines.int8.accuracy;

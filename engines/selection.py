@@ -15,8 +15,8 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from acq_isl.base import StrictModel
+from acq_isl.engines.agreement import sample_tiles
 from acq_isl.engines.backend import Candidate, default_threads
-from acq_isl.engines.int8.agreement import sample_tiles
 from acq_isl.engines.model_file import ModelFile
 from acq_isl.engines.predictor import Predictor
 from acq_isl.errors import EngineError, ModelError

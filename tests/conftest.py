@@ -22,4 +22,5 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Plans, compiled networks and choices of the tests are no business of the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACQ_ISL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("settings")))
         yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from acq_isl.engines.int8.agreement import correlation
+from acq_isl.engines.agreement import correlation
 from acq_isl.engines.predictor import Predictor
 from acq_isl.errors import StackRefused
 from acq_isl.manifest import Manifest

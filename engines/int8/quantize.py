@@ -16,8 +16,8 @@ from typing import Any
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
+from acq_isl.engines.agreement import as_bytes
 from acq_isl.engines.graph_tags import IMAGES
-from acq_isl.engines.int8.agreement import as_bytes
 from acq_isl.engines.int8.calibration import Tiles
 from acq_isl.engines.onnx_graph import Graph, half_nodes, head_nodes
 from acq_isl.errors import ModelError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -72,7 +73,8 @@ class OpenVinoNetwork:
     ) -> None:
         self._precision = precision or default_precision(model)
         self._threads = default_threads() if threads is None else max(threads, 1)
-        self._model, self._trunk = model, trunk
+        self._model = model
+        self._trunk_sha256 = hashlib.sha256(b"".join(trunk)).hexdigest() if trunk else ""
         self._cache = cache or CompiledCache()
         self._lock = threading.Lock()  # guards the requests, and lets one stack at a time have all cores
         self._requests: OrderedDict[_Shape, _Requests] = OrderedDict()
@@ -207,7 +209,7 @@ class OpenVinoNetwork:
         }
         key = CompiledKey(
             model_sha256=self._model.info.sha256,
-            trunk=b"".join(self._trunk or ()) if part == "trunk" else b"",
+            trunk_sha256=self._trunk_sha256 if part == "trunk" else "",
             part=part,
             precision=self._precision,
             threads=self._threads,

@@ -10,16 +10,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import assert_never
 
-from acq_isl.engines.int8.agreement import agreement
+from acq_isl.engines.agreement import agreement
 from acq_isl.engines.int8.store import TENSORRT_FILES, Int8Judgement
 from acq_isl.engines.model_file import ModelFile, read_model
+from acq_isl.engines.sealed_file import SealedFile
 from acq_isl.engines.tensorrt import fp16
 from acq_isl.engines.tensorrt.api import Flavour, Progress, load_flavour
 from acq_isl.engines.tensorrt.compile import compile_plan
 from acq_isl.engines.tensorrt.cuda import GpuInfo
 from acq_isl.engines.tensorrt.int8 import MOST_DISTANCE, stored_form
 from acq_isl.engines.tensorrt.options import BuildOptions, gpu_key, profile_shapes
-from acq_isl.engines.tensorrt.plan_cache import HashedFile, PlanKey, PlanNote, PlanStore, Precision
+from acq_isl.engines.tensorrt.plan_cache import PlanKey, PlanNote, PlanStore, Precision
 from acq_isl.errors import EngineError, ModelError
 
 _log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ def build(
         if found is not None:
             return BuiltPlan(*found, store.path(key), fresh=False)
         digest = hashlib.sha256(f"{key.flavour} {key.version} {key.gpu}".encode()).hexdigest()
-        timings = HashedFile(store.folder / f"{digest[:16]}.timings")
+        timings = SealedFile(store.folder / f"{digest[:16]}.timings")
         content, note = _build(file, key, options, flavour, timings, progress)
         return BuiltPlan(content, note, store.save(content, note), fresh=True)
 
@@ -130,7 +131,7 @@ def _build(
     key: PlanKey,
     options: BuildOptions,
     flavour: Flavour,
-    timings: HashedFile,
+    timings: SealedFile,
     progress: Progress | None,
 ) -> tuple[bytes, PlanNote]:
     content, measured = _in_precision(file, options.precision)

@@ -6,8 +6,9 @@ import logging
 from typing import Any
 
 from acq_isl.engines.model_file import output_names
+from acq_isl.engines.sealed_file import SealedFile
 from acq_isl.engines.tensorrt.api import Flavour, Messages, Progress, ProgressForwarder
-from acq_isl.engines.tensorrt.plan_cache import HashedFile, PlanKey
+from acq_isl.engines.tensorrt.plan_cache import PlanKey
 from acq_isl.errors import EngineError, ModelError
 from acq_isl.manifest import Manifest
 
@@ -20,7 +21,7 @@ def compile_plan(
     key: PlanKey,
     manifest: Manifest,
     progress: Progress | None = None,
-    timings: HashedFile | None = None,
+    timings: SealedFile | None = None,
 ) -> bytes:
     """Parse and build; nothing is kept but the times of kernels, where ``timings`` is given.
 
@@ -56,7 +57,7 @@ def compile_plan(
     return bytes(serialized)
 
 
-def _lend_timings(config: Any, timings: HashedFile) -> None:
+def _lend_timings(config: Any, timings: SealedFile) -> None:
     """Kernels that were timed for another plan on this GPU need not be timed again."""
     kept = timings.load()
     cache = config.create_timing_cache(kept or b"")

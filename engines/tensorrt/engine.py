@@ -10,12 +10,13 @@ from acq_isl.engines.gate import Policy
 from acq_isl.engines.image_quality import StackStatistics
 from acq_isl.engines.model_file import ModelFile, read_model
 from acq_isl.engines.predictor import Predictor, Shares
+from acq_isl.engines.sealed_file import SealedFile
 from acq_isl.engines.tensorrt.api import Flavour, check_gpu, load_flavour
 from acq_isl.engines.tensorrt.build import BuiltPlan, build
 from acq_isl.engines.tensorrt.cuda import Device, GpuInfo, OutOfDeviceMemory
 from acq_isl.engines.tensorrt.network import TensorRTNetwork
 from acq_isl.engines.tensorrt.options import BuildOptions, LastBuilt, resolved
-from acq_isl.engines.tensorrt.plan_cache import HashedFile, PlanStore
+from acq_isl.engines.tensorrt.plan_cache import PlanStore
 from acq_isl.engines.tensorrt.program import PlanRefused, Program, tells_of_memory
 from acq_isl.processing.tiling import BLEND_PX, plan_tiles
 from acq_isl.stack import Prediction, ZStack
@@ -145,5 +146,5 @@ class _Loader:
 
     def _program(self, built: BuiltPlan) -> Program:
         name = f"{built.note.plan_sha256[:16]}-{self.gpu.capability}-{self.gpu.driver}.kernels"
-        cache = HashedFile(self.store.folder / name) if self.flavour.has_runtime_cache else None
+        cache = SealedFile(self.store.folder / name) if self.flavour.has_runtime_cache else None
         return Program(self.flavour, built.content, self.file.info.manifest, cache)

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from acq_isl.engines.agreement import agreement
 from acq_isl.engines.int8.accuracy import ABOVE, measure_accuracy
-from acq_isl.engines.int8.agreement import agreement
 from acq_isl.engines.int8.calibration import calibration_tiles, split_in_two
 from acq_isl.engines.int8.quantize import quantised
 from acq_isl.engines.int8.store import TENSORRT_FILES, TENSORRT_MAKER, Int8Judgement, Int8Store

@@ -69,7 +69,7 @@ class PlanNote(StrictModel):
     built_at: str
     """ISO 8601 local time with offset."""
     agreement: dict[str, float] = Field(default_factory=dict)
-    """Precision against fp32 on a processor, as `acq_isl.engines.int8.agreement` measured it."""
+    """Precision against fp32 on a processor, as `acq_isl.engines.agreement` measured it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,39 +211,3 @@ def _unwritable(folder: Path, error: OSError) -> EngineError:
         wanted="a folder that can be written, with room for some hundred MB",
         fix="free some space, or name another folder in the environment variable ACQ_ISL_CACHE",
     )
-
-
-_HASH_BYTES = 32
-
-
-@dataclass(frozen=True, slots=True)
-class HashedFile:
-    """A file of TensorRT's with its hash in front, such as its runtime cache. Losing it costs time only.
-
-    It is named after all it depends on: a file of another GPU, driver or version is never looked at.
-    """
-
-    path: Path
-
-    def load(self) -> bytes | None:
-        """What was kept; None if there is nothing whole."""
-        try:
-            stored = self.path.read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            _log.warning("%s cannot be read, it will be made again: %s", self.path, error)
-            return None
-        content = stored[_HASH_BYTES:]
-        if hashlib.sha256(content).digest() != stored[:_HASH_BYTES]:
-            _log.warning("%s is damaged, it will be made again", self.path)
-            return None
-        return content
-
-    def save(self, content: bytes) -> None:
-        """Keep it; not being able to costs only time."""
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self.path, hashlib.sha256(content).digest() + content)
-        except OSError as error:
-            _log.warning("%s cannot be kept: %s", self.path, error)

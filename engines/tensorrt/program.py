@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from acq_isl.engines.model_file import output_names
+from acq_isl.engines.sealed_file import SealedFile
 from acq_isl.engines.tensorrt.api import Flavour, Messages
 from acq_isl.engines.tensorrt.cuda import OutOfDeviceMemory
-from acq_isl.engines.tensorrt.plan_cache import HashedFile
 from acq_isl.errors import EngineError
 from acq_isl.manifest import Manifest
 
@@ -51,7 +51,7 @@ class Program:
     """
 
     def __init__(
-        self, flavour: Flavour, plan: bytes, manifest: Manifest, runtime_cache: HashedFile | None = None
+        self, flavour: Flavour, plan: bytes, manifest: Manifest, runtime_cache: SealedFile | None = None
     ) -> None:
         self.flavour, self._cache_file = flavour, runtime_cache
         self._manifest = manifest

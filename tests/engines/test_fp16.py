@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from acq_isl.engines.int8.agreement import agreement, as_inputs, sample_tiles
+from acq_isl.engines.agreement import agreement, as_inputs, sample_tiles
 from acq_isl.engines.model_file import output_names
 from acq_isl.engines.tensorrt import fp16 as precision
 from acq_isl.errors import ModelError

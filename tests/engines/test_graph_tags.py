@@ -11,8 +11,8 @@ import pytest
 from onnx import helper
 from pydantic import ValidationError
 
+from acq_isl.engines.agreement import as_inputs, sample_tiles
 from acq_isl.engines.graph_tags import GRAPH_KEY, IMAGES, BackgroundTags, GraphTags, extract, read_tags
-from acq_isl.engines.int8.agreement import as_inputs, sample_tiles
 from acq_isl.engines.model_file import read_model
 from acq_isl.errors import ModelError
 from doubles import tiny_model as tiny

@@ -25,6 +25,7 @@ from acq_isl.engines.openvino.cache import CompiledCache
 from acq_isl.engines.openvino.engine import OpenVinoEngine, OpenVinoNetwork, has_bf16
 from acq_isl.engines.openvino.int8 import find_heads
 from acq_isl.engines.openvino.parts import read_parts, split_model
+from acq_isl.engines.sealed_file import SealedFile
 from acq_isl.errors import EngineError, ModelError, StackRefused
 from acq_isl.manifest import MANIFEST_KEY, Label, Manifest
 from acq_isl.stack import StackInfo, StackKey, ZStack
@@ -239,9 +240,14 @@ def flip(file):
 
 
 def not_openvinos(file):
-    """Whole by its hash, but nothing OpenVINO can read."""
-    content = b"something else"
-    file.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
+    """Whole by its seal, but nothing OpenVINO can read."""
+    SealedFile(file).save(b"something else")
+
+
+def poisoned(file):
+    """Whole by its own hash, as whoever can write to the cache can make it."""
+    content = file.read_bytes()[32:]
+    file.write_bytes(hashlib.sha256(content).digest() + content)
 
 
 def test_a_compiled_network_is_found_again(path, tmp_path, caplog):
@@ -253,14 +259,14 @@ def test_a_compiled_network_is_found_again(path, tmp_path, caplog):
     assert file.stat().st_mtime_ns == before and not caplog.records
 
 
-@pytest.mark.parametrize("damage", [cut_short, flip, not_openvinos])
+@pytest.mark.parametrize("damage", [cut_short, flip, not_openvinos, poisoned])
 def test_a_damaged_one_is_compiled_again_and_said(path, tmp_path, caplog, damage):
     cache = CompiledCache(tmp_path / "cache")
     first = predicted(path, cache)
     (file,) = cache.folder.iterdir()
     damage(file)
     np.testing.assert_array_equal(predicted(path, cache), first)
-    assert "compiled again" in caplog.text
+    assert "made again" in caplog.text
     caplog.clear()
     np.testing.assert_array_equal(predicted(path, cache), first)
     assert not caplog.records

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from acq_isl.engines.int8.agreement import sample_tiles
+from acq_isl.engines.agreement import sample_tiles
 from acq_isl.engines.int8.quantize import quantised
 from acq_isl.engines.int8.store import int8_folder
 from acq_isl.engines.model_file import ModelFile, read_model

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from acq_isl.engines.model_file import read_model
+from acq_isl.engines.sealed_file import SealedFile
 from acq_isl.engines.tensorrt.api import Flavour
 from acq_isl.engines.tensorrt.build import build
 from acq_isl.engines.tensorrt.compile import _lend_timings
 from acq_isl.engines.tensorrt.cuda import Device, GpuInfo
 from acq_isl.engines.tensorrt.engine import TensorRTEngine
 from acq_isl.engines.tensorrt.options import BuildOptions, LastBuilt, resolved
-from acq_isl.engines.tensorrt.plan_cache import HashedFile, PlanStore
+from acq_isl.engines.tensorrt.plan_cache import PlanStore
 from acq_isl.errors import EngineError
 from doubles import cuda_double
 from doubles import tensorrt_double as trt_double
@@ -64,7 +65,7 @@ def test_timings_that_tensorrt_cannot_read_are_taken_anew(tmp_path, caplog):
             self.cache = cache
             return True
 
-    kept, config = HashedFile(tmp_path / "some.timings"), Config()
+    kept, config = SealedFile(tmp_path / "some.timings"), Config()
     kept.save(b"of another driver")
     _lend_timings(config, kept)
     assert config.cache == "empty" and "do not fit any more" in caplog.text
