@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -248,13 +247,6 @@ class MeasurementCache:
     def warnings(self) -> tuple[str, ...]:
         """Labels that rules look at and no prediction had, and measurements that failed."""
         return tuple(self._problems)
-
-    def measure_all(
-        self, prediction: Prediction, measurements: Iterable[Measurement]
-    ) -> tuple[Measured, ...]:
-        """What is measured on a prediction, as `measure`; labels that it has not are left out."""
-        found = (self.measure(prediction, measurement) for measurement in measurements)
-        return tuple(measured for measured in found if measured is not None)
 
     def measure(self, outcome: Outcome, measurement: Measurement) -> Measured | None:
         """What is measured on an outcome; None without a prediction, or without the label in it.

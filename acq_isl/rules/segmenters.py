@@ -30,7 +30,7 @@ class Segmenter(PluginPoint):
     def segment(self, image: Float32Image, pixel_size_um: float) -> Mask:
         """Objects of a predicted label, (y, x) int32: 0 is background, every object has its own number.
 
-        ``image`` is predicted intensity, (y, x) float32; 0 is background, 1 the bright end of the training truth.
+        ``image`` is predicted intensity, (y, x) float32; 0 is background, 1 the bright end of training.
         """
 
 

@@ -43,8 +43,7 @@ def examine(settings: MicroscopeSettings, model: str, folder: Path) -> Iterator[
     """
     yield Finding("versions", "ok", ", ".join(f"{name} {version}" for name, version in versions().items()))
     yield from _guarded("microscope", lambda: _microscope(settings))
-    yield _memory()
-    yield _disk(folder)
+    yield from _room(folder)
     yield from _guarded("engine", lambda: _engine(model))
     yield _gpu()
     for plugin in broken_plugins():
@@ -86,21 +85,16 @@ def _pixel_size(size_um: float) -> Finding:
     )
 
 
-def _memory() -> Finding:
-    free = psutil.virtual_memory().available / 2**30
-    if free >= _MEMORY_GIB:
-        return Finding("memory", "ok", f"{free:.1f} GiB free")
-    fix = f"close programs; {_MEMORY_GIB:g} GiB are comfortable"
-    return Finding("memory", "warning", f"{free:.1f} GiB free", fix)
-
-
-def _disk(folder: Path) -> Finding:
+def _room(folder: Path) -> Iterator[Finding]:
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free / 2**30
-    if free >= _DISK_GIB:
-        return Finding("disk", "ok", f"{free:.0f} GiB free at {existing}")
-    fix = f"free some space or give another --output; {_DISK_GIB:g} GiB hold about an hour of stacks"
-    return Finding("disk", "warning", f"{free:.1f} GiB free at {existing}", fix)
+    memory, disk = psutil.virtual_memory().available, shutil.disk_usage(existing).free
+    hour = f"free some space or give another --output; {_DISK_GIB:g} GiB hold about an hour of stacks"
+    for part, free, least, where, fix in (
+        ("memory", memory / 2**30, _MEMORY_GIB, "", f"close programs; {_MEMORY_GIB:g} GiB are comfortable"),
+        ("disk", disk / 2**30, _DISK_GIB, f" at {existing}", hour),
+    ):
+        found = f"{free:.1f} GiB free{where}"
+        yield Finding(part, "ok", found) if free >= least else Finding(part, "warning", found, fix)
 
 
 def _engine(model: str) -> Iterator[Finding]:

@@ -187,7 +187,8 @@ class Session:
         field.answers[outcome.model] = preview(renamed)
         owner = self.labels.owner
         rules = [rule for rule in measurements(self._experiment) if owner(rule.label) == outcome.model]
-        measured = self._measured.measure_all(renamed, rules)
+        found = (self._measured.measure(renamed, rule) for rule in rules)
+        measured = tuple(each for each in found if each is not None)
         spent_ms = (time.perf_counter() - began) * 1e3
         self._tools.emit(Predicted.of(renamed, measured, spent_ms))
         self.decide_ms.append(spent_ms)
