@@ -12,7 +12,7 @@ from typing import Self, assert_never
 
 import numpy as np
 
-from acq_isl.compatibility import Refuse, Resample, Use, check
+from acq_isl.compatibility import Refuse, Resample, Sort, Use, check
 from acq_isl.engines.backend import DISTANCE, MEAN, SPREAD, CountsCopies, Network
 from acq_isl.engines.gate import RESAMPLED, Policy, judge_distances, measure_distances
 from acq_isl.engines.image_quality import StackStatistics, check_image_quality
@@ -237,6 +237,9 @@ class Predictor:
         match verdict:
             case Use():
                 return _Prepared(stack.pixels, statistics.inverse_contrast, verdict.notes)
+            case Sort():
+                pixels = resample(stack, verdict)
+                return _Prepared(pixels, inverse_contrast(pixels, self._high_pass_px), verdict.notes)
             case Resample():
                 pixels = resample(stack, verdict)
                 inv_sd = inverse_contrast(pixels, self._high_pass_px)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acq_isl.compatibility import Refuse, Resample, Use, check
+from acq_isl.compatibility import Refuse, Resample, Sort, Use, check, check_heights
 from acq_isl.errors import ModelError
 from acq_isl.manifest import FORMAT, MANIFEST_KEY, Label, Manifest
 from acq_isl.stack import StackInfo, StackKey
@@ -50,8 +50,13 @@ def planes(count, step_um, first_um=50.0):
 # block is the table of ml_facts.md, "When the input does not fit the model".
 CASES = [
     ("as trained", {}, Use, ""),
-    ("z reversed", {"z_um": planes(13, -1.5)}, Refuse, "reversed.*acquire the stack from low to high z"),
-    ("one plane repeated", {"z_um": (50.0,) * 13}, Refuse, "not in order.*each plane once"),
+    ("z reversed", {"z_um": planes(13, -1.5)}, Sort, "sorted by z"),
+    (
+        "one plane repeated",
+        {"z_um": (50.0,) * 13},
+        Refuse,
+        "all .* planes have the same z.*each plane once",
+    ),
     ("z step x2", {"z_um": planes(13, 3.0)}, Resample, "13 planes 3 um apart.*13 planes 1.5 um apart"),
     ("z step x2.5", {"z_um": planes(13, 3.75)}, Refuse, "z step is 3.8 um.*acquire 13 .* 1.5 um apart"),
     ("magnification x.5", {"pixel_size_um": 0.6}, Refuse, "0.6 um.*0.18 to 0.48 um, best 0.3 um"),
@@ -89,12 +94,21 @@ CASES = [
         Use,
         "",
     ),
+    ("order mixed up", {"z_um": (50.0, 53.0, 51.5, *planes(10, 1.5, 54.5))}, Sort, "sorted by z"),
     (
-        "order mixed up",
-        {"z_um": (50.0, 53.0, 51.5, *planes(10, 1.5, 54.5))},
-        Refuse,
-        "not in order.*low to",
+        "middle out, twice the step",
+        {"z_um": (50.0, 53.0, 47.0, 56.0, 44.0, 59.0, 41.0)},
+        Resample,
+        "sorted by z",
     ),
+    (
+        "reversed, the sixth is missing",
+        {"z_um": planes(7, -1.5, 59.0) + planes(5, -1.5, 47.0)},
+        Refuse,
+        "missing",
+    ),
+    ("a plane twice", {"z_um": (50.0, *planes(12, 1.5))}, Refuse, "some of the 13 planes have the same z"),
+    ("heights without end", {"z_um": (-1e308, 1e308)}, Refuse, "z step is inf"),
     ("z not a number", {"z_um": (math.nan,) * 13}, Refuse, "z of the planes is not known.*stage z"),
     ("no planes", {"z_um": ()}, Refuse, "z of the planes is not known.*focus device"),
     # optics
@@ -112,7 +126,7 @@ CASES = [
 
 def words(verdict):
     match verdict:
-        case Use(notes):
+        case Use(notes) | Sort(_, notes):
             return "; ".join(notes)
         case Resample(_, _, warnings):
             return "; ".join(warnings)
@@ -168,8 +182,32 @@ def test_every_stack_gets_a_verdict_and_resampled_planes_lie_inside_of_it(count,
             assert min(info.z_um) <= min(z_um) and max(z_um) <= max(info.z_um)
         case Refuse(reason, fix):
             assert reason and fix
+        case Sort(order):
+            assert count == MANIFEST.planes and order == tuple(reversed(range(count)))
         case Use():
             assert count == MANIFEST.planes
+
+
+@given(st.permutations(range(13)), st.sampled_from([0.5, 0.75, 1.0, 1.9, 2.5]), st.booleans())
+def test_the_order_in_which_planes_come_changes_nothing_but_that_they_are_sorted(order, stretch, gap):
+    rising = [50 + stretch * 1.5 * i + (9.0 if gap and i > 6 else 0.0) for i in range(13)]
+    sorted_, mixed = (check(MANIFEST, dataclasses.replace(FITTING, z_um=z))
+                      for z in (tuple(rising), tuple(rising[i] for i in order)))  # fmt: skip
+    match mixed:
+        case Sort(numbers):
+            assert isinstance(sorted_, Use)
+            assert [order[i] for i in numbers] == list(range(13)) != order
+        case Resample(_, z_um):
+            assert isinstance(sorted_, Resample) and sorted_.z_um == z_um
+        case Use() | Refuse():
+            assert mixed == sorted_
+
+
+@pytest.mark.parametrize("z_um", [(), (math.nan,), (1.0, 1.0), (0.0, 1.0, 5.0)])
+def test_what_is_wrong_with_heights_for_one_model_is_wrong_for_all(z_um):
+    unfit = check_heights(z_um)
+    assert unfit is not None and unfit == check(MANIFEST, dataclasses.replace(FITTING, z_um=z_um))
+    assert check_heights((3.0, 1.0, 2.0)) is None and check_heights((3.0,)) is None
 
 
 def test_a_manifest_from_before_slopes_has_none():

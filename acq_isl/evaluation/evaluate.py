@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from acq_isl.compatibility import Refuse, Resample, check
 from acq_isl.engines.model_file import ModelInfo, read_model
 from acq_isl.engines.onnx import OnnxEngine
 from acq_isl.errors import PairRefused, StackRefused, StorageError
@@ -27,9 +26,9 @@ from acq_isl.evaluation.scores import (
     score_pixels,
     score_std,
 )
-from acq_isl.processing.normalize import resample, resize
 from acq_isl.protocols import Engine
-from acq_isl.stack import Float32Image, StackInfo, StackKey, Uint16Image, ZStack
+from acq_isl.stack import Float32Image
+from acq_isl.training.data.geometry import fit, make_stack
 from acq_isl.training.data.pairs import Checks, Item, Recording, examine
 from acq_isl.training.data.registration import structure
 
@@ -85,7 +84,9 @@ def evaluate(
                 recording = item.load()
                 warnings += examine(recording, item.name, Checks())
                 scored = _score_field(engine, recording, truth, settings, (units[item.name], item.name))
-                gate_test.add(*_bring_to_model(engine, recording, scored[1]))
+                true = {label: images[0] for label, images in scored[1].labels.items()}
+                fitted = fit(replace(recording, labels=true), item.name, engine.manifest)
+                gate_test.add(fitted.stack, fitted.labels)
             except (PairRefused, StorageError, StackRefused) as error:
                 refused.append((item.name, str(error)))
                 continue
@@ -137,24 +138,13 @@ def find_leaks(info: ModelInfo, items: Iterable[Item]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def make_stack(recording: Recording, name: str, engine: Engine) -> ZStack:
-    """What an engine is shown of a recording; modality and polarity are taken on trust."""
-    planes, rows, columns = recording.stack.shape
-    manifest = engine.manifest
-    info = StackInfo(
-        StackKey(0, name, "transmitted"), recording.z_um, (rows, columns), recording.pixel_size_um,
-        modality=manifest.modality, polarity=manifest.polarity,
-    )  # fmt: skip
-    return ZStack(info, recording.stack, (0.0,) * planes)
-
-
 def _score_field(
     engine: Engine, recording: Recording, truth: GroundTruth, settings: Settings, names: tuple[str, str]
 ) -> tuple[list[_Part], ShownField, tuple[str, ...]]:
     """Score every label of one field, of these names of unit and field, in every way; with warnings."""
     unit, name = names
     pixel_um = recording.pixel_size_um
-    prediction = engine.predict(make_stack(recording, name, engine))
+    prediction = engine.predict(make_stack(recording, name, engine.manifest))
     true = truth.scale(recording)
     parts: list[_Part] = []
     shown: dict[str, tuple[Float32Image, Float32Image, Float32Image]] = {}
@@ -179,19 +169,6 @@ def _score_field(
             parts.append(_Part(score, pixel_um, guess.astype(np.float16) if way in kept else None))
     middle = recording.stack[len(recording.stack) // 2]
     return parts, ShownField(name, unit, pixel_um, middle, shown), prediction.warnings
-
-
-def _bring_to_model(
-    engine: Engine, recording: Recording, shown: ShownField
-) -> tuple[Uint16Image, Mapping[str, Float32Image]]:
-    """Stack and truths on the model's planes and pixels."""
-    stack = make_stack(recording, shown.name, engine)
-    verdict = check(engine.manifest, stack.info)
-    if isinstance(verdict, Refuse):
-        raise StackRefused(verdict.reason, fix=verdict.fix)
-    pixels = resample(stack, verdict) if isinstance(verdict, Resample) else recording.stack
-    shape = pixels.shape[1], pixels.shape[2]
-    return pixels, {label: resize(images[0], shape) for label, images in shown.labels.items()}
 
 
 def _with_objects(parts: Sequence[_Part], truth: GroundTruth) -> list[Score]:

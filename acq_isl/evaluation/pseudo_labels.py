@@ -20,12 +20,13 @@ import yaml
 from acq_isl.engines import describe
 from acq_isl.engines.onnx import OnnxEngine
 from acq_isl.errors import ExperimentError, PairRefused, StackRefused, StorageError
-from acq_isl.evaluation.evaluate import find_leaks, make_stack
+from acq_isl.evaluation.evaluate import find_leaks
 from acq_isl.evaluation.ground_truth import GroundTruth
 from acq_isl.evaluation.results import Settings
 from acq_isl.manifest import Manifest
 from acq_isl.protocols import Engine
 from acq_isl.stack import Float32Image
+from acq_isl.training.data.geometry import make_stack
 from acq_isl.training.data.pairs import Item, Recording
 
 PAIRS = "taught.yaml"
@@ -166,7 +167,7 @@ def _blend(
     engines: Sequence[Engine], recording: Recording, name: str, truth: GroundTruth, share: float
 ) -> dict[str, Float32Image]:
     """Labels by name, in counts; `StackRefused` if a teacher refuses the field."""
-    predictions = [engine.predict(make_stack(recording, name, engine)) for engine in engines]
+    predictions = [engine.predict(make_stack(recording, name, engine.manifest)) for engine in engines]
     labels = {}
     for label, scaled in truth.scale(recording).items():
         mean = np.mean([one.mean[one.labels.index(label)] for one in predictions], axis=0, dtype=np.float32)

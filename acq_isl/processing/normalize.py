@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import fft
 
-from acq_isl.compatibility import Resample
+from acq_isl.compatibility import Resample, Sort
 from acq_isl.errors import StackRefused
 from acq_isl.stack import Float32Image, Uint16Image, ZStack
 
@@ -132,26 +132,30 @@ def _measure(pixels: Uint16Image, high_pass_px: float) -> ContrastMeter:
     return meter
 
 
-def resample(stack: ZStack, how: Resample) -> Uint16Image:
+def resample(stack: ZStack, how: Sort | Resample) -> Uint16Image:
     """Bring a stack to a model's planes and pixel size.
 
-    Planes are interpolated linearly in z, rows and columns as in `resize`, one plane at a time. ``how`` is
-    what `acq_isl.compatibility.check` says of the stack.
+    Planes are put in order of z and interpolated linearly in z, rows and columns as in `resize`, one plane
+    at a time. ``how`` is what `acq_isl.compatibility.check` says of the stack.
 
     Returns
     -------
     (z, y, x) uint16
-        ``len(how.z_um)`` planes; rows and columns times ``how.xy_scale``, rounded, at least 1.
+        ``len(how.z_um)`` planes; rows and columns times ``how.xy_scale``, rounded, at least 1. All planes
+        of a stack that is only sorted, pixels as they are.
     """
+    if isinstance(how, Sort):
+        return stack.pixels[list(how.order)]
     rows, columns = (max(round(side * how.xy_scale), 1) for side in stack.info.shape)
     out = np.empty((len(how.z_um), rows, columns), np.uint16)
-    places = np.interp(how.z_um, stack.info.z_um, np.arange(stack.info.planes))
+    order = np.argsort(stack.info.z_um)
+    places = np.interp(how.z_um, np.asarray(stack.info.z_um)[order], np.arange(stack.info.planes))
     for target, place in zip(out, places, strict=True):
         below = math.floor(place)
         share = np.float32(place - below)
-        plane = stack.pixels[below].astype(np.float32)
+        plane = stack.pixels[order[below]].astype(np.float32)
         if share > 0:
-            plane += share * (stack.pixels[below + 1] - plane)
+            plane += share * (stack.pixels[order[below + 1]] - plane)
         target[:] = np.clip(np.rint(resize(plane, (rows, columns))), 0, _FULL_SCALE)
     return out
 

@@ -43,7 +43,6 @@ _UM = MappingProxyType(
     | {"micrometre": 1.0, "micron": 1.0, "microns": 1.0, "angstrom": 1e-4, "inch": 25400.0}
 )
 _SQUARE = 1e-3
-_UNEVEN = 1.5
 _FULL_SCALE = 65535
 # How channels of transmitted light are usually called; "PC", "TL" and "BF" only as whole words.
 _TRANSMITTED = re.compile(r"phase|bright|transmi|dic\b|\b(pc|ph\d?|tl|bf)\b", re.IGNORECASE)
@@ -147,9 +146,9 @@ class RecordedChannel:
 
     @property
     def has_heights(self) -> bool:
-        """Whether the heights tell the planes apart: where nobody reads the stage they are all the same."""
+        """Whether heights are known: where nobody reads the stage they are all the same."""
         known = self.z_um if self.z_um is not None else ()
-        return len(set(known)) == self.shape[0] and all(map(math.isfinite, known))
+        return len(set(known)) > (self.shape[0] > 1) and all(map(math.isfinite, known))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -295,14 +294,6 @@ def label_of(channel: str, taken: Iterable[str]) -> str:
         if re.search(stain, channel, re.IGNORECASE) and label not in taken:
             return label
     return channel
-
-
-def describe_gap(heights_um: Sequence[float]) -> str:
-    """What is wrong with rising heights that are not equally far apart; empty if nothing is."""
-    steps = np.diff(heights_um)
-    if len(steps) and steps.max() > _UNEVEN * steps.min():
-        return f"planes are missing: z steps vary from {steps.min():.2g} to {steps.max():.2g} um"
-    return ""
 
 
 def as_counts(pixels: Pixels, what: str) -> Uint16Image:

@@ -151,7 +151,7 @@ class TrainConfig(StrictModel):
     @property
     def nominal(self) -> Nominal:
         """The stacks that the model is for."""
-        return Nominal(self.planes, self.pixel_size_um, self.z_step_um)
+        return Nominal(self.planes, self.pixel_size_um, self.z_step_um, self.modality, self.polarity)
 
     def divide(self) -> Division:
         """Find all fields and part them; see `acq_isl.training.data.splits.divide` for what is refused."""

@@ -50,7 +50,7 @@ class Trained:
 def write_package(config: TrainConfig, division: Division, trained: Trained, folder: Path) -> Path:
     """Write ``model.onnx`` and, for adapting it, ``weights.safetensors``; returns the path of the model."""
     item = division.held_out[0]
-    stack = _square(bring_to_model(item.load(), geometry_of(config), item.name))
+    stack = _square(bring_to_model(item.load(), geometry_of(config), item.name).stack)
     pair = Pair(stack, np.zeros((len(trained.labels), *stack.shape[1:]), np.uint8))
     halo_px, margin_px = measure_halo(trained.network, pair), measure_margin(trained.network, pair)
     manifest = manifest_of(config, division, trained, (halo_px, margin_px))

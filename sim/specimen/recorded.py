@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from acq_isl.compatibility import check_heights
 from acq_isl.errors import StorageError
 from acq_isl.readers.read import read_field
-from acq_isl.readers.recording import RecordedChannel, describe_gap, label_of
+from acq_isl.readers.recording import RecordedChannel, label_of
 from acq_isl.readers.tiff import read_file
 from acq_isl.sim.view import CameraSettings, View
 from acq_isl.stack import Float32Image
@@ -259,9 +260,10 @@ class RecordedSpecimen:
     ) -> Self:
         """From an opened channel, and the pixel size and z step that the user states."""
         size_um, heights = stack.lengths_um(*stated_um)
-        missing = describe_gap(heights)
-        if missing:
-            raise StorageError(f"{stack.source}: {missing}", fix="give another position, or record it again")
+        unfit = check_heights(heights)
+        if unfit is not None:
+            fix = "give another position, or record it again"
+            raise StorageError(f"{stack.source}: {unfit.reason}", fix=fix)
         step_um = float(np.diff(heights).mean()) if len(heights) > 1 else PUBLISHED_Z_STEP_UM
         return cls(stack.read(), labels, size_um, step_um, channel, heights)
 

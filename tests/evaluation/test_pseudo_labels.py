@@ -15,12 +15,12 @@ from typer.testing import CliRunner
 from acq_isl.cli.app import cli
 from acq_isl.engines.onnx import OnnxEngine
 from acq_isl.errors import ExperimentError, PairRefused
-from acq_isl.evaluation.evaluate import make_stack
 from acq_isl.evaluation.ground_truth import GroundTruth
 from acq_isl.evaluation.inputs import find_items
 from acq_isl.evaluation.pseudo_labels import Blend, write_pseudo_labels
 from acq_isl.evaluation.results import Settings
 from acq_isl.manifest import Training
+from acq_isl.training.data.geometry import make_stack
 from acq_isl.training.data.pairs import Nominal
 from acq_isl.training.data.sources import TiffSource
 from doubles import tiny_model as tiny
@@ -74,7 +74,7 @@ def test_labels_are_blends_that_training_reads(tmp_path, model, plate):
             assert written.z_step_um == pytest.approx(recording.z_step_um)
             for label, scaled in truth.scale(recording).items():
                 if item.well == "A1":
-                    prediction = engine.predict(make_stack(recording, item.name, engine))
+                    prediction = engine.predict(make_stack(recording, item.name, engine.manifest))
                     mean = prediction.mean[prediction.labels.index(label)]
                     low, high = truth.ranges[label]
                     counts = low + (0.7 * mean + 0.3 * scaled) * (high - low)
@@ -163,7 +163,7 @@ def test_what_cannot_be_trusted_is_predicted_or_left_out(tmp_path, model, plate)
     assert set(written["A2"].load().labels) == {"axons"}
     with OnnxEngine(model, threads=1) as engine:
         truth = GroundTruth.match(engine.manifest, items, Settings())
-        prediction = engine.predict(make_stack(items[0].load(), "A1", engine))
+        prediction = engine.predict(make_stack(items[0].load(), "A1", engine.manifest))
     low, high = truth.ranges["nuclei"]
     mean = low + prediction.mean[prediction.labels.index("nuclei")] * (high - low)
     label = written["A1"].load().labels["nuclei"]

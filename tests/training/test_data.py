@@ -350,17 +350,20 @@ def blobs(side=96, planes=3, seed=0, shift=(0, 0)):
 @pytest.mark.parametrize(
     ("planes", "step_um", "pixel_um", "shape"),
     [(3, 1.5, 0.3, (3, 96, 96)), (3, 1.7, 0.31, (3, 96, 96)), (9, 0.75, 0.3, (3, 96, 96)),
-     (3, 1.5, 0.15, (3, 48, 48)), (5, 1.0, 0.6, (3, 192, 192))],
+     (3, 1.5, 0.2, (3, 64, 64)), (5, 1.0, 0.45, (3, 144, 144)), (3, -1.5, 0.3, (3, 96, 96))],
 )  # fmt: skip
 def test_other_pixel_sizes_and_steps_are_resampled(planes, step_um, pixel_um, shape):
     recording = blobs(planes=planes)
     recording = Recording(recording.stack, recording.labels, pixel_um, heights(planes, step_um))
-    assert bring_to_model(recording, GEOMETRY, "a").shape == shape
+    fitted = bring_to_model(recording, GEOMETRY, "a")
+    assert fitted.stack.shape == shape and fitted.labels["nuclei"].shape == shape[1:]
+    if step_um < 0:
+        np.testing.assert_array_equal(fitted.stack, recording.stack[::-1])
 
 
 def test_too_few_planes_are_refused():
     recording = blobs(planes=2)
-    with pytest.raises(PairRefused, match=r"too few planes.*3 planes 2.5 um apart"):
+    with pytest.raises(PairRefused, match=r"a: the stack has 2 planes.*needs 3 over 5 um.*leave it out"):
         bring_to_model(recording, Geometry(Nominal(3, 0.3, 2.5), 8.0, ("nuclei",), 8), "a")
 
 

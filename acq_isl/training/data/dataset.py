@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from acq_isl.errors import PairRefused
 from acq_isl.processing.normalize import contrast_sd
 from acq_isl.stack import Uint16Image
-from acq_isl.training.data.geometry import Geometry, bring_to_model, fit_image
+from acq_isl.training.data.geometry import Geometry, bring_to_model
 from acq_isl.training.data.pairs import Checks, Item, examine
 from acq_isl.training.network import Normalise
 
@@ -91,22 +91,19 @@ def prepare(item: Item, geometry: Geometry, checks: Checks, folder: Path) -> Pre
 def _write(item: Item, geometry: Geometry, checks: Checks, folder: Path) -> None:
     recording = item.load()
     warnings = examine(recording, item.name, checks)
-    stack = bring_to_model(recording, geometry, item.name)
-    shape = stack.shape[1:]
-    labels, valid = [], []
-    for name in geometry.labels:
-        image = recording.labels.get(name)
-        known = recording.valid.get(name)
-        labels.append(np.zeros(shape, np.uint8) if image is None else fit_image(image, recording, geometry))
-        where = np.full(shape, image is not None)
-        if image is not None and known is not None:
-            where = fit_image(known.astype(np.float32), recording, geometry) > 0.999
-        valid.append(where)
+    fitted = bring_to_model(recording, geometry, item.name)
+    shape = fitted.stack.shape[1:]
+    labels = [fitted.labels.get(name, np.zeros(shape, np.uint8)) for name in geometry.labels]
+    everywhere = np.ones(shape, bool)
+    valid = [
+        fitted.valid.get(name, everywhere) if name in fitted.labels else ~everywhere
+        for name in geometry.labels
+    ]
     if not any(where.any() for where in valid):
         raise PairRefused(
             f"{item.name} has none of the labels", wanted=", ".join(geometry.labels), fix="leave it out"
         )
-    np.save(folder / "x.npy", normalised(stack, geometry.high_pass_px))
+    np.save(folder / "x.npy", normalised(fitted.stack, geometry.high_pass_px))
     np.save(folder / "labels.npy", np.stack(labels))
     np.save(folder / "valid.npy", np.stack(valid))
     about = {

@@ -15,7 +15,7 @@ from acq_isl.base import StrictModel
 from acq_isl.errors import PairRefused
 from acq_isl.processing.normalize import contrast_sd
 from acq_isl.readers.recording import require_finite
-from acq_isl.stack import Uint16Image
+from acq_isl.stack import Modality, Polarity, Uint16Image
 from acq_isl.training.data.registration import find_shift, structure
 
 Truth = NDArray[Any]
@@ -33,9 +33,11 @@ class Nominal:
     planes: int
     pixel_size_um: float
     z_step_um: float
+    modality: Modality = "unknown"
+    polarity: Polarity = "unknown"
 
     @property
-    def z_um(self) -> tuple[float, ...]:
+    def z_offsets_um(self) -> tuple[float, ...]:
         """Height of each plane above the middle one, in micrometres."""
         return tuple(self.z_step_um * (plane - (self.planes - 1) / 2) for plane in range(self.planes))
 

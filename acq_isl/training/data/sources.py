@@ -354,7 +354,8 @@ def _simulate(config: SimulationConfig, index: int, nominal: Nominal) -> Recordi
     """Pixel size and z step vary about the nominal ones on purpose, and nothing is resampled."""
     pair = simulate(config, index)
     labels = dict(zip(SIMULATED_LABELS, pair.labels, strict=True))
-    return Recording(pair.stack, labels, nominal.pixel_size_um, nominal.z_um, truth_range=(0.0, 255.0))
+    lengths = nominal.pixel_size_um, nominal.z_offsets_um
+    return Recording(pair.stack, labels, *lengths, truth_range=(0.0, 255.0))
 
 
 Source = Annotated[
