@@ -18,7 +18,7 @@ import numpy as np
 from acq_isl.errors import EngineError, ModelError, StackRefused, StorageError
 from acq_isl.manifest import Manifest
 from acq_isl.stack import Outcome, Prediction, Refusal, Slice, StackKey, Unpredicted, ZStack
-from acq_isl.storage.prediction_store import PredictionStore, field_name, load, stored
+from acq_isl.storage.prediction_store import PredictionStore, find, load
 from acq_isl.stream.client import ClientSettings, EngineClient
 from acq_isl.stream.connection import ConnectionSettings
 from acq_isl.stream.messages import Wanted
@@ -192,13 +192,11 @@ class _Replay:
         if name not in there:
             has = ", ".join(there) or "none"
             return f"not predicted: it waits for the model {model!r}, and there is {has}", "failed"
-        base, sha256 = field_name(spooled.info.key, model), there[name][1]
-        for earlier in stored(self.store_path):
-            if earlier == base or earlier.startswith(f"{base}_"):
-                found = load(self.store_path, earlier)
-                same = found.model == model and repr(found.info) == repr(spooled.info)
-                if same and sha256 and found.model_sha256 == sha256:
-                    return f"was predicted before: {earlier}", "stored"
+        sha256 = there[name][1]
+        for earlier in find(self.store_path, spooled.info.key, model):
+            found = load(self.store_path, earlier)
+            if repr(found.info) == repr(spooled.info) and sha256 and found.model_sha256 == sha256:
+                return f"was predicted before: {earlier}", "stored"
         return "not predicted: no answer", "to predict"
 
     def _store(self, outcome: Outcome) -> tuple[str, _State]:

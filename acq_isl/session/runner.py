@@ -30,7 +30,7 @@ from acq_isl.session.views import Views
 from acq_isl.stack import Prediction, StackKey
 from acq_isl.storage.decision_log import Ledger
 from acq_isl.storage.decision_log import read as read_ledger
-from acq_isl.storage.prediction_store import PredictionStore, field_name, load
+from acq_isl.storage.prediction_store import PredictionStore, find, load
 from acq_isl.stream.client import EngineClient
 from acq_isl.view.feed.previews import WatchedSink
 
@@ -184,7 +184,7 @@ class _Parts:
 
     def stored(self, path: Path) -> Callable[[StackKey, str], Prediction]:
         """How to read a model's prediction of a stack back, with labels called as in this run."""
-        return lambda key, model: self.labels.rename(load(path, field_name(key, model)))
+        return lambda key, model: self.labels.rename(load(path, find(path, key, model)[0]))
 
     def start(self, started: str, folder: Path, scope: OpenMicroscope, plan: tuple[Cycle, ...]) -> RunStarted:
         core = scope.core

@@ -75,6 +75,7 @@ def _image(prediction: Prediction, colors: Mapping[str, str]) -> Any:
     def hue(label: str) -> str:  # of one of several models, where they have the same label
         return colors.get(f"{prediction.model}/{label}", colors.get(label, "#ffffff"))
 
+    named = f"{info.key} {prediction.model}".rstrip()
     channels = [
         v05.OmeroChannel(
             window=v05.OmeroWindow(start=0.0, min=0.0, end=bright, max=2 * bright),
@@ -86,7 +87,7 @@ def _image(prediction: Prediction, colors: Mapping[str, str]) -> Any:
         for what, bright, color in (("", 1.0, hue(label)), (", doubt", 0.5, "#ffffff"))
     ]
     return v05.Image(
-        multiscales=[v05.Multiscale.from_dims(axes, name=f"{info.key} (predicted)")],
+        multiscales=[v05.Multiscale.from_dims(axes, name=f"{named} (predicted)")],
         omero=v05.Omero(channels=channels),
     )
 

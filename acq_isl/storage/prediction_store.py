@@ -1,4 +1,4 @@
-"""Predictions on disk: one OME-Zarr 0.5 image per field, complete or not there at all.
+"""Predictions on disk: an OME-Zarr 0.5 plate, one image per field, complete or not there at all.
 
 Fields come one by one, nobody knows how many, and a killed run must leave a store that opens; ome-writers'
 own streams want every position before the first frame.
@@ -9,13 +9,16 @@ reader, and a replay of the rules on a stored prediction decides as the run did.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import queue
 import re
 import shutil
 import threading
+import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +28,11 @@ from acq_isl.errors import StorageError
 from acq_isl.files import write_whole
 from acq_isl.stack import Prediction, StackKey
 from acq_isl.storage.ome_zarr import read_field, write_field
+from acq_isl.storage.plate import Image, describe_plate, describe_well, image_path
 
 _LOOK_S = 0.1
+_LISTING_SHARE = 20.0
+"""Listing takes a twentieth of the time at most, however many images there are."""
 _HUE = r"#[0-9a-fA-F]{6}"
 _log = logging.getLogger(__name__)
 
@@ -35,16 +41,18 @@ class PredictionStore:
     """Writes ``predictions.ome.zarr`` as predictions arrive, on a thread of its own::
 
         predictions.ome.zarr/
-            zarr.json                 a collection of images (bioformats2raw layout)
-            OME/zarr.json             names of the complete fields, in order of arrival
-            A1_003_t0_Phase/          axes c, y, x; um; placed at its stage coordinates
+            zarr.json                 the plate: wells, time points, and every image in order of arrival
+            A/1/zarr.json             a well: its fields
+            A/1/A1003t0Phase/         axes c, y, x; um; placed at its stage coordinates
                 zarr.json             channels, colours, windows; provenance under "acq_isl"
                 0/                    for each label "nuclei (predicted)" and "nuclei (predicted, doubt)"
 
     A field is written beside the store, in ``predictions.ome.zarr.partial``, and moved in when complete:
-    a run that is killed loses the fields still in the queue, never the store. `put` does not wait for the
-    disk unless `queue_fields` predictions wait already. After a failed write nothing more is written, and
-    every call says why.
+    a run that is killed loses the fields still in the queue, never the store. What lists them is rewritten
+    at intervals that grow with it, and on closing; `stored` also finds what is not listed yet. Stores of
+    version 0.1, a collection without a plate, are read and added to. `put` does not wait for the disk unless
+    `queue_fields` predictions wait already. After a failed write nothing more is written, and every call
+    says why.
 
     StorageError on entry if ``path`` exists and is not empty, unless ``extend`` says to add to what is there,
     or if it is in use or cannot be written. ``colors`` are ``#rrggbb`` by label; ``timeout_s`` is how long
@@ -68,7 +76,9 @@ class PredictionStore:
         self._disk = threading.Lock()
         self._queue: queue.Queue[Prediction] = queue.Queue(queue_fields)
         self._closing = threading.Event()
-        self._names: list[str] = []
+        self._images: list[Image] = []
+        self._taken: set[str] = set()  # names that a file system may hold to be the same
+        self._listed, self._list_at = 0, 0.0
         self._failure: StorageError | None = None
         self._thread = threading.Thread(target=self._work, name="prediction-store", daemon=True)
 
@@ -84,11 +94,12 @@ class PredictionStore:
             self._partial.mkdir(exist_ok=True)
             self._owned.acquire(timeout=0)
             if there:
-                self._names = list(stored(self._path))
+                for name in stored(self._path):
+                    self._add(_read_image(self._path, name))
                 for begun in filter(Path.is_dir, self._partial.iterdir()):  # by a run that was killed
                     shutil.rmtree(begun, ignore_errors=True)
             else:
-                self._write_group(".", {"version": "0.5", "bioformats2raw.layout": 3})
+                _write_group(self._path, None)
         except Timeout as error:
             what = f"{self._path} is being written by another process"
             raise StorageError(what, fix="wait until that run has ended") from error
@@ -104,11 +115,15 @@ class PredictionStore:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._closing.set()
         self._thread.join(self._timeout_s)
-        self._owned.release()
         if self._thread.is_alive():
             self._failure = self._failure or self._too_slow()
         else:
+            try:
+                self._list()
+            except OSError as failure:
+                self._failure = self._failure or self._unwritable(failure)
             shutil.rmtree(self._partial, ignore_errors=True)
+        self._owned.release()
         if self._failure is not None:
             if kind is None:
                 raise self._failure
@@ -117,7 +132,7 @@ class PredictionStore:
     @property
     def written(self) -> tuple[str, ...]:
         """Names of the fields that are complete on disk."""
-        return tuple(self._names)
+        return tuple(image.path for image in self._images)
 
     def put(self, prediction: Prediction) -> None:
         """Hand over a prediction; StorageError if an earlier one failed, or the disk does not keep up."""
@@ -141,6 +156,7 @@ class PredictionStore:
             try:
                 prediction = self._queue.get(timeout=_LOOK_S)
             except queue.Empty:
+                self._list_if_due()
                 continue
             if self._failure is not None:
                 continue  # keeps the queue moving, so that nobody waits for a disk that failed
@@ -153,28 +169,50 @@ class PredictionStore:
     def _write(self, prediction: Prediction) -> str:
         with self._disk:
             name = self._name(prediction)
+            begun = self._partial / name.replace("/", "_")
             try:
-                write_field(self._partial / name, prediction, self._colors)
-                (self._partial / name).replace(self._path / name)
+                write_field(begun, prediction, self._colors)
+                (self._path / name).parent.mkdir(parents=True, exist_ok=True)
+                begun.replace(self._path / name)
             except BaseException:
-                shutil.rmtree(self._partial / name, ignore_errors=True)  # a full disk needs the room
+                shutil.rmtree(begun, ignore_errors=True)  # a full disk needs the room
                 raise
-            self._write_group("OME", {"version": "0.5", "series": [*self._names, name]})
-            self._names.append(name)
-            return name
+            self._add(_read_image(self._path, name))
+        self._list_if_due()
+        return name
 
-    def _write_group(self, name: str, ome: Mapping[str, Any]) -> None:
-        group = {"zarr_format": 3, "node_type": "group", "attributes": {"ome": ome}}
-        (self._path / name).mkdir(exist_ok=True)
-        write_whole(self._path / name / "zarr.json", json.dumps(group, indent=2))
+    def _add(self, image: Image) -> None:
+        self._images.append(image)
+        self._taken.add(image.path.casefold())
+
+    def _list_if_due(self) -> None:
+        try:
+            with self._disk:
+                if len(self._images) > self._listed and time.monotonic() >= self._list_at:
+                    self._list()
+        except OSError as error:
+            _log.warning("what lists the predictions was not written, and is tried again: %s", error)
+
+    def _list(self) -> None:
+        """Write which images there are; the more there are, the more seldom."""
+        began = time.monotonic()
+        wells: dict[str, list[Image]] = {}
+        for image in self._images:
+            wells.setdefault(image.well, []).append(image)
+        wells.pop("", None)  # images of a store of version 0.1 lie in no well
+        for well, images in wells.items():
+            _write_group((self._path / well).parent, None)
+            _write_group(self._path / well, describe_well(images))
+        if wells:
+            _write_group(self._path, describe_plate(self._path.name, self._images))
+        self._listed, now = len(self._images), time.monotonic()
+        self._list_at = now + _LISTING_SHARE * (now - began)
 
     def _name(self, prediction: Prediction) -> str:
-        """Folder name of a field; a second prediction of it by the same model gets a number."""
-        base, number = field_name(prediction.info.key, prediction.model), 2
-        name, taken = base, {"ome", *(other.casefold() for other in self._names)}
-        while name.casefold() in taken or (self._path / name).exists():
-            name, number = f"{base}_{number}", number + 1
-        return name
+        """Path of a field's image; a second prediction of it by the same model gets a number."""
+        base = image_path(prediction.info.key, prediction.model)
+        names = itertools.chain([base], (f"{base}no{number}" for number in itertools.count(2)))
+        return next(name for name in names if name.casefold() not in self._taken)
 
     def _unwritable(self, error: Exception) -> StorageError:
         return StorageError(
@@ -191,17 +229,35 @@ class PredictionStore:
         )
 
 
-def field_name(key: StackKey, model: str = "") -> str:
-    """Folder name of a stack's first prediction, by a model as it was asked for; fit for every system."""
-    parts = (key.position, f"t{key.time}", key.channel, *([model] if model else []))
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", "_".join(parts)).strip(".")
-
-
 def stored(path: Path | str) -> tuple[str, ...]:
     """Names of the complete fields of a store, in order of arrival; StorageError if it is none."""
-    _read_json(Path(path) / "zarr.json")
-    listing = Path(path) / "OME" / "zarr.json"
-    return tuple(_read_json(listing)["attributes"]["ome"]["series"]) if listing.exists() else ()
+    path = Path(path)
+    ome = _read_json(path / "zarr.json")["attributes"].get("ome", {})
+    listed = [scales["datasets"][0]["path"].rpartition("/")[0] for scales in ome.get("multiscales", ())]
+    collection = path / "OME" / "zarr.json"  # of a store of version 0.1
+    if collection.exists():
+        listed = [*_read_json(collection)["attributes"]["ome"]["series"], *listed]
+    found = sorted(image.relative_to(path).as_posix() for image in path.glob("*/*/*") if image.is_dir())
+    return tuple(dict.fromkeys([*listed, *(name for name in found if (path / name / "zarr.json").exists())]))
+
+
+def find(path: Path | str, key: StackKey, model: str = "") -> tuple[str, ...]:
+    """Names of a stack's predictions by a model as it was asked for, in order of arrival."""
+    path = Path(path)
+    parts = filter(None, (key.position, f"t{key.time}", key.channel, model))
+    old = re.sub(r"[^A-Za-z0-9_.-]+", "-", "_".join(parts)).strip(".")  # in a store of version 0.1
+    for base, number in ((image_path(key, model), "no"), (old, "_")):
+        names = itertools.chain([base], (f"{base}{number}{n}" for n in itertools.count(2)))
+        there = itertools.takewhile(lambda name: (path / name / "zarr.json").exists(), names)
+        if found := tuple(name for name in there if _is_of(path / name, key, model)):
+            return found
+    # Its name may have been taken by one that differs in capitals only.
+    return tuple(name for name in stored(path) if _is_of(path / name, key, model))
+
+
+def _is_of(folder: Path, key: StackKey, model: str) -> bool:
+    provenance = _read_json(folder / "zarr.json")["attributes"].get("acq_isl", {})
+    return provenance.get("stack", {}).get("key") == asdict(key) and provenance.get("asked_as", "") == model
 
 
 def load(path: Path | str, name: str) -> Prediction:
@@ -220,3 +276,15 @@ def _read_json(path: Path) -> dict[str, Any]:
         what = f"{path.parent} is no store of predictions"
         raise StorageError(what, got=str(error), fix="check the path") from error
     return content
+
+
+def _read_image(path: Path, name: str) -> Image:
+    attributes = _read_json(path / name / "zarr.json")["attributes"]
+    return Image(name, int(attributes["acq_isl"]["stack"]["key"]["time"]), attributes["ome"])
+
+
+def _write_group(folder: Path, ome: Mapping[str, Any] | None) -> None:
+    attributes = {} if ome is None else {"ome": ome}
+    group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "zarr.json", json.dumps(group, indent=2))

@@ -73,9 +73,9 @@ def test_a_run_is_completed_by_engines_of_our_own(run: Path) -> None:
     assert told == results and [one.done for one in results] == [True, True]
     assert "predicted by mean (new)" in results[0].results[0]
     assert Spool(run / "spool").list() == ()
-    assert stored(run / STORE) == ("A1_t0_Phase", "A1_t1_Phase", "A1_t2_Phase")
+    assert stored(run / STORE) == ("A/1/A1t0Phase", "A/1/A1t1Phase", "A/1/A1t2Phase")
     check_predicted(run / STORE, range(3))
-    assert load_prediction(run / STORE, "A1_t2_Phase").model_sha256 == "new"
+    assert load_prediction(run / STORE, "A/1/A1t2Phase").model_sha256 == "new"
     assert replay(run, local(mean=fake.MeanEngine())) == [], "nothing waits any more"
 
 
@@ -114,10 +114,10 @@ def test_stacks_of_several_models_go_to_those_that_did_not_predict_them(tmp_path
     assert len(Spool(tmp_path / "spool").list()) == 2, "both wait for the other model"
     results = replay(tmp_path, local(one=one, two=two))
     assert [result.done for result in results] == [True, True]
-    assert "was predicted before: A1_t1_Phase_one" in results[0].results[0]
+    assert "was predicted before: A/1/A1t1Phaseone" in results[0].results[0]
     assert (one.asked, two.asked) == ([1], [1, 2])
-    assert set(stored(tmp_path / STORE)) == {"A1_t1_Phase_one", "A1_t1_Phase_two", "A1_t2_Phase_two"}
-    assert load_prediction(tmp_path / STORE, "A1_t2_Phase_two").model == "two"
+    assert set(stored(tmp_path / STORE)) == {"A/1/A1t1Phaseone", "A/1/A1t1Phasetwo", "A/1/A1t2Phasetwo"}
+    assert load_prediction(tmp_path / STORE, "A/1/A1t2Phasetwo").model == "two"
 
 
 class Refuses(fake.MeanEngine):  # type: ignore[name-defined, misc]
@@ -135,7 +135,7 @@ def test_what_is_not_predicted_stays(run: Path, engine: object, said: str) -> No
     results = replay(run, local(mean=engine))
     assert all(said in one.results[0] and not one.done for one in results)
     assert len(Spool(run / "spool").list()) == 2
-    assert stored(run / STORE) == ("A1_t0_Phase",)
+    assert stored(run / STORE) == ("A/1/A1t0Phase",)
 
 
 def test_incomplete_and_damaged_stacks_are_named_and_stay(tmp_path: Path) -> None:

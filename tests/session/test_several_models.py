@@ -109,7 +109,7 @@ def test_rules_look_at_labels_of_any_model(result: acq_isl.RunResult) -> None:
 def test_every_models_prediction_is_stored_with_its_own_name_and_labels(result: acq_isl.RunResult) -> None:
     store = result.folder / "predictions.ome.zarr"
     names = stored(store)
-    assert len(names) == 6 and {name.rpartition("_")[2] for name in names} == {"first", "second"}
+    assert len(names) == 6 and {name.partition("Phase")[2] for name in names} == {"first", "second"}
     kept = [load_prediction(store, name) for name in names]
     assert {(one.model, one.model_name, one.labels) for one in kept} == {
         ("first", "first 1", ("nuclei", "axons")),

@@ -17,8 +17,9 @@ import pytest
 from acq_isl.errors import StorageError
 from acq_isl.stack import Distance, Prediction, StackInfo, StackKey, StageTimes
 from acq_isl.storage import prediction_store as store
-from acq_isl.storage.prediction_store import PredictionStore, load, stored
+from acq_isl.storage.prediction_store import PredictionStore, find, load, stored
 
+FIRST, SECOND = "A/1/A1000t0Phase", "A/1/A1001t0Phase"
 COLORS = {"nuclei": "#56B4E9", "dendrites": "#E69F00"}
 
 
@@ -72,15 +73,21 @@ def test_a_store_is_valid_ome_zarr(path: Path) -> None:
     from yaozarrs import v05, validate_zarr_store
 
     validate_zarr_store(str(path))
-    validate_zarr_store(str(path / "A1_000_t0_Phase"))
-    collection = v05.Series.model_validate(store._read_json(path / "OME" / "zarr.json")["attributes"]["ome"])
-    assert collection.series == ["A1_000_t0_Phase", "A1_001_t0_Phase"]
+    validate_zarr_store(str(path / FIRST))
+    ome = store._read_json(path / "zarr.json")["attributes"]["ome"]
+    plate = v05.PlateDef.model_validate(ome["plate"])
+    assert [(well.path, plate.field_count) for well in plate.wells] == [("A/1", 2)]
+    assert [scene["name"] for scene in ome["multiscales"]] == [
+        "A1_000 t0 Phase (predicted)",
+        "A1_001 t0 Phase (predicted)",
+    ]
+    assert ome["omero"]["channels"][0]["label"] == "nuclei (predicted)"
 
 
 def test_what_was_put_reads_back(path: Path) -> None:
-    assert stored(path) == ("A1_000_t0_Phase", "A1_001_t0_Phase")
-    assert same(load(path, "A1_000_t0_Phase"), prediction())
-    assert same(load(path, "A1_001_t0_Phase"), prediction("A1_001", x_um=300.0, seed=2))
+    assert stored(path) == (FIRST, SECOND)
+    assert same(load(path, FIRST), prediction())
+    assert same(load(path, SECOND), prediction("A1_001", x_um=300.0, seed=2))
 
 
 def image(path: Path, name: str) -> Any:
@@ -91,7 +98,7 @@ def image(path: Path, name: str) -> Any:
 
 def test_fields_lie_at_their_stage_coordinates(path: Path) -> None:
     """The middle of 60 columns of .3 um lies 8.85 um right of the middle of the first."""
-    scales = image(path, "A1_001_t0_Phase").multiscales[0]
+    scales = image(path, SECOND).multiscales[0]
     assert [(axis.name, getattr(axis, "unit", None)) for axis in scales.axes] == [
         ("c", None),
         ("y", "micrometer"),
@@ -103,7 +110,7 @@ def test_fields_lie_at_their_stage_coordinates(path: Path) -> None:
 
 
 def test_every_channel_says_it_was_predicted_and_has_a_window(path: Path) -> None:
-    channels = image(path, "A1_000_t0_Phase").omero.channels
+    channels = image(path, FIRST).omero.channels
     assert [channel.label for channel in channels] == [
         "nuclei (predicted)",
         "nuclei (predicted, doubt)",
@@ -121,11 +128,11 @@ def test_every_channel_says_it_was_predicted_and_has_a_window(path: Path) -> Non
 def test_a_colour_that_is_none_becomes_white(tmp_path: Path) -> None:
     with PredictionStore(tmp_path / "p.ome.zarr", {"nuclei": "blueish"}) as writer:
         writer.put(prediction())
-    assert image(tmp_path / "p.ome.zarr", "A1_000_t0_Phase").omero.channels[0].color == "FFFFFF"
+    assert image(tmp_path / "p.ome.zarr", FIRST).omero.channels[0].color == "FFFFFF"
 
 
 def test_provenance_is_kept_with_the_field(path: Path) -> None:
-    kept = store._read_json(path / "A1_000_t0_Phase" / "zarr.json")["attributes"]["acq_isl"]
+    kept = store._read_json(path / FIRST / "zarr.json")["attributes"]["acq_isl"]
     assert kept["predicted"] is True
     assert kept["model"] == {"name": "demo 1", "sha256": "ab" * 32}
     assert kept["engine"] == "onnxruntime cpu fp32"
@@ -141,14 +148,64 @@ def test_names_are_fit_for_every_file_system_and_never_clash(tmp_path: Path) -> 
         for position in ("A/1: x", "A/1: x", "a-1-x", "../up", "A1"):
             writer.put(prediction(position))
     assert stored(path) == (
-        "A-1-x_t0_Phase",
-        "A-1-x_t0_Phase_2",
-        "a-1-x_t0_Phase_3",
-        "-up_t0_Phase",
-        "A1_t0_Phase",
+        "A/1/A1xt0Phase",
+        "A/1/A1xt0Phaseno2",
+        "A/1/a1xt0Phaseno3",
+        "A/1/upt0Phase",
+        "A/1/A1t0Phase",
     )
-    assert same(load(path, "A-1-x_t0_Phase_2"), prediction("A/1: x"))
-    assert not (tmp_path / "up_t0_Phase").exists()
+    assert same(load(path, "A/1/A1xt0Phaseno2"), prediction("A/1: x"))
+    assert find(path, StackKey(0, "A/1: x", "Phase")) == ("A/1/A1xt0Phase", "A/1/A1xt0Phaseno2")
+    assert find(path, StackKey(0, "a-1-x", "Phase")) == ("A/1/a1xt0Phaseno3",)
+    assert find(path, StackKey(0, "a-1-x", "Other")) == ()
+    scenes = store._read_json(path / "zarr.json")["attributes"]["ome"]["multiscales"]
+    assert len({scene["name"] for scene in scenes}) == 5
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_wells_and_time_points_are_those_of_the_positions(tmp_path: Path) -> None:
+    """Rows and columns go by the plate, not by the order of letters and digits."""
+    path = tmp_path / "p.ome.zarr"
+    with PredictionStore(path) as writer:
+        for position, time_point in (("AA1_0", 0), ("B10_0", 0), ("B2_0", 0), ("B2_0", 1), ("Q49_0", 0)):
+            writer.put(prediction(position, time_point=time_point))
+    plate = store._read_json(path / "zarr.json")["attributes"]["ome"]["plate"]
+    assert [row["name"] for row in plate["rows"]] == ["A", "B", "AA"]
+    assert [column["name"] for column in plate["columns"]] == ["1", "2", "10"]
+    assert [well["path"] for well in plate["wells"]] == ["AA/1", "B/10", "B/2", "A/1"]
+    assert [(run["id"], run["name"]) for run in plate["acquisitions"]] == [(0, "time 0"), (1, "time 1")]
+    well = store._read_json(path / "B" / "2" / "zarr.json")["attributes"]["ome"]["well"]
+    assert [(image["path"], image["acquisition"]) for image in well["images"]] == [
+        ("B20t0Phase", 0),
+        ("B20t1Phase", 1),
+    ]
+
+
+def test_a_store_of_version_0_1_is_read_and_added_to(tmp_path: Path) -> None:
+    path = tmp_path / "p.ome.zarr"
+    old = {"version": "0.5", "bioformats2raw.layout": 3}
+    store._write_group(path, old)
+    store.write_field(path / "A1_000_t0_Phase", prediction(), COLORS)
+    store._write_group(path / "OME", {"version": "0.5", "series": ["A1_000_t0_Phase"]})
+    assert find(path, prediction().info.key) == ("A1_000_t0_Phase",)
+    with PredictionStore(path, COLORS, extend=True) as writer:
+        writer.put(prediction("A1_001", seed=2))
+    assert stored(path) == ("A1_000_t0_Phase", SECOND)
+    assert same(load(path, "A1_000_t0_Phase"), prediction())
+    assert same(load(path, SECOND), prediction("A1_001", seed=2))
+    with PredictionStore(path, COLORS, extend=True):
+        pass
+    assert len(stored(path)) == 2
+
+
+def test_what_was_not_listed_before_a_crash_is_found(path: Path) -> None:
+    store._write_group(path, None)
+    (path / "A" / "1" / "zarr.json").unlink()
+    assert stored(path) == (FIRST, SECOND)
+    with PredictionStore(path, extend=True) as writer:
+        writer.put(prediction("A1_002"))
+    assert len(stored(path)) == 3
+    assert len(store._read_json(path / "A" / "1" / "zarr.json")["attributes"]["ome"]["well"]["images"]) == 3
 
 
 def test_nothing_is_left_beside_the_store(path: Path) -> None:
@@ -200,7 +257,7 @@ def test_a_full_disk_keeps_what_was_written_and_says_so(
         for position in ("first", "full", "after"):
             writer.put(prediction(position))
     assert "disk space" in str(caught.value.fix)
-    assert stored(path) == ("first_t0_Phase",)
+    assert stored(path) == ("A/1/firstt0Phase",)
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
