@@ -58,7 +58,7 @@ sim.specimen_neurites sim.specimen.neurites; sim.specimen_objects sim.specimen.c
 sim.specimen_raster sim.specimen.raster; sim.specimen_sensor sim.specimen.sensor;
 sim.synthetic sim.specimen.synthetic; sim.tiff readers.tiff; sim.timeline sim.scope.timeline;
 sim.transmitted sim.optics.transmitted; sim.truth sim.specimen.truth;
-sim.tags sim.view.specimen; simulated_optics experiment.simulated;
+sim.tags sim.view; simulated_optics experiment.simulated;
 store storage.prediction_store; stream.ask stream.swap; stream.courier stream.client_thread;
 stream.endpoint stream.sockets; stream.held stream.pending_stack; stream.job stream.schedule;
 stream.keys stream.sockets; stream.link stream.connection; stream.outbox stream.pending_queue;

@@ -57,8 +57,10 @@ class FaultyEngine:
         """Predict, or what the faults make of it; raises EngineError, and what the engine itself raises."""
         number, seconds = self._stacks, time.monotonic() - self._opened_s
         self._stacks += 1
-        active = [fault for fault in self._faults if fault.active(number, seconds)]
-        for fault in active:
+        wrong: list[EngineWrong] = []
+        for fault in self._faults:
+            if not fault.active(number, seconds):
+                continue
             match fault:
                 case EngineSlow(ms=ms):
                     self._closed.wait(ms / 1000)
@@ -68,13 +70,12 @@ class FaultyEngine:
                 case EngineWrong(how="error"):
                     raise EngineError("the engine failed, as planted", got=str(fault))
                 case EngineWrong():
-                    pass
+                    wrong.append(fault)
                 case _:
                     assert_never(fault)
         prediction = self._engine.predict(stack)
-        for fault in active:
-            if isinstance(fault, EngineWrong):
-                prediction = replace(prediction, mean=self._wrong(fault, prediction, number))
+        for fault in wrong:
+            prediction = replace(prediction, mean=self._wrong(fault, prediction, number))
         return prediction
 
     def close(self) -> None:

@@ -1,40 +1,47 @@
 """How the specimen is lit and what stands in the objective: condenser and back focal plane.
 
-Each modality is one frozen class; apertures are in NA. ``points`` source points make the image;
-``coarse_points`` more of them correct the coarse half of it, where few points go wrong (see
-`acq_isl.sim.optics.wave_optics.Imaging`). ``lamp`` is the spectrum, by default ``wavelength_um`` only;
-``grid_um_na`` the sampling, see `acq_isl.sim.optics.source.FINE_GRID_UM_NA`.
+Each modality is one frozen class; apertures are in NA.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from acq_isl.sim.optics.source import (
-    FINE_GRID_UM_NA,
-    LIVE_GRID_UM_NA,
-    Source,
-    Spectrum,
-    WeightedPoints,
-    sample_annulus,
-    sample_arc,
-    sample_disc,
-)
+from acq_isl.sim.optics import source as light_source
+from acq_isl.sim.optics.source import FINE_GRID_UM_NA, LIVE_GRID_UM_NA, Source, Spectrum, WeightedPoints
 
 _RING_PAD_NA = 0.012
 
 
+@dataclass(frozen=True, slots=True)
 class _Light:
     """What all modalities have in common: without more said, nothing stands in the back focal plane."""
 
-    __slots__ = ()
-    wavelength_um: float
-    points: int
-    lamp: Spectrum | None
+    wavelength_um: float = 0.55
+    medium_index: float = 1.33
+    numerical_aperture: float = 0.49
+    _: KW_ONLY
+    points: int = 12
+    """Source points that make the image."""
+    lamp: Spectrum | None = None
+    """The spectrum, by default ``wavelength_um`` only."""
+    coarse_points: int = 0
+    """More points, for the coarse half of the image; see `acq_isl.sim.optics.wave_optics.Imaging`."""
+    grid_um_na: float = FINE_GRID_UM_NA
+    _APERTURES: ClassVar[tuple[str, ...]] = ("numerical_aperture",)
+
+    def scaled(self, factor: float) -> Self:
+        """The same optics with all apertures multiplied by ``factor``, as with another objective."""
+        new: dict[str, Any] = {}
+        for name in self._APERTURES:
+            old = getattr(self, name)
+            new[name] = tuple(factor * x for x in old) if isinstance(old, tuple) else factor * old
+        return replace(self, **new)
 
     def fill(self, count: int) -> WeightedPoints:
         """That many points, evenly over the source."""
@@ -48,9 +55,8 @@ class _Light:
         """Give each point one wavelength of the lamp, in turn."""
         lamp = self.lamp or Spectrum((self.wavelength_um,), (1.0,))
         turn = np.arange(len(weights)) % len(lamp.weights)
-        return Source(
-            place_na, weights * np.array(lamp.weights)[turn], np.array(lamp.wavelengths_um, np.float64)[turn]
-        )
+        colours = np.array(lamp.wavelengths_um, np.float64)[turn]
+        return Source(place_na, weights * np.array(lamp.weights)[turn], colours)
 
     def ring(
         self, radius_na: NDArray[np.floating], wavelength_um: float | None = None
@@ -59,12 +65,15 @@ class _Light:
         return np.ones(radius_na.shape, np.complex128)
 
 
+@dataclass(frozen=True, slots=True)
 class _Disc(_Light):
-    __slots__ = ()
-    condenser_na: float
+    condenser_na: float = 0.3
+    coarse_points: int = field(default=60, kw_only=True)
+    grid_um_na: float = field(default=LIVE_GRID_UM_NA, kw_only=True)
+    _APERTURES: ClassVar[tuple[str, ...]] = ("numerical_aperture", "condenser_na")
 
     def fill(self, count: int) -> WeightedPoints:
-        return sample_disc(self.condenser_na, count)
+        return light_source.sample_disc(self.condenser_na, count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,27 +84,14 @@ class Brightfield(_Disc):
     Small ``condenser_na`` (radius of the disc) give more contrast out of focus.
     """
 
-    wavelength_um: float = 0.55
-    medium_index: float = 1.33
-    numerical_aperture: float = 0.49
-    condenser_na: float = 0.3
-    points: int = 14
-    lamp: Spectrum | None = None
-    coarse_points: int = 60
-    grid_um_na: float = LIVE_GRID_UM_NA
+    points: int = field(default=14, kw_only=True)
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> Brightfield:
         """A random microscope: NA .42-.58, condenser at 30-80 % of it, lamp 0-60 nm wide."""
         aperture, wavelength = rng.uniform(0.42, 0.58), rng.uniform(0.5, 0.6)
         lamp = Spectrum.band(wavelength, rng.uniform(0.0, 0.06))
-        return cls(wavelength, 1.33, aperture, aperture * rng.uniform(0.3, 0.8), lamp=lamp, coarse_points=60)
-
-    def scaled(self, factor: float) -> Brightfield:
-        """The same optics with all apertures multiplied by ``factor``, as with another objective."""
-        return replace(
-            self, numerical_aperture=self.numerical_aperture * factor, condenser_na=self.condenser_na * factor
-        )
+        return cls(wavelength, 1.33, aperture, aperture * rng.uniform(0.3, 0.8), lamp=lamp)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,27 +100,15 @@ class DIC(_Disc):
 
     Amplitude u(x + s/2) exp(i b/2) - u(x - s/2) exp(-i b/2), which is a factor 2i sin(pi s.f + b/2) on the
     specimen's frequency f; the condenser's prism makes it the same for all source points (Preza, Snyder,
-    Conchello 1999, JOSA A 16:2185). Intensity is relative to the empty medium at this bias.
-
-    Raises
-    ------
-    ValueError
-        The bias is so small that the empty medium would be dark.
+    Conchello 1999, JOSA A 16:2185). Intensity is relative to the empty medium at this bias; ValueError for
+    a bias so small that the empty medium would be dark.
     """
 
-    wavelength_um: float = 0.55
-    medium_index: float = 1.33
-    numerical_aperture: float = 0.49
-    condenser_na: float = 0.3
     # length and direction of s
     shear_um: float = 0.35
     direction_rad: float = np.pi / 4
     bias_rad: float = np.pi / 4
     """B at ``wavelength_um``. Contrast goes with cot(b / 2): small ones show more, and need more light."""
-    points: int = 12
-    lamp: Spectrum | None = None
-    coarse_points: int = 60
-    grid_um_na: float = LIVE_GRID_UM_NA
 
     def __post_init__(self) -> None:
         if not 0.1 <= abs(self.bias_rad) <= np.pi:
@@ -136,19 +120,12 @@ class DIC(_Disc):
         aperture, wavelength = rng.uniform(0.42, 0.58), rng.uniform(0.5, 0.6)
         bias = rng.uniform(np.pi / 6, 5 * np.pi / 6)
         lamp = Spectrum.band(wavelength, rng.uniform(0.0, 0.06))
-        return cls(
-            wavelength, 1.33, aperture, aperture * rng.uniform(0.4, 0.8), rng.uniform(0.2, 0.5),
-            rng.uniform(0, 2 * np.pi), bias, lamp=lamp, coarse_points=60,
-        )  # fmt: skip
+        condenser, shear = aperture * rng.uniform(0.4, 0.8), rng.uniform(0.2, 0.5)
+        return cls(wavelength, 1.33, aperture, condenser, shear, rng.uniform(0, 2 * np.pi), bias, lamp=lamp)
 
     def scaled(self, factor: float) -> DIC:
-        """The same optics with all apertures multiplied by ``factor``, and the shear divided by it."""
-        return replace(
-            self,
-            numerical_aperture=self.numerical_aperture * factor,
-            condenser_na=self.condenser_na * factor,
-            shear_um=self.shear_um / factor,
-        )
+        """As for all modalities; the shear is divided by ``factor``."""
+        return replace(_Disc.scaled(self, factor), shear_um=self.shear_um / factor)
 
     def shear(
         self, fy: NDArray[np.floating], fx: NDArray[np.floating], wavelength_um: float
@@ -170,9 +147,6 @@ class PhaseContrast(_Light):
     ``coarse_points``, 12 reach .99 even when the annulus is decentred.
     """
 
-    wavelength_um: float = 0.55
-    medium_index: float = 1.33
-    numerical_aperture: float = 0.49
     annulus_na: tuple[float, float] = (0.2, 0.235)
     """(float, float); inner and outer radius of the annulus, which are those of the ring too."""
     decentre_na: tuple[float, float] = (0.015, 0.065)
@@ -181,10 +155,7 @@ class PhaseContrast(_Light):
     ring_transmission: float = 0.2
     """Intensity T. The ring turns the phase by a quarter of ``wavelength_um``."""
     dense_is_dark: bool = True  # positive phase contrast; False turns the phase the other way
-    points: int = 12
-    lamp: Spectrum | None = None
-    coarse_points: int = 0
-    grid_um_na: float = FINE_GRID_UM_NA
+    _APERTURES: ClassVar[tuple[str, ...]] = ("numerical_aperture", "annulus_na", "decentre_na")
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> PhaseContrast:
@@ -198,18 +169,8 @@ class PhaseContrast(_Light):
             lamp=Spectrum.band(wavelength, rng.uniform(0.0, 0.06)), coarse_points=60,
         )  # fmt: skip
 
-    def scaled(self, factor: float) -> PhaseContrast:
-        """The same optics with all apertures multiplied by ``factor``, as with another objective."""
-        inner, outer = self.annulus_na
-        return replace(
-            self,
-            numerical_aperture=self.numerical_aperture * factor,
-            annulus_na=(inner * factor, outer * factor),
-            decentre_na=(self.decentre_na[0] * factor, self.decentre_na[1] * factor),
-        )
-
     def fill(self, count: int) -> WeightedPoints:
-        place, weights = sample_annulus(*self.annulus_na, count)
+        place, weights = light_source.sample_annulus(*self.annulus_na, count)
         return place + self.decentre_na, weights
 
     def source(self) -> WeightedPoints:
@@ -241,9 +202,8 @@ class PhaseContrast(_Light):
     ) -> NDArray[np.complex128]:
         inner, outer = self.annulus_na
         inside = (radius_na > inner - _RING_PAD_NA) & (radius_na < outer + _RING_PAD_NA)
-        turn = (-1j if self.dense_is_dark else 1j) ** (
-            self.wavelength_um / (wavelength_um or self.wavelength_um)
-        )
+        waves = self.wavelength_um / (wavelength_um or self.wavelength_um)
+        turn = (-1j if self.dense_is_dark else 1j) ** waves
         return np.where(inside, turn * np.sqrt(self.ring_transmission), 1.0)
 
 
@@ -251,16 +211,9 @@ class PhaseContrast(_Light):
 class Oblique(_Light):
     """Oblique bright field: light from one side only, no ring. Gives relief, as a decentred annulus does."""
 
-    wavelength_um: float = 0.55
-    medium_index: float = 1.33
-    numerical_aperture: float = 0.49
     direction_rad: float = np.pi / 2  # where the light comes from
     reach: tuple[float, float] = (0.6, 0.95)
     """(float, float); inner and outer radius of the arc as fractions of the aperture."""
-    points: int = 12
-    lamp: Spectrum | None = None
-    coarse_points: int = 0
-    grid_um_na: float = FINE_GRID_UM_NA
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> Oblique:
@@ -270,19 +223,15 @@ class Oblique(_Light):
         lamp = Spectrum.band(wavelength, rng.uniform(0.0, 0.06))
         return cls(wavelength, 1.33, aperture, angle, reach, lamp=lamp, coarse_points=60)
 
-    def scaled(self, factor: float) -> Oblique:
-        """The same optics with all apertures multiplied by ``factor``, as with another objective."""
-        return replace(self, numerical_aperture=self.numerical_aperture * factor)
-
     def fill(self, count: int) -> WeightedPoints:
         inner, outer = (part * self.numerical_aperture for part in self.reach)
-        return sample_arc(inner, outer, self.direction_rad, count)
+        return light_source.sample_arc(inner, outer, self.direction_rad, count)
 
 
 Transmitted = PhaseContrast | Oblique | Brightfield | DIC
 
 
-LIVE_PHASE_CONTRAST = PhaseContrast(points=12, coarse_points=60, grid_um_na=LIVE_GRID_UM_NA)
+LIVE_PHASE_CONTRAST = PhaseContrast(coarse_points=60, grid_um_na=LIVE_GRID_UM_NA)
 """What a simulated microscope looks through unless told otherwise: r .99 with a full source."""
 
 

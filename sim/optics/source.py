@@ -25,11 +25,6 @@ class Spectrum:
 
     Source points are dealt the wavelengths (in vacuum) in turn, so a spectrum costs no more than one
     wavelength. Dispersion of the specimen is left out: the optical path is the same at all wavelengths.
-
-    Raises
-    ------
-    ValueError
-        Not as many weights as wavelengths, none at all, or one that is not above 0.
     """
 
     wavelengths_um: tuple[float, ...]
@@ -37,10 +32,8 @@ class Spectrum:
 
     def __post_init__(self) -> None:
         if len(self.wavelengths_um) != len(self.weights) or not self.weights:
-            raise ValueError(
-                f"a lamp needs as many weights as wavelengths, not {len(self.weights)} and "
-                f"{len(self.wavelengths_um)}"
-            )
+            counts = f"{len(self.weights)} and {len(self.wavelengths_um)}"
+            raise ValueError(f"a lamp needs as many weights as wavelengths, not {counts}")
         if min(self.wavelengths_um) <= 0 or min(self.weights) <= 0:
             raise ValueError("wavelengths and weights of a lamp must be above 0")
 
@@ -53,9 +46,6 @@ class Spectrum:
         nodes = special.ndtri((np.arange(colours) + 0.5) / colours)
         sigma = width_um / np.sqrt(8 * np.log(2)) / max(float(nodes.std()), 1e-9)
         return cls(tuple(float(middle_um + sigma * node) for node in nodes), (1 / colours,) * colours)
-
-
-Lamp = Spectrum  # its earlier name
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,10 +83,8 @@ def sample_arc(inner_na: float, outer_na: float, direction_rad: float, count: in
 
 
 def _two_radii(inner_na: float, outer_na: float, count: int) -> NDArray[np.float64]:
-    radius: NDArray[np.float64] = inner_na + (outer_na - inner_na) * np.where(
-        np.arange(count) % 2, 0.75, 0.25
-    )
-    return radius
+    outside: NDArray[np.float64] = np.where(np.arange(count) % 2, 0.75, 0.25)
+    return inner_na + (outer_na - inner_na) * outside
 
 
 def _on_circles(radius: NDArray[np.float64], angle: NDArray[np.float64]) -> Points:

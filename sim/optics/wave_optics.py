@@ -172,14 +172,17 @@ class Imaging:
         return pupil
 
     @cached_property
-    def _pupils(self) -> dict[float, Complex]:
+    def _square(self) -> Floats:
         fy, fx = self._frequencies(self._box)
-        return {colour: self.pupil(fy**2 + fx**2, colour) for colour in self.colours}
+        return fy**2 + fx**2
+
+    @cached_property
+    def _pupils(self) -> dict[float, Complex]:
+        return {colour: self.pupil(self._square, colour) for colour in self.colours}
 
     @cached_property
     def _falls(self) -> dict[float, NDArray[np.float32]]:
-        fy, fx = self._frequencies(self._box)
-        return {colour: self.fall(fy**2 + fx**2, colour) for colour in self.colours}
+        return {colour: self.fall(self._square, colour) for colour in self.colours}
 
     def _beams(self, source: Source) -> tuple[Beam, ...]:
         length = np.array(self.shape) * self.grid_um

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
+import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -31,26 +32,29 @@ class _Move:
 class StageOffsets:
     """How far the stages truly are from where they say, for `StageBacklash` and `SettleTime`.
 
-    Places are (x, y, z) in micrometres, moments `time.perf_counter` in seconds. Not thread-safe.
+    Places are (x, y, z) in micrometres, moments `time.perf_counter` in seconds. Two threads may move them.
     """
 
     def __init__(self, backlashes: Sequence[StageBacklash]) -> None:
         self._backlashes = tuple(backlashes)
         self._moves: deque[_Move] = deque(maxlen=_REMEMBERED_MOVES)
+        self._lock = threading.Lock()
 
     def start_move(self, started_s: float, start_um: Place, target_um: Place) -> None:
         """The stages are told to go somewhere; both places as they report them."""
-        last = self._moves[-1] if self._moves else None
-        off_um = tuple(
-            _HOME if last is None else _take_up(backlash, last.off_um[index], last.start_um, start_um)
-            for index, backlash in enumerate(self._backlashes)
-        )
-        self._moves.append(_Move(started_s, None, start_um, target_um, off_um))
+        with self._lock:
+            last = self._moves[-1] if self._moves else None
+            off_um = tuple(
+                _HOME if last is None else _take_up(backlash, last.off_um[index], last.start_um, start_um)
+                for index, backlash in enumerate(self._backlashes)
+            )
+            self._moves.append(_Move(started_s, None, start_um, target_um, off_um))
 
     def end_move(self, now_s: float) -> None:
         """The stages report that they are there."""
-        if self._moves and self._moves[-1].arrived_s is None:
-            self._moves[-1] = replace(self._moves[-1], arrived_s=now_s)
+        with self._lock:
+            if self._moves and self._moves[-1].arrived_s is None:
+                self._moves[-1] = replace(self._moves[-1], arrived_s=now_s)
 
     def backlash(self, fault: StageBacklash, when_s: float, reported_um: Place) -> Place:
         """True minus reported place: the play operator, which follows once the play is taken up."""

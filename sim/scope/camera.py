@@ -61,18 +61,9 @@ class Camera:
     ) -> CountsImage:
         """Expose once and read out, (y, x) uint8 up to 8 bit, else uint16.
 
-        Parameters
-        ----------
-        light : (y, x) float32
-            1.0 fills the well at the nominal exposure, unbinned.
-        flux : float
-            How much more light than nominal a pixel collects, as `compute_flux` says; 0 in the dark.
-        bit_depth : int
-            Of the digitizer; counts end at ``2**bit_depth - 1``.
-        frame : (int, int)
-            Number of the sequence and of the frame in it; picks the noise.
-        glow : (y, x) float32, optional
-            Electrons that come without light, as `glow` gives them.
+        ``light`` (y, x) float32, 1.0 fills the well at the nominal exposure, unbinned; ``flux`` is how much
+        more a pixel collects (`compute_flux`), 0 in the dark; ``frame`` (sequence, number in it) picks the
+        noise; ``glow`` is electrons without light, as from `glow`.
         """
         camera, top = self.settings, float(2**bit_depth - 1)
         per_electron = top / camera.full_well_e

@@ -14,7 +14,7 @@ from acq_isl.errors import ScopeError
 from acq_isl.sim.view import CameraSettings
 
 CONFIG_FILE = Path(__file__).with_name("simulated.cfg")
-CHANNEL_GROUP, OBJECTIVE_GROUP, FILTER = "Channel", "Objective", "Filter"
+CHANNEL_GROUP, FILTER = "Channel", "Filter"
 PERFUSION, DRUG = "Perfusion", "drug"
 TRANSMITTED_SHUTTER, FLUORESCENCE_SHUTTER = "Transmitted Shutter", "Fluorescence Shutter"
 

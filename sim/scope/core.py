@@ -15,16 +15,13 @@ from acq_isl.sim.scope.faults import PlantedFaults
 from acq_isl.sim.scope.render import Renderer, wait_for_result
 
 # Calls after which the state may be another one, and calls that change what the stage calls 0, 0.
-_CHANGES = (
-    *("set_config", "set_state", "set_state_label", "set_exposure", "set_auto_shutter"),
-    *(
-        "set_shutter_open",
-        "set_shutter_device",
-        "wait_for_device",
-        "wait_for_config",
-        "wait_for_system",
-        "stop",
-    ),
+_CHANGES = ("set_config", "set_state", "set_state_label", "set_exposure", "set_auto_shutter", "stop")
+_CHANGES += (
+    "set_shutter_open",
+    "set_shutter_device",
+    "wait_for_device",
+    "wait_for_config",
+    "wait_for_system",
 )
 _ORIGINS = ("set_origin_xy", "set_origin_x", "set_origin_y", "set_adapter_origin_xy")
 
@@ -171,7 +168,7 @@ def _then_note(name: str) -> Callable[..., Any]:
     def call(core: SimulatedPixels, *args: Any) -> Any:
         result = getattr(core._real, name)(*args)
         if "wait" in name:
-            core._faults.end_move(time.perf_counter())
+            core._faults.offsets.end_move(time.perf_counter())
         core._note()
         return result
 

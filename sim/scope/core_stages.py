@@ -120,7 +120,7 @@ class StageCalls:
         if xy_um is not None:
             x_um, y_um = xy_um[0] + self._origin_um[0], xy_um[1] + self._origin_um[1]
         target_um = (x_um, y_um, there_um if z_um is None else z_um)
-        self._faults.start_move(time.perf_counter(), start_um, target_um)
+        self._faults.offsets.start_move(time.perf_counter(), start_um, target_um)
 
     def _focus(self, label: tuple[str, ...]) -> str:
         return label[0] if label else str(self._device.get_focus_device())

@@ -22,7 +22,7 @@ from acq_isl.experiment.faults import (
     StageBacklash,
     StuckShutter,
 )
-from acq_isl.sim.scope.backlash import Place, StageOffsets
+from acq_isl.sim.scope.backlash import StageOffsets
 from acq_isl.sim.scope.exposure import Exposure
 
 _DROP, _FLICKER = 1, 2  # streams of the seed
@@ -39,7 +39,7 @@ class PlantedFaults:
     def __init__(self, faults: Sequence[ScopeFault], seed: int) -> None:
         self._planted, self._seed = tuple(faults), seed
         self._faults: tuple[ScopeFault, ...] = ()
-        self._offsets = StageOffsets([fault for fault in faults if isinstance(fault, StageBacklash)])
+        self.offsets = StageOffsets([fault for fault in faults if isinstance(fault, StageBacklash)])
         self._failed: Counter[int] = Counter()
         self._began: dict[FocusDrift, float] = {}
         self._lock = threading.Lock()
@@ -72,9 +72,9 @@ class PlantedFaults:
                 began = self._began.setdefault(fault, seconds)
                 off_um = (0.0, 0.0, speed * (seconds - began) / 60)
             case StageBacklash():
-                off_um = self._offsets.backlash(fault, when_s, exposure.stage_um)
+                off_um = self.offsets.backlash(fault, when_s, exposure.stage_um)
             case SettleTime():
-                off_um = self._offsets.settling(fault, when_s, exposure.stage_um)
+                off_um = self.offsets.settling(fault, when_s, exposure.stage_um)
             case LampFlicker(sd=sd):
                 factor = 1.0 + sd * float(self._random(_FLICKER, number).standard_normal())
                 return replace(exposure, lamp=exposure.lamp * max(0.0, factor))
@@ -131,16 +131,6 @@ class PlantedFaults:
             fault.device == device and (fault.times is None or self._failed[index] < fault.times)
             for index, fault in self._active(HardwareTimeout, number, seconds)
         )
-
-    def start_move(self, started_s: float, start_um: Place, target_um: Place) -> None:
-        """The stages are told to go somewhere; both places as they report them."""
-        with self._lock:
-            self._offsets.start_move(started_s, start_um, target_um)
-
-    def end_move(self, now_s: float) -> None:
-        """The stages report that they are there."""
-        with self._lock:
-            self._offsets.end_move(now_s)
 
     def _active(self, kind: type[Kind], number: int, seconds: float) -> Iterator[tuple[int, Kind]]:
         """The faults of a kind that act now, with their place among all."""

@@ -32,17 +32,9 @@ class SimulatedScope:
     sequencing and circular buffer are the core's; the pixels, and the limits of the x-y stage, are ours.
     One at a time per process, any number after another.
 
-    Parameters
-    ----------
-    faults : sequence of ScopeFault
-        What goes wrong on purpose, such as ``[FocusDrift(2), DroppedFrames(every=10)]``
-        (`acq_isl.experiment.faults`).
-
-    Raises
-    ------
-    ScopeError
-        A fault is none of the microscope's. On entering: the device adapters are missing, another core
-        is open, or the core does not start.
+    ``faults`` go wrong on purpose, such as ``[FocusDrift(2), DroppedFrames(every=10)]``
+    (`acq_isl.experiment.faults`). ScopeError if one is none of the microscope's and, on entering, if the
+    device adapters are missing, another core is open, or the core does not start.
     """
 
     def __init__(

@@ -29,13 +29,9 @@ class DoseMap:
         total: defaultdict[_Area, float] = defaultdict(float)
         for exposure in light:
             if channel is None or exposure.channel == channel:
-                x_um, y_um, width, height = (
-                    exposure.x_um,
-                    exposure.y_um,
-                    exposure.width_um,
-                    exposure.height_um,
-                )
-                area = (x_um - width / 2, y_um - height / 2, x_um + width / 2, y_um + height / 2)
+                x_um, y_um = exposure.x_um, exposure.y_um
+                width, height = exposure.width_um / 2, exposure.height_um / 2
+                area = (x_um - width, y_um - height, x_um + width, y_um + height)
                 total[area] += exposure.dose_ms
         return cls(tuple(total.items()))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from acq_isl.sim.specimen.cells import (
     Region,
     Singles,
     Strokes,
+    join,
+    select,
 )
 from acq_isl.stack import Float32Image
 
@@ -70,16 +73,15 @@ def draw_raster(regions: Iterable[Region], window: Window, seed: int, culture: C
     soma = np.zeros_like(path)
     nuclei = np.zeros(path.shape[1:], np.float32)
     bodies, dead = np.zeros_like(nuclei), np.zeros_like(nuclei)
-    spectra = _Spectra(big)
+    regions = tuple(regions)
     for region in regions:
         for cell in region.cells:
             _draw_cell(cell, big, soma, (nuclei, bodies, dead))
         _draw_beads(region.beads, big, path, (nuclei, bodies, dead))
-        spectra.add(region)
     texture = _draw_noise(big, (seed, 1))
     grain = 0.14 * _blur_noise(texture, 1.2) + 0.12 * _blur_noise(texture, 2.5)
     path += soma * (1 + grain)
-    lines, dendrites, axons = spectra.images()
+    lines, dendrites, axons = _draw_strokes(regions, big)
     path += lines
     carpet = _draw_noise(big, (seed, 2))
     for sigma, amount in ((10.0, 0.006), (2.5, 0.0016)):
@@ -203,79 +205,63 @@ def _draw_beads(
                 _brighten(image, target, light * special.expit((radius - np.sqrt(square)) / 0.3))
 
 
-_Places = NDArray[np.floating]
-
-
-class _Spectra:
-    """Neurites as sums of discs, gathered in Fourier space.
+def _draw_strokes(
+    regions: Iterable[Region], window: Window
+) -> tuple[Float32Image, Float32Image, Float32Image]:
+    """Neurites as sums of discs, in Fourier space: path in um per layer, the dendrite and the axon label.
 
     The integral of a disc's indicator along a path is the chord 2 sqrt(r^2 - d^2), the thickness of a
     cylinder: so points along a path, convolved with a disc, are an exactly cylindrical neurite.
     """
+    shape = (fft.next_fast_len(window.rows, True), fft.next_fast_len(window.columns, True))
+    f = np.hypot(fft.fftfreq(shape[0], GRID_UM)[:, None], fft.rfftfreq(shape[1], GRID_UM)[None])
+    f = f.astype(np.float32)
+    # Half a pixel of blur keeps the discs of less than a pixel from ringing.
+    soft = np.exp(-2 * (np.pi * 0.5 * GRID_UM * f) ** 2).astype(np.float32)
+    path = np.zeros((_LAYERS, *f.shape), np.complex64)
+    labels = np.zeros((2, *f.shape), np.complex64)
+    places, tables = zip(*(_near(region, window) for region in regions), strict=True)
+    row, column = np.concatenate(places, axis=1)
+    strokes = functools.reduce(join, tables)
+    for size, radius in enumerate(RADII_UM):
+        drawn = strokes.radius == size
+        if not drawn.any():
+            continue
+        disc = soft * _disc_spectrum(f, radius)
+        for layer in range(_LAYERS):
+            pick = drawn & (strokes.layer == layer)
+            path[layer] += disc * _splat(row[pick], column[pick], strokes.index[pick], shape)
+        for at, weight in enumerate((strokes.dendrite, strokes.axon)):
+            labels[at] += disc * _splat(row[drawn], column[drawn], weight[drawn], shape)
+    scale, cut = STEP_UM / GRID_UM**2, (slice(None), slice(window.rows), slice(window.columns))
+    thick = fft.irfft2(labels, shape)[cut] * scale
+    saturation = np.array([1.6, 0.9], np.float32)[:, None, None]
+    dendrites, axons = (1 - np.exp(-np.clip(thick, 0, None) / saturation)).astype(np.float32)
+    return (fft.irfft2(path, shape)[cut] * scale).astype(np.float32), dendrites, axons
 
-    def __init__(self, window: Window) -> None:
-        self._window = window
-        self._shape = (fft.next_fast_len(window.rows, True), fft.next_fast_len(window.columns, True))
-        self._points: list[tuple[Strokes, _Places, _Places, NDArray[np.bool_]]] = []
 
-    def add(self, region: Region) -> None:
-        strokes = region.strokes
-        column = (strokes.x + region.x) / GRID_UM - 0.5 - self._window.column
-        row = (strokes.y + region.y) / GRID_UM - 0.5 - self._window.row
-        near = (column >= 0) & (column < self._window.columns - 1)
-        near &= (row >= 0) & (row < self._window.rows - 1)
-        if near.any():
-            self._points.append((strokes, row, column, near))
+def _near(region: Region, window: Window) -> tuple[NDArray[np.floating], Strokes]:
+    """Rows and columns (2, point) of the points of a region in a window, and the points."""
+    strokes = region.strokes
+    column = (strokes.x + region.x) / GRID_UM - 0.5 - window.column
+    row = (strokes.y + region.y) / GRID_UM - 0.5 - window.row
+    near = (column >= 0) & (column < window.columns - 1) & (row >= 0) & (row < window.rows - 1)
+    return np.stack([row[near], column[near]]), select(strokes, near)
 
-    def _gathered(self) -> tuple[NDArray[np.complex64], NDArray[np.complex64]]:
-        """Spectra of path by layer and of the two labels; all regions share the transforms."""
-        fy = fft.fftfreq(self._shape[0], GRID_UM)[:, None]
-        fx = fft.rfftfreq(self._shape[1], GRID_UM)[None]
-        f = np.hypot(fy, fx).astype(np.float32)
-        # Half a pixel of blur keeps the discs of less than a pixel from ringing.
-        soft = np.exp(-2 * (np.pi * 0.5 * GRID_UM * f) ** 2).astype(np.float32)
-        path = np.zeros((_LAYERS, *f.shape), np.complex64)
-        labels = np.zeros((2, *f.shape), np.complex64)
-        for size, radius in enumerate(RADII_UM):
-            drawn = [(s, row, column, near & (s.radius == size)) for s, row, column, near in self._points]
-            if not any(pick.any() for *_, pick in drawn):
-                continue
-            disc = soft * _disc_spectrum(f, radius)
-            for layer in range(_LAYERS):
-                there = [(row, column, s.index, pick & (s.layer == layer)) for s, row, column, pick in drawn]
-                path[layer] += disc * self._splat(there)
-            dendrites = [(row, column, s.dendrite, pick) for s, row, column, pick in drawn]
-            axons = [(row, column, s.axon, pick) for s, row, column, pick in drawn]
-            labels[0] += disc * self._splat(dendrites)
-            labels[1] += disc * self._splat(axons)
-        return path, labels
 
-    def _splat(
-        self, drawn: list[tuple[_Places, _Places, Singles, NDArray[np.bool_]]]
-    ) -> NDArray[np.complex64]:
-        """Spectrum of points given as rows, columns, weights and which of them."""
-        row, column, weight = (
-            np.concatenate([part[at][part[3]] for part in drawn]).astype(np.float64) for at in range(3)
-        )
-        r, c = row.astype(np.intp), column.astype(np.intp)
-        v, u = row - r, column - c
-        base = r * self._shape[1] + c
-        where = np.concatenate([base, base + 1, base + self._shape[1], base + self._shape[1] + 1])
-        share = np.concatenate([(1 - v) * (1 - u), (1 - v) * u, v * (1 - u), v * u]) * np.tile(weight, 4)
-        image = np.bincount(where, share, self._shape[0] * self._shape[1]).astype(np.float32)
-        spectrum: NDArray[np.complex64] = fft.rfft2(image.reshape(self._shape))
-        return spectrum
-
-    def images(self) -> tuple[Float32Image, Float32Image, Float32Image]:
-        """Path in um per layer, and the dendrite and axon labels, saturating with thickness."""
-        scale = STEP_UM / GRID_UM**2
-        rows, columns = self._window.rows, self._window.columns
-        lines, labels = self._gathered()
-        path = fft.irfft2(lines, self._shape)[:, :rows, :columns] * scale
-        thick = fft.irfft2(labels, self._shape)[:, :rows, :columns] * scale
-        saturation = np.array([1.6, 0.9], np.float32)[:, None, None]
-        dendrites, axons = 1 - np.exp(-np.clip(thick, 0, None) / saturation)
-        return path.astype(np.float32), dendrites.astype(np.float32), axons.astype(np.float32)
+def _splat(
+    row: NDArray[np.floating], column: NDArray[np.floating], weight: Singles, shape: tuple[int, int]
+) -> NDArray[np.complex64]:
+    """Spectrum of weighted points, each shared by the four pixels around it."""
+    row, column = row.astype(np.float64), column.astype(np.float64)
+    r, c = row.astype(np.intp), column.astype(np.intp)
+    v, u = row - r, column - c
+    base = r * shape[1] + c
+    where = np.concatenate([base, base + 1, base + shape[1], base + shape[1] + 1])
+    share = np.concatenate([(1 - v) * (1 - u), (1 - v) * u, v * (1 - u), v * u]) * np.tile(weight, 4)
+    image = np.bincount(where, share, shape[0] * shape[1]).astype(np.float32)
+    spectrum: NDArray[np.complex64] = fft.rfft2(image.reshape(shape))
+    return spectrum
 
 
 def _disc_spectrum(f: Float32Image, radius_um: float) -> Float32Image:

@@ -110,12 +110,7 @@ class RecordedSpecimen:
     z. Where the pixel size is the recorded one, or a whole multiple, places snap to the recorded pixels,
     so that pixel values and their noise come back unchanged (or exactly binned); else light is
     averaged over the larger pixel or interpolated linearly. Between planes light is interpolated
-    linearly; beyond the ends the last plane stays.
-
-    Raises
-    ------
-    StorageError
-        Wrong number of dimensions, an empty image, labels of another size, no usable pixel size.
+    linearly; beyond the ends the last plane stays. StorageError for images of a wrong or different size.
     """
 
     transmitted: Recording
@@ -158,21 +153,10 @@ class RecordedSpecimen:
     ) -> Self:
         """Read a specimen from (OME-)TIFF files.
 
-        Parameters
-        ----------
-        transmitted : Path
-            z-stack, planes in order.
-        labels : mapping
-            Channel preset and file by label name.
-        pixel_size_um, z_step_um : float, optional
-            Default: what the metadata of ``transmitted`` say.
-        channel : str
-            Preset of transmitted light.
-
-        Raises
-        ------
-        StorageError
-            A file cannot be read, has the wrong shape or type, or nobody knows a length.
+        ``transmitted`` is a z-stack, planes in order, seen in the preset ``channel``; ``labels`` gives
+        channel preset and file by label name; lengths default to what the metadata of ``transmitted`` say.
+        StorageError for a file that cannot be read, has the wrong shape or type, or whose lengths nobody
+        knows.
         """
         images = {
             name: RecordedLabel(preset, _flat(_only_channel(Path(path)).read()))
@@ -219,24 +203,12 @@ class RecordedSpecimen:
     ) -> Self:
         """Read what somebody recorded: TIFF, NDTiff, or OME-Zarr.
 
-        Transmitted light gets the preset Phase. Each other channel is a label, seen in a preset of the
-        channel's name; stacks of it are projected, brightest plane by pixel.
-
-        Parameters
-        ----------
-        path : Path
-            See `acq_isl.readers.read.read_data_set`; the files of `from_folder` are read as it does.
-        transmitted : str, optional
-            Name of the channel of transmitted light. Default: by its name, or the only stack.
-        place : (str or None, int or None)
-            Position and time to take. Default: the position with most channels, at its first time.
-        pixel_size_um, z_step_um : float, optional
-            Default: what the metadata say.
-
-        Raises
-        ------
-        StorageError
-            It cannot be read, or something is not known; says what to give.
+        Transmitted light gets the preset Phase: the channel named ``transmitted``, by default by its name, or
+        the only stack. Each other channel is a label, seen in a preset of its name; stacks of it are
+        projected, brightest plane by pixel. ``place`` is position and time, by default the position with most
+        channels at its first time; lengths default to what the metadata say. Files as `from_folder` takes
+        them are read as it does. StorageError if it cannot be read, or something is not known; says what to
+        give.
         """
         path = Path(path)
         if is_published(path) and transmitted is None:
