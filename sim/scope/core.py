@@ -15,7 +15,14 @@ from acq_isl.sim.scope.faults import PlantedFaults
 from acq_isl.sim.scope.render import Renderer, wait_for_result
 
 # Calls after which the state may be another one, and calls that change what the stage calls 0, 0.
-_CHANGES = ("set_config", "set_state", "set_state_label", "set_exposure", "set_auto_shutter", "stop")
+_CHANGES: tuple[str, ...] = (
+    "set_config",
+    "set_state",
+    "set_state_label",
+    "set_exposure",
+    "set_auto_shutter",
+    "stop",
+)
 _CHANGES += (
     "set_shutter_open",
     "set_shutter_device",
