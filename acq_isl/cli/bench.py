@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import multiprocessing
 import platform
@@ -10,12 +9,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import psutil
 from PIL import Image, ImageDraw, ImageFont
+from pydantic_core import to_json
 
 from acq_isl.engines.backend import Candidate, LoadOptions
 from acq_isl.engines.backends import find_engines
@@ -58,12 +58,6 @@ class Row:
     """Where the median prediction's time went: prepare, tiling, upload, compute, download, decode."""
     note: str = ""  # why it failed, or is not used by itself
 
-    @property
-    def host_share(self) -> float:
-        """Work around the network, as a share of the network's time."""
-        inside = sum(self.shares_ms.get(name, 0.0) for name in ("upload", "compute", "download"))
-        return (sum(self.shares_ms.values()) - inside) / inside if inside else float("nan")
-
 
 @dataclass(slots=True)
 class _Runs:
@@ -82,24 +76,10 @@ def bench(
     threads: int | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> list[Row]:
-    """Measure every engine that is installed.
+    """Measure every engine that is installed on square fields; ModelError if a model cannot be read.
 
-    Engines take turns within each round, so that whatever else the machine does meets all of them.
-
-    Parameters
-    ----------
-    models : sequence of Path or str
-    sides_px : sequence of int
-        Sides of the fields, each at least 1.
-    rounds : int
-        Measured predictions of each engine and size, after one to warm up.
-    tell : callable
-        Is told what is being measured.
-
-    Raises
-    ------
-    ModelError
-        A model cannot be read.
+    ``rounds`` are measured predictions of each engine and size, after one to warm up. Engines take turns
+    within each, so that whatever else the machine does meets all of them.
     """
     rows: list[Row] = []
     for model in models:
@@ -115,7 +95,7 @@ def bench(
                     memory = _peak_mib(model, name, side, threads) if not run.error else float("nan")
                     row = _row(str(model), name, engines[name].name, side, runs, memory)
                     refused = next(candidate.refused for candidate in found if candidate.name == name)
-                    rows.append(row if not refused else _noted(row, f"not accepted: {refused}"))
+                    rows.append(replace(row, note=f"not accepted: {refused}") if refused else row)
             rows += [_failure(str(model), name, why) for name, why in failed.items()]
     return rows
 
@@ -189,10 +169,6 @@ def _failure(model: str, name: str, why: str, side: int = 0) -> Row:
     return Row(model, name, "", side, *(nothing,) * 7, shares_ms={}, note=f"failed: {why}")
 
 
-def _noted(row: Row, note: str) -> Row:
-    return Row(**{**asdict(row), "note": note})
-
-
 def _peak_mib(model: Path | str, name: str, side: int, threads: int | None) -> float:
     """Peak memory of a fresh process, since what this one holds says nothing."""
     context = multiprocessing.get_context("spawn")
@@ -219,13 +195,9 @@ def _own_peak_bytes() -> float:
     if hasattr(info, "peak_wset"):  # Windows
         return float(info.peak_wset)
     status = Path("/proc/self/status")
-    if (
-        status.exists()
-    ):  # Linux, where getrusage would count what the parent held when it started this process
-        peak = next(
-            line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM")
-        )
-        return float(peak.split()[1]) * 1024
+    if status.exists():  # Linux: getrusage counts what the parent held when it started this process
+        words = status.read_text(encoding="utf-8").split()
+        return float(words[words.index("VmHWM:") + 1]) * 1024
     import resource
 
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
@@ -239,14 +211,8 @@ def as_json(rows: Sequence[Row]) -> str:
         "cores": psutil.cpu_count(logical=False),
         "python": platform.python_version(),
     }
-    table = [
-        {
-            key: None if isinstance(value, float) and math.isnan(value) else value
-            for key, value in asdict(row).items()
-        }
-        for row in rows
-    ]
-    return json.dumps({"format": "acq-isl-bench/1", "machine": machine, "rows": table}, indent=1)
+    table = {"format": "acq-isl-bench/1", "machine": machine, "rows": rows}
+    return to_json(table, indent=1, inf_nan_mode="null").decode()
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:

@@ -85,18 +85,8 @@ def _table(rows: list[Row]) -> Table:
         "x: times as fast as onnxruntime fp32, median of rounds; Pearson, max |d|: mean of the worst label "
         "against it; shares of prepare / tiling / upload / compute / download / decode"
     )
-    for title in (
-        "engine",
-        "field",
-        "p50 ms",
-        "p95 ms",
-        "x",
-        "Mpx/s",
-        "MiB",
-        "Pearson",
-        "max |d|",
-        "shares %",
-    ):
+    titles = ("engine", "field", "p50 ms", "p95 ms", "x", "Mpx/s", "MiB", "Pearson", "max |d|", "shares %")
+    for title in titles:
         table.add_column(title, justify="left" if title == "engine" else "right", no_wrap=title != "engine")
     for row in rows:
         if not row.shares_ms:

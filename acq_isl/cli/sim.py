@@ -185,10 +185,7 @@ _EXPOSURE_MS = 50.0
 def on_recording(experiment: Experiment, settings: RecordedSpecimen) -> tuple[Experiment, str]:
     """The demo's experiment with the planes, channels and camera of a recording, and what that is in words.
 
-    Raises
-    ------
-    StorageError
-        The recording cannot be read, or something about it is not known.
+    StorageError if the recording cannot be read, or something about it is not known.
     """
     import useq
 

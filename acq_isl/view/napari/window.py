@@ -232,17 +232,9 @@ def view(folder: Path) -> None:
 
 
 def watch(folder: Path | str, viewer: Any = None) -> Any:
-    """Show the newest run in a folder in a viewer, and go on; for notebooks (``%gui qt`` first).
+    """Show the newest run in a folder in a napari viewer, by default a new one, and go on.
 
-    Parameters
-    ----------
-    viewer : napari.Viewer, optional
-        A new one by default.
-
-    Raises
-    ------
-    AcqIslError
-        napari is not installed, or a new window cannot be opened here.
+    For notebooks (``%gui qt`` first). AcqIslError: napari is not installed, or no window can be opened here.
     """
     if viewer is None:
         check()

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import math
 import struct
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic_core import to_json
 
 from acq_isl.events import Predicted, Seen
 from acq_isl.processing.display import stretched
@@ -46,8 +45,7 @@ def packet(message: Message) -> Packet:
     elif isinstance(message.event, Predicted):
         jpegs = [_jpeg(plane) for plane in (*message.images[0], message.images[1])]
     header = {**json.loads(bytes(encode(message)[0])), "jpegs": [len(jpeg) for jpeg in jpegs]}
-    # NaN and infinity are no JSON for a browser.
-    text = json.dumps(_finite(header), allow_nan=False).encode()
+    text = to_json(header, inf_nan_mode="null")  # NaN and infinity are no JSON for a browser
     frame = b"".join([struct.pack("<I", len(text)), text, *jpegs])
     jpeg_bytes = sum(header["jpegs"])
     return Packet(message.run, message.seq, message.event, (), message.sent, frame, jpeg_bytes)
@@ -59,18 +57,6 @@ def _jpeg(plane: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(plane).save(buffer, "JPEG", quality=_QUALITY)
     return buffer.getvalue()
-
-
-def _finite(value: Any) -> Any:
-    match value:
-        case dict():
-            return {key: _finite(entry) for key, entry in value.items()}
-        case list():
-            return [_finite(entry) for entry in value]
-        case float() if not math.isfinite(value):
-            return None
-        case _:
-            return value
 
 
 class Viewer:
