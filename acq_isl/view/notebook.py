@@ -5,8 +5,8 @@ Everything predicted has a hatched border and a badge; colours are readable in l
 
 from __future__ import annotations
 
-import html
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 _EDGE_PX = 220
 _MOST_PLANES = 5
 _MOST_FIELDS = 12
-_TAB = "display:block;font:700 11px sans-serif;padding:3px 6px;letter-spacing:.04em;"
-_BADGE = f"<span style='{_TAB}background:#7a4b00;color:#ffffff'>PREDICTED</span>"
-_PLAIN = f"<span style='{_TAB}background:#d9dad6;color:#1b1d21'>MEASURED</span>"
-_CELL = f"display:inline-block;vertical-align:top;margin:0 10px 10px 0;width:{_EDGE_PX + 12}px"
-_HATCH = (
-    "border:6px solid #b3700a;"
-    "border-image:repeating-linear-gradient(45deg,#b3700a 0 4px,transparent 4px 8px) 6"
-)
-_NO_BORDER = "border:6px solid transparent"
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """A picture with its badge; lines of the caption are kept."""
+
+    source: str
+    caption: str
+    predicted: bool
 
 
 def stack_html(stack: ZStack) -> str:
@@ -40,44 +40,35 @@ def stack_html(stack: ZStack) -> str:
     shown = sorted({round(number) for number in np.linspace(0, info.planes - 1, count)})
     low, high = display_range(stack.pixels[:, ::4, ::4])
     pictures = [
-        _figure(
-            stretched(reduced(stack.pixels[number], _EDGE_PX), low, high),
-            f"z {info.z_um[number]:g} µm",
-            predicted=False,
-        )
+        _picture(stretched(reduced(stack.pixels[number], _EDGE_PX), low, high), f"z {info.z_um[number]:g} µm")
         for number in shown
     ]
     facts = {**_facts(info), "type": f"{stack.pixels.dtype}, {stack.pixels.nbytes / 2**20:.1f} MiB"}
-    return _block(f"Z-stack {info.key}", _table(facts) + _row(pictures))
+    return _page(f"Z-stack {info.key}", facts, pictures)
 
 
 def prediction_html(prediction: Prediction) -> str:
     """A prediction: every label in its hue and its doubt, what computed it, and what to mind."""
     pictures = []
     for number, name in enumerate(prediction.display_names):
-        hue = PALETTE[number % len(PALETTE)]
         mean = stretched(reduced(prediction.mean[number], _EDGE_PX), 0.0, 1.0)
-        pictures.append(_figure(tinted(mean, hue), name, predicted=True))
+        pictures.append(_picture(tinted(mean, PALETTE[number % len(PALETTE)]), name, predicted=True))
     doubt = stretched(reduced(prediction.spread.max(axis=0), _EDGE_PX), 0.0, 1.0)
-    pictures.append(_figure(doubt, "doubt (predicted), the least sure label", predicted=True))
-    times = prediction.times
+    pictures.append(_picture(doubt, "doubt (predicted), the least sure label", predicted=True))
     facts = {
         **_facts(prediction.info),
         "model": f"{prediction.model_name} ({prediction.model_sha256[:12]})",
-        "engine": f"{prediction.engine}, inference {times.infer_ms:.0f} ms",
+        "engine": f"{prediction.engine}, inference {prediction.times.infer_ms:.0f} ms",
     }
-    minds = "".join(f"<p><b>Mind:</b> {_safe(text)}</p>" for text in prediction.warnings)
     title = f"Prediction for {prediction.info.key}: computed, never measured"
-    return _block(title, minds + _table(facts) + _row(pictures))
+    return _page(title, facts, pictures, prediction.warnings)
 
 
 def outcome_html(outcome: Refusal | Unpredicted) -> str:
     """A stack without a prediction: why, and what to do."""
     if isinstance(outcome, Refusal):
-        facts = {"reason": outcome.reason, "to fix": outcome.fix}
-        return _block(f"Refused: {outcome.info.key}", _table(facts))
-    facts = {"reason": outcome.reason, "waits in": outcome.where}
-    return _block(f"Not predicted: {outcome.info.key}", _table(facts))
+        return _page(f"Refused: {outcome.info.key}", {"reason": outcome.reason, "to fix": outcome.fix})
+    return _page(f"Not predicted: {outcome.info.key}", {"reason": outcome.reason, "waits in": outcome.where})
 
 
 def run_html(result: Any) -> str:
@@ -93,12 +84,11 @@ def run_html(result: Any) -> str:
         "folder": str(result.folder),
         "report": str(result.report),
     }
-    warnings = "".join(f"<p><b>Mind:</b> {_safe(text)}</p>" for text in record.warnings)
     fields = sorted(record.fields, key=lambda field: (not field.chosen, field.rank or len(record.fields) + 1))
     pictures = [_field(field) for field in fields[:_MOST_FIELDS]]
     more = len(fields) - len(pictures)
-    rest = f"<p>{more} more fields are in the report.</p>" if more > 0 else ""
-    return _block(f"Run: {record.name}", warnings + _table(facts) + _row(pictures) + rest)
+    note = f"{more} more fields are in the report." if more > 0 else ""
+    return _page(f"Run: {record.name}", facts, pictures, record.warnings, note)
 
 
 def session_html(session: Any) -> str:
@@ -111,13 +101,11 @@ def session_html(session: Any) -> str:
         if outcome is not None:
             place = f"x {outcome.info.x_um:.0f}, y {outcome.info.y_um:.0f} µm"
             words = field.choice.reason if field.choice else field.status or "waiting"
-        rows.append(
-            f"<tr><td>{chosen}{_safe(str(field.request.key))}</td><td>{place}</td>"
-            f"<td style='text-align:left'>{_safe(words)}</td></tr>"
-        )
-    head = "<tr><th>field</th><th>place</th><th style='text-align:left'>what is known</th></tr>"
-    table = f"<table>{head}{''.join(rows)}</table>" if rows else "<p>Nothing imaged yet.</p>"
-    return _block(f"Session: {session.name}", table)
+        rows.append((f"{chosen}{field.request.key}", place, words))
+    title = f"Session: {session.name}"
+    if not rows:
+        return _page(title, {}, note="Nothing imaged yet.")
+    return _filled(title=title, head=("field", "place", "what is known"), rows=rows)
 
 
 def register(shell: Any) -> None:
@@ -135,11 +123,11 @@ def register(shell: Any) -> None:
         formatter.for_type_by_name(module, name, function)
 
 
-def _field(field: FieldRecord) -> str:
+def _field(field: FieldRecord) -> _Picture:
     chosen = f"{field.rank}. chosen, " if field.chosen and field.rank else ""
     measured = f"\n{field.measured.name}: {readable(field.measured)}" if field.measured else ""
     picture = reduced(field.thumbnail, _EDGE_PX).astype(np.uint8)
-    return _figure(picture, f"{chosen}{field.info.key.position}{measured}", predicted=False)
+    return _picture(picture, f"{chosen}{field.info.key.position}{measured}")
 
 
 def _facts(info: StackInfo) -> dict[str, str]:
@@ -153,33 +141,24 @@ def _facts(info: StackInfo) -> dict[str, str]:
     }
 
 
-def _figure(picture: NDArray[np.uint8], caption: str, *, predicted: bool) -> str:
-    """A picture with its badge; lines of the caption are kept."""
-    words = "<br>".join(_safe(line) for line in caption.splitlines())
-    return (
-        f"<figure style='{_CELL}'><div style='{_HATCH if predicted else _NO_BORDER}'>"
-        f"{_BADGE if predicted else _PLAIN}"
-        f"<img style='display:block;width:100%' alt='{_safe(caption)}' src='{data_uri(picture)}'></div>"
-        f"<figcaption style='font-size:12px'>{words}</figcaption></figure>"
+def _picture(picture: NDArray[np.uint8], caption: str, *, predicted: bool = False) -> _Picture:
+    return _Picture(data_uri(picture), caption, predicted)
+
+
+def _page(
+    title: str,
+    facts: dict[str, str],
+    pictures: Sequence[_Picture] = (),
+    minds: Sequence[str] = (),
+    note: str = "",
+) -> str:
+    return _filled(title=title, rows=list(facts.items()), pictures=pictures, minds=minds, note=note)
+
+
+def _filled(**words: Any) -> str:
+    from jinja2 import Environment, PackageLoader
+
+    pages = Environment(
+        loader=PackageLoader("acq_isl"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-
-
-def _table(facts: Mapping[str, Any]) -> str:
-    rows = "".join(
-        f"<tr><th style='text-align:left;padding-right:12px'>{_safe(name)}</th>"
-        f"<td style='text-align:left'>{_safe(str(value))}</td></tr>"
-        for name, value in facts.items()
-    )
-    return f"<table>{rows}</table>"
-
-
-def _row(pictures: Iterable[str]) -> str:
-    return f"<div style='margin-top:8px'>{''.join(pictures)}</div>"
-
-
-def _block(title: str, body: str) -> str:
-    return f"<div class='acq-isl'><b>{_safe(title)}</b>{body}</div>"
-
-
-def _safe(text: str) -> str:
-    return html.escape(text, quote=True)
+    return pages.get_template("notebook.html").render(edge=_EDGE_PX, **words)
