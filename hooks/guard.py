@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,7 @@ from acq_isl.hooks.image_hooks import ImageHooks
 from acq_isl.hooks.measured_data import open_measured, read_slices, require_space
 from acq_isl.hooks.progress import Progress, axes_key, axes_list
 from acq_isl.hooks.pycromanager_backend import Run, find_hardware, open_run, uses_python_backend
+from acq_isl.hooks.signals import StopSignals
 from acq_isl.hooks.user_calls import call_within
 from acq_isl.hooks.user_hooks import EventHooks, UserHooks
 from acq_isl.hooks.watchdog import Safety, Watchdog
@@ -43,8 +45,8 @@ class GuardedAcquisition:
     """A microscope for a session, around one ``pycromanager.Acquisition``.
 
     Every hang and every silent loss of Pycro-Manager becomes an `AcqIslError`, or the right data. Use it
-    as a context manager: leaving it, also by an exception or Ctrl-C, stops the camera, closes the shutter,
-    and leaves a readable dataset.
+    as a context manager: leaving it, also by an exception, Ctrl-C, SIGTERM or SIGHUP, stops the camera,
+    closes the shutter, and leaves a readable dataset.
 
     Parameters
     ----------
@@ -84,8 +86,16 @@ class GuardedAcquisition:
         self._path: Path | None = None
         self._memory: Any = None
         self._raised: AcqIslError | None = None
+        self._signals = StopSignals()
 
     def __enter__(self) -> Self:
+        with ExitStack() as cleanup:
+            cleanup.enter_context(self._signals)
+            self._enter()
+            cleanup.pop_all()
+        return self
+
+    def _enter(self) -> None:
         hardware = find_hardware()
         rules = EventRules(hardware, self._limits)
         self._check_space(hardware, 0)
@@ -97,12 +107,16 @@ class GuardedAcquisition:
         watchdog = Watchdog(run, self._progress, hardware, self._safety.watchdog_s)
         self._open = _Open(run, watchdog, hardware, rules, hooks)
         self._path = run.path
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        failures = [failure for failure in self._close(error) if failure not in (error, self._raised)]
+        self._signals.hold()
+        try:
+            found = self._close(error)
+        finally:
+            self._signals.__exit__()
+        failures = [failure for failure in found if failure not in (error, self._raised)]
         for failure in failures[0 if error is not None else 1 :]:
             logger.warning("while closing the acquisition: %s", failure)
         if error is not None:

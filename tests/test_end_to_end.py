@@ -17,11 +17,14 @@ import pytest
 
 import acq_isl
 from acq_isl.cli import app as cli
-from acq_isl.events import Event
+from acq_isl.commands import Stop
+from acq_isl.events import Event, RunStatus
 from acq_isl.hooks import open_measured, read_slices
 from acq_isl.stack import Prediction, Unpredicted
 from acq_isl.storage.decision_log import verify
 from acq_isl.storage.prediction_store import load, stored
+from acq_isl.view.feed.address import read_address
+from acq_isl.view.feed.reader import FeedReader
 
 SMALL = """
 name: small
@@ -219,8 +222,45 @@ def test_a_stack_that_does_not_fit_is_refused_with_the_fix(tmp_path: Path) -> No
     assert "contrast is inverted" in result.report.read_text(encoding="utf-8")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C cannot be sent to one process on Windows")
-def test_ctrl_c_stops_cleanly_and_keeps_what_was_captured(tmp_path: Path) -> None:
+class Stopper:
+    """Watches a run as the page does, and ends it in one of the ways there are."""
+
+    def __init__(self, folder: Path) -> None:
+        self._reader = FeedReader(read_address(folder))
+        self.states: list[str] = []
+
+    def __enter__(self) -> Stopper:
+        self._reader.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._reader.__exit__()
+
+    def stop(self, process: subprocess.Popen[str], how: int | Stop) -> None:
+        if isinstance(how, int):
+            process.send_signal(how)
+        else:
+            assert self._reader.send(how, by="test").taken
+        while process.poll() is None:
+            self._reader.wait(0.1)
+            for message in self._reader.take():
+                if isinstance(message.event, RunStatus):
+                    self.states.append(message.event.state)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals cannot be sent to one process on Windows")
+@pytest.mark.parametrize(
+    "how, code, words",
+    [
+        (signal.SIGINT, 130, "ended early: stopped by Ctrl-C"),
+        (signal.SIGTERM, 143, "ended early: stopped by SIGTERM"),
+        pytest.param(signal.SIGHUP, 129, "ended early: stopped by SIGHUP", marks=pytest.mark.slow),
+        (Stop(), 130, "stopped by the operator after"),
+    ],
+)
+def test_a_run_is_stopped_cleanly_and_keeps_what_was_captured(
+    tmp_path: Path, how: int | Stop, code: int, words: str
+) -> None:
     path = tmp_path / "experiment.yaml"
     path.write_text(
         SMALL.replace("columns: 3", "columns: 40").replace("exposure: 5}", "exposure: 10}"), encoding="utf-8"
@@ -236,12 +276,15 @@ def test_ctrl_c_stops_cleanly_and_keeps_what_was_captured(tmp_path: Path) -> Non
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("*_small/predictions.ome.zarr/p00_*")) and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130, told
     (folder,) = tmp_path.glob("*_small")
-    assert str(folder) in told.replace("\n", "")
-    assert "ended early" in (folder / "report.html").read_text(encoding="utf-8")
+    with Stopper(folder) as stopper:
+        stopper.stop(process, how)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == code, told
+    assert "stopping" in stopper.states
+    assert str(folder) in told.replace("\n", "") or isinstance(how, Stop)
+    assert words in (folder / "report.html").read_text(encoding="utf-8")
+    assert verify(folder / "decisions.jsonl").closed and not (folder / "live.json").exists()
     axes = [{"time": 0, "position": "p00_000", "channel": "Phase", "z": index} for index in range(13)]
     with open_measured(folder / "measured_1") as dataset:
         assert read_slices(dataset, axes).shape == (13, 192, 192)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
+import threading
 import time
+from typing import NoReturn
 
 import typer
+from rich.markup import escape
 
 from acq_isl.cli import build, engines, models, run, serve, sim, train, view
-from acq_isl.cli.console import show_error
+from acq_isl.cli.console import err, show_error
 from acq_isl.errors import AcqIslError
+
+_PATIENCE_S = 5.0
 
 cli = typer.Typer(
     name="acq-isl",
@@ -21,11 +28,32 @@ for topic in (run, view, sim, serve, engines, build, models, train):
     cli.add_typer(topic.commands)
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Entry point: every failure is a sentence and a non-zero exit code, never a traceback by default."""
     started = time.monotonic()
     try:
         cli()
+        code = 0
     except AcqIslError as error:
         show_error(error, time.monotonic() - started)
-        sys.exit(1)
+        code = 1
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    # At its end Python waits for threads, and a user's function in one of them may never return.
+    threading.Thread(target=_insist, args=(code,), name="acq-isl exit", daemon=True).start()
+    sys.exit(code)
+
+
+def _insist(code: int) -> None:
+    """End the process a while after its main thread, though others hang; without any this ends with it."""
+    threading.main_thread().join()
+    time.sleep(_PATIENCE_S)
+    frames = sys._current_frames()
+    for thread in threading.enumerate():
+        frame = frames.get(thread.ident or 0)
+        if not thread.daemon and thread is not threading.main_thread() and frame is not None:
+            where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+            err.print(f"[yellow]mind[/] {escape(thread.name)} did not end; it was left at {escape(where)}")
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(code)

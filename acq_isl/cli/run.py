@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from acq_isl.view.web.server import PageSettings
 
 commands = typer.Typer()
+_CTRL_C = 130
 
 Model = Annotated[str, typer.Option(help="Model file (.onnx), or 'demo', which ships with acq-isl.")]
 Output = Annotated[Path | None, typer.Option(help="Where run folders are made.", show_default="acq-isl-runs")]
@@ -144,6 +145,7 @@ def _adjusted(experiment: Experiment, output: Path | None, engine: str | None) -
 
 
 def _run(experiment: Experiment, *, sim: bool, verbose: bool, web: PageSettings | None) -> None:
+    from acq_isl.hooks import StoppedBySignal
     from acq_isl.session.runner import run as run_experiment
 
     configure_logging(verbose)
@@ -151,12 +153,14 @@ def _run(experiment: Experiment, *, sim: bool, verbose: bool, web: PageSettings 
         try:
             result = run_experiment(experiment, sim=sim, watch=show_page, views=[_ProgressBars()])
         except KeyboardInterrupt as stop:
-            err.print("[red bold]stopped by Ctrl-C[/]")
+            err.print(f"[red bold]{escape(str(stop) or 'stopped by Ctrl-C')}[/]")
             show_notes(stop)
-            raise typer.Exit(130) from None
+            raise typer.Exit(stop.exit_code if isinstance(stop, StoppedBySignal) else _CTRL_C) from None
         _summary(result.record)
         out.print(f"\nresults  {result.folder}")
         out.print(f"report   {result.report}")
+    if result.stopped:
+        raise typer.Exit(_CTRL_C)
 
 
 def _summary(record: RunRecord) -> None:

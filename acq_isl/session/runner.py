@@ -10,10 +10,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from acq_isl.errors import StorageError
-from acq_isl.events import Bound, EventHandler, PlannedField, RunEnded, RunStarted, ignore_event
+from acq_isl.events import (
+    Bound,
+    EventHandler,
+    PlannedField,
+    RunEnded,
+    RunStarted,
+    StateChanged,
+    ignore_event,
+)
 from acq_isl.experiment.experiment import Experiment, SimulatedMicroscope
 from acq_isl.experiment.planning import Cycle
-from acq_isl.hooks import GuardedAcquisition, OpenMicroscope, Safety, call_user_function, open_microscope
+from acq_isl.hooks import (
+    GuardedAcquisition,
+    OpenMicroscope,
+    Safety,
+    StopSignals,
+    call_user_function,
+    open_microscope,
+)
 from acq_isl.protocols import RunView
 from acq_isl.record import Counts, RunRecord
 from acq_isl.report.report import write_report
@@ -83,6 +98,8 @@ class RunResult:
     report: Path
     """One HTML file."""
     record: RunRecord
+    stopped: bool = False
+    """An operator ended it before everything was imaged."""
 
     @property
     def chosen(self) -> tuple[str, ...]:
@@ -114,13 +131,15 @@ def run(
     AcqIslError
         The run could not be started or ended early. What was captured until then is kept, and a
         report of it is written; the error's notes say where.
+    StoppedBySignal
+        A KeyboardInterrupt: Ctrl-C, SIGTERM, SIGHUP or a closed terminal ended it, with the same care.
     """
     experiment = simulated(experiment) if sim else experiment
-    with open_microscope(experiment.microscope) as scope:
+    with StopSignals() as signals, open_microscope(experiment.microscope) as scope:
         plan = prepare(experiment, scope)
         folder = new_folder(experiment)
         try:
-            return _carry_out(experiment, scope, plan, folder, Views(folder, watch, views))
+            return _carry_out(experiment, scope, plan, folder, Views(folder, watch, views), signals)
         except BaseException as error:
             error.add_note(f"what was captured until then is in {folder}")
             raise
@@ -132,6 +151,7 @@ def _carry_out(
     plan: tuple[Cycle, ...],
     folder: Path,
     views: Views,
+    signals: StopSignals,
 ) -> RunResult:
     """Run with everything open; the report is written however it ends."""
     (folder / "experiment.yaml").write_text(experiment.to_yaml(), encoding="utf-8")
@@ -139,13 +159,17 @@ def _carry_out(
     record: RunRecord | None = None
     failure = ""
     report = folder / "report.html"
+    signals.tell = lambda why: views.handle(StateChanged("stopping", why))
     with views:
         session: Session | None = None
         try:
             with _opened(experiment, scope, folder, plan, views) as parts:
                 views.handle(parts.start(started, folder, scope, plan))
                 session = Session(experiment, plan, parts.tools)
-                session.run()
+                try:
+                    session.run()
+                finally:
+                    signals.hold()
         except BaseException as error:
             failure = f"the run ended early: {error or type(error).__name__}"
             raise
@@ -159,7 +183,7 @@ def _carry_out(
                 record = grade(record, experiment, session, stored, scope.simulated)
                 write_report(report, record)
             views.handle(RunEnded(failure, str(report) if record is not None else ""))
-    return RunResult(folder, report, record)
+    return RunResult(folder, report, record, session.stopped)
 
 
 def _with_ending(record: RunRecord, folder: Path, failure: str) -> RunRecord:

@@ -123,6 +123,11 @@ class Session:
         self._visits = 0
         self._operator = Operator(tools.commands, self._visit, self._note_command, tools.emit)
 
+    @property
+    def stopped(self) -> bool:
+        """Whether an operator has ended it."""
+        return self._operator.stopping
+
     def run(self) -> None:
         """Acquire, predict, choose and revisit, one time point after the other.
 

@@ -62,13 +62,13 @@ class ViewThread:
                 while (taken := self._queue.take(_LOOK_S)) is not None or not self._stopping.is_set():
                     if taken is not None:
                         self._view.handle(taken[1])
-            except Exception:
+            except (Exception, SystemExit):
                 log.warning("the view %s failed; it gets no more events", self._name, exc_info=True)
 
     def _close(self) -> None:
         try:
             self._view.close()
-        except Exception:
+        except (Exception, SystemExit):
             log.warning("the view %s failed at its end", self._name, exc_info=True)
 
 
@@ -103,7 +103,7 @@ class Views:
         for handler in self._handlers:
             try:
                 handler(event)
-            except Exception:
+            except (Exception, SystemExit):
                 self._handlers = [other for other in self._handlers if other is not handler]
                 log.warning("a watcher of the run failed; it gets no more events", exc_info=True)
 

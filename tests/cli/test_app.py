@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -64,3 +65,20 @@ def test_serving_beyond_this_computer_needs_keys(
 @pytest.mark.parametrize("arguments", [("fly",), ("run",), ("run", "--sim"), ("demo", "--nonsense")])
 def test_wrong_usage_is_exit_code_2(arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(monkeypatch, *arguments) == 2
+
+
+def test_a_thread_that_never_returns_does_not_keep_the_process(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, threading, typer\nfrom acq_isl.cli import app\n"
+        "@app.cli.command()\n"
+        "def hang():\n"
+        "    threading.Thread(target=threading.Event().wait, name='a hook').start()\n"
+        "    raise typer.Exit(3)\n"
+        "app._PATIENCE_S = 0.2\n"
+        "sys.argv = ['acq-isl', 'hang']\n"
+        "app.main()\n"
+    )
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 3
+    assert "a hook did not end" in ended.stderr

@@ -18,7 +18,7 @@ from typing import Self, assert_never
 
 import zmq
 
-from acq_isl.commands import Command, describe
+from acq_isl.commands import Command, Stop, describe
 from acq_isl.errors import AcqIslError, StorageError, WireError
 from acq_isl.events import OVER, Event
 from acq_isl.stream.sockets import Waker
@@ -203,6 +203,12 @@ class Feed:
                 text = f"{_MAX_COMMANDS} commands wait already for the stack that is being acquired"
                 return Answer(id=give.id, taken=False, text=text)
             self._commands.append(give.order)
+        if isinstance(give.order, Stop):
+            # Told at once; the session itself looks between two stacks only.
+            log.warning("the run stops after the stack that is being acquired, as %s wants", give.by)
+            why = "the stack that is being acquired is finished first"
+            self._maker.state = replace(self._maker.state, state="stopping", why=why)
+            self._unsent_status = True
         return Answer(id=give.id, taken=True, text=f"{what}: after the stack that is being acquired")
 
     def _wait(self, longest_s: float) -> None:
