@@ -68,7 +68,7 @@ class PlannedField:
 
     @classmethod
     def of(cls, request: StackRequest) -> Self:
-        z_um = (request.z_um[0] + request.z_um[-1]) / 2
+        z_um = (min(request.z_um) + max(request.z_um)) / 2
         return cls(request.key, request.x_um, request.y_um, z_um, len(request.z_um))
 
 

@@ -87,7 +87,7 @@ def visits(sequence: useq.MDASequence, field: StackRequest, time: int) -> tuple[
             "the revisit names positions, a grid or times of its own",
             fix="leave stage_positions, grid_plan and time_plan out of revisit: it goes to the chosen fields",
         )
-    middle_um = (field.z_um[0] + field.z_um[-1]) / 2
+    middle_um = (min(field.z_um) + max(field.z_um)) / 2
     here = useq.AbsolutePosition(x=field.x_um, y=field.y_um, z=middle_um, name=field.key.position)
     placed = sequence.replace(stage_positions=(here,))
     stacks = _stacks(placed, Optics("fluorescence", "unknown"), predict=False)

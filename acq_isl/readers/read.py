@@ -6,6 +6,7 @@ import logging
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from acq_isl.compatibility import Refuse, check
 from acq_isl.errors import StackRefused, StorageError
 from acq_isl.manifest import Manifest
 from acq_isl.readers.image_folder import ImageFolderReader
@@ -111,11 +112,7 @@ def read_stack(path: Path, manifest: Manifest, pixel_size_um: float | None = Non
     """Read the stack of transmitted light of a path for a model.
 
     Pixel size and heights are those that are stated, else those of the metadata, else the model's own.
-
-    Raises
-    ------
-    StackRefused
-        It cannot be read, or has another number of planes.
+    `StackRefused` if it cannot be read or does not fit the model, see `acq_isl.compatibility.check`.
     """
     try:
         field = read_field(path)
@@ -123,7 +120,8 @@ def read_stack(path: Path, manifest: Manifest, pixel_size_um: float | None = Non
         pixels = as_counts(channel.read(), str(path))
     except StorageError as error:
         raise StackRefused(f"{path} cannot be read: {error}", fix="give files of one z-stack each") from error
-    if len(pixels) != manifest.planes:
+    known = channel.has_heights or channel.lengths.z_step_um is not None
+    if not known and len(pixels) != manifest.planes:
         raise StackRefused(
             f"{path} is no stack for this model",
             wanted=f"({manifest.planes} planes, rows, columns)",
@@ -131,11 +129,13 @@ def read_stack(path: Path, manifest: Manifest, pixel_size_um: float | None = Non
             fix=f"record {manifest.planes} planes {manifest.z_step_um:.3g} um apart",
         )
     size_um = pixel_size_um or channel.lengths.pixel_size_um or manifest.pixel_size_um
-    known = channel.has_heights or channel.lengths.z_step_um is not None
     info = StackInfo(
         StackKey(field.time, path.stem, "file"),
-        channel.lengths_um(size_um)[1] if known else manifest.z_offsets_um,
+        channel.lengths_um(size_um)[1] if known else channel.z_um or manifest.z_offsets_um,
         (pixels.shape[1], pixels.shape[2]),
         size_um,
     )
+    verdict = check(manifest, info)
+    if isinstance(verdict, Refuse):
+        raise StackRefused(f"{path}: {verdict.reason}", fix=verdict.fix)
     return ZStack(info, pixels, (0.0,) * len(pixels))

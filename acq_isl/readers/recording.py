@@ -129,7 +129,7 @@ class RecordedChannel:
         if self.z_um is not None and self.has_heights:
             heights = np.sort(self.z_um)
             if z_step_um is not None and len(heights) > 1:
-                heights *= z_step_um / float(np.median(np.diff(heights)))
+                heights *= z_step_um / (float(np.median(np.diff(heights))) or z_step_um)
             step_um = 1.0
         unknown = ["pixel size"] * (size_um is None) + ["z step"] * (step_um is None and len(heights) > 1)
         if size_um is None or unknown:

@@ -84,6 +84,11 @@ class Labels:
         return tuple(self._models)
 
     @property
+    def manifests(self) -> dict[str, Manifest]:
+        """What is known of the models, by their names for people."""
+        return {model.name: model.manifest for model in self._models.values() if model.manifest}
+
+    @property
     def names(self) -> tuple[str, ...]:
         """What the labels are called; empty while it is not known what the models predict."""
         return tuple(style.name for style in self.styles)

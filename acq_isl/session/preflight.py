@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime
 import difflib
+import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from acq_isl.compatibility import Refuse, check
 from acq_isl.engines import describe
 from acq_isl.errors import ExperimentError, ModelError, StorageError
 from acq_isl.experiment.experiment import Experiment, LocalEngine, SimulatedMicroscope
@@ -15,8 +17,10 @@ from acq_isl.experiment.planning import Cycle, Optics, Place, cycles, visits
 from acq_isl.hooks import Hardware, OpenMicroscope
 from acq_isl.rules.actions import Limits, check_request
 from acq_isl.rules.label_names import Labels, RunModel
-from acq_isl.stack import StackRequest
+from acq_isl.stack import StackInfo, StackRequest
 from acq_isl.stream.model_registry import named
+
+logger = logging.getLogger(__name__)
 
 
 def simulated(experiment: Experiment) -> Experiment:
@@ -49,8 +53,36 @@ def prepare(experiment: Experiment, scope: OpenMicroscope) -> tuple[Cycle, ...]:
         _check_reach(request, scope.reach)
         hardware.require_preset(request.group, request.preset, experiment.limits)
     if isinstance(experiment.engine, LocalEngine):
-        check_labels(experiment, local_labels(experiment))
+        labels = local_labels(experiment)
+        check_labels(experiment, labels)
+        for warning in check_fit(labels, plan, scope):
+            logger.warning("%s", warning)
     return plan
+
+
+def check_fit(labels: Labels, plan: Iterable[Cycle], scope: OpenMicroscope) -> tuple[str, ...]:
+    """ExperimentError for a planned stack that every model would refuse; what only some would, in words."""
+    core = scope.core
+    field_px, pixel_um = (core.get_image_height(), core.get_image_width()), core.get_pixel_size_um()
+    asked = {}  # fields of a run are many, their stacks alike
+    for request in (request for cycle in plan for request in cycle.requests if request.predict):
+        heights = tuple(round(z - request.z_um[0], 4) for z in request.z_um)
+        asked.setdefault((heights, request.modality, request.polarity), request)
+    warnings: dict[str, None] = {}
+    for request in asked.values():
+        info = StackInfo(
+            request.key, request.z_um, field_px, pixel_um,
+            modality=request.modality, polarity=request.polarity,
+        )  # fmt: skip
+        verdicts = {name: check(manifest, info) for name, manifest in labels.manifests.items()}
+        refused = {name: verdict for name, verdict in verdicts.items() if isinstance(verdict, Refuse)}
+        said = [f"{name} would refuse {request.key}: {refusal.reason}" for name, refusal in refused.items()]
+        if refused and len(refused) == len(verdicts):
+            fixes = " or ".join(dict.fromkeys(refusal.fix for refusal in refused.values()))
+            fix = f"{fixes}; or engine: {{kind: none}} to acquire without predictions"
+            raise ExperimentError("; ".join(said), fix=fix)
+        warnings |= dict.fromkeys(said)
+    return tuple(warnings)
 
 
 def local_labels(experiment: Experiment) -> Labels:

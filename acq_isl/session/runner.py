@@ -37,7 +37,7 @@ from acq_isl.rules.label_names import Labels
 from acq_isl.rules.plugins import broken_plugins
 from acq_isl.session.engine import WithoutEngine, lost, open_engine, state
 from acq_isl.session.grade import grade
-from acq_isl.session.preflight import new_folder, prepare, simulated
+from acq_isl.session.preflight import check_fit, new_folder, prepare, simulated
 from acq_isl.session.progress import ProgressMeter
 from acq_isl.session.session import Session, SessionTools
 from acq_isl.session.summary import Stored, summarise, versions
@@ -254,6 +254,8 @@ def _opened(
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger(folder / "decisions.jsonl"))
         source, labels, warnings = open_engine(experiment, folder, field_px, stack)
+        # A server says only now what its models want.
+        warnings = (*warnings, *check_fit(labels, plan, scope))
         store = stack.enter_context(PredictionStore(folder / _STORE, labels.store_colors, timeout_s=_DISK_S))
         sink, safety = WatchedSink(source, views.handle), _safety(experiment)
         microscope = stack.enter_context(

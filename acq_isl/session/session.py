@@ -301,7 +301,7 @@ class Session:
         """Go where the operator wants and take one plane there: checked, dosed and kept like any other."""
         self._visits += 1
         like = self._plan[0].requests[0]
-        z_um = (like.z_um[0] + like.z_um[-1]) / 2 if command.z_um is None else command.z_um
+        z_um = (min(like.z_um) + max(like.z_um)) / 2 if command.z_um is None else command.z_um
         key = replace(like.key, position=f"visit_{self._visits:03d}")
         place = replace(like, key=key, x_um=command.x_um, y_um=command.y_um, z_um=(z_um,), predict=False)
         try:

@@ -14,7 +14,7 @@ EXPERIMENT = """
 name: plan
 overview:
   grid_plan: {rows: 2, columns: 2}
-  z_plan: {range: 4, step: 2}
+  z_plan: {range: 18, step: 1.5}
   channels: [{config: Phase, exposure: 10}]
 """
 
@@ -35,9 +35,29 @@ def test_a_dry_run_shows_the_plan_and_leaves_nothing(
     path.write_text(EXPERIMENT, encoding="utf-8")
     assert run(monkeypatch, "run", path, "--sim", "--dry-run", "--output", tmp_path / "runs") == 0
     told = capsys.readouterr().out
-    assert "nothing was moved" in told and "overview: 12 slices" in told
+    assert "nothing was moved" in told and "overview: 52 slices" in told
     assert told.count("Phase") == 4
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "to", "said"),
+    [
+        ("range: 18, step: 1.5", "range: 18, step: 0.3", "z step is 0.3 um"),
+        ("range: 18, step: 1.5", "range: 6, step: 1.5", "has 5 planes over 6 um"),
+        ("range: 18, step: 1.5", "absolute: [0, 1.5, 3, 4.5, 9, 10.5]", "planes are missing"),
+        ("  z_plan: {range: 18, step: 1.5}\n", "", "has 1 plane"),
+        ("overview:", "optics: {modality: DIC}\noverview:", "is DIC"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_engine_would_refuse(
+    changed: str, to: str, said: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    path = tmp_path / "plan.yaml"
+    path.write_text(EXPERIMENT.replace(changed, to), encoding="utf-8")
+    assert run(monkeypatch, "run", path, "--sim", "--dry-run") == 1
+    assert said in " ".join(capsys.readouterr().err.split())
 
 
 def test_info_is_what_a_microscopist_must_match(
