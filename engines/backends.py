@@ -11,6 +11,7 @@ from functools import partial
 from acq_isl.engines.backend import Backend, Candidate, LoadOptions, Unavailable
 from acq_isl.engines.model_file import ModelFile
 from acq_isl.engines.onnx import OnnxBackend
+from acq_isl.engines.parity import Reference
 from acq_isl.errors import AcqIslError, EngineError
 
 _log = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ def _is_flavour(name: str, full: str) -> bool:
 
 def find_engines(model: ModelFile, options: LoadOptions | None = None) -> Found:
     """Ask every installed back end for its engines; one that is broken is reported and left out."""
+    reference = Reference(model)
     candidates: list[Candidate] = []
     unavailable: list[Unavailable] = []
     for name, make in _installed_backends():
@@ -88,7 +90,8 @@ def find_engines(model: ModelFile, options: LoadOptions | None = None) -> Found:
             backend = make()
             reason = backend.unavailable()
             if reason is None:
-                candidates.extend(backend.candidates(model, options or LoadOptions()))
+                found = backend.candidates(model, options or LoadOptions())
+                candidates.extend(reference.guarding(candidate) for candidate in found)
             else:
                 unavailable.append(reason)
         except Exception as error:  # noqa: BLE001  whatever another package raises

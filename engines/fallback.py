@@ -20,10 +20,10 @@ _log = logging.getLogger(__name__)
 
 
 class FallbackEngine:
-    """An `acq_isl.protocols.Engine` that goes on with the next candidate when one cannot be loaded or fails.
+    """An `acq_isl.protocols.Engine` of candidates, best first: the next one takes over from one that fails.
 
-    Candidates come best first; ``why`` says why the first of them. Threads may share it. If none can be
-    loaded, the error is the last one's.
+    ``why`` says why the first of them. Threads may share it. If none can be loaded, the error is the last
+    one's.
     """
 
     def __init__(self, candidates: Sequence[Candidate], why: str = "") -> None:
@@ -54,23 +54,16 @@ class FallbackEngine:
 
     @property
     def why(self) -> str:
-        """Why this back end, and what happened to those before it; empty if there was no choice."""
-        return "; ".join((*self._failures, *([self._why] if self._why and not self._failures else [])))
+        """Why this back end, how close it is to ONNX Runtime, and what happened to those before it."""
+        why = self._failures or (self._why,)
+        return "; ".join(text for text in (*why, self._engine.parity) if text)
 
     def begin_statistics(self, info: StackInfo) -> StackStatistics:
         """What may be shown the slices of a stack as they arrive; good for every engine."""
         return self._engine.begin_statistics(info)
 
     def predict(self, stack: ZStack, statistics: StackStatistics | None = None) -> Prediction:
-        """Predict all labels of a stack; see `acq_isl.engines.predictor.Predictor.predict`.
-
-        Raises
-        ------
-        StackRefused
-            The stack does not fit the model; no other engine is asked.
-        EngineError
-            The last engine failed too.
-        """
+        """Predict; StackRefused if the stack does not fit, EngineError if the last engine failed too."""
         while True:
             engine = self._engine
             try:

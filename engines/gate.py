@@ -19,10 +19,8 @@ RESAMPLED = frozenset({"focus"})
 
 
 def measure_distances(gate: Gate, windows: Sequence[Float32Image]) -> tuple[Distance, ...]:
-    """Distances of a whole stack: the median over the windows of all its tiles, so that dust counts little.
-
-    ``windows`` is the network's output ``distance``, (tile, K, h, w) float32 batch by batch, with one K for
-    each name of the gate; distances come in the order of ``gate.names``.
+    """Of a whole stack: medians over the windows of its tiles, (tile, K, h, w) float32, so dust counts
+    little.
     """
     names = gate.names
     values = np.concatenate([np.moveaxis(w, 1, 0).reshape(len(names), -1) for w in windows], axis=1)
@@ -33,15 +31,7 @@ def measure_distances(gate: Gate, windows: Sequence[Float32Image]) -> tuple[Dist
 def judge_distances(
     key: StackKey, distances: Sequence[Distance], policy: Policy, excused: frozenset[str] = frozenset()
 ) -> tuple[str, ...]:
-    """Warnings for a stack whose distances lie beyond their limits; none for one that looks as it should.
-
-    Those that are ``excused`` warn whatever the policy.
-
-    Raises
-    ------
-    StackRefused
-        A distance lies beyond its limit, and the policy is to refuse.
-    """
+    """Warnings for distances beyond their limits; StackRefused if that is the policy for any not excused."""
     far = [distance for distance in distances if distance.beyond]
     if not far:
         return ()

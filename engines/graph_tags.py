@@ -77,13 +77,7 @@ def read_tags(model: onnx.ModelProto | bytes) -> GraphTags | None:
 
 
 def extract(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
-    """The part of a graph between some of its values.
-
-    Raises
-    ------
-    ModelError
-        There is no such part, which means that the file's tags are wrong.
-    """
+    """The part of a graph between some of its values; ModelError if there is none: the tags are wrong."""
     try:
         part = Extractor(onnx.shape_inference.infer_shapes(model)).extract_model(list(inputs), list(outputs))
         onnx.checker.check_model(part)

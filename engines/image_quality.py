@@ -63,14 +63,9 @@ class StackStatistics:
 
 
 def check_image_quality(stack: ZStack, statistics: StackStatistics | None = None) -> None:
-    """Refuse a stack that is dark, constant, clipped, repeated, or nothing but camera noise.
+    """StackRefused if a stack is dark, constant, clipped, repeated, or nothing but camera noise.
 
-    Normalisation would blow each of these up to full contrast, and the network would predict cells
-    from nothing. Costs two milliseconds on 13 planes of 1024x1024, little of it with complete statistics.
-
-    Raises
-    ------
-    StackRefused
+    Normalisation would blow each of these up to full contrast, and cells be predicted from nothing.
     """
     ranges = [_Range.of(plane) for plane in stack.pixels] if statistics is None else statistics.ranges
     flat = np.array([z for z, span in enumerate(ranges) if span.low == span.high], np.intp)
@@ -168,12 +163,11 @@ def _bands(plane: Uint16Image) -> list[Uint16Image]:
 
 
 def largest_structure(plane: Uint16Image) -> float:
-    """How much more alike pixels are to their neighbours than to pixels further off, at best.
+    """How much more alike pixels are to their neighbours than to pixels further off, in the best 64x64 block.
 
-    1 - D(1) / D(4) with D(k) the variance of the difference of pixels k columns apart (the structure
-    function): 0 for white noise whatever its gain, offset and illumination, towards 1 for a smooth
-    picture. The largest value of all 64x64 blocks, so that one cell in an empty field counts. The plane is
-    (y, x) uint16 of at least 64x68.
+    1 - D(1) / D(4), D(k) the variance of differences k columns apart (the structure function): 0 for white
+    noise whatever its gain, offset and illumination, towards 1 for a smooth picture; (y, x) uint16, 64x68 or
+    more.
     """
     counts = plane.astype(np.float32)
     near, far = (_difference_variance(counts, apart) for apart in (1, _FAR_PX))

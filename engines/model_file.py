@@ -150,15 +150,7 @@ def output_names(manifest: Manifest) -> tuple[str, ...]:
 
 
 def read_model(model: Path | str, *, sha256: str | None = None) -> ModelFile:
-    """Read a model file and make sure that it is one, whole and self-contained.
-
-    Arguments as of `acq_isl.engines.load_engine`.
-
-    Raises
-    ------
-    ModelError
-        The file is missing, damaged, not an acq-isl model, or refers to things outside of itself.
-    """
+    """Read a model file and make sure that it is one, whole and self-contained; ModelError if not."""
     where, content, noted = _read(model)
     found = hashlib.sha256(content).hexdigest()
     wanted = (sha256 or noted or found).lower()

@@ -32,9 +32,7 @@ class OnnxEngine(Predictor):
         gate: Policy = "refuse",
     ) -> None:
         file = model if isinstance(model, ModelFile) else read_model(model)
-        network = OnnxNetwork(file, threads=threads)
-        network.warm_up(file.info.manifest)
-        super().__init__(file.info, network, tile_px=tile_px, gate=gate)
+        super().__init__(file.info, OnnxNetwork(file, threads=threads), tile_px=tile_px, gate=gate)
 
 
 class OnnxBackend:

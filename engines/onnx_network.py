@@ -10,7 +10,6 @@ from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 from acq_isl.engines.backend import default_threads
 from acq_isl.engines.model_file import ModelFile, output_names
 from acq_isl.errors import EngineError, ModelError
-from acq_isl.manifest import Manifest
 from acq_isl.stack import Float32Image
 
 _FATAL_ONLY = 4  # whatever goes wrong is raised; the runtime need not print it as well
@@ -90,12 +89,6 @@ class OnnxNetwork:
                 fix="if memory ran out, use smaller tiles or close other programs",
             ) from error
         return tuple(found)
-
-    def warm_up(self, manifest: Manifest) -> None:
-        """Run once on a tile of the smallest size, so that the first stack finds threads and code ready."""
-        step = manifest.size_step_px
-        side = -(-manifest.min_tile_px // step) * step
-        self.run(np.zeros((1, manifest.planes, side, side, 2), np.uint8), np.ones(1, np.float32))
 
     def close(self) -> None:
         self._session = None

@@ -166,9 +166,7 @@ def run_tiles(
 ) -> Generator[Result, None, None]:
     """Run the tiles of a field through a network, in order, `AT_ONCE` batches at the same time.
 
-    Every batch that was started has left the network when this ends, however it ends: close it if it is not
-    read to its end. A network gets a thread of its own unless it is an `AsyncNetwork`, or the batch is the
-    only one.
+    What was started has left the network when this ends: close it if it is not read to its end.
     """
     batches = tuple(field.plan.batches(tiles_per_batch))
     if isinstance(network, AsyncNetwork):

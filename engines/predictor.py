@@ -86,30 +86,14 @@ class _Outputs:
 
 
 class Predictor:
-    """The `Engine` around a `Network`. Holds no state between stacks, so threads may share it.
+    """The `Engine` around a `Network`, which it owns. Holds no state between stacks, so threads may share it.
 
-    Parameters
-    ----------
-    model : ModelInfo
-        The model the network runs.
-    network : Network
-        Owned from now on: closed with the predictor.
-    tile_px : int or None
-        Longest tile side. It bounds memory: never more than two batches of tiles are in work. None infers
-        any field in one piece.
-    border_px : int, optional
-        Reflected pixels to put around the field; if not given, one size step, or as many as the network
-        leaves blank. On the recorded field, one size step of them (16) takes a fifth off the error that
-        the edge of a field makes in its outer 16 pixels (.027 to .021 RMS in the outer 8), and raises the
-        correlation with real nuclei there from .61 to .68, of .71 with the true surroundings. More does
-        not help. They cost 6 % of the time at 1024x1024.
-    gate : "refuse" or "warn"
-        What becomes of a stack that looks unlike the training set.
-
-    Raises
-    ------
-    ModelError
-        The model has a gate, but the back end does not give its distances.
+    ``tile_px``, the longest side of a tile, bounds memory: never more than two batches are in work; None
+    infers any field in one piece. ``border_px`` reflected pixels go around the field, else one size step, or
+    what the network leaves blank: on the recorded field 16 px take a fifth off the error in the outer 16
+    (.027 to .021 RMS in the outer 8) and bring the correlation with real nuclei there from .61 to .68, of .71
+    with the true surroundings; more does not help. ModelError if the model has a gate whose distances the
+    network does not give.
     """
 
     def __init__(
@@ -140,6 +124,8 @@ class Predictor:
         self._workers = worker_count(network)
         least_px = max(rules.size_step_px, rules.blank_px)
         self._border_px = least_px if border_px is None else max(border_px, rules.blank_px)
+        self.parity = ""
+        """How close it is to ONNX Runtime (`acq_isl.engines.parity`); empty if that was not asked."""
 
     @property
     def manifest(self) -> Manifest:
@@ -155,6 +141,10 @@ class Predictor:
         return self._network.name
 
     @property
+    def network(self) -> Network:
+        return self._network
+
+    @property
     def at_once(self) -> int:
         """How many stacks several threads may hand it to be done sooner than one after the other."""
         return AT_ONCE if isinstance(self._network, AsyncNetwork) else 1
@@ -164,21 +154,10 @@ class Predictor:
         return StackStatistics(info, self._high_pass_px)
 
     def predict(self, stack: ZStack, statistics: StackStatistics | None = None) -> Prediction:
-        """Predict all labels of a stack of any field size.
+        """Predict all labels of a stack of any field size; ``statistics`` are of this stack, as far as known.
 
-        ``times.infer_ms`` is the network alone, ``times.decode_ms`` all other work of this call.
-
-        Parameters
-        ----------
-        statistics : StackStatistics, optional
-            Of this stack, as far as it got.
-
-        Raises
-        ------
-        StackRefused
-            Metadata or content do not fit the model.
-        EngineError
-            The network failed or answered with numbers that are none.
+        ``times.infer_ms`` is the network alone, ``times.decode_ms`` all other work of this call. StackRefused
+        if metadata or content do not fit the model, EngineError if the network failed or answered with NaN.
         """
         return self.predict_timed(stack, statistics)[0]
 

@@ -117,15 +117,7 @@ def estimate_ms(cost: Work, gpu: Gpu) -> tuple[float, float, float]:
 
 
 def from_bench(rows: Sequence[Mapping[str, Any]], model: str) -> list[Measured]:
-    """What TensorRT took for a model in fp16.
-
-    Parameters
-    ----------
-    rows : sequence of mappings
-        As ``acq-isl bench --json`` prints them.
-    model : str
-        As it was called there.
-    """
+    """What TensorRT took for a model in fp16, of rows as ``acq-isl bench --json`` prints them."""
     return [
         Measured(
             device=row["device"],

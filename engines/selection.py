@@ -66,15 +66,7 @@ def select(
     threads: int | None = None,
     folder: Path | None = None,
 ) -> Selection:
-    """The remembered selection, or a new one by running every candidate on a field of 512x512 pixels.
-
-    Selections are remembered in ``folder``, by default in the user's cache.
-
-    Raises
-    ------
-    EngineError
-        No candidate runs the model.
-    """
+    """The selection remembered in ``folder`` (the cache), or a new one; EngineError if nothing runs it."""
     processor = f"{platform.machine()} {platform.processor()}, {threads or default_threads()} threads"
     engines = (f"{candidate.name}: {candidate.runs_on}" for candidate in candidates)
     machine = model.info.sha256, processor, *engines
@@ -132,11 +124,7 @@ def _measured(model: ModelFile, candidates: Sequence[Candidate], machine: tuple[
 
 
 def _shortest_ms(engines: dict[str, Predictor], stack: ZStack, failed: dict[str, str]) -> dict[str, float]:
-    """Time of the fastest prediction after a first one, by engine.
-
-    They take turns, so that whatever else the machine does meets all of them; and the fastest prediction is
-    the one that others disturbed least.
-    """
+    """Time of the fastest prediction after a first one; they take turns, so that all are disturbed alike."""
     took_ms: dict[str, list[float]] = {}
     began_s = time.perf_counter()
     for turn in range(_ROUNDS + 1):

@@ -36,19 +36,9 @@ class _Tiles(CalibrationDataReader):  # type: ignore[misc]
 
 
 def quantised(content: bytes, tiles: Tiles, outputs: Sequence[str] = IMAGES) -> bytes:
-    """The fp32 master with int8 convolutions, which ONNX Runtime, OpenVINO and TensorRT run.
+    """The fp32 master with int8 convolutions, calibrated on tiles that show all there is to see, at least 4.
 
-    Parameters
-    ----------
-    tiles : list of (1, z, h, w) uint16 with (1,) float32
-        What to calibrate on: pieces of the user's stacks that show all there is to see, at least 4.
-    outputs : sequence of str
-        Those to keep.
-
-    Raises
-    ------
-    ModelError
-        Too few tiles, or a graph that has no fp16 form either.
+    ModelError with fewer tiles, or for a graph that has no fp16 form either.
     """
     if len(tiles) < _LEAST_TILES:
         raise ModelError(

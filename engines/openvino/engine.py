@@ -53,6 +53,8 @@ class _Requests:
     """If not empty, ``front`` takes one plane of one tile and writes it here."""
     memory: Any = None
     """What the requests point to."""
+    fresh: bool = True
+    """Never run: what it does not write must not pass for an answer."""
 
 
 class OpenVinoNetwork:
@@ -107,12 +109,6 @@ class OpenVinoNetwork:
                     fix="if memory ran out, use smaller tiles or close other programs",
                 ) from error
 
-    def warm_up(self, side_px: int | None = None) -> None:
-        """Run once on a tile, of the smallest size if not given, so that the first stack finds code ready."""
-        rules = self._model.info.manifest
-        side = -(-(side_px or rules.min_tile_px) // rules.size_step_px) * rules.size_step_px
-        self.run(np.zeros((1, rules.planes, side, side, 2), np.uint8), np.ones(1, np.float32))
-
     def close(self) -> None:
         with self._lock:
             self._requests.clear()
@@ -127,6 +123,8 @@ class OpenVinoNetwork:
         out = []
         for name in self.outputs[: None if gate is None else -1]:  # the distance is the last of them
             values = np.empty(tuple(trunk.get_tensor(name).shape), np.float32)
+            if requests.fresh:
+                values.fill(np.nan)
             trunk.set_tensor(name, openvino.Tensor(values, shared_memory=True))
             out.append(values)
         if requests.planes:
@@ -138,6 +136,7 @@ class OpenVinoNetwork:
             if requests.front is not None:
                 requests.front.infer()
         trunk.infer()
+        requests.fresh = False
         if gate is not None:
             gate.infer()
             out.append(np.array(gate.get_tensor(self.outputs[-1]).data))
@@ -230,29 +229,10 @@ class OpenVinoNetwork:
 
 
 class OpenVinoEngine(Predictor):
-    """A model file, ready to predict on the CPU with OpenVINO.
+    """A model file, ready to predict on the CPU with OpenVINO; int8 needs a quantised ``trunk``, XML and
+    weights.
 
-    Parameters
-    ----------
-    model : ModelFile, pathlib.Path or str
-    precision : "fp32", "bf16" or "int8", optional
-        `default_precision` if not given. With bf16 and int8, all up to the division by the stack's contrast
-        stays fp32.
-    threads : int, optional
-        Cores to use, `default_threads` if not given.
-    trunk : bytes and bytes, optional
-        What comes after that division, quantised: OpenVINO's XML and weights. Needed for int8.
-    tile_px : int or None
-        Longest tile side; it bounds memory. None infers any field in one piece.
-    gate : "refuse" or "warn"
-        What becomes of a stack that looks unlike the training set.
-
-    Raises
-    ------
-    ModelError
-        The file is missing, damaged, not an acq-isl model, or beyond OpenVINO.
-    EngineError
-        The network cannot be run.
+    ModelError if the file is missing, damaged or beyond OpenVINO, EngineError if it cannot be run.
     """
 
     def __init__(
@@ -267,5 +247,4 @@ class OpenVinoEngine(Predictor):
     ) -> None:
         file = model if isinstance(model, ModelFile) else read_model(model)
         network = OpenVinoNetwork(file, precision=precision, threads=threads, trunk=trunk)
-        network.warm_up()
         super().__init__(file.info, network, tile_px=tile_px, gate=gate)

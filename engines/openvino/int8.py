@@ -29,9 +29,8 @@ FORM = 3
 def quantised_trunk(model: ModelFile, tiles: Tiles) -> tuple[bytes, bytes]:
     """XML and weights of the int8 form of what comes after normalisation.
 
-    Its last convolutions and all that follows keep their precision: they give means and log variances side
-    by side, and one range for both ruins the means. EngineError without OpenVINO or NNCF, ModelError without
-    tags.
+    Last convolutions and all that follows are left alone: one range for means and log variances ruins the
+    means.
     """
     nncf, openvino = _import_libraries()
     from acq_isl.engines.openvino.parts import DEVICE, split_model
@@ -109,32 +108,12 @@ def stored_int8(model: ModelFile) -> tuple[Int8Judgement, tuple[bytes, bytes]] |
 def accept_int8(
     model: ModelFile, stacks: Sequence[ZStack], *, above: float = ABOVE, threads: int | None = None
 ) -> Int8Judgement:
-    """Quantise a model, judge it, and keep the result where the engines find it.
+    """Quantise a model on the upper halves of the user's stacks, judge it on the lower ones
+    (`measure_accuracy`), and keep both where the engines find them. ``above`` is the intensity that makes a
+    nucleus.
 
-    Accepted if, on the lower halves of the stacks, every label's mean correlates with fp32 by at least
-    `LEAST_PEARSON`, and nuclei found in int8, matched with those found in fp32 (IoU 0.5), have an F1 of at
-    least 1 - `MOST_F1_LOST`. An F1 against any truth can then hardly have changed by more than that.
-
-    Parameters
-    ----------
-    stacks : sequence of ZStack
-        Of the user's own specimens, with cells in both halves.
-    above : float
-        Predicted intensity that makes a nucleus, as in the experiment's measurements.
-
-    Returns
-    -------
-    Int8Judgement
-        ``accepted`` and ``reason`` say whether it will be used.
-
-    Raises
-    ------
-    EngineError
-        OpenVINO or NNCF is not installed, or the folder cannot be written.
-    ModelError
-        The model has no int8 form.
-    StackRefused
-        No stack was given, or one does not fit the model.
+    EngineError without OpenVINO, NNCF or a folder to write to, ModelError if the model has no int8 form,
+    StackRefused without a stack that fits.
     """
     upper, lower = split_in_two(stacks)
     trunk = quantised_trunk(model, calibration_tiles(upper, model.info.manifest))

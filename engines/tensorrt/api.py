@@ -159,9 +159,6 @@ def _logger(trt: Any, errors: deque[str]) -> Any:
     }
 
     class Logger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
         def log(self, severity: Any, message: str) -> None:
             level = levels.get(severity, logging.DEBUG)
             if level >= logging.ERROR:
@@ -210,9 +207,6 @@ class ProgressForwarder:
 
 def _monitor(trt: Any, receiver: ProgressForwarder) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             receiver.tell(phase_name, 0, num_steps)
 

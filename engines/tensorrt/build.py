@@ -47,18 +47,11 @@ def build(
     flavour: Flavour | None = None,
     progress: Progress | None = None,
 ) -> BuiltPlan:
-    """The plan of a model: found, or built now.
+    """The plan of a model, found in ``store`` or built now; ``flavour`` is one that is loaded already.
 
-    Kept in ``store``, by default the user's cache. TensorRT for RTX builds without a ``gpu``. ``flavour`` is
-    one that is loaded already. ``progress`` is called with a `BuildStep` now and then, on TensorRT's threads;
-    an exception it raises cancels the build.
-
-    Raises
-    ------
-    ModelError
-        The model cannot be read, uses operators TensorRT lacks, or is too far from fp32.
-    EngineError
-        TensorRT is not there, cannot build for the target, or failed.
+    ``progress`` is called now and then, on TensorRT's threads; an exception it raises cancels the build.
+    ModelError if the model cannot be read, is beyond TensorRT or too far from fp32, EngineError without
+    TensorRT or what it needs to build for the target.
     """
     options = options or BuildOptions()
     file = model if isinstance(model, ModelFile) else read_model(model)

@@ -23,13 +23,8 @@ def compile_plan(
     progress: Progress | None = None,
     timings: SealedFile | None = None,
 ) -> bytes:
-    """Parse and build; nothing is kept but the times of kernels, where ``timings`` is given.
-
-    ``content`` is ONNX in the types the plan is to have; shapes, targets and precision are the key's.
-
-    Raises
-    ------
-    ModelError, EngineError
+    """Parse and build ONNX in the types the plan is to have; times of kernels are kept in ``timings``, if
+    given.
     """
     messages = Messages(flavour)
     builder, network = parse(flavour, content, messages)

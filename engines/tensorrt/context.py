@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from acq_isl.engines.tensorrt.cuda import Device
@@ -15,6 +16,7 @@ from acq_isl.engines.tensorrt.program import Port, Program, Shape
 from acq_isl.errors import EngineError
 
 _log = logging.getLogger(__name__)
+_POISON = 0xFF  # in every byte it is a NaN that no computation gives
 _FIRST_RUN_S = 120.0  # TensorRT for RTX compiles its kernels in the first run
 
 
@@ -74,22 +76,31 @@ class ExecutionContext:
         return self._program.failure(what, fix)
 
     def prepare(self, scratch: int) -> None:
-        """Lend scratch memory, run once, and capture the graph, so that no stack has to wait for it."""
+        """Lend scratch memory, run once, and capture the graph, so that no stack has to wait for it.
+
+        EngineError if a run leaves outputs as they were, as an empty graph does.
+        """
         if self.scratch_bytes:
             self._context.set_device_memory(scratch, self.scratch_bytes)
         self.host["inv_sd"][:] = 1
         self.start()
         self.finish(_FIRST_RUN_S)
-        if self._program.flavour.native_graphs:
-            return
-        try:
-            with self._device.capture(self._streams.compute, self._graphs):
-                self._execute()
-        except EngineError as error:
-            _log.warning("no CUDA graph for this plan, its kernels are launched one by one: %s", error)
-        else:
-            self.start()  # the first launch brings the graph to the GPU
-            self.finish(_FIRST_RUN_S)
+        if not self._program.flavour.native_graphs:
+            try:
+                with self._device.capture(self._streams.compute, self._graphs):
+                    self._execute()
+            except EngineError as error:
+                _log.warning("no CUDA graph for this plan, its kernels are launched one by one: %s", error)
+        outputs = [port.name for port in self._program.ports if not port.is_input]
+        for name in outputs:
+            self.host[name].view(np.uint8).fill(_POISON)
+            self._device.copy_up(self._address[name], self.host[name], self._streams.up)
+        self.start()  # the first launch brings the graph to the GPU
+        self.finish(_FIRST_RUN_S)
+        for name in outputs:
+            values = self.host[name]
+            if (values.view(f"u{values.itemsize}") == np.iinfo(f"u{values.itemsize}").max).any():
+                raise self._failure(f"write all of {name}")
 
     def start(self) -> None:
         """Queue one run of what is in ``host``, which must stay as it is until `finish`."""

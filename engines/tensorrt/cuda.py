@@ -1,8 +1,4 @@
-"""The GPU through NVIDIA's driver API: memory, streams, events, graphs. Needs the display driver only.
-
-Calls go through
-``cuda.bindings.driver``, which loads the driver when the first function is called.
-"""
+"""The GPU through ``cuda.bindings.driver``: memory, streams, events, graphs. Needs the driver only."""
 
 from __future__ import annotations
 

@@ -25,19 +25,11 @@ _log = logging.getLogger(__name__)
 
 
 class TensorRTEngine(Predictor):
-    """A model file, ready to predict on an NVIDIA GPU.
+    """A model file, ready to predict on an NVIDIA GPU, which it owns; GPU 0 if none is given.
 
-    The plan is found or built, checked, loaded, and warmed up: exactly that of the options, or as it was
-    built last. A plan that the runtime does not take is built again. Tiles that do not fit into the GPU's
-    memory are made smaller, with a warning. The device is owned, and GPU 0 if not given; ``flavour`` goes
-    before that of the options.
-
-    Raises
-    ------
-    ModelError
-        The model cannot be read or TensorRT lacks an operator.
-    EngineError
-        No GPU, no driver, no TensorRT, or none that fits.
+    The plan is exactly that of the options, or as it was built last; one that the runtime does not take is
+    built again. Tiles that do not fit into memory are made smaller, with a warning. ModelError if the model
+    cannot be read or is beyond TensorRT, EngineError without a GPU, a driver, or a TensorRT that fits.
     """
 
     def __init__(

@@ -1,14 +1,9 @@
 """One fp32 ONNX master becomes what TensorRT builds from: fp32, or fp16 with fp32 islands. Pure.
 
-Strongly typed TensorRT networks compute in the types of the graph, so precision is decided here:
-
-* Raw counts stay fp32 until the stack's contrast has divided them: fp16 loses 1 count above 2048 and 32 near
-  65535, which is more than a phase-contrast image has to tell.
-* Softmax, cumulative sums, exponentials and sums over bins stay fp32, with all that follows from them.
-* Everything between is fp16, and so are the images: two bytes for each pixel of a label come down.
-* The optional output ``distance`` and what leads to it alone stay fp32: the gate's limits were fitted to it.
-
-Camera bytes are cast to fp32 before anything else touches them: TensorRT takes UINT8 only into a cast.
+Strongly typed networks compute in the types of the graph. Raw counts stay fp32 until the contrast has divided
+them (fp16 loses 32 counts near 65535); so do softmax, sums and exponentials with all that follows, and the
+gate, whose limits were fitted to it. Everything between is fp16, and so are the images: two bytes a pixel
+come down. Camera bytes are cast to fp32 first: TensorRT takes UINT8 only into a cast.
 """
 
 from __future__ import annotations
@@ -44,11 +39,8 @@ def mixed(content: bytes, outputs: Sequence[str] = IMAGES) -> bytes:
 
 
 def rehearsal(content: bytes, outputs: Sequence[str] = IMAGES) -> bytes:
-    """What `mixed` computes, for a processor: fp32 kernels, every fp16 value rounded to fp16.
-
-    ONNX Runtime has hardly any fp16 kernels for processors; given `mixed` it computes in fp32 and drops the
-    casts between, so that a comparison would show nothing. Here the rounding is spelt out. Sums inside of one
-    convolution are fp32, as they are in TensorRT's kernels.
+    """What `mixed` computes, for a processor: fp32 kernels, with the rounding to fp16 spelt out, since ONNX
+    Runtime drops casts between kernels it has in fp32 only.
     """
     return _Emitter(Graph(content, outputs), rounded=True).model()
 

@@ -37,12 +37,9 @@ def make_form(
 ) -> Int8Judgement:
     """Quantise a model, judge it, and keep the result where builds and engines find it.
 
-    Accepted if, on the lower halves of the stacks, `acq_isl.engines.int8.accuracy.find_objection` finds none
-    and the gate's distance changes by no more than `MOST_DISTANCE` of its limit.
-
-    The stacks are of the user's own specimens, with cells in both halves; ``above`` is the predicted
-    intensity that makes a nucleus. ModelError if the model has no int8 form or the stacks are too small,
-    EngineError if the folder cannot be written, StackRefused without a stack that fits the model.
+    Accepted if, on the lower halves of the stacks, `find_objection` finds none and the gate's distance
+    changes by no more than `MOST_DISTANCE` of its limit. Errors as of
+    `acq_isl.engines.openvino.int8.accept_int8`.
     """
     upper, lower = split_in_two(stacks)
     content = quantised(model.content, calibration_tiles(upper, model.info.manifest), model.info.output_names)

@@ -82,14 +82,8 @@ class TensorRTNetwork:
         return request.result()
 
     def request(self, shape: Shape, *, wait: bool = True) -> GpuRequest | None:
-        """See `acq_isl.engines.pipeline.AsyncNetwork`; waits only if `CONTEXTS` batches are at work already.
-
-        Raises
-        ------
-        EngineError
-            The shape is outside of the plan's profile, or the GPU does not answer.
-        OutOfDeviceMemory
-            This shape does not fit even alone.
+        """See `AsyncNetwork`; waits only if `CONTEXTS` batches are at work. OutOfDeviceMemory if not even one
+        fits.
         """
         context = self._wait_for_context(shape) if wait else self._idle_context(shape)
         return None if context is None else GpuRequest(self, context)

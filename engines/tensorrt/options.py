@@ -93,8 +93,7 @@ def resolved(
 ) -> BuildOptions:
     """The options to serve with: those given, or of a plan built before, or the usual ones.
 
-    A plan for this model, precision and GPU, whatever version built it: one for the very field before others,
-    the latest before earlier ones. ``flavour`` is the only one to use, if it is loaded already.
+    Of plans for this model, precision and GPU one for the very field goes first, then the latest.
     """
     if isinstance(wish, BuildOptions):
         return wish

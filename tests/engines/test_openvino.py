@@ -445,3 +445,18 @@ def test_int8_that_refuses_what_fp32_takes_is_not_accepted(path, monkeypatch):
 def test_int8_cannot_be_judged_on_nothing(path):
     with pytest.raises(StackRefused, match="without stacks"):
         acceptance.accept_int8(read_model(path), [])
+
+
+def test_a_compiled_network_of_another_model_does_not_predict(path, tmp_path, monkeypatch):
+    """As a runtime that compiles wrongly, or somebody who has the user's key, would leave it in the cache."""
+    monkeypatch.setenv("ACQ_ISL_CACHE", str(tmp_path / "cache"))
+    other = tmp_path / "other.onnx"
+    other.write_bytes(build(contrast_twice=True))
+    blobs = []
+    for file in (path, other):
+        find_engines(read_model(file)).named("openvino fp32").load().close()
+        blobs += [blob for blob in (tmp_path / "cache" / "openvino").iterdir() if blob not in blobs]
+    first, second = map(SealedFile, blobs)
+    first.save(second.load())
+    with pytest.raises(EngineError, match="openvino cpu fp32 does not compute what the model says"):
+        find_engines(read_model(path)).named("openvino fp32").load()

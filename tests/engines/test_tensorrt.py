@@ -111,7 +111,8 @@ def test_a_field_larger_than_the_profile_is_tiled_and_batched(bench, model):
     before = trt.executed
     with OnnxEngine(model, threads=1) as reference:
         np.testing.assert_allclose(engine.predict(stack).mean, reference.predict(stack).mean, atol=1e-5)
-    assert trt.executed - before == CONTEXTS + 1  # one batch of all tiles: warm-up of its shape, and itself
+    # One batch of all tiles: each context of its shape compiles and then proves its graph, and itself.
+    assert trt.executed - before == 2 * CONTEXTS + 1
 
 
 def test_fp16_comes_down_as_two_bytes_and_goes_out_as_float32(bench, model):
@@ -490,6 +491,22 @@ def test_without_graphs_kernels_are_launched_one_by_one(bench, model, monkeypatc
         same(engine.predict(tiny.stack()), reference.predict(tiny.stack()))
     assert trt.driver.launched == 0
     assert "launched one by one" in caplog.text
+
+
+@pytest.mark.parametrize("rtx", [True, False], ids=["rtx", "tensorrt"])
+def test_a_graph_that_computes_nothing_is_found_before_stacks_come(bench, model, monkeypatch, rtx):
+    """Its outputs would be those of the run before it."""
+    trt = trt_double.tensorrt(cuda_double.Driver(), rtx=rtx)
+    run, runs = trt_double.IExecutionContext.execute_async_v3, []
+
+    def first_run_only(context, stream):
+        runs.append(1)
+        return run(context, stream) if len(runs) == 1 else True
+
+    monkeypatch.setattr(trt_double.IExecutionContext, "execute_async_v3", first_run_only)
+    with pytest.raises(EngineError, match="could not write all of mean"):
+        bench.open(model, trt=trt)
+    assert trt.driver.leaks() == {}
 
 
 def test_a_closed_engine_says_so(bench, model):
