@@ -111,7 +111,8 @@ def as_bytes(tiles: Uint16Image) -> NDArray[np.uint8]:
 def inverse_contrasts(tiles: Uint16Image) -> Float32Image:
     """1 / SD of each tile."""
     contrast = tiles.std(axis=(1, 2, 3), dtype=np.float64)
-    return (1 / np.maximum(contrast, 0.5)).astype(np.float32)
+    inverse: Float32Image = (1 / np.maximum(contrast, 0.5)).astype(np.float32)
+    return inverse
 
 
 def as_inputs(tiles: Uint16Image) -> dict[str, NDArray[np.uint8] | Float32Image]:

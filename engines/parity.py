@@ -69,11 +69,12 @@ class Reference:
     def _checked(self, name: str, outputs: dict[str, Float32Image]) -> str:
         """How close the outputs are, in words; EngineError if that is not close enough."""
         manifest = self._model.info.manifest
-        got = [outputs.get(output) for output in output_names(manifest)]
-        if any(g is None or g.shape != w.shape for g, w in zip(got, self._answer, strict=True)):
-            shapes = ", ".join(f"{output} {values.shape}" for output, values in outputs.items())
-            raise _refused(name, f"{[w.shape for w in self._answer]}", shapes)
-        found = compare(self._answer, tuple(got), manifest)
+        names = output_names(manifest)
+        got = tuple(outputs[output] for output in names if output in outputs)
+        shapes = [[values.shape for values in answer] for answer in (self._answer, got)]
+        if shapes[0] != shapes[1]:
+            raise _refused(name, f"{', '.join(names)} of shapes {shapes[0]}", str(shapes[1]))
+        found = compare(self._answer, got, manifest)
         limit = LIMITS.get(name.rpartition(" ")[2], _UNKNOWN)
         text = f"{found.rms:.1g} RMS off, the gate's distance {found.distance:.1g}"
         if not (found.rms <= limit and found.distance <= max(limit, _MOST_DISTANCE)):
