@@ -31,6 +31,7 @@ class Optimisation(StrictModel):
     patch_px: int = Field(default=128, gt=0, multiple_of=16)
     foreground: float = Field(default=0.5, ge=0, le=1)
     foreground_labels: int = Field(default=2, gt=0)
+    bright_weight: float = Field(default=0.0, ge=0)
     learning_rate: float = Field(default=3e-3, gt=0)
     weight_decay: float = Field(default=1e-3, ge=0)
     beta: float = Field(default=0.5, ge=0, le=1)

@@ -136,6 +136,8 @@ class Training:
         mean, log_variance = mean.float(), log_variance.float()
         labels = len(self.config.labels)
         pixels = beta_nll(mean[:, :labels], log_variance[:, :labels], y, settings.beta)
+        # Most pixels are background: a network that doubts where something is finds it cheapest to pale it.
+        weight = weight * (1 + settings.bright_weight * y)
         loss = sum_over_labels(pixels, weight, self.group.sum, self.group.size)
         if settings.auto_encoding > 0:
             middle = x[:, x.shape[1] // 2, None].float()

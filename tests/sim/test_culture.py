@@ -25,7 +25,7 @@ LIVELY = Life(prevalence=0.1, death_rate_per_h=0.1, drift_um_h=5.0, growth_um_h=
 VIEW = View(150.0, 150.0, 0.0, "Phase", 0.3, (160, 160))
 AREA = Rectangle.around(150.0, 150.0, (400.0, 400.0))
 REGION = grow_region(4, 0, 0, Culture())
-TRAINED_LABELS = [379971, 1035152, 530926]
+TRAINED_LABELS = [379971, 1035152, 530926, 19432]
 FATES = draw_fates(4, REGION)
 
 
@@ -60,6 +60,25 @@ def test_training_pictures_stay_what_they_are():
     np.testing.assert_allclose(pair.stack[1, ::40, ::40].ravel()[:8], wanted, atol=1)
     assert pair.stack.mean() == pytest.approx(32753.224, abs=0.01)
     assert [int(image.sum()) for image in pair.labels] == pytest.approx(TRAINED_LABELS, abs=10)
+
+
+def test_training_pictures_show_dying_cells_only_where_wanted():
+    """More of the stain for dead cells, on the same cells: asking for it changes no other draw."""
+    config = SimulationConfig(side_px=192, planes=3, debris=(0.0, 0.0), density=(1.8, 1.8))
+    alive, dying = (simulate(replace(config, dying=share), 1).labels for share in ((0.0, 0.0), (0.6, 0.6)))
+    assert alive[3].max() == 0
+    assert dying[3].sum() > 20 * 255
+    assert np.corrcoef(alive[1].ravel(), dying[1].ravel())[0, 1] > 0.4  # dendrites of the same culture
+
+
+def test_live_training_pictures_keep_the_light_uneven():
+    """As the simulated microscope records: nothing is flattened, the background is half of the range."""
+    config = SimulationConfig(side_px=128, planes=3, live=1.0, uneven=(1.0, 1.0))
+    uneven, even = (simulate(some, 2).stack for some in (config, replace(config, uneven=(0.0, 0.0))))
+    assert even.mean() == pytest.approx(32900, rel=0.02)
+    ratio = uneven.mean(0) / even.mean(0)
+    assert ratio.max() / ratio.min() == pytest.approx(np.e, rel=0.1)
+    assert simulate(config, 2).stack.tobytes() == uneven.tobytes()
 
 
 def test_the_default_culture_stands_still():

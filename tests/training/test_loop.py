@@ -102,6 +102,20 @@ def test_training_learns(fields, precision):
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
 
 
+def test_a_weight_on_what_is_bright_brightens_what_is_in_doubt():
+    """A stack that tells nothing: all that can be learned is one brightness, the weighted mean of the truth."""
+    rng = np.random.default_rng(0)
+    y = np.where(rng.random((3, 64, 64)) < 0.2, 255, 0).astype(np.uint8)
+    blank = Field(np.zeros((3, 64, 64), np.float16), y, np.argwhere(y[0] > 77).astype(np.int32))
+    told = {}
+    for weight in (0.0, 4.0):
+        config = tiny(steps=150, bright_weight=weight, beta=1.0, foreground=0.0, average=0.9)
+        config = config.model_copy(update={"augmentation": NO_CHANGE})
+        told[weight] = trained(config, [blank], 150).result(torch.zeros(1, 3, 32, 32))[0].mean().item()
+    assert told[0.0] == pytest.approx(0.2, abs=0.08)
+    assert told[4.0] == pytest.approx(5 * 0.2 / (5 * 0.2 + 0.8), abs=0.08)
+
+
 def test_batches_depend_on_their_random_numbers_only(fields):
     patches = Patches(4, 32, 0.5, Augmentation())
     a, b = (patches.draw(fields, np.random.default_rng(1)) for _ in range(2))

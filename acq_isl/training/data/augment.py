@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
 from scipy import ndimage
+from torch.nn import functional as F
 
 from acq_isl.base import StrictModel
 
@@ -84,19 +86,17 @@ def augment(
 
 def _light(x: Singles, settings: Augmentation, rng: np.random.Generator) -> Singles:
     size = np.abs(x) + np.float32(1e-3)
-    x = (
-        np.sign(x)
-        * size ** np.float32(rng.uniform(*settings.gamma))
-        * np.float32(rng.uniform(*settings.gain))
-    )
+    x = np.sign(x) * size ** np.float32(rng.uniform(*settings.gamma))
+    gain = np.float32(rng.uniform(*settings.gain))
     if settings.offset != (0.0, 0.0):
-        x = x + np.float32(rng.uniform(*settings.offset))
+        x = x + np.float32(rng.uniform(*settings.offset) / gain)
     if settings.invert > 0 and rng.random() < settings.invert:
         x = -x
     if rng.random() < settings.blur:
         sigma = rng.uniform(*settings.blur_px)
         x = ndimage.gaussian_filter(x, (0, sigma, sigma), truncate=2.0)
-    x = x + rng.standard_normal(x.shape, np.float32) * np.float32(rng.uniform(*settings.noise))
+    # Before the gain: what is said to be of more contrast than it has brings its noise along.
+    x = (x + _noise(x.shape, rng) * np.float32(rng.uniform(*settings.noise))) * gain
     if settings.plane_dropout > 0:
         blank = rng.random(len(x)) < settings.plane_dropout
         blank[int(rng.integers(len(x)))] = False
@@ -104,23 +104,23 @@ def _light(x: Singles, settings: Augmentation, rng: np.random.Generator) -> Sing
     return x.astype(np.float32, copy=False)
 
 
+def _noise(shape: tuple[int, ...], rng: np.random.Generator) -> Singles:
+    # A third of the time that numpy takes, which was a tenth of a training step.
+    source = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    noise: Singles = torch.randn(shape, generator=source).numpy()
+    return noise
+
+
 def _scaled(x: Singles, y: Singles, patch_px: int, factor: float) -> tuple[Singles, Singles]:
-    """Cut the middle ``patch_px / factor`` and bring it to the size of a patch."""
-    source = patch_px / factor
-    start = [(side - source) / 2 for side in x.shape[1:]]
-    # Middles of the new pixels, in old ones.
-    rows, columns = ((np.arange(patch_px) + 0.5) / factor - 0.5 + first for first in start)
-    return _sampled(x, rows, columns, factor), _sampled(y, rows, columns, factor)
-
-
-def _sampled(
-    image: Singles, rows: NDArray[np.float64], columns: NDArray[np.float64], factor: float
-) -> Singles:
-    if factor < 1:  # what is too fine for the new pixels must not fold back
-        sigma = 0.5 * np.sqrt(1 / factor**2 - 1)
-        image = ndimage.gaussian_filter(image, (0, sigma, sigma), truncate=2.0)
-    across = _between(image, rows, 1)
-    return _between(across, columns, 2)
+    """Cut the middle ``patch_px / factor``, whole pixels, and bring it to the size of a patch."""
+    side = max(round(patch_px / factor), 1)
+    top, left = ((have - side) // 2 for have in x.shape[1:])
+    cut = np.concatenate([x, y])[None, :, top : top + side, left : left + side]
+    # Where pixels are lost, what is too fine for the new ones must not fold back.
+    scaled: Singles = F.interpolate(
+        torch.from_numpy(cut), size=(patch_px, patch_px), mode="bilinear", antialias=True
+    )[0].numpy()
+    return scaled[: len(x)], scaled[len(x) :]
 
 
 def _through_focus(x: Singles, shift: float, scale: float) -> Singles:

@@ -10,18 +10,21 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from scipy import ndimage
 
+from acq_isl.experiment.simulated import Life
 from acq_isl.processing.normalize import contrast_sd
-from acq_isl.sim.optics.illumination import Oblique, PhaseContrast, Transmitted
+from acq_isl.sim.optics.illumination import LIVE_PHASE_CONTRAST, Oblique, PhaseContrast, Transmitted
+from acq_isl.sim.scope.camera import Camera
 from acq_isl.sim.specimen.cells import Culture
 from acq_isl.sim.specimen.sensor import Sensor, on_sensor
 from acq_isl.sim.specimen.synthetic import SyntheticSpecimen
-from acq_isl.sim.view import View
+from acq_isl.sim.view import CameraSettings, View
 from acq_isl.stack import Float32Image, Uint16Image
 
-LABELS = ("nuclei", "dendrites", "axons")
+LABELS = ("nuclei", "dendrites", "axons", "dead")
 _MID = 32768.0
 _CONTRAST = 7300.0
 _FLATTEN_UM = 10.0
+_OFF = (0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
@@ -63,6 +66,12 @@ class SimulationConfig:
     carpet: tuple[float, float] = (0.5, 2.5)
     index: tuple[float, float] = (0.6, 1.3)
     height: tuple[float, float] = (0.7, 1.4)
+    dying: tuple[float, float] = (0.0, 0.0)
+    """Share of neurons that are dying or dead; what others left behind is `debris`."""
+    live: float = 0.0
+    """Share of fields in the light and on the camera of the simulated microscope, which flattens nothing."""
+    uneven: tuple[float, float] = (0.0, 0.0)
+    """Natural logarithm of the brightest over the darkest light in a field of that share."""
 
 
 @plain_dataclass(frozen=True, slots=True, eq=False)
@@ -82,17 +91,29 @@ def simulate(config: SimulationConfig, index: int) -> Pair:
     optics = random_optics(config, rng)
     culture = Culture(*(rng.uniform(*r) for r in (config.density, config.debris, config.carpet, config.index,
                                                   config.height)))  # fmt: skip
-    specimen = SyntheticSpecimen(int(rng.integers(2**31)), optics, culture, Sensor(0, 0.0, 0.0))
+    seed = int(rng.integers(2**31))
     x_um, y_um = rng.uniform(-5000, 5000, 2)
     shape = (config.side_px, config.side_px)
     step = rng.uniform(*config.z_step_um) * (-1 if rng.random() < config.reversed_z else 1)
     z_um = rng.uniform(*config.focus_um) + step * (np.arange(config.planes) - (config.planes - 1) / 2)
     pixel = rng.uniform(*config.pixel_um)
-    views = [View(x_um, y_um, float(z), "Phase", pixel, shape) for z in z_um]
-    stack = record(np.stack([specimen.render(view) for view in views]), config, rng, pixel)
+    # What is switched off draws nothing, so that older configurations give what they gave.
+    life, time_s = (Life(), 0.0) if config.dying == _OFF else _dying(config, rng)
+    live = config.live > 0 and rng.random() < config.live
+    sensor = Sensor(seed) if live else Sensor(0, 0.0, 0.0)
+    specimen = SyntheticSpecimen(seed, LIVE_PHASE_CONTRAST if live else optics, culture, sensor, life)
+    views = [View(x_um, y_um, float(z), "Phase", pixel, shape, time_s=time_s) for z in z_um]
+    light = np.stack([specimen.render(view) for view in views])
+    stack = expose(light, config, rng) if live else record(light, config, rng, pixel)
     truth = specimen.truth(views[0])
     labels = np.stack([truth[name] for name in LABELS])
     return Pair(stack, np.rint(255 * labels).astype(np.uint8))
+
+
+def _dying(config: SimulationConfig, rng: np.random.Generator) -> tuple[Life, float]:
+    """Cells at all stages of dying, and dead for a while: those of time 0, some time later."""
+    life = Life(prevalence=rng.uniform(*config.dying))
+    return life, rng.uniform(0, 2 * 3600.0 * life.dying_h)
 
 
 def random_optics(config: SimulationConfig, rng: np.random.Generator) -> Transmitted:
@@ -131,3 +152,15 @@ def record(
     flat /= flat.std(axis=(1, 2), keepdims=True)
     counts: Uint16Image = np.clip(_MID + _CONTRAST * flat, 0, 65535).astype(np.uint16)
     return counts
+
+
+def expose(light: Float32Image, config: SimulationConfig, rng: np.random.Generator) -> Uint16Image:
+    """What the camera of the simulated microscope counts of a noise-free stack, in uneven light."""
+    if config.uneven != _OFF:
+        angle, slope = rng.uniform(0, 2 * np.pi), rng.uniform(*config.uneven)
+        y, x = (np.linspace(-0.5, 0.5, side) for side in light.shape[1:])
+        along = np.cos(angle) * x + np.sin(angle) * y[:, None]
+        light = light * np.exp(slope * along / (abs(np.cos(angle)) + abs(np.sin(angle)))).astype(np.float32)
+    camera = Camera(CameraSettings(), seed=int(rng.integers(2**31)))
+    frames = [camera.read(plane, flux=1.0, bit_depth=16, frame=(0, z)) for z, plane in enumerate(light)]
+    return np.stack(frames).astype(np.uint16, copy=False)
