@@ -53,10 +53,11 @@ def stack(z_um: Heights) -> ZStack:
 @st.composite
 def heights(draw: st.DrawFn) -> Heights:
     """Planes about equally far apart: some missing, some twice, in any order."""
-    count, step = draw(st.integers(1, 12)), draw(st.sampled_from([0.4, 0.75, 1.0, 1.5, 1.8, 2.9, 3.2, 10.0]))
-    jitter = draw(st.lists(st.floats(-0.3, 0.3), min_size=count, max_size=count))
+    count = draw(st.sampled_from([5, 9, 5, 6, 4, 5, 3, 2, 1, 12]))
+    step = draw(st.sampled_from([1.5, 0.75, 1.8, 2.9, 1.0, 3.2, 0.4, 10.0]))
+    jitter = draw(st.lists(st.floats(-0.08, 0.08), min_size=count, max_size=count))
     z = [round(step * (at + shift), 3) for at, shift in enumerate(jitter)]
-    if count > 2 and draw(st.booleans()):
+    if count > 2 and draw(st.integers(0, 4)) == 0:
         del z[draw(st.integers(1, count - 2))]
     if len(z) > 2 and draw(st.integers(0, 4)) == 0:
         z[0] = z[1]
@@ -164,7 +165,7 @@ def doors(
 @example((0.0, 10.0, 20.0, 30.0, 40.0))
 @example((0.0, 1.5, 4.5, 6.0))
 @example((0.0, 1.5, 1.5, 3.0, 4.5))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_the_verdict_on_planes_is_the_same_by_all_doors(doors: dict[str, Door], z_um: Heights) -> None:
     verdict = check(MODEL, stack(z_um).info)
     event(type(verdict).__name__)
