@@ -155,10 +155,12 @@ def _mm_fields(folder: Path) -> list[RecordedField]:
 
 def _mm_metadata(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """What ``metadata.txt`` says of the whole and, by file name, of each image; empty where there is none."""
+    file = folder / "metadata.txt"
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else "{}"
     try:
-        about = json.loads((folder / "metadata.txt").read_text(encoding="utf-8", errors="replace"))
-    except (OSError, ValueError):
-        return {}, {}  # a stopped acquisition leaves half a file
+        about = json.loads(text)
+    except ValueError:  # a stopped acquisition leaves half a file, the summary at its beginning
+        about = {"Summary": _first_value(text.partition('"Summary":')[2])}
     summary = about.pop("Summary", {})
     frames = {
         str(frame.get("FileName", key)).rpartition("/")[2]: frame
@@ -166,6 +168,14 @@ def _mm_metadata(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]
         if not key.startswith("Coords-") and isinstance(frame, dict)
     }
     return summary, frames
+
+
+def _first_value(text: str) -> dict[str, Any]:
+    try:
+        value, _ = json.JSONDecoder().raw_decode(text.lstrip())
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _read_tiff(file: Path) -> Pixels:

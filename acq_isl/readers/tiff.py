@@ -6,7 +6,7 @@ import logging
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,9 @@ class TiffReader:
 
     def read(self, path: Path) -> DataSet:
         """All positions and times; raises `StorageError`."""
-        fields = {file: read_file(file) for file in _files(path) or [path]}
+        files = _files(path) or [path]
+        # A file without an image of its own goes on with what another begins: 4 GiB are full.
+        fields = {file: own for file in files if (own := _own_fields(file))} or {path: read_file(files[0])}
         found = [field for each in fields.values() for field in each]
         # Files of several channels are positions.
         if len(fields) > 1 and all(len(field.channels) == 1 for field in found):
@@ -81,10 +83,15 @@ def stem(path: Path) -> str:
 
 def read_file(path: Path) -> list[RecordedField]:
     """All positions and times of one file: not those that are announced in it and lie in others."""
+    fields = _own_fields(path)
+    if not fields:
+        raise StorageError(f"{path} holds no image of its own", fix="give the file that holds the images")
+    return fields
+
+
+def _own_fields(path: Path) -> list[RecordedField]:
     with open_tiff(path) as file:
         images = [_Image(path, n, file) for n, series in enumerate(file.series) if _is_own(file, series)]
-    if not images:
-        raise StorageError(f"{path} holds no image of its own", fix="give the file that holds the images")
     names = [stem(path)] if len(images) == 1 else [image.name for image in images]
     if len(set(names)) < len(names):
         names = [str(image.number) for image in images]
@@ -171,7 +178,11 @@ class _Image:
             if self._axes.endswith("YX") and len(series.pages) == self.pages.size:
                 pages = [series.pages[number] for number in numbers]
                 _check_whole(self._path, pages)
-                return np.stack([page.asarray() for page in pages])
+                with ExitStack() as opened:
+                    for other in {page.parent.filehandle for page in pages if page.parent is not file}:
+                        other.open()
+                        opened.callback(other.close)
+                    return np.stack([page.asarray() for page in pages])
             _check_whole(self._path, list(series.pages))
             sides = [self._axes.index(axis) for axis in "YX"]
             images: Pixels = np.moveaxis(series.asarray(), sides, (-2, -1)).reshape(-1, *self._shape[1:])

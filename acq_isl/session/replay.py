@@ -23,7 +23,7 @@ from acq_isl.stream.client import ClientSettings, EngineClient
 from acq_isl.stream.connection import ConnectionSettings
 from acq_isl.stream.messages import Wanted
 from acq_isl.stream.model_registry import ModelRegistry
-from acq_isl.stream.spool import SUFFIX, Spool, SpooledStack
+from acq_isl.stream.spool import Spool, SpooledStack
 
 STORE = "predictions.ome.zarr"
 _DEFAULT = ("",)
@@ -127,11 +127,21 @@ def waiting(folder: Path) -> tuple[tuple[Path, ...], Path]:
     """Files that wait in a run's folder or in a spool, oldest first, and where their predictions belong."""
     if not folder.is_dir():
         raise StorageError(f"there is no folder {folder}", wanted="a run folder, or a spool")
-    if (folder / "spool").is_dir() or not any(folder.glob(f"*{SUFFIX}")):
+    if (folder / "spool").is_dir():
         return Spool(folder / "spool").list(), folder / STORE
-    of_run = folder.resolve().parent
-    is_run = (of_run / "experiment.yaml").exists() or (of_run / STORE).exists()
-    return Spool(folder).list(), (of_run if is_run else folder) / STORE
+    if paths := Spool(folder).list():
+        of_run = folder.resolve().parent
+        return paths, (of_run if _is_run(of_run) else folder) / STORE
+    if any(folder.iterdir()) and not _is_run(folder):
+        raise StorageError(
+            f"{folder} holds files, but neither a run nor stacks that wait for an engine",
+            fix="give the folder of a run, or its spool",
+        )
+    return (), folder / STORE
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "experiment.yaml").exists() or (folder / STORE).exists()
 
 
 def replay(

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 SUFFIX = ".ome.tif"
 _JSON_TAG = 65000
+_NAME = re.compile(r"\d{6,}_")
 
 SpoolReason = Literal[
     "memory full", "no engine", "failed", "incomplete", "timed out", "closed", "deadline", "cancelled"
@@ -150,17 +151,17 @@ class Spool:
         except Exception as error:
             what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
             raise StorageError(
-                f"the waiting stack {path} cannot be read: {what}",
+                f"{path} cannot be read as a stack that waits: {what}",
                 wanted="a file written by acq-isl",
-                fix="remove the file; its stack is also in the measured data of the run",
+                fix="leave it out; a stack that was captured is also in the measured data of its run",
             ) from error
         return SpooledStack(
             record.stack, record.info, record.present, record.captured_s, pixels, record.reason, record.models
         )
 
     def list(self) -> tuple[Path, ...]:
-        """Files of waiting stacks, oldest stack first. Half-written ones of a killed run are not listed."""
-        return tuple(sorted(self.folder.glob(f"*{SUFFIX}")))
+        """Files of waiting stacks, oldest first: no half-written ones of a killed run, no other people's."""
+        return tuple(path for path in sorted(self.folder.glob(f"*{SUFFIX}")) if _is_ours(path))
 
     def _free(self, name: str) -> Path:
         """A file that is not there yet: a stack of an earlier run in this folder may have the same name."""
@@ -207,6 +208,17 @@ class SpoolThread:
                 job()
             except Exception:
                 log.exception("a job of the spool failed")
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file holds a record, or is damaged and called as if it had held one."""
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            return _JSON_TAG in tiff.pages.first.tags
+    except Exception:  # noqa: BLE001  whatever its parsers stumble over
+        return _NAME.match(path.name) is not None
 
 
 def _ome(info: StackInfo) -> dict[str, Any]:

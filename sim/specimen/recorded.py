@@ -16,7 +16,7 @@ from scipy import sparse
 from acq_isl.compatibility import check_heights
 from acq_isl.errors import StorageError
 from acq_isl.readers.read import read_field
-from acq_isl.readers.recording import RecordedChannel, label_of
+from acq_isl.readers.recording import RecordedChannel, as_counts, label_of
 from acq_isl.readers.tiff import read_file
 from acq_isl.sim.view import CameraSettings, View
 from acq_isl.stack import Float32Image
@@ -218,7 +218,7 @@ class RecordedSpecimen:
         labels: dict[str, RecordedLabel] = {}
         for name in field.channels:
             if name != light:
-                pixels = field.channel(name).read().max(axis=0)
+                pixels = _counts(field.channel(name)).max(axis=0)
                 labels[label_of(name, labels)] = RecordedLabel(name, pixels)
         return cls._of(field.channel(light), labels, (pixel_size_um, z_step_um), "Phase")
 
@@ -237,7 +237,7 @@ class RecordedSpecimen:
             fix = "give another position, or record it again"
             raise StorageError(f"{stack.source}: {unfit.reason}", fix=fix)
         step_um = float(np.diff(heights).mean()) if len(heights) > 1 else PUBLISHED_Z_STEP_UM
-        return cls(stack.read(), labels, size_um, step_um, channel, heights)
+        return cls(_counts(stack), labels, size_um, step_um, channel, heights)
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -304,6 +304,13 @@ class RecordedSpecimen:
 def is_published(folder: Path) -> bool:
     """Whether a folder holds files named like the published recordings, as `RecordedSpecimen.from_folder`."""
     return (folder / _PUBLISHED).is_file()
+
+
+def _counts(channel: RecordedChannel) -> Any:
+    """Its planes; integers of other types than cameras have as uint16."""
+    pixels = channel.read()
+    known = pixels.dtype in (np.uint8, np.uint16) or pixels.dtype.kind not in "iu"
+    return pixels if known else as_counts(pixels, channel.source)
 
 
 def _only_channel(path: Path) -> RecordedChannel:

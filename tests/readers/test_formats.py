@@ -232,6 +232,35 @@ def test_a_file_of_mmstudio_is_read_without_the_others(tmp_path: Path) -> None:
     np.testing.assert_array_equal(field.channel("Phase").read(), STACK + 1)
 
 
+def test_a_position_that_goes_on_in_a_second_file_is_one_field(tmp_path: Path) -> None:
+    names, marks = ("a_MMStack_Pos0.ome.tif", "a_MMStack_Pos0_1.ome.tif"), ("urn:uuid:0", "urn:uuid:1")
+    planes = "".join(
+        f'<TiffData FirstC="{k % 2}" FirstZ="{k // 2}" IFD="{k % 6}" PlaneCount="1">'
+        f'<UUID FileName="{names[k // 6]}">{marks[k // 6]}</UUID></TiffData>' for k in range(10)
+    )  # fmt: skip
+    pages = np.swapaxes(BOTH, 0, 1).reshape(10, 24, 32)
+    image = announced(planes, "Pos0", channels=("Phase", "DAPI"))
+    for name, mark, part in zip(names, marks, (pages[:6], pages[6:]), strict=True):
+        write_ome(tmp_path / name, part, image, f' UUID="{mark}"')
+    (field,) = read_data_set(tmp_path).fields
+    np.testing.assert_array_equal(field.channel("Phase").read(), STACK)
+    with pytest.raises(StorageError, match="no image of its own"):
+        read_data_set(tmp_path / names[1])
+    (tmp_path / names[1]).unlink()
+    with pytest.raises(StorageError, match="planes are missing"):
+        read_field(tmp_path).channel("Phase").read()
+
+
+@pytest.mark.parametrize("type_", [np.int8, np.int16, np.int32, np.uint32, np.int64, np.uint64])
+def test_a_specimen_may_be_of_any_integer_type(type_: type[np.integer], tmp_path: Path) -> None:
+    low = max(int(np.iinfo(type_).min), -2000)
+    counts = STACK // 32 if type_ is np.int8 else STACK
+    stored = (counts.astype(np.int64) + low).astype(type_)
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="minisblack", metadata={"axes": "ZYX"})
+    specimen = RecordedSpecimen.from_path(tmp_path / "a.tif", pixel_size_um=0.3, z_step_um=1.5)
+    np.testing.assert_array_equal(specimen.transmitted, counts - (counts.min() if low < 0 else 0))
+
+
 def test_positions_of_mmstudio_are_fields_each_once(tmp_path: Path) -> None:
     both = {"file": "mm_MMStack_{field}.ome.tif"}
     found = items(kind="tiff", folder=mmstudio(tmp_path), stack=both | {"channel": "Phase"},
@@ -313,6 +342,15 @@ def test_micromanagers_image_files_are_planes_of_one_field(old: bool, inner: str
     np.testing.assert_array_equal(specimen.transmitted, STACK)
     assert list(specimen.labels) == ["nuclei"]
     assert specimen.pixel_size_um == 0.3 and specimen.planes_z_um == Z_UM
+
+
+def test_of_a_stopped_acquisitions_metadata_the_beginning_counts(tmp_path: Path) -> None:
+    about = mm_images(tmp_path) / "Pos0" / "metadata.txt"
+    about.write_text(about.read_text()[:150])
+    field = read_field(tmp_path)
+    assert field.channels == ("Phase", "DAPI") and field.channel("Phase").lengths.pixel_size_um == 0.3
+    about.write_text('{"Summary": {"ChNa')
+    assert read_field(tmp_path).channels == ("channel 0", "channel 1")
 
 
 def test_a_missing_image_file_is_named(tmp_path: Path) -> None:

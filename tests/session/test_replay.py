@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 
 from acq_isl.errors import EngineError, StackRefused, StorageError
 from acq_isl.session import replay as room
@@ -200,6 +201,15 @@ def test_where_predictions_belong(run: Path, tmp_path: Path) -> None:
     assert waiting(alone.parent) == ((alone,), alone.parent / STORE)
     with pytest.raises(StorageError, match="no folder"):
         waiting(tmp_path / "nowhere")
+
+
+def test_a_folder_of_somebodys_images_is_left_as_it_is(tmp_path: Path) -> None:
+    image = tmp_path / "20261128_A1.ome.tif"
+    tifffile.imwrite(image, np.zeros((3, 8, 8), np.uint16), ome=True, photometric="minisblack")
+    before = image.read_bytes()
+    with pytest.raises(StorageError, match="neither a run nor stacks that wait"):
+        replay(tmp_path, local(mean=fake.MeanEngine()))
+    assert [*tmp_path.iterdir()] == [image] and image.read_bytes() == before
 
 
 def test_no_server(run: Path) -> None:

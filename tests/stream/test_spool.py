@@ -58,6 +58,16 @@ def test_listed_oldest_first_and_removed(tmp_path: Path) -> None:
     assert spool.list() == (late,)
 
 
+def test_only_files_of_our_own_are_stacks_that_wait(tmp_path: Path) -> None:
+    ours = Spool(tmp_path).write(stack(1))
+    damaged = Spool(tmp_path).write(stack(2))
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    for name in ("A1_phase.ome.tif", "20261128_A1.ome.tif"):
+        tifffile.imwrite(tmp_path / name, np.zeros((3, 8, 8), np.uint16), ome=True, photometric="minisblack")
+    (tmp_path / "empty.ome.tif").touch()
+    assert Spool(tmp_path).list() == (ours, damaged)
+
+
 def test_a_half_written_file_is_not_listed(tmp_path: Path) -> None:
     path = Spool(tmp_path).write(stack())
     path.rename(path.with_name(path.name + ".part"))

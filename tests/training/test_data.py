@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -411,6 +412,13 @@ def changed(recording, **more):
     )
 
 
+def black_plane():
+    recording = blobs()
+    stack = recording.stack.copy()
+    stack[1] = 0
+    return replace(recording, stack=stack)
+
+
 def constant():
     return changed(blobs(), stack=np.full((3, 96, 96), 500, np.uint16))
 
@@ -437,6 +445,7 @@ def overexposed():
     ("make", "error", "says"),
     [
         (constant, PairRefused, "the stack is constant"),
+        (black_plane, PairRefused, "plane 1 of the stack is constant"),
         (blank_label, PairRefused, "nuclei is constant"),
         (wrong_size, PairRefused, r"same size.*96 x 96 pixels.*got: 96 x 90"),
         (with_nan, StorageError, "NaN or infinite"),

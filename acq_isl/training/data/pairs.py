@@ -133,6 +133,9 @@ def examine(recording: Recording, name: str, checks: Checks) -> list[str]:
             raise _constant(f"{name}: {label}")
     if contrast_sd(stack, 0) < _LEAST_SD:
         raise _constant(f"{name}: the stack")
+    for z, plane in enumerate(stack):  # what a copy that broke off leaves of a file
+        if plane.min() == plane.max():
+            raise _constant(f"{name}: plane {z} of the stack")
     warnings = _saturated(f"{name}: the stack", stack, checks)
     for label, image in recording.labels.items():
         if recording.truth_range is None:
