@@ -102,7 +102,7 @@ class live:
 
     @property
     def counts(self) -> ClientCounts:
-        """What became of every slice so far."""
+        """What became of every slice so far: ``counts.slices``, also in words as ``str(counts.slices)``."""
         return self._client.counts
 
     @property

@@ -59,10 +59,11 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Slices, by what became of them. ``captured == predicted + refused + spooled + not_for_prediction``.
+    """Every captured slice once, by what became of it.
 
-    Of several models all must predict a stack for its slices to count as predicted; if one of them is late,
-    the stack is on disk for it and counts as spooled, whatever the others did.
+    Law: ``captured == sum + open``, and ``open`` is 0 once everything has ended. Of several models all must
+    predict a stack for its slices to count as predicted; if one of them is late, the stack is on disk for it
+    and counts as spooled, whatever the others did.
     """
 
     requested: int = 0
@@ -71,7 +72,29 @@ class Counts:
     refused: int = 0
     spooled: int = 0
     not_for_prediction: int = 0
+    """Not wanted: measured only, a second image of a slice, after the end of its stack; see ``reasons``."""
     lost: int = 0
+    reasons: tuple[tuple[str, str, int], ...] = ()
+    """What became of slices (as in `__str__`), why, and of how many; not all need a reason."""
+
+    @property
+    def sum(self) -> int:
+        """Slices of which it is known what became of them."""
+        return self.predicted + self.refused + self.spooled + self.not_for_prediction + self.lost
+
+    @property
+    def open(self) -> int:
+        """Slices on their way; when all has ended, those that were forgotten, or counted twice if below 0."""
+        return self.captured - self.sum
+
+    def __str__(self) -> str:
+        names = ("predicted", "refused", "spooled", "not wanted", "lost", "on their way")
+        numbers = (self.predicted, self.refused, self.spooled, self.not_for_prediction, self.lost, self.open)
+        parts = []
+        for name, number in zip(names, numbers, strict=True):
+            why = ", ".join(f"{n} {text}" for fate, text, n in self.reasons if fate == name)
+            parts += [f"{number} {name}" + (f" ({why})" if why else "")] * (number != 0)
+        return f"{self.captured} slices captured = {' + '.join(parts) or '0'}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,12 +88,15 @@ class Slice:
         Camera counts. Nobody may write to it any more.
     captured_s : float
         Unix time in seconds at which the camera delivered it.
+    acquisition : int
+        Tells stacks of one key apart that are of different acquisitions; not sent to the engine.
     """
 
     info: StackInfo
     z_index: int
     pixels: Uint16Image
     captured_s: float
+    acquisition: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,6 +10,7 @@ from typing import IO
 
 import numpy as np
 
+from acq_isl.errors import StorageError
 from acq_isl.hooks.metadata import SliceMetadata
 from acq_isl.stack import StackKey, Uint16Image
 
@@ -97,13 +98,15 @@ class HeldSlices:
             self._file, self._end = None, 0
             self._free.clear()
 
-    def pop_oldest(self) -> CapturedSlice | None:
-        """The slice that was held for longest, which goes; None if there is none."""
-        key = next(iter(self._held), None)
-        if key is None:
-            return None
-        slice_ = self.get(key)
-        self.remove(key)
+    def pop_oldest(self) -> CapturedSlice:
+        """The slice that was held for longest, which goes; StorageError if it cannot be read back."""
+        key = next(iter(self._held))
+        try:
+            slice_ = self.get(key)
+        finally:
+            self.remove(key)
+        if slice_ is None:
+            raise StorageError(f"the held slice of {key} cannot be read back")
         return slice_
 
     def _write(self, content: bytes) -> int:

@@ -17,7 +17,8 @@ class SliceMetadata:
     """What is known of an image.
 
     ``z_index`` is the value of the z axis, 0 without one. Places are those that were asked for: x and y 0, z
-    None if the event did not move that stage. The pixel size is 0 without a calibration.
+    None if the event did not move that stage. The pixel size is 0 without a calibration. ``camera_index`` is
+    None where the core does not number the images that its cameras take at once.
     """
 
     key: StackKey
@@ -27,6 +28,8 @@ class SliceMetadata:
     y_um: float
     exposure_ms: float
     pixel_size_um: float
+    camera: str = ""
+    camera_index: int | None = None
 
 
 def read_metadata(metadata: Mapping[str, Any]) -> SliceMetadata:
@@ -42,6 +45,7 @@ def read_metadata(metadata: Mapping[str, Any]) -> SliceMetadata:
         )
     try:
         z_um = metadata.get("ZPosition_um_Intended")
+        camera, camera_index = _camera(metadata)
         return SliceMetadata(
             key=StackKey(
                 time=int(axes.get("time", 0)),
@@ -54,6 +58,8 @@ def read_metadata(metadata: Mapping[str, Any]) -> SliceMetadata:
             y_um=float(metadata.get("YPosition_um_Intended") or 0.0),
             exposure_ms=float(metadata.get("Exposure") or 0.0),
             pixel_size_um=float(metadata.get("PixelSize_um") or 0.0),
+            camera=camera,
+            camera_index=camera_index,
         )
     except (TypeError, ValueError) as error:
         raise AcquisitionFailed(
@@ -66,3 +72,11 @@ def _position(axes: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
     names = [] if place is None else [str(place)]
     names += [f"{name}{axes[name]}" for name in sorted(axes) if name not in _OWN_AXES]
     return "_".join(names) or "Default"
+
+
+def _camera(metadata: Mapping[str, Any]) -> tuple[str, int | None]:
+    """Which camera; the core puts the label of the device that combines cameras before these names."""
+    tags = {name.rpartition("-")[2]: tag for name, tag in metadata.items() if "CameraChannel" in str(name)}
+    index = int(tags["CameraChannelIndex"]) if "CameraChannelIndex" in tags else None
+    camera = str(metadata.get("Camera") or "")
+    return str(tags.get("CameraChannelName") or (f"{camera} {index + 1}" if index else camera)), index

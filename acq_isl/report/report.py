@@ -170,10 +170,8 @@ def _group_missing(fields: Sequence[FieldRecord]) -> list[dict[str, Any]]:
 
 def _balance(counts: Counts) -> str:
     """What is wrong with the counts; empty if they add up."""
-    used = counts.predicted + counts.refused + counts.spooled + counts.not_for_prediction
-    if used + counts.lost != counts.captured and counts.lost == 0:
-        return f"The counts do not add up: {counts.captured} slices captured, {used} accounted for."
-    return ""
+    what = f"{counts.captured} slices captured, {counts.sum} accounted for"
+    return f"The counts do not add up: {what}." if counts.open else ""
 
 
 def _waterfall(latencies: Sequence[StageLatency]) -> dict[str, Any] | None:

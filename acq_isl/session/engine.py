@@ -13,6 +13,7 @@ from acq_isl.manifest import Manifest
 from acq_isl.rules.label_names import Labels, RunModel
 from acq_isl.session.preflight import check_labels, local_labels
 from acq_isl.stack import Outcome, Slice, StackInfo, StackKey, Unpredicted
+from acq_isl.stream.accounts import SliceAccounts
 from acq_isl.stream.client import ClientSettings, EngineClient
 from acq_isl.stream.connection import ConnectionSettings
 from acq_isl.stream.messages import Wanted, Welcome
@@ -30,8 +31,11 @@ class WithoutEngine:
 
     def __init__(self) -> None:
         self._infos: dict[StackKey, StackInfo] = {}
+        self.accounts = SliceAccounts()
 
     def put(self, slice_: Slice) -> None:
+        self.accounts.capture()
+        self.accounts.end("spooled", "in the measured data: this run has no engine")
         self._infos[slice_.info.key] = slice_.info
 
     def poll(self) -> list[Outcome]:
@@ -40,11 +44,6 @@ class WithoutEngine:
     def drain(self, timeout_s: float) -> list[Outcome]:
         infos, self._infos = self._infos, {}
         return [Unpredicted(info, "this run has no engine", "the measured data") for info in infos.values()]
-
-
-def lost(source: EngineClient | WithoutEngine) -> int:
-    """Slices that are neither held nor on disk."""
-    return source.counts.lost if isinstance(source, EngineClient) else 0
 
 
 def state(source: EngineClient | WithoutEngine) -> str:

@@ -30,12 +30,12 @@ from acq_isl.hooks import (
     open_microscope,
 )
 from acq_isl.protocols import RunView
-from acq_isl.record import Counts, RunRecord
+from acq_isl.record import RunRecord
 from acq_isl.report.report import write_report
 from acq_isl.rules.actions import Limits
 from acq_isl.rules.label_names import Labels
 from acq_isl.rules.plugins import broken_plugins
-from acq_isl.session.engine import WithoutEngine, lost, open_engine, state
+from acq_isl.session.engine import WithoutEngine, open_engine, state
 from acq_isl.session.grade import grade
 from acq_isl.session.preflight import check_fit, new_folder, prepare, simulated
 from acq_isl.session.progress import ProgressMeter
@@ -236,7 +236,7 @@ class _Parts:
             scope=scope,
             model=self.labels.titles,
             model_colors=self.labels.colors,
-            counts=Counts(captured=self.microscope.captured, lost=lost(self.source)),
+            counts=self.source.accounts.counts,
             versions=versions(),
             files=dict(_FILES),
             warnings=self.warnings,
@@ -261,7 +261,7 @@ def _opened(
         microscope = stack.enter_context(
             GuardedAcquisition(folder, "measured", sink=sink, limits=experiment.limits, safety=safety)
         )
-        counters = (lambda: microscope.captured, lambda: lost(source))
+        counters = (lambda: microscope.captured, lambda: source.accounts.counts.lost)
         slices, models = expected_slices(experiment, plan), len(labels.models)
         meter = ProgressMeter(views.handle, counters, lambda: state(source), slices, models=models)
         tools = SessionTools(

@@ -14,9 +14,8 @@ from acq_isl.errors import AcqIslError, ExperimentError
 from acq_isl.experiment.experiment import Experiment, measurements
 from acq_isl.processing.display import reduced, stretched
 from acq_isl.processing.statistics import pearson
-from acq_isl.record import Comparison, Counts, FieldRecord, RunRecord, StageLatency
+from acq_isl.record import Comparison, FieldRecord, RunRecord, StageLatency
 from acq_isl.rules import Measurement
-from acq_isl.rules.label_names import Status
 from acq_isl.session.grading.scores import object_f1, pair_labels, to_bright_end
 from acq_isl.session.session import Field, Session
 from acq_isl.stack import Prediction, StackKey, StackRequest, StageTimes, Uint16Image
@@ -47,21 +46,10 @@ def summarise(experiment: Experiment, session: Session, stored: Stored, record: 
         engine=", ".join(sorted({prediction.engine for prediction in predictions})),
         fields=tuple(field for field in records if field is not None),
         comparisons=comparisons,
-        counts=count(session, record.counts),
+        counts=replace(record.counts, requested=sum(len(request.z_um) for request in session.asked)),
         latencies=latencies([prediction.times for prediction in predictions], session.decide_ms),
         warnings=tuple(dict.fromkeys(warnings)),
     )
-
-
-def count(session: Session, counts: Counts) -> Counts:
-    """Slices by what became of them; predicted are those that all models predicted."""
-    by_status: dict[Status, int] = {"predicted": 0, "refused": 0, "spooled": 0}
-    for field in session.fields.values():
-        if (status := field.status) is not None:
-            by_status[status] += len(field.request.z_um)
-    measured = sum(len(request.z_um) for request in session.acquired if not request.predict)
-    requested = sum(len(request.z_um) for request in session.asked)
-    return replace(counts, requested=requested, not_for_prediction=measured, **by_status)
 
 
 def latencies(times: Sequence[StageTimes], decide_ms: Sequence[float]) -> tuple[StageLatency, ...]:

@@ -16,6 +16,7 @@ from types import TracebackType
 from acq_isl.errors import AcqIslError, SliceLost
 from acq_isl.manifest import Manifest
 from acq_isl.stack import Outcome, Slice, StackInfo, StackKey
+from acq_isl.stream.accounts import SliceAccounts
 from acq_isl.stream.client_thread import ClientThread, Patience
 from acq_isl.stream.connection import Connection, ConnectionSettings
 from acq_isl.stream.messages import Wanted, Welcome
@@ -77,12 +78,14 @@ class EngineClient:
     def __init__(self, endpoint: str, *, spool: Spool, settings: ClientSettings | None = None) -> None:
         self._endpoint, self._spool, self._settings = endpoint, spool, settings or ClientSettings()
         self._lost_reported = 0
+        self.accounts = SliceAccounts()
+        """Where slices are counted, also those that whoever puts them did not hand on."""
 
     def __enter__(self) -> EngineClient:
         settings = self._settings
         shared = settings.share_memory and is_local(self._endpoint)
         self._memory = SharedMemory(settings.memory_bytes, shared=shared)
-        self._queue = PendingQueue(self._memory, settings.wanted_of)
+        self._queue = PendingQueue(self._memory, self.accounts, settings.wanted_of)
         self._connection = Connection(self._endpoint, settings.link, self._memory.offer, self._memory.nonce)
         self._thread = ClientThread(self._queue, self._connection, self._spool, settings.patience)
         try:
@@ -98,12 +101,15 @@ class EngineClient:
         self._queue.close_all("closed", "the client was closed first")
         self._thread.wake()
         outcomes: list[Outcome] = []
-        stuck = not self._collect(self._settings.spool_timeout_s, outcomes)
-        self._queue.put_back(outcomes)
-        self._thread.stop()
-        self._memory.close()
         try:
-            self._require_nothing_lost(stuck)
+            self._collect(self._settings.spool_timeout_s, outcomes)
+        finally:  # a second Ctrl-C ends the waiting, not the book-keeping
+            self._queue.put_back(outcomes)
+            self._thread.stop()
+            self._queue.abandon()
+            self._memory.close()
+        try:
+            self._require_nothing_lost(stuck=False)
         except SliceLost as lost:
             if kind is None:
                 raise

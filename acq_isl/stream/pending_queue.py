@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from acq_isl.stack import Outcome, Prediction, Refusal, Slice, StackInfo, StackKey, Unpredicted
+from acq_isl.stream.accounts import AFTER_DRAIN, SECOND_IMAGE, Fate, SliceAccounts
 from acq_isl.stream.messages import Wanted
 from acq_isl.stream.pending_stack import ClientCounts, PendingStack, State
 from acq_isl.stream.shared_memory import SharedMemory
@@ -31,6 +33,17 @@ _FIRST_RESERVE_BYTES = 64 << 20
 _OUTCOMES_AHEAD = 16
 _KEYS_REMEMBERED = 4096
 _COUNTED_AS: dict[SpoolReason, str] = {"failed": "failed", "deadline": "expired", "cancelled": "cancelled"}
+
+
+_StackId = tuple[int, StackKey]  # with its acquisition
+
+
+class _Ended(NamedTuple):
+    """A stack that takes no slice any more, and what becomes of those that it still missed."""
+
+    missing: frozenset[int]
+    fate: Fate
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +69,22 @@ class PendingQueue:
     def __init__(
         self,
         memory: SharedMemory,
+        accounts: SliceAccounts,
         wanted: Callable[[StackInfo], Wanted] = lambda info: Wanted(),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._memory, self._wanted, self._clock = memory, wanted, clock
+        self._memory, self.accounts, self._wanted, self._clock = memory, accounts, wanted, clock
         self._changed = threading.Condition()
         self._stacks: dict[int, PendingStack] = {}
-        self._filling: dict[StackKey, PendingStack] = {}
-        self._ended: OrderedDict[StackKey, frozenset[int]] = OrderedDict()  # with the slices not waited for
+        self._filling: dict[_StackId, PendingStack] = {}
+        self._ended: OrderedDict[_StackId, _Ended] = OrderedDict()
         self._outcomes: list[Outcome] = []
         self._unneeded_files: list[Path] = []
         self._forget: list[int] = []
         self._count: Counter[str] = Counter()
         self._spooled_for: Counter[SpoolReason] = Counter()
         self._next_id = self._latest_nbytes = 0
+        self._closed = False
         self._newest_complete, self._latest_s = -1, clock()
 
     # ---- for whoever puts and polls
@@ -77,7 +92,15 @@ class PendingQueue:
     @property
     def counts(self) -> ClientCounts:
         with self._changed:
-            return ClientCounts(**self._count, spooled_for=tuple(sorted(self._spooled_for.items())))
+            slices, spooled_for = self.accounts.counts, tuple(sorted(self._spooled_for.items()))
+            return ClientCounts(
+                **self._count,
+                captured=slices.captured,
+                duplicates=sum(n for _, why, n in slices.reasons if why == SECOND_IMAGE),
+                lost=slices.lost,
+                spooled_for=spooled_for,
+                slices=slices,
+            )
 
     @property
     def slices_held(self) -> int:
@@ -88,28 +111,32 @@ class PendingQueue:
     def put(self, slice_: Slice) -> None:
         """Take a slice: one copy of its pixels, made while other threads go on. Never raises.
 
-        Duplicates are counted and ignored; what cannot be taken is counted as lost.
+        What nobody waits for is counted and ignored; what cannot be taken is counted as lost.
         """
+        self.accounts.capture()
         stack = None
         try:
             stack = self._accept(slice_)
-            if stack is not None:
-                np.copyto(stack.slices.pixels[slice_.z_index], slice_.pixels)
+            if not isinstance(stack, PendingStack):
+                self.accounts.end(*stack)
+                return
+            np.copyto(stack.slices.pixels[slice_.z_index], slice_.pixels)
         except Exception:
             log.exception("slice %s of %s was lost", slice_.z_index, slice_.info.key)
-            with self._changed:
-                self._count["lost"] += 1
-                if stack is not None:
-                    stack.drop_expected()
+            self.accounts.end("lost", "it could not be copied")
+            if isinstance(stack, PendingStack):
+                with self._changing(stack):
+                    stack.drop_expected(slice_.z_index)
             return
-        if stack is not None:
-            with self._changing(stack):
-                self._latest_s = self._clock()
-                stack.add(slice_, self._latest_s)
-                if stack.slices.complete:
-                    self._newest_complete = max(self._newest_complete, stack.id)
-                self._count["captured"] += 1
-                self._count["bytes_copied"] += slice_.pixels.nbytes
+        with self._changing(stack):
+            if stack.id not in self._stacks:
+                self.accounts.end("lost", "came when the client was closed")
+                return
+            self._latest_s = self._clock()
+            stack.add(slice_, self._latest_s)
+            if stack.slices.complete:
+                self._newest_complete = max(self._newest_complete, stack.id)
+            self._count["bytes_copied"] += slice_.pixels.nbytes
 
     def poll(self) -> list[Outcome]:
         """Take the outcomes that have arrived."""
@@ -152,6 +179,15 @@ class PendingQueue:
         with self._changed:
             for stack in list(self._stacks.values()):
                 self._close(stack, reason, why)
+
+    def abandon(self) -> None:
+        """Nobody sees to the stacks that are left any more: their slices are lost."""
+        with self._changed:
+            for stack in self._stacks.values():
+                self.accounts.end("lost", "no thread was there to keep them", len(stack.slices.present))
+            self._stacks.clear()
+            self._filling.clear()
+            self._closed = True
 
     def close_incomplete(self) -> None:
         """End the stacks that miss slices."""
@@ -252,7 +288,8 @@ class PendingQueue:
                 silent = now_s - stack.slices.touched_s > stack_timeout_s
                 if silent and (quiet or self._newest_complete > stack.id):
                     self._close(stack)
-                    self._ended[stack.info.key] = frozenset(stack.slices.missing)
+                    missing = frozenset(stack.slices.missing)
+                    self._ended[stack.identity] = _Ended(missing, "lost", "its stack was given up before")
             for stack in list(self._stacks.values()):
                 if stack.is_overdue(now_s):
                     self._give_up(stack, "deadline", stack.overdue_text)
@@ -308,34 +345,35 @@ class PendingQueue:
 
     # ---- all of it under the lock
 
-    def _accept(self, slice_: Slice) -> PendingStack | None:
-        """The stack whose memory shall take this slice; None if none does."""
-        key = slice_.info.key
+    def _accept(self, slice_: Slice) -> PendingStack | tuple[Fate, str]:
+        """The stack whose memory shall take this slice; what becomes of it and why if none does."""
+        identity, z = (slice_.acquisition, slice_.info.key), slice_.z_index
         with self._changed:
-            stack = self._filling.get(key)
-            ended = None if stack is not None else self._ended.get(key)
-            if ended is not None and slice_.z_index in ended:
-                log.warning("slice %d of %s came too late: its stack was given up", slice_.z_index, key)
-                self._count["lost"] += 1
-                return None
-            if ended is not None or (stack is not None and stack.slices.has(slice_.z_index)):
-                self._count["duplicates"] += 1
-                return None
-            stack = stack or self._begin(slice_.info)
-            if stack is None or not stack.expect(slice_):
-                self._count["lost"] += 1
-                return None
-            return stack
+            if self._closed:
+                return "lost", "came when the client was closed"
+            stack, ended = self._filling.get(identity), self._ended.get(identity)
+            if stack is None and ended is not None and z in ended.missing:
+                log.warning("slice %d of %s came when its stack had ended", z, slice_.info.key)
+                return ended.fate, ended.why
+            if (stack is None and ended is not None) or (stack is not None and stack.has(z)):
+                return "not wanted", SECOND_IMAGE
+            stack = stack or self._begin(slice_)
+            if stack is None:
+                return "lost", "no memory was left"
+            return stack if stack.expect(slice_) else ("lost", "not as its stack was announced")
 
-    def _begin(self, info: StackInfo) -> PendingStack | None:
+    def _begin(self, slice_: Slice) -> PendingStack | None:
+        info = slice_.info
         block = self._memory.allocate(info)
         if block is None:
             return None
-        stack = PendingStack(self._next_id, info, block, self._wanted(info), self._clock())
+        stack = PendingStack(
+            self._next_id, info, block, self._wanted(info), self._clock(), slice_.acquisition
+        )
         self._next_id += 1
         self._latest_nbytes = block.nbytes
         self._count["stacks"] += 1
-        self._stacks[stack.id] = self._filling[info.key] = stack
+        self._stacks[stack.id] = self._filling[stack.identity] = stack
         return stack
 
     def _give_up(self, stack: PendingStack, reason: SpoolReason, why: str) -> None:
@@ -395,10 +433,10 @@ class PendingQueue:
 
     def _update(self, stack: PendingStack) -> None:
         """See to what follows from a stack's state. The one place where stacks, and their slices, leave."""
-        key = stack.info.key
-        if not stack.takes_slices and self._filling.get(key) is stack:
-            del self._filling[key]
-            self._ended[key] = frozenset()
+        if not stack.takes_slices and self._filling.get(stack.identity) is stack:
+            del self._filling[stack.identity]
+            missing = frozenset(stack.slices.missing)
+            self._ended[stack.identity] = _Ended(missing, "not wanted", AFTER_DRAIN)
             while len(self._ended) > _KEYS_REMEMBERED:
                 self._ended.popitem(last=False)
         block = stack.leave_memory()
@@ -406,7 +444,7 @@ class PendingQueue:
             self._memory.release(block)
         if stack.state is not State.DONE or self._stacks.pop(stack.id, None) is None:
             return
-        self._count["lost"] += stack.lost
+        self.accounts.end(*stack.fate, len(stack.slices.present))
         unpredicted = stack.unpredicted()
         for reason, outcome in unpredicted:
             if reason in _COUNTED_AS:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from acq_isl.record import Counts
 from acq_isl.stack import Prediction, Refusal, Slice, StackInfo, Unpredicted
+from acq_isl.stream.accounts import Fate
 from acq_isl.stream.assembler import OpenStack
 from acq_isl.stream.messages import Wanted
 from acq_isl.stream.schedule import priority
@@ -21,8 +23,8 @@ from acq_isl.stream.spool import SpooledStack, SpoolReason
 class ClientCounts:
     """What became of everything that was put, so far.
 
-    Slices: ``captured`` taken over, ``duplicates`` seen twice or after their stack was drained and ignored,
-    ``sent`` (also again after a restart), ``lost`` neither held nor on disk. Stacks: ``stacks`` begun,
+    Slices: ``slices`` all of them once, of these ``captured``, ``duplicates`` second images, and ``lost``
+    neither held nor on disk; ``sent`` (also again after a restart). Stacks: ``stacks`` begun,
     ``spooled`` written to disk, ``replayed`` read back from there, ``withdrawn`` from the engine for a newer
     one. Outcomes, one of each stack and model: ``predicted``, ``refused``, ``unpredicted`` left on disk, of
     these ``failed``, ``expired`` after their deadline, ``cancelled``. ``reconnects`` counts engines that
@@ -46,6 +48,7 @@ class ClientCounts:
     reconnects: int = 0
     bytes_copied: int = 0
     spooled_for: tuple[tuple[SpoolReason, int], ...] = ()
+    slices: Counts = field(default_factory=Counts)
 
 
 class State(Enum):
@@ -99,8 +102,10 @@ class PendingStack:
     ``id_`` is its number in this client, also on the wire and on disk; times are the client's monotonic ones.
     """
 
-    def __init__(self, id_: int, info: StackInfo, block: Block, wanted: Wanted, now_s: float) -> None:
-        self.id, self.info = id_, info
+    def __init__(
+        self, id_: int, info: StackInfo, block: Block, wanted: Wanted, now_s: float, acquisition: int = 0
+    ) -> None:
+        self.id, self.info, self.identity = id_, info, (acquisition, info.key)
         self.slices = OpenStack(info, block.pixels, now_s)
         self.priority = priority(wanted.work, id_)
         """What to sort stacks by, first come first."""
@@ -111,8 +116,8 @@ class PendingStack:
         self._waits_for = list(wanted.names)
         self._failures: dict[str, _Failure] = {}
         self._sent: set[int] = set()
-        self._copying = 0
-        self._lost = 0
+        self._copying: set[int] = set()
+        self._refused = self._lost = False
 
     # ---- what can be asked of it
 
@@ -162,9 +167,13 @@ class PendingStack:
         return self._wanted.model_copy(update={"models": self.waits_for})
 
     @property
-    def lost(self) -> int:
-        """Slices that neither an engine nor the disk has."""
-        return self._lost
+    def fate(self) -> tuple[Fate, str]:
+        """What became of its slices, now that it is done, and why."""
+        if self._lost:
+            return "lost", "the disk did not take or keep them"
+        if self._failures:
+            return "spooled", next(reversed(self._failures.values())).reason
+        return ("refused", "by a model") if self._refused else ("predicted", "")
 
     def left_ms(self, now_s: float) -> float | None:
         """What is left of its deadline; all of it until the last slice is here."""
@@ -205,16 +214,20 @@ class PendingStack:
         same = slice_.pixels.shape == self.info.shape and slice_.pixels.dtype == np.uint16
         if not (same and 0 <= slice_.z_index < self.info.planes):
             return False
-        self._copying += 1
+        self._copying.add(slice_.z_index)
         return True
 
-    def drop_expected(self) -> None:
+    def has(self, z_index: int) -> bool:
+        """Whether a slice is there, or being copied."""
+        return self.slices.has(z_index) or z_index in self._copying
+
+    def drop_expected(self, z_index: int) -> None:
         """An expected slice could not be copied."""
-        self._copying -= 1
+        self._copying.discard(z_index)
 
     def add(self, slice_: Slice, now_s: float) -> None:
         """The pixels of an expected slice are in their place."""
-        self._copying -= 1
+        self._copying.discard(slice_.z_index)
         self.slices.mark(slice_.z_index, slice_.captured_s, now_s)
         if self._state is State.FINISHING and self.slices.complete:
             self._state = State.ENDING
@@ -264,6 +277,7 @@ class PendingStack:
             self.fail(outcome.model, "failed", f"the engine answered before it had the whole stack{said}")
             return False
         self._waits_for.remove(outcome.model)
+        self._refused |= isinstance(outcome, Refusal)
         self._proceed()
         return True
 
@@ -349,7 +363,7 @@ class PendingStack:
                 model: f if f.why == why else _Failure(f.reason, f"{f.why}; {why}")
                 for model, f in self._failures.items()
             }
-            self._lost = len(self.slices.present)
+            self._lost = True
 
     def leave_memory(self) -> Block | None:
         """The memory that it does not need any more."""

@@ -366,7 +366,12 @@ def test_incomplete_stacks_end_and_give_their_credit_back(folder: Path) -> None:
         client.put(slice_of(0, 2))  # too late
         put_stack(client, 1)
         check_predicted(client.drain(20), range(1, 2))
-        assert client.counts.duplicates == 1
+        counts = client.counts
+    assert counts.duplicates == 0
+    assert ("not wanted", "came after drain", 1) in counts.slices.reasons
+    assert str(counts.slices) == (
+        "6 slices captured = 3 predicted + 2 spooled (2 incomplete) + 1 not wanted (1 came after drain)"
+    )
 
 
 def test_a_stack_whose_slices_stop_coming_ends_by_itself(folder: Path) -> None:
@@ -385,7 +390,8 @@ def test_duplicates_are_counted_and_change_nothing(folder: Path) -> None:
         client.put(slice_of(0, 2))
         client.put(slice_of(0, 1))
         check_predicted(client.drain(20), range(1))
-        assert (client.counts.captured, client.counts.duplicates) == (3, 2)
+        assert (client.counts.captured, client.counts.duplicates) == (5, 2)
+        assert (client.counts.slices.predicted, client.counts.slices.open) == (3, 0)
 
 
 @pytest.mark.parametrize(
@@ -437,7 +443,7 @@ def test_more_than_memory_and_disk_can_hold_is_counted(folder: Path, monkeypatch
         for time_ in range(3):
             put_stack(client, time_)
         assert client.counts.lost == PLANES
-        assert client.counts.captured == 2 * PLANES
+        assert client.counts.captured == 3 * PLANES
 
 
 def test_leaving_early_keeps_what_was_captured(folder: Path) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from acq_isl.events import EventHandler, Predicted, Seen
 from acq_isl.protocols import CopyingSink, SliceSink
 from acq_isl.stack import Slice, StackInfo, Uint16Image
+from acq_isl.stream.accounts import AccountingSink, SliceAccounts
 from acq_isl.view.feed.messages import PREVIEW_PX, Images
 
 
@@ -113,6 +114,7 @@ class WatchedSink:
         self._sink = sink
         self._emit = emit
         self.copies = isinstance(sink, CopyingSink) and sink.copies
+        self.accounts = sink.accounts if isinstance(sink, AccountingSink) else SliceAccounts()
 
     def put(self, slice_: Slice) -> None:
         """A slice for prediction."""
