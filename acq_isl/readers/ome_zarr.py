@@ -164,13 +164,13 @@ def _read(folder: Path, array: Any, axes: Sequence[str], place: tuple[int, int, 
 def _lengths(scales: dict[str, Any], axes: Sequence[str]) -> Lengths:
     """Scale of each axis, of the data set times that of the multiscale; a 1 without a unit is no length."""
     transforms = [
-        *scales["datasets"][0].get("coordinateTransformations", ()),
+        *(scales["datasets"][0].get("coordinateTransformations") or ()),
         *(scales.get("coordinateTransformations") or ()),
     ]
-    scale = np.ones(len(axes))
-    for transform in transforms:
-        if transform.get("type") == "scale":
-            scale *= np.asarray(transform["scale"], float)
+    factors = [transform["scale"] for transform in transforms if transform.get("type") == "scale"]
+    if not factors:
+        return Lengths()
+    scale = np.prod(np.asarray(factors, float), axis=0)
     stated: dict[str, tuple[object, object]] = {}
     for name, value, axis in zip(axes, scale, scales["axes"], strict=True):
         unit = str((isinstance(axis, dict) and axis.get("unit")) or "").strip()

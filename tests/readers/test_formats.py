@@ -138,6 +138,16 @@ def test_the_scale_may_be_on_the_dataset_or_on_the_multiscale(
     assert (recording.pixel_size_um, recording.z_step_um) == pytest.approx((0.3, 1.5))
 
 
+def test_a_unit_without_a_scale_is_no_length(tmp_path: Path) -> None:
+    path = ome_zarr(tmp_path, "micrometer", 1.0)
+    about = json.loads((path / ".zattrs").read_text())
+    about["multiscales"][0]["datasets"][0]["coordinateTransformations"] = [{"type": "identity"}]
+    (path / ".zattrs").write_text(json.dumps(about))
+    with pytest.raises(StorageError, match=r"the pixel size and the z step of .* are not known"):
+        RecordedSpecimen.from_path(path)
+    assert RecordedSpecimen.from_path(path, pixel_size_um=0.3, z_step_um=1.5).pixel_size_um == 0.3
+
+
 def test_pixels_that_are_not_square_are_what_the_user_states(tmp_path: Path) -> None:
     path = ome_zarr(tmp_path, "micrometer", 1.0, (1.5, 0.3, 0.4))
     with pytest.raises(StorageError, match=r"pixel size .* not known.*not square: 0.4 x 0.3 um"):
