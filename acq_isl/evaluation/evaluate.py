@@ -58,13 +58,8 @@ def evaluate(
     tell: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Evaluate a model, through the reference engine, on recorded pairs; ``tell`` hears each field's name.
-
-    Raises
-    ------
-    PairRefused
-        No pair can be scored, a well is wanted where none is known, or no stain fits a label.
-    ModelError, EngineError
-    """
+    `PairRefused`: no pair can be scored, a well is wanted where none is known, or no stain fits a label.
+    Raises `ModelError`, `EngineError` too."""
     began_s = time.monotonic()
     file = read_model(model)
     units = _name_units(items, settings.split_unit)

@@ -24,12 +24,9 @@ _Range = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class GroundTruth:
-    """The truth of every label that was recorded, all by label.
-
-    ``keys`` are names of recorded stains, ``ranges`` counts that stand for 0 and 1 where the recording does
-    not say it itself, ``origins`` where they come from, for people. ``objects`` are labels with separate
-    objects.
-    """
+    """The truth of every label that was recorded, all by label. ``keys`` are names of recorded stains,
+    ``ranges`` counts that stand for 0 and 1 where the recording does not say it itself, ``origins`` where
+    they come from, for people. ``objects`` are labels with separate objects."""
 
     keys: Mapping[str, str]
     ranges: Mapping[str, _Range]
@@ -71,9 +68,7 @@ def match_stains(
     labels: Iterable[Label], recorded: Sequence[str], chosen: Mapping[str, str]
 ) -> dict[str, str]:
     """Name of the recorded stain by label: as chosen, or of the label's own name, or of its marker.
-
-    `PairRefused` if a chosen name is unknown, or no stain fits any label.
-    """
+    `PairRefused` if a chosen name is unknown, or no stain fits any label."""
     labels, found = tuple(labels), {}
     known = {name.casefold(): name for name in recorded}
     names = [label.name for label in labels]

@@ -36,9 +36,7 @@ _STACK = "stack.ome.tif"
 @dataclass(frozen=True, slots=True)
 class Blend:
     """How labels are made: ``share`` of the prediction, above 0, at most 1, and the rest of the truth.
-
-    ``held_out`` are names of fields or wells that keep their true labels.
-    """
+    ``held_out`` are names of fields or wells that keep their true labels."""
 
     share: float = 0.7
     held_out: Collection[str] = ()

@@ -37,11 +37,9 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How well one way of guessing did on one label of one held-out unit; fields of a unit are added.
-
-    A way is ``model``, ``floor``, ``ceiling``, or ``real NAME``: the stain of another label, taken as a
-    guess. ``std`` is of the model only, ``objects``, by IoU, of labels with separate objects.
-    """
+    """How well one way of guessing did on one label of one held-out unit; fields of a unit are added. A way
+    is ``model``, ``floor``, ``ceiling``, or ``real NAME``: the stain of another label, taken as a guess.
+    ``std`` is of the model only, ``objects``, by IoU, of labels with separate objects."""
 
     unit: str
     label: str
@@ -74,11 +72,9 @@ class ShownField:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Report:
-    """Everything an evaluation found.
-
-    ``truths`` says how counts were scaled, by label, for people; ``refused`` which fields could not be
-    scored, and why; ``leaks`` what is known of these fields having been trained on.
-    """
+    """Everything an evaluation found. ``truths`` says how counts were scaled, by label, for people;
+    ``refused`` which fields could not be scored, and why; ``leaks`` what is known of these fields having been
+    trained on."""
 
     model: ModelInfo
     engine: str

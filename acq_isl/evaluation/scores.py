@@ -32,11 +32,9 @@ class _Sums:
 
 @dataclass(frozen=True, slots=True)
 class PixelScore(_Sums):
-    """Agreement of two images pixel by pixel, as sums over one or more fields.
-
-    Sums over ``n`` pixels of predicted (a) and true (b) intensity, of their squares and product, and of
-    absolute differences; ``structure`` is structural similarity times pixels.
-    """
+    """Agreement of two images pixel by pixel, as sums over one or more fields. Sums over ``n`` pixels of
+    predicted (a) and true (b) intensity, of their squares and product, and of absolute differences;
+    ``structure`` is structural similarity times pixels."""
 
     n: int
     a: float
@@ -65,11 +63,9 @@ class PixelScore(_Sums):
 
 @dataclass(frozen=True, slots=True)
 class StdScore(_Sums):
-    """Whether the stated SD is the error's, as sums over one or more fields.
-
-    Of ``n`` pixels, ``inside`` have an error within one stated SD; likewise in the foreground. ``ranks`` is
-    the Spearman correlation of stated SD and absolute error, times pixels.
-    """
+    """Whether the stated SD is the error's, as sums over one or more fields. Of ``n`` pixels, ``inside`` have
+    an error within one stated SD; likewise in the foreground. ``ranks`` is the Spearman correlation of stated
+    SD and absolute error, times pixels."""
 
     n: int
     inside: int
@@ -134,9 +130,7 @@ def find_objects(image: Float32Image, above: float, pixel_size_um: float) -> Mas
 
 def otsu_threshold(images: Sequence[Float32Image]) -> float:
     """Threshold that parts the pixels of all images together into two classes of least variance (Otsu 1979).
-
-    0 if all pixels are equal.
-    """
+    0 if all pixels are equal."""
     from skimage.filters import threshold_otsu
 
     low = min(float(image.min()) for image in images)
@@ -165,10 +159,8 @@ def add_objects(scores: Sequence[ObjectScore]) -> ObjectScore:
 
 
 def auroc(normal: NDArray[np.floating], strange: NDArray[np.floating]) -> float:
-    """Probability that a strange value lies above a normal one, ties half: .5 tells nothing apart.
-
-    Area under the receiver operating characteristic, by ranks (Mann and Whitney 1947). NaN without values.
-    """
+    """Probability that a strange value lies above a normal one, ties half: .5 tells nothing apart. Area under
+    the receiver operating characteristic, by ranks (Mann and Whitney 1947). NaN without values."""
     if not normal.size or not strange.size:
         return float("nan")
     return float(stats.mannwhitneyu(strange, normal).statistic / (normal.size * strange.size))

@@ -75,10 +75,8 @@ def index_folder(path: Path) -> Path | None:
 
 
 def index_entries(folder: Path, *, whole: bool = False) -> Iterator[tuple[Axes, bytes]]:
-    """Axes, and everything after the axes, of each complete entry of an index; `StorageError` if damaged.
-
-    An index that ends within an entry, as a killed process may leave it, is an error only if ``whole``.
-    """
+    """Axes, and everything after the axes, of each complete entry of an index; `StorageError` if damaged. An
+    index that ends within an entry, as a killed process may leave it, is an error only if ``whole``."""
     data = (folder / INDEX).read_bytes()
     position = 0
     try:

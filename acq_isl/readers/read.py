@@ -109,11 +109,9 @@ def read_field(path: Path, *, position: str | None = None, time: int | None = No
 
 
 def read_stack(path: Path, manifest: Manifest, pixel_size_um: float | None = None) -> ZStack:
-    """Read the stack of transmitted light of a path for a model.
-
-    Pixel size and heights are those that are stated, else those of the metadata, else the model's own.
-    `StackRefused` if it cannot be read or does not fit the model, see `acq_isl.compatibility.check`.
-    """
+    """Read the stack of transmitted light of a path for a model. Pixel size and heights are those that are
+    stated, else those of the metadata, else the model's own. `StackRefused` if it cannot be read or does not
+    fit the model, see `acq_isl.compatibility.check`."""
     try:
         field = read_field(path)
         channel = field.channel(field.transmitted())

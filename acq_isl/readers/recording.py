@@ -113,16 +113,9 @@ class RecordedChannel:
     def lengths_um(
         self, pixel_size_um: float | None = None, z_step_um: float | None = None
     ) -> tuple[float, tuple[float, ...]]:
-        """Edge of a pixel, and rising height of each plane that `read` gives, in micrometres.
-
-        What the user states counts, else what the metadata say. Where they tell heights, a step that is
-        stated scales them, so that a gap stays a gap.
-
-        Raises
-        ------
-        StorageError
-            Nobody says one of them.
-        """
+        """Edge of a pixel, and rising height of each plane that `read` gives, in micrometres. What the user
+        states counts, else what the metadata say. Where they tell heights, a step that is stated scales them,
+        so that a gap stays a gap. `StorageError`: nobody says one of them."""
         size_um = self.lengths.pixel_size_um if pixel_size_um is None else pixel_size_um
         step_um = self.lengths.z_step_um if z_step_um is None else z_step_um
         heights = np.arange(self.shape[0]) * (step_um or 0.0)
@@ -171,13 +164,8 @@ class RecordedField:
     plate: str = ""
 
     def channel(self, which: str | int | None = None) -> RecordedChannel:
-        """A channel by its name or number; where there is only one, None or any name is it.
-
-        Raises
-        ------
-        StorageError
-            There is no such channel, or several of that name.
-        """
+        """A channel by its name or number; where there is only one, None or any name is it. `StorageError`:
+        there is no such channel, or several of that name."""
         alone = len(self.channels) == 1
         number = which if isinstance(which, int) else 0 if alone else self._number(which)
         if not 0 <= number < len(self.channels):
@@ -199,12 +187,7 @@ class RecordedField:
 
     def transmitted(self, wanted: str | None = None) -> str:
         """Name of the channel of transmitted light: as wanted, by its usual name, or the only stack.
-
-        Raises
-        ------
-        StorageError
-            There is no such channel, or it cannot be told which it is.
-        """
+        `StorageError`: there is no such channel, or it cannot be told which it is."""
         if wanted is not None:
             return self.channels[self._number(wanted)]
         found = [name for name in self.channels if _TRANSMITTED.search(name.replace("_", " "))]
@@ -232,12 +215,8 @@ class DataSet:
 
     def field(self, position: str | None = None, time: int | None = None) -> RecordedField:
         """One field; of several positions in the same file the first with most channels, unless named.
-
-        Raises
-        ------
-        StorageError
-            There is no such position or time, or it is one of several files and nobody said which.
-        """
+        `StorageError`: there is no such position or time, or it is one of several files and nobody said
+        which."""
         fits = [
             field for field in self.fields if position in (None, field.name) and time in (None, field.time)
         ]
@@ -260,10 +239,8 @@ class DataSet:
 
 @runtime_checkable
 class Reader(Protocol):
-    """A file format of recorded images.
-
-    A class of this kind without parameters is found by an entry point in the group ``acq_isl.readers``.
-    """
+    """A file format of recorded images. A class of this kind without parameters is found by an entry point in
+    the group ``acq_isl.readers``."""
 
     def recognises(self, path: Path) -> bool:
         """Whether a file or folder is of this format; reads no more than names, and raises nothing."""
@@ -298,12 +275,7 @@ def label_of(channel: str, taken: Iterable[str]) -> str:
 
 def as_counts(pixels: Pixels, what: str) -> Uint16Image:
     """Pixels as uint16: integers moved to begin at 0 where they are negative, all else mapped linearly.
-
-    Raises
-    ------
-    StorageError
-        NaN or infinite pixels, or a type that is no number.
-    """
+    `StorageError`: NaN or infinite pixels, or a type that is no number."""
     if pixels.dtype in (np.uint16, np.uint8):
         return pixels.astype(np.uint16, copy=False)
     values = require_finite(pixels, what)

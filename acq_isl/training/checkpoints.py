@@ -82,10 +82,8 @@ class Checkpoints:
             path.unlink(missing_ok=True)
 
     def newest(self) -> tuple[int, Tensors] | None:
-        """The last checkpoint that is whole, with its step; None if there never was one.
-
-        `TrainingFailed` if all are damaged.
-        """
+        """The last checkpoint that is whole, with its step; None if there never was one. `TrainingFailed` if
+        all are damaged."""
         found = self._list()
         for step, path in reversed(found):
             try:

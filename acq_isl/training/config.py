@@ -173,10 +173,8 @@ class TrainConfig(StrictModel):
 
 
 def load_config(path: Path) -> TrainConfig:
-    """Read a training file; `ExperimentError` names the first thing that is wrong in it.
-
-    Relative paths of sources are relative to the file.
-    """
+    """Read a training file; `ExperimentError` names the first thing that is wrong in it. Relative paths of
+    sources are relative to the file."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:

@@ -49,10 +49,8 @@ class ProcessGroup:
 
 @contextmanager
 def join_group(device: str) -> Iterator[ProcessGroup]:
-    """Join the processes that torchrun started, if it did; ``device`` is auto, cpu or cuda.
-
-    `ExperimentError` if a GPU is wanted, and there is none.
-    """
+    """Join the processes that torchrun started, if it did; ``device`` is auto, cpu or cuda. `ExperimentError`
+    if a GPU is wanted, and there is none."""
     if device == "cuda" and not torch.cuda.is_available():
         raise ExperimentError(
             "there is no GPU that torch can use",

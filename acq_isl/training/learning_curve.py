@@ -19,11 +19,8 @@ _WIDTH, _HEIGHT, _MARGIN = 420, 300, 46
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One label of one network, trained on ``k`` units, on one held-out unit; without a unit, on all of
-    them.
-
-    ``start`` is ``adapted``, ``from scratch`` or ``as it is``.
-    """
+    """One label of one network, trained on ``k`` units, on one held-out unit; without a unit, on all of them.
+    ``start`` is ``adapted``, ``from scratch`` or ``as it is``."""
 
     k: int
     start: str
@@ -73,9 +70,7 @@ def _values(row: Row) -> tuple[str, str]:
 
 def find_better(rows: Sequence[Row]) -> str | None:
     """What did better on the held-out units than the network that is kept, the one adapted to the most units.
-
-    Judged by the mean Pearson correlation over labels and seeds; None if nothing did.
-    """
+    Judged by the mean Pearson correlation over labels and seeds; None if nothing did."""
     most = max(row.k for row in rows)
     means = {
         start: float(

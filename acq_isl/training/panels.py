@@ -22,10 +22,8 @@ _LEGEND = "errors: orange predicted only, blue in truth only, grey both"
 
 
 def draw_panel(network: LiveNetwork, fields: Sequence[Field], labels: Sequence[Label], path: Path) -> None:
-    """Write a PNG: one row a field; the middle plane, then truth, prediction and errors of each label.
-
-    The network is in evaluation mode, on the processor.
-    """
+    """Write a PNG: one row a field; the middle plane, then truth, prediction and errors of each label. The
+    network is in evaluation mode, on the processor."""
     titles = ["middle plane"]
     for label in labels:
         titles += [f"{label.name}: truth", f"{label.name} (predicted)", "errors"]

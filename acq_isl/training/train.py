@@ -53,10 +53,8 @@ OnProgress = Callable[[Progress], None]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Datasets:
-    """What is trained on and what is held out.
-
-    ``ranges`` says per label what stands for 0 and 1; ``digest`` is of all pixels trained on.
-    """
+    """What is trained on and what is held out. ``ranges`` says per label what stands for 0 and 1; ``digest``
+    is of all pixels trained on."""
 
     division: Division
     train: tuple[Field, ...]
@@ -66,17 +64,9 @@ class Datasets:
 
 
 def run(config: TrainConfig, folder: Path, on_progress: OnProgress = lambda _: None) -> Path:
-    """Prepare fields, train, calibrate and export; returns the path of the model file.
-
-    The folder is made if need be; a run in it that was stopped goes on.
-
-    Raises
-    ------
-    PairRefused, StorageError
-        Data that cannot be used, or a split that leaks.
-    TrainingFailed
-        Training diverged, or the folder belongs to another run.
-    """
+    """Prepare fields, train, calibrate and export; returns the path of the model file. The folder is made if
+    need be; a run in it that was stopped goes on. `PairRefused`, `StorageError`: data that cannot be used, or
+    a split that leaks. `TrainingFailed`: training diverged, or the folder belongs to another run."""
     torch.set_num_threads(config.optimisation.threads)
     with join_group(config.optimisation.device) as group:
         data = prepare_datasets(config, config.divide(), folder, group, on_progress)

@@ -40,13 +40,8 @@ class Pretrained:
 
 
 def read_pretrained(path: Path) -> Pretrained:
-    """Read ``weights.safetensors`` of a run, or a model file.
-
-    Raises
-    ------
-    ModelError
-        Neither, damaged, or a network that cannot be trained further.
-    """
+    """Read ``weights.safetensors`` of a run, or a model file. `ModelError`: neither, damaged, or a network
+    that cannot be trained further."""
     if path.suffix != ".safetensors":
         return _from_onnx(read_model(path))
     kept = read_tensors(path)
@@ -126,9 +121,7 @@ def _normalised(network: LiveNetwork) -> Iterator[tuple[str, str]]:
 
 def unfold(pretrained: Pretrained, patches: Sequence[Tensor]) -> LiveNetwork:
     """Give folded batch normalisations the statistics of new data; what the network computes stays the same.
-
-    The network of ``pretrained`` is changed in place; ``patches``, (N, Z, H, W) float32, are normalised.
-    """
+    The network of ``pretrained`` is changed in place; ``patches``, (N, Z, H, W) float32, are normalised."""
     network = pretrained.network.eval()
     norms = (network.get_submodule(name) for name in pretrained.folded)
     sums = {

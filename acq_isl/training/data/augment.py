@@ -27,11 +27,9 @@ _OFF = (1.0, 1.0)
 
 
 class Augmentation(StrictModel):
-    """How much; pairs are (low, high) of a uniform distribution.
-
-    The defaults are for data of one microscope. Wider ranges, for data of several, are in
-    ``examples/train.yaml``; those of the demo model in its own file, ``acq_isl/models/demo.yaml``.
-    """
+    """How much; pairs are (low, high) of a uniform distribution. The defaults are for data of one microscope.
+    Wider ranges, for data of several, are in ``examples/train.yaml``; those of the demo model in its own
+    file, ``acq_isl/models/demo.yaml``."""
 
     flips: bool = True
     """Mirror and turn by quarters."""
@@ -68,10 +66,8 @@ def augment(
     x: Singles, y: Singles, patch_px: int, settings: Augmentation, rng: np.random.Generator
 ) -> tuple[Singles, Singles]:
     """Change a normalised patch (z, R, C) and truth and validity (c, R, C), which follow changes of place.
-
     Both come at least `Augmentation.reach` times as large as what is given back, (z or c, patch_px, patch_px)
-    float32. What is switched off draws nothing from ``rng``.
-    """
+    float32. What is switched off draws nothing from ``rng``."""
     if settings.xy_scale != _OFF:
         x, y = _scaled(x, y, patch_px, rng.uniform(*settings.xy_scale))
     if settings.flips:

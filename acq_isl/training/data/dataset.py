@@ -53,11 +53,9 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A field on disk: ``x.npy``, ``labels.npy``, ``valid.npy`` in the folder.
-
-    ``digest`` is of its stack's pixels as recorded, ``present`` says which labels it has, ``truth_range``
-    what stands for 0 and 1 if the field says so itself.
-    """
+    """A field on disk: ``x.npy``, ``labels.npy``, ``valid.npy`` in the folder. ``digest`` is of its stack's
+    pixels as recorded, ``present`` says which labels it has, ``truth_range`` what stands for 0 and 1 if the
+    field says so itself."""
 
     name: str
     digest: str
@@ -69,9 +67,7 @@ class Prepared:
 
 def prepare(item: Item, geometry: Geometry, checks: Checks, folder: Path) -> Prepared:
     """Read, check and normalise a field by the module that the exported graph runs too, or find it done.
-
-    Raises `PairRefused` and `StorageError` as sources and `examine` do.
-    """
+    Raises `PairRefused` and `StorageError` as sources and `examine` do."""
     settings = f"{_LAYOUT} {item.stamp} {asdict(geometry)} {checks.model_dump_json()}"
     place = folder / hashlib.sha256(settings.encode()).hexdigest()[:24]
     if not (place / "about.json").is_file():
@@ -126,11 +122,9 @@ def normalised(stack: Uint16Image, high_pass_px: float) -> NDArray[np.float16]:
 
 
 def truth_ranges(prepared: Sequence[Prepared], labels: Sequence[str]) -> tuple[Range, ...]:
-    """Per label, what stands for 0 and 1: first and 99.8th percentile of the whole training set.
-
-    Never of single fields: a field without cells would be stretched until its background is bright.
-    Fields that say it themselves, simulated ones, do not count unless there are no others.
-    """
+    """Per label, what stands for 0 and 1: first and 99.8th percentile of the whole training set. Never of
+    single fields: a field without cells would be stretched until its background is bright. Fields that say it
+    themselves, simulated ones, do not count unless there are no others."""
     ranges = []
     for at, name in enumerate(labels):
         having = [field for field in prepared if field.present[at]]

@@ -56,10 +56,8 @@ class Checks(StrictModel):
 @dataclass(frozen=True, slots=True, eq=False)
 class Recording:
     """One field of view: a (z, y, x) stack at rising ``z_um``, and a (y, x) image of each label recorded.
-
     ``truth_range`` is what in the labels stands for 0 and 1; None: unknown, the training set decides.
-    ``valid`` says, (y, x), where a label can be trusted that cannot be everywhere.
-    """
+    ``valid`` says, (y, x), where a label can be trusted that cannot be everywhere."""
 
     stack: Uint16Image
     labels: Mapping[str, Truth]

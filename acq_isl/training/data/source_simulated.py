@@ -83,10 +83,8 @@ class Pair:
 
 
 def simulate(config: SimulationConfig, index: int) -> Pair:
-    """Simulate one field; the same configuration and index always give the same pair.
-
-    Indices from ``config.fields`` on are the held-out ones: they differ in everything that is random.
-    """
+    """Simulate one field; the same configuration and index always give the same pair. Indices from
+    ``config.fields`` on are the held-out ones: they differ in everything that is random."""
     rng = np.random.default_rng([config.seed, index])
     optics = random_optics(config, rng)
     culture = Culture(*(rng.uniform(*r) for r in (config.density, config.debris, config.carpet, config.index,
@@ -135,10 +133,8 @@ def random_optics(config: SimulationConfig, rng: np.random.Generator) -> Transmi
 def record(
     light: Float32Image, config: SimulationConfig, rng: np.random.Generator, pixel_um: float
 ) -> Uint16Image:
-    """Flatten a noise-free stack, add what is fixed on the camera, then noise, and make it counts.
-
-    Recorded stacks of this kind are flattened by subtracting a wide Gaussian and scaled plane by plane.
-    """
+    """Flatten a noise-free stack, add what is fixed on the camera, then noise, and make it counts. Recorded
+    stacks of this kind are flattened by subtracting a wide Gaussian and scaled plane by plane."""
     sigma = (0, _FLATTEN_UM / pixel_um, _FLATTEN_UM / pixel_um)
     flat = light - ndimage.gaussian_filter(light, sigma, truncate=2.5)
     # Contrast as the network will measure it, so that shares of noise mean the same for every field.

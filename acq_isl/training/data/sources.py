@@ -261,9 +261,7 @@ def _has(field: RecordedField, which: str | int) -> bool:
 
 class NdtiffSource(ChannelSource):
     """One or more NDTiff data sets; every position and time point is a field, every position a well's part.
-
-    Positions called ``A1_003`` or ``A1-Site_3`` lie in well A1.
-    """
+    Positions called ``A1_003`` or ``A1-Site_3`` lie in well A1."""
 
     kind: Literal["ndtiff"]
     folder: Path

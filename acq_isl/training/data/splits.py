@@ -93,10 +93,8 @@ class Division:
 
 
 def divide(items: Sequence[Item], held_out: Sequence[Item], split: Split | None) -> Division:
-    """Part fields from ``data``, and from sources that are held out explicitly, into the two sides.
-
-    Raises `PairRefused` if nobody said how, a side is empty, a name does not exist, or the split leaks.
-    """
+    """Part fields from ``data``, and from sources that are held out explicitly, into the two sides. Raises
+    `PairRefused` if nobody said how, a side is empty, a name does not exist, or the split leaks."""
     _check_names([*items, *held_out] if isinstance(split, ByColumns) else items)
     recorded = [item for item in items if not item.simulated]
     simulated = [item for item in items if item.simulated]

@@ -152,10 +152,8 @@ def build_image(network: DenseNetwork, spec: DenseSpec, planes: str, decode: Dec
 
 def build_planes(graph: OnnxGraph, spec: DenseSpec) -> tuple[str, str]:
     """Camera bytes to counts, and to (N, planes, H, W) float32 about 0: what the network takes less `CENTRE`.
-
     About 0, because engines hand this value to the network in half precision, which has no digits to spare
-    for a constant that the first layer's biases can hold.
-    """
+    for a constant that the first layer's biases can hold."""
     low, high = (
         graph.op("Cast", graph.reshape(graph.slice("stack", {4: (byte, byte + 1)}), 0, 0, 0, -1), to=FLOAT)
         for byte in range(_BYTES)

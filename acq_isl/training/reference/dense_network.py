@@ -85,10 +85,8 @@ class DenseNetwork:
 
     def decode(self, embedding: str, heads: Sequence[str], kinds: Sequence[Statistic]) -> str:
         """Statistics of each head's distribution, (N, h w, kinds * heads), all heads of the first kind first.
-
         Of an embedding (N, C, h, w) with h w a multiple of 4; strip by strip and head by head, so that the
-        bins of a whole image never exist.
-        """
+        bins of a whole image never exist."""
         graph = self.graph
         pixels = graph.reshape(self.pixels(embedding), 0, _STRIPS, -1, self.embedding_width)
         strips = []

@@ -18,12 +18,9 @@ _FIX = "use a checkpoint of google/in-silico-labeling's concordance network, suc
 
 
 def reference_config(checkpoint: Checkpoint) -> ReferenceConfig:
-    """Read the network's size from the shapes of its variables.
-
-    Neighbouring depths can give the same shapes, and then are the same network: it is the published 400 if
-    that fits, and otherwise the smallest. `ModelError` if the variables are not those of the reference
-    network.
-    """
+    """Read the network's size from the shapes of its variables. Neighbouring depths can give the same shapes,
+    and then are the same network: it is the published 400 if that fits, and otherwise the smallest.
+    `ModelError` if the variables are not those of the reference network."""
     shapes = {name: entry.shape for name, entry in checkpoint.entries.items()}
     first = shapes.get("Conv/weights", ())  # (1, 1, 2 planes, 16)
     ends = [name for name in shapes if name.endswith(_HEAD_SUFFIX)]
@@ -44,10 +41,8 @@ def reference_config(checkpoint: Checkpoint) -> ReferenceConfig:
 
 
 def load_variables(checkpoint: Checkpoint, config: ReferenceConfig) -> dict[str, NDArray[np.float32]]:
-    """Read the core and the heads of ``config``.
-
-    `ModelError` if a variable is missing, of another shape, damaged, or not finite.
-    """
+    """Read the core and the heads of ``config``. `ModelError` if a variable is missing, of another shape,
+    damaged, or not finite."""
     values: dict[str, NDArray[np.float32]] = {}
     for name in _check_shapes(checkpoint, config):
         value = checkpoint.read(name)

@@ -35,11 +35,9 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class ReferenceConfig:
-    """Size of the network.
-
-    Published are a base depth (width) of 400 and 26 planes, each with its mask. Heads are named
-    ``Z/CHANNEL`` as in the checkpoint; each tells ``bins`` intensity classes from 0 to full scale apart.
-    """
+    """Size of the network. Published are a base depth (width) of 400 and 26 planes, each with its mask. Heads
+    are named ``Z/CHANNEL`` as in the checkpoint; each tells ``bins`` intensity classes from 0 to full scale
+    apart."""
 
     base_depth: int
     planes: int

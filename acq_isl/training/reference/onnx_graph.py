@@ -24,10 +24,8 @@ Ports = Mapping[str, tuple[type[np.generic], Sequence[int | str]]]
 
 
 class OnnxGraph:
-    """Collects nodes; values are the names of tensors.
-
-    All names begin with ``prefix``, so that the nodes can be put before those of another graph.
-    """
+    """Collects nodes; values are the names of tensors. All names begin with ``prefix``, so that the nodes can
+    be put before those of another graph."""
 
     def __init__(self, prefix: str = "") -> None:
         self._prefix = prefix
@@ -66,9 +64,7 @@ class OnnxGraph:
 
     def slice(self, x: str, axes: Mapping[int, tuple[int, int]]) -> str:
         """Cut ``start:stop`` out of each named axis; a stop of 0 is the end, negative ones count from there.
-
-        Free of the sizes themselves, so the graph holds for every image size.
-        """
+        Free of the sizes themselves, so the graph holds for every image size."""
         starts, stops = zip(*axes.values(), strict=True)
         ends = [stop if stop else _TO_THE_END for stop in stops]
         return self.op("Slice", x, self.integers(*starts), self.integers(*ends), self.integers(*axes))
@@ -90,10 +86,8 @@ class OnnxGraph:
         return self.op("Reshape", x, self.op("Concat", *parts, axis=0))
 
     def put_before(self, model: onnx.ModelProto, inputs: Ports, outputs: Sequence[str]) -> onnx.ModelProto:
-        """A checked model that runs these nodes first, on other inputs, and gives some of the outputs.
-
-        The nodes must make every value that ``model`` takes, under its name. Metadata are left behind.
-        """
+        """A checked model that runs these nodes first, on other inputs, and gives some of the outputs. The
+        nodes must make every value that ``model`` takes, under its name. Metadata are left behind."""
         joined = onnx.ModelProto()
         joined.CopyFrom(model)
         graph = joined.graph
@@ -110,10 +104,8 @@ class OnnxGraph:
     def model(
         self, inputs: Ports, outputs: Mapping[str, Sequence[int | str]], metadata: Mapping[str, str]
     ) -> onnx.ModelProto:
-        """Finish: a checked model with these inputs (element type and sides) and float32 outputs.
-
-        Nodes that no output needs are left out.
-        """
+        """Finish: a checked model with these inputs (element type and sides) and float32 outputs. Nodes that
+        no output needs are left out."""
         needed, nodes = set(outputs), []
         for node in reversed(self._nodes):
             if needed.intersection(node.output):

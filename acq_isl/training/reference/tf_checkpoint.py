@@ -154,11 +154,8 @@ def _unsnappy(data: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where one variable is kept.
-
-    ``dtype`` is TensorFlow's number of the element type, ``crc`` the masked CRC-32C of the bytes; ``sliced``
-    says that the variable is spread over several partial entries.
-    """
+    """Where one variable is kept. ``dtype`` is TensorFlow's number of the element type, ``crc`` the masked
+    CRC-32C of the bytes; ``sliced`` says that the variable is spread over several partial entries."""
 
     dtype: int
     shape: tuple[int, ...]
@@ -171,10 +168,8 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """An opened checkpoint: its index is read and checked, its variables are read one by one.
-
-    ``prefix`` is the common beginning of its files, ``entries`` has every variable by name.
-    """
+    """An opened checkpoint: its index is read and checked, its variables are read one by one. ``prefix`` is
+    the common beginning of its files, ``entries`` has every variable by name."""
 
     prefix: Path
     shards: int
@@ -182,10 +177,8 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: Path | str) -> Checkpoint:
-        """Read the index, given the checkpoint's folder, its ``.index`` file, or its prefix.
-
-        `ModelError` if there is nothing, not a V2 checkpoint, damaged, cut short, or a shard is missing.
-        """
+        """Read the index, given the checkpoint's folder, its ``.index`` file, or its prefix. `ModelError` if
+        there is nothing, not a V2 checkpoint, damaged, cut short, or a shard is missing."""
         prefix = _find_prefix(Path(path))
         index = Path(f"{prefix}.index")
         with _naming(index):
@@ -207,10 +200,8 @@ class Checkpoint:
         return Path(f"{self.prefix}.data-{shard:05d}-of-{self.shards:05d}")
 
     def read(self, name: str) -> NDArray[Any]:
-        """Read one variable, in the stored shape and element type, and check its CRC.
-
-        `ModelError` if there is no such variable, an element type other than numbers, or damaged bytes.
-        """
+        """Read one variable, in the stored shape and element type, and check its CRC. `ModelError` if there
+        is no such variable, an element type other than numbers, or damaged bytes."""
         entry = self.entries.get(name)
         if entry is None:
             raise ModelError(
