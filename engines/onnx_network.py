@@ -36,11 +36,13 @@ class OnnxNetwork:
     ModelError if the runtime cannot load the network.
     """
 
+    name = "onnxruntime cpu fp32"
+
     def __init__(self, model: ModelFile, *, threads: int | None = None) -> None:
-        self._threads = default_threads() if threads is None else max(threads, 1)
-        self._outputs = output_names(model.info.manifest)
+        self.threads = default_threads() if threads is None else max(threads, 1)
+        self.outputs = output_names(model.info.manifest)
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._threads
+        options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _FATAL_ONLY
         # Threads that spin between stacks would take the cores from the camera.
@@ -63,26 +65,13 @@ class OnnxNetwork:
                 fix="update onnxruntime, or export the model again with this version of acq-isl",
             ) from error
 
-    @property
-    def name(self) -> str:
-        return "onnxruntime cpu fp32"
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        return self._outputs
-
-    @property
-    def threads(self) -> int:
-        """Cores it computes on."""
-        return self._threads
-
     def run(self, tiles: NDArray[np.uint8], inv_sd: Float32Image) -> tuple[Float32Image, ...]:
         """Infer a batch of tiles; see `acq_isl.engines.predictor.Network`."""
         session = self._session
         if session is None:
             raise EngineError("the engine is closed", fix="load the engine again")
         try:
-            found = session.run(list(self._outputs), {"stack": tiles, "inv_sd": inv_sd})
+            found = session.run(list(self.outputs), {"stack": tiles, "inv_sd": inv_sd})
         except _RUNTIME_ERRORS as error:
             raise EngineError(
                 f"ONNX Runtime failed on tiles of {tiles.shape}: {error}",

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from math import prod
-from typing import Protocol, Self, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -172,16 +170,36 @@ def run_tiles(
     if isinstance(network, AsyncNetwork):
         yield from _overlap(network, field, batches, parallel_map)
     elif len(batches) > 1:
-        with _ThreadNetwork(network) as threaded:
-            yield from _overlap(threaded, field, batches, parallel_map)
+        yield from _run_beside(network, field, batches, parallel_map)
     else:
         tiles = cut_tiles(field.pixels, field.plan, batches[0], None, parallel_map)
-        little_endian = tiles if sys.byteorder == "little" else tiles.astype("<u2")
-        began_s = time.perf_counter()
-        outputs = network.run(
-            little_endian.view(np.uint8).reshape(*tiles.shape, 2), field.contrasts(batches[0])
-        )
-        yield batches[0], outputs, (time.perf_counter() - began_s) * 1e3
+        yield batches[0], *_timed_run(network, tiles, field.contrasts(batches[0]))
+
+
+def _timed_run(
+    network: Network, tiles: Uint16Image, inv_sd: Float32Image
+) -> tuple[tuple[Float32Image, ...], float]:
+    little_endian = np.ascontiguousarray(tiles, "<u2").view(np.uint8).reshape(*tiles.shape, 2)
+    began_s = time.perf_counter()
+    outputs = network.run(little_endian, inv_sd)
+    return outputs, (time.perf_counter() - began_s) * 1e3
+
+
+def _run_beside(
+    network: Network, field: Field, batches: Sequence[Batch], parallel_map: ParallelMap
+) -> Generator[Result, None, None]:
+    """One batch on a thread of its own while another is cut or blended; their memory takes turns."""
+    memory = [np.empty(field.shape(batches[0])[:-1], np.uint16) for _ in range(AT_ONCE)]
+    started: tuple[Batch, Future[tuple[tuple[Float32Image, ...], float]]] | None = None
+    with ThreadPoolExecutor(1, "acq-isl network") as pool:
+        for number, tiles in enumerate(batches):
+            cut_now = cut_tiles(field.pixels, field.plan, tiles, memory[number % AT_ONCE], parallel_map)
+            future = pool.submit(_timed_run, network, cut_now, field.contrasts(tiles))
+            if started is not None:
+                yield started[0], *started[1].result()
+            started = tiles, future
+        if started is not None:
+            yield started[0], *started[1].result()
 
 
 def _overlap(
@@ -216,52 +234,3 @@ def _overlap(
         for _, request, _ in started:
             with suppress(EngineError):  # there is an error on its way already
                 request.result()
-
-
-class _ThreadNetwork:
-    """A network on a thread of its own, with memory for `AT_ONCE` batches, which are used over and over."""
-
-    def __init__(self, network: Network) -> None:
-        self._network = network
-        self._pool = ThreadPoolExecutor(1, "acq-isl network")
-        self.free: list[NDArray[np.uint8]] = [np.empty(0, np.uint8)] * AT_ONCE
-
-    def request(self, shape: Shape, *, wait: bool = True) -> _ThreadRequest | None:
-        """Never waits: nobody else has a request here."""
-        if not self.free:
-            return None
-        memory = self.free.pop()
-        return _ThreadRequest(
-            self, memory if memory.size >= prod(shape) else np.empty(prod(shape), np.uint8), shape
-        )
-
-    def submit(
-        self, tiles: NDArray[np.uint8], inv_sd: Float32Image
-    ) -> Future[tuple[tuple[Float32Image, ...], float]]:
-        return self._pool.submit(lambda: (self._network.run(tiles, inv_sd), time.perf_counter()))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._pool.shutdown()
-
-
-class _ThreadRequest:
-    def __init__(self, network: _ThreadNetwork, memory: NDArray[np.uint8], shape: Shape) -> None:
-        self._network, self._memory = network, memory
-        self.tiles = memory[: prod(shape)].reshape(shape)
-        self.ended_s = 0.0
-
-    def start(self, inv_sd: Float32Image) -> None:
-        self._future = self._network.submit(self.tiles, inv_sd)
-
-    def result(self) -> tuple[Float32Image, ...]:
-        try:
-            outputs, self.ended_s = self._future.result()
-        finally:
-            self.release()
-        return outputs
-
-    def release(self) -> None:
-        self._network.free.append(self._memory)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from acq_isl.base import StrictModel
 from acq_isl.engines.agreement import correlation
 from acq_isl.engines.predictor import Predictor
 from acq_isl.errors import StackRefused
@@ -20,22 +20,21 @@ _MIN_AREA_UM2 = 20.0
 _LEAST_COUNTED = 20  # fewer tell nothing about an F1
 
 
-@dataclass(frozen=True, slots=True)
-class Accuracy:
+class Accuracy(StrictModel):
     """How far int8 is from fp32."""
 
     pearson: dict[str, float]
-    """Correlation of each label's mean, the lowest of all stacks; empty if int8 refused the first one."""
+    """Correlation of the mean of each label, the lowest of all stacks; empty if int8 refused the first."""
     f1: float | None
     """Nuclei found in int8 matched with those found in fp32, all stacks together; None without nuclei."""
     nuclei: int
     """Nuclei found in fp32."""
     above: float
     """Predicted intensity that makes a nucleus."""
-    reason: str
+    reason: str = ""
     """Why int8 is not to be used; empty if it may be."""
     distance: float = 0.0
-    """Largest change of the gate's distance as a share of its limit."""
+    """Largest change of the gate's distance as a share of its limit; 0 if there is none, or not measured."""
 
 
 def measure_accuracy(
@@ -64,7 +63,8 @@ def measure_accuracy(
             score = object_score(_find_nuclei(got, above), _find_nuclei(wanted, above))
             found, true, matched = found + score.found, true + score.true, matched + score.matched
     f1 = 2 * matched / (found + true) if true else None
-    return Accuracy(pearson, f1, true, above, refused or find_objection(pearson, f1, true, manifest))
+    reason = refused or find_objection(pearson, f1, true, manifest)
+    return Accuracy(pearson=pearson, f1=f1, nuclei=true, above=above, reason=reason)
 
 
 def find_objection(pearson: dict[str, float], f1: float | None, counted: int, manifest: Manifest) -> str:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError, model_validator
 
-from acq_isl.base import StrictModel
 from acq_isl.engines.int8.accuracy import Accuracy
 from acq_isl.engines.model_file import DEMO, ModelFile
 from acq_isl.errors import EngineError
@@ -26,7 +25,7 @@ TENSORRT_MAKER = "onnxruntime, form 1"
 _log = logging.getLogger(__name__)
 
 
-class Int8Judgement(StrictModel):
+class Int8Judgement(Accuracy):
     """Whether an int8 network may be used, as it lies beside the network."""
 
     format: Literal["acq-isl-int8/2"] = "acq-isl-int8/2"
@@ -36,20 +35,8 @@ class Int8Judgement(StrictModel):
     files: dict[str, str]
     """SHA-256 of each file of the network, by name."""
     accepted: bool
-    pearson: dict[str, float]
-    """Correlation of the mean of each label with fp32, the lowest of all stacks."""
-    f1: float | None
-    """Nuclei found in int8 matched with those found in fp32, all stacks together; None without nuclei."""
-    nuclei: int
-    """Nuclei found in fp32."""
-    above: float
-    """Predicted intensity that makes a nucleus."""
-    distance: float = 0.0
-    """Largest change of the gate's distance as a share of its limit; 0 if there is none, or not measured."""
     stacks: tuple[str, ...]
     """SHA-256 of the pixels of each stack that judged."""
-    reason: str = ""
-    """Why it was not accepted."""
     judged_at: str
     """ISO 8601 local time with offset."""
 
@@ -108,7 +95,7 @@ class Int8Store:
     ) -> Int8Judgement:
         """Keep a network and the judgement on it, accepted or not; EngineError if that cannot be written."""
         judgement = Int8Judgement(
-            **asdict(found),
+            **found.model_dump(),
             model_sha256=model.info.sha256,
             made_by=self.made_by,
             files=self._digests(contents),

@@ -27,11 +27,9 @@ class OpenVinoBackend:
 
         load = partial(OpenVinoEngine, model, threads=options.threads, gate=options.gate)
         runs_on = f"openvino {importlib.metadata.version('openvino')}"
-        stored = stored_int8(model)
-        if stored is not None:
-            note, trunk = stored
-            int8 = partial(load, precision="int8", trunk=trunk)
-            yield Candidate("openvino int8", int8, note.accepted, note.reason, runs_on)
+        if (stored := stored_int8(model)) is not None:
+            int8 = partial(load, precision="int8", trunk=stored[1])
+            yield Candidate("openvino int8", int8, stored[0].accepted, stored[0].reason, runs_on)
         bf16 = default_precision(model) == "bf16"
         if bf16:
             yield Candidate("openvino bf16", partial(load, precision="bf16"), runs_on=runs_on)

@@ -74,7 +74,8 @@ class OpenVinoNetwork:
         cache: CompiledCache | None = None,
     ) -> None:
         self._precision = precision or default_precision(model)
-        self._threads = default_threads() if threads is None else max(threads, 1)
+        self.threads = default_threads() if threads is None else max(threads, 1)
+        self.name, self.outputs = f"openvino cpu {self._precision}", output_names(model.info.manifest)
         self._model = model
         self._trunk_sha256 = hashlib.sha256(b"".join(trunk)).hexdigest() if trunk else ""
         self._cache = cache or CompiledCache()
@@ -83,18 +84,6 @@ class OpenVinoNetwork:
         self._core: Any = openvino.Core()
         self._low = self._precision != "fp32" and has_bf16()
         self._parts = read_parts(self._core, model, self._precision, trunk, low=self._low)
-
-    @property
-    def name(self) -> str:
-        return f"openvino cpu {self._precision}"
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        return output_names(self._model.info.manifest)
-
-    @property
-    def threads(self) -> int:
-        return self._threads
 
     def run(self, tiles: NDArray[np.uint8], inv_sd: Float32Image) -> tuple[Float32Image, ...]:
         """Infer a batch of tiles; see `acq_isl.engines.predictor.Network`."""
@@ -203,7 +192,7 @@ class OpenVinoNetwork:
         settings = {
             properties.hint.inference_precision: openvino.Type.bf16 if bf16 else openvino.Type.f32,
             properties.hint.enable_cpu_pinning: False,  # so that threads can make room for the camera's
-            properties.inference_num_threads: self._threads,
+            properties.inference_num_threads: self.threads,
             properties.num_streams: 1,
         }
         key = CompiledKey(
@@ -211,7 +200,7 @@ class OpenVinoNetwork:
             trunk_sha256=self._trunk_sha256 if part == "trunk" else "",
             part=part,
             precision=self._precision,
-            threads=self._threads,
+            threads=self.threads,
             shape=shape,
             runtime=f"openvino {openvino.get_version()} on {processor()}",
         )

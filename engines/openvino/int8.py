@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +70,9 @@ def find_heads(trunk: Any, heads: Sequence[str]) -> list[str]:
 
 def _import_libraries() -> tuple[Any, Any]:
     try:
-        with _without_telemetry():
-            import nncf
-            import openvino
+        os.environ.setdefault("NNCF_CI", "1")  # else it reports its use to Google Analytics
+        import nncf
+        import openvino
     except ImportError as error:
         raise EngineError(
             f"int8 needs OpenVINO and NNCF: {error}", fix='pip install "acq-isl[openvino]" nncf'
@@ -82,27 +81,9 @@ def _import_libraries() -> tuple[Any, Any]:
     return nncf, openvino
 
 
-@contextmanager
-def _without_telemetry() -> Iterator[None]:
-    """NNCF reports its use to Google Analytics unless this is set while it is imported."""
-    before = os.environ.get("NNCF_CI")
-    os.environ["NNCF_CI"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["NNCF_CI"]
-        else:
-            os.environ["NNCF_CI"] = before
-
-
-def stored_int8(model: ModelFile) -> tuple[Int8Judgement, tuple[bytes, bytes]] | None:
+def stored_int8(model: ModelFile) -> tuple[Int8Judgement, tuple[bytes, ...]] | None:
     """The judgement on a model and its quantised network as XML and weights, if there and all hashes fit."""
-    found = _store().load(model)
-    if found is None:
-        return None
-    judgement, (xml, weights) = found
-    return judgement, (xml, weights)
+    return _store().load(model)
 
 
 def accept_int8(

@@ -139,35 +139,32 @@ class Messages:
     """TensorRT's messages: logged, and errors kept, since its calls only say that they failed."""
 
     def __init__(self, flavour: Flavour) -> None:
-        self._errors: deque[str] = deque(maxlen=_MOST_MESSAGES)
-        self.logger = _logger(flavour.trt, self._errors)
+        errors = self._errors = deque[str](maxlen=_MOST_MESSAGES)
+        kinds = flavour.trt.ILogger
+        levels = {
+            kinds.INTERNAL_ERROR: logging.ERROR,
+            kinds.ERROR: logging.ERROR,
+            kinds.WARNING: logging.WARNING,
+            kinds.INFO: logging.DEBUG,
+            kinds.VERBOSE: logging.NOTSET,
+        }
+
+        class Logger(kinds):  # type: ignore[misc, valid-type]
+            def log(self, severity: Any, message: str) -> None:
+                level = levels.get(severity, logging.DEBUG)
+                if level >= logging.ERROR:
+                    errors.append(message)
+                # Errors become exceptions, which say more; logged as well only for those who look closely.
+                if level:
+                    _log.log(min(level, logging.INFO), "%s", message)
+
+        self.logger = Logger()
 
     def take(self) -> str:
         """The errors since the last call, oldest first, shortened; empty if there were none."""
         texts = list(dict.fromkeys(self._errors))
         self._errors.clear()
         return "; ".join(text[:300] for text in texts[:3])
-
-
-def _logger(trt: Any, errors: deque[str]) -> Any:
-    levels = {
-        trt.ILogger.INTERNAL_ERROR: logging.ERROR,
-        trt.ILogger.ERROR: logging.ERROR,
-        trt.ILogger.WARNING: logging.WARNING,
-        trt.ILogger.INFO: logging.DEBUG,
-        trt.ILogger.VERBOSE: logging.NOTSET,
-    }
-
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def log(self, severity: Any, message: str) -> None:
-            level = levels.get(severity, logging.DEBUG)
-            if level >= logging.ERROR:
-                errors.append(message)
-            # Errors become exceptions, which say more; logged as well only for those who look closely.
-            if level:
-                _log.log(min(level, logging.INFO), "%s", message)
-
-    return Logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +186,19 @@ class ProgressForwarder:
         self._progress = progress
         self._totals: dict[str, int] = {}
         self.failure: BaseException | None = None
-        self.monitor = _monitor(flavour.trt, self)
+        tell = self.tell
+
+        class Monitor(flavour.trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+            def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+                tell(phase_name, 0, num_steps)
+
+            def step_complete(self, phase_name: str, step: int) -> bool:
+                return tell(phase_name, step + 1)
+
+            def phase_finish(self, phase_name: str) -> None:
+                return None
+
+        self.monitor = Monitor()
 
     def tell(self, phase: str, done: int, total: int | None = None) -> bool:
         """Called by TensorRT, on any of its threads; False asks it to stop."""
@@ -203,17 +212,3 @@ class ProgressForwarder:
             self.failure = error
             return False
         return True
-
-
-def _monitor(trt: Any, receiver: ProgressForwarder) -> Any:
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            receiver.tell(phase_name, 0, num_steps)
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            return receiver.tell(phase_name, step + 1)
-
-        def phase_finish(self, phase_name: str) -> None:
-            return None
-
-    return Monitor()

@@ -8,7 +8,6 @@ what the GPU is asked to compute. The upper half of every stack calibrates, the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from acq_isl.engines.agreement import agreement
 from acq_isl.engines.int8.accuracy import ABOVE, measure_accuracy
@@ -51,7 +50,7 @@ def make_form(
         found = measure_accuracy((full, cheap), lower, above)
     distance = max(_gate_change(model, content, stack) for stack in lower)
     moved = f"the gate's distance changes by {distance:.0%} of its limit" if distance > MOST_DISTANCE else ""
-    found = replace(found, distance=distance, reason=found.reason or moved)
+    found = found.model_copy(update={"distance": distance, "reason": found.reason or moved})
     return _STORE.save(model, (content,), found, lower)
 
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import OrderedDict
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,30 +49,18 @@ class TensorRTNetwork:
     """A plan on a GPU. Threads may share it. Device and program are owned: closed with the network."""
 
     def __init__(self, device: Device, program: Program, name: str, *, timeout_s: float = _WAIT_S) -> None:
-        self._device, self._program, self._name, self._timeout_s = device, program, name, timeout_s
+        self._device, self._program, self._timeout_s = device, program, timeout_s
+        self.name, self.outputs = name, program.outputs
         self._streams = Streams.open(device)
         self._pools: OrderedDict[Shape, _Pool] = OrderedDict()
         self._changed = threading.Condition()  # guards the pools and the queues of the GPU
-        self._times = GpuTimes()
+        self.times = GpuTimes()
+        """Where the time on the GPU went."""
         self._ended: EngineError | None = None  # why nothing more can be run
 
     @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """What `run` returns, in this order: mean, spread, and with a gate the distance."""
-        return self._program.outputs
-
-    @property
-    def times(self) -> GpuTimes:
-        """Where the time on the GPU went."""
-        return self._times
-
-    @property
     def copies_ms(self) -> tuple[float, float]:
-        return self._times.upload_ms, self._times.download_ms
+        return self.times.upload_ms, self.times.download_ms
 
     def run(self, tiles: NDArray[np.uint8], inv_sd: Float32Image) -> tuple[Float32Image, ...]:
         """Infer a batch of tiles; see `acq_isl.engines.backend.Network`."""
@@ -105,7 +93,7 @@ class TensorRTNetwork:
         """Wait for a context, copy its outputs as float32 and free it for the next batch."""
         try:
             self._device.make_current()
-            upload_ms, compute_ms, download_ms = context.finish(self._timeout_s)
+            took_ms = context.finish(self._timeout_s)
             values = [context.host[name] for name in self.outputs]
             outputs = tuple(to_float32(v) if v.dtype == np.float16 else v.astype(np.float32) for v in values)
         except EngineError as error:
@@ -114,13 +102,7 @@ class TensorRTNetwork:
         finally:
             self.give_back(context)
         with self._changed:
-            past = self._times
-            self._times = GpuTimes(
-                past.batches + 1,
-                past.upload_ms + upload_ms,
-                past.compute_ms + compute_ms,
-                past.download_ms + download_ms,
-            )
+            self.times = GpuTimes(*map(sum, zip(astuple(self.times), (1, *took_ms), strict=True)))
         return outputs
 
     def _fail(self, error: EngineError) -> None:
