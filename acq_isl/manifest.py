@@ -21,7 +21,13 @@ FORMAT = "acq-isl-model/1"
 SLACK = 0.005
 """Stages report what they reached, not what was asked for; a bound that was met on paper stays met."""
 
-_Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+_Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+_Pixels = Annotated[int, Field(ge=0, le=8192)]
+_Height = Annotated[float, Field(ge=-10_000, le=10_000)]  # um
+
+_MOST_TEXT = 1 << 20
+_MOST_COUNTS = 1 << 28  # of the smallest tile
+_MOST_SIGMA_PX = 2048
 
 
 class Label(StrictModel):
@@ -100,7 +106,7 @@ class Gate(StrictModel):
     field counts, so that a dust grain refuses nothing.
     """
 
-    names: tuple[_Name, ...] = Field(min_length=1)
+    names: tuple[_Name, ...] = Field(min_length=1, max_length=64)
     """Of the K distances, for people, such as ``features``."""
     limits: tuple[float, ...] = Field(min_length=1)
     """A stack is refused when the median of any distance lies above its limit."""
@@ -128,25 +134,25 @@ class Manifest(StrictModel):
     modality: Modality
     polarity: Polarity
     """Whether dense matter looks dark or bright in focus."""
-    pixel_size_um: float = Field(gt=0)
-    z_offsets_um: tuple[float, ...] = Field(min_length=1)
+    pixel_size_um: float = Field(ge=0.005, le=100)
+    z_offsets_um: tuple[_Height, ...] = Field(min_length=1, max_length=256)
     """Planes relative to the middle of the stack, in micrometres of stage travel, strictly increasing.
 
     The middle is halfway between the first and the last plane, so the offsets are symmetric about 0.
     """
     high_pass_um: float = Field(ge=0)
     """Sigma of the Gaussian background that is removed, in micrometres of specimen."""
-    labels: tuple[Label, ...] = Field(min_length=1)
-    min_tile_px: int = Field(gt=0)
-    margin_px: int | None = Field(default=None, ge=0)
+    labels: tuple[Label, ...] = Field(min_length=1, max_length=64)
+    min_tile_px: _Pixels = Field(gt=0)
+    margin_px: _Pixels | None = None
     """Pixels at a field's border that what lies outside changes by more than 1 % RMS; None: the halo."""
-    halo_px: int = Field(ge=0)
+    halo_px: _Pixels
     """Pixels at a tile border whose prediction depends on what is outside of the tile."""
-    size_step_px: int = Field(gt=0)
+    size_step_px: _Pixels = Field(gt=0)
     """Tile sides must be multiples of this."""
-    max_tile_px: int | None = Field(default=None, gt=0)
+    max_tile_px: int | None = Field(default=None, gt=0, le=1 << 16)
     """Longest tile side whose memory is bearable; None: the engine's own limit."""
-    blank_px: int = Field(default=0, ge=0)
+    blank_px: _Pixels = 0
     """Pixels at a tile's border that the network does not answer for, so that they are never shown."""
     spread_scale: tuple[float, ...] = ()
     """Per label, factor fitted on held-out pixels that turns the network's spread into one SD.
@@ -182,6 +188,10 @@ class Manifest(StrictModel):
                 raise ValueError(f"{name} has {len(values)} values for {len(names)} labels")
         if self.blank_px > self.halo_px:
             raise ValueError(f"blank_px, {self.blank_px}, cannot be more than halo_px, {self.halo_px}")
+        if len(z) * self.least_side_px**2 > _MOST_COUNTS:
+            raise ValueError(f"{len(z)} planes of {self.least_side_px} px, the smallest tile, fit no memory")
+        if self.high_pass_um > _MOST_SIGMA_PX * self.pixel_size_um:
+            raise ValueError(f"high_pass_um is {self.high_pass_um:g}, more than {_MOST_SIGMA_PX} pixels")
         strange = {evaluation.label for evaluation in self.evaluations} - set(names)
         if strange:
             raise ValueError(f"evaluations of labels that the model has not: {', '.join(sorted(strange))}")
@@ -190,6 +200,11 @@ class Manifest(StrictModel):
     @property
     def planes(self) -> int:
         return len(self.z_offsets_um)
+
+    @property
+    def least_side_px(self) -> int:
+        """Shortest side of a tile: `min_tile_px` in whole steps."""
+        return -(-self.min_tile_px // self.size_step_px) * self.size_step_px
 
     @property
     def z_step_um(self) -> float:
@@ -204,6 +219,13 @@ class Manifest(StrictModel):
     @classmethod
     def from_json(cls, text: str) -> Manifest:
         """Read the JSON form; ModelError names the first thing that is wrong."""
+        if len(text) > _MOST_TEXT:
+            raise ModelError(
+                "the model's manifest cannot be used",
+                wanted=f"at most {_MOST_TEXT} characters",
+                got=str(len(text)),
+                fix="export the model again with this version of acq-isl",
+            )
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:

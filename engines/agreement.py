@@ -90,7 +90,7 @@ def _gate_change(wanted: Float32Image, got: Float32Image, gate: Gate) -> float:
 def sample_tiles(manifest: Manifest, count: int = 2, side_px: int | None = None) -> Uint16Image:
     """Blobs that go in and out of focus on an uneven background, (count, z, h, w) uint16; always the same."""
     rng = np.random.default_rng(0)
-    side = side_px or -(-manifest.min_tile_px // manifest.size_step_px) * manifest.size_step_px
+    side = side_px or manifest.least_side_px
     tiles = np.empty((count, manifest.planes, side, side), np.uint16)
     for tile in tiles:
         grain = rng.normal(size=(side, side))

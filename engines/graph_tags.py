@@ -31,11 +31,11 @@ class BackgroundTags(StrictModel):
     full resolution linearly.
     """
 
-    block_px: int = Field(ge=1)
+    block_px: int = Field(ge=1, le=1024)
     """Side of a block."""
     averaged_px: int = Field(ge=1)
     """Side of the part of each block, at its first corner, whose mean stands for it."""
-    weights: tuple[float, ...]
+    weights: tuple[float, ...] = Field(min_length=1, max_length=4097)
     """Of the smoothing, 2 r + 1 of them, the same along rows and columns."""
     least: float
     most: float

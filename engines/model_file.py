@@ -9,8 +9,9 @@ from importlib import resources
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from acq_isl.engines.model_safety import STANDARD_DOMAINS, check_bounded, check_self_contained, read_regular
 from acq_isl.errors import ModelError
 from acq_isl.manifest import MANIFEST_KEY, Evaluation, Gate, Instrument, Manifest, Training
 
@@ -75,7 +76,7 @@ def _some(values: Sequence[str]) -> str:
 
 DEMO = "demo"
 _DEMO_FILE = "demo.onnx"
-_STANDARD_DOMAINS = ("", "ai.onnx")
+_MOST_NOTE_BYTES = 4096
 _Ports = dict[str, tuple[str, tuple[str | int, ...]]]  # element type and axes by name
 
 
@@ -166,7 +167,8 @@ def read_model(model: Path | str, *, sha256: str | None = None) -> ModelFile:
     wanted_inputs, wanted_outputs = _contract(manifest)
     inputs = _check_ports(where, proto.graph.input, wanted_inputs)
     outputs = _check_ports(where, proto.graph.output, wanted_outputs, others=True)
-    opset = next((entry.version for entry in proto.opset_import if entry.domain in _STANDARD_DOMAINS), 0)
+    check_bounded(where, proto, manifest.least_side_px)
+    opset = next((entry.version for entry in proto.opset_import if entry.domain in STANDARD_DOMAINS), 0)
     return ModelFile(content, ModelInfo(where, found, len(content), manifest, opset, inputs, outputs))
 
 
@@ -184,9 +186,9 @@ def _read(model: Path | str) -> tuple[str, bytes, str | None]:
         return DEMO, demo.read_bytes(), _noted(beside.read_text("utf-8")) if beside.is_file() else None
     path = Path(model)
     try:
-        content = path.read_bytes()
-        side = path.with_name(path.name + ".sha256")
-        return str(path), content, _noted(side.read_text("utf-8")) if side.is_file() else None
+        content, side = read_regular(path), path.with_name(path.name + ".sha256")
+        noted = read_regular(side, _MOST_NOTE_BYTES).decode() if side.is_file() else None
+        return str(path), content, None if noted is None else _noted(noted)
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(
             f"model {path} cannot be read: {error}",
@@ -204,9 +206,9 @@ def _parse(where: str, content: bytes) -> onnx.ModelProto:
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(content)
-        _check_self_contained(where, proto)  # first, so that the checker follows no path to other files
+        check_self_contained(where, proto)  # first, so that the checker follows no path to other files
         onnx.checker.check_model(proto)
-    except (DecodeError, onnx.checker.ValidationError) as error:
+    except (DecodeError, onnx.checker.ValidationError, RuntimeError, ValueError, TypeError) as error:
         raise ModelError(
             f"model {where} is damaged or not an ONNX file: {str(error).partition(chr(10))[0]}",
             wanted="an .onnx file written by acq-isl",
@@ -226,34 +228,6 @@ def _manifest(where: str, proto: onnx.ModelProto) -> Manifest:
             fix="copy an acq-isl model again, it was cut short; export any other with acq-isl",
         )
     return Manifest.from_json(texts[0])
-
-
-def _messages(message: Message) -> Iterator[Message]:
-    """A protobuf message and all messages inside of it, so that no subgraph can hide anything."""
-    yield message
-    for field, value in message.ListFields():
-        if field.message_type is not None:
-            for inner in (value,) if isinstance(value, Message) else value:
-                yield from _messages(inner)
-
-
-def _check_self_contained(where: str, proto: onnx.ModelProto) -> None:
-    known = {*_STANDARD_DOMAINS, *(function.domain for function in proto.functions)}
-    for message in _messages(proto):
-        if isinstance(message, onnx.TensorProto) and message.data_location == onnx.TensorProto.EXTERNAL:
-            raise ModelError(
-                f"model {where} keeps weights in another file",
-                wanted="all weights inside the .onnx file, so that one hash covers them",
-                got=f"tensor {message.name!r} outside",
-                fix="export it with acq-isl, or save it with onnx.save_model(save_as_external_data=False)",
-            )
-        if isinstance(message, onnx.NodeProto) and message.domain not in known:
-            raise ModelError(
-                f"model {where} needs an operator that is not part of ONNX",
-                wanted="standard ONNX operators, which every engine can run",
-                got=f"{message.domain}::{message.op_type}",
-                fix="export the network again without custom operators",
-            )
 
 
 def _check_ports(

@@ -56,7 +56,7 @@ class LastBuilt:
 def profile_shapes(manifest: Manifest, options: BuildOptions) -> Shapes:
     """Smallest, optimal and largest shape of every input under a profile."""
     step = manifest.size_step_px
-    least = _up(manifest.min_tile_px, step)
+    least = manifest.least_side_px
     border_px = max(step, manifest.blank_px)  # as `acq_isl.engines.predictor.Predictor` puts around a field
     limit_px = _up(max(manifest.max_tile_px or _LIVE_MOST_PX, least), step)
     if options.profile == "live":
