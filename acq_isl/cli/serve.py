@@ -43,6 +43,13 @@ _Gate = Annotated[
     Literal["refuse", "warn"],
     typer.Option(help="What becomes of stacks that look unlike the model's training set."),
 ]
+ModelFiles = Annotated[
+    list[str] | None,
+    typer.Option("--model", help="Model file, as FILE or NAME=FILE.", show_default="the run's"),
+]
+Connect = Annotated[
+    str | None, typer.Option(help="Address of a running 'acq-isl serve' to predict with instead.")
+]
 _DEFAULT = "tcp://127.0.0.1:5599"
 
 
@@ -132,21 +139,17 @@ def swap(
 @commands.command("replay")
 def replay(
     folder: Annotated[Path, typer.Argument(help="Run folder, or a spool.")],
-    model: Annotated[
-        list[str] | None,
-        typer.Option(help="Model file, as FILE or NAME=FILE.", show_default="the run's"),
-    ] = None,
-    connect: Annotated[
-        str | None, typer.Option(help="Address of a running 'acq-isl serve' to predict with instead.")
-    ] = None,
+    model: ModelFiles = None,
+    connect: Connect = None,
     keys: Keys = None,
     threads: Threads = None,
     backend: Backend = "auto",
     keep: Annotated[bool, typer.Option(help="Leave the stacks in the spool.")] = False,
 ) -> None:
-    """Predict what waits in an earlier run's spool, and add it to that run's predictions."""
+    """As 'recover', which does more, of a spool only: predict what waits there."""
     from acq_isl.session.replay import Replayed, replay, waiting
 
+    out.print("[yellow]mind[/] 'acq-isl recover RUN' also predicts what is measured and writes the report")
     paths, store = waiting(folder)
     out.print(f"{len(paths)} stacks wait in {escape(str(folder))}")
     if not paths:
@@ -160,12 +163,61 @@ def replay(
     def load_here(name: str) -> ServedModel:
         return load(name, threads=threads, backend=backend)
 
-    with _served(connect, keys) if connect else _loaded(model or _models_of(folder), load_here) as models:
+    with predicting(folder, model, connect, keys, load_here) as models:
         results = replay(folder, models, keep=keep, report=show)
     left = sum(not stack.done for stack in results)
     out.print(f"{len(results) - left} predicted into {escape(str(store))}, {left} left")
     if left and not keep:
         raise typer.Exit(1)
+
+
+@commands.command("recover")
+def recover(
+    folder: Annotated[Path, typer.Argument(help="Run folder, or a spool.")],
+    choose: Annotated[bool, typer.Option("--choose", help="Also rank the fields, as the run would.")] = False,
+    model: ModelFiles = None,
+    connect: Connect = None,
+    keys: Keys = None,
+    threads: Threads = None,
+    backend: Backend = "auto",
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what happens inside.")] = False,
+) -> None:
+    """Finish a run that was killed: predict what is measured or waits, choose if asked, write the report."""
+    from acq_isl.session.recover import recover
+
+    configure_logging(verbose)
+    if not (folder / "experiment.yaml").exists():
+        replay(folder, model, connect, keys, threads, backend)
+        return
+
+    def load_here(name: str) -> ServedModel:
+        return load(name, threads=threads, backend=backend)
+
+    with predicting(folder, model, connect, keys, load_here) as models:
+        done = recover(folder, models, choose=choose, tell=lambda text: out.print(escape(text)))
+    if done.report is None:
+        out.print("nothing to recover: what is measured is predicted or refused, and the report is there")
+    else:
+        words = f"{done.predicted} stacks predicted, {done.refused} refused, {done.left} left"
+        out.print(f"[bold]{words}[/]; {done.chosen} fields chosen" if choose else f"[bold]{words}[/]")
+        out.print(f"report   {escape(str(done.report))}")
+    if done.not_imaged:
+        out.print(f"{done.not_imaged} fields were not imaged; 'acq-isl run EXPERIMENT --resume RUN' goes on")
+    if done.left:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def predicting(
+    folder: Path,
+    model: Sequence[str] | None,
+    connect: str | None,
+    keys: Path | None,
+    ours: Callable[[str], ServedModel],
+) -> Iterator[Models]:
+    """Who predicts for a run that is over: a running server, models that are named, or the run's own."""
+    with _served(connect, keys) if connect else _loaded(model or _models_of(folder), ours) as models:
+        yield models
 
 
 @contextmanager
@@ -203,7 +255,7 @@ def _models_of(folder: Path) -> tuple[str, ...]:
         if (place / "experiment.yaml").exists():
             return Experiment.from_yaml(place / "experiment.yaml").model_files
     raise ExperimentError(
-        f"{folder} does not say which model it was for", fix="name it: acq-isl replay FOLDER --model FILE"
+        f"{folder} does not say which model it was for", fix="name it: acq-isl recover FOLDER --model FILE"
     )
 
 

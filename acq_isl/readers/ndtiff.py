@@ -42,7 +42,7 @@ class NdtiffReader:
         folder = index_folder(path)
         if folder is None:
             raise StorageError(f"{path} is not an NDTiff data set", wanted=f"a file {INDEX}")
-        images = [_Image(folder, axes, rest) for axes, rest in index_entries(folder, whole=True)]
+        images = [NdtiffImage(folder, axes, rest) for axes, rest in index_entries(folder, whole=True)]
         strange = {name for image in images for name in image.axes} - _AXES
         if strange or not images:
             raise StorageError(
@@ -54,7 +54,7 @@ class NdtiffReader:
         names = _channel_names(images, summary)
         tiles = any("row" in image.axes for image in images)
         overlap = tuple(int(summary.get(f"GridPixelOverlap{axis}", 0)) if tiles else 0 for axis in "YX")
-        places: dict[tuple[str, int], dict[str, list[_Image]]] = {}
+        places: dict[tuple[str, int], dict[str, list[NdtiffImage]]] = {}
         for image in images:
             channels = places.setdefault(image.place, {})
             channels.setdefault(names[image.axes.get("channel", _ONLY)], []).append(image)
@@ -105,7 +105,7 @@ def _damaged(folder: Path, error: Exception) -> StorageError:
     )
 
 
-class _Image:
+class NdtiffImage:
     """One image, by what the index says of it; the tiles of a pyramid are positions."""
 
     def __init__(self, folder: Path, axes: Axes, rest: bytes) -> None:
@@ -158,7 +158,7 @@ class _Opener:
     """Opens the channels of one place; of rows and columns that tiles share half are cut off at each side."""
 
     source: str
-    channels: Mapping[str, Sequence[_Image]]
+    channels: Mapping[str, Sequence[NdtiffImage]]
     overlap: tuple[int, ...]
 
     def __call__(self, number: int) -> RecordedChannel:
@@ -195,7 +195,7 @@ def _first(about: Mapping[str, Any], keys: Sequence[str]) -> float | None:
     return next((float(about[key]) for key in keys if about.get(key) is not None), None)
 
 
-def _channel_names(images: Sequence[_Image], summary: Mapping[str, Any]) -> dict[int | str, str]:
+def _channel_names(images: Sequence[NdtiffImage], summary: Mapping[str, Any]) -> dict[int | str, str]:
     """Name by what stands on the channel axis, which older data sets number."""
     listed = summary.get("ChNames") or ()
     names: dict[int | str, str] = {}

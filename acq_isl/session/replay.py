@@ -217,14 +217,19 @@ class _Replay:
             case Unpredicted(reason=reason):
                 return f"not predicted: {reason}", "failed"
             case Prediction():
-                name = self.store.write(outcome)
-                back = load(self.store_path, name)
-                same = (np.array_equal(back.mean, outcome.mean), np.array_equal(back.spread, outcome.spread))
-                if not all(same):
-                    raise StorageError(
-                        f"the disk gives back another prediction than was written: {name}",
-                        fix="check the disk; nothing was removed from the spool",
-                    )
+                name = store_checked(self.store, self.store_path, outcome)
                 return f"predicted by {outcome.model_name} ({outcome.model_sha256[:12]}): {name}", "stored"
             case _:
                 assert_never(outcome)
+
+
+def store_checked(store: PredictionStore, path: Path, prediction: Prediction) -> str:
+    """Write a prediction and look that it is there; its name in the store. StorageError if it is not."""
+    name = store.write(prediction)
+    back = load(path, name)
+    if not (np.array_equal(back.mean, prediction.mean) and np.array_equal(back.spread, prediction.spread)):
+        raise StorageError(
+            f"the disk gives back another prediction than was written: {name}",
+            fix="check the disk; nothing was removed from the spool",
+        )
+    return name

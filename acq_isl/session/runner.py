@@ -39,8 +39,9 @@ from acq_isl.session.engine import WithoutEngine, open_engine, state
 from acq_isl.session.grade import grade
 from acq_isl.session.preflight import check_fit, new_folder, prepare, simulated
 from acq_isl.session.progress import ProgressMeter
+from acq_isl.session.saved_plan import SavedPlan
 from acq_isl.session.session import Session, SessionTools
-from acq_isl.session.summary import Stored, summarise, versions
+from acq_isl.session.summary import Stored, run_files, summarise, versions
 from acq_isl.session.views import Views
 from acq_isl.stack import Prediction, StackKey
 from acq_isl.storage.decision_log import Ledger
@@ -80,13 +81,6 @@ def choice(experiment: Experiment) -> str:
 _COMPUTING_S, _FAULTY_S = 60.0, 10.0
 _DISK_S = 10.0
 _STORE = "predictions.ome.zarr"
-_FILES = (
-    ("measured data (NDTiff)", "measured_1"),
-    ("predictions (OME-Zarr)", _STORE),
-    ("decisions", "decisions.jsonl"),
-    ("experiment as run", "experiment.yaml"),
-    ("stacks that wait for an engine", "spool"),
-)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -156,6 +150,7 @@ def _carry_out(
     """Run with everything open; the report is written however it ends."""
     (folder / "experiment.yaml").write_text(experiment.to_yaml(), encoding="utf-8")
     started, began = datetime.datetime.now().astimezone().isoformat(timespec="seconds"), time.monotonic()
+    SavedPlan(started=started, scope=scope.description, cycles=plan).write(folder)
     record: RunRecord | None = None
     failure = ""
     report = folder / "report.html"
@@ -200,6 +195,7 @@ class _Parts:
     """What is open during a run."""
 
     experiment: Experiment
+    folder: Path
     tools: SessionTools
     microscope: GuardedAcquisition
     source: EngineClient | WithoutEngine
@@ -238,7 +234,7 @@ class _Parts:
             model_colors=self.labels.colors,
             counts=self.source.accounts.counts,
             versions=versions(),
-            files=dict(_FILES),
+            files=run_files(self.folder),
             warnings=self.warnings,
             experiment_yaml=self.experiment.to_yaml(),
             label_models=self.labels.by_model,
@@ -268,7 +264,7 @@ def _opened(
             microscope, source, store, ledger, call_user_function, meter.handle, views.commands, labels=labels
         )
         warnings = (*warnings, *views.warnings, *map(str, broken_plugins()))
-        yield _Parts(experiment, tools, microscope, source, labels, warnings)
+        yield _Parts(experiment, folder, tools, microscope, source, labels, warnings)
 
 
 def _safety(experiment: Experiment) -> Safety:

@@ -30,7 +30,7 @@ from acq_isl.experiment.experiment import Experiment, measurements
 from acq_isl.experiment.planning import Cycle, visits
 from acq_isl.processing.display import preview
 from acq_isl.protocols import Microscope, PredictionSource
-from acq_isl.rules import Choice, Decision, Limits, Occasion, check_request, decide, rank
+from acq_isl.rules import Best, Choice, Decision, Limits, Occasion, check_request, decide, rank
 from acq_isl.rules.actions import check_preset
 from acq_isl.rules.label_names import Labels, Status, combine_status, merge_outcomes, status_of
 from acq_isl.rules.measurements import MeasurementCache
@@ -256,11 +256,8 @@ class Session:
         if rule is None:
             return []
         began = time.perf_counter()
-        model = self.labels.owner(rule.measurement.label) or ""
-        answers = [self.fields[request.key].answers for request in cycle.requests]
-        outcomes = [by_model[model] for by_model in answers if model in by_model]
-        measured = [self._measured.measure(outcome, rule.measurement) for outcome in outcomes]
-        choices = rank(rule, list(zip(outcomes, measured, strict=True)))
+        fields = [self.fields[request.key] for request in cycle.requests]
+        choices = choose_fields(rule, self.labels, fields, self._measured)
         self.decide_ms.append((time.perf_counter() - began) * 1e3)
         for choice in choices:
             self.fields[choice.key].choice = choice
@@ -330,6 +327,16 @@ class Session:
 
     def _step(self, phase: Phase, done: int, total: int, text: str) -> None:
         self._tools.emit(Step(phase, done, total, text))
+
+
+def choose_fields(
+    rule: Best, labels: Labels, fields: Sequence[Field], cache: MeasurementCache
+) -> tuple[Choice, ...]:
+    """Rank fields by what the rule's model said of them."""
+    model = labels.owner(rule.measurement.label) or ""
+    outcomes = [field.answers[model] for field in fields if model in field.answers]
+    measured = [cache.measure(outcome, rule.measurement) for outcome in outcomes]
+    return rank(rule, list(zip(outcomes, measured, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,8 @@ import importlib.metadata
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +19,7 @@ from acq_isl.processing.statistics import pearson
 from acq_isl.record import Comparison, FieldRecord, RunRecord, StageLatency
 from acq_isl.rules import Measurement
 from acq_isl.session.grading.scores import object_f1, pair_labels, to_bright_end
-from acq_isl.session.session import Field, Session
+from acq_isl.session.session import Field
 from acq_isl.stack import Prediction, StackKey, StackRequest, StageTimes, Uint16Image
 
 _THUMBNAIL_PX = 384
@@ -34,7 +36,39 @@ class Stored:
     """Prediction of a stack by its key and by a model's name, in full, with labels called as in the run."""
 
 
-def summarise(experiment: Experiment, session: Session, stored: Stored, record: RunRecord) -> RunRecord:
+class RunParts(Protocol):
+    """What a `Session`, or what is on disk of one, knows of a run."""
+
+    @property
+    def fields(self) -> dict[StackKey, Field]: ...
+    @property
+    def asked(self) -> list[StackRequest]: ...
+    @property
+    def acquired(self) -> list[StackRequest]: ...
+    @property
+    def decide_ms(self) -> list[float]: ...
+    @property
+    def warnings(self) -> list[str]: ...
+
+
+def run_files(folder: Path) -> dict[str, str]:
+    """What is in a run folder, and where."""
+    sets = sorted(path.name for path in folder.glob("measured_*") if path.is_dir()) or ["measured_1"]
+    named = {f"measured data (NDTiff){f' {n}' * (n > 1)}": name for n, name in enumerate(sets, 1)}
+    others = {
+        "predictions (OME-Zarr)": "predictions.ome.zarr",
+        "decisions": "decisions.jsonl",
+        "decisions of the recovery": "recovery.jsonl",
+        "experiment as run": "experiment.yaml",
+        "stacks that wait for an engine": "spool",
+        "report of the run itself": "report_before_recovery.html",
+    }
+    later = ("recovery.jsonl", "report_before_recovery.html")
+    there = {what: name for what, name in others.items() if name not in later or (folder / name).exists()}
+    return named | there
+
+
+def summarise(experiment: Experiment, session: RunParts, stored: Stored, record: RunRecord) -> RunRecord:
     """Complete the record of a run, also of one that ended early, with what the session knows."""
     fields = [field for field in session.fields.values() if field.answers]
     predictions = [prediction for field in fields for prediction in field.predictions]
@@ -101,7 +135,7 @@ def thumbnail(stack: Uint16Image) -> NDArray[np.uint8]:
 
 
 def _comparisons(
-    experiment: Experiment, session: Session, stored: Stored, warnings: list[str]
+    experiment: Experiment, session: RunParts, stored: Stored, warnings: list[str]
 ) -> tuple[Comparison, ...]:
     acquired, rules = {request.key: request for request in session.acquired}, measurements(experiment)
     found: list[Comparison] = []

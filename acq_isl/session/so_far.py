@@ -1,0 +1,153 @@
+"""How far a run came, as its folder tells: to finish it, and to write its report again."""
+
+from __future__ import annotations
+
+import datetime
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from acq_isl.errors import StorageError
+from acq_isl.experiment.experiment import Experiment, measurements
+from acq_isl.experiment.planning import Cycle
+from acq_isl.processing.display import preview
+from acq_isl.rules import Choice
+from acq_isl.rules.label_names import Labels
+from acq_isl.rules.measurements import MeasurementCache
+from acq_isl.session.measured import MeasuredRun
+from acq_isl.session.saved_plan import SavedPlan
+from acq_isl.session.session import Field
+from acq_isl.stack import Outcome, Prediction, StackKey, StackRequest
+from acq_isl.storage.decision_log import read as read_ledger
+from acq_isl.storage.prediction_store import find, load
+
+STORE = "predictions.ome.zarr"
+LEDGERS = ("decisions.jsonl", "recovery.jsonl")
+_CHOICE = TypeAdapter(Choice)
+
+
+@dataclass(slots=True, eq=False)
+class SoFar:
+    """A run that was cut off; has what a `Session` has at its end."""
+
+    experiment: Experiment
+    plan: SavedPlan
+    labels: Labels
+    measured: MeasuredRun
+    decisions: tuple[dict[str, Any], ...]
+    fields: dict[StackKey, Field] = field(default_factory=dict)
+    """Overview stacks of which all slices are there."""
+    cut_off: list[StackRequest] = field(default_factory=list)
+    """Overview stacks of which some are."""
+    asked: list[StackRequest] = field(default_factory=list)
+    acquired: list[StackRequest] = field(default_factory=list)
+    decide_ms: list[float] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    cache: MeasurementCache = field(default_factory=MeasurementCache)
+
+    @property
+    def left(self) -> int:
+        """Overview stacks that were not imaged, or not to their end."""
+        return sum(len(cycle.requests) for cycle in self.plan.cycles) - len(self.fields)
+
+    @property
+    def fired(self) -> Counter[str]:
+        """How often each trigger has acted."""
+        lines = (line for line in self.decisions if line["kind"] == "decision" and line["what"] != "nothing")
+        return Counter(str(line["rule"]) for line in lines)
+
+    @property
+    def visits(self) -> int:
+        """Places that an operator went to."""
+        return len({key.position for key in self.measured.keys if key.position.startswith("visit_")})
+
+    def take(self, outcome: Outcome) -> None:
+        """Keep an outcome, measured and reduced as a session does."""
+        if isinstance(outcome, Prediction):
+            outcome = self.labels.rename(outcome)
+            for rule in measurements(self.experiment):
+                if self.labels.owner(rule.label) == outcome.model:
+                    self.cache.measure(outcome, rule)
+            outcome = preview(outcome)
+        self.fields[outcome.info.key].answers[outcome.model] = outcome
+
+
+def read_so_far(folder: Path, experiment: Experiment, labels: Labels) -> SoFar:
+    """What was measured, predicted and chosen in a run; StorageError if that cannot be read."""
+    decisions, problems = read_decisions(folder)
+    found = SoFar(experiment, SavedPlan.read(folder), labels, MeasuredRun(folder), decisions)
+    found.warnings += problems
+    planned = [request for cycle in found.plan.cycles for request in cycle.requests]
+    for request in planned:
+        planes = found.measured.planes(request.key)
+        if planes == len(request.z_um):
+            found.fields[request.key] = Field(request, labels.models)
+            _take_stored(found, folder, request.key)
+        elif planes:
+            found.cut_off.append(request)
+            told = f"{request.key} was cut off: {planes} of {len(request.z_um)} slices were captured"
+            found.warnings.append(told)
+    others = found.measured.keys - {request.key: None for request in planned}.keys()
+    found.acquired = [one.request for one in found.fields.values()] + [
+        _other(key, found.measured.planes(key)) for key in found.measured.keys if key in others
+    ]
+    found.asked = [*found.acquired, *found.cut_off]
+    for choice in _choices(decisions):
+        if choice.key in found.fields:
+            found.fields[choice.key].choice = choice
+    return found
+
+
+def _take_stored(found: SoFar, folder: Path, key: StackKey) -> None:
+    if not (folder / STORE).exists():
+        return
+    for model in found.labels.models:
+        for name in find(folder / STORE, key, model)[-1:]:
+            found.take(load(folder / STORE, name))
+
+
+def _other(key: StackKey, planes: int) -> StackRequest:
+    """A stack that was imaged beside the overview, as far as reading it back needs."""
+    return StackRequest(key, 0.0, 0.0, tuple(map(float, range(planes))), "", key.channel, 0.0, predict=False)
+
+
+def read_decisions(folder: Path) -> tuple[tuple[dict[str, Any], ...], list[str]]:
+    """The lines of a run's ledgers, and what is wrong with them."""
+    lines: list[dict[str, Any]] = []
+    problems = []
+    for name in LEDGERS:
+        if name == LEDGERS[0] or (folder / name).exists():
+            try:
+                lines += read_ledger(folder / name)
+            except StorageError as error:
+                problems.append(str(error))
+    return tuple(lines), problems
+
+
+def _choices(lines: Sequence[dict[str, Any]]) -> list[Choice]:
+    names = {one.name for one in fields(Choice)}
+    found = []
+    for line in lines:
+        if line["kind"] == "choice":
+            try:
+                found.append(_CHOICE.validate_python({name: line[name] for name in names}))
+            except (ValidationError, KeyError):  # not finite, or of another version
+                continue
+    return found
+
+
+def duration_s(lines: Sequence[dict[str, Any]]) -> float:
+    """From the first line of a ledger to the last."""
+    times = [datetime.datetime.fromisoformat(str(line["time"])).timestamp() for line in lines]
+    return max(times) - min(times) if times else 0.0
+
+
+def cycles_from_now(cycles: Sequence[Cycle], done: Sequence[StackKey]) -> tuple[Cycle, ...]:
+    """The same time points, of which the first that is not complete starts now."""
+    open_cycles = [c for c in cycles if any(request.key not in done for request in c.requests)]
+    start_s = open_cycles[0].start_s if open_cycles else cycles[-1].start_s
+    return tuple(Cycle(each.time, max(each.start_s - start_s, 0.0), each.requests) for each in cycles)
