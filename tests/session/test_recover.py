@@ -1,0 +1,182 @@
+"""A run that was killed is finished from what it measured, which is never touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from acq_isl.errors import ModelError, StackRefused, StorageError
+from acq_isl.experiment.planning import Cycle
+from acq_isl.hooks.measured_data import INDEX, GuardedStorage
+from acq_isl.session.recover import recover
+from acq_isl.session.replay import STORE, LocalModels
+from acq_isl.session.saved_plan import SavedPlan
+from acq_isl.stack import Prediction, StackKey, StackRequest, ZStack
+from acq_isl.storage.decision_log import Ledger, read, verify
+from acq_isl.storage.prediction_store import PredictionStore, find, load
+from acq_isl.stream.model_registry import ModelRegistry, ServedModel
+from doubles import serving as fake
+
+PLANES = 3
+EXPERIMENT = """
+name: killed
+overview:
+  stage_positions: [{x: 0, y: 0, z: 0}]
+  z_plan: {range: 2, step: 1}
+  channels: [{config: Phase, exposure: 10}]
+choose: {k: 1, measurement: {kind: mean_intensity, label: nuclei}}
+"""
+
+
+def request(position: str, channel: str = "Phase") -> StackRequest:
+    return StackRequest(
+        StackKey(0, position, channel), 1.0, 2.0, (-1.0, 0.0, 1.0), "Channel", channel, 10.0,
+        "phase contrast", "dark",
+    )  # fmt: skip
+
+
+PLAN = tuple(request(position) for position in ("A1", "A2", "A3", "A4"))
+
+
+def plane(number: int) -> np.ndarray[Any, Any]:
+    return np.full((32, 40), 100 + number, np.uint16)
+
+
+class Run:
+    """A run folder as a killed process leaves it: two stacks whole, one cut off, one not begun."""
+
+    def __init__(self, folder: Path, blank: bool = False) -> None:
+        self.folder = folder
+        folder.mkdir()
+        (folder / "experiment.yaml").write_text(EXPERIMENT)
+        SavedPlan(started="2026-11-28T12:00:00+01:00", scope="a fake", cycles=(Cycle(0, 0.0, PLAN),)).write(
+            folder
+        )
+        with Ledger(folder / "decisions.jsonl") as ledger:
+            ledger.dose("A1", "Phase", 10.0, 3)
+        self._measure(blank)
+
+    def _measure(self, blank: bool) -> None:
+        from ndstorage.ndtiff_dataset import NDTiffDataset
+
+        dataset = NDTiffDataset(str(self.folder), name="measured", writable=True)
+        dataset.initialize({})
+        storage = GuardedStorage(dataset, lambda error: pytest.fail(str(error)))
+        slices = [(one, z) for one in PLAN[:2] for z in range(PLANES)] + [(PLAN[2], 0)]
+        for number, (one, z) in enumerate(slices):
+            key = one.key
+            axes = {"time": key.time, "position": key.position, "channel": key.channel, "z": z}
+            about = {"Axes": axes, "PixelSize_um": 0.3, "Exposure": 10.0}
+            storage.put_image(axes, plane(number) * (not (blank and number == 1)), about)
+        storage.finish()
+        dataset.close()
+
+    @property
+    def measured(self) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in sorted((self.folder / "measured_1").iterdir())}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path / "run")
+
+
+def models(engine: fake.MeanEngine) -> LocalModels:
+    return LocalModels(ModelRegistry([ServedModel(engine, "mean", engine.sha256)]))
+
+
+def leave(folder: Path) -> None:
+    """The index as it was written."""
+
+
+def remove(folder: Path) -> None:
+    (folder / INDEX).unlink()
+
+
+def empty(folder: Path) -> None:
+    (folder / INDEX).write_bytes(b"")
+
+
+def cut(folder: Path) -> None:
+    whole = (folder / INDEX).read_bytes()
+    (folder / INDEX).write_bytes(whole[: len(whole) // 2])
+
+
+def spoil(folder: Path) -> None:
+    (folder / INDEX).write_bytes(bytes(range(256)))
+
+
+@pytest.mark.parametrize("index", [leave, remove, empty, cut, spoil])
+def test_what_is_missing_is_predicted_once_and_nothing_measured_is_touched(
+    run: Run, index: Callable[[Path], None]
+) -> None:
+    index(run.folder / "measured_1")
+    before, engine, told = run.measured, fake.MeanEngine(sha256="new"), list[str]()
+    with PredictionStore(run.folder / STORE) as store:
+        store.put(
+            engine.predict(ZStack(fake.info(0), np.stack([plane(0)] * 3), (0.0,) * 3))
+        )  # A1, before the end
+    done = recover(run.folder, models(engine), tell=told.append)
+    assert len(told) == 1
+    assert (done.predicted, done.refused, done.left, done.not_imaged) == (1, 0, 0, 2)
+    (name,) = find(run.folder / STORE, PLAN[1].key)
+    found = load(run.folder / STORE, name)
+    assert np.all(found.mean == 104.0) and found.info.z_um == (-1.0, 0.0, 1.0)
+    assert (found.info.pixel_size_um, found.info.x_um, found.info.modality) == (0.3, 1.0, "phase contrast")
+    assert run.measured == before
+    report = done.report.read_text(encoding="utf-8") if done.report else ""
+    assert "A3 t0 Phase was cut off: 1 of 3 slices" in report and "--resume" in report
+    assert verify(run.folder / "recovery.jsonl").closed
+    files = {path: path.stat().st_mtime_ns for path in run.folder.iterdir() if path.is_file()}
+    engine.asked.clear()
+    again = recover(run.folder, models(engine))
+    assert (again.predicted, again.report, engine.asked) == (0, None, [])
+    assert {path: path.stat().st_mtime_ns for path in run.folder.iterdir() if path.is_file()} == files
+
+
+def test_fields_are_ranked_when_that_is_asked_for(run: Run) -> None:
+    recover(run.folder, models(fake.MeanEngine()))
+    done = recover(run.folder, models(fake.MeanEngine()), choose=True)
+    assert (done.predicted, done.chosen) == (0, 1)
+    chosen = [line["key"]["position"] for line in read(run.folder / "recovery.jsonl") if line.get("chosen")]
+    assert chosen == ["A2"] and done.report is not None
+    assert (run.folder / "report_before_recovery.html").exists()
+    assert recover(run.folder, models(fake.MeanEngine()), choose=True).report is None
+
+
+class Refuses(fake.MeanEngine):  # type: ignore[misc]
+    def predict(self, stack: ZStack) -> Prediction:
+        self.asked.append(stack.info.key.time)
+        raise StackRefused("not my kind", fix="another kind")
+
+
+def test_what_is_refused_is_not_asked_again(run: Run) -> None:
+    engine = Refuses()
+    assert recover(run.folder, models(engine)).refused == 2
+    again = recover(run.folder, models(engine))
+    assert (again.refused, again.left, again.report) == (0, 0, None) and len(engine.asked) == 2
+    assert recover(run.folder, models(fake.MeanEngine(sha256="other"))).predicted == 2
+
+
+def test_a_slice_that_never_reached_the_disk_is_no_image(tmp_path: Path) -> None:
+    run, told = Run(tmp_path / "run", blank=True), list[str]()
+    done = recover(run.folder, models(fake.MeanEngine()), tell=told.append)
+    assert (done.predicted, done.left) == (1, 1)
+    assert "without z 1" in told[0]
+
+
+def test_a_run_that_goes_on_is_left_alone(run: Run) -> None:
+    (run.folder / "live.json").write_text("{}")
+    with PredictionStore(run.folder / STORE), pytest.raises(StorageError, match="another process"):
+        recover(run.folder, models(fake.MeanEngine()))
+    assert (run.folder / "live.json").exists()
+
+
+def test_another_model_than_the_runs_is_an_error(run: Run) -> None:
+    (run.folder / "experiment.yaml").write_text(EXPERIMENT + "models: [one=a.onnx, two=b.onnx]\n")
+    with pytest.raises(ModelError, match="one"):
+        recover(run.folder, models(fake.MeanEngine()))
