@@ -16,7 +16,7 @@ from typing import assert_never
 
 from acq_isl.errors import AcqIslError, ExperimentError, ModelError
 from acq_isl.experiment.experiment import Experiment
-from acq_isl.record import Counts, RunRecord
+from acq_isl.record import RunRecord
 from acq_isl.report.report import write_report
 from acq_isl.rules.label_names import Labels, RunModel
 from acq_isl.session.replay import Models, replay, store_checked
@@ -26,6 +26,7 @@ from acq_isl.session.summary import Stored, run_files, summarise, versions
 from acq_isl.stack import Outcome, Prediction, Refusal, StackKey, Unpredicted, ZStack
 from acq_isl.storage.decision_log import Ledger
 from acq_isl.storage.prediction_store import PredictionStore, find, load
+from acq_isl.stream.accounts import SliceAccounts
 from acq_isl.stream.model_registry import named
 from acq_isl.view.feed.address import FILE as LIVE
 
@@ -220,7 +221,7 @@ def make_record(folder: Path, so_far: SoFar, warnings: tuple[str, ...]) -> RunRe
         scope=so_far.plan.scope,
         model=labels.titles,
         model_colors=labels.colors,
-        counts=Counts(captured=so_far.measured.captured),
+        counts=so_far.book(SliceAccounts()).counts,
         versions=versions(),
         files=run_files(folder),
         warnings=(*warnings, *problems),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from acq_isl.session.session import Field
 from acq_isl.stack import Outcome, Prediction, StackKey, StackRequest
 from acq_isl.storage.decision_log import read as read_ledger
 from acq_isl.storage.prediction_store import find, load
+from acq_isl.stream.accounts import SliceAccounts
 
 STORE = "predictions.ome.zarr"
 LEDGERS = ("decisions.jsonl", "recovery.jsonl")
@@ -74,6 +75,23 @@ class SoFar:
                     self.cache.measure(outcome, rule)
             outcome = preview(outcome)
         self.fields[outcome.info.key].answers[outcome.model] = outcome
+
+    def book(self, accounts: SliceAccounts, without: Collection[StackKey] = ()) -> SliceAccounts:
+        """Count every slice on disk, but those of stacks that somebody else counts."""
+        for _ in range(self.measured.captured - sum(map(self.measured.planes, without))):
+            accounts.capture()
+        for key, one in self.fields.items():
+            if key not in without:
+                status = one.status or "spooled"
+                why = "in the measured data: it was not predicted" if status == "spooled" else ""
+                accounts.end(status, why, self.measured.planes(key))
+        for request in self.cut_off:
+            why = "in the measured data: the stack was cut off"
+            accounts.end("spooled", why, self.measured.planes(request.key))
+        for request in self.acquired:
+            if request.key not in self.fields:
+                accounts.end("not wanted", "measured only", len(request.z_um))
+        return accounts
 
 
 def read_so_far(folder: Path, experiment: Experiment, labels: Labels) -> SoFar:

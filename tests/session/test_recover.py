@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,7 @@ def test_what_is_missing_is_predicted_once_and_nothing_measured_is_touched(
     assert run.measured == before
     report = done.report.read_text(encoding="utf-8") if done.report else ""
     assert "A3 t0 Phase was cut off: 1 of 3 slices" in report and "--resume" in report
+    assert re.search(r"7\D{0,40}captured", report), "all that is on disk is counted"
     assert verify(run.folder / "recovery.jsonl").closed
     files = {path: path.stat().st_mtime_ns for path in run.folder.iterdir() if path.is_file()}
     engine.asked.clear()
