@@ -19,29 +19,12 @@ from acq_isl.stack import Uint16Image
 
 Pixels = NDArray[Any]
 
-_UM = MappingProxyType(
-    {
-        "m": 1e6,
-        "cm": 1e4,
-        "mm": 1e3,
-        "µm": 1.0,
-        "μm": 1.0,
-        "um": 1.0,
-        "nm": 1e-3,
-        "Å": 1e-4,
-        "pm": 1e-6,
-        "in": 25400.0,
-    }
-    | {
-        "meter": 1e6,
-        "centimeter": 1e4,
-        "millimeter": 1e3,
-        "micrometer": 1.0,
-        "nanometer": 1e-3,
-        "picometer": 1e-6,
-    }
-    | {"micrometre": 1.0, "micron": 1.0, "microns": 1.0, "angstrom": 1e-4, "inch": 25400.0}
-)
+_UNITS = {
+    1e6: "m meter metre", 1e4: "cm centimeter centimetre", 1e3: "mm millimeter millimetre",
+    1.0: "µm μm um micrometer micrometre micron microns", 1e-3: "nm nanometer nanometre",
+    1e-4: "Å angstrom", 1e-6: "pm picometer picometre", 25400.0: "in inch",
+}  # fmt: skip
+_UM = MappingProxyType({name: um for um, names in _UNITS.items() for name in names.split()})
 _SQUARE = 1e-3
 _FULL_SCALE = 65535
 # How channels of transmitted light are usually called; "PC", "TL" and "BF" only as whole words.

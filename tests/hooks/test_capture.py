@@ -192,12 +192,13 @@ def test_a_sink_that_raises_is_a_counted_problem() -> None:
     assert "breaks its contract" in str(hook.problems[0])
 
 
-def test_a_slice_somewhere_else_is_put_and_reported() -> None:
+@pytest.mark.parametrize(("last_um", "put"), [(2.1, 3), (1.9, 3), (5.0, 2), (1.1, 2)])
+def test_a_slice_somewhere_else_is_reported_and_refused_where_engines_would(last_um: float, put: int) -> None:
     sink = Sink()
     hook = CaptureHook(sink, planes=3)
-    for z, z_um in enumerate((0.0, 1.0, 5.0)):
+    for z, z_um in enumerate((0.0, 1.0, last_um)):
         hook(image(), metadata(z, z_um))
-    assert len(sink.slices) == 3
+    assert len(sink.slices) == put
     assert "is not where the z step says" in str(hook.problems[0])
 
 
