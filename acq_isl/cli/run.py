@@ -108,6 +108,20 @@ def run(
 
 
 @commands.command()
+def schema(
+    reference: Annotated[
+        bool, typer.Option("--reference", help="A page with every key, in Markdown, instead.")
+    ] = False,
+) -> None:
+    """Print the JSON schema of experiment files: editors complete keys and underline mistakes by it."""
+    import json
+
+    from acq_isl.experiment.reference import describe_schema, write_reference
+
+    typer.echo(write_reference() if reference else json.dumps(describe_schema(), indent=1), nl=False)
+
+
+@commands.command()
 def doctor(
     experiment: Annotated[
         Path | None, typer.Argument(help="Whose microscope to look at.", show_default="simulated")

@@ -98,8 +98,11 @@ class Experiment(StrictModel):
     """One run, from the first overview field to the last comparison."""
 
     name: str = Field(min_length=1)
+    """Of the run, its folder and report."""
     microscope: MicroscopeSettings = RunningMicroManager()
+    """What is used without ``--sim``."""
     optics: OpticsSettings = OpticsSettings()
+    """Of the transmitted light."""
     overview: Sequence
     """Transmitted-light z-stacks; a grid without field size takes the camera's."""
     model: str = "demo"
@@ -109,17 +112,21 @@ class Experiment(StrictModel):
     deadline_ms: float | None = Field(default=None, gt=0, le=MAX_DEADLINE_MS)
     """A prediction not begun so long after the last slice of its field is left for later, on disk."""
     engine: Annotated[LocalEngine | RemoteEngine | NoEngine, Field(discriminator="kind")] = LocalEngine()
+    """Who predicts."""
     choose: Best | None = None
     """Which fields to go back to."""
     revisit: Sequence | None = None
     """Channels (and z, relative to the middle of the stack) to image at the chosen fields."""
     triggers: tuple[Trigger, ...] = ()
+    """What is done at once where a predicted label passes a threshold."""
     truth: dict[str, str] = Field(default_factory=dict)
     """Which fluorescence channel shows which predicted label, to score the prediction."""
     limits: Limits = Limits()
+    """Nothing moves or is exposed beyond these."""
     plugins: dict[str, str] = Field(default_factory=dict)
     """Package of each kind that acq-isl has not itself, as `to_yaml` writes it down."""
     output: Folder = Path("acq-isl-runs")
+    """Where the folders of runs are made."""
     prediction_timeout_s: float = Field(default=120.0, gt=0)
     """How long to wait for predictions after the last overview slice before going on without them."""
 

@@ -9,7 +9,8 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Annotated, Any, ClassVar, Self, Union
 
-from pydantic import Field, GetCoreSchemaHandler, TypeAdapter, ValidationInfo
+from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter, ValidationInfo
+from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 from acq_isl.base import StrictModel
@@ -72,6 +73,15 @@ class PluginPoint(StrictModel):
         if "plugin_group" not in cls.__dict__:
             return handler(source)
         return core_schema.with_info_plain_validator_function(cls._read)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        if "plugin_group" not in cls.__dict__:
+            return handler(schema)
+        kinds = [handler(kind.__pydantic_core_schema__) for kind in cls.kinds().values()]
+        return {"oneOf": kinds, "discriminator": {"propertyName": "kind"}}
 
     @classmethod
     def _read(cls, raw: object, info: ValidationInfo) -> Self:
