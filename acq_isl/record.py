@@ -55,6 +55,10 @@ class Comparison:
     """Objects predicted."""
     true: int = 0
     """Objects in the stain."""
+    floor: float = float("nan")
+    """As ``pearson``, of the contrast of transmitted light alone (log z-variance), which is no prediction."""
+    ceiling: float = float("nan")
+    """As ``pearson``, of the stain exposed again: its noise drawn anew, displaced by 1 um."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +132,11 @@ class RunRecord:
     """Lines of ``decisions.jsonl``."""
     counts: Counts = Counts()
     latencies: tuple[StageLatency, ...] = ()
-    """In the order expose, transfer, wait, infer, decode, decide."""
+    """In the order expose, transfer, wait, infer, decode, turn, decide."""
+    response: StageLatency | None = None
+    """From the last slice of a field to its decision, all stages together, by one clock."""
+    shortfall: str = ""
+    """What was not predicted although the experiment requires it; empty if nothing is missing."""
     versions: dict[str, str] = field(default_factory=dict)
     """By package."""
     files: dict[str, str] = field(default_factory=dict)

@@ -47,6 +47,7 @@ class CellScore:
     at_best: int  # how many the best as many fields hold
     fields: int  # imaged in fluorescence
     of_fields: int
+    rounds: int = 1  # time points in which fluorescence was imaged; only these count, and cells in each
 
     @property
     def recall(self) -> float:
@@ -61,12 +62,16 @@ class CellScore:
 
 @dataclass(frozen=True, slots=True)
 class TriggerScore:
-    """What a trigger did about the fields it saw, and what it would have done on the truth."""
+    """What a trigger did about the fields on which it might act, held against what the truth asks for."""
 
     name: str
     right: int
     false_alarms: tuple[str, ...]
     missed: tuple[str, ...]
+    acted: int = 0  # how often it acted
+    hindered: tuple[str, ...] = ()  # fields on which its action was refused or failed
+    spent: int = 0  # fields it saw after it had acted as often as it may
+    fields: int = 0  # all it saw
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +158,10 @@ def _cells(score: CellScore) -> str:
     if not score.wanted:
         return f"No field holds a cell that {score.label} truly mark."
     random, best = (f"{100 * some / score.wanted:.0f} %" for some in (score.at_random, score.at_best))
+    each = " of the same time points" if score.rounds > 1 else ""
     text = (
         f"{score.imaged} of {score.wanted} cells with {score.label} ({100 * score.recall:.0f} %) lie in the "
-        f"{score.fields} of {score.of_fields} fields imaged in fluorescence; "
+        f"{score.fields} of {score.of_fields} fields{each} imaged in fluorescence; "
         f"as many fields drawn at random would hold {random}, the best {best}."
     )
     if score.there:
@@ -164,11 +170,16 @@ def _cells(score: CellScore) -> str:
 
 
 def _trigger(score: TriggerScore) -> str:
-    text = f"'{score.name}' was right about {score.right} fields"
-    if score.false_alarms:
-        text += f", acted without cause at {', '.join(score.false_alarms)}"
-    if score.missed:
-        text += f", should have acted at {', '.join(score.missed)}"
+    times = "did not act" if not score.acted else f"acted {score.acted} time{'s' * (score.acted != 1)}"
+    text = f"'{score.name}' {times} and was right about {score.right} of {score.fields} fields"
+    for what, names in (
+        ("acted without cause at", score.false_alarms),
+        ("should have acted at", score.missed),
+        ("was kept from acting at", score.hindered),
+    ):
+        text += f", {what} {', '.join(names)}" if names else ""
+    if score.spent:
+        text += f"; {score.spent} came after it had acted as often as it may, and are not judged"
     return text + "."
 
 

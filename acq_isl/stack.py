@@ -137,7 +137,8 @@ class StageTimes:
     """How long each stage of one prediction took, in milliseconds.
 
     ``expose`` first to last slice of the stack, ``transfer`` last slice until the stack is complete
-    at the engine, ``wait`` until the engine takes it up, ``infer`` and ``decode`` in the engine.
+    at the engine, ``wait`` until the engine takes it up, ``infer`` and ``decode`` in the engine, ``turn``
+    until the run looks at the prediction, which it does between two stacks.
     """
 
     expose_ms: float = 0.0
@@ -145,6 +146,12 @@ class StageTimes:
     wait_ms: float = 0.0
     infer_ms: float = 0.0
     decode_ms: float = 0.0
+    turn_ms: float = 0.0
+
+    @property
+    def engine_ms(self) -> float:
+        """From the last slice until the prediction is there."""
+        return self.transfer_ms + self.wait_ms + self.infer_ms + self.decode_ms
 
 
 @dataclass(frozen=True, slots=True)

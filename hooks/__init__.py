@@ -6,7 +6,7 @@ from acq_isl.hooks.guard import GuardedAcquisition
 from acq_isl.hooks.hardware import Hardware
 from acq_isl.hooks.measured_data import open_measured, read_slices
 from acq_isl.hooks.signals import StoppedBySignal, StopSignals
-from acq_isl.hooks.user_calls import call_user_function
+from acq_isl.hooks.user_calls import call_user_function, check_function
 from acq_isl.hooks.user_hooks import UserHooks
 from acq_isl.hooks.watchdog import Safety
 
@@ -20,6 +20,7 @@ __all__ = [
     "StoppedBySignal",
     "UserHooks",
     "call_user_function",
+    "check_function",
     "open_measured",
     "open_microscope",
     "read_slices",

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import logging
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 from acq_isl.errors import AcqIslError, AcquisitionFailed, ActionRefused
@@ -45,16 +49,19 @@ def call_within(limit_s: float, what: str, function: Callable[[], Result]) -> Re
     return results[0]
 
 
-def find_function(name: str) -> Callable[..., Any]:
-    """A user's ``"package.module:function"``; ActionRefused names the nearest where there is none."""
+def find_function(name: str, folder: Path | None = None) -> Callable[..., Any]:
+    """A user's ``"package.module:function"``; ActionRefused names the nearest where there is none.
+
+    It is looked for in ``folder`` first (by default the present one), as Python does beside a script.
+    """
     module_name, _, function_name = name.partition(":")
     try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
+        module = _import_beside(module_name, (folder or Path.cwd()).resolve())
+    except Exception as error:  # a user's module may fail in any way
         raise ActionRefused(
             f"the module of {name} cannot be imported",
-            got=str(error),
-            fix="install it, or run acq-isl in the folder that holds it",
+            got=f"{type(error).__name__}: {error}",
+            fix="put it beside the experiment file, or install it; if it is there, correct the error in it",
         ) from error
     function: Callable[..., Any] | None = getattr(module, function_name, None)
     if not callable(function):
@@ -66,13 +73,46 @@ def find_function(name: str) -> Callable[..., Any]:
     return function
 
 
-def call_user_function(name: str, *arguments: Any, limit_s: float = 30.0) -> str:
+def _import_beside(name: str, folder: Path) -> ModuleType:
+    """A module, from ``folder`` if it is there, whatever was imported by that name from elsewhere."""
+    top = name.partition(".")[0]
+    if (folder / f"{top}.py").is_file() or (folder / top).is_dir():
+        if sys.path[0] != str(folder):
+            sys.path.insert(0, str(folder))
+        known = sys.modules.get(top)
+        file = None if known is None else known.__spec__ and known.__spec__.origin
+        if known is not None and folder not in Path(file or "/").resolve().parents:
+            for old in [old for old in sys.modules if old.partition(".")[0] == top]:
+                del sys.modules[old]
+        importlib.invalidate_caches()
+    return importlib.import_module(name)
+
+
+def check_function(name: str, arguments: Sequence[str], folder: Path | None = None) -> None:
+    """ActionRefused unless there is such a function, and it can be called with these arguments."""
+    function = find_function(name, folder)
+    wanted = f"def {name.partition(':')[2]}({', '.join(arguments)})"
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some written in C do not say
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        what, got = f"{name} takes other arguments", f"{signature}: {error}"
+        raise ActionRefused(what, wanted=wanted, got=got, fix="change it") from error
+    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+        what = f"{name} would do nothing when it is called"
+        raise ActionRefused(what, wanted=wanted, got="async def, or a function with yield", fix="change it")
+
+
+def call_user_function(name: str, *arguments: Any, limit_s: float = 30.0, folder: Path | None = None) -> str:
     """Run a user's ``"package.module:function"`` between two events, for ``limit_s`` seconds at most.
 
     Returns ``"done"``, or ``"done: "`` and what the function returned. ActionRefused if there is no such
     function, AcquisitionFailed if it raised, or did not return in time.
     """
-    function = find_function(name)
+    function = find_function(name, folder)
     try:
         result = call_within(limit_s, f"the function {name}", lambda: function(*arguments))
     except AcqIslError:

@@ -18,6 +18,7 @@ import pytest
 import acq_isl
 from acq_isl.cli import app as cli
 from acq_isl.commands import Stop
+from acq_isl.errors import ExperimentError
 from acq_isl.events import Event, RunStatus
 from acq_isl.hooks import open_measured, read_slices
 from acq_isl.stack import Prediction, Unpredicted
@@ -103,7 +104,7 @@ def test_the_prediction_shows_what_the_stain_shows(result: acq_isl.RunResult) ->
 
 def test_latencies_are_measured(result: acq_isl.RunResult) -> None:
     stages = {latency.stage: latency for latency in result.record.latencies}
-    assert list(stages) == ["expose", "transfer", "wait", "infer", "decode", "decide"]
+    assert list(stages) == ["expose", "transfer", "wait", "infer", "decode", "turn", "decide"]
     # 13 slices of 5 ms cannot take less than 60 ms from the first to the last.
     assert stages["expose"].p50_ms >= 60
     assert stages["infer"].p50_ms > 0
@@ -215,11 +216,31 @@ def test_without_an_engine_everything_is_acquired(engine: str, tmp_path: Path) -
     assert "not predicted" in result.report.read_text(encoding="utf-8")
 
 
-def test_a_stack_that_does_not_fit_is_refused_with_the_fix(tmp_path: Path) -> None:
+def test_a_plan_that_does_not_fit_is_refused_before_anything_moves(tmp_path: Path) -> None:
     text = SMALL.replace("columns: 3", "columns: 1").replace("polarity: dark", "polarity: bright")
-    result = acq_isl.run(acq_isl.Experiment.from_text(text + f"output: {tmp_path.as_posix()}\n"))
-    assert result.record.counts.refused == 13
-    assert "contrast is inverted" in result.report.read_text(encoding="utf-8")
+    with pytest.raises(ExperimentError, match=r"contrast is inverted.*use optics with dark contrast"):
+        acq_isl.run(acq_isl.Experiment.from_text(text + f"output: {tmp_path.as_posix()}\n"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_in_which_nothing_is_predicted_says_so_first_and_ends_with_code_3(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dark = SMALL.replace("columns: 3", "columns: 1").replace("seed: 1}", "seed: 1}, faults: [stuck-shutter]")
+    (tmp_path / "dark.yaml").write_text(dark, encoding="utf-8")
+    assert run_cli(monkeypatch, "run", tmp_path / "dark.yaml", "--output", tmp_path / "runs") == 3
+    told = capsys.readouterr().out
+    assert told.strip().splitlines()[-1].startswith("report")
+    first = next(line for line in told.splitlines() if "predicted" in line and "━" not in line)
+    assert first.startswith("No field was predicted; the experiment requires all of them")
+    (report,) = tmp_path.glob("runs/*/report.html")
+    html = report.read_text(encoding="utf-8")
+    assert html.index("Not everything was predicted") < html.index("What became of every slice")
+    # Who allows it gets 0.
+    (tmp_path / "dark.yaml").write_text(dark + "require: 0\n", encoding="utf-8")
+    assert run_cli(monkeypatch, "run", tmp_path / "dark.yaml", "--output", tmp_path / "runs") == 3, (
+        "nothing at all"
+    )
 
 
 class Stopper:

@@ -25,7 +25,8 @@ from acq_isl.hooks import OpenMicroscope
 from acq_isl.hooks.capture import CaptureHook
 from acq_isl.readers.read import read_stack
 from acq_isl.rules.label_names import Labels, RunModel
-from acq_isl.session.preflight import check_fit
+from acq_isl.session.preflight import camera_of
+from acq_isl.session.sense import check_fit
 from acq_isl.stack import Slice, StackInfo, StackKey, StackRequest, ZStack
 from acq_isl.training.adapt_config import read_pairs
 from acq_isl.training.config import TrainConfig
@@ -117,7 +118,7 @@ def doors(
             MODEL.polarity,
         )
         labels = Labels([RunModel("", MODEL)])
-        check_fit(labels, [Cycle(0, 0.0, (request,))], OpenMicroscope(core, "fake"))
+        check_fit(labels, [Cycle(0, 0.0, (request,))], camera_of(OpenMicroscope(core, "fake")))
 
     def captured(z_um: Heights) -> None:
         sink = Sink()

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 _CTRL_C = 130
+INCOMPLETE = 3
+"""Exit code of a run in which less was predicted than required; docs/experiment.md lists all codes."""
 
 Model = Annotated[str, typer.Option(help="Model file (.onnx), or 'demo', which ships with acq-isl.")]
 Output = Annotated[Path | None, typer.Option(help="Where run folders are made.", show_default="acq-isl-runs")]
@@ -94,7 +96,12 @@ def run(
     window: Window = False,
     verbose: Verbose = False,
 ) -> None:
-    """Run an experiment."""
+    """Run an experiment.
+
+    Exit codes: 0 the run is complete; 1 it could not start or ended early, a report says how far it came;
+    2 wrong options; 3 it ended in order, but fewer fields were predicted than the experiment requires;
+    130 stopped by Ctrl-C.
+    """
     from acq_isl.experiment.experiment import Experiment
     from acq_isl.view.web.server import PageSettings
 
@@ -175,22 +182,17 @@ def _run(experiment: Experiment, *, sim: bool, verbose: bool, web: PageSettings 
         out.print(f"report   {result.report}")
     if result.stopped:
         raise typer.Exit(_CTRL_C)
+    if result.record.shortfall:
+        raise typer.Exit(INCOMPLETE)
 
 
 def _summary(record: RunRecord) -> None:
     from acq_isl.report.report import headline
 
-    out.print(f"\n[bold]{escape(headline(record))}[/]")
+    color = "red bold" if record.shortfall else "bold"
+    out.print(f"\n[{color}]{escape(headline(record))}[/]")
     for field in sorted((f for f in record.fields if f.chosen), key=lambda f: f.rank or 0):
         out.print(f"  {field.rank}. {escape(field.info.key.position)}  {escape(field.reason)}")
-    by_label: dict[str, list[float]] = {}
-    for comparison in record.comparisons:
-        by_label.setdefault(comparison.label, []).append(comparison.pearson)
-    if by_label:
-        scores = ", ".join(
-            f"{label} {sum(values) / len(values):.2f}" for label, values in sorted(by_label.items())
-        )
-        out.print(f"prediction against real fluorescence (Pearson, mean over fields): {scores}")
     counts = record.counts
     lost = "[green]none lost[/]" if counts.lost == 0 else f"[red bold]{counts.lost} LOST[/]"
     out.print(
@@ -234,11 +236,13 @@ def show_plan(experiment: Experiment, *, sim: bool) -> None:
 
     experiment = simulated(experiment) if sim else experiment
     with open_microscope(experiment.microscope) as scope:
-        plan = prepare(experiment, scope)
+        plan, doubts = prepare(experiment, scope)
         core = scope.core
         size = core.get_image_width() * core.get_image_height() * core.get_bytes_per_pixel()
         out.print(f"{escape(scope.description)}: nothing was moved")
     _table(plan, size)
+    for doubt in doubts:
+        out.print(f"[yellow]mind[/] {escape(doubt)}")
 
 
 def _table(plan: tuple[Cycle, ...], bytes_per_slice: int) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import useq
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from acq_isl.base import Folder, StrictModel
 from acq_isl.errors import ExperimentError
@@ -123,12 +123,21 @@ class Experiment(StrictModel):
     """Which fluorescence channel shows which predicted label, to score the prediction."""
     limits: Limits = Limits()
     """Nothing moves or is exposed beyond these."""
+    require: float = Field(default=1.0, ge=0, le=1)
+    """Share of the overview fields that must be predicted, or the run ends with exit code 3."""
     plugins: dict[str, str] = Field(default_factory=dict)
     """Package of each kind that acq-isl has not itself, as `to_yaml` writes it down."""
     output: Folder = Path("acq-isl-runs")
     """Where the folders of runs are made."""
     prediction_timeout_s: float = Field(default=120.0, gt=0)
     """How long to wait for predictions after the last overview slice before going on without them."""
+
+    _folder: Path | None = PrivateAttr(default=None)
+
+    @property
+    def folder(self) -> Path:
+        """Where functions of the user's (``call``) are looked for: beside the file it was read from."""
+        return self._folder or Path.cwd()
 
     @model_validator(mode="after")
     def _model_or_models(self) -> Experiment:
@@ -157,7 +166,9 @@ class Experiment(StrictModel):
         except (OSError, UnicodeDecodeError) as error:
             what = f"the experiment file {path} cannot be read"
             raise ExperimentError(what, got=str(error), fix="check the path") from error
-        return cls.from_text(text, str(path))
+        experiment = cls.from_text(text, str(path))
+        experiment._folder = path.resolve().parent
+        return experiment
 
     @classmethod
     def from_text(cls, text: str, name: str = "the experiment") -> Experiment:

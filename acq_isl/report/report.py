@@ -16,6 +16,7 @@ from acq_isl.scorecard import sentences
 from acq_isl.stack import Prediction, Refusal, StackInfo, Unpredicted
 
 _MOST_LINES = 500
+_NARROW, _TELLING = 0.1, 0.02  # differences of r that say nothing
 
 
 def write_report(path: Path | str, record: RunRecord) -> None:
@@ -44,7 +45,7 @@ def render(record: RunRecord) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    words = (describe_place, describe_state, describe_objects, meaning, readable, duration, score, sentences)
+    words = (describe_place, describe_state, describe_objects, weigh, readable, duration, score, sentences)
     pages.filters.update({function.__name__: function for function in words})
     colors = hues(record)
     return pages.get_template("report.html").render(
@@ -66,7 +67,12 @@ def render(record: RunRecord) -> str:
 
 
 def headline(record: RunRecord) -> str:
-    """What the run came to, in sentences a microscopist understands."""
+    """What the run came to, in sentences a microscopist understands; what is missing comes first."""
+    missing = f"{record.shortfall[0].upper()}{record.shortfall[1:]}. " if record.shortfall else ""
+    return missing + _tell_fields(record)
+
+
+def _tell_fields(record: RunRecord) -> str:
     fields = len(record.fields)
     if fields == 0:
         return "No field was imaged."
@@ -90,15 +96,20 @@ def headline(record: RunRecord) -> str:
 
 
 def _agreement(record: RunRecord) -> str:
-    by_label: dict[str, list[float]] = {}
+    by_label: dict[str, list[Comparison]] = {}
     for comparison in record.comparisons:
         if math.isfinite(comparison.pearson):
-            by_label.setdefault(comparison.label, []).append(comparison.pearson)
+            by_label.setdefault(comparison.label, []).append(comparison)
     spans = []
-    for label, scores in by_label.items():
-        span = " to ".join(dict.fromkeys(f"{end(scores):.2f}" for end in (min, max)))
-        spans.append(f"r = {span} for {label}")
+    for label, some in by_label.items():
+        floors = [comparison.floor for comparison in some if math.isfinite(comparison.floor)]
+        beside = f" (contrast alone {_span(floors)})" if floors else ""
+        spans.append(f"r = {_span([comparison.pearson for comparison in some])} for {label}{beside}")
     return f": prediction and stain agree with {_and(spans)}" if spans else ""
+
+
+def _span(values: Sequence[float]) -> str:
+    return " to ".join(dict.fromkeys(f"{end(values):.2f}" for end in (min, max)))
 
 
 def _were(number: int, noun: str) -> str:
@@ -134,13 +145,23 @@ def describe_objects(comparison: Comparison) -> str:
     return f"Separate objects: F1 = {comparison.f1:.2f} ({counts})."
 
 
-def meaning(pearson: float) -> str:
-    """What a Pearson correlation of prediction and stain says."""
-    if not math.isfinite(pearson):
+def weigh(comparison: Comparison) -> str:
+    """What the correlation of prediction and stain says, beside its floor and its ceiling."""
+    r, floor, ceiling = comparison.pearson, comparison.floor, comparison.ceiling
+    if not math.isfinite(r):
         return "No score: one of the two pictures is the same everywhere."
-    levels = ((0.8, "Close"), (0.6, "Good"), (0.4, "Partial"), (0.2, "Weak"))
-    word = next((word for least, word in levels if pearson >= least), "No")
-    return f"{word} agreement of the two brightness patterns (1: the same, 0: unrelated)."
+    if not (math.isfinite(floor) and math.isfinite(ceiling)):
+        return "It was not weighed: there is nothing to compare it with (1: the same pattern, 0: unrelated)."
+    scale = (
+        f"The contrast of transmitted light alone (log z-variance) gives {floor:.2f}, "
+        f"a second exposure of the stain would give {ceiling:.2f}"
+    )
+    if ceiling - floor < _NARROW:
+        return f"{scale}: too close together to judge a prediction between them."
+    if r < floor + _TELLING:
+        return f"{scale}: the prediction shows no more than contrast does."
+    share = min((r - floor) / (ceiling - floor), 1.0)
+    return f"{scale}: the prediction goes {share:.0%} of the way between them."
 
 
 def score(value: float) -> str:
@@ -190,7 +211,7 @@ def _waterfall(latencies: Sequence[StageLatency]) -> dict[str, Any] | None:
         }
         for start, stage in zip(starts, stages, strict=True)
     ]
-    return {"rows": rows, "after_ms": sum(stage.p50_ms for stage in stages if stage.stage != "expose")}
+    return {"rows": rows}
 
 
 def _run_time(seconds: float) -> str:
@@ -209,7 +230,7 @@ def duration(ms: float) -> str:
 
 def _decisions(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Decisions that led to an action, and those that did not; how many more there are than are shown."""
-    decided = [line for line in lines if line.get("kind") in ("decision", "order")]
+    decided = [line for line in lines if line.get("kind") in ("decision", "order", "engine")]
     acted = [line for line in decided if line.get("what") != "nothing"]
     idle = [line for line in decided if line.get("what") == "nothing"]
     more = sum(max(len(some) - _MOST_LINES, 0) for some in (acted, idle))

@@ -167,8 +167,13 @@ class ImageField(Action):
 
 
 class Call(Action):
-    """Run a function of the user's; it is given the `Decision`."""
+    """Run a function of the user's, ``def act(decision, prediction)``: a `Decision` and a `Prediction`.
 
+    It is looked for beside the experiment file, then among installed packages. What it returns, if anything,
+    is written down as what became of the decision.
+    """
+
+    arguments: ClassVar[tuple[str, ...]] = ("decision", "prediction")
     kind: Literal["call"] = "call"
     function: str = Field(pattern=_FUNCTION)
     """``package.module:name``."""

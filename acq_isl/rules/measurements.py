@@ -46,6 +46,9 @@ class Unit:
     text: str = ""
     scale: float = 1.0
     digits: int = 3
+    low: float = -np.inf
+    """Least and largest value that can be measured, where that is known."""
+    high: float = np.inf
 
     def write(self, value: float, uncertainty: float = np.nan) -> str:
         """A number as a person writes it, such as ``12.3 ± 0.4 % of the area`` or ``41 objects``."""
@@ -57,9 +60,9 @@ class Unit:
         return f"{number} {text[:-1] if text == 'objects' and number == '1' else text}"
 
 
-FRACTION = Unit("fraction", "% of the area", 100.0, 1)
-OBJECTS = Unit("objects", digits=0)
-INTENSITY = Unit("relative intensity")
+FRACTION = Unit("fraction", "% of the area", 100.0, 1, low=0.0, high=1.0)
+OBJECTS = Unit("objects", digits=0, low=0.0)
+INTENSITY = Unit("relative intensity", low=0.0, high=1.0)
 
 
 @dataclass(frozen=True, slots=True)

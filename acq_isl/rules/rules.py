@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, assert_never
 
 from pydantic import Field, model_validator
@@ -13,6 +13,8 @@ from acq_isl.base import StrictModel
 from acq_isl.rules.actions import Action, Decision
 from acq_isl.rules.measurements import Measured, Measurement, readable
 from acq_isl.stack import Outcome, Prediction, Refusal, StackKey, Unpredicted
+
+_ROUNDING = 1e-9
 
 
 class Threshold(StrictModel):
@@ -62,6 +64,8 @@ class Best(StrictModel):
     measurement: Measurement
     descending: bool = True
     """True for the highest values, False for the lowest."""
+    require: float = Field(default=1.0, ge=0, le=1)
+    """Share of the fields of a time point that must be ranked; with fewer, nothing is chosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,8 @@ def rank(rule: Best, fields: Sequence[tuple[Outcome, Measured | None]]) -> tuple
     """Order fields by ``rule.measurement``, which comes with each, and choose the best ``k``.
 
     Ranked fields come first, best first (equal values in the order given), then those that cannot be ranked:
-    refused, not predicted, or measured as not a number. Those are never chosen.
+    refused, not predicted, or measured as not a number. Those are never chosen, and with too many of them
+    (``rule.require``) none is.
     """
     ranked: list[tuple[StackKey, Measured]] = []
     unranked = []
@@ -90,7 +95,19 @@ def rank(rule: Best, fields: Sequence[tuple[Outcome, Measured | None]]) -> tuple
         else:
             unranked.append(Choice(key, None, False, measured, _why_unranked(outcome)))
     ranked.sort(key=lambda field: field[1].value, reverse=rule.descending)
-    return (*(_choice(rule, ranked, place) for place in range(len(ranked))), *unranked)
+    choices = [_choice(rule, ranked, place) for place in range(len(ranked))]
+    if len(ranked) < rule.require * len(fields) - _ROUNDING:
+        why = f"Not chosen: {explain_unranked(len(unranked), len(fields))}, so no choice was made"
+        choices = [
+            replace(choice, chosen=False, reason=f"{why} ({choice.reason.partition(': ')[2].rstrip('.')}).")
+            for choice in choices
+        ]
+    return (*choices, *unranked)
+
+
+def explain_unranked(unranked: int, fields: int) -> str:
+    """How many fields of a ranking are not in it, for people."""
+    return f"{unranked} of {fields} fields {'was' if unranked == 1 else 'were'} not ranked"
 
 
 def _choice(rule: Best, ranked: list[tuple[StackKey, Measured]], place: int) -> Choice:

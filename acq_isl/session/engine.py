@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
 
 from acq_isl.errors import EngineError, ModelError
 from acq_isl.experiment.experiment import Experiment, LocalEngine, NoEngine, RemoteEngine, SimulatedMicroscope
 from acq_isl.experiment.faults import of_engine
+from acq_isl.experiment.planning import Cycle
 from acq_isl.manifest import Manifest
 from acq_isl.rules.label_names import Labels, RunModel
-from acq_isl.session.preflight import check_labels, local_labels
+from acq_isl.session.engine_keeper import EngineKeeper
+from acq_isl.session.preflight import check_models, local_labels
+from acq_isl.session.sense import Camera
 from acq_isl.stack import Outcome, Slice, StackInfo, StackKey, Unpredicted
 from acq_isl.stream.accounts import SliceAccounts
 from acq_isl.stream.client import ClientSettings, EngineClient
+from acq_isl.stream.client_thread import Patience
 from acq_isl.stream.connection import ConnectionSettings
 from acq_isl.stream.messages import Wanted, Welcome
 from acq_isl.stream.process import SERVE, EngineProcess
@@ -63,14 +69,25 @@ def _serve_command(experiment: Experiment, field_px: tuple[int, int]) -> tuple[s
     return (*SERVE, "--field", f"{rows}x{columns}", *faults)
 
 
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """What a run is going to acquire, with which camera, and where it is kept."""
+
+    cycles: tuple[Cycle, ...]
+    camera: Camera
+    folder: Path
+    doubts: tuple[str, ...] = ()  # what preflight remarked
+
+
 def open_engine(
-    experiment: Experiment, folder: Path, field_px: tuple[int, int], stack: ExitStack
+    experiment: Experiment, plan: RunPlan, stack: ExitStack, tell: Callable[[str, str, str], None]
 ) -> tuple[EngineClient | WithoutEngine, Labels, tuple[str, ...]]:
     """The way to the engine, the labels, and warnings; a run without one goes on and acquires everything.
 
-    The spool lies in the run's folder; ``field_px`` are rows and columns of the camera; ``stack`` closes what
-    is opened. The labels have no names where no engine is known yet.
+    The spool lies in the run's folder; ``stack`` closes what is opened; ``tell`` gets what is done to keep
+    the engine running, as in `EngineKeeper`. The labels have no names where no engine is known yet.
     """
+    folder = plan.folder
     spool = Spool(folder / "spool")
     match experiment.engine:
         case NoEngine():
@@ -78,12 +95,15 @@ def open_engine(
         case LocalEngine(threads=threads):
             labels = local_labels(experiment)
             try:
-                command = _serve_command(experiment, field_px)
+                command = _serve_command(experiment, plan.camera.shape)
                 process = EngineProcess(experiment.model_files, threads=threads, command=command)
                 address = stack.enter_context(process).endpoint
             except EngineError as error:
                 return WithoutEngine(), Labels(), (f"the engine did not start: {error}",)
-            settings = ClientSettings(wanted=choose_models(experiment, labels))
+            stack.enter_context(EngineKeeper(process, tell))
+            # It may be started again just now: stacks wait for it as long as the run does.
+            patience = Patience(absent_s=experiment.prediction_timeout_s)
+            settings = ClientSettings(patience=patience, wanted=choose_models(experiment, labels))
             return stack.enter_context(EngineClient(address, spool=spool, settings=settings)), labels, ()
         case RemoteEngine(address=address, keys=keys):
             asked = Labels([RunModel(name) for name in experiment.models or ("",)])
@@ -93,8 +113,7 @@ def open_engine(
             if not client.wait_connected(_REMOTE_WAIT_S) or (welcome := client.engine) is None:
                 return client, asked, (_nobody(address, asked),)
             labels = remote_labels(experiment, welcome)
-            check_labels(experiment, labels)
-            return client, labels, ()
+            return client, labels, check_models(experiment, plan.cycles, labels, plan.camera)
         case _:
             assert_never(experiment.engine)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -86,7 +85,10 @@ class _Grading:
         stained = {(key.time, key.position) for key in keys}
         revisited = {key for key in overview if (key.time, key.position) in stained}
         aside, height = targeting.score_targeting(label, fields, imaged)
-        triggers = (scores.score_trigger(trigger, fields) for trigger in experiment.triggers)
+        triggers = (
+            scores.score_trigger(trigger, fields, self._judged(number))
+            for number, trigger in enumerate(experiment.triggers)
+        )
         models = {style.name: style.model for style in session.labels.styles}
         labels = scores.score_labels(fields)
         notes = ((not lit, _DARK), (not self._knows_cells, _NO_CELLS), (len(lit) > _MOST_FIELDS, _TOO_MANY))
@@ -103,6 +105,9 @@ class _Grading:
             ungraded=tuple(note for applies, note in notes if applies),
         )
 
+    def _judged(self, trigger: int) -> dict[StackKey, str]:
+        return {key: did for (number, key), did in self.session.judged.items() if number == trigger}
+
     @property
     def _knows_cells(self) -> bool:
         return isinstance(self.scope.specimen, KnowsCells)
@@ -117,10 +122,7 @@ class _Grading:
         known = KnownField(key, chosen, math.nan, (), {}, {}, self._cells(last))
         if not field.predictions:
             return known
-        times = [prediction.times for prediction in field.predictions]
-        engine_ms = max(each.transfer_ms + each.wait_ms + each.infer_ms + each.decode_ms for each in times)
-        decide_ms = statistics.median(self.session.decide_ms or [0.0])
-        known = replace(known, decided_s=(engine_ms + decide_ms) / 1000)
+        known = replace(known, decided_s=field.response_ms / 1000)
         if number < _MOST_FIELDS:
             # Not through the scope: after a planted fault its core may not answer, and the truth needs none.
             true = self.scope.specimen.truth(self._view(field.predictions[0], last))

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import datetime
 import difflib
-import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from acq_isl.compatibility import Refuse, check
 from acq_isl.engines import describe
 from acq_isl.errors import ExperimentError, ModelError, StorageError
 from acq_isl.experiment.experiment import Experiment, LocalEngine, SimulatedMicroscope
 from acq_isl.experiment.planning import Cycle, Optics, Place, cycles, visits
-from acq_isl.hooks import Hardware, OpenMicroscope
-from acq_isl.rules.actions import Limits, check_request
+from acq_isl.hooks import Hardware, OpenMicroscope, check_function
+from acq_isl.rules.actions import Call, Limits, check_request
 from acq_isl.rules.label_names import Labels, RunModel
-from acq_isl.stack import StackInfo, StackRequest
+from acq_isl.session.sense import Camera, check_fit, find_doubts
+from acq_isl.stack import StackRequest
 from acq_isl.stream.model_registry import named
-
-logger = logging.getLogger(__name__)
 
 
 def simulated(experiment: Experiment) -> Experiment:
@@ -30,8 +27,8 @@ def simulated(experiment: Experiment) -> Experiment:
     return experiment.model_copy(update={"microscope": SimulatedMicroscope()})
 
 
-def prepare(experiment: Experiment, scope: OpenMicroscope) -> tuple[Cycle, ...]:
-    """The overview stacks of an experiment, checked as far as possible before anything moves.
+def prepare(experiment: Experiment, scope: OpenMicroscope) -> tuple[tuple[Cycle, ...], tuple[str, ...]]:
+    """The overview stacks of an experiment, checked as far as possible before anything moves, and doubts.
 
     ExperimentError, ActionRefused or ModelError names what cannot be had, and the nearest that can.
     """
@@ -48,41 +45,46 @@ def prepare(experiment: Experiment, scope: OpenMicroscope) -> tuple[Cycle, ...]:
         )
     plan = cycles(experiment.overview, place, optics)
     hardware = Hardware(core)
-    for request in _all_requests(experiment, plan):
+    planned = list(_all_requests(experiment, plan))
+    for request in planned:
         check_request(request, experiment.limits)
         _check_reach(request, scope.reach)
         hardware.require_preset(request.group, request.preset, experiment.limits)
+    for trigger in experiment.triggers:
+        if isinstance(trigger.do, Call):
+            check_function(trigger.do.function, Call.arguments, experiment.folder)
+    camera = camera_of(scope)
+    doubts = (*_missing_limits(experiment), *find_doubts(experiment, plan, planned, camera))
     if isinstance(experiment.engine, LocalEngine):
-        labels = local_labels(experiment)
-        check_labels(experiment, labels)
-        for warning in check_fit(labels, plan, scope):
-            logger.warning("%s", warning)
-    return plan
+        doubts += check_models(experiment, plan, local_labels(experiment), camera)
+    return plan, doubts
 
 
-def check_fit(labels: Labels, plan: Iterable[Cycle], scope: OpenMicroscope) -> tuple[str, ...]:
-    """ExperimentError for a planned stack that every model would refuse; what only some would, in words."""
+def camera_of(scope: OpenMicroscope) -> Camera:
+    """What the camera is set to."""
     core = scope.core
-    field_px, pixel_um = (core.get_image_height(), core.get_image_width()), core.get_pixel_size_um()
-    asked = {}  # fields of a run are many, their stacks alike
-    for request in (request for cycle in plan for request in cycle.requests if request.predict):
-        heights = tuple(round(z - request.z_um[0], 4) for z in request.z_um)
-        asked.setdefault((heights, request.modality, request.polarity), request)
-    warnings: dict[str, None] = {}
-    for request in asked.values():
-        info = StackInfo(
-            request.key, request.z_um, field_px, pixel_um,
-            modality=request.modality, polarity=request.polarity,
-        )  # fmt: skip
-        verdicts = {name: check(manifest, info) for name, manifest in labels.manifests.items()}
-        refused = {name: verdict for name, verdict in verdicts.items() if isinstance(verdict, Refuse)}
-        said = [f"{name} would refuse {request.key}: {refusal.reason}" for name, refusal in refused.items()]
-        if refused and len(refused) == len(verdicts):
-            fixes = " or ".join(dict.fromkeys(refusal.fix for refusal in refused.values()))
-            fix = f"{fixes}; or engine: {{kind: none}} to acquire without predictions"
-            raise ExperimentError("; ".join(said), fix=fix)
-        warnings |= dict.fromkeys(said)
-    return tuple(warnings)
+    return Camera((core.get_image_height(), core.get_image_width()), core.get_pixel_size_um())
+
+
+def check_models(
+    experiment: Experiment, plan: tuple[Cycle, ...], labels: Labels, camera: Camera
+) -> tuple[str, ...]:
+    """What models would remark on a plan; ExperimentError for a label or a stack that is not for them."""
+    check_labels(experiment, labels)
+    return check_fit(labels, plan, camera)
+
+
+def _missing_limits(experiment: Experiment) -> tuple[str, ...]:
+    """On a real microscope whatever is not limited is a risk that somebody should have decided to take."""
+    limits = experiment.limits
+    if isinstance(experiment.microscope, SimulatedMicroscope):
+        return ()
+    missing = [f"{axis}_um" for axis in "xyz" if axis not in limits.stage]
+    missing += ["exposure_ms"] if limits.exposure_ms is None else []
+    if not missing:
+        return ()
+    left = "only the microscope's own limits hold there; write down what is safe for specimen and objective"
+    return (f"limits do not state {', '.join(missing)}: {left}",)
 
 
 def local_labels(experiment: Experiment) -> Labels:

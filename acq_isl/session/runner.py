@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from acq_isl.errors import StorageError
 from acq_isl.events import (
     Bound,
+    Decided,
     EventHandler,
     PlannedField,
     RunEnded,
@@ -35,9 +37,9 @@ from acq_isl.report.report import write_report
 from acq_isl.rules.actions import Limits
 from acq_isl.rules.label_names import Labels
 from acq_isl.rules.plugins import broken_plugins
-from acq_isl.session.engine import WithoutEngine, open_engine, state
+from acq_isl.session.engine import RunPlan, WithoutEngine, open_engine, state
 from acq_isl.session.grade import grade
-from acq_isl.session.preflight import check_fit, new_folder, prepare, simulated
+from acq_isl.session.preflight import camera_of, new_folder, prepare, simulated
 from acq_isl.session.progress import ProgressMeter
 from acq_isl.session.saved_plan import SavedPlan
 from acq_isl.session.session import Session, SessionTools
@@ -130,27 +132,24 @@ def run(
     """
     experiment = simulated(experiment) if sim else experiment
     with StopSignals() as signals, open_microscope(experiment.microscope) as scope:
-        plan = prepare(experiment, scope)
+        cycles, doubts = prepare(experiment, scope)
         folder = new_folder(experiment)
+        plan = RunPlan(cycles, camera_of(scope), folder, doubts)
         try:
-            return _carry_out(experiment, scope, plan, folder, Views(folder, watch, views), signals)
+            return _carry_out(experiment, scope, plan, Views(folder, watch, views), signals)
         except BaseException as error:
             error.add_note(f"what was captured until then is in {folder}")
             raise
 
 
 def _carry_out(
-    experiment: Experiment,
-    scope: OpenMicroscope,
-    plan: tuple[Cycle, ...],
-    folder: Path,
-    views: Views,
-    signals: StopSignals,
+    experiment: Experiment, scope: OpenMicroscope, plan: RunPlan, views: Views, signals: StopSignals
 ) -> RunResult:
     """Run with everything open; the report is written however it ends."""
+    folder = plan.folder
     (folder / "experiment.yaml").write_text(experiment.to_yaml(), encoding="utf-8")
     started, began = datetime.datetime.now().astimezone().isoformat(timespec="seconds"), time.monotonic()
-    SavedPlan(started=started, scope=scope.description, cycles=plan).write(folder)
+    SavedPlan(started=started, scope=scope.description, cycles=plan.cycles).write(folder)
     record: RunRecord | None = None
     failure = ""
     report = folder / "report.html"
@@ -158,9 +157,9 @@ def _carry_out(
     with views:
         session: Session | None = None
         try:
-            with _opened(experiment, scope, folder, plan, views) as parts:
-                views.handle(parts.start(started, folder, scope, plan))
-                session = Session(experiment, plan, parts.tools)
+            with _opened(experiment, plan, views) as parts:
+                views.handle(parts.start(started, scope, plan))
+                session = Session(experiment, plan.cycles, parts.tools)
                 try:
                     session.run()
                 finally:
@@ -177,6 +176,7 @@ def _carry_out(
                 record = _with_ending(record, folder, failure)
                 record = grade(record, experiment, session, stored, scope.simulated)
                 write_report(report, record)
+            failure = failure or (record.shortfall if record is not None else "")
             views.handle(RunEnded(failure, str(report) if record is not None else ""))
     return RunResult(folder, report, record, session.stopped)
 
@@ -200,24 +200,23 @@ class _Parts:
     microscope: GuardedAcquisition
     source: EngineClient | WithoutEngine
     labels: Labels
-    warnings: tuple[str, ...]
+    notes: list[str]  # warnings; the engine's keeper adds to them
 
     def stored(self, path: Path) -> Callable[[StackKey, str], Prediction]:
         """How to read a model's prediction of a stack back, with labels called as in this run."""
         return lambda key, model: self.labels.rename(load(path, find(path, key, model)[0]))
 
-    def start(self, started: str, folder: Path, scope: OpenMicroscope, plan: tuple[Cycle, ...]) -> RunStarted:
-        core = scope.core
-        pixel_um = core.get_pixel_size_um()
+    def start(self, started: str, scope: OpenMicroscope, plan: RunPlan) -> RunStarted:
+        rows, columns = (side * plan.camera.pixel_size_um for side in plan.camera.shape)
         return RunStarted(
             name=self.experiment.name,
             started=started,
-            folder=str(folder),
+            folder=str(plan.folder),
             scope=scope.description,
             model=self.labels.titles,
             labels=self.labels.styles,
-            fields=tuple(PlannedField.of(request) for cycle in plan for request in cycle.requests),
-            fov_um=(core.get_image_width() * pixel_um, core.get_image_height() * pixel_um),
+            fields=tuple(PlannedField.of(request) for cycle in plan.cycles for request in cycle.requests),
+            fov_um=(columns, rows),
             limits=bounds(self.experiment.limits),
             choice=choice(self.experiment),
             models=len(self.labels.models),
@@ -235,36 +234,40 @@ class _Parts:
             counts=self.source.accounts.counts,
             versions=versions(),
             files=run_files(self.folder),
-            warnings=self.warnings,
+            warnings=tuple(self.notes),
             experiment_yaml=self.experiment.to_yaml(),
             label_models=self.labels.by_model,
         )
 
 
 @contextmanager
-def _opened(
-    experiment: Experiment, scope: OpenMicroscope, folder: Path, plan: tuple[Cycle, ...], views: Views
-) -> Iterator[_Parts]:
+def _opened(experiment: Experiment, plan: RunPlan, views: Views) -> Iterator[_Parts]:
     """Open everything a run needs, innermost what must be closed first: the acquisition."""
-    field_px = scope.core.get_image_height(), scope.core.get_image_width()
+    folder, notes = plan.folder, list(plan.doubts)
+
+    def tell(what: str, why: str, done: str) -> None:
+        notes.append(f"the engine: {why}; {what}: {done}")
+        views.handle(Decided(None, "engine", what, why, done))
+        ledger.write("engine", rule="engine", what=what, why=why, done=done)
+
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger(folder / "decisions.jsonl"))
-        source, labels, warnings = open_engine(experiment, folder, field_px, stack)
-        # A server says only now what its models want.
-        warnings = (*warnings, *check_fit(labels, plan, scope))
+        source, labels, warnings = open_engine(experiment, plan, stack, tell)
+        notes += warnings
         store = stack.enter_context(PredictionStore(folder / _STORE, labels.store_colors, timeout_s=_DISK_S))
         sink, safety = WatchedSink(source, views.handle), _safety(experiment)
         microscope = stack.enter_context(
             GuardedAcquisition(folder, "measured", sink=sink, limits=experiment.limits, safety=safety)
         )
         counters = (lambda: microscope.captured, lambda: source.accounts.counts.lost)
-        slices, models = expected_slices(experiment, plan), len(labels.models)
+        slices, models = expected_slices(experiment, plan.cycles), len(labels.models)
         meter = ProgressMeter(views.handle, counters, lambda: state(source), slices, models=models)
+        call = partial(call_user_function, folder=experiment.folder)
         tools = SessionTools(
-            microscope, source, store, ledger, call_user_function, meter.handle, views.commands, labels=labels
+            microscope, source, store, ledger, call, meter.handle, views.commands, labels=labels
         )
-        warnings = (*warnings, *views.warnings, *map(str, broken_plugins()))
-        yield _Parts(experiment, folder, tools, microscope, source, labels, warnings)
+        notes += (*views.warnings, *map(str, broken_plugins()))
+        yield _Parts(experiment, folder, tools, microscope, source, labels, notes)
 
 
 def _safety(experiment: Experiment) -> Safety:

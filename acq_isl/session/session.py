@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -34,8 +35,9 @@ from acq_isl.rules import Best, Choice, Decision, Limits, Occasion, check_reques
 from acq_isl.rules.actions import check_preset
 from acq_isl.rules.label_names import Labels, Status, combine_status, merge_outcomes, status_of
 from acq_isl.rules.measurements import MeasurementCache
+from acq_isl.rules.rules import explain_unranked
 from acq_isl.session.operator import Operator, Stopped
-from acq_isl.stack import Outcome, Prediction, Refusal, StackKey, StackRequest, Unpredicted
+from acq_isl.stack import Outcome, Prediction, Refusal, StackInfo, StackKey, StackRequest, Unpredicted
 from acq_isl.storage.decision_log import Ledger
 
 log = logging.getLogger(__name__)
@@ -76,6 +78,13 @@ class Field:
     """What each model said, with labels called as in the run. The images of a prediction are reduced, for
     display: a run of a thousand fields must fit into memory."""
     choice: Choice | None = None
+    imaged_s: float = math.nan  # when its last slice had been captured and handed to storage, monotonic
+    decided_s: float = math.nan  # when the triggers had looked at its (last) prediction, on the same clock
+
+    @property
+    def response_ms(self) -> float:
+        """From the last slice to the decision, as a person with one clock would measure it."""
+        return (self.decided_s - self.imaged_s) * 1e3
 
     @property
     def outcomes(self) -> tuple[Outcome, ...]:
@@ -108,7 +117,7 @@ class Session:
     def __init__(self, experiment: Experiment, plan: Sequence[Cycle], tools: SessionTools) -> None:
         self._experiment = experiment
         self.name = experiment.name
-        self._plan = plan
+        self.cycles = plan
         self._tools = tools
         self.labels = tools.labels
         self._fired: Counter[int] = Counter()
@@ -116,6 +125,10 @@ class Session:
         self.asked: list[StackRequest] = []
         self.acquired: list[StackRequest] = []
         self.decide_ms: list[float] = []
+        self.judged: dict[tuple[int, StackKey], str] = {}
+        """What became of the decision of a trigger, by its number, on a field; ``spent``: it may not."""
+        self.began_s: dict[int, float] = {}
+        """When each time point began, in seconds after the first could have."""
         self.warnings: list[str] = []
         self._lost: SliceLost | None = None
         self._measured = MeasurementCache()
@@ -136,8 +149,9 @@ class Session:
         """
         start = self._tools.now()
         try:
-            for cycle in self._plan:
+            for cycle in self.cycles:
                 self._wait_until(start + cycle.start_s)
+                self.began_s[cycle.time] = self._tools.now() - start
                 self._overview(cycle)
                 for field in self._choose(cycle):
                     self._revisit(field)
@@ -183,10 +197,14 @@ class Session:
             return
         if not isinstance(outcome, Prediction):
             field.answers[outcome.model] = outcome
+            field.decided_s = self._tools.now()
             if not isinstance(outcome, Unpredicted):
                 self._decisions(outcome)
             self._tools.emit(NotPredicted.of(outcome))
             return
+        times = outcome.times
+        turn_ms = max((self._tools.now() - field.imaged_s) * 1e3 - times.engine_ms, 0.0)
+        outcome = replace(outcome, times=replace(times, turn_ms=turn_ms))
         self._store(outcome)  # with the labels as its model names them
         renamed = self.labels.rename(outcome)
         field.answers[outcome.model] = preview(renamed)
@@ -204,8 +222,10 @@ class Session:
         """Act on what was predicted, but never while the operator has the microscope."""
         while self._undecided and not self._operator.paused:
             prediction = self._undecided.pop(0)
-            for decision in self._decisions(prediction):
-                self._act(decision, self.fields[prediction.info.key].request, prediction)
+            field = self.fields[prediction.info.key]
+            field.decided_s = self._tools.now()
+            for index, decision in self._decisions(prediction):
+                self._act(index, decision, field.request, prediction)
 
     def _store(self, prediction: Prediction) -> None:
         try:
@@ -214,7 +234,8 @@ class Session:
             # Predictions can be made again from the measured data; a run cannot.
             self.warnings.append(f"predictions are not kept: {error}")
 
-    def _decisions(self, outcome: Outcome) -> list[Decision]:
+    def _decisions(self, outcome: Outcome) -> list[tuple[int, Decision]]:
+        """What the triggers want done about an outcome, each with its number; noted if it is nothing."""
         found = []
         for index, trigger in enumerate(self._experiment.triggers):
             measurement = trigger.when.measurement
@@ -224,18 +245,18 @@ class Session:
             decision = decide(trigger, outcome, measured, self._fired[index])
             if decision.action is not None:
                 self._fired[index] += 1
-                found.append(decision)
+                found.append((index, decision))
             else:
-                self._note(decision, "nothing")
+                self._note(index, decision, "nothing")
         return found
 
-    def _act(self, decision: Decision, field: StackRequest, prediction: Prediction) -> None:
+    def _act(self, index: int, decision: Decision, field: StackRequest, prediction: Prediction) -> None:
         """Carry out a decision between two events; a refused or failed action never stops the run."""
         action = decision.action
         if action is None:
             return
         if self._operator.stopping:
-            self._note(decision, "not done: the operator stopped the run")
+            self._note(index, decision, "not done: the operator stopped the run")
             return
         occasion = Occasion(field, prediction, decision)
         tools = _ActionTools(self._tools, self._experiment.limits, self._acquire, occasion)
@@ -249,7 +270,7 @@ class Session:
             self.warnings.append(f"{decision.rule} at {field.key.position}: {error}")
             if not isinstance(error, AcqIslError):
                 log.warning("the action %s failed", action.kind, exc_info=True)
-        self._note(decision, done)
+        self._note(index, decision, done)
 
     def _choose(self, cycle: Cycle) -> list[Field]:
         rule = self._experiment.choose
@@ -263,7 +284,22 @@ class Session:
             self.fields[choice.key].choice = choice
             self._tools.ledger.write("choice", **asdict(choice))
         self._tools.emit(FieldsRanked(choices))
+        self._warn_unranked(cycle, choices)
         return [self.fields[choice.key] for choice in choices if choice.chosen]
+
+    def _warn_unranked(self, cycle: Cycle, choices: Sequence[Choice]) -> None:
+        missing = [choice for choice in choices if choice.rank is None]
+        if not missing:
+            return
+        when = f" at time point {cycle.time}" if len(self.cycles) > 1 else ""
+        text = f"{explain_unranked(len(missing), len(choices))}{when}"
+        if any(choice.chosen for choice in choices):
+            text += "; the choice was made among the others (choose.require)"
+        else:
+            text += "; no choice was made. To allow one among the others, lower choose.require"
+        if any(self.fields[each.key].status not in ("predicted", "refused") for each in missing):
+            text += ". To finish: 'acq-isl recover RUN --choose' predicts them and chooses again"
+        self.warnings.append(text)
 
     def _revisit(self, field: Field) -> None:
         sequence = self._experiment.revisit
@@ -287,6 +323,8 @@ class Session:
         self._tools.microscope.acquire(request)
         self.acquired.append(request)
         key = request.key
+        if key in self.fields:
+            self.fields[key].imaged_s = self._tools.now()
         self._tools.ledger.dose(key.position, key.channel, request.exposure_ms, len(request.z_um))
         self._tools.emit(FieldImaged(request))
 
@@ -297,7 +335,7 @@ class Session:
     def _visit(self, command: GoTo) -> str:
         """Go where the operator wants and take one plane there: checked, dosed and kept like any other."""
         self._visits += 1
-        like = self._plan[0].requests[0]
+        like = self.cycles[0].requests[0]
         z_um = (min(like.z_um) + max(like.z_um)) / 2 if command.z_um is None else command.z_um
         key = replace(like.key, position=f"visit_{self._visits:03d}")
         place = replace(like, key=key, x_um=command.x_um, y_um=command.y_um, z_um=(z_um,), predict=False)
@@ -313,8 +351,14 @@ class Session:
         self._tools.ledger.write("order", rule="operator", what=what, why=why, done=done)
         self._tools.emit(Decided(None, "operator", what, why, done))
 
-    def _note(self, decision: Decision, done: str) -> None:
-        self._tools.ledger.write("decision", **asdict(replace(decision, action=None)), done=done)
+    def _note(self, index: int, decision: Decision, done: str) -> None:
+        """Write down what a trigger decided, what became of it, and how long after the field's last slice."""
+        field, at_most = self.fields[decision.key], self._experiment.triggers[index].at_most
+        spent = decision.action is None and self._fired[index] >= at_most
+        self.judged[index, decision.key] = "spent" if spent else done
+        after_s = round(field.decided_s - field.imaged_s, 3)
+        line = asdict(replace(decision, action=None))
+        self._tools.ledger.write("decision", **line, done=done, after_s=after_s)
         self._tools.emit(Decided(decision.key, decision.rule, decision.what, decision.why, done))
 
     def _predicted(self, cycle: Cycle) -> int:
@@ -334,9 +378,14 @@ def choose_fields(
 ) -> tuple[Choice, ...]:
     """Rank fields by what the rule's model said of them."""
     model = labels.owner(rule.measurement.label) or ""
-    outcomes = [field.answers[model] for field in fields if model in field.answers]
+    outcomes = [field.answers.get(model) or _unanswered(field.request, model) for field in fields]
     measured = [cache.measure(outcome, rule.measurement) for outcome in outcomes]
     return rank(rule, list(zip(outcomes, measured, strict=True)))
+
+
+def _unanswered(request: StackRequest, model: str) -> Unpredicted:
+    info = StackInfo(request.key, request.z_um, (1, 1), 0.0, request.x_um, request.y_um)
+    return Unpredicted(info, "no answer of the engine", "the measured data", model)
 
 
 @dataclass(frozen=True, slots=True)

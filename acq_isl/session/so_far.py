@@ -48,7 +48,12 @@ class SoFar:
     acquired: list[StackRequest] = field(default_factory=list)
     decide_ms: list[float] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    began_s: dict[int, float] = field(default_factory=dict)
     cache: MeasurementCache = field(default_factory=MeasurementCache)
+
+    @property
+    def cycles(self) -> tuple[Cycle, ...]:
+        return self.plan.cycles
 
     @property
     def left(self) -> int:

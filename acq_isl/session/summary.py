@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
+import math
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -13,17 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acq_isl.errors import AcqIslError, ExperimentError
-from acq_isl.experiment.experiment import Experiment, measurements
+from acq_isl.experiment.experiment import Experiment, NoEngine, measurements
+from acq_isl.experiment.planning import Cycle
 from acq_isl.processing.display import reduced, stretched
 from acq_isl.processing.statistics import pearson
 from acq_isl.record import Comparison, FieldRecord, RunRecord, StageLatency
 from acq_isl.rules import Measurement
 from acq_isl.session.grading.scores import object_f1, pair_labels, to_bright_end
 from acq_isl.session.session import Field
-from acq_isl.stack import Prediction, StackKey, StackRequest, StageTimes, Uint16Image
+from acq_isl.stack import Float32Image, Prediction, StackKey, StackRequest, StageTimes, Uint16Image
 
 _THUMBNAIL_PX = 384
-_STAGES = ("expose", "transfer", "wait", "infer", "decode")
+_ROUNDING = 1e-9
+_STAGES = ("expose", "transfer", "wait", "infer", "decode", "turn")
+_FLOOR_UM, _DISPLACED_UM = 1.2, 1.0
+_LATE, _LATE_S = 1.05, 0.5  # an interval up to so much longer than planned was kept
 PACKAGES = ("acq-isl", "pycromanager", "pymmcore", "numpy", "pyzmq", "onnxruntime", "zarr", "useq-schema")
 
 
@@ -49,6 +55,12 @@ class RunParts(Protocol):
     def decide_ms(self) -> list[float]: ...
     @property
     def warnings(self) -> list[str]: ...
+    @property
+    def cycles(self) -> Sequence[Cycle]: ...
+    @property
+    def began_s(self) -> dict[int, float]:
+        """When each time point began, in seconds after the first could have; as far as it is known."""
+        ...
 
 
 def run_files(folder: Path) -> dict[str, str]:
@@ -72,7 +84,7 @@ def summarise(experiment: Experiment, session: RunParts, stored: Stored, record:
     """Complete the record of a run, also of one that ended early, with what the session knows."""
     fields = [field for field in session.fields.values() if field.answers]
     predictions = [prediction for field in fields for prediction in field.predictions]
-    warnings = [*record.warnings, *session.warnings]
+    warnings = [*record.warnings, *session.warnings, *late_intervals(session.cycles, session.began_s)]
     records = [_record(field, stored, warnings) for field in fields]
     comparisons = _comparisons(experiment, session, stored, warnings)
     return replace(
@@ -82,6 +94,8 @@ def summarise(experiment: Experiment, session: RunParts, stored: Stored, record:
         comparisons=comparisons,
         counts=replace(record.counts, requested=sum(len(request.z_um) for request in session.asked)),
         latencies=latencies([prediction.times for prediction in predictions], session.decide_ms),
+        response=_latency("response", [field.response_ms for field in fields if field.predictions]),
+        shortfall=shortfall(experiment, session),
         warnings=tuple(dict.fromkeys(warnings)),
     )
 
@@ -92,10 +106,47 @@ def latencies(times: Sequence[StageTimes], decide_ms: Sequence[float]) -> tuple[
         return ()
     samples = {stage: [getattr(stages, f"{stage}_ms") for stages in times] for stage in _STAGES}
     samples["decide"] = list(decide_ms) or [0.0]
-    return tuple(
-        StageLatency(stage, *(float(np.percentile(values, percent)) for percent in (50, 95)))
-        for stage, values in samples.items()
+    found = (_latency(stage, values) for stage, values in samples.items())
+    return tuple(latency for latency in found if latency is not None)
+
+
+def _latency(stage: str, values_ms: Sequence[float]) -> StageLatency | None:
+    finite = [value for value in values_ms if math.isfinite(value)]
+    if not finite:
+        return None
+    return StageLatency(stage, *(float(np.percentile(finite, percent)) for percent in (50, 95)))
+
+
+def shortfall(experiment: Experiment, session: RunParts) -> str:
+    """What a run lacks of the predictions that its experiment requires, for people; empty if nothing."""
+    planned = [request.key for cycle in session.cycles for request in cycle.requests if request.predict]
+    if isinstance(experiment.engine, NoEngine) or not planned:
+        return ""
+    fields = (session.fields.get(key) for key in planned)
+    predicted = sum(field is not None and field.status == "predicted" for field in fields)
+    if predicted and predicted >= experiment.require * len(planned) - _ROUNDING:
+        return ""
+    found = "no field" if not predicted else f"only {predicted} of {len(planned)} fields"
+    wanted = f"{experiment.require:.0%} of them" if experiment.require < 1 else "all of them"
+    return (
+        f"{found} {'were' if predicted > 1 else 'was'} predicted; the experiment requires {wanted} (require)"
     )
+
+
+def late_intervals(plan: Sequence[Cycle], began_s: Mapping[int, float]) -> list[str]:
+    """Intervals between time points that were not kept, planned and real, for people."""
+    starts = [(cycle.start_s, began_s[cycle.time]) for cycle in plan if cycle.time in began_s]
+    gaps = [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(starts)]
+    late = [gap for gap in gaps if gap[0] > 0 and gap[1] > gap[0] * _LATE + _LATE_S]
+    if not late:
+        return []
+    planned, real = (_span([gap[side] for gap in late]) for side in (0, 1))
+    many = f"{len(late)} of {len(gaps)} intervals between time points"
+    return [f"{many} could not be kept: planned {planned} s, really {real} s"]
+
+
+def _span(values: Sequence[float]) -> str:
+    return " to ".join(dict.fromkeys(f"{end(values):.3g}" for end in (min, max)))
 
 
 def versions() -> dict[str, str]:
@@ -140,6 +191,7 @@ def _comparisons(
     acquired, rules = {request.key: request for request in session.acquired}, measurements(experiment)
     found: list[Comparison] = []
     for field in session.fields.values():
+        floor: Float32Image | None = None
         by_label = {label: made.model for made in field.predictions for label in made.labels}
         for label, channel in experiment.truth.items():
             key = StackKey(field.request.key.time, field.request.key.position, channel)
@@ -148,10 +200,32 @@ def _comparisons(
             try:
                 prediction = stored.prediction(field.request.key, by_label[label])
                 images = stored.images(acquired[key])
-                found.append(compare(prediction, label, images, acquired[key].preset, rules))
+                if floor is None:
+                    floor = _structure(stored.images(field.request), prediction.info.pixel_size_um)
+                compared = compare(prediction, label, images, acquired[key].preset, rules)
+                found.append(weigh(compared, floor))
             except AcqIslError as error:
                 warnings.append(f"{label} at {key} was not compared: {error.what}")
     return tuple(found)
+
+
+def _structure(stack: Uint16Image, pixel_um: float) -> Float32Image:
+    """Log variance over z of a transmitted-light stack: where anything is, without having learnt what."""
+    from acq_isl.training.data.registration import structure
+
+    return structure(stack, _FLOOR_UM / pixel_um)
+
+
+def weigh(comparison: Comparison, structure: Float32Image) -> Comparison:
+    """A comparison with its floor, what ``structure`` of the stack scores, and its ceiling."""
+    from acq_isl.evaluation.baselines import expose_again
+
+    stain, away_px = (
+        np.asarray(comparison.measured, np.float32),
+        _DISPLACED_UM / comparison.info.pixel_size_um,
+    )
+    floor, ceiling = pearson(structure, stain), pearson(expose_again(stain, away_px, seed=0), stain)
+    return replace(comparison, floor=floor, ceiling=ceiling)
 
 
 def compare(

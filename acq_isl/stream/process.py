@@ -97,6 +97,18 @@ class EngineProcess:
     def running(self) -> bool:
         return self._child is not None and self._child.ended_with is None
 
+    @property
+    def ended_with(self) -> int | None:
+        """Exit code of the process; None while it runs."""
+        return None if self._child is None else self._child.ended_with
+
+    def restart(self) -> None:
+        """After it has ended: start it again at the same address, where its clients find it; EngineError."""
+        if self._child is not None:
+            self._child.end()
+        self._bind = self._endpoint
+        self._start()
+
     def stop(self) -> None:
         """End it: first politely, then by force. Does nothing the second time."""
         if self._child is not None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from acq_isl.errors import StorageError
 from acq_isl.processing import display as pictures
 from acq_isl.record import Comparison, Counts, FieldRecord, Measured, RunRecord, StageLatency
-from acq_isl.report.report import duration, headline, meaning, render, write_report
+from acq_isl.report.report import duration, headline, render, weigh, write_report
 from acq_isl.scorecard import ChoiceScore, LabelScore, LightScore, Scorecard, Spread
 from acq_isl.stack import Outcome, Prediction, Refusal, StackInfo, StackKey, Unpredicted
 
@@ -55,7 +56,7 @@ def record(**changes: Any) -> RunRecord:
     )
     stain = np.random.default_rng(9).integers(0, 4000, (SIDE, SIDE)).astype(np.uint16)
     comparisons = tuple(
-        Comparison(one.info, "nuclei", "DAPI", one.label("nuclei"), stain, score)
+        Comparison(one.info, "nuclei", "DAPI", one.label("nuclei"), stain, score, floor=0.41, ceiling=0.91)
         for one, score in ((first, 0.81), (second, 0.62))
     )
     complete = RunRecord(
@@ -229,13 +230,17 @@ def test_labels_can_be_switched_off_without_script() -> None:
             {},
             "6 fields were imaged without stain. A model predicted nuclei and dendrites in 4 of them."
             " 2 fields were chosen by what it predicted. They were then imaged in fluorescence:"
-            " prediction and stain agree with r = 0.62 to 0.81 for nuclei.",
+            " prediction and stain agree with r = 0.62 to 0.81 for nuclei (contrast alone 0.41).",
         ),
         (NOTHING, "No field was imaged."),
         (ALL_REFUSED, "6 fields were imaged without stain. No labels were predicted: pixels are 2 um."),
         (
             {"fields": (field(predicted(0)),), "comparisons": ()},
             "1 field was imaged without stain. A model predicted nuclei and dendrites in it.",
+        ),
+        (
+            NOTHING | {"shortfall": "no field was predicted; the experiment requires all of them (require)"},
+            "No field was predicted; the experiment requires all of them (require). No field was imaged.",
         ),
     ],
 )
@@ -263,7 +268,7 @@ def test_counts_that_do_not_add_up_are_shouted() -> None:
         "pixel size was resampled",
         "image this field in DAPI (50 ms)",
         "r = 0.81",
-        "Close agreement of the two brightness patterns",
+        "the prediction goes 80% of the way between them",
         "name: Neurons on Tuesday",
         "75 ms",
         "feed" * 16,
@@ -312,12 +317,44 @@ def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "pearson, word",
-    [(0.9, "Close"), (0.7, "Good"), (0.5, "Partial"), (0.3, "Weak"), (0.1, "No agreement"), (-1, "No")],
+    "pearson, floor, ceiling, text",
+    [
+        (0.65, 0.40, 0.90, "goes 50% of the way between"),
+        (0.65, 0.64, 0.90, "shows no more than contrast does"),
+        (0.65, 0.75, 0.90, "shows no more than contrast does"),
+        (0.95, 0.40, 0.90, "goes 100% of the way between"),
+        (0.65, 0.60, 0.66, "too close together to judge"),
+        (0.65, math.nan, 0.90, "It was not weighed"),
+        (math.nan, 0.40, 0.90, "No score"),
+    ],
 )
-def test_scores_have_a_meaning(pearson: float, word: str) -> None:
-    assert meaning(pearson).startswith(word)
-    assert meaning(float("nan")).startswith("No score")
+def test_a_score_is_weighed_between_floor_and_ceiling(
+    pearson: float, floor: float, ceiling: float, text: str
+) -> None:
+    (first, _) = record().comparisons
+    assert text in weigh(replace(first, pearson=pearson, floor=floor, ceiling=ceiling))
+
+
+def test_what_is_missing_comes_first() -> None:
+    html = render(record(shortfall="only 4 of 6 fields were predicted; the experiment requires all of them"))
+    assert (
+        '<div class="alert bad" role="alert"><strong>Not everything was predicted</strong>only 4 of 6' in html
+    )
+    text = Page(html).text
+    assert text.index("Only 4 of 6 fields") < text.index("6 fields were imaged without stain")
+
+
+def test_the_response_is_told_by_one_clock() -> None:
+    text = Page(render(record(response=StageLatency("response", 2600.0, 5200.0)))).text
+    assert "a field's decision comes 2.60 s (p50), or 5.20 s (p95), after its last slice." in text
+    assert "By one clock" not in Page(render(record())).text
+
+
+def test_a_restart_of_the_engine_is_among_the_decisions() -> None:
+    line = {"kind": "engine", "rule": "engine", "what": "start the engine again, 1 of 3"}
+    line |= {"why": "its process ended with code -9", "done": "done: it serves after 2.1 s"}
+    text = Page(render(record(decisions=(line,)))).text
+    assert "start the engine again, 1 of 3" in text and "it serves after 2.1 s" in text
 
 
 @pytest.mark.parametrize(

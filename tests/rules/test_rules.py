@@ -72,6 +72,23 @@ def test_ranking_loses_and_invents_no_field(values: list[float], k: int, descend
     assert all(c.reason for c in choices)
 
 
+@pytest.mark.parametrize(
+    "require, ranked, chosen", [(1.0, 5, 0), (0.6, 5, 0), (0.55, 5, 2), (0.0, 5, 2), (0.0, 0, 0), (1.0, 9, 2)]
+)
+def test_a_choice_needs_as_many_ranked_fields_as_the_experiment_says(
+    require: float, ranked: int, chosen: int
+) -> None:
+    missing = [(Unpredicted(info(f"w{n}"), "the engine ended", "spool"), None) for n in range(9 - ranked)]
+    choices = rank(Best(k=2, measurement=NUCLEI, require=require), [*fields(*range(ranked)), *missing])
+    assert sum(choice.chosen for choice in choices) == chosen
+    assert [choice.rank for choice in choices] == [*range(1, ranked + 1), *[None] * (9 - ranked)]
+    if ranked and not chosen:
+        assert choices[0].reason == (
+            "Not chosen: 4 of 9 fields were not ranked, so no choice was made (number of objects in nuclei "
+            "(predicted): 4 ± 0.0 objects (rank 1 of 5, highest first))."
+        )
+
+
 NEVER: list[tuple[Outcome, Measured | None, str]] = [
     (Refusal(info(), "pixels are 1 um", "change objective"), count(99), "pixels are 1 um"),
     (Unpredicted(info(), "no engine answered", "spool"), count(99), "no engine answered"),

@@ -130,6 +130,18 @@ def test_cells_found_are_compared_with_chance_and_with_the_best() -> None:
     assert grading.score_cells("nuclei", [replace(fields[0], cells=None)], {key("a")}) is None
 
 
+def test_only_fields_of_the_same_time_point_are_compared() -> None:
+    early = known(a=cells(*"uvwx"), b=cells(*"y"))
+    late = [replace(some, key=key(some.key.position, time=1)) for some in early]
+    unseen = [replace(some, key=key(some.key.position, time=2)) for some in early]
+    chosen = {key("a"), key("b", time=1)}
+    score = grading.score_cells("nuclei", [*early, *late, *unseen], chosen)
+    assert score is not None
+    # One field of two at each of two times; the third time had no fluorescence, and says nothing.
+    assert (score.wanted, score.imaged, score.fields, score.of_fields, score.rounds) == (10, 5, 2, 4, 2)
+    assert (score.at_random, score.at_best) == (5, 8)
+
+
 @given(
     places=st.lists(st.frozensets(st.sampled_from("abcdef"), max_size=4), min_size=2, max_size=5),
     draws=st.integers(1, 2),
@@ -151,12 +163,23 @@ def test_triggers_are_asked_what_they_would_have_done() -> None:
     trigger = Trigger(
         name="many", when=Threshold(measurement=NUCLEI, above=3), do=SetPreset(group="g", preset="p")
     )
-    cases = {"right": (5, 5), "alarm": (5, 1), "missed": (1, 5), "rightly idle": (1, 1)}
-    fields = [field(name, true, predicted=predicted) for name, (predicted, true) in cases.items()]
-    score = grading.score_trigger(trigger, fields)
-    assert score is not None
-    assert (score.right, score.false_alarms, score.missed) == (2, ("alarm",), ("missed",))
-    assert grading.score_trigger(trigger, [replace(fields[0], true={})]) is None
+    cases = {
+        "right": (5, "done"),
+        "alarm": (1, "done: 3"),
+        "missed": (5, "nothing"),
+        "rightly idle": (1, "nothing"),
+        "against the limits": (5, "refused: not done"),
+        "after its last": (1, "spent"),
+        "too late": (5, "spent"),
+    }
+    fields = [field(name, true) for name, (true, _) in cases.items()]
+    judged = {key(name): did for name, (_, did) in cases.items()}
+    score = grading.score_trigger(trigger, fields, judged)
+    assert score == grading.TriggerScore(
+        "many", 2, ("alarm",), ("missed",), acted=2, hindered=("against the limits",), spent=2, fields=7
+    )
+    assert grading.score_trigger(trigger, [replace(fields[0], true={})], judged) is None
+    assert grading.score_trigger(trigger, fields, {}) is None
 
 
 STACKS = [
@@ -173,6 +196,13 @@ def test_light_is_summed_by_channel_and_all_fields_are_extrapolated() -> None:
     assert dict(light.overview_ms) == {"Phase": 40}
     assert dict(light.fluorescence_ms) == {"DAPI": 40, "MAP2": 20}
     assert (light.stain_s, light.all_fields_ms, light.duration_s) == (0.06, 120, 4.0)
+    # DAPI was imaged in both fields, MAP2 in one of them: two fields take 80 ms and 40 ms.
+    also = imaged("a", "DAPI", lit(105.0, 0, 0, 0, 40))
+    assert targeting.score_light([*STACKS, also], {key("a"), key("b")}).all_fields_ms == 120
+    # A look elsewhere in transmitted light is no fluorescence.
+    visit = imaged("visit_001", "Phase", lit(106.0, 0, 0, 0, 10))
+    seen = targeting.score_light([*STACKS, visit], {key("a"), key("b")})
+    assert dict(seen.overview_ms) == {"Phase": 50} and seen.all_fields_ms == 120
 
 
 def test_targeting_is_measured_from_where_the_choice_was_made() -> None:
@@ -260,7 +290,7 @@ def card() -> Scorecard:
     return Scorecard(
         labels=grading.score_labels([replace(ranked[0], labels=(pair,))]),
         choice=grading.score_choice(Best(k=1, measurement=NUCLEI), ranked),
-        triggers=(grading.TriggerScore("many", 2, ("a",), ("b",)),),
+        triggers=(grading.TriggerScore("many", 2, ("a",), ("b",), acted=1, spent=3, fields=7),),
         cells=grading.score_cells("nuclei", fields, {key("b")}),
         light=targeting.score_light(STACKS, {key("a"), key("b")}),
         aside_um=Spread(0.5, 2.0),
@@ -278,7 +308,8 @@ def test_the_card_reads_like_a_report() -> None:
         "cells": "1 of 5 cells with nuclei (20 %) lie in the 1 of 2 fields imaged in fluorescence; as many "
         "fields drawn at random would hold 50 %, the best 80 %. Of the 1 cells imaged there, 100 % were "
         "wanted.",
-        "triggers": "'many' was right about 2 fields, acted without cause at a, should have acted at b.",
+        "triggers": "'many' acted 1 time and was right about 2 of 7 fields, acted without cause at a, should "
+        "have acted at b; 3 came after it had acted as often as it may, and are not judged.",
         "light": "0.04 s of transmitted light and 0.06 s of fluorescence light, where all fields would have "
         "taken 0.12 s: 17 wanted cells per second of fluorescence light, 15 per minute of the run.",
         "targeting": "In fluorescence the wanted cells lay 0.5 µm (at most 2.0 µm) from where the overview "

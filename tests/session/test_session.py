@@ -18,7 +18,17 @@ from acq_isl.experiment.planning import Optics, Place, cycles
 from acq_isl.rules import Action, ActionTools, Decision, MeanIntensity, Occasion, Threshold, Trigger
 from acq_isl.rules.label_names import Labels, RunModel
 from acq_isl.session.session import Session, SessionTools
-from acq_isl.stack import Outcome, Prediction, Refusal, StackInfo, StackRequest, Uint16Image, Unpredicted
+from acq_isl.session.summary import late_intervals
+from acq_isl.stack import (
+    Outcome,
+    Prediction,
+    Refusal,
+    StackInfo,
+    StackRequest,
+    StageTimes,
+    Uint16Image,
+    Unpredicted,
+)
 from acq_isl.storage.decision_log import Ledger, read
 from acq_isl.view.notebook import session_html
 
@@ -272,11 +282,77 @@ def test_refused_and_unpredicted_fields_are_kept_and_never_chosen(tmp_path: Path
             case _:
                 return prediction(request)
 
-    bench = Bench(tmp_path, scope=FakeMicroscope(answer))
+    bench = Bench(tmp_path, EXPERIMENT.replace("{k: 2,", "{k: 2, require: 0.5,"), FakeMicroscope(answer))
     session = bench.run()
+    assert session.warnings == [
+        "2 of 4 fields were not ranked; the choice was made among the others (choose.require). "
+        "To finish: 'acq-isl recover RUN --choose' predicts them and chooses again"
+    ]
     chosen = [f.request.key.position for f in session.fields.values() if f.choice and f.choice.chosen]
     assert chosen == ["p00_000", "p00_002"]
     assert {type(f.outcome) for f in session.fields.values()} == {Prediction, Refusal, Unpredicted}
+
+
+def test_nothing_is_chosen_among_incomplete_fields_unless_the_experiment_allows_it(tmp_path: Path) -> None:
+    def answer(request: StackRequest) -> Outcome:
+        late = Unpredicted(info(request), "no engine", "spool")
+        return late if request.key.position == "p00_002" else prediction(request)
+
+    bench = Bench(tmp_path, scope=FakeMicroscope(answer))
+    session = bench.run()
+    assert not [line for line in bench.scope.log if not line.startswith("Phase")], "no fluorescence light"
+    assert session.warnings == [
+        "1 of 4 fields was not ranked; no choice was made. To allow one among the others, lower "
+        "choose.require. To finish: 'acq-isl recover RUN --choose' predicts them and chooses again"
+    ]
+    reasons = {
+        field.request.key.position: field.choice.reason for field in session.fields.values() if field.choice
+    }
+    assert reasons["p00_001"].startswith("Not chosen: 1 of 4 fields was not ranked, so no choice was made")
+    assert [line["chosen"] for line in bench.lines("choice")] == [False] * 4
+
+
+class Slow(FakeMicroscope):
+    """Every stack takes two seconds, and its prediction is there half a second after its last slice."""
+
+    bench: Bench
+
+    def acquire(self, request: StackRequest) -> None:
+        self.bench.now += 2.0
+        super().acquire(request)
+
+
+def test_the_response_includes_the_wait_for_the_stack_being_acquired(tmp_path: Path) -> None:
+    def answer(request: StackRequest) -> Outcome:
+        return replace(prediction(request), times=StageTimes(infer_ms=500.0))
+
+    scope = Slow(answer)
+    bench = scope.bench = Bench(
+        tmp_path, EXPERIMENT + TRIGGER + "    do: {kind: set_preset, group: L, preset: P}\n", scope
+    )
+    session = bench.run()
+    fields = list(session.fields.values())
+    # The last one is waited for; the others until the stack after them is done.
+    assert [field.response_ms for field in fields] == [2000.0, 2000.0, 2000.0, 0.0]
+    turns = [field.predictions[0].times.turn_ms for field in fields]
+    assert turns == [1500.0, 1500.0, 1500.0, 0.0]
+    ledger = [line["after_s"] for line in bench.lines("decision")]
+    assert ledger == [2.0, 2.0, 2.0, 0.0], "the ledger and the report say the same"
+    judged = {key.position: did for (_, key), did in session.judged.items()}
+    # Bright are 1 and 3; it may act once only, so what it does later is not its own doing.
+    assert judged == {"p00_000": "nothing", "p00_001": "done", "p00_002": "spent", "p00_003": "spent"}
+
+
+def test_the_start_of_every_time_point_is_kept(tmp_path: Path) -> None:
+    text = EXPERIMENT.replace("  z_plan", "  time_plan: {interval: 5, loops: 3}\n  z_plan")
+    scope = Slow(prediction)
+    bench = scope.bench = Bench(tmp_path, text, scope)
+    session = bench.run()
+    # Four overview and four fluorescence stacks of two seconds each do not fit into five.
+    assert session.began_s == {0: 0.0, 1: 16.0, 2: 32.0}
+    assert late_intervals(session.cycles, session.began_s) == [
+        "2 of 2 intervals between time points could not be kept: planned 5 s, really 16 s"
+    ]
 
 
 def test_time_points_wait_for_their_start(tmp_path: Path) -> None:
@@ -303,7 +379,7 @@ def test_lost_slices_fail_the_run_after_it_is_finished(tmp_path: Path) -> None:
         def drain(self, timeout_s: float) -> list[Outcome]:
             raise SliceLost("3 slices are gone")
 
-    bench = Bench(tmp_path, scope=Leaky(prediction))
+    bench = Bench(tmp_path, EXPERIMENT.replace("{k: 2,", "{k: 2, require: 0,"), Leaky(prediction))
     with pytest.raises(SliceLost):
         bench.run()
     assert "DAPI p00_001 1" in bench.scope.log

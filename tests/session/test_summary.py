@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from acq_isl.errors import ExperimentError
-from acq_isl.session.summary import compare, latencies, thumbnail, versions
+from acq_isl.experiment.planning import Cycle
+from acq_isl.record import Comparison
+from acq_isl.session.summary import compare, late_intervals, latencies, thumbnail, versions, weigh
 from acq_isl.stack import Prediction, StackInfo, StackKey, StageTimes
 
 
@@ -37,6 +40,42 @@ def test_latency_percentiles() -> None:
     assert (found["infer"].p50_ms, found["infer"].p95_ms) == (50, 95)
     assert found["decide"].p50_ms == 3
     assert latencies([], [1.0]) == ()
+
+
+def test_a_comparison_gets_its_floor_and_its_ceiling() -> None:
+    rng = np.random.default_rng(4)
+    stain = ndimage.gaussian_filter(rng.random((96, 96)), 3) * 40000
+    measured = (stain + rng.normal(0, 50, stain.shape)).astype(np.uint16)
+    info = StackInfo(StackKey(0, "a", "Phase"), (0.0,), stain.shape, 0.3)
+    compared = Comparison(info, "nuclei", "DAPI", stain.astype(np.float32), measured, 1.0)
+    nothing = weigh(compared, rng.random(stain.shape).astype(np.float32))
+    assert abs(nothing.floor) < 0.1 and 0.5 < nothing.ceiling < 1.0
+    everything = weigh(compared, stain.astype(np.float32))
+    assert everything.floor > 0.99 and everything.ceiling == nothing.ceiling
+
+
+@pytest.mark.parametrize(
+    "planned, real, told",
+    [
+        ((0, 30, 60), (0, 30.2, 60.4), []),
+        (
+            (0, 30, 60),
+            (0, 44, 74),
+            ["1 of 2 intervals between time points could not be kept: planned 30 s, really 44 s"],
+        ),
+        (
+            (0, 30, 90),
+            (0, 44, 120),
+            ["2 of 2 intervals between time points could not be kept: planned 30 to 60 s, really 44 to 76 s"],
+        ),
+        ((0, 0, 0), (0, 5, 9), []),
+        ((0, 30, 60), (0,), []),
+        ((0,), (0,), []),
+    ],
+)
+def test_intervals_that_were_not_kept_are_told_as_planned_and_real(planned, real, told) -> None:  # fmt: skip
+    plan = [Cycle(time, start_s, ()) for time, start_s in enumerate(planned)]
+    assert late_intervals(plan, dict(enumerate(real))) == told
 
 
 def test_versions_name_what_a_prediction_depends_on() -> None:

@@ -528,13 +528,13 @@ overview:
   channels: [{{config: Phase, exposure: 5}}]
 engine: {{kind: local, threads: 1}}
 choose: {{k: 1, measurement: {{kind: mean_intensity, label: dendrites}}}}
-prediction_timeout_s: 20
+prediction_timeout_s: 120
 output: {output}
 """
 # Of three stacks of 13 planes: how many slices are predicted, refused, and wait for an engine.
 RUNS = {
     "engine-slow:200": (39, 0, 0),
-    "engine-dead:after=1": (13, 0, 26),
+    "engine-dead:after=1": (39, 0, 0),  # it is started again twice, and predicts one stack each time
     "engine-wrong:error,after=1": (13, 0, 26),
     "engine-wrong:nan,after=1": (13, 0, 26),
     "engine-wrong:noise": (39, 0, 0),

@@ -155,22 +155,60 @@ def score_choice(rule: Best, fields: Sequence[KnownField]) -> ChoiceScore | None
     )
 
 
-def score_trigger(trigger: Trigger, fields: Sequence[KnownField]) -> TriggerScore | None:
-    """What a trigger saw against what the truth would have shown; how often it may act is left aside."""
-    when, rule = trigger.when, trigger.when.measurement
-    known = [field for field in fields if rule in field.predicted and rule in field.true]
-    acts = {field.key for field in known if when.passed(field.predicted[rule])}
-    should = {field.key for field in known if when.passed(field.true[rule])}
+def score_trigger(
+    trigger: Trigger, fields: Sequence[KnownField], judged: Mapping[StackKey, str]
+) -> TriggerScore | None:
+    """What a trigger did against what the truth asks for.
+
+    ``judged`` is what became of its decision on each field: ``nothing``, ``spent`` where it had acted as
+    often as it may, ``refused: ...`` and so on where its action was not carried out, else it was.
+    """
+    rule = trigger.when.measurement
+    known = [field for field in fields if rule in field.true and field.key in judged]
     if not known:
         return None
-    alarms, missed = (
-        tuple(_name(f.key) for f in known if f.key in some) for some in (acts - should, should - acts)
-    )
-    return TriggerScore(trigger.name, len(known) - len(alarms) - len(missed), alarms, missed)
+    groups: dict[str, list[str]] = {}
+    for field in known:
+        did, should = judged[field.key], trigger.when.passed(field.true[rule])
+        groups.setdefault(_verdict(did, should), []).append(_name(field.key))
+    alarms, missed, hindered = (tuple(groups.get(name, ())) for name in ("alarm", "missed", "hindered"))
+    acted = sum(_acted(did) for did in judged.values())
+    right, spent = len(groups.get("right", ())), len(groups.get("spent", ()))
+    return TriggerScore(trigger.name, right, alarms, missed, acted, hindered, spent, len(known))
+
+
+def _acted(did: str) -> bool:
+    return not did.startswith(("nothing", "spent", "refused", "failed", "not done"))
+
+
+def _verdict(did: str, should: bool) -> str:
+    if did == "spent":
+        return "spent"
+    if did != "nothing" and not _acted(did):
+        return "hindered"
+    if _acted(did) == should:
+        return "right"
+    return "missed" if should else "alarm"
 
 
 def score_cells(label: str, fields: Sequence[KnownField], imaged: set[StackKey]) -> CellScore | None:
-    """Wanted cells in the fields that were imaged in fluorescence; None where cells are not known."""
+    """Wanted cells in the fields that were imaged in fluorescence; None where cells are not known.
+
+    Fields are compared with those of the same time point, and only time points in which some were imaged
+    count; a cell that is seen at two of them counts twice.
+    """
+    times = sorted({key.time for key in imaged})
+    rounds = [[field for field in fields if field.key.time == time] for time in times]
+    scores = [score for some in rounds if (score := _score_round(label, some, imaged)) is not None]
+    if not scores:
+        return None
+    names = ("wanted", "there", "imaged", "at_random", "at_best", "fields", "of_fields")
+    sums = {name: sum(getattr(score, name) for score in scores) for name in names}
+    return CellScore(label=label, **sums, rounds=len(scores))
+
+
+def _score_round(label: str, fields: Sequence[KnownField], imaged: set[StackKey]) -> CellScore | None:
+    """The fields of one time point."""
     known = [field for field in fields if field.cells is not None]
     if not known:
         return None

@@ -24,22 +24,26 @@ class Imaged:
 
 
 def score_light(imaged: Sequence[Imaged], overview: set[StackKey]) -> LightScore:
-    """Light by channel; ``overview`` are the keys of the overview stacks."""
+    """Light by channel; ``overview`` are the keys of the overview stacks, whose channels transmit light.
+
+    What all fields would have taken is, of every channel, the mean of the fields that it was imaged in.
+    """
     overview_ms: dict[str, float] = {}
     stain_ms: dict[str, float] = {}
-    places: set[tuple[int, str]] = set()
+    places: dict[str, set[tuple[int, str]]] = {}
+    transmitted = {key.channel for key in overview}
     for stack in imaged:
         key = stack.request.key
-        if key not in overview:
-            places.add((key.time, key.position))
-        sums = overview_ms if key in overview else stain_ms
+        if key.channel not in transmitted:
+            places.setdefault(key.channel, set()).add((key.time, key.position))
+        sums = overview_ms if key.channel in transmitted else stain_ms
         sums[key.channel] = sums.get(key.channel, 0.0) + sum(
             exposure.light.dose_ms for exposure in stack.exposures
         )
     times = [exposure.unix_s for stack in imaged for exposure in stack.exposures]
-    per_field = sum(stain_ms.values()) / len(places) if places else 0.0
+    all_ms = sum(ms / len(places[channel]) for channel, ms in stain_ms.items()) * len(overview)
     duration_s = max(times) - min(times) if times else 0.0
-    return LightScore(overview_ms, stain_ms, per_field * len(overview), duration_s)
+    return LightScore(overview_ms, stain_ms, all_ms, duration_s)
 
 
 def score_targeting(

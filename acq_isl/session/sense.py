@@ -1,0 +1,171 @@
+"""Whether the numbers and names of an experiment can mean what they say, before anything moves. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import assert_never
+
+from acq_isl.compatibility import Refuse, Resample, Sort, Use, check
+from acq_isl.errors import ExperimentError, suggest
+from acq_isl.experiment.experiment import Experiment, measurements
+from acq_isl.experiment.planning import Cycle
+from acq_isl.rules import (
+    AreaFraction,
+    Call,
+    ImageField,
+    Measurement,
+    ObjectCount,
+    SetPreset,
+    Threshold,
+    Watershed,
+)
+from acq_isl.rules.label_names import Labels
+from acq_isl.stack import StackInfo, StackRequest
+
+_BRIGHTEST = 1.5
+"""No predicted pixel lies this far above the bright end of the training truth, which is 1."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Camera:
+    """Rows and columns of an image, and its pixel size in um."""
+
+    shape: tuple[int, int]
+    pixel_size_um: float
+
+
+def find_doubts(
+    experiment: Experiment, plan: Sequence[Cycle], planned: Sequence[StackRequest], camera: Camera
+) -> tuple[str, ...]:
+    """What is odd in an experiment, for people; ExperimentError for what can never come true.
+
+    ``planned`` are all stacks that may be acquired, but for those that triggers ask for.
+    """
+    doubts = [doubt for rule in measurements(experiment) for doubt in _check_levels(rule, camera)]
+    for trigger in experiment.triggers:
+        doubts += _check_threshold(trigger.name, trigger.when)
+    doubts += _check_choice(experiment, plan)
+    doubts += _check_truth(experiment, planned)
+    return tuple(dict.fromkeys(doubts))
+
+
+def check_fit(labels: Labels, plan: Iterable[Cycle], camera: Camera) -> tuple[str, ...]:
+    """What models would remark on the planned stacks; ExperimentError for one that all would refuse."""
+    asked: dict[object, StackRequest] = {}  # fields of a run are many, their stacks alike
+    for request in (request for cycle in plan for request in cycle.requests if request.predict):
+        heights = tuple(round(z - request.z_um[0], 4) for z in request.z_um)
+        asked.setdefault((heights, request.modality, request.polarity), request)
+    doubts: dict[str, None] = {}
+    for request in asked.values():
+        refused: dict[str, Refuse] = {}
+        for name, manifest in labels.manifests.items():
+            verdict = check(manifest, announce(request, camera))
+            match verdict:
+                case Refuse(reason=reason):
+                    refused[f"{name} would refuse {request.key}: {reason}"] = verdict
+                case Resample(warnings=notes) | Use(notes=notes) | Sort(notes=notes):
+                    doubts |= dict.fromkeys(f"{name}: {note}" for note in notes)
+                case _:
+                    assert_never(verdict)
+        if refused and len(refused) == len(labels.manifests):
+            fixes = " or ".join(dict.fromkeys(refusal.fix for refusal in refused.values()))
+            fix = f"{fixes}; or engine: {{kind: none}} to acquire without predictions"
+            raise ExperimentError("; ".join(refused), fix=fix)
+        doubts |= dict.fromkeys(refused)
+    return tuple(doubts)
+
+
+def announce(request: StackRequest, camera: Camera) -> StackInfo:
+    """What is known of a stack before it is acquired."""
+    return StackInfo(
+        key=request.key,
+        z_um=request.z_um,
+        shape=camera.shape,
+        pixel_size_um=camera.pixel_size_um,
+        x_um=request.x_um,
+        y_um=request.y_um,
+        exposure_ms=request.exposure_ms,
+        modality=request.modality,
+        polarity=request.polarity,
+    )
+
+
+def _check_threshold(name: str, when: Threshold) -> Iterator[str]:
+    unit, value = when.measurement.unit, when.value
+    low, high = unit.low, unit.high
+    never, always = (value >= high, value < low) if when.side == "above" else (value <= low, value > high)
+    scale = f"{unit.name} from {low:g}" + (f" to {high:g}" if math.isfinite(high) else " on")
+    if never:
+        raise ExperimentError(
+            f"the trigger {name!r} can never act: {when.measurement.title} is never {when.side} {value:g}",
+            wanted=scale,
+            got=f"{when.side}: {value:g}",
+            fix="correct the number; shares are fractions of 1, not per cent",
+        )
+    if always:
+        yield f"the trigger {name!r} acts on every field: {scale} is always {when.side} {value:g}"
+
+
+def _check_levels(rule: Measurement, camera: Camera) -> Iterator[str]:
+    """Levels of predicted brightness and sizes that a rule looks for."""
+    match rule:
+        case AreaFraction(above=above):
+            least_um2 = 0.0
+        case ObjectCount(objects_by=Watershed(above=above, min_area_um2=least_um2)):
+            pass
+        case _:
+            return  # of what other packages measure nothing is known
+    field_um2 = math.prod(camera.shape) * camera.pixel_size_um**2
+    if above >= _BRIGHTEST:
+        raise ExperimentError(
+            f"nothing in {rule.label} (predicted) is brighter than {above:g}",
+            wanted="a level between 0 (background) and 1 (the bright end of the training truth)",
+            got=f"above: {above:g}",
+            fix="correct 'above' of the measurement",
+        )
+    if 0 < field_um2 <= least_um2:
+        raise ExperimentError(
+            f"no object of {rule.label} (predicted) can be as large as the field",
+            wanted=f"min_area_um2 below {field_um2:.3g}",
+            got=f"{least_um2:g}",
+            fix="correct 'min_area_um2' of the measurement",
+        )
+    if above >= 1 or above < 0:
+        some = "hardly any pixel" if above >= 1 else "every pixel"
+        yield f"{some} of {rule.label} (predicted) is brighter than {above:g}: labels go from 0 to 1"
+
+
+def _check_choice(experiment: Experiment, plan: Sequence[Cycle]) -> Iterator[str]:
+    rule = experiment.choose
+    if rule is None:
+        if experiment.revisit is not None:
+            yield "revisit is never used: nothing is chosen (choose)"
+        return
+    fields = min(len(cycle.requests) for cycle in plan)
+    if rule.k > fields:
+        raise ExperimentError(
+            "more fields are to be chosen than there are",
+            wanted=f"choose.k of at most {fields}",
+            got=f"k: {rule.k}",
+            fix="choose fewer, or plan more fields in the overview",
+        )
+    if rule.k == fields and fields > 1:
+        yield f"every field is chosen: choose.k is {rule.k}, and so many fields are there"
+
+
+def _check_truth(experiment: Experiment, planned: Sequence[StackRequest]) -> Iterator[str]:
+    imaged = {request.key.channel for request in planned}
+    actions = [trigger.do for trigger in experiment.triggers]
+    imaged |= {channel for action in actions if isinstance(action, ImageField) for channel in action.channels}
+    foreign = [action.kind for action in actions if not isinstance(action, ImageField | SetPreset | Call)]
+    for label, channel in experiment.truth.items():
+        if channel in imaged:
+            continue
+        what = f"truth compares {label} with {channel}, a channel that this experiment never images"
+        if foreign:
+            yield f"{what}, unless {' or '.join(foreign)} does"
+            continue
+        fix = f"{suggest(channel, imaged, 'imaged are')}; or add {channel} to revisit"
+        raise ExperimentError(what, wanted=f"one of {', '.join(sorted(imaged))}", got=channel, fix=fix)
