@@ -65,9 +65,7 @@ class EngineKeeper:
                 starts = 0
             why = f"its process ended with code {code} in the middle of the run"
             if starts == len(self._pauses_s):
-                self._note(
-                    "leave the engine alone", why, "stacks wait; 'acq-isl recover RUN' predicts them"
-                )
+                self._note("leave the engine alone", why, "stacks wait; 'acq-isl recover RUN' predicts them")
                 return
             if self._stopping.wait(self._pauses_s[starts]):
                 return
