@@ -69,22 +69,14 @@ def write_pseudo_labels(
     blend: Blend = _USUAL,
     tell: Callable[[str], None] = lambda _: None,
 ) -> PseudoLabels:
-    """Write pairs whose labels are share x prediction + (1 - share) x truth, in float32 counts of the
-    stains.
+    """Write pairs whose labels are share x prediction + (1 - share) x truth, in float32 counts of the stains.
 
     In counts, a student's ``truth_range`` is one by which it can be evaluated. Predictions of several models
     are averaged. Where a truth cannot be trusted, the label is the prediction alone. Fields held out, with
     other time points of their places, and those that a model refuses keep their true labels, without those
     that a file cannot say where to trust. Fields that cannot be read are left out, and so are labels that no
-    pair shows. ``tell`` hears the name of each field before its turn.
-
-    Raises
-    ------
-    ExperimentError
-        A share out of range, models with other labels, or a folder with something in it.
-    PairRefused
-        A name that is held out does not exist, or no stain fits a label.
-    ModelError, EngineError
+    pair shows. `ExperimentError`: a share out of range, models with other labels, or a folder with something
+    in it. `PairRefused`: a name that is held out does not exist, or no stain fits a label.
     """
     _check(blend, items, folder)
     held_out = _find_held_out(items, blend.held_out)

@@ -40,19 +40,11 @@ def readers() -> tuple[Reader, ...]:
 
 
 def read_data_set(path: Path) -> DataSet:
-    """Find out what a path holds.
+    """Find out what a path holds: a file or folder that a reader recognises, or a folder around one.
 
-    Parameters
-    ----------
-    path : Path
-        A TIFF file (all channels), a folder of TIFF files (one for each channel or position), Micro-Manager's
-        image files, an NDTiff data set, an OME-Zarr image or plate, a folder of the published PNG files,
-        what an installed reader knows, or a folder around one of these.
-
-    Raises
-    ------
-    StorageError
-        Nothing there can be read; says what was found and what to give.
+    TIFF files (one for each channel or position), Micro-Manager's image files, an NDTiff data set, an OME-Zarr
+    image or plate, the published PNG files, what an installed reader knows. `StorageError` says what was found
+    and what to give.
     """
     reader = find_reader(path)
     if reader is not None:

@@ -46,11 +46,8 @@ _OF_A_MEMBER = r"(others\.\d+\.)?"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Job:
-    """What stays the same over all runs of one adaptation.
-
-    ``validation`` are held-out fields that decide when to stop, none if there are no others to be scored;
-    ``scored`` are the others, with their units.
-    """
+    """What stays the same over all runs of one adaptation. ``validation`` are held-out fields that decide
+    when to stop, none if there are no others to be scored; ``scored`` are the others, with their units."""
 
     config: TrainConfig
     recipe: Recipe
@@ -78,23 +75,11 @@ def adapt(model: Path, pairs: Path, label: str | None, ks: Sequence[int], folder
           on_progress: OnProgress = lambda _: None) -> Path:  # fmt: skip
     """Adapt a model to pairs and say what it bought; returns the path of the new model file.
 
-    ``transfer.csv``, ``transfer_units.csv`` (the same for each held-out unit) and ``transfer.png`` lie
-    beside it.
-
-    Parameters
-    ----------
-    model : Path
-        ``weights.safetensors`` of a run, or a model file.
-    pairs : Path
-        YAML with ``data``, ``split``, and if need be ``labels`` and ``recipe``.
-    label : str or None
-        A new label, which the pairs show; None, or one that the model has: a new microscope.
-    ks : sequence of int
-        Numbers of training units to try; the largest makes the model that is kept.
-
-    Raises
-    ------
-    ModelError, ExperimentError, PairRefused, StorageError
+    ``model`` is ``weights.safetensors`` of a run, or a model file; ``pairs`` YAML with ``data``, ``split``, and
+    if need be ``labels`` and ``recipe``; ``label`` a new one that the pairs show (None, or one that the model
+    has: a new microscope); ``ks`` are numbers of training units to try, the largest makes the model that is
+    kept. ``transfer.csv``, ``transfer_units.csv`` (for each held-out unit) and ``transfer.png`` lie beside it.
+    Raises `ModelError`, `ExperimentError`, `PairRefused` and `StorageError`.
     """
     pretrained = read_pretrained(model)
     config, recipe = read_pairs(pairs, pretrained.manifest, label)
@@ -135,10 +120,8 @@ def _choose_ks(ks: Sequence[int], available: Sequence[str], division: Division) 
 
 
 def _try_all(job: _Job, available: Sequence[str], ks: Sequence[int], folder: Path) -> LiveNetwork:
-    """Adapt and train from scratch for every k and seed, and write the tables after each.
-
-    Returns the network adapted with the largest k.
-    """
+    """Adapt and train from scratch for every k and seed, and write the tables after each. Returns the network
+    adapted with the largest k."""
     rows: list[Row] = []
     labels = ", ".join(label.name for label in job.config.labels)
     if job.task == "new microscope":

@@ -41,11 +41,9 @@ def _computes_low(config: TrainConfig, group: ProcessGroup) -> bool:
 
 @dataclass(slots=True, eq=False)
 class Training:
-    """Everything that changes while training.
-
-    ``average`` is the running average of the weights of ``network``, ``model`` the network as the group
-    trains it. Batch statistics of ``frozen`` parts stay as they are. ``step`` counts the steps done.
-    """
+    """Everything that changes while training. ``average`` is the running average of the weights of
+    ``network``, ``model`` the network as the group trains it. Batch statistics of ``frozen`` parts stay as
+    they are. ``step`` counts the steps done."""
 
     config: TrainConfig
     group: ProcessGroup
@@ -58,10 +56,8 @@ class Training:
 
     @classmethod
     def start(cls, config: TrainConfig, group: ProcessGroup = _ALONE) -> Training:
-        """New weights from the configuration's seed.
-
-        `ExperimentError` if a batch is smaller than the number of networks that share it.
-        """
+        """New weights from the configuration's seed. `ExperimentError` if a batch is smaller than the number
+        of networks that share it."""
         if config.optimisation.batch < config.network.members:
             raise ExperimentError(
                 "networks side by side share each batch, and there are more of them than patches in it",
@@ -96,10 +92,8 @@ class Training:
         return select_labels(self.average, tuple(labels)).to("cpu").eval()
 
     def advance(self, fields: Sequence[Field]) -> float:
-        """One step; returns the loss, a sum over labels.
-
-        `TrainingFailed` if the loss or its gradient is not finite; the weights are as before this step.
-        """
+        """One step; returns the loss, a sum over labels. `TrainingFailed` if the loss or its gradient is not
+        finite; the weights are as before this step."""
         settings = self.config.optimisation
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.step, settings)

@@ -40,10 +40,8 @@ _Fit = TypeVar("_Fit", "FeatureNormal", "PolarityDiscriminant")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FeatureNormal:
-    """A normal distribution of feature vectors: ``(f - mean) @ whitening`` has unit covariance.
-
-    Mean is (F,), whitening (F, F) float64.
-    """
+    """A normal distribution of feature vectors: ``(f - mean) @ whitening`` has unit covariance. Mean is (F,),
+    whitening (F, F) float64."""
 
     mean: Rows
     whitening: Rows
@@ -63,10 +61,8 @@ class FeatureNormal:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PolarityDiscriminant:
-    """Log odds that odd statistics come from the negative; ``-rows @ weights``.
-
-    Under inversion the statistics change their sign, so the two classes lie symmetric about 0.
-    """
+    """Log odds that odd statistics come from the negative; ``-rows @ weights``. Under inversion the
+    statistics change their sign, so the two classes lie symmetric about 0."""
 
     weights: Rows
 
@@ -161,19 +157,12 @@ def describe(network: LiveNetwork, stack: Tensor) -> Described:
 def fit_gate(
     network: LiveNetwork, stacks: Iterable[Tensor], false_alarms: float = 0.03
 ) -> tuple[GateHead, Gate]:
-    """Fit the distances and their limits to the normalised stacks a network was trained on.
+    """Fit the distances and their limits to normalised (Z, H, W) stacks a network was trained on.
 
     Each stack is also shown a little larger, smaller, thicker, thinner, noisier and softer: what the
     manifest's tolerances let pass is usual. Limits are quantiles of windows that the fit did not see: on
-    its own windows a fit with many axes always looks too good.
-
-    Stacks are (Z, H, W) float32 from `Normalise`, sides at least `WINDOW_PX` and multiples of the network's
-    size step. ``false_alarms`` is the share of usual windows that may lie above a limit.
-
-    Raises
-    ------
-    ExperimentError
-        Too few windows to know what is usual.
+    its own windows a fit with many axes always looks too good. ``false_alarms`` is the share of usual windows
+    that may lie above a limit. `ExperimentError`: too few windows to know what is usual.
     """
     described = [tuple(describe(network, seen) for seen in _vary(stack)) for stack in stacks]
     count = sum(seen[0][0][..., 0].size for seen in described)
@@ -221,9 +210,7 @@ def _flatten(grid: Rows) -> Rows:
 
 def _fit_held_out(grids: list[list[Rows]], fit: Callable[[Rows], _Fit]) -> tuple[_Fit, Rows]:
     """A fit to all windows, and distances of windows as they are from fits without their neighbourhood.
-
-    Neighbourhoods are cut in both directions; ``grids`` are (h, w, F), of each stack as it is and varied.
-    """
+    Neighbourhoods are cut in both directions; ``grids`` are (h, w, F), of each stack as it is and varied."""
     distances = []
     for axis in (0, 1):
         for part in range(_FOLDS):

@@ -36,10 +36,8 @@ def predict(network: LiveNetwork, x: NDArray[np.floating]) -> tuple[Images, Imag
 
 
 def measure_halo(network: LiveNetwork, pair: Pair) -> int:
-    """Distance from a tile's border beyond which mean and SD equal the untiled ones to 2e-6.
-
-    Rounded up to the size step, and one step more: other fields reach a little further than the one measured.
-    """
+    """Distance from a tile's border beyond which mean and SD equal the untiled ones to 2e-6. Rounded up to
+    the size step, and one step more: other fields reach a little further than the one measured."""
     step = network.config.size_step_px
     difference = _tile_difference(network, pair).max(axis=0)
     most = [max(difference[d, d:].max(), difference[d:, d].max()) for d in range(min(difference.shape))]
@@ -60,11 +58,9 @@ def _reach(by_distance: Sequence[float] | _Array, tolerance: float) -> int:
 
 
 def _tile_difference(network: LiveNetwork, pair: Pair) -> Images:
-    """How far mean and SD of a tile are from those of the whole field, (2 * label, y, x).
-
-    Measured, from raw counts on, so with the local background: the tile begins at a third of the field, on
-    the network's grid, and is predicted alone.
-    """
+    """How far mean and SD of a tile are from those of the whole field, (2 * label, y, x). Measured, from raw
+    counts on, so with the local background: the tile begins at a third of the field, on the network's grid,
+    and is predicted alone."""
     step = network.config.size_step_px
     sd = max(contrast_sd(pair.stack, network.config.high_pass_px), 1e-6)
     counts = torch.from_numpy(pair.stack.astype(np.float32))[None]
@@ -85,13 +81,11 @@ def _tile_difference(network: LiveNetwork, pair: Pair) -> Images:
 class HeldOutScore:
     """One label on the held-out units.
 
-    Pearson, MAE (as shares of the truth's range) and coverage, the share of pixels whose truth lies within
-    one calibrated SD, are means over the ``n`` units that have this label. The predicted SD times scale * (1
-    + slope * mean) is one SD: RMS of error / SD 1 over all pixels, and the slope that makes the truth
-    likeliest. One factor for all would be the background's, far too narrow in what is bright, where the few
-    pixels hardly count. Coverage where the truth is above .3 cannot be made .68 by any factor where the
-    network misses what is bright; where the prediction is above .3 it says what can be judged by looking at
-    a prediction. Both are of all units together, None if there are no such pixels.
+    Pearson, MAE (as shares of the truth's range) and coverage, the share of pixels whose truth lies within one
+    calibrated SD, are means over the ``n`` units that have this label. One SD is the predicted one times scale *
+    (1 + slope * mean): one factor for all would be the background's, far too narrow in what is bright. Coverage
+    where the truth is above .3 no factor makes .68 if the network misses what is bright; where the prediction is
+    above .3 it can be judged by looking at a prediction. Both are of all units, None without such pixels.
     """
 
     label: str
@@ -107,11 +101,8 @@ class HeldOutScore:
 
 @dataclass(slots=True, eq=False)
 class _Sums:
-    """Of one label in one unit; no image is kept.
-
-    ``levels`` are, by predicted mean: pixels, sum of means, sum of (error / SD)^2. ``ratios`` are pixels by
-    dark or bright truth, predicted mean, and error / SD.
-    """
+    """Of one label in one unit; no image is kept. ``levels`` are, by predicted mean: pixels, sum of means,
+    sum of (error / SD)^2. ``ratios`` are pixels by dark or bright truth, predicted mean, and error / SD."""
 
     moments: _Array = field(default_factory=lambda: np.zeros(6))
     absolute: float = 0.0
@@ -154,11 +145,9 @@ def _cover(ratios: _Array, factors: _Array) -> float | None:
 
 
 def calibrate(levels: _Array) -> tuple[float, float]:
-    """Scale and slope under which the errors are likeliest, if they are Gaussian.
-
-    The RMS of error / (SD * scale * (1 + slope * mean)) over all pixels is then 1. ``levels`` is (3, k)
-    float64, by predicted mean: pixels, sum of means, sum of (error / SD)^2.
-    """
+    """Scale and slope under which the errors are likeliest, if they are Gaussian. The RMS of error / (SD *
+    scale * (1 + slope * mean)) over all pixels is then 1. ``levels`` is (3, k) float64, by predicted mean:
+    pixels, sum of means, sum of (error / SD)^2."""
     pixels, mean, squares = levels[0], _mean_levels(levels), levels[2]
 
     def scale(slope: float) -> float:
@@ -176,11 +165,8 @@ def score_network(
     network: LiveNetwork, fields: Sequence[Field], units: Sequence[str], labels: Sequence[str]
 ) -> tuple[HeldOutScore, ...]:
     """Predict fields and hold them against their truth; a score per label, with n 0 and scale 1 if no field
-    has it.
-
-    The network is in evaluation mode, on the processor; ``units`` say of each field what it belongs to: its
-    well, itself, or its block.
-    """
+    has it. The network is in evaluation mode, on the processor; ``units`` say of each field what it belongs
+    to: its well, itself, or its block."""
     sums: dict[tuple[int, str], _Sums] = {}
     for item, unit in zip(fields, units, strict=True):
         mean, std = predict(network, np.asarray(item.x))

@@ -76,14 +76,9 @@ def import_reference(
 ) -> Manifest:
     """Write a checkpoint (its folder, ``.index`` file or prefix) as an ONNX model with our manifest.
 
-    ``heads`` are labels to keep, such as ``DAPI_CONFOCAL``; the nine labels, without the planes, if not
-    given. ``statistic`` is what is shown of each pixel's distribution; the file also holds the other one, SD
-    and entropy.
-
-    Raises
-    ------
-    ModelError
-        The checkpoint cannot be used, or there is no such label; says what to do.
+    ``heads`` are labels to keep, such as ``DAPI_CONFOCAL``; if not given the nine labels, without the planes.
+    ``statistic`` is what is shown of each pixel's distribution; the file also holds the other one, SD and
+    entropy. `ModelError` if the checkpoint cannot be used, or there is no such label; says what to do.
     """
     checkpoint = Checkpoint.open(path)
     config = reference_config(checkpoint)
