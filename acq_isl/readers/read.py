@@ -42,9 +42,9 @@ def readers() -> tuple[Reader, ...]:
 def read_data_set(path: Path) -> DataSet:
     """Find out what a path holds: a file or folder that a reader recognises, or a folder around one.
 
-    TIFF files (one for each channel or position), Micro-Manager's image files, an NDTiff data set, an OME-Zarr
-    image or plate, the published PNG files, what an installed reader knows. `StorageError` says what was found
-    and what to give.
+    TIFF files (one for each channel or position), Micro-Manager's image files, an NDTiff data set, an
+    OME-Zarr image or plate, the published PNG files, what an installed reader knows. `StorageError` says
+    what was found and what to give.
     """
     reader = find_reader(path)
     if reader is not None:

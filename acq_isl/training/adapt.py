@@ -75,11 +75,11 @@ def adapt(model: Path, pairs: Path, label: str | None, ks: Sequence[int], folder
           on_progress: OnProgress = lambda _: None) -> Path:  # fmt: skip
     """Adapt a model to pairs and say what it bought; returns the path of the new model file.
 
-    ``model`` is ``weights.safetensors`` of a run, or a model file; ``pairs`` YAML with ``data``, ``split``, and
-    if need be ``labels`` and ``recipe``; ``label`` a new one that the pairs show (None, or one that the model
-    has: a new microscope); ``ks`` are numbers of training units to try, the largest makes the model that is
-    kept. ``transfer.csv``, ``transfer_units.csv`` (for each held-out unit) and ``transfer.png`` lie beside it.
-    Raises `ModelError`, `ExperimentError`, `PairRefused` and `StorageError`.
+    ``model`` is ``weights.safetensors`` of a run, or a model file; ``pairs`` YAML with ``data``, ``split``,
+    and if need be ``labels`` and ``recipe``; ``label`` a new one that the pairs show (None, or one that the
+    model has: a new microscope); ``ks`` are numbers of training units to try, the largest makes the model
+    that is kept. ``transfer.csv``, ``transfer_units.csv`` (for each held-out unit) and ``transfer.png`` lie
+    beside it. Raises `ModelError`, `ExperimentError`, `PairRefused` and `StorageError`.
     """
     pretrained = read_pretrained(model)
     config, recipe = read_pairs(pairs, pretrained.manifest, label)

@@ -81,11 +81,12 @@ def _tile_difference(network: LiveNetwork, pair: Pair) -> Images:
 class HeldOutScore:
     """One label on the held-out units.
 
-    Pearson, MAE (as shares of the truth's range) and coverage, the share of pixels whose truth lies within one
-    calibrated SD, are means over the ``n`` units that have this label. One SD is the predicted one times scale *
-    (1 + slope * mean): one factor for all would be the background's, far too narrow in what is bright. Coverage
-    where the truth is above .3 no factor makes .68 if the network misses what is bright; where the prediction is
-    above .3 it can be judged by looking at a prediction. Both are of all units, None without such pixels.
+    Pearson, MAE (as shares of the truth's range) and coverage, the share of pixels whose truth lies within
+    one calibrated SD, are means over the ``n`` units that have this label. One SD is the predicted one times
+    scale * (1 + slope * mean): one factor for all would be the background's, far too narrow in what is
+    bright. Coverage where the truth is above .3 no factor makes .68 if the network misses what is bright;
+    where the prediction is above .3 it can be judged by looking at a prediction. Both are of all units, None
+    without such pixels.
     """
 
     label: str
