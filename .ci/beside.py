@@ -1,7 +1,8 @@
 """Does acq-isl install beside what else people have: a table, by ``pip install --dry-run`` of both together.
 
 Run it in a venv with a current pip: ``python .ci/beside.py [PACKAGE ...]``. Nothing is installed. Ends with
-1 if something does not resolve. A row says which version of the other package pip picks with acq-isl and alone.
+1 if something does not resolve. A row says which version of the other package pip picks with acq-isl, alone,
+and what else acq-isl moved.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def main() -> int:
         elif isinstance(both, str):
             row = "", alone[_plain(package)], both
         else:
-            moved = [f"{name} {alone[name]} -> {both[name]}" for name in alone if both[name] != alone[name]]
+            changed = [name for name in alone if both[name] != alone[name]]
+            moved = [f"{name} {alone[name]} -> {both[name]}" for name in changed]
             row = both[_plain(package)], alone[_plain(package)], ", ".join(sorted(moved)) or "nothing"
         say(f"| {package} | {'no' if isinstance(both, str) else 'yes'} | {' | '.join(row)} |\n")
         sys.stdout.flush()
