@@ -45,9 +45,8 @@ def _plain(name: str) -> str:
 def main() -> int:
     failed = 0
     say = sys.stdout.write
-    say(
-        "| beside acq-isl | resolves | version with | version alone | moved back by acq-isl |\n|---|---|---|---|---|\n"
-    )
+    say("| beside acq-isl | resolves | version with | version alone | moved by acq-isl |\n")
+    say("|---|---|---|---|---|\n")
     for package in sys.argv[1:] or BESIDE:
         alone, both = pick(package), pick(TOGETHER, package)
         failed += isinstance(both, str)
