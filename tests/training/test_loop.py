@@ -103,7 +103,7 @@ def test_training_learns(fields, precision):
 
 
 def test_a_weight_on_what_is_bright_brightens_what_is_in_doubt():
-    """A stack that tells nothing: all that can be learned is one brightness, the weighted mean of the truth."""
+    """A stack that tells nothing: all there is to learn is one brightness, the weighted mean of the truth."""
     rng = np.random.default_rng(0)
     y = np.where(rng.random((3, 64, 64)) < 0.2, 255, 0).astype(np.uint8)
     blank = Field(np.zeros((3, 64, 64), np.float16), y, np.argwhere(y[0] > 77).astype(np.int32))
