@@ -255,7 +255,8 @@ def _check_ports(
 def _port(value: onnx.ValueInfoProto) -> tuple[str, tuple[str | int, ...]]:
     tensor = value.type.tensor_type
     axes = (dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in tensor.shape.dim)
-    return onnx.TensorProto.DataType.Name(tensor.elem_type), tuple(axes)
+    kinds, kind = onnx.TensorProto.DataType, tensor.elem_type
+    return kinds.Name(kind) if kind in kinds.values() else f"TYPE {kind}", tuple(axes)
 
 
 def _words(name: str, dtype: str, axes: tuple[str | int, ...]) -> str:

@@ -70,6 +70,8 @@ def check_self_contained(where: str, proto: onnx.ModelProto) -> None:
 def _messages(message: Message) -> Iterator[Message]:
     """A protobuf message and all messages inside of it, so that no subgraph can hide anything."""
     yield message
+    if isinstance(message, onnx.ValueInfoProto | onnx.StringStringEntryProto):
+        return  # no graph is in these
     for field, value in message.ListFields():
         if field.message_type is not None:
             for inner in (value,) if isinstance(value, Message) else value:

@@ -8,6 +8,7 @@ import re
 import sys
 
 import numpy as np
+import onnx
 import pytest
 import tifffile
 
@@ -17,6 +18,7 @@ from acq_isl.engines import selection as choice
 from acq_isl.engines.backend import Candidate
 from acq_isl.engines.backends import find_engines
 from acq_isl.engines.fallback import FallbackEngine
+from acq_isl.engines.graph_tags import GRAPH_KEY
 from acq_isl.engines.model_file import read_model
 from acq_isl.engines.onnx import OnnxEngine
 from acq_isl.engines.tensorrt import cuda
@@ -212,6 +214,24 @@ def test_a_machine_that_cannot_use_tensorrt_predicts_and_says_why(machine, model
         assert "tensorrt" not in engine.name and re.search(f"tensorrt_rtx is not used: .*{why}", engine.why)
     with pytest.raises(EngineError, match=fix):
         load_engine(model, backend="tensorrt")
+
+
+@pytest.mark.parametrize(
+    ("tagged", "wanted"),
+    [(True, {"fp16": True, "fp32": False}), (False, {"fp32": True})],
+    ids=["tags", "a file of 0.1"],
+)
+def test_without_tags_that_say_what_may_be_fp16_fp32_is_what_auto_takes(machine, tmp_path, tagged, wanted):
+    def untag(proto):
+        props = {e.key: e.value for e in proto.metadata_props if tagged or e.key != GRAPH_KEY}
+        onnx.helper.set_model_props(proto, props)
+
+    machine()
+    file = read_model(tiny.write(tmp_path, defect=untag))
+    found = {one.name: one.automatic for one in find_engines(file).candidates if "tensorrt" in one.name}
+    assert found == {f"tensorrt_rtx {precision}": automatic for precision, automatic in wanted.items()}
+    with find_engines(file).named("tensorrt").load() as engine:  # over the double
+        assert engine.name.endswith(next(iter(wanted))) and "as ONNX Runtime" in engine.parity
 
 
 def test_without_the_packages_the_extras_are_named(machine, model, monkeypatch):
