@@ -165,12 +165,19 @@ class CaptureHook:
         for _ in range(waiting):
             self._put_oldest_alone()
 
+    def close(self) -> None:
+        """End the thread that the sink may have; it begins again with the next slice."""
+        if isinstance(self._put, Callback):
+            self._put.close()
+
     def __call__(self, image: Any, metadata: Any) -> tuple[Any, Any]:
         """Called by Pycro-Manager with each image, on its image thread."""
         self._accounts.capture()
         with self._ending():
             if metadata.get("PixelType") is None:
                 metadata["PixelType"] = "GRAY8" if image.dtype == np.uint8 else "GRAY16"
+            if self._put is _put_nowhere:
+                raise _NotTaken("not wanted", "there is no sink")
             self._take(image, metadata, time.time())
         return image, metadata
 
@@ -360,7 +367,7 @@ def _beyond(metadata: SliceMetadata, planes: int) -> AcquisitionFailed:
 
 
 def _put_nowhere(slice_: Slice) -> None:
-    raise _NotTaken("not wanted", "there is no sink")
+    """There is no sink."""
 
 
 def _this_thread() -> weakref.ref[threading.Thread]:

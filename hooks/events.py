@@ -102,6 +102,10 @@ class EventRules:
         self._axis_types: dict[str, type] = {}
         self._submitted: set[AxesKey] = set()
 
+    def exposure_ms(self) -> float:
+        """What the camera is set to."""
+        return self._hardware.exposure_ms()
+
     def check(self, events: Any) -> list[Event]:
         """A user's event, or list or tuple of events, as plain copies that are safe to submit.
 

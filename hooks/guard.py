@@ -78,10 +78,10 @@ class GuardedAcquisition:
         self._directory = None if directory is None else Path(directory)
         self._name = name
         self._limits = limits
-        self._user = hooks or UserHooks()
         self._safety = safety or Safety()
+        self._user = (hooks or UserHooks()).within(self._safety.watchdog_s)
         self._capture = CaptureHook.for_requests(sink)
-        self._progress = Progress()
+        self._progress = Progress(self._safety.watchdog_s)
         self._open: _Open | None = None
         self._path: Path | None = None
         self._memory: Any = None
@@ -116,6 +116,8 @@ class GuardedAcquisition:
             found = self._close(error)
         finally:
             self._signals.__exit__()
+            self._capture.close()
+            self._user.close()
         failures = [failure for failure in found if failure not in (error, self._raised)]
         for failure in failures[0 if error is not None else 1 :]:
             logger.warning("while closing the acquisition: %s", failure)
@@ -214,9 +216,9 @@ class GuardedAcquisition:
         except BaseException as error:
             self._stop(parts, error)
             raise
-        finally:
-            for request in requests:
-                self._capture.forget(request.key)
+        # After a failure they stay announced: images that are still on their way belong to their stacks.
+        for request in requests:
+            self._capture.forget(request.key)
 
     def _submit(self, parts: _Open, events: list[Event]) -> None:
         """Submit events and wait for their slices."""
@@ -224,11 +226,10 @@ class GuardedAcquisition:
         if exposures:
             # The engine does not send an exposure that equals its last event's, whatever was set since.
             parts.hardware.set_exposure(exposures[0])
-        parts.watchdog.allow_exposure(max([*exposures, parts.hardware.exposure_ms()]))
         keys = [axes_key(event["axes"]) for event in events]
         parts.event_hooks.start_list()
         parts.rules.note_submitted(keys)
-        self._progress.expect(keys)
+        self._progress.expect(keys, max([*exposures, parts.hardware.exposure_ms()]))
         parts.run.submit([{k: v for k, v in event.items() if k != "min_start_time"} for event in events])
         parts.watchdog.wait_captured()
 

@@ -53,6 +53,7 @@ class ImageHooks:
         function = self._user.image_process
         unchanged = [(image, copy.deepcopy(metadata))]
         with report_failure("image_process", self._progress):
+            self._progress.note_hook()
             # A copy, since the array may be on its way to the sink.
             return unchanged if function is None else check_images(key, function(image.copy(), metadata))
         return unchanged

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Iterable, Mapping
 
 from acq_isl.errors import AcqIslError
@@ -35,11 +36,12 @@ def axes_list(keys: Iterable[AxesKey], most: int = 5) -> str:
 class Progress:
     """Shared by Pycro-Manager's threads (which report) and the acquiring thread (which waits).
 
-    A slice goes awaited -> captured -> saved; a hook may cancel it. The first failure stays, others are
-    logged.
+    A slice goes awaited -> captured -> saved; a hook, which gets ``hook_s`` at most, may cancel it. The first
+    failure stays, others are logged.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, hook_s: float = 0.0) -> None:
+        self._hook_s = hook_s
         self._changed = threading.Condition()
         self._awaited: set[AxesKey] = set()
         self._unsaved: set[AxesKey] = set()
@@ -48,12 +50,27 @@ class Progress:
         self.images = 0
         self.saved = 0
         self.cancelled = 0
+        self.longest_ms = 0.0
+        """The longest exposure of the slices awaited."""
+        self.life_s = time.monotonic()
+        """When the microscope, or a user's hook, last gave a sign of life."""
 
-    def expect(self, keys: Iterable[AxesKey]) -> None:
-        """Await these slices."""
+    def expect(self, keys: Iterable[AxesKey], longest_ms: float = 0.0) -> None:
+        """Await these slices, which take so long to expose at most."""
         with self._changed:
             self._awaited.update(keys)
             self._triggered.clear()
+            self.longest_ms, self.life_s = longest_ms, time.monotonic()
+
+    def allow_exposure(self, exposure_ms: float) -> None:
+        """A hook has had its say: from now on a slice may take this long to expose."""
+        with self._changed:
+            self.longest_ms = max(self.longest_ms, exposure_ms)
+            self.life_s = time.monotonic()
+
+    def note_hook(self) -> None:
+        """A user's hook is called: nothing can come before it has returned or was given up."""
+        self.life_s = time.monotonic() + self._hook_s
 
     def note_sequence(self, keys: Iterable[AxesKey]) -> None:
         """These slices are taken as one hardware-triggered sequence."""
@@ -67,6 +84,7 @@ class Progress:
         """
         with self._changed:
             self.images += 1
+            self.life_s = time.monotonic()
             self._awaited.discard(key)
             self._unsaved.update([key] if stored_as is None else stored_as)
             self._changed.notify_all()

@@ -38,8 +38,10 @@ def call_within(limit_s: float, what: str, function: Callable[[], Result]) -> Re
     thread = threading.Thread(target=call, name=f"acq-isl {what}", daemon=True)
     thread.start()
     thread.join(limit_s)
-    if errors:
+    if errors and isinstance(errors[0], Exception):
         raise errors[0]
+    if errors:
+        raise AcquisitionFailed(f"{what} raised {type(errors[0]).__name__}", got=str(errors[0]))
     if not results:
         raise AcquisitionFailed(
             f"{what} did not end",

@@ -7,7 +7,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from acq_isl.errors import AcqIslError, AcquisitionFailed, ExperimentError
 from acq_isl.hooks.events import Event, EventRules, to_plain
 from acq_isl.hooks.progress import AxesKey, Progress, axes_key, axes_text
+from acq_isl.stream.callback import Callback
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,18 @@ class UserHooks:
                     got=f"{function!r}: {error}",
                     fix="events are submitted between two stacks with run_events(), not through a queue",
                 ) from error
+
+    def within(self, limit_s: float) -> UserHooks:
+        """The same functions, of which each may take so long, and none can end a thread."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        calls = {k: Callback(f, f"the {k} hook", limit_s) for k, f in given.items() if f is not None}
+        return replace(self, **calls)
+
+    def close(self) -> None:
+        """End the threads of `within`; they begin again when they are needed."""
+        for function in (getattr(self, field.name) for field in fields(self)):
+            if isinstance(function, Callback):
+                function.close()
 
 
 class EventHooks:
@@ -141,13 +154,18 @@ class EventHooks:
         if function is None:
             return event
         with report_failure(name, self._progress):
+            self._progress.note_hook()
             answer = function(copy.deepcopy(event))
             if answer is None and not self._none_drops:
                 raise AcquisitionFailed(
                     f"the {name} hook returned None, which the Java backend images as an empty event",
                     fix="return the event; leave out of the list what is not wanted",
                 )
-            return None if answer is None else self._checked(name, event, answer)
+            checked = None if answer is None else self._checked(name, event, answer)
+            # It may have changed the exposure, in the event or at the camera.
+            exposures = [part["exposure"] for part in _listed(checked or {}) if "exposure" in part]
+            self._progress.allow_exposure(max([*exposures, self._rules.exposure_ms()]))
+            return checked
         return None if self._none_drops else event
 
     def _checked(self, name: str, event: EventOrList, answer: Any) -> EventOrList:

@@ -73,12 +73,11 @@ class Watchdog:
         self._progress = progress
         self._hardware = hardware
         self._watchdog_s = watchdog_s
-        self._silence_s = watchdog_s
         self._silent = False
 
-    def allow_exposure(self, longest_ms: float) -> None:
-        """From now on a slice may take this long to expose."""
-        self._silence_s = longest_ms / 1000 + self._watchdog_s
+    @property
+    def _silence_s(self) -> float:
+        return self._progress.longest_ms / 1000 + self._watchdog_s
 
     def wait_until(self, moment_s: float) -> None:
         """Wait until a moment of ``time.monotonic``; raises what has failed meanwhile."""
@@ -103,7 +102,7 @@ class Watchdog:
             raise type(error)(what, wanted=error.wanted, got=error.got, fix=error.fix) from error
 
     def _wait_captured(self) -> None:
-        images, last = self._progress.images, time.monotonic()
+        images = self._progress.images
         motion = _StageMotion(self._hardware.busy_stages)
         while True:
             self._progress.wait(images, _POLL_S)
@@ -117,9 +116,9 @@ class Watchdog:
                     f"{len(awaited)} slices did not arrive: {axes_list(awaited)}",
                     fix="check the camera; the microscope reported no error",
                 )
-            silent_s = time.monotonic() - last
+            silent_s = time.monotonic() - self._progress.life_s
             if self._progress.images > images:
-                images, last = self._progress.images, time.monotonic()
+                images = self._progress.images
                 motion = _StageMotion(self._hardware.busy_stages)
             elif not self._may_wait(silent_s - self._silence_s, motion):
                 self._silent = True

@@ -62,6 +62,13 @@ class Callback(Generic[Result]):
             f"{self._what} raised {type(result).__name__}", got=str(result), fix="let it return instead"
         ) from result
 
+    def close(self) -> None:
+        """End the thread, if its function has returned; the next call begins another."""
+        thread, self._thread = self._thread, None
+        if thread is not None and not self._stuck:
+            self._calls.put(None)
+            thread.join(1.0)
+
 
 def _serve(function: Callable[..., Any], calls: queue.SimpleQueue[_Call | None]) -> None:
     while (call := calls.get()) is not None:

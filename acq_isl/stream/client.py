@@ -17,9 +17,11 @@ from acq_isl.errors import AcqIslError, SliceLost
 from acq_isl.manifest import Manifest
 from acq_isl.stack import Outcome, Slice, StackInfo, StackKey
 from acq_isl.stream.accounts import SliceAccounts
+from acq_isl.stream.callback import Callback
 from acq_isl.stream.client_thread import ClientThread, Patience
 from acq_isl.stream.connection import Connection, ConnectionSettings
 from acq_isl.stream.messages import Wanted, Welcome
+from acq_isl.stream.overflow import OverflowMemory
 from acq_isl.stream.pending_queue import PendingQueue
 from acq_isl.stream.pending_stack import ClientCounts
 from acq_isl.stream.shared_memory import SharedMemory
@@ -27,6 +29,8 @@ from acq_isl.stream.sockets import is_local
 from acq_isl.stream.spool import Spool, SpoolReason
 
 log = logging.getLogger(__name__)
+
+_WANTED_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +44,6 @@ class ClientSettings:
     link: ConnectionSettings = field(default_factory=ConnectionSettings)
     wanted: Wanted | Callable[[StackInfo], Wanted] = field(default_factory=Wanted)
     """Models, class of work and deadline, of all stacks or given the `StackInfo` of each."""
-
-    def wanted_of(self, info: StackInfo) -> Wanted:
-        """What is wanted of a stack; the default if the user's function fails, for a slice cannot wait."""
-        if isinstance(self.wanted, Wanted):
-            return self.wanted
-        try:
-            return self.wanted(info)
-        except Exception:
-            log.exception("what is wanted of %s is not known; the engine's first model is asked", info.key)
-            return Wanted()
 
 
 class EngineClient:
@@ -78,6 +72,8 @@ class EngineClient:
     def __init__(self, endpoint: str, *, spool: Spool, settings: ClientSettings | None = None) -> None:
         self._endpoint, self._spool, self._settings = endpoint, spool, settings or ClientSettings()
         self._lost_reported = 0
+        wanted = self._settings.wanted
+        self._wanted = Callback(wanted, "the function 'wanted'", _WANTED_S) if callable(wanted) else wanted
         self.accounts = SliceAccounts()
         """Where slices are counted, also those that whoever puts them did not hand on."""
 
@@ -85,7 +81,8 @@ class EngineClient:
         settings = self._settings
         shared = settings.share_memory and is_local(self._endpoint)
         self._memory = SharedMemory(settings.memory_bytes, shared=shared)
-        self._queue = PendingQueue(self._memory, self.accounts, settings.wanted_of)
+        self._overflow = OverflowMemory(self._spool.folder)
+        self._queue = PendingQueue(self._memory, self.accounts, self._wanted_of, overflow=self._overflow)
         self._connection = Connection(self._endpoint, settings.link, self._memory.offer, self._memory.nonce)
         self._thread = ClientThread(self._queue, self._connection, self._spool, settings.patience)
         try:
@@ -108,12 +105,26 @@ class EngineClient:
             self._thread.stop()
             self._queue.abandon()
             self._memory.close()
+            self._overflow.close()
         try:
             self._require_nothing_lost(stuck=False)
         except SliceLost as lost:
             if kind is None:
                 raise
             log.error("%s", lost)  # another error is on its way and says more
+
+    def _wanted_of(self, info: StackInfo) -> Wanted:
+        """What is wanted of a stack; the default if the user's function fails, for a slice cannot wait."""
+        wanted: object = self._wanted
+        try:
+            if isinstance(wanted, Callback):
+                wanted = wanted(info)
+            if not isinstance(wanted, Wanted):
+                raise TypeError(f"a Wanted was expected, got {wanted!r}")
+        except Exception:
+            log.exception("what is wanted of %s is not known; the engine's first model is asked", info.key)
+            return Wanted()
+        return wanted
 
     @property
     def counts(self) -> ClientCounts:

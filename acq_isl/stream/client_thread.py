@@ -182,7 +182,7 @@ class ClientThread:
         slice_ = Slice(stack.info, z, slices.pixels[z], slices.captured_at(z))
         # ZMQ may still read a block that was released, for a stack that was cancelled: the server
         # forgets such a stack, so it does not matter whose pixels it got.
-        ref = block.ref if block is not None and self._connection.shares_memory else None
+        ref = block.ref if block is not None and self._connection.shares(block) else None
         return slice_frames(stack.id, slice_, ref, stack.still_wanted, stack.left_ms(time.monotonic()))
 
     def _use_disk(self) -> None:

@@ -25,6 +25,7 @@ from zmq.utils.monitor import recv_monitor_message
 from acq_isl.errors import EngineError, WireError
 from acq_isl.stream import messages as wire
 from acq_isl.stream.codec import Frame, decode, encode
+from acq_isl.stream.shared_memory import Block
 from acq_isl.stream.sockets import ClientKeys, open_dealer
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,10 @@ class Connection:
             self.send(encode(wire.Bye(reason="the client closes")))
         self._close_socket(linger_ms=100)
         self._context.destroy(linger=100)
+
+    def shares(self, block: Block) -> bool:
+        """Whether the server sees a stack's memory."""
+        return self.shares_memory and block.home.offer == self._memory
 
     @property
     def shares_memory(self) -> bool:

@@ -22,6 +22,7 @@ import numpy as np
 from acq_isl.stack import Outcome, Prediction, Refusal, Slice, StackInfo, StackKey, Unpredicted
 from acq_isl.stream.accounts import AFTER_DRAIN, SECOND_IMAGE, Fate, SliceAccounts
 from acq_isl.stream.messages import Wanted
+from acq_isl.stream.overflow import OverflowMemory
 from acq_isl.stream.pending_stack import ClientCounts, PendingStack, State
 from acq_isl.stream.shared_memory import SharedMemory
 from acq_isl.stream.spool import SpoolReason
@@ -72,7 +73,9 @@ class PendingQueue:
         accounts: SliceAccounts,
         wanted: Callable[[StackInfo], Wanted] = lambda info: Wanted(),
         clock: Callable[[], float] = time.monotonic,
+        overflow: OverflowMemory | None = None,
     ) -> None:
+        self._overflow = overflow
         self._memory, self.accounts, self._wanted, self._clock = memory, accounts, wanted, clock
         self._changed = threading.Condition()
         self._stacks: dict[int, PendingStack] = {}
@@ -116,7 +119,10 @@ class PendingQueue:
         self.accounts.capture()
         stack = None
         try:
-            stack = self._accept(slice_)
+            identity = slice_.acquisition, slice_.info.key
+            # Outside of the lock, for a user's function is asked.
+            known = identity in self._filling or identity in self._ended
+            stack = self._accept(slice_, Wanted() if known else self._wanted(slice_.info))
             if not isinstance(stack, PendingStack):
                 self.accounts.end(*stack)
                 return
@@ -345,7 +351,7 @@ class PendingQueue:
 
     # ---- all of it under the lock
 
-    def _accept(self, slice_: Slice) -> PendingStack | tuple[Fate, str]:
+    def _accept(self, slice_: Slice, wanted: Wanted) -> PendingStack | tuple[Fate, str]:
         """The stack whose memory shall take this slice; what becomes of it and why if none does."""
         identity, z = (slice_.acquisition, slice_.info.key), slice_.z_index
         with self._changed:
@@ -357,19 +363,19 @@ class PendingQueue:
                 return ended.fate, ended.why
             if (stack is None and ended is not None) or (stack is not None and stack.has(z)):
                 return "not wanted", SECOND_IMAGE
-            stack = stack or self._begin(slice_)
+            stack = stack or self._begin(slice_, wanted)
             if stack is None:
                 return "lost", "no memory was left"
             return stack if stack.expect(slice_) else ("lost", "not as its stack was announced")
 
-    def _begin(self, slice_: Slice) -> PendingStack | None:
+    def _begin(self, slice_: Slice, wanted: Wanted) -> PendingStack | None:
         info = slice_.info
         block = self._memory.allocate(info)
+        if block is None and self._overflow is not None:
+            block = self._overflow.allocate(info)
         if block is None:
             return None
-        stack = PendingStack(
-            self._next_id, info, block, self._wanted(info), self._clock(), slice_.acquisition
-        )
+        stack = PendingStack(self._next_id, info, block, wanted, self._clock(), slice_.acquisition)
         self._next_id += 1
         self._latest_nbytes = block.nbytes
         self._count["stacks"] += 1
@@ -441,7 +447,9 @@ class PendingQueue:
                 self._ended.popitem(last=False)
         block = stack.leave_memory()
         if block is not None:
-            self._memory.release(block)
+            block.home.release(block)
+            if self._overflow is not None:
+                self._overflow.tidy(block)
         if stack.state is not State.DONE or self._stacks.pop(stack.id, None) is None:
             return
         self.accounts.end(*stack.fate, len(stack.slices.present))

@@ -44,6 +44,7 @@ _FILE_PREFIX = "acq-isl-ring-"
 class Block:
     """Memory of one stack: its place with its header, its number from 1, a writable (z, y, x) uint16 view."""
 
+    home: SharedMemory
     offset: int
     nbytes: int
     generation: int
@@ -57,15 +58,19 @@ class Block:
 class SharedMemory:
     """The owner's side: at most ``nbytes``, of which pages are reserved when first needed.
 
-    Not thread-safe: callers take turns under their own lock. StorageError if there is no memory.
+    With a ``folder`` it is a file there, and nobody else's. Not thread-safe: callers take turns under their
+    own lock. StorageError if there is no memory.
     """
 
-    def __init__(self, nbytes: int, *, shared: bool) -> None:
+    def __init__(self, nbytes: int, *, shared: bool, folder: Path | None = None) -> None:
         size = _pages(nbytes) + _PAGE
         self._fd: int | None = None
         self._file: Path | None = None
         try:
-            self._memory, name = self._make(size) if shared else (mmap.mmap(-1, size), "")
+            if folder is not None:
+                self._memory, name = self._make_file(size, folder), ""
+            else:
+                self._memory, name = self._make(size) if shared else (mmap.mmap(-1, size), "")
         except (OSError, ValueError, OverflowError) as error:
             self._release_file()
             raise StorageError(
@@ -89,12 +94,16 @@ class SharedMemory:
         self.close()
 
     @property
+    def empty(self) -> bool:
+        return not self._blocks
+
+    @property
     def free_bytes(self) -> int:
         return self._size - _PAGE - sum(block.nbytes for block in self._blocks)
 
     def allocate(self, info: StackInfo) -> Block | None:
         """Memory for a stack, at the lowest free place; None if there is no room."""
-        wanted = _pages(_BLOCK_HEADER + _nbytes(info))
+        wanted = _pages(_BLOCK_HEADER + nbytes_of(info))
         offset, at = _PAGE, 0
         for block in self._blocks:
             if block.offset - offset >= wanted:
@@ -106,7 +115,7 @@ class SharedMemory:
         self._generation += 1
         self._memory[offset : offset + 8] = struct.pack("<Q", self._generation)
         pixels = _pixels(self._memory, offset, info)
-        block = Block(offset, wanted, self._generation, pixels)
+        block = Block(self, offset, wanted, self._generation, pixels)
         self._blocks.insert(at, block)
         return block
 
@@ -151,6 +160,16 @@ class SharedMemory:
         os.ftruncate(self._fd, size)
         return mmap.mmap(self._fd, size), name
 
+    def _make_file(self, size: int, folder: Path) -> mmap.mmap:
+        self._fd, name = tempfile.mkstemp(prefix=_FILE_PREFIX, dir=folder)
+        self._file = Path(name)
+        os.ftruncate(self._fd, size)
+        memory = mmap.mmap(self._fd, size)
+        if sys.platform != "win32":  # nothing is left after a kill -9
+            self._file.unlink()
+            self._file = None
+        return memory
+
     def _reserve(self, end: int) -> bool:
         """Have pages behind the sparse file before they are written: without, a full disk is a SIGBUS."""
         if end > self._reserved and self._fd is not None:
@@ -189,7 +208,7 @@ class SharedMemoryView:
 
     def view(self, ref: MemoryRef, info: StackInfo) -> Uint16Image:
         """The stack at a place, (z, y, x) uint16, read-only and not copied; WireError if it is not there."""
-        end = ref.offset + _BLOCK_HEADER + _nbytes(info)
+        end = ref.offset + _BLOCK_HEADER + nbytes_of(info)
         if ref.offset < _PAGE or ref.offset % _PAGE or end > self._size:
             raise WireError(
                 "a stack lies outside of the shared memory", wanted=f"<= {self._size}", got=f"{end}"
@@ -244,11 +263,12 @@ def _map_read_only(offer: MemoryOffer) -> mmap.mmap:
 
 
 def _pixels(memory: mmap.mmap, offset: int, info: StackInfo) -> Uint16Image:
-    flat = np.frombuffer(memory, "<u2", _nbytes(info) // 2, offset + _BLOCK_HEADER)
+    flat = np.frombuffer(memory, "<u2", nbytes_of(info) // 2, offset + _BLOCK_HEADER)
     return flat.reshape(info.planes, *info.shape)
 
 
-def _nbytes(info: StackInfo) -> int:
+def nbytes_of(info: StackInfo) -> int:
+    """Size of a stack's pixels."""
     return info.planes * info.shape[0] * info.shape[1] * 2
 
 

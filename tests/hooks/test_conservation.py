@@ -1,4 +1,4 @@
-"""The law of slices: captured = predicted + refused + spooled + not wanted + lost, once each, whatever happens.
+"""The law of slices: captured = predicted + refused + spooled + not wanted + lost, whatever happens.
 
 Hook and queue are the real ones; camera, engine, disk and clock are played as hypothesis likes it.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,14 @@ from acq_isl.hooks import CaptureHook
 from acq_isl.hooks.held_slices import HeldSlices
 from acq_isl.stack import Outcome, Prediction, Refusal, Slice, StackKey, StackRequest, Unpredicted
 from acq_isl.stream.accounts import SliceAccounts
+from acq_isl.stream.overflow import OverflowMemory
 from acq_isl.stream.pending_queue import PendingQueue
 from acq_isl.stream.pending_stack import PendingStack, State
 from acq_isl.stream.shared_memory import SharedMemory
 
 PLANES, SHAPE, STACKS = 3, (4, 5), 6
 MEMORY_BYTES = 4 * 4096
+ANSWERS = ["predicted", "predicted", "predicted", "refused", "failed", "nothing"]
 FLUORESCENCE = StackKey(0, "A1", "DAPI")
 
 
@@ -34,7 +37,8 @@ class Client:
 
     def __init__(self, memory: SharedMemory, machine: Conservation) -> None:
         self.accounts = SliceAccounts()
-        self.queue = PendingQueue(memory, self.accounts, clock=lambda: machine.now_s)
+        overflow = OverflowMemory(machine.folder, 4 * 4096, lambda folder: machine.room)
+        self.queue = PendingQueue(memory, self.accounts, clock=lambda: machine.now_s, overflow=overflow)
 
     def put(self, slice_: Slice) -> None:
         self.queue.put(slice_)
@@ -43,7 +47,9 @@ class Client:
 class Conservation(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.now_s = 0.0
+        self.now_s, self.room = 0.0, 1 << 40
+        self.temporary = TemporaryDirectory()
+        self.folder = Path(self.temporary.name)
         self.memory = SharedMemory(MEMORY_BYTES, shared=False)
         self.client = Client(self.memory, self)
         self.queue = self.client.queue
@@ -127,7 +133,7 @@ class Conservation(RuleBasedStateMachine):
 
     # ---- the engine
 
-    @rule(data=st.data(), early=st.booleans())
+    @rule(data=st.data(), early=st.sampled_from([False, False, False, True]))
     def engine(self, data: st.DataObject, early: bool) -> None:
         plan = self.queue.plan(2)
         for stack in plan.read:
@@ -138,7 +144,7 @@ class Conservation(RuleBasedStateMachine):
             self.queue.sent(stack, z)
         for stack in [s for s in self.queue._stacks.values() if s.state is State.AT_SERVER]:
             if stack.slices.complete or early:
-                self.answer(stack, data.draw(st.sampled_from(["predicted", "refused", "failed", "nothing"])))
+                self.answer(stack, data.draw(st.sampled_from(ANSWERS)))
 
     def answer(self, stack: PendingStack, answer: str) -> None:
         plane = np.zeros((1, *stack.info.shape), np.float32)
@@ -173,6 +179,10 @@ class Conservation(RuleBasedStateMachine):
         for unneeded in self.queue.unneeded_files():
             del self.files[str(unneeded)]
 
+    @rule(full=st.booleans())
+    def fill(self, full: bool) -> None:
+        self.room = 0 if full else 1 << 40
+
     # ---- what must be true
 
     @invariant()
@@ -205,6 +215,7 @@ class Conservation(RuleBasedStateMachine):
         for thread in self.threads:
             thread.shutdown()
         self.memory.close()
+        self.temporary.cleanup()
 
 
 TestConservation = Conservation.TestCase

@@ -19,7 +19,8 @@ import zmq
 from acq_isl.errors import EngineError, SliceLost, StackRefused, WireError
 from acq_isl.manifest import Label, Manifest
 from acq_isl.stack import Outcome, Prediction, Refusal, Slice, StackInfo, StackKey, Unpredicted, ZStack
-from acq_isl.stream import sessions
+from acq_isl.stream import overflow, sessions
+from acq_isl.stream.accounts import SliceAccounts
 from acq_isl.stream.client import ClientSettings, EngineClient
 from acq_isl.stream.client_thread import Patience
 from acq_isl.stream.codec import Frame, decode, encode, result_of, slice_frames
@@ -40,8 +41,11 @@ from acq_isl.stream.messages import (
     Welcome,
 )
 from acq_isl.stream.model_registry import ServedModel
+from acq_isl.stream.overflow import OverflowMemory
+from acq_isl.stream.pending_queue import PendingQueue
 from acq_isl.stream.server import EngineServer, ServerSettings
 from acq_isl.stream.sessions import SessionLimits
+from acq_isl.stream.shared_memory import SharedMemory
 from acq_isl.stream.sockets import ClientKeys, ServerKeys
 from acq_isl.stream.spool import Spool
 
@@ -435,6 +439,7 @@ def test_more_than_memory_and_disk_can_hold_is_counted(folder: Path, monkeypatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(tifffile, "imwrite", full)
+    monkeypatch.setattr(overflow, "free_bytes", lambda place: 0)
     settings = client_settings(memory_bytes=2 * BLOCK_BYTES)
     with (
         pytest.raises(SliceLost),
@@ -724,8 +729,11 @@ def test_a_stack_that_cannot_be_sent_is_whole_on_disk(folder: Path) -> None:
 
 
 def test_hundreds_of_stacks_may_be_open_at_once(folder: Path) -> None:
-    """As when z is the outermost axis: every position's first slice comes before any second one."""
-    with connected(MeanEngine(), folder, memory_bytes=320 * BLOCK_BYTES) as client:
+    """As when z is the outermost axis: every position's first slice comes before any second one.
+
+    There is memory for a few of them only; the others are captured to mapped files.
+    """
+    with connected(MeanEngine(), folder, memory_bytes=4 * BLOCK_BYTES) as client:
         for z in range(PLANES):
             for position in range(300):
                 key = StackKey(0, f"position {position}", "Phase")
@@ -734,6 +742,25 @@ def test_hundreds_of_stacks_may_be_open_at_once(folder: Path) -> None:
         counts = client.counts
     assert [type(outcome) for outcome in outcomes] == [Prediction] * 300
     assert (counts.captured, counts.duplicates, counts.lost) == (300 * PLANES, 0, 0)
+    assert list(folder.iterdir()) == [], "no file is left"
+
+
+@pytest.mark.parametrize("room, kept", [(1 << 40, 12), (3 << 30, 12), (1 << 30, 3)])
+def test_the_overflow_leaves_room_for_the_measured_data(folder: Path, room: int, kept: int) -> None:
+    with SharedMemory(3 * BLOCK_BYTES, shared=False) as memory:
+        more = OverflowMemory(folder, file_bytes=5 * BLOCK_BYTES, free=lambda place: room)
+        queue = PendingQueue(memory, SliceAccounts(), overflow=more)
+        for time_ in range(12):
+            queue.put(slice_of(time_, 0))
+        assert queue.slices_held == kept
+        for stack in list(queue._stacks.values()):
+            assert np.array_equal(stack.slices.pixels[0], pixels(stack.info.key.time, 0))
+        files = len(more._files)
+        queue.close_all("closed", "")
+        for stack, reason in queue.to_write(no_engine=False, may_spill=False):
+            queue.stored(stack, folder / f"{stack.id}.tif", reason)
+        assert (files, more._files, queue.slices_held) == (2 * (kept == 12), [], 0)
+        assert queue.accounts.counts.reasons[0][0] == ("lost" if kept == 3 else "spooled")
 
 
 def test_a_slice_after_its_stack_timed_out_is_lost_loudly(folder: Path) -> None:
