@@ -61,6 +61,10 @@ class AcquisitionFailed(AcqIslError):
     """The acquisition stopped early: hardware error, hook error, time-out, or abort."""
 
 
+class FocusFailed(AcqIslError):
+    """The autofocus device found no focus; the acquisition can go on elsewhere."""
+
+
 class SliceLost(AcqIslError):
     """A slice that was asked for or captured is neither on disk nor on its way."""
 

@@ -122,6 +122,17 @@ class Microscope(Protocol):
         """The measured slices of an acquired request, (z, y, x) uint16; SliceLost if any is not there."""
 
 
+@runtime_checkable
+class FocusingMicroscope(Protocol):
+    """A `Microscope` that can focus by itself."""
+
+    def focus(self, request: StackRequest) -> float:
+        """Find the focus of a stack through the autofocus device; where it is on the stage, in um.
+
+        FocusFailed if there is none, or if the stack about it would leave the limits.
+        """
+
+
 class RunView(Protocol):
     """What watches a run; handed to ``acq_isl.run(..., views=[...])`` and called on one thread of its own.
 
@@ -143,6 +154,7 @@ __all__ = [
     "ConcurrentEngine",
     "CopyingSink",
     "Engine",
+    "FocusingMicroscope",
     "IncrementalEngine",
     "MeasuredSink",
     "Microscope",

@@ -256,6 +256,34 @@ Outcome = Prediction | Refusal | Unpredicted
 
 
 @dataclass(frozen=True, slots=True)
+class Autofocus:
+    """The focus of a stack, which the microscope's autofocus device finds before it is imaged.
+
+    Parameters
+    ----------
+    site : str
+        Whose focus it is: all stacks of a site are imaged about the focus that was found last.
+    z_um : float
+        Where the focus is thought to be, on the stage.
+    due : bool
+        Whether it is looked for before this stack.
+    device : str
+        Micro-Manager's autofocus device, or the motor of its offset; empty for the one it has selected.
+    offset : float, optional
+        What that device adds to the focus, in its own unit. Default: as it is.
+    tries : int
+        How often it is looked for, at most.
+    """
+
+    site: str
+    z_um: float
+    due: bool = True
+    device: str = ""
+    offset: float | None = None
+    tries: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class StackRequest:
     """One stack to acquire: a stage place, a channel, and the z of every slice.
 
@@ -273,6 +301,12 @@ class StackRequest:
         Handed on to `StackInfo`.
     predict : bool
         Whether the slices are wanted by an engine.
+    camera : str
+        Micro-Manager's camera device; empty for the one it has selected.
+    keep_shutter_open : bool
+        Whether the shutter stays open from the first slice to the last.
+    autofocus : Autofocus, optional
+        How its focus is found.
     """
 
     key: StackKey
@@ -285,3 +319,6 @@ class StackRequest:
     modality: Modality = "unknown"
     polarity: Polarity = "unknown"
     predict: bool = True
+    camera: str = ""
+    keep_shutter_open: bool = False
+    autofocus: Autofocus | None = None

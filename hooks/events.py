@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from acq_isl.stack import StackKey, StackRequest
 Event = dict[str, Any]
 
 _KEYS = ("axes", "x", "y", "z", "exposure", "config_group", "min_start_time", "timeout_ms")
+_FILE_NAME = re.compile(r"[^\W_][\w .-]{0,99}")
 _DEVICE_KEYS = ("properties", "stage_positions", "camera")
 
 
@@ -49,6 +51,16 @@ def check_label(what: str, text: str) -> None:
     """ExperimentError for a name the Java bridge cannot carry: it takes '@' for a reference and hangs."""
     if "@" in text:
         raise ExperimentError(f"{what} must not contain '@'", got=text, fix=text.replace("@", "_at_"))
+
+
+def check_name(name: str) -> None:
+    """ExperimentError for an acquisition whose folder and files cannot have its name, or lie elsewhere."""
+    if not _FILE_NAME.fullmatch(name):
+        raise ExperimentError(
+            f"the acquisition cannot be called {name[:120]!r}",
+            wanted="at most 100 letters, digits, spaces, '_', '-' and '.', the first a letter or a digit",
+            fix="give it another name; its folder is a matter of 'directory'",
+        )
 
 
 def find_requests(events: Sequence[Event]) -> list[StackRequest]:

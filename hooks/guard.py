@@ -6,14 +6,21 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from acq_isl.errors import AcqIslError, AcquisitionFailed, ExperimentError, SliceLost
+from acq_isl.errors import (
+    AcqIslError,
+    AcquisitionFailed,
+    ActionRefused,
+    ExperimentError,
+    FocusFailed,
+    SliceLost,
+)
 from acq_isl.hooks.capture import CaptureHook
-from acq_isl.hooks.events import Event, EventRules, find_requests, split_batches, stack_events
+from acq_isl.hooks.events import Event, EventRules, check_name, find_requests, split_batches, stack_events
 from acq_isl.hooks.hardware import Hardware
 from acq_isl.hooks.image_hooks import ImageHooks
 from acq_isl.hooks.measured_data import open_measured, read_slices, require_space
@@ -24,10 +31,12 @@ from acq_isl.hooks.user_calls import call_within
 from acq_isl.hooks.user_hooks import EventHooks, UserHooks
 from acq_isl.hooks.watchdog import Safety, Watchdog
 from acq_isl.protocols import SliceSink
-from acq_isl.rules import Limits
-from acq_isl.stack import StackRequest, Uint16Image
+from acq_isl.rules import Limits, check_request
+from acq_isl.stack import Autofocus, StackRequest, Uint16Image
 
 logger = logging.getLogger(__name__)
+
+_FOCUS_S = 120.0  # software that looks through the camera takes its time
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,8 +70,8 @@ class GuardedAcquisition:
 
     Raises
     ------
-    ScopeError, StorageError
-        On entering: no working core; the folder cannot be made, or the disk is full.
+    ScopeError, StorageError, ExperimentError
+        On entering: no working core; the folder cannot be made, or the disk is full; no name for a folder.
     """
 
     def __init__(
@@ -89,6 +98,7 @@ class GuardedAcquisition:
         self._signals = StopSignals()
 
     def __enter__(self) -> Self:
+        check_name(self._name)
         with ExitStack() as cleanup:
             cleanup.enter_context(self._signals)
             self._enter()
@@ -158,7 +168,39 @@ class GuardedAcquisition:
             raise ExperimentError(f"the stack {request.key} has no slices", wanted="at least one z")
         parts = self._opened()
         events = parts.rules.check(stack_events(request))
-        self._acquire(parts, [events], [request])
+        with parts.hardware.prepared(request):
+            self._acquire(parts, [events], [request])
+
+    def focus(self, request: StackRequest) -> float:
+        """Find the focus of a stack through the autofocus device; where it is on the stage, in um.
+
+        FocusFailed if there is none, or if the stack about it would leave the limits; ExperimentError,
+        ActionRefused and AcquisitionFailed as `acquire`.
+        """
+        parts, focus = self._opened(), request.autofocus
+        if focus is None:
+            raise ExperimentError(f"no autofocus is planned for {request.key}")
+        parts.rules.check(stack_events(request))
+        what = f"focusing at {request.key}"
+        return call_within(_FOCUS_S, what, lambda: self._find_focus(parts.hardware, request, focus))
+
+    def _find_focus(self, hardware: Hardware, request: StackRequest, focus: Autofocus) -> float:
+        x_um, y_um, first_um = request.x_um, request.y_um, request.z_um[0]
+        hardware.move(x_um, y_um, focus.z_um)
+        hardware.set_preset(request.group, request.preset)
+        hardware.set_exposure(request.exposure_ms)  # some devices look through the camera
+        try:
+            found_um = hardware.find_focus(focus)
+            about = tuple(z_um + found_um - focus.z_um for z_um in request.z_um)
+            try:
+                check_request(replace(request, z_um=about), self._limits)
+            except ActionRefused as error:
+                raise FocusFailed(f"the focus at {found_um:g} um is out of reach", got=str(error)) from error
+            first_um = about[0]
+        finally:
+            # Where the stack begins: an engine that knows only its own moves may leave that one out.
+            hardware.move(x_um, y_um, first_um)
+        return found_um
 
     def run_events(self, events: Sequence[Event]) -> None:
         """Acquire a user's own events, checked and guarded; raises as `acquire`.
@@ -257,6 +299,7 @@ class GuardedAcquisition:
             failures += [self._progress.failure]
         finally:
             failures.append(_make_safe(parts.hardware))
+            parts.hardware.restore_focus()
             self._open = None
             if self._path is None:
                 self._memory = run.dataset

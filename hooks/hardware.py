@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from acq_isl.errors import AcquisitionFailed, ActionRefused, ExperimentError, ScopeError
+from acq_isl.errors import AcquisitionFailed, ActionRefused, ExperimentError, FocusFailed, ScopeError
 from acq_isl.rules import Limits
+from acq_isl.stack import Autofocus, StackRequest
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +40,21 @@ def _require(what: str, name: str, valid: Sequence[str]) -> None:
         )
 
 
+def _answers(ask: Callable[[str], Any], device: str) -> bool:
+    """Whether a device is of the kind that a question of the core is for."""
+    try:
+        ask(device)
+    except Exception:  # noqa: BLE001 - the bridge raises bare Exceptions
+        return False
+    return True
+
+
 class Hardware:
     """A running Micro-Manager core, Python or Java, with snake_case methods."""
 
     def __init__(self, core: Any) -> None:
         self._core = core
+        self._focus_was_held = False
 
     def require_preset(self, group: str, preset: str, limits: Limits) -> None:
         """Check that a preset exists and is allowed; nothing is sent to the devices.
@@ -72,6 +84,35 @@ class Hardware:
     def require_device(self, device: str) -> None:
         """Check that a device is loaded; ExperimentError names the nearest."""
         _require("the microscope has no device", device, _names(self._core.get_loaded_devices()))
+
+    def require_devices(self, request: StackRequest) -> None:
+        """Check that camera and autofocus device of a stack exist; ExperimentError names the nearest."""
+        core, focus = self._core, request.autofocus
+        if request.camera:
+            self.require_device(request.camera)
+            if not _answers(core.get_exposure, request.camera):
+                raise ExperimentError(f"{request.camera} is no camera", fix="name a camera in the channel")
+        if focus is None:
+            return
+        if focus.device:
+            self.require_device(focus.device)
+            if not _answers(core.get_position, focus.device):  # no motor of an offset
+                self._require_autofocus(focus.device)
+        elif not core.get_auto_focus_device():
+            raise ExperimentError("the microscope has no autofocus device", fix="leave autofocus_plan out")
+
+    def _require_autofocus(self, device: str) -> None:
+        """Only selecting it tells whether a device is one; the selection is undone."""
+        selected = self._core.get_auto_focus_device()
+        try:
+            self._core.set_auto_focus_device(device)
+            self._core.set_auto_focus_device(selected)
+        except Exception as error:  # the bridge raises bare Exceptions
+            raise ExperimentError(
+                f"{device} cannot focus",
+                wanted="Micro-Manager's autofocus device, or the motor of its offset",
+                fix="correct autofocus_device_name, or leave it out for the device that is selected",
+            ) from error
 
     def require_camera(self) -> None:
         """Check that a camera answers; ScopeError otherwise.
@@ -146,6 +187,81 @@ class Hardware:
                 got=str(error),
                 fix="check the devices of this preset in Micro-Manager",
             ) from error
+
+    def move(self, x_um: float, y_um: float, z_um: float) -> None:
+        """Go to a place and wait until all stages are there; AcquisitionFailed if one is not."""
+        core = self._core
+        try:
+            core.set_xy_position(float(x_um), float(y_um))
+            core.set_position(float(z_um))
+            core.wait_for_device(core.get_xy_stage_device())
+            core.wait_for_device(core.get_focus_device())
+        except RuntimeError as error:
+            place = f"x {x_um:g}, y {y_um:g}, z {z_um:g} um"
+            raise AcquisitionFailed(f"the stage did not go to {place}", got=str(error)) from error
+
+    def find_focus(self, focus: Autofocus) -> float:
+        """Where the autofocus device finds the focus, in um on the focus drive; else FocusFailed."""
+        core, device = self._core, focus.device
+        try:
+            if core.is_continuous_focus_enabled():  # it would undo the planes of a stack
+                core.enable_continuous_focus(False)
+                self._focus_was_held = True
+            motor = device and _answers(core.get_position, device)
+            if device and not motor:
+                core.set_auto_focus_device(device)
+            if focus.offset is not None and motor:
+                core.set_position(device, float(focus.offset))
+                core.wait_for_device(device)
+            elif focus.offset is not None:
+                core.set_auto_focus_offset(float(focus.offset))
+            for left in reversed(range(focus.tries)):
+                try:
+                    core.full_focus()
+                    core.wait_for_system()
+                    break
+                except Exception as error:  # the bridge raises bare Exceptions
+                    if not left:
+                        raise
+                    logger.warning("the focus was not found at once: %s", error)
+            return float(core.get_position())
+        except Exception as error:  # the bridge raises bare Exceptions
+            name = device or str(core.get_auto_focus_device())
+            fix = "check that it reaches the specimen here, and its offset"
+            raise FocusFailed(f"{name} found no focus", got=str(error), fix=fix) from error
+
+    @contextmanager
+    def prepared(self, request: StackRequest) -> Iterator[None]:
+        """Camera and shutter as a stack wants them, and afterwards as they were.
+
+        A shutter that stays open is opened at the place of the stack, not on the way there.
+        """
+        core = self._core
+        with ExitStack() as undo:
+            try:
+                if request.camera not in ("", camera := core.get_camera_device()):
+                    undo.callback(core.set_camera_device, camera)
+                    core.set_camera_device(request.camera)
+                if request.keep_shutter_open:
+                    self.move(request.x_um, request.y_um, request.z_um[0])
+                    self.set_preset(request.group, request.preset)
+                    undo.callback(core.set_auto_shutter, core.get_auto_shutter())
+                    undo.callback(core.set_shutter_open, False)
+                    core.set_auto_shutter(False)
+                    core.set_shutter_open(True)
+            except RuntimeError as error:
+                what = f"camera and shutter are not as {request.key} wants them"
+                raise AcquisitionFailed(what, got=str(error), fix="check the two devices") from error
+            yield
+
+    def restore_focus(self) -> None:
+        """Hold the focus again if it was held before it was looked for."""
+        if self._focus_was_held:
+            self._focus_was_held = False
+            try:
+                self._core.enable_continuous_focus(True)
+            except RuntimeError as error:
+                logger.warning("the focus is not held again: %s", error)
 
     def make_safe(self) -> None:
         """Stop the camera and close the shutter; AcquisitionFailed if the light may still be on."""

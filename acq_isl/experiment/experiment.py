@@ -24,6 +24,7 @@ from acq_isl.stream.messages import MAX_DEADLINE_MS, MAX_MODELS
 
 __all__ = [
     "Experiment",
+    "FocusPolicy",
     "Folder",
     "HeadlessMicroManager",
     "LocalEngine",
@@ -89,6 +90,8 @@ class HeadlessMicroManager(StrictModel):
     """Its hardware configuration (.cfg)."""
 
 
+FocusPolicy = Literal["skip", "go_on", "stop"]
+
 MicroscopeSettings = Annotated[
     SimulatedMicroscope | RunningMicroManager | HeadlessMicroManager, Field(discriminator="kind")
 ]
@@ -97,7 +100,7 @@ MicroscopeSettings = Annotated[
 class Experiment(StrictModel):
     """One run, from the first overview field to the last comparison."""
 
-    name: str = Field(min_length=1)
+    name: str = Field(min_length=1, max_length=100)
     """Of the run, its folder and report."""
     microscope: MicroscopeSettings = RunningMicroManager()
     """What is used without ``--sim``."""
@@ -121,6 +124,9 @@ class Experiment(StrictModel):
     """What is done at once where a predicted label passes a threshold."""
     truth: dict[str, str] = Field(default_factory=dict)
     """Which fluorescence channel shows which predicted label, to score the prediction."""
+    when_focus_fails: FocusPolicy = "skip"
+    """What becomes of a field whose focus the ``autofocus_plan`` does not find: ``skip`` it, ``go_on`` and
+    image it where the focus was found last, or else planned, or ``stop`` the run."""
     limits: Limits = Limits()
     """Nothing moves or is exposed beyond these."""
     require: float = Field(default=1.0, ge=0, le=1)

@@ -144,6 +144,15 @@ class BufferOverflow(_Planted):
 
 
 @dataclass(frozen=True, slots=True, config=_CONFIG)
+class FocusFails(_Planted):
+    """The autofocus device finds no focus."""
+
+    times: Annotated[int, Field(ge=1)] | None = None
+    """How many attempts fail. Default: all."""
+    kind: Literal["focus-fails"] = dataclasses.field(default="focus-fails", kw_only=True)
+
+
+@dataclass(frozen=True, slots=True, config=_CONFIG)
 class EngineSlow(_Planted):
     """Every prediction takes longer."""
 
@@ -170,7 +179,7 @@ class EngineWrong(_Planted):
 
 StageFault = FocusDrift | StageBacklash | SettleTime
 CameraFault = LampFlicker | DroppedFrames | BufferOverflow
-ScopeFault = StageFault | CameraFault | StuckShutter | PresetFails | HardwareTimeout
+ScopeFault = StageFault | CameraFault | StuckShutter | PresetFails | HardwareTimeout | FocusFails
 EngineFault = EngineSlow | EngineDead | EngineWrong
 Fault = ScopeFault | EngineFault
 

@@ -6,6 +6,7 @@ Also inside the useq-schema parts, where useq itself would ignore a key that it 
 from __future__ import annotations
 
 import types
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -50,7 +51,11 @@ def _refuse_ignored(raw: object, parsed: object, where: str = "") -> None:
 def _strict_sequence(raw: Any, handler: Any) -> useq.MDASequence:
     # 'tpgcz' keeps the planes of a stack together, which useq's own default order does not promise.
     given = {"axis_order": "tpgcz", **raw} if isinstance(raw, Mapping) else raw
-    parsed: useq.MDASequence = handler(given)
+    with warnings.catch_warnings(record=True) as ignored:
+        warnings.simplefilter("always")
+        parsed: useq.MDASequence = handler(given)
+    if ignored:  # useq-schema warns where something that was written is not used
+        raise ValueError(str(ignored[0].message))
     _refuse_ignored(raw, parsed)
     return parsed
 

@@ -38,18 +38,19 @@ def prepare(experiment: Experiment, scope: OpenMicroscope) -> tuple[tuple[Cycle,
     x_um, y_um, z_um = core.get_x_position(), core.get_y_position(), core.get_position()
     place = Place(x_um, y_um, z_um, (width * pixel_um, height * pixel_um))
     optics = Optics(experiment.optics.modality, experiment.optics.polarity)
-    if experiment.overview.grid_plan is not None and pixel_um <= 0:
-        raise ExperimentError(
-            "a grid needs the pixel size, which is not calibrated for this objective and binning",
-            fix="Micro-Manager: Devices > Pixel Size Calibration",
-        )
     plan = cycles(experiment.overview, place, optics)
+    if experiment.choose is not None and len({cycle.time for cycle in plan}) < len(plan):
+        raise ExperimentError(
+            "choose ranks the fields of a time point, and a position has times of its own",
+            fix="give all positions the same time_plan, or leave choose out",
+        )
     hardware = Hardware(core)
     planned = list(_all_requests(experiment, plan))
     for request in planned:
         check_request(request, experiment.limits)
         _check_reach(request, scope.reach)
         hardware.require_preset(request.group, request.preset, experiment.limits)
+        hardware.require_devices(request)
     for trigger in experiment.triggers:
         if isinstance(trigger.do, Call):
             check_function(trigger.do.function, Call.arguments, experiment.folder)

@@ -22,7 +22,7 @@ from acq_isl.events import (
     ignore_event,
 )
 from acq_isl.experiment.experiment import Experiment, SimulatedMicroscope
-from acq_isl.experiment.planning import Cycle
+from acq_isl.experiment.planning import Cycle, count_images
 from acq_isl.hooks import (
     GuardedAcquisition,
     OpenMicroscope,
@@ -60,7 +60,7 @@ def expected_slices(experiment: Experiment, plan: tuple[Cycle, ...]) -> tuple[in
         overview += sum(len(request.z_um) for request in cycle.requests)
         if experiment.choose is not None and experiment.revisit is not None:
             fields = min(experiment.choose.k, len(cycle.requests))
-            revisit += fields * len(list(experiment.revisit))
+            revisit += fields * count_images(experiment.revisit)
     return overview, revisit
 
 

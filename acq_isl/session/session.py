@@ -36,6 +36,7 @@ from acq_isl.rules.actions import check_preset
 from acq_isl.rules.label_names import Labels, Status, combine_status, merge_outcomes, status_of
 from acq_isl.rules.measurements import MeasurementCache
 from acq_isl.rules.rules import explain_unranked
+from acq_isl.session.focus import FocusKeeper
 from acq_isl.session.operator import Operator, Stopped
 from acq_isl.stack import Outcome, Prediction, Refusal, StackInfo, StackKey, StackRequest, Unpredicted
 from acq_isl.storage.decision_log import Ledger
@@ -134,6 +135,7 @@ class Session:
         self._measured = MeasurementCache()
         self._undecided: list[Prediction] = []
         self._visits = 0
+        self._focus = FocusKeeper(tools.microscope, experiment.when_focus_fails, self._note_focus)
         self._operator = Operator(tools.commands, self._visit, self._note_command, tools.emit)
 
     @property
@@ -150,6 +152,7 @@ class Session:
         start = self._tools.now()
         try:
             for cycle in self.cycles:
+                start = self._tools.now() if cycle.restarts else start
                 self._wait_until(start + cycle.start_s)
                 self.began_s[cycle.time] = self._tools.now() - start
                 self._overview(cycle)
@@ -167,8 +170,8 @@ class Session:
         for request in cycle.requests:
             self.fields[request.key] = Field(request, self.labels.models)
         for done, request in enumerate(cycle.requests, start=1):
-            self._acquire(request)
-            self._step("overview", done, len(cycle.requests), f"imaged {request.key.position}")
+            what = "imaged" if self._acquire(request) else "skipped"
+            self._step("overview", done, len(cycle.requests), f"{what} {request.key.position}")
             self._take_ready()
         self._step("predict", self._predicted(cycle), len(cycle.requests), "waiting for the engine")
         self._take_all()
@@ -258,6 +261,7 @@ class Session:
         if self._operator.stopping:
             self._note(index, decision, "not done: the operator stopped the run")
             return
+        field = replace(field, camera="", keep_shutter_open=False, autofocus=None)  # of the overview only
         occasion = Occasion(field, prediction, decision)
         tools = _ActionTools(self._tools, self._experiment.limits, self._acquire, occasion)
         try:
@@ -310,13 +314,22 @@ class Session:
             self._acquire(request)
             self._step("revisit", done, len(requests), f"{request.preset} at {request.key.position}")
 
-    def _acquire(self, request: StackRequest) -> None:
-        """Image a stack that was not imaged before, once operator and triggers have had their turn."""
+    def _acquire(self, request: StackRequest) -> bool:
+        """Image a stack that was not imaged before, once operator and triggers have had their turn.
+
+        False if it is skipped, because its focus was not found.
+        """
         if request.key in {earlier.key for earlier in self.acquired}:
-            return
+            return True
         self._operator.listen(self._rest)
         self._decide()
-        self._expose(request)
+        focused = self._focus.find(request)
+        if focused is None:
+            return False
+        if request.key in self.fields:
+            self.fields[request.key].request = focused
+        self._expose(focused)
+        return True
 
     def _expose(self, request: StackRequest) -> None:
         self.asked.append(request)
@@ -338,6 +351,7 @@ class Session:
         like = self.cycles[0].requests[0]
         z_um = (min(like.z_um) + max(like.z_um)) / 2 if command.z_um is None else command.z_um
         key = replace(like.key, position=f"visit_{self._visits:03d}")
+        like = replace(like, autofocus=None, keep_shutter_open=False)
         place = replace(like, key=key, x_um=command.x_um, y_um=command.y_um, z_um=(z_um,), predict=False)
         try:
             check_request(place, self._experiment.limits)
@@ -345,6 +359,12 @@ class Session:
         except ActionRefused as error:
             return f"refused: {error}"
         return "done"
+
+    def _note_focus(self, request: StackRequest, what: str, why: str) -> None:
+        line = {"key": asdict(request.key), "rule": "autofocus", "what": what, "why": why, "done": "done"}
+        self._tools.ledger.write("order", **line)
+        self.warnings.append(f"{request.key}: {what}, as its focus was not found: {why}")
+        self._tools.emit(Decided(request.key, "autofocus", what, why, "done"))
 
     def _note_command(self, what: str, done: str) -> None:
         why = "the operator wants it"
@@ -394,7 +414,7 @@ class _ActionTools:
 
     tools: SessionTools
     limits: Limits
-    expose: Callable[[StackRequest], None]
+    expose: Callable[[StackRequest], object]
     occasion: Occasion
 
     def set_preset(self, group: str, preset: str) -> None:

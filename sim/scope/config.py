@@ -17,6 +17,9 @@ CONFIG_FILE = Path(__file__).with_name("simulated.cfg")
 CHANNEL_GROUP, FILTER = "Channel", "Filter"
 PERFUSION, DRUG = "Perfusion", "drug"
 TRANSMITTED_SHUTTER, FLUORESCENCE_SHUTTER = "Transmitted Shutter", "Fluorescence Shutter"
+AUTOFOCUS_STEP_UM = 0.025
+"""What one step of the autofocus device's offset is; at 0 it focuses where z is 0 without any fault."""
+AUTOFOCUS_REACH_UM = 50.0
 
 _Z_TRAVEL_UM = 300.0  # DemoCamera's DStage refuses more
 _FILTER_PLACES = 10  # DemoCamera's DWheel

@@ -7,7 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 from acq_isl.sim.scope.camera import CountsImage
-from acq_isl.sim.scope.config import DRUG, PERFUSION, ScopeSettings
+from acq_isl.sim.scope.config import (
+    AUTOFOCUS_REACH_UM,
+    AUTOFOCUS_STEP_UM,
+    DRUG,
+    PERFUSION,
+    ScopeSettings,
+)
 from acq_isl.sim.scope.core_faults import FaultyCalls
 from acq_isl.sim.scope.core_stages import StageCalls, to_camel_case, with_both_names
 from acq_isl.sim.scope.exposure import Exposure, Sequence, read_state, to_perf_counter
@@ -63,6 +69,20 @@ class SimulatedPixels(StageCalls):
 
     def _now(self) -> tuple[int, float]:
         return self._exposures, self._renderer.timeline.time_s
+
+    # autofocus
+
+    def full_focus(self) -> None:
+        """As by the reflection of the cover glass: true, whatever the focus drive believes."""
+        self._real.full_focus()
+        self._faults.find_focus(self._real.get_auto_focus_device(), *self._now())
+        aim_um = self._real.get_auto_focus_offset() * AUTOFOCUS_STEP_UM
+        way_um = aim_um - self.state().view.z_um
+        if abs(way_um) > AUTOFOCUS_REACH_UM:
+            device = self._real.get_auto_focus_device()
+            raise RuntimeError(f'Error in device "{device}": no reflection within {AUTOFOCUS_REACH_UM:g} um')
+        self.set_position(self._real.get_position() + way_um)
+        self._real.wait_for_device(self._real.get_focus_device())
 
     # single images
 

@@ -49,7 +49,7 @@ def read_state(core: Any, origin_um: tuple[float, float], *, in_sequence: bool =
         raise ScopeError(
             "the simulated camera takes grey images only",
             wanted="PixelType 8bit or 16bit",
-            got=core.get_property("Camera", "PixelType"),
+            got=core.get_property(core.get_camera_device(), "PixelType"),
             fix="set_property('Camera', 'PixelType', '16bit')",
         )
     shutter = core.get_shutter_device()
@@ -84,9 +84,10 @@ def _view(core: Any, stage_um: tuple[float, float, float]) -> View:
         )
     x_um, y_um, z_um = stage_um
     left, top, columns, rows = core.get_roi()
-    binning = int(core.get_property("Camera", "Binning"))
-    off_columns = left + (columns - int(core.get_property("Camera", "OnCameraCCDXSize")) // binning) / 2
-    off_rows = top + (rows - int(core.get_property("Camera", "OnCameraCCDYSize")) // binning) / 2
+    camera = core.get_camera_device()
+    binning = int(core.get_property(camera, "Binning"))
+    off_columns = left + (columns - int(core.get_property(camera, "OnCameraCCDXSize")) // binning) / 2
+    off_rows = top + (rows - int(core.get_property(camera, "OnCameraCCDYSize")) // binning) / 2
     return View(
         x_um=x_um + off_columns * pixel_size_um,
         y_um=y_um + off_rows * pixel_size_um,

@@ -14,6 +14,7 @@ from acq_isl.experiment.faults import (
     BufferOverflow,
     DroppedFrames,
     FocusDrift,
+    FocusFails,
     HardwareTimeout,
     LampFlicker,
     PresetFails,
@@ -27,7 +28,7 @@ from acq_isl.sim.scope.exposure import Exposure
 
 _DROP, _FLICKER = 1, 2  # streams of the seed
 
-Kind = TypeVar("Kind", DroppedFrames, BufferOverflow, PresetFails, HardwareTimeout)
+Kind = TypeVar("Kind", DroppedFrames, BufferOverflow, PresetFails, HardwareTimeout, FocusFails)
 
 
 class PlantedFaults:
@@ -80,7 +81,7 @@ class PlantedFaults:
                 return replace(exposure, lamp=exposure.lamp * max(0.0, factor))
             case StuckShutter(stuck=stuck):
                 return replace(exposure, lit=stuck == "open")
-            case DroppedFrames() | PresetFails() | HardwareTimeout() | BufferOverflow():
+            case DroppedFrames() | PresetFails() | HardwareTimeout() | BufferOverflow() | FocusFails():
                 return exposure
             case _:
                 assert_never(fault)
@@ -116,6 +117,12 @@ class PlantedFaults:
                 raise RuntimeError(
                     f'Cannot set group "{group}" to preset "{preset}": a device did not answer'
                 )
+
+    def find_focus(self, device: str, number: int, seconds: float) -> None:
+        """Called when the focus is looked for; RuntimeError, as the core raises it, if it is not found."""
+        for index, fault in self._active(FocusFails, number, seconds):
+            if self._uses(index, fault.times):
+                raise RuntimeError(f'Error in device "{device}": no reflection of the cover glass')
 
     def wait_for(self, devices: Sequence[str], timeout_ms: float, number: int, seconds: float) -> None:
         """Called before the core waits for devices; waits in vain and raises RuntimeError if one is stuck."""
