@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 _CTRL_C = 130
 INCOMPLETE = 3
-"""Exit code of a run in which less was predicted than required; docs/experiment.md lists all codes."""
+"""Exit code of a run in which less was predicted than required; docs/live.md lists all codes."""
 
 Model = Annotated[str, typer.Option(help="Model file (.onnx), or 'demo', which ships with acq-isl.")]
 Output = Annotated[Path | None, typer.Option(help="Where run folders are made.", show_default="acq-isl-runs")]
@@ -98,9 +98,9 @@ def run(
 ) -> None:
     """Run an experiment.
 
-    Exit codes: 0 the run is complete; 1 it could not start or ended early, a report says how far it came;
-    2 wrong options; 3 it ended in order, but fewer fields were predicted than the experiment requires;
-    130 stopped by Ctrl-C.
+    Exit codes: 0 the run is complete; 1 it could not start, or ended early by an error; 2 wrong options;
+    3 it ended in order, but fewer fields were predicted than the experiment requires; 129, 130, 143 somebody
+    stopped it. Whatever was captured is in the run's folder, with a report.
     """
     from acq_isl.experiment.experiment import Experiment
     from acq_isl.view.web.server import PageSettings
@@ -232,11 +232,13 @@ class _ProgressBars:
 def show_plan(experiment: Experiment, *, sim: bool) -> None:
     """Check an experiment against the microscope and print its stacks."""
     from acq_isl.hooks import open_microscope
-    from acq_isl.session.preflight import prepare, simulated
+    from acq_isl.session.engine import ask_server
+    from acq_isl.session.preflight import camera_of, prepare, simulated
 
     experiment = simulated(experiment) if sim else experiment
     with open_microscope(experiment.microscope) as scope:
         plan, doubts = prepare(experiment, scope)
+        doubts += ask_server(experiment, plan, camera_of(scope))
         core = scope.core
         size = core.get_image_width() * core.get_image_height() * core.get_bytes_per_pixel()
         out.print(f"{escape(scope.description)}: nothing was moved")

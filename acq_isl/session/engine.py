@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import assert_never
 
 from acq_isl.errors import EngineError, ModelError
@@ -116,6 +117,15 @@ def open_engine(
             return client, labels, check_models(experiment, plan.cycles, labels, plan.camera)
         case _:
             assert_never(experiment.engine)
+
+
+def ask_server(experiment: Experiment, cycles: tuple[Cycle, ...], camera: Camera) -> tuple[str, ...]:
+    """What the models of a running server remark on a plan, for a dry run; errors as of `open_engine`."""
+    if not isinstance(experiment.engine, RemoteEngine):
+        return ()
+    with TemporaryDirectory(prefix="acq-isl-dry-run-") as folder, ExitStack() as stack:
+        plan = RunPlan(cycles, camera, Path(folder))
+        return open_engine(experiment, plan, stack, lambda *_: None)[2]
 
 
 def choose_models(experiment: Experiment, labels: Labels) -> Wanted:

@@ -15,7 +15,7 @@ from acq_isl.experiment.planning import Cycle, Optics, Place, cycles, visits
 from acq_isl.hooks import Hardware, OpenMicroscope, check_function
 from acq_isl.rules.actions import Call, Limits, check_request
 from acq_isl.rules.label_names import Labels, RunModel
-from acq_isl.session.sense import Camera, check_fit, find_doubts
+from acq_isl.session.sense import Camera, action_presets, check_fit, find_doubts
 from acq_isl.stack import StackRequest
 from acq_isl.stream.model_registry import named
 
@@ -51,6 +51,8 @@ def prepare(experiment: Experiment, scope: OpenMicroscope) -> tuple[tuple[Cycle,
         _check_reach(request, scope.reach)
         hardware.require_preset(request.group, request.preset, experiment.limits)
         hardware.require_devices(request)
+    for group, preset in action_presets(experiment):
+        hardware.require_preset(group, preset, experiment.limits)
     for trigger in experiment.triggers:
         if isinstance(trigger.do, Call):
             check_function(trigger.do.function, Call.arguments, experiment.folder)

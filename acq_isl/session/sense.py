@@ -8,17 +8,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import assert_never
 
 from acq_isl.compatibility import Refuse, Resample, Sort, Use, check
-from acq_isl.errors import ExperimentError, suggest
+from acq_isl.errors import ActionRefused, ExperimentError, suggest
 from acq_isl.experiment.experiment import Experiment, measurements
 from acq_isl.experiment.planning import Cycle
 from acq_isl.rules import (
     AreaFraction,
     Call,
     ImageField,
+    Limits,
     Measurement,
     ObjectCount,
     SetPreset,
     Threshold,
+    Trigger,
     Watershed,
 )
 from acq_isl.rules.label_names import Labels
@@ -46,6 +48,7 @@ def find_doubts(
     doubts = [doubt for rule in measurements(experiment) for doubt in _check_levels(rule, camera)]
     for trigger in experiment.triggers:
         doubts += _check_threshold(trigger.name, trigger.when)
+        doubts += _check_action(trigger, plan, experiment.limits, camera)
     doubts += _check_choice(experiment, plan)
     doubts += _check_truth(experiment, planned)
     return tuple(dict.fromkeys(doubts))
@@ -106,6 +109,40 @@ def _check_threshold(name: str, when: Threshold) -> Iterator[str]:
         )
     if always:
         yield f"the trigger {name!r} acts on every field: {scale} is always {when.side} {value:g}"
+
+
+def action_presets(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    """Group and preset of everything that triggers may select, as far as that is known."""
+    for action in (trigger.do for trigger in experiment.triggers):
+        match action:
+            case ImageField(group=group, channels=channels):
+                yield from ((group, channel) for channel in channels)
+            case SetPreset(group=group, preset=preset):
+                yield group, preset
+            case _:
+                continue  # what actions of other packages do is known when they do it
+
+
+def _check_action(trigger: Trigger, plan: Sequence[Cycle], limits: Limits, camera: Camera) -> Iterator[str]:
+    """What a trigger would do, held to the limits on every field before it is decided on any."""
+    fields = [request for cycle in plan for request in cycle.requests]
+    if isinstance(trigger.do, ImageField):
+        again = {request.key.channel for request in fields} & set(trigger.do.channels)
+        if again:
+            named = ", ".join(sorted(again))
+            what = f"the trigger {trigger.name!r} images {named}, which the overview has imaged"
+            raise ExperimentError(what, fix="leave it out, or make a second preset for it")
+    refused: list[ActionRefused] = []
+    for request in fields:
+        try:
+            trigger.do.check(announce(request, camera), limits)
+        except ActionRefused as error:
+            refused.append(error)
+    if refused and len(refused) == len(fields):
+        raise refused[0]
+    if refused:
+        some = f"{len(refused)} of {len(fields)} fields"
+        yield f"the trigger {trigger.name!r} would leave the limits on {some}: {refused[0]}"
 
 
 def _check_levels(rule: Measurement, camera: Camera) -> Iterator[str]:

@@ -92,6 +92,16 @@ WRONG = {
         (DO, "{kind: call, function: 'math:squareroot'}"),
         "did you mean sqrt|has no function",
     ),
+    "a preset that is not there": ((DO, DO.replace("MAP2", "MAP3")), "MAP2"),
+    "a preset of the overview": (
+        (DO, DO.replace("MAP2", "Phase")),
+        "'crowded' images Phase, which the overview",
+    ),
+    "another preset": ((DO, "{kind: set_preset, group: Channel, preset: DAPY}"), "DAPI"),
+    "light beyond the limits": (
+        (DO + "\n", DO.replace("20}", "50}") + "\nlimits: {exposure_ms: 30}\n"),
+        "not done: image this field in MAP2.*at most 30 ms",
+    ),
     "other arguments": ((DO, "{kind: call, function: 'math:sqrt'}"), "math:sqrt takes other arguments"),
 }
 
@@ -119,6 +129,18 @@ ODD = {
 @pytest.mark.parametrize("change, says", ODD.values(), ids=ODD.keys())
 def test_what_is_odd_is_a_doubt(scope, change: tuple[str, str], says: str) -> None:
     assert any(says in doubt for doubt in doubts(scope, change))
+
+
+def test_an_action_that_leaves_the_limits_on_some_fields_is_a_doubt(scope) -> None:
+    high = DO.replace("exposure_ms: 20", "exposure_ms: 20, z_offsets_um: [30]")
+    positions = "stage_positions: [{x: 0, y: 0, z: 0}, {x: 50, y: 0, z: 5}, {x: 99, y: 0, z: 0}]"
+    found = doubts(
+        scope,
+        (DO, high),
+        ("grid_plan: {rows: 1, columns: 3}", positions),
+        ("truth: {", "limits: {z_um: [-50, 32]}\ntruth: {"),
+    )
+    assert any("would leave the limits on 1 of 3 fields" in doubt for doubt in found)
 
 
 def test_a_revisit_without_a_choice_is_a_doubt(scope) -> None:
