@@ -253,7 +253,7 @@ class CaptureHook:
 
     def _pixels(self, image: Any, metadata: SliceMetadata) -> Uint16Image:
         last, self._last_image = self._last_image, image
-        if metadata.camera_index and np.array_equal(last, image):
+        if metadata.snapped and metadata.camera_index and np.array_equal(last, image):
             problem = AcquisitionFailed(
                 f"the image of camera {metadata.camera!r} is that of another camera",
                 fix="pycromanager's Python core gives one camera's image of a snap for all: image the "

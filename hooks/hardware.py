@@ -123,6 +123,13 @@ class Hardware:
             depth = int(self._core.get_bytes_per_pixel())
         except RuntimeError as error:
             raise ScopeError("the core has no working camera", got=str(error)) from error
+        if int(self._core.get_number_of_camera_channels()) > 1:
+            raise ScopeError(
+                "several cameras expose at once",
+                got=str(self._core.get_camera_device()),
+                fix="choose one of them as the core's camera: Pycro-Manager gives their images the same axes"
+                ", so that the second one would replace the first in the measured data",
+            )
         if depth == 0:
             raise ScopeError(
                 "the core has no camera",

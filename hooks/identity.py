@@ -22,7 +22,7 @@ class Identities:
 
     def __init__(self) -> None:
         self._numbers: WeakKeyDictionary[threading.Thread, int] = WeakKeyDictionary()
-        self._latest = 1
+        self._latest = 0
         self._first_camera: OrderedDict[StackKey, str] = OrderedDict()
 
     def name(self, metadata: SliceMetadata) -> SliceMetadata:
@@ -30,7 +30,7 @@ class Identities:
         thread = threading.current_thread()
         if thread not in self._numbers:
             # Threads side by side may feed one acquisition; `begin` is called if that turns out wrong.
-            if self._numbers and not any(known.is_alive() for known in list(self._numbers)):
+            if not any(known.is_alive() for known in list(self._numbers)):
                 self._latest += 1
             self._numbers[thread] = self._latest
         number, key = self._numbers[thread], metadata.key

@@ -18,7 +18,8 @@ class SliceMetadata:
 
     ``z_index`` is the value of the z axis, 0 without one. Places are those that were asked for: x and y 0, z
     None if the event did not move that stage. The pixel size is 0 without a calibration. ``camera_index`` is
-    None where the core does not number the images that its cameras take at once.
+    None where the core does not number the images that its cameras take at once, ``snapped`` whether it has
+    given one after the other of a single exposure.
     """
 
     key: StackKey
@@ -30,6 +31,7 @@ class SliceMetadata:
     pixel_size_um: float
     camera: str = ""
     camera_index: int | None = None
+    snapped: bool = False
 
 
 def read_metadata(metadata: Mapping[str, Any]) -> SliceMetadata:
@@ -60,6 +62,7 @@ def read_metadata(metadata: Mapping[str, Any]) -> SliceMetadata:
             pixel_size_um=float(metadata.get("PixelSize_um") or 0.0),
             camera=camera,
             camera_index=camera_index,
+            snapped="CameraChannelIndex" in metadata,
         )
     except (TypeError, ValueError) as error:
         raise AcquisitionFailed(
@@ -75,8 +78,11 @@ def _position(axes: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
 
 
 def _camera(metadata: Mapping[str, Any]) -> tuple[str, int | None]:
-    """Which camera; the core puts the label of the device that combines cameras before these names."""
+    """Which camera. In a sequence these names follow the label of the device that combines the cameras."""
     tags = {name.rpartition("-")[2]: tag for name, tag in metadata.items() if "CameraChannel" in str(name)}
     index = int(tags["CameraChannelIndex"]) if "CameraChannelIndex" in tags else None
     camera = str(metadata.get("Camera") or "")
-    return str(tags.get("CameraChannelName") or (f"{camera} {index + 1}" if index else camera)), index
+    return str(
+        tags.get("CameraChannelName")
+        or (f"{camera} {index + 1}" if index and "CameraChannelIndex" in metadata else camera)
+    ), index

@@ -117,7 +117,7 @@ except AcqIslError as error:
 
 
 def test_patience_follows_what_hooks_do(core: Any) -> None:
-    """Neither an exposure that a hook has raised (in the event, at the camera) nor its own time, is silence."""
+    """Neither the exposure that a hook has raised, in the event or at the camera, nor its time is silence."""
 
     def slow(event: Any) -> Any:
         time.sleep(0.7)
