@@ -25,10 +25,12 @@ from zmq.utils.monitor import recv_monitor_message
 from acq_isl.errors import EngineError, WireError
 from acq_isl.stream import messages as wire
 from acq_isl.stream.codec import Frame, decode, encode
+from acq_isl.stream.repeats import LimitRepeats
 from acq_isl.stream.shared_memory import Block
 from acq_isl.stream.sockets import ClientKeys, open_dealer
 
 log = logging.getLogger(__name__)
+log.addFilter(LimitRepeats())
 
 _HELLO_EVERY_S = 1.0
 

@@ -35,7 +35,10 @@ Work = Literal["live", "bulk"]
 
 
 class MemoryOffer(WireModel):
-    """Shared memory the client offers; the server proves that it sees it by reading back the nonce."""
+    """Shared memory the client offers: its name, ``#``, and the hash of the nonce in it, in hex.
+
+    The server proves that it sees it by the nonce itself. A name without hash is not mapped.
+    """
 
     name: Annotated[str, Field(max_length=1024)]
     nbytes: Annotated[int, Field(gt=0, lt=1 << 46)]

@@ -20,6 +20,7 @@ from acq_isl.errors import EngineError, WireError
 from acq_isl.stream import messages as wire
 from acq_isl.stream.codec import Frame, decode, encode
 from acq_isl.stream.model_registry import ModelRegistry, ServedModel
+from acq_isl.stream.repeats import LimitRepeats
 from acq_isl.stream.schedule import Job, ScheduleCounts
 from acq_isl.stream.sessions import Session, SessionLimits, Sessions
 from acq_isl.stream.sockets import ServerKeys, Waker, is_local, let_in, open_router
@@ -27,6 +28,7 @@ from acq_isl.stream.swap import Swapper
 from acq_isl.stream.worker import EngineWorker
 
 log = logging.getLogger(__name__)
+log.addFilter(LimitRepeats())
 
 _LOOP_S = 0.1
 _MESSAGES_PER_ROUND = 256
@@ -187,6 +189,7 @@ class EngineServer:
         now_s = time.monotonic()
         session = self._sessions.find(identity, now_s)
         if isinstance(message, wire.Hello):
+            self._drop(self._sessions.replace(identity, message.session))
             for frames in self._sessions.hello(identity, message, now_s):
                 self._send(identity, frames)
         elif isinstance(message, wire.Swap):

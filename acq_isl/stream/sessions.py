@@ -19,10 +19,15 @@ from acq_isl.stream import messages as wire
 from acq_isl.stream.assembler import Assembler
 from acq_isl.stream.codec import Frame, encode, slice_of
 from acq_isl.stream.incremental import IncrementalStatistics, IncrementalThread
+from acq_isl.stream.repeats import LimitRepeats
 from acq_isl.stream.schedule import Job
 from acq_isl.stream.shared_memory import SharedMemoryView
 
 log = logging.getLogger(__name__)
+log.addFilter(LimitRepeats())
+
+_ANSWERS_KEPT = 1024
+"""Of a client that does not confirm them. Results cannot come to so many: they need credit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +77,8 @@ class Session:
             (stack, model): encode(wire.Failed(stack=stack, model=model, reason=wire.cut(reason)))
             for model in models
         }
-        self.answers |= failed
+        if len(self.answers) < _ANSWERS_KEPT:
+            self.answers |= failed
         return list(failed.values())
 
     def forget(self, stack: int) -> list[Job]:
@@ -134,7 +140,7 @@ class Sessions:
             assembler = Assembler(timeout_s=self._limits.stack_timeout_s, max_open=self._limits.credit)
             session = Session(hello.session, identity, now_s, assembler)
             self._sessions[session.id] = session
-        self._by_identity.pop(session.identity, None)
+        self._forget_identity(session)
         self._by_identity[identity] = session
         session.identity, session.heard_s, session.any_model = identity, now_s, hello.any_model
         session.assembler.clear()
@@ -148,6 +154,11 @@ class Sessions:
             }
         )
         return [encode(welcome), *session.answers.values()]
+
+    def replace(self, identity: bytes, session: str) -> list[Job]:
+        """A connection has one session: what was another of this one is gone; its jobs."""
+        before = self._by_identity.get(identity)
+        return self.leave(before) if before is not None and before.id != session else []
 
     def find(self, identity: bytes, now_s: float) -> Session | None:
         """The client that has said something just now; None if it is not one of ours."""
@@ -208,9 +219,13 @@ class Sessions:
 
     def leave(self, session: Session) -> list[Job]:
         """A client is gone; its jobs, to be taken off the schedule."""
-        self._by_identity.pop(session.identity, None)
+        self._forget_identity(session)
         self._sessions.pop(session.id, None)
         return list(session.jobs.values())
+
+    def _forget_identity(self, session: Session) -> None:
+        if self._by_identity.get(session.identity) is session:
+            del self._by_identity[session.identity]
 
     def silent(self, now_s: float) -> list[Session]:
         """Clients that are to be forgotten."""

@@ -9,12 +9,18 @@ destroys the segment when it ends. Instead the arena is
 
 * Linux: a sealed memfd, reached by the server as ``/proc/PID/fd/N``; it has no name, so nothing can
   leak even on kill -9, a restarted server can still open it, and it cannot shrink under the reader;
-* Windows: a named mapping of the page file, which ends with its last handle;
-* elsewhere: a locked temporary file, removed at the end or, after a kill -9, at the next start.
+* Windows: a named mapping of the page file, which ends with its last handle and has one size for life;
+* elsewhere: not shared. A file could be truncated under the server, which would end it by SIGBUS; slices
+  go through the socket.
+
+Each side proves to the other that it is the same memory: the client by a hash of the nonce in it, which
+follows its name, so that nobody has a server predict from another process's memory; the server by the
+nonce.
 """
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import os
 import re
@@ -85,7 +91,7 @@ class SharedMemory:
         self.nonce = secrets.token_hex(_NONCE_BYTES)
         """What a server that sees this memory can read in it."""
         self._memory[:_HEAD_BYTES] = _MAGIC + bytes.fromhex(self.nonce)
-        self.offer = MemoryOffer(name=name, nbytes=size) if shared else None
+        self.offer = MemoryOffer(name=f"{name}#{_proof(self.nonce)}", nbytes=size) if name else None
 
     def __enter__(self) -> SharedMemory:
         return self
@@ -153,12 +159,7 @@ class SharedMemory:
         if sys.platform == "win32":
             name = f"{_FILE_PREFIX}{secrets.token_hex(16)}"
             return mmap.mmap(-1, size, tagname=name), name
-        remove_stale_files()
-        self._fd, name = tempfile.mkstemp(prefix=_FILE_PREFIX)
-        self._file = Path(name)
-        _lock(self._fd)
-        os.ftruncate(self._fd, size)
-        return mmap.mmap(self._fd, size), name
+        return mmap.mmap(-1, size), ""
 
     def _make_file(self, size: int, folder: Path) -> mmap.mmap:
         self._fd, name = tempfile.mkstemp(prefix=_FILE_PREFIX, dir=folder)
@@ -196,8 +197,9 @@ class SharedMemoryView:
     """The server's side: a read-only map of a client's arena; WireError if it is not what was offered."""
 
     def __init__(self, offer: MemoryOffer) -> None:
+        name, _, proof = offer.name.partition("#")
         try:
-            self._memory = _map_read_only(offer)
+            self._memory = _map_read_only(name, offer.nbytes)
         except (OSError, ValueError) as error:
             raise WireError(f"the client's shared memory cannot be mapped here: {error}") from error
         head = self._memory[:_HEAD_BYTES]
@@ -205,6 +207,8 @@ class SharedMemoryView:
             raise WireError("the client's shared memory does not belong to acq-isl")
         self._size = offer.nbytes
         self.nonce = head.removeprefix(_MAGIC).hex()
+        if not secrets.compare_digest(proof, _proof(self.nonce)):
+            raise WireError("the client did not prove that the shared memory is its own")
 
     def view(self, ref: MemoryRef, info: StackInfo) -> Uint16Image:
         """The stack at a place, (z, y, x) uint16, read-only and not copied; WireError if it is not there."""
@@ -223,41 +227,30 @@ class SharedMemoryView:
         return bool(generation == ref.generation)
 
 
-def remove_stale_files() -> int:
-    """Remove memory files whose owner is dead (nobody holds their lock); how many there were."""
-    removed = 0
-    for path in Path(tempfile.gettempdir()).glob(f"{_FILE_PREFIX}*"):
-        with suppress(OSError):  # locked, not ours, or already gone: all are reasons to leave it
-            fd = os.open(path, os.O_RDWR)
-            try:
-                _lock(fd)
-                path.unlink()
-                removed += 1
-            finally:
-                os.close(fd)
-    return removed
+def _proof(nonce: str) -> str:
+    return hashlib.sha256(bytes.fromhex(nonce)).hexdigest()
 
 
-def _map_read_only(offer: MemoryOffer) -> mmap.mmap:
+def _map_read_only(name: str, nbytes: int) -> mmap.mmap:
     if sys.platform == "win32":
-        if not re.fullmatch(rf"{_FILE_PREFIX}[0-9a-f]{{32}}", offer.name):
+        if not re.fullmatch(rf"{_FILE_PREFIX}[0-9a-f]{{32}}", name):
             raise ValueError("not the name of shared memory")
-        return mmap.mmap(-1, offer.nbytes, tagname=offer.name, access=mmap.ACCESS_READ)
-    path = Path(offer.name)
-    own_file = path.parent == Path(tempfile.gettempdir()) and path.name.startswith(_FILE_PREFIX)
-    if not own_file and not re.fullmatch(r"/proc/\d+/fd/\d+", offer.name):
+        return mmap.mmap(-1, nbytes, tagname=name, access=mmap.ACCESS_READ)
+    if sys.platform != "linux" or not re.fullmatch(r"/proc/\d+/fd/\d+", name):
         raise ValueError("not the name of shared memory")
-    # O_NONBLOCK: a name that turns out to be a pipe must not stop the server.
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        if not own_file:
-            import fcntl
+    import fcntl
 
-            if not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
-                raise ValueError("it could shrink while it is read")
-        if os.fstat(fd).st_size != offer.nbytes:
-            raise ValueError(f"it has {os.fstat(fd).st_size} B, {offer.nbytes} were offered")
-        return mmap.mmap(fd, offer.nbytes, access=mmap.ACCESS_READ)
+    # O_NONBLOCK: a name that turns out to be a pipe must not stop the server.
+    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        if os.fstat(fd).st_uid != os.geteuid():
+            raise ValueError("it belongs to another user")
+        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+        if not seals & fcntl.F_SEAL_SHRINK or not seals & fcntl.F_SEAL_SEAL:
+            raise ValueError("it could shrink while it is read")
+        if os.fstat(fd).st_size != nbytes:
+            raise ValueError(f"it has {os.fstat(fd).st_size} B, {nbytes} were offered")
+        return mmap.mmap(fd, nbytes, access=mmap.ACCESS_READ)
     finally:
         os.close(fd)
 
@@ -274,11 +267,3 @@ def nbytes_of(info: StackInfo) -> int:
 
 def _pages(nbytes: int) -> int:
     return -(-nbytes // _PAGE) * _PAGE
-
-
-def _lock(fd: int) -> None:
-    """Take the lock that the owner of a memory file holds for life; OSError if another has it."""
-    if sys.platform != "win32":
-        import fcntl
-
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

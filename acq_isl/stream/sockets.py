@@ -20,8 +20,10 @@ import zmq.auth
 
 from acq_isl.errors import EngineError
 from acq_isl.stream.messages import MAX_FRAME_BYTES
+from acq_isl.stream.repeats import LimitRepeats
 
 log = logging.getLogger(__name__)
+log.addFilter(LimitRepeats())
 
 
 @dataclass(frozen=True, slots=True)
