@@ -73,6 +73,11 @@ class StackInfo:
     def planes(self) -> int:
         return len(self.z_um)
 
+    @property
+    def middle(self) -> int:
+        """Number of the plane in the middle by z, whatever the order of the planes."""
+        return sorted(range(self.planes), key=self.z_um.__getitem__)[self.planes // 2]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Slice:

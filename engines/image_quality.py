@@ -138,7 +138,7 @@ def _check_repeated(stack: ZStack) -> None:
 
 
 def _check_noise(stack: ZStack) -> None:
-    middle = stack.pixels[len(stack.pixels) // 2]
+    middle = stack.pixels[stack.info.middle]
     if min(middle.shape) < _BLOCK_PX + _FAR_PX:
         return  # too few pixels to tell
     structure = -math.inf

@@ -189,6 +189,7 @@ def test_a_stack_in_any_order_is_predicted_as_from_low_to_high(
     mixed = engine.predict(stack(tuple(order)))
     np.testing.assert_array_equal(mixed.mean, wanted.mean)
     assert mixed.warnings == (() if order == sorted(order) else ("the planes were sorted by z",))
+    assert stack(tuple(order)).info.z_um[stack(tuple(order)).info.middle] == 0.0
     finer = dataclasses.replace(stack(tuple(order)).info, pixel_size_um=0.25)
     assert isinstance(check(MODEL, finer), Resample)
     assert isinstance(check(MODEL, stack(tuple(order)).info), Use | Sort)

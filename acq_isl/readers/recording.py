@@ -21,8 +21,8 @@ Pixels = NDArray[Any]
 
 _UNITS = {
     1e6: "m meter metre", 1e4: "cm centimeter centimetre", 1e3: "mm millimeter millimetre",
-    1.0: "µm μm um micrometer micrometre micron microns", 1e-3: "nm nanometer nanometre",
-    1e-4: "Å angstrom", 1e-6: "pm picometer picometre", 25400.0: "in inch",
+    1.0: "µm μm um micrometer micrometre micron", 1e-3: "nm nanometer nanometre",
+    1e-4: "Å angstrom", 1e-6: "pm picometer picometre", 25400.0: "in inch inche",  # less the plural's s
 }  # fmt: skip
 _UM = MappingProxyType({name: um for um, names in _UNITS.items() for name in names.split()})
 _SQUARE = 1e-3
@@ -39,7 +39,7 @@ def length_um(value: object, unit: object) -> float | None:
     """Micrometres, or None where the value is no positive number or the unit no length."""
     name = str(unit).strip()
     try:
-        length = float(str(value)) * _UM[name if len(name) < 3 else name.lower()]
+        length = float(str(value)) * _UM[name if len(name) < 3 else name.lower().removesuffix("s")]
     except (ValueError, KeyError):
         return None
     return length if math.isfinite(length) and length > 0 else None

@@ -51,7 +51,7 @@ def items(**source: Any) -> dict[str, Any]:
 # --- lengths --------------------------------------------------------------------------------------
 
 UNITS = {
-    "µm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "nm": 1e-3, "nanometer": 1e-3,
+    "µm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "Micrometers": 1.0, "inches": 25400.0, "micrometer": 1.0, "nm": 1e-3, "nanometer": 1e-3,
     "mm": 1e3, "cm": 1e4, "inch": 25400.0, "Å": 1e-4,
 }  # fmt: skip
 NO_LENGTHS = ("pixel", "reference frame", "foot", " ")

@@ -126,5 +126,5 @@ class WatchedSink:
         self._show(slice_, predict=False)
 
     def _show(self, slice_: Slice, *, predict: bool) -> None:
-        if slice_.z_index == slice_.info.planes // 2:
+        if slice_.z_index == slice_.info.middle:
             self._emit(preview_of(slice_, predict))
