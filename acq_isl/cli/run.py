@@ -33,6 +33,10 @@ Output = Annotated[Path | None, typer.Option(help="Where run folders are made.",
 Engine = Annotated[
     str | None, typer.Option(help="'none' to predict nothing, or the address of a running 'acq-isl serve'.")
 ]
+Resume = Annotated[
+    Path | None,
+    typer.Option(metavar="RUN", help="Go on with this run, which was cut off, in its own folder."),
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what happens inside.")]
 
 
@@ -91,6 +95,7 @@ def run(
     output: Output = None,
     engine: Engine = None,
     fault: Faults = None,
+    resume: Resume = None,
     web: Web = False,
     port: Port = None,
     window: Window = False,
@@ -111,7 +116,8 @@ def run(
     else:
         if window:
             open_window(loaded.output)
-        _run(loaded, sim=sim, verbose=verbose, web=PageSettings(port=port) if web else None)
+        served = PageSettings(port=port) if web else None
+        _run(loaded, sim=sim, verbose=verbose, web=served, resume=resume)
 
 
 @commands.command()
@@ -165,14 +171,17 @@ def _adjusted(experiment: Experiment, output: Path | None, engine: str | None) -
     return experiment.model_copy(update=changes)
 
 
-def _run(experiment: Experiment, *, sim: bool, verbose: bool, web: PageSettings | None) -> None:
+def _run(
+    experiment: Experiment, *, sim: bool, verbose: bool, web: PageSettings | None, resume: Path | None = None
+) -> None:
     from acq_isl.hooks import StoppedBySignal
     from acq_isl.session.runner import run as run_experiment
 
     configure_logging(verbose)
     with page(web) as show_page:
         try:
-            result = run_experiment(experiment, sim=sim, watch=show_page, views=[_ProgressBars()])
+            bars = [_ProgressBars()]
+            result = run_experiment(experiment, sim=sim, watch=show_page, views=bars, resume=resume)
         except KeyboardInterrupt as stop:
             err.print(f"[red bold]{escape(str(stop) or 'stopped by Ctrl-C')}[/]")
             show_notes(stop)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -147,9 +147,13 @@ def replay(
     keep: Annotated[bool, typer.Option(help="Leave the stacks in the spool.")] = False,
 ) -> None:
     """As 'recover', which does more, of a spool only: predict what waits there."""
+    out.print("[yellow]mind[/] 'acq-isl recover RUN' also predicts what is measured and writes the report")
+    _predict_spool(folder, _predicting(folder, model, connect, keys, (threads, backend)), keep)
+
+
+def _predict_spool(folder: Path, predicting: AbstractContextManager[Models], keep: bool = False) -> None:
     from acq_isl.session.replay import Replayed, replay, waiting
 
-    out.print("[yellow]mind[/] 'acq-isl recover RUN' also predicts what is measured and writes the report")
     paths, store = waiting(folder)
     out.print(f"{len(paths)} stacks wait in {escape(str(folder))}")
     if not paths:
@@ -160,10 +164,7 @@ def replay(
         for words in stack.results:
             out.print(f"{mark} {escape(stack.path.name)}: {escape(words)}")
 
-    def load_here(name: str) -> ServedModel:
-        return load(name, threads=threads, backend=backend)
-
-    with predicting(folder, model, connect, keys, load_here) as models:
+    with predicting as models:
         results = replay(folder, models, keep=keep, report=show)
     left = sum(not stack.done for stack in results)
     out.print(f"{len(results) - left} predicted into {escape(str(store))}, {left} left")
@@ -186,14 +187,11 @@ def recover(
     from acq_isl.session.recover import recover
 
     configure_logging(verbose)
+    predicting = _predicting(folder, model, connect, keys, (threads, backend))
     if not (folder / "experiment.yaml").exists():
-        replay(folder, model, connect, keys, threads, backend)
+        _predict_spool(folder, predicting)
         return
-
-    def load_here(name: str) -> ServedModel:
-        return load(name, threads=threads, backend=backend)
-
-    with predicting(folder, model, connect, keys, load_here) as models:
+    with predicting as models:
         done = recover(folder, models, choose=choose, tell=lambda text: out.print(escape(text)))
     if done.report is None:
         out.print("nothing to recover: what is measured is predicted or refused, and the report is there")
@@ -208,41 +206,27 @@ def recover(
 
 
 @contextmanager
-def predicting(
+def _predicting(
     folder: Path,
     model: Sequence[str] | None,
     connect: str | None,
     keys: Path | None,
-    ours: Callable[[str], ServedModel],
+    here: tuple[int | None, str],
 ) -> Iterator[Models]:
-    """Who predicts for a run that is over: a running server, models that are named, or the run's own."""
-    with _served(connect, keys) if connect else _loaded(model or _models_of(folder), ours) as models:
-        yield models
-
-
-@contextmanager
-def _served(address: str, keys: Path | None) -> Iterator[Models]:
-    """A running server as the one who predicts."""
-    from acq_isl.session.replay import ServedModels
+    """Who predicts for a run that is over: a running server, or models here (threads, back end)."""
+    from acq_isl.session.replay import LocalModels, ServedModels
     from acq_isl.stream.connection import ConnectionSettings
+    from acq_isl.stream.model_registry import ModelRegistry
     from acq_isl.stream.sockets import client_keys
 
-    with ServedModels(
-        address, ConnectionSettings(keys=None if keys is None else client_keys(keys))
-    ) as served:
-        yield served
-
-
-@contextmanager
-def _loaded(models: Sequence[str], ours: Callable[[str], ServedModel]) -> Iterator[Models]:
-    """Engines of our own as those who predict."""
-    from acq_isl.session.replay import LocalModels
-    from acq_isl.stream.model_registry import ModelRegistry
-
     with ExitStack() as cleanup:
+        if connect:
+            link = ConnectionSettings(keys=None if keys is None else client_keys(keys))
+            yield cleanup.enter_context(ServedModels(connect, link))
+            return
         loaded = []
-        for model in models:
-            loaded.append(ours(model))
+        for name in model or _models_of(folder):
+            loaded.append(load(name, threads=here[0], backend=here[1]))
             cleanup.callback(loaded[-1].engine.close)
         yield LocalModels(ModelRegistry(loaded))
 

@@ -17,6 +17,7 @@ from acq_isl.manifest import Manifest
 from acq_isl.rules.label_names import Labels, RunModel
 from acq_isl.session.engine_keeper import EngineKeeper
 from acq_isl.session.preflight import check_models, local_labels
+from acq_isl.session.saved_plan import SavedPlan
 from acq_isl.session.sense import Camera
 from acq_isl.stack import Outcome, Slice, StackInfo, StackKey, Unpredicted
 from acq_isl.stream.accounts import SliceAccounts
@@ -78,6 +79,7 @@ class RunPlan:
     camera: Camera
     folder: Path
     doubts: tuple[str, ...] = ()  # what preflight remarked
+    saved: SavedPlan | None = None  # of a run that was cut off, and goes on
 
 
 def open_engine(

@@ -27,9 +27,12 @@ def simulated(experiment: Experiment) -> Experiment:
     return experiment.model_copy(update={"microscope": SimulatedMicroscope()})
 
 
-def prepare(experiment: Experiment, scope: OpenMicroscope) -> tuple[tuple[Cycle, ...], tuple[str, ...]]:
+def prepare(
+    experiment: Experiment, scope: OpenMicroscope, plan: tuple[Cycle, ...] = ()
+) -> tuple[tuple[Cycle, ...], tuple[str, ...]]:
     """The overview stacks of an experiment, checked as far as possible before anything moves, and doubts.
 
+    They are those of ``plan``, if there is one already, else of the experiment's overview, from where it is.
     ExperimentError, ActionRefused or ModelError names what cannot be had, and the nearest that can.
     """
     core = scope.core
@@ -38,7 +41,7 @@ def prepare(experiment: Experiment, scope: OpenMicroscope) -> tuple[tuple[Cycle,
     x_um, y_um, z_um = core.get_x_position(), core.get_y_position(), core.get_position()
     place = Place(x_um, y_um, z_um, (width * pixel_um, height * pixel_um))
     optics = Optics(experiment.optics.modality, experiment.optics.polarity)
-    plan = cycles(experiment.overview, place, optics)
+    plan = plan or cycles(experiment.overview, place, optics)
     if experiment.choose is not None and len({cycle.time for cycle in plan}) < len(plan):
         raise ExperimentError(
             "choose ranks the fields of a time point, and a position has times of its own",

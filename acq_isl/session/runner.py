@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from acq_isl.errors import StorageError
 from acq_isl.events import (
     Bound,
     Decided,
@@ -39,15 +38,17 @@ from acq_isl.rules.label_names import Labels
 from acq_isl.rules.plugins import broken_plugins
 from acq_isl.session.engine import RunPlan, WithoutEngine, open_engine, state
 from acq_isl.session.grade import grade
+from acq_isl.session.measured import MeasuredRun
 from acq_isl.session.preflight import camera_of, new_folder, prepare, simulated
 from acq_isl.session.progress import ProgressMeter
+from acq_isl.session.resume import Resumption, resumable
 from acq_isl.session.saved_plan import SavedPlan
 from acq_isl.session.session import Session, SessionTools
+from acq_isl.session.so_far import read_decisions
 from acq_isl.session.summary import Stored, run_files, summarise, versions
 from acq_isl.session.views import Views
 from acq_isl.stack import Prediction, StackKey
 from acq_isl.storage.decision_log import Ledger
-from acq_isl.storage.decision_log import read as read_ledger
 from acq_isl.storage.prediction_store import PredictionStore, find, load
 from acq_isl.stream.client import EngineClient
 from acq_isl.view.feed.previews import WatchedSink
@@ -110,6 +111,7 @@ def run(
     sim: bool = False,
     watch: EventHandler = ignore_event,
     views: Sequence[RunView] = (),
+    resume: Path | None = None,
 ) -> RunResult:
     """Run an experiment from the first field to the report.
 
@@ -121,6 +123,8 @@ def run(
         Gets every event, on the thread on which it happens; must return quickly.
     views : sequence of RunView
         Get the events on threads of their own, whatever time they take; see `acq_isl.protocols.RunView`.
+    resume : Path, optional
+        Folder of a run that was cut off: go on with the fields that it did not image, in the same folder.
 
     Raises
     ------
@@ -132,9 +136,10 @@ def run(
     """
     experiment = simulated(experiment) if sim else experiment
     with StopSignals() as signals, open_microscope(experiment.microscope) as scope:
-        cycles, doubts = prepare(experiment, scope)
-        folder = new_folder(experiment)
-        plan = RunPlan(cycles, camera_of(scope), folder, doubts)
+        saved = None if resume is None else resumable(resume, experiment)
+        cycles, doubts = prepare(experiment, scope, saved.cycles if saved else ())
+        folder = new_folder(experiment) if resume is None else resume.resolve()
+        plan = RunPlan(cycles, camera_of(scope), folder, doubts, saved)
         try:
             return _carry_out(experiment, scope, plan, Views(folder, watch, views), signals)
         except BaseException as error:
@@ -142,14 +147,24 @@ def run(
             raise
 
 
+def _begin(experiment: Experiment, plan: RunPlan, scope: str) -> str:
+    """Note what is to be done; when it was begun, first of all (ISO 8601)."""
+    number = 1 + len(list(plan.folder.glob("experiment*.yaml")))
+    name = "experiment.yaml" if number == 1 else f"experiment_{number}.yaml"
+    (plan.folder / name).write_text(experiment.to_yaml(), encoding="utf-8")
+    if plan.saved is not None:
+        return plan.saved.started
+    started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    SavedPlan(started=started, scope=scope, cycles=plan.cycles).write(plan.folder)
+    return started
+
+
 def _carry_out(
     experiment: Experiment, scope: OpenMicroscope, plan: RunPlan, views: Views, signals: StopSignals
 ) -> RunResult:
     """Run with everything open; the report is written however it ends."""
     folder = plan.folder
-    (folder / "experiment.yaml").write_text(experiment.to_yaml(), encoding="utf-8")
-    started, began = datetime.datetime.now().astimezone().isoformat(timespec="seconds"), time.monotonic()
-    SavedPlan(started=started, scope=scope.description, cycles=plan.cycles).write(folder)
+    started, began = _begin(experiment, plan, scope.description), time.monotonic()
     record: RunRecord | None = None
     failure = ""
     report = folder / "report.html"
@@ -159,7 +174,7 @@ def _carry_out(
         try:
             with _opened(experiment, plan, views) as parts:
                 views.handle(parts.start(started, scope, plan))
-                session = Session(experiment, plan.cycles, parts.tools)
+                session = _session(plan, parts, views)
                 try:
                     session.run()
                 finally:
@@ -171,21 +186,34 @@ def _carry_out(
             if session is not None:
                 # Only now is everything on disk that the pictures are read from.
                 record = parts.record(started, time.monotonic() - began, scope.description)
-                stored = Stored(parts.microscope.images, parts.stored(folder / _STORE))
+                images = MeasuredRun(folder).images if plan.saved else parts.microscope.images
+                stored = Stored(images, parts.stored(folder / _STORE))
                 record = summarise(experiment, session, stored, record)
                 record = _with_ending(record, folder, failure)
-                record = grade(record, experiment, session, stored, scope.simulated)
+                # The light of an earlier process is known to nobody.
+                known = None if plan.saved else scope.simulated
+                record = grade(record, experiment, session, stored, known)
                 write_report(report, record)
             failure = failure or (record.shortfall if record is not None else "")
             views.handle(RunEnded(failure, str(report) if record is not None else ""))
     return RunResult(folder, report, record, session.stopped)
 
 
+def _session(plan: RunPlan, parts: _Parts, views: Views) -> Session:
+    """A session at its beginning, or where an earlier one was cut off."""
+    if plan.saved is None:
+        return Session(parts.experiment, plan.cycles, parts.tools)
+    earlier = Resumption(plan.folder, parts.experiment, parts.tools)
+    session = Session(parts.experiment, earlier.plan, parts.tools)
+    session.warnings.append(earlier.words)
+    earlier.show(views.handle)
+    earlier.hand_over(session, parts.source)
+    return session
+
+
 def _with_ending(record: RunRecord, folder: Path, failure: str) -> RunRecord:
-    try:
-        decisions = read_ledger(folder / "decisions.jsonl")
-    except StorageError as error:
-        decisions, failure = (), f"{failure}; {error}".removeprefix("; ")
+    decisions, problems = read_decisions(folder)
+    failure = "; ".join(filter(None, (failure, *problems)))
     warnings = (failure, *record.warnings) if failure else record.warnings
     return replace(record, decisions=decisions, warnings=warnings)
 
@@ -204,7 +232,7 @@ class _Parts:
 
     def stored(self, path: Path) -> Callable[[StackKey, str], Prediction]:
         """How to read a model's prediction of a stack back, with labels called as in this run."""
-        return lambda key, model: self.labels.rename(load(path, find(path, key, model)[0]))
+        return lambda key, model: self.labels.rename(load(path, find(path, key, model)[-1]))
 
     def start(self, started: str, scope: OpenMicroscope, plan: RunPlan) -> RunStarted:
         rows, columns = (side * plan.camera.pixel_size_um for side in plan.camera.shape)
@@ -254,7 +282,10 @@ def _opened(experiment: Experiment, plan: RunPlan, views: Views) -> Iterator[_Pa
         ledger = stack.enter_context(Ledger(folder / "decisions.jsonl"))
         source, labels, warnings = open_engine(experiment, plan, stack, tell)
         notes += warnings
-        store = stack.enter_context(PredictionStore(folder / _STORE, labels.store_colors, timeout_s=_DISK_S))
+        store = PredictionStore(
+            folder / _STORE, labels.store_colors, timeout_s=_DISK_S, extend=plan.saved is not None
+        )
+        stack.enter_context(store)
         sink, safety = WatchedSink(source, views.handle), _safety(experiment)
         microscope = stack.enter_context(
             GuardedAcquisition(folder, "measured", sink=sink, limits=experiment.limits, safety=safety)

@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
@@ -143,6 +143,21 @@ class Session:
         """Whether an operator has ended it."""
         return self._operator.stopping
 
+    def take_up(
+        self,
+        fields: Mapping[StackKey, Field],
+        acquired: Sequence[StackRequest],
+        cache: MeasurementCache,
+        fired: Sequence[int],
+        visits: int,
+    ) -> None:
+        """Go on where an earlier run of the same plan was cut off: what is there is not imaged again."""
+        self.fields |= fields
+        self.asked += acquired
+        self.acquired += acquired
+        self._measured, self._visits = cache, visits
+        self._fired = Counter(dict(enumerate(fired)))
+
     def run(self) -> None:
         """Acquire, predict, choose and revisit, one time point after the other.
 
@@ -168,7 +183,7 @@ class Session:
 
     def _overview(self, cycle: Cycle) -> None:
         for request in cycle.requests:
-            self.fields[request.key] = Field(request, self.labels.models)
+            self.fields.setdefault(request.key, Field(request, self.labels.models))
         for done, request in enumerate(cycle.requests, start=1):
             what = "imaged" if self._acquire(request) else "skipped"
             self._step("overview", done, len(cycle.requests), f"{what} {request.key.position}")

@@ -167,10 +167,3 @@ def duration_s(lines: Sequence[dict[str, Any]]) -> float:
     """From the first line of a ledger to the last."""
     times = [datetime.datetime.fromisoformat(str(line["time"])).timestamp() for line in lines]
     return max(times) - min(times) if times else 0.0
-
-
-def cycles_from_now(cycles: Sequence[Cycle], done: Sequence[StackKey]) -> tuple[Cycle, ...]:
-    """The same time points, of which the first that is not complete starts now."""
-    open_cycles = [c for c in cycles if any(request.key not in done for request in c.requests)]
-    start_s = open_cycles[0].start_s if open_cycles else cycles[-1].start_s
-    return tuple(Cycle(each.time, max(each.start_s - start_s, 0.0), each.requests) for each in cycles)

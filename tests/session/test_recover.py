@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,15 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from acq_isl.errors import ModelError, StackRefused, StorageError
+import acq_isl
+from acq_isl.errors import ExperimentError, ModelError, StackRefused, StorageError
+from acq_isl.events import Event, FieldImaged
 from acq_isl.experiment.planning import Cycle
 from acq_isl.hooks.measured_data import INDEX, GuardedStorage
+from acq_isl.readers.ndtiff_headers import all_images
 from acq_isl.session.recover import recover
 from acq_isl.session.replay import STORE, LocalModels
 from acq_isl.session.saved_plan import SavedPlan
 from acq_isl.stack import Prediction, StackKey, StackRequest, ZStack
 from acq_isl.storage.decision_log import Ledger, read, verify
-from acq_isl.storage.prediction_store import PredictionStore, find, load
+from acq_isl.storage.prediction_store import PredictionStore, find, load, stored
 from acq_isl.stream.model_registry import ModelRegistry, ServedModel
 from doubles import serving as fake
 
@@ -182,3 +188,95 @@ def test_another_model_than_the_runs_is_an_error(run: Run) -> None:
     (run.folder / "experiment.yaml").write_text(EXPERIMENT + "models: [one=a.onnx, two=b.onnx]\n")
     with pytest.raises(ModelError, match="one"):
         recover(run.folder, models(fake.MeanEngine()))
+
+
+SIMULATED = """
+name: killed
+microscope: {kind: simulated, specimen: {kind: synthetic, seed: 1}, camera_px: [64, 64]}
+overview:
+  grid_plan: {rows: 1, columns: 3}
+  z_plan: {range: 2, step: 1}
+  channels: [{config: Phase, exposure: 5}]
+engine: {kind: none}
+"""
+
+
+def cut_off(folder: Path) -> Path:
+    """A run that ended hard after its second field."""
+    imaged = []
+
+    def watch(event: Event) -> None:
+        imaged.extend([event] * isinstance(event, FieldImaged))
+        if len(imaged) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        acq_isl.run(acq_isl.Experiment.from_text(SIMULATED + f"output: {folder.as_posix()}\n"), watch=watch)
+    (run,) = folder.iterdir()
+    return run
+
+
+def test_a_run_is_gone_on_with_in_its_own_folder(tmp_path: Path) -> None:
+    folder = cut_off(tmp_path / "runs")
+    (folder / "decisions.jsonl").write_bytes((folder / "decisions.jsonl").read_bytes()[:-7])  # no power
+    before = {path: path.read_bytes() for path in (folder / "measured_1").iterdir()}
+    experiment = acq_isl.Experiment.from_yaml(folder / "experiment.yaml")
+    events: list[Event] = []
+    result = acq_isl.run(experiment, resume=folder, watch=events.append)
+    assert result.folder == folder
+    imaged = [event.request.key.position for event in events if isinstance(event, FieldImaged)]
+    assert imaged[-1] == "p00_002" and set(imaged[:-1]) == {"p00_000", "p00_001"}
+    assert [image.axes["position"] for image in all_images(folder / "measured_2")] == ["p00_002"] * 3
+    assert {path: path.read_bytes() for path in before} == before
+    assert len(result.record.fields) == 3 and all(
+        one.thumbnail.shape == (64, 64) for one in result.record.fields
+    )
+    assert result.record.counts.captured == 9 and result.record.counts.open == 0
+    assert any("2 of 3 fields had been imaged" in words for words in result.record.warnings)
+    assert verify(folder / "decisions.jsonl").closed and (folder / "decisions_damaged_1.jsonl").exists()
+    assert "measured_2" in result.report.read_text(encoding="utf-8")
+
+
+def test_another_experiment_is_not_gone_on_with(tmp_path: Path) -> None:
+    folder = cut_off(tmp_path / "runs")
+    other = acq_isl.Experiment.from_text(SIMULATED.replace("columns: 3", "columns: 4"))
+    with pytest.raises(ExperimentError, match="not the one of the run"):
+        acq_isl.run(other, resume=folder)
+    with pytest.raises(StorageError, match="set out to do"):
+        acq_isl.run(other, resume=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+def test_a_killed_program_loses_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "experiment.yaml"
+    text = SIMULATED.replace("columns: 3", "columns: 8").replace("{kind: none}", "{kind: local, threads: 1}")
+    text = text.replace("range: 2, step: 1", "range: 18, step: 1.5").replace("[64, 64]", "[192, 192]")
+    text += "optics: {modality: phase contrast, polarity: dark}\n"
+    path.write_text(text + "choose: {k: 1, measurement: {kind: mean_intensity, label: dendrites}}\n")
+
+    def program(*words: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "acq_isl", *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+    runs = tmp_path / "runs"
+    command = [sys.executable, "-m", "acq_isl", "run", path, "--output", runs]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while len(list(runs.glob("*/predictions.ome.zarr/*/*/p*"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.kill()
+    (folder,) = runs.iterdir()
+    before = {str(image.axes): image.read().tobytes() for image in all_images(folder / "measured_1")}
+    for index in (folder / "measured_1").glob(INDEX):
+        index.write_bytes(index.read_bytes()[:50])  # as if the power had failed
+    done = program("recover", folder, "--choose")
+    assert done.returncode == 0 and "1 fields chosen" in done.stdout and "--resume" in done.stdout, done
+    assert "nothing to recover" in program("recover", folder, "--choose").stdout
+    done = program("run", path, "--resume", folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(stored(folder / STORE)) == 8
+    after = {str(image.axes): image.read().tobytes() for image in all_images(folder / "measured_1")}
+    assert after == before
+    assert "gone on with" in (folder / "report.html").read_text(encoding="utf-8")
