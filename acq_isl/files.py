@@ -1,15 +1,22 @@
-"""Files that are whole or not there, and where the program keeps its own."""
+"""Files that are whole or not there, text that people write, and where the program keeps its own."""
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import yaml
 
 PARTIAL = ".partial"
+_LARGEST_TEXT = 4 << 20
+_MOST_VALUES = 200_000
 
 
 @contextmanager
@@ -41,6 +48,54 @@ def write_whole(path: Path, content: bytes | str, *, durable: bool = False) -> N
     """Replace a file at once, by way of one beside it; text is UTF-8. As `whole_file`."""
     with whole_file(path, durable=durable) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def read_text(path: Path) -> str:
+    """Text of a file that a person wrote; OSError if it is no ordinary file, or larger than anybody writes.
+
+    UnicodeDecodeError if it is not UTF-8.
+    """
+    if path.exists() and not path.is_file():  # a device or a pipe may have no end
+        raise OSError(errno.EINVAL, "it is no ordinary file", str(path))
+    if path.stat().st_size > _LARGEST_TEXT:
+        raise OSError(errno.EFBIG, f"it is larger than {_LARGEST_TEXT >> 20} MiB", str(path))
+    return path.read_text(encoding="utf-8")
+
+
+def load_yaml(text: str) -> Any:
+    """What YAML text holds.
+
+    Raises
+    ------
+    yaml.YAMLError
+        It is no YAML, or larger, more deeply nested or more often repeated by aliases than anybody writes:
+        a few lines of aliases may stand for a billion values, which whoever checks them would go through.
+    """
+    import yaml
+
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _count_values(node, {}) > _MOST_VALUES:
+            raise yaml.YAMLError(f"it stands for more than {_MOST_VALUES} values")
+        return loader.construct_document(node)
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deeply, or contains itself") from error
+    except ValueError as error:  # such as a number of five thousand digits, or the 31st of February
+        raise yaml.YAMLError(str(error)) from error
+    finally:
+        loader.dispose()
+
+
+def _count_values(node: yaml.Node, known: dict[int, int]) -> int:
+    """Values that a node stands for, those of its aliases each time."""
+    if id(node) not in known:
+        inner = node.value if isinstance(node.value, list) else []
+        parts = [part for one in inner for part in (one if isinstance(one, tuple) else (one,))]
+        known[id(node)] = 1 + sum(_count_values(part, known) for part in parts)
+    return known[id(node)]
 
 
 def settings_folder() -> Path:

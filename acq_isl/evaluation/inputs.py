@@ -11,6 +11,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from acq_isl.errors import PairRefused, StorageError
+from acq_isl.files import load_yaml, read_text
 from acq_isl.manifest import Manifest
 from acq_isl.readers.read import find_reader, read_data_set
 from acq_isl.readers.tiff import TiffReader, read_file, stem
@@ -79,7 +80,7 @@ def _other_fields(path: Path, z_step_um: float | None) -> RecordingSource:
 
 def _sources(path: Path) -> Sequence[Source]:
     try:
-        listed = yaml.safe_load(path.read_text(encoding="utf-8"))
+        listed = load_yaml(read_text(path))
         found: Sequence[Source] = TypeAdapter(list[Source]).validate_python(listed)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
         raise PairRefused(

@@ -17,6 +17,7 @@ from acq_isl.base import Folder, StrictModel
 from acq_isl.errors import ExperimentError
 from acq_isl.experiment.simulated import RecordedSpecimen, SimulatedMicroscope, SyntheticSpecimen
 from acq_isl.experiment.strict import Sequence, explain
+from acq_isl.files import load_yaml, read_text
 from acq_isl.rules import Best, Limits, Measurement, Trigger
 from acq_isl.rules.plugins import packages_of
 from acq_isl.stack import Modality, Polarity
@@ -168,7 +169,7 @@ class Experiment(StrictModel):
         """
         path = Path(path)
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_text(path)
         except (OSError, UnicodeDecodeError) as error:
             what = f"the experiment file {path} cannot be read"
             raise ExperimentError(what, got=str(error), fix="check the path") from error
@@ -180,7 +181,7 @@ class Experiment(StrictModel):
     def from_text(cls, text: str, name: str = "the experiment") -> Experiment:
         """As `from_yaml`, from YAML text; ``name`` is used in messages."""
         try:
-            raw = yaml.safe_load(text)
+            raw = load_yaml(text)
         except yaml.YAMLError as error:
             what = f"{name} is not valid YAML"
             raise ExperimentError(what, got=str(error), fix="correct the line") from error

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 
 class LimitRepeats(logging.Filter):
-    """Of records from one place in the code ``most`` pass in ``every_s`` seconds; the next one counts the rest.
+    """Of records from one place in the code ``most`` pass in ``every_s`` s; the next one counts the rest.
 
     Add it to a logger whose messages other processes cause.
     """

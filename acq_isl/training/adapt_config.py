@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from acq_isl.base import StrictModel
 from acq_isl.errors import ExperimentError
+from acq_isl.files import load_yaml, read_text
 from acq_isl.manifest import Label, Manifest
 from acq_isl.training.config import TrainConfig, validate_config
 from acq_isl.training.data.augment import Augmentation
@@ -42,7 +43,7 @@ class Recipe(StrictModel):
 def read_pairs(path: Path, manifest: Manifest, label: str | None) -> tuple[TrainConfig, Recipe]:
     """What the file says, completed by what the model says; the labels are those that the pairs show."""
     try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content: Any = load_yaml(read_text(path))
         if not isinstance(content, dict) or not isinstance(content.get("data"), list):
             raise ValueError("no list of sources at data")
         recipe = Recipe.model_validate(content.pop("recipe", {}))

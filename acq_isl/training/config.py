@@ -10,6 +10,7 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_v
 
 from acq_isl.base import StrictModel
 from acq_isl.errors import ExperimentError, PairRefused
+from acq_isl.files import load_yaml, read_text
 from acq_isl.manifest import Instrument, Label
 from acq_isl.stack import Modality, Polarity
 from acq_isl.training.data.augment import Augmentation
@@ -176,7 +177,7 @@ def load_config(path: Path) -> TrainConfig:
     """Read a training file; `ExperimentError` names the first thing that is wrong in it. Relative paths of
     sources are relative to the file."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_yaml(read_text(path))
     except (OSError, yaml.YAMLError) as error:
         raise ExperimentError(f"{path} cannot be read: {error}", fix="check the path and the YAML") from error
     return validate_config(content, path)
