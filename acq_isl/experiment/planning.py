@@ -189,7 +189,7 @@ def _stacks(
     sequence: useq.MDASequence, optics: Optics, *, predict: bool
 ) -> Iterator[tuple[useq.MDAEvent, StackRequest]]:
     refuse_unsupported(sequence)
-    focused: set[str] = set()
+    focused: dict[str, Autofocus] = {}
     for _, group in groupby(_events(sequence), key=_stack_index):
         events = list(group)
         images = [event for event in events if not _focuses(event)]
@@ -197,12 +197,11 @@ def _stacks(
         request = _request(images, channel, optics, predict=predict)
         site = images[0].pos_name or f"p{images[0].index.get('p', 0):02d}"
         if images[0] is not events[0]:
-            focused.add(site)
-            request = replace(
-                request, autofocus=_autofocus(site, events[0], _focus_um(sequence, images[0], channel))
-            )
+            focus = _autofocus(site, events[0], _focus_um(sequence, images[0], channel))
+            focused[site] = replace(focus, due=False)
+            request = replace(request, autofocus=focus)
         elif site in focused:
-            request = replace(request, autofocus=Autofocus(site, request.z_um[0], due=False))
+            request = replace(request, autofocus=focused[site])
         held = len(images) > 1 and images[0].keep_shutter_open
         yield images[0], replace(request, keep_shutter_open=held)
     if not focused:
@@ -275,9 +274,10 @@ def _request(
             fix="rename the position",
         )
     key = StackKey(first.index.get("t", 0), name, channel.config)
-    light = channel.group, channel.config, float(channel.exposure)
-    seen = optics.modality, optics.polarity, predict, channel.camera or ""
-    return StackRequest(key, *place, z_um, *light, *seen)
+    return StackRequest(
+        key, *place, z_um, channel.group, channel.config, float(channel.exposure),
+        optics.modality, optics.polarity, predict, channel.camera or "",
+    )  # fmt: skip
 
 
 def _refuse_twins(requests: Iterable[StackRequest]) -> None:

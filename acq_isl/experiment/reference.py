@@ -23,7 +23,8 @@ Written by `acq-isl schema --reference`; do not edit. `acq-isl schema > experime
 same as a JSON schema: with `# yaml-language-server: $schema=experiment.schema.json` in the first line of the
 experiment file, editors such as VS Code (extension *YAML*) complete keys and underline mistakes.
 
-`overview` and `revisit` are [useq-schema](USEQ) sequences: stage positions, grids, wells, channels, z, time.
+`overview` and `revisit` are [useq-schema](USEQ) sequences: stage positions, grids, wells, channels, z, time, autofocus.
+What of them is performed, and how, says [See it live](live.md#what-of-an-experiments-sequences-is-performed).
 Plug-ins add further kinds of measurements, segmenters and actions.
 """.replace("USEQ", _USEQ)
 
@@ -83,7 +84,8 @@ def _type(value: dict[str, Any], parts: dict[str, Any]) -> str:
         case _ if name in parts:
             words = f"[{name}](#{name.lower()})"
         case {"$ref": _}:
-            words = f"[{name.rpartition('__')[2]}]({_USEQ})"
+            short = name.rpartition("__")[2]
+            words = f"[{short}]({_USEQ})" if short == "MDASequence" else short  # or a fault
         case {"anyOf": several} | {"oneOf": several}:
             inner = [_type(one, parts) for one in several if one.get("type") != "null"]
             words = " or ".join(dict.fromkeys(inner))

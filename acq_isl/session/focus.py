@@ -33,7 +33,8 @@ class FocusKeeper:
         focus = request.autofocus
         if focus is None:
             return request
-        if focus.due:
+        # A run that is resumed has not been at the stack that its focus was found before.
+        if focus.due or not (focus.site in self._moved_um or focus.site in self._lost):
             self._look(request)
         if (reason := self._lost.get(focus.site)) is not None:
             self._tell(request, "skip this stack", reason)
@@ -55,6 +56,7 @@ class FocusKeeper:
                 case "skip":
                     self._lost[focus.site] = str(error)
                 case "go_on":
+                    self._moved_um.setdefault(focus.site, 0.0)
                     self._tell(request, "image it all the same", str(error))
                 case "stop":
                     self._tell(request, "stop the run", str(error))

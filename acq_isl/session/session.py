@@ -169,7 +169,7 @@ class Session:
             for cycle in self.cycles:
                 start = self._tools.now() if cycle.restarts else start
                 self._wait_until(start + cycle.start_s)
-                self.began_s[cycle.time] = self._tools.now() - start
+                self.began_s.setdefault(cycle.time, self._tools.now() - start)
                 self._overview(cycle)
                 for field in self._choose(cycle):
                     self._revisit(field)

@@ -488,9 +488,9 @@ def test_the_focus_is_looked_for_where_the_plan_wants_it() -> None:
     focus = [request.autofocus for request in cycle.requests]
     assert [(each.site, each.z_um, each.due) for each in focus if each] == [
         ("p00", 7.0, True),
-        ("p00", 6.0, False),
+        ("p00", 7.0, False),
         ("p01", 8.0, True),
-        ("p01", 7.0, False),
+        ("p01", 8.0, False),
     ]
     assert [(each.device, each.offset, each.tries) for each in focus if each and each.due] == [
         ("PFS", 3.0, 3)

@@ -73,9 +73,17 @@ def test_all_stacks_of_a_site_are_imaged_about_the_focus_found_last() -> None:
         assert first.z_um == other.z_um == (9.0 + moved_um, 10.0 + moved_um, 11.0 + moved_um)
         assert first.autofocus is other.autofocus is None  # a trigger at this field need not focus again
     assert scope.looked == [10.0, 12.0]  # it is looked for where it was
-    elsewhere = keeper.find(stack(due=False, site="A2"))
-    assert elsewhere is not None and elsewhere.z_um == (9.0, 10.0, 11.0)
     assert not told
+
+
+def test_a_run_that_is_resumed_focuses_where_it_goes_on() -> None:
+    scope = Scope()
+    scope.moved_um = 2.0
+    keeper, _ = keep(scope)
+    for channel in ("DAPI", "NFH"):
+        found = keeper.find(stack(due=False, channel=channel))
+        assert found is not None and found.z_um == (11.0, 12.0, 13.0)
+    assert scope.looked == [10.0]
 
 
 def test_a_field_without_focus_is_skipped_until_it_is_found_again() -> None:
