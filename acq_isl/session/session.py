@@ -296,7 +296,8 @@ class Session:
         if rule is None:
             return []
         began = time.perf_counter()
-        fields = [self.fields[request.key] for request in cycle.requests]
+        imaged = {request.key for request in self.acquired}  # not those whose focus was not found
+        fields = [self.fields[request.key] for request in cycle.requests if request.key in imaged]
         choices = choose_fields(rule, self.labels, fields, self._measured)
         self.decide_ms.append((time.perf_counter() - began) * 1e3)
         for choice in choices:
