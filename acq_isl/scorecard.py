@@ -171,7 +171,8 @@ def _cells(score: CellScore) -> str:
 
 def _trigger(score: TriggerScore) -> str:
     times = "did not act" if not score.acted else f"acted {score.acted} time{'s' * (score.acted != 1)}"
-    text = f"'{score.name}' {times} and was right about {score.right} of {score.fields} fields"
+    judged = score.fields - score.spent
+    text = f"'{score.name}' {times} and was right about {score.right} of {judged} fields"
     for what, names in (
         ("acted without cause at", score.false_alarms),
         ("should have acted at", score.missed),
@@ -179,7 +180,7 @@ def _trigger(score: TriggerScore) -> str:
     ):
         text += f", {what} {', '.join(names)}" if names else ""
     if score.spent:
-        text += f"; {score.spent} came after it had acted as often as it may, and are not judged"
+        text += f"; {score.spent} more came after it had acted as often as it may"
     return text + "."
 
 

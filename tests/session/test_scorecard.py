@@ -308,8 +308,8 @@ def test_the_card_reads_like_a_report() -> None:
         "cells": "1 of 5 cells with nuclei (20 %) lie in the 1 of 2 fields imaged in fluorescence; as many "
         "fields drawn at random would hold 50 %, the best 80 %. Of the 1 cells imaged there, 100 % were "
         "wanted.",
-        "triggers": "'many' acted 1 time and was right about 2 of 7 fields, acted without cause at a, should "
-        "have acted at b; 3 came after it had acted as often as it may, and are not judged.",
+        "triggers": "'many' acted 1 time and was right about 2 of 4 fields, acted without cause at a, should "
+        "have acted at b; 3 more came after it had acted as often as it may.",
         "light": "0.04 s of transmitted light and 0.06 s of fluorescence light, where all fields would have "
         "taken 0.12 s: 17 wanted cells per second of fluorescence light, 15 per minute of the run.",
         "targeting": "In fluorescence the wanted cells lay 0.5 µm (at most 2.0 µm) from where the overview "
