@@ -70,8 +70,12 @@ Package = Annotated[Path, typer.Option("--output", "-o", help="Package (.zip) or
 Tags = Annotated[
     bool, typer.Option("--tags", help="Write an .onnx of an older version again, with tags of its graph.")
 ]
-Bioimageio = Annotated[
-    bool, typer.Option("--bioimageio", help="As a package of bioimage.io, which is the only kind yet.")
+Bioimageio = Annotated[bool, typer.Option("--bioimageio", help="As a package of bioimage.io.")]
+Plain = Annotated[
+    bool,
+    typer.Option(
+        "--plain", help="As an .onnx file that takes an image alone, for ONNX Runtime, OpenVINO, ..."
+    ),
 ]
 Authors = Annotated[list[str] | None, typer.Option(help="Who stands for the package; repeatable.")]
 Citations = Annotated[list[str] | None, typer.Option(help="TEXT=DOI; repeatable.")]
@@ -158,31 +162,35 @@ def export(
     model: Model,
     output: Package,
     bioimageio: Bioimageio = False,
+    plain: Plain = False,
     tags: Tags = False,
     author: Authors = None,
     cite: Citations = None,
 ) -> None:
-    """Hand a model on to other programs (needs the extra 'bioimageio'), or tag one of an older version."""
+    """Hand a model on to other programs, or tag one of an older version."""
     if tags:
         from acq_isl.training.export.tags import write_tagged
 
         write_tagged(model, output)
         out.print(f"wrote {escape(str(output))}: the same model, which engines may compute in fp16 and bf16")
         return
+    if plain:
+        from acq_isl.training.export.image_model import write_plain
+
+        write_plain(model, output)
+        out.print(f"wrote {escape(str(output))}: uint16 planes (n, z, y, x) in, mean and spread out")
+        return
     if not bioimageio:
         raise ModelError(
             "it was not said what to make of the model",
-            wanted="--bioimageio or --tags",
+            wanted="--plain, --bioimageio or --tags",
             got="nothing",
-            fix="add --bioimageio; to run it with acq-isl the .onnx file itself is all you need",
+            fix="add --plain or --bioimageio; to run it with acq-isl the .onnx file itself is all you need",
         )
-    try:
-        from acq_isl.training.export.bioimageio import export_bioimage
+    from acq_isl.training.export.bioimageio import export_bioimage
 
-        cited = [(text, doi) for text, _, doi in (c.rpartition("=") for c in cite or ())]
-        export_bioimage(model, output, author or (), cited)
-    except ModuleNotFoundError as error:
-        raise _no_extra("bioimageio", error) from error
+    cited = [(text, doi) for text, _, doi in (c.rpartition("=") for c in cite or ())]
+    export_bioimage(model, output, author or (), cited)
     made = escape(str(output))
     out.print(f"made {made}; try it with: bioimageio test {made}")
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
+import re
 import shutil
 import subprocess
 import sys
@@ -18,10 +21,13 @@ from scipy import ndimage
 
 from acq_isl.cli import app as cli
 from acq_isl.engines.model_file import read_model
-from acq_isl.errors import ModelError
+from acq_isl.engines.onnx import OnnxEngine
+from acq_isl.errors import ModelError, StorageError
 from acq_isl.manifest import Manifest
 from acq_isl.processing.normalize import inverse_contrast
-from acq_isl.training.export.bioimageio import INPUT, OUTPUTS, image_model, least_side_px
+from acq_isl.stack import StackInfo, StackKey, ZStack
+from acq_isl.training.export.bioimageio import export_bioimage
+from acq_isl.training.export.image_model import INPUT, OUTPUTS, image_model, least_side_px, write_plain
 from doubles import tiny_model as tiny
 
 
@@ -91,7 +97,6 @@ def test_operators_of_another_age_are_refused() -> None:
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("bioimageio.spec", reason="the extra 'bioimageio' is not installed")
     path = tmp_path_factory.mktemp("package") / "demo.zip"
     command = [sys.executable, "-m", "acq_isl", "export", "demo", "--bioimageio", "-o", str(path)]
     command += ["--author", "A. Person", "--cite", "Christiansen et al. 2018=10.1016/j.cell.2018.03.040"]
@@ -123,6 +128,100 @@ def test_the_package_holds_all_it_names(package: Path) -> None:
         np.testing.assert_allclose(got, tensors[name], atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({}, {"name": "tiny_", "version": "1", "license": "BSD-3-Clause"}),
+        ({"name": "nuclei/living: \u00b5"}, {"name": "nuclei_living_ _"}),
+        ({"version": "second try", "licence": "ask us"}, {"version": None, "license": None}),
+        ({"licence": "apache-2.0", "version": "v2.1"}, {"license": "Apache-2.0", "version": "2.1"}),
+        ({"licence": "MIT AND BSD-3-Clause"}, {"license": None}),
+        ({"description": "long " * 1000}, {"description": ("long " * 1000)[:1024]}),
+    ],
+)
+def test_what_the_description_does_not_allow_is_written_otherwise(
+    changes: dict[str, str], found: dict[str, str | None], tmp_path: Path
+) -> None:
+    manifest = tiny.MANIFEST.model_copy(update=changes)
+    export_bioimage(tiny.write(tmp_path, manifest=manifest), tmp_path / "package.zip")
+    with zipfile.ZipFile(tmp_path / "package.zip") as file:
+        text = file.read("bioimageio.yaml").decode()
+        described = yaml.safe_load(text)
+        for source in (described["weights"]["onnx"], *(p["test_tensor"] for p in described["outputs"])):
+            assert hashlib.sha256(file.read(source["source"])).hexdigest() == source["sha256"]
+    assert {key: described.get(key) for key in found} == found
+    assert (
+        Manifest.model_validate(
+            {k: v for k, v in described["config"]["acq_isl"].items() if k != "model_sha256"}
+        )
+        == manifest
+    )
+    assert "*id" not in text  # aliases, which not every reader knows
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("no folder")
+    for export in (export_bioimage, write_plain):
+        with pytest.raises(StorageError, match="cannot be written"):
+            export(tiny.write(tmp_path), blocked / "out")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model that ships, for programs that know nothing of acq-isl."""
+    path = tmp_path_factory.mktemp("plain") / "demo.onnx"
+    write_plain("demo", path)
+    return path
+
+
+def test_the_lines_of_the_documentation_predict_with_onnxruntime_alone(plain: Path, tmp_path: Path) -> None:
+    manifest = read_model("demo").info.manifest
+    side = least_side_px(manifest)
+    pixels = stack(manifest.planes, side, side + manifest.size_step_px)
+    np.save(tmp_path / "stack.npy", pixels)
+    page = (Path(__file__).resolve().parents[2] / "docs" / "models.md").read_text("utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?onnxruntime.*?)```", page, re.DOTALL)
+    assert "acq_isl" not in snippet and snippet.count("\n") <= 10
+    shutil.copy(plain, tmp_path / "plain.onnx")
+    names = {}
+    with contextlib.chdir(tmp_path):
+        exec(compile(snippet, "docs/models.md", "exec"), names)
+    with OnnxEngine("demo", tile_px=None, gate="warn") as engine:
+        z_um = manifest.z_offsets_um
+        info = StackInfo(StackKey(0, "A1", "x"), z_um, pixels.shape[1:], manifest.pixel_size_um,
+                         modality=manifest.modality, polarity=manifest.polarity)  # fmt: skip
+        wanted = engine.predict(ZStack(info, pixels, (0.0,) * len(z_um))).mean
+    border = 64  # where the engine puts a reflection around the field
+    inner = np.s_[:, border:-border, border:-border]
+    assert np.sqrt(np.square(names["mean"][0][inner] - wanted[inner]).mean()) < 0.05 * wanted[inner].std()
+
+
+@pytest.mark.parametrize("static", [True, False], ids=["static", "dynamic"])
+def test_plain_openvino_compiles_it(plain: Path, static: bool) -> None:
+    openvino = pytest.importorskip("openvino", reason="the extra [openvino] is not installed")
+    manifest = read_model("demo").info.manifest
+    side = least_side_px(manifest)
+    pixels = stack(manifest.planes, side, side)[None]
+    core = openvino.Core()
+    model = core.read_model(plain)
+    if static:
+        model.reshape(list(pixels.shape))
+    found = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(pixels)
+    for got, wanted in zip(found.to_tuple(), run(plain.read_bytes(), {INPUT: pixels}), strict=True):
+        np.testing.assert_allclose(got, wanted, atol=1e-4)
+
+
+def test_it_says_what_it_takes_and_gives(plain: Path) -> None:
+    model = onnx.load(plain)
+    manifest = read_model("demo").info.manifest
+    texts = {port.name: port.doc_string for port in (*model.graph.input, *model.graph.output)}
+    assert texts.keys() == {INPUT, *OUTPUTS}
+    assert f"{manifest.pixel_size_um:g} um a pixel" in texts[INPUT] and "z rising" in texts[INPUT]
+    assert all(label in texts["mean"] for label in manifest.label_names)
+    assert "not a measurement" in model.doc_string
+
+
 def test_the_own_test_of_bioimage_io_accepts_it(package: Path) -> None:
     """Run as its users do; bioimageio.core 0.11 needs pydantic below 2.14, so an environment of its own."""
     tool = shutil.which("bioimageio")
@@ -138,7 +237,7 @@ def test_the_own_test_of_bioimage_io_accepts_it(package: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["export", "demo", "-o", "x.zip"], "--bioimageio or --tags"),
+        (["export", "demo", "-o", "x.zip"], "--plain, --bioimageio or --tags"),
         (["export", "gone", "-o", "x.onnx", "--tags"], "gone"),
         (["export", "gone", "-o", "x.zip", "--bioimageio"], "gone"),
     ],

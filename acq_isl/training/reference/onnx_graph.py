@@ -13,6 +13,8 @@ import onnx
 from numpy.typing import ArrayLike, NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from acq_isl.engines.graph_tags import extract
+
 OPSET = 20
 FLOAT = int(TensorProto.FLOAT)
 _IR_VERSION = 10
@@ -91,15 +93,13 @@ class OnnxGraph:
         joined = onnx.ModelProto()
         joined.CopyFrom(model)
         graph = joined.graph
-        nodes, kept = list(graph.node), [output for output in graph.output if output.name in outputs]
-        for field in (graph.node, graph.input, graph.output, joined.metadata_props, graph.value_info):
+        nodes = list(graph.node)
+        for field in (graph.node, graph.input, graph.value_info):
             del field[:]
         graph.input.extend(_value(name, *port) for name, port in inputs.items())
-        graph.output.extend(kept)
         graph.node.extend([*self._nodes, *nodes])
         graph.initializer.extend(self._constants.values())
-        onnx.checker.check_model(joined)
-        return joined
+        return extract(joined, tuple(inputs), outputs)
 
     def model(
         self, inputs: Ports, outputs: Mapping[str, Sequence[int | str]], metadata: Mapping[str, str]
