@@ -81,3 +81,15 @@ def test_error_texts_that_are_explained_are_those_of_the_program() -> None:
     assert len(texts) >= 15
     joined = re.sub(r'"\s*\n\s*f?"', "", SOURCES)  # texts that are broken over lines
     assert [text for text in texts if text not in joined] == []
+
+
+def test_every_guard_of_the_security_page_has_its_test() -> None:
+    page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| ") and not line.startswith("| asset")]
+    for row in rows:
+        path = ""
+        named = re.findall(r"`(tests/[\w/]+\.py)?::(test_\w+)`", row)
+        assert named, row
+        for given, name in named:
+            path = given or path
+            assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8"), (path, name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -96,6 +97,10 @@ def client_keys(folder: Path) -> ClientKeys:
 
 
 def _read(path: Path, *, secret: bool = True) -> tuple[bytes, bytes]:
+    if secret and os.name == "posix" and path.is_file() and path.stat().st_mode & 0o077:
+        raise EngineError(
+            f"the secret key {path} can be read by others", fix=f"make it yours alone: chmod 600 {path}"
+        )
     try:
         public, private = zmq.auth.load_certificate(path)
     except (OSError, ValueError) as error:

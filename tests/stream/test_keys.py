@@ -27,6 +27,17 @@ def test_secrets_are_for_their_owner(tmp_path: Path) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no owner bits")
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604])
+def test_a_secret_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> None:
+    make_keys(tmp_path / "keys")
+    (tmp_path / "keys" / "client.key_secret").chmod(mode)
+    (tmp_path / "keys" / "server.key_secret").chmod(mode)
+    for read in (client_keys, server_keys):
+        with pytest.raises(EngineError, match="read by others.*chmod 600"):
+            read(tmp_path / "keys")
+
+
 def test_keys_are_never_overwritten(tmp_path: Path) -> None:
     make_keys(tmp_path)
     with pytest.raises(EngineError, match="already"):
@@ -38,6 +49,6 @@ def test_missing_and_wrong_keys_say_what_to_do(tmp_path: Path) -> None:
         client_keys(tmp_path)
     make_keys(tmp_path / "keys")
     public = (tmp_path / "keys" / "server.key").read_bytes()
-    (tmp_path / "keys" / "server.key_secret").write_bytes(public)
+    (tmp_path / "keys" / "server.key_secret").write_bytes(public)  # its mode stays
     with pytest.raises(EngineError, match="no secret"):
         server_keys(tmp_path / "keys")
