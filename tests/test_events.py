@@ -159,6 +159,7 @@ def test_every_slice_is_counted_once() -> None:
         "wait": 3.0,
         "infer": 4.0,
         "decode": 5.0,
+        "turn": 0.0,
         "decide": 7.0,
     }
 
