@@ -108,9 +108,11 @@ def read_stack(path: Path, manifest: Manifest, pixel_size_um: float | None = Non
         field = read_field(path)
         channel = field.channel(field.transmitted())
         pixels = as_counts(channel.read(), str(path))
+        size_um = pixel_size_um or channel.lengths.pixel_size_um or manifest.pixel_size_um
+        known = channel.has_heights or channel.lengths.z_step_um is not None
+        z_um = channel.lengths_um(size_um)[1] if known else channel.z_um or manifest.z_offsets_um
     except StorageError as error:
         raise StackRefused(f"{path} cannot be read: {error}", fix="give files of one z-stack each") from error
-    known = channel.has_heights or channel.lengths.z_step_um is not None
     if not known and len(pixels) != manifest.planes:
         raise StackRefused(
             f"{path} is no stack for this model",
@@ -118,13 +120,8 @@ def read_stack(path: Path, manifest: Manifest, pixel_size_um: float | None = Non
             got=str(pixels.shape),
             fix=f"record {manifest.planes} planes {manifest.z_step_um:.3g} um apart",
         )
-    size_um = pixel_size_um or channel.lengths.pixel_size_um or manifest.pixel_size_um
-    info = StackInfo(
-        StackKey(field.time, path.stem, "file"),
-        channel.lengths_um(size_um)[1] if known else channel.z_um or manifest.z_offsets_um,
-        (pixels.shape[1], pixels.shape[2]),
-        size_um,
-    )
+    key, shape = StackKey(field.time, path.stem, "file"), (pixels.shape[1], pixels.shape[2])
+    info = StackInfo(key, z_um, shape, size_um)
     verdict = check(manifest, info)
     if isinstance(verdict, Refuse):
         raise StackRefused(f"{path}: {verdict.reason}", fix=verdict.fix)

@@ -26,6 +26,7 @@ _UNITS = {
 }  # fmt: skip
 _UM = MappingProxyType({name: um for um, names in _UNITS.items() for name in names.split()})
 _SQUARE = 1e-3
+_SAME_STEP = 1.25
 _FULL_SCALE = 65535
 # How channels of transmitted light are usually called; "PC", "TL" and "BF" only as whole words.
 _TRANSMITTED = re.compile(r"phase|bright|transmi|dic\b|\b(pc|ph\d?|tl|bf)\b", re.IGNORECASE)
@@ -98,14 +99,21 @@ class RecordedChannel:
     ) -> tuple[float, tuple[float, ...]]:
         """Edge of a pixel, and rising height of each plane that `read` gives, in micrometres. What the user
         states counts, else what the metadata say. Where they tell heights, a step that is stated scales them,
-        so that a gap stays a gap. `StorageError`: nobody says one of them."""
+        so that a gap stays a gap. `StorageError`: nobody says one of them, or two places say different."""
         size_um = self.lengths.pixel_size_um if pixel_size_um is None else pixel_size_um
         step_um = self.lengths.z_step_um if z_step_um is None else z_step_um
         heights = np.arange(self.shape[0]) * (step_um or 0.0)
         if self.z_um is not None and self.has_heights:
             heights = np.sort(self.z_um)
-            if z_step_um is not None and len(heights) > 1:
-                heights *= z_step_um / (float(np.median(np.diff(heights))) or z_step_um)
+            apart = float(np.median(np.diff(heights))) if len(heights) > 1 else 0.0
+            if z_step_um is not None and apart:
+                heights *= z_step_um / apart
+            elif step_um is not None and apart and not 1 / _SAME_STEP <= apart / step_um <= _SAME_STEP:
+                raise StorageError(
+                    f"the planes of {self.source} are {apart:g} um apart by their heights, but "
+                    f"{step_um:g} um by the z step",
+                    fix="say z_step_um, the true one (on the command line: --z-step)",
+                )
             step_um = 1.0
         unknown = ["pixel size"] * (size_um is None) + ["z step"] * (step_um is None and len(heights) > 1)
         if size_um is None or unknown:

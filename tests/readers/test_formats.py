@@ -51,8 +51,9 @@ def items(**source: Any) -> dict[str, Any]:
 # --- lengths --------------------------------------------------------------------------------------
 
 UNITS = {
-    "µm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "Micrometers": 1.0, "inches": 25400.0, "micrometer": 1.0, "nm": 1e-3, "nanometer": 1e-3,
+    "µm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "nm": 1e-3, "nanometer": 1e-3,
     "mm": 1e3, "cm": 1e4, "inch": 25400.0, "Å": 1e-4,
+    "Micrometers": 1.0, "inches": 25400.0,
 }  # fmt: skip
 NO_LENGTHS = ("pixel", "reference frame", "foot", " ")
 
@@ -299,6 +300,22 @@ def test_heights_in_ome_metadata_order_the_planes(tmp_path: Path) -> None:
     channel = read_field(tmp_path / "a.ome.tif").channel()
     assert channel.z_um == tuple(Z_UM[plane] for plane in order)
     np.testing.assert_array_equal(channel.read(), STACK)
+
+
+def test_heights_that_contradict_the_z_step_are_asked_about(tmp_path: Path) -> None:
+    heights = {"PositionZ": list(Z_UM), "PositionZUnit": ["µm"] * 5}
+    about = {
+        "axes": "ZYX",
+        "PhysicalSizeX": 0.3,
+        "PhysicalSizeY": 0.3,
+        "PhysicalSizeZ": 1.0,
+        "Plane": heights,
+    }
+    tifffile.imwrite(tmp_path / "a.ome.tif", STACK, ome=True, metadata=about)
+    channel = read_field(tmp_path / "a.ome.tif").channel()
+    with pytest.raises(StorageError, match=r"1.5 um apart by their heights, but 1 um by the z step"):
+        channel.lengths_um()
+    assert channel.lengths_um(z_step_um=1.0)[1] == tuple(z / 1.5 for z in Z_UM)
 
 
 @pytest.mark.parametrize(
