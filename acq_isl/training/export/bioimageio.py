@@ -148,10 +148,16 @@ def _standard(manifest: Manifest) -> dict[str, str]:
     return found if " " in licence or "LicenseRef" in licence else found | {"license": licence}
 
 
+def _scale(manifest: Manifest) -> float:
+    """Pixel size in um with half of a float's digits: readers multiply sides by it and divide them again, and
+    496 * .3 / .3 is not 496."""
+    return float(np.float32(manifest.pixel_size_um))
+
+
 def _input(manifest: Manifest) -> dict[str, Any]:
     size = {"min": least_side_px(manifest), "step": manifest.size_step_px}
     space = {"type": "space", "unit": "micrometer"}
-    flat = space | {"size": size, "scale": manifest.pixel_size_um, "concatenable": True}
+    flat = space | {"size": size, "scale": _scale(manifest), "concatenable": True}
     return {
         "id": INPUT,
         "description": f"{manifest.modality} z-stack, camera counts, z rising"[:_TEXT],
@@ -167,7 +173,7 @@ def _input(manifest: Manifest) -> dict[str, Any]:
 
 def _output(manifest: Manifest, name: str) -> dict[str, Any]:
     halo = {"halo": manifest.halo_px} if manifest.halo_px else {}
-    flat = {"type": "space", "unit": "micrometer", "scale": manifest.pixel_size_um} | halo
+    flat = {"type": "space", "unit": "micrometer", "scale": _scale(manifest)} | halo
     what = manifest.statistic if name == "mean" else "stated standard deviation"
     # Names of channels are identifiers in this description; the manifest has those for people.
     channels = ["".join(c if c.isalnum() else "_" for c in label) for label in manifest.label_names]

@@ -163,10 +163,7 @@ def described_model(file: ModelFile) -> tuple[bytes, dict[str, NDArray[Any]]]:
 def _answers(file: ModelFile, content: bytes) -> dict[str, NDArray[Any]]:
     """A made-up stack and what the image model says to it; ModelError if the model says another thing."""
     manifest = file.info.manifest
-    side, scale = least_side_px(manifest), manifest.pixel_size_um
-    while side * scale / scale != side:  # bioimage.io compares sides of input and output so
-        side += manifest.size_step_px
-    pixels = sample_tiles(manifest, 1, side)[0]
+    pixels = sample_tiles(manifest, 1, least_side_px(manifest))[0]
     found = _run(content, {INPUT: pixels[None]})
     inv_sd = inverse_contrast(pixels, manifest.high_pass_um / manifest.pixel_size_um)
     original = _run(file.content, {"stack": as_bytes(pixels[None]), "inv_sd": np.full(1, inv_sd, np.float32)})
