@@ -13,13 +13,19 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from acq_isl.base import StrictModel
 from acq_isl.errors import ModelError
-from acq_isl.stack import Modality, Polarity
+from acq_isl.stack import Counting, Modality, NetworkLabel, Polarity
 
 MANIFEST_KEY = "acq_isl_manifest"
 FORMAT = "acq-isl-model/1"
 
 SLACK = 0.005
 """Stages report what they reached, not what was asked for; a bound that was met on paper stays met."""
+
+NETWORKS = frozenset({
+    "axon", "axons", "dendrite", "dendrites", "neurite", "neurites",
+    "map2", "nfh", "neurofilament", "tubb3", "tuj1", "tau",
+})  # fmt: skip
+"""Labels and markers, in small letters, of what is a network and has no objects to be counted."""
 
 _Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
 _Pixels = Annotated[int, Field(ge=0, le=8192)]
@@ -166,6 +172,8 @@ class Manifest(StrictModel):
     """
     gate: Gate | None = None
     """Absent: the model cannot tell from a stack's looks whether it was trained for the like."""
+    counts: tuple[Annotated[Counting, Field(discriminator="kind")], ...] = ()
+    """How objects are counted, of labels for which that was fitted; which labels have none."""
     statistic: Literal["mean", "median"] = "mean"
     """What the output ``mean`` holds of the distribution of each pixel's intensity."""
     trained_on: str
@@ -192,9 +200,10 @@ class Manifest(StrictModel):
             raise ValueError(f"{len(z)} planes of {self.least_side_px} px, the smallest tile, fit no memory")
         if self.high_pass_um > _MOST_SIGMA_PX * self.pixel_size_um:
             raise ValueError(f"high_pass_um is {self.high_pass_um:g}, more than {_MOST_SIGMA_PX} pixels")
-        strange = {evaluation.label for evaluation in self.evaluations} - set(names)
-        if strange:
-            raise ValueError(f"evaluations of labels that the model has not: {', '.join(sorted(strange))}")
+        for what, found in (("evaluations", self.evaluations), ("counts", self.counts)):
+            strange = {each.label for each in found} - set(names)
+            if strange:
+                raise ValueError(f"{what} of labels that the model has not: {', '.join(sorted(strange))}")
         return self
 
     @property
@@ -211,6 +220,14 @@ class Manifest(StrictModel):
         """Mean distance of neighbouring planes in micrometres, 0 for a single plane."""
         z = self.z_offsets_um
         return (z[-1] - z[0]) / (len(z) - 1) if len(z) > 1 else 0.0
+
+    @property
+    def counting(self) -> tuple[Counting, ...]:
+        """`counts`, and labels known to be networks by their name or marker."""
+        said = {counting.label for counting in self.counts}
+        unsaid = [label for label in self.labels if label.name not in said]
+        networks = (label for label in unsaid if NETWORKS & {label.name.lower(), label.marker.lower()})
+        return (*self.counts, *(NetworkLabel(label.name) for label in networks))
 
     @property
     def label_names(self) -> tuple[str, ...]:

@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+_MOST_COUNTS = 12
+
 
 @dataclass(frozen=True, slots=True)
 class LabelScore:
@@ -20,6 +22,15 @@ class LabelScore:
     true: int  # objects really there
     fields: int
     model: str = ""  # which predicts it, if there are several and the label does not say
+
+
+@dataclass(frozen=True, slots=True)
+class CountScore:
+    """Objects of one label counted on the prediction, against those that are truly there."""
+
+    label: str
+    fields: tuple[tuple[str, float, float, float], ...]
+    """Name, count, one SD of it (NaN where the model does not know), true count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +131,7 @@ class Scorecard:
     decision_s: Spread  # from the last overview slice of a field to the prediction measured
     action_s: Spread  # from the last overview slice of a field to its first light in fluorescence
     ungraded: tuple[str, ...] = ()  # what could not be graded, and why
+    counts: tuple[CountScore, ...] = ()
 
 
 def sentences(card: Scorecard) -> tuple[tuple[str, str], ...]:
@@ -127,6 +139,7 @@ def sentences(card: Scorecard) -> tuple[tuple[str, str], ...]:
     lines = []
     if card.choice is not None:
         lines.append(("choice", _choice(card.choice)))
+    lines += [("counts", _counts(score)) for score in card.counts if score.fields]
     if card.cells is not None:
         lines.append(("cells", _cells(card.cells)))
     lines += [("triggers", _trigger(score)) for score in card.triggers]
@@ -152,6 +165,23 @@ def _choice(score: ChoiceScore) -> str:
         named = ", ".join(f"{name} (truly rank {rank})" for name, rank in score.wrong)
         text += f" Wrong: {named}; better would have been {', '.join(score.missed)}."
     return text
+
+
+def _counts(score: CountScore) -> str:
+    _, found, doubts, true = zip(*score.fields, strict=True)
+    each = ", ".join(
+        f"{name} {count:.0f}{f' ± {doubt:.0f}' if math.isfinite(doubt) else ''} ({there:.0f})"
+        for name, count, doubt, there in score.fields[:_MOST_COUNTS]
+    )
+    more = f" and {len(found) - _MOST_COUNTS} more fields" if len(found) > _MOST_COUNTS else ""
+    bias = statistics.fmean(found) - statistics.fmean(true)
+    text = f"{score.label} counted, and truly there: {each}{more}. On average {bias:+.1f}"
+    if len(found) > 2 and len(set(found)) > 1 and len(set(true)) > 1:
+        text += f", r = {statistics.correlation(found, true):.2f}"
+    if not all(map(math.isfinite, doubts)):
+        return f"{text}; how sure a count is the model does not know."
+    inside = sum(abs(a - b) <= sd for a, sd, b in zip(found, doubts, true, strict=True))
+    return f"{text}, {inside} of {len(found)} within the stated doubt (about two thirds should be)."
 
 
 def _cells(score: CellScore) -> str:
@@ -226,6 +256,7 @@ def _labels(scores: Sequence[LabelScore]) -> str:
     texts = []
     for score in scores:
         by = f" ({score.model})" if score.model else ""
-        objects = f"objects F1 {score.f1:.2f} ({score.found} found, {score.true} true)"
-        texts.append(f"{score.label}{by} r = {score.pearson:.2f}, {objects}")
+        objects = f", objects F1 {score.f1:.2f} ({score.found} found, {score.true} true)"
+        shown = objects if score.found or score.true else ""
+        texts.append(f"{score.label}{by} r = {score.pearson:.2f}{shown}")
     return f"Predicted against true labels: {'; '.join(texts)}."

@@ -182,6 +182,48 @@ class Distance:
         return self.value > self.limit
 
 
+@dataclass(frozen=True, slots=True)
+class ObjectCounting:
+    """How objects of a predicted label are counted, fitted to fields whose objects were known.
+
+    ``per_mm2`` * area in mm2 + ``per_maximum`` * maxima + ``per_intensity_um2`` * sum of mean * pixel area,
+    at least 0. Maxima are local ones of the mean, smoothed with a Gaussian of ``smooth_um``, that are higher
+    than ``above`` and the highest within ``apart_um``. The variance of a count n is
+    ``variance_per_object`` * max(n, 1) + ``variance_per_mm2`` * area in mm2.
+    """
+
+    label: str
+    smooth_um: float
+    above: float
+    apart_um: float
+    per_mm2: float
+    per_maximum: float
+    per_intensity_um2: float
+    variance_per_object: float
+    variance_per_mm2: float
+    fields: int
+    """It was fitted to. All that follows was found on fields that were left out of a fit, unit by unit."""
+    bias: float
+    """Mean of count less truth, as a share of the mean truth."""
+    correlation: float
+    within_1_sd: float
+    within_2_sd: float
+    judged_on: str
+    """Which fields, and what counted as true, for people."""
+    kind: Literal["objects"] = "objects"
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkLabel:
+    """A predicted label without objects, such as axons: a network, which has length and area."""
+
+    label: str
+    kind: Literal["network"] = "network"
+
+
+Counting = ObjectCounting | NetworkLabel
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Prediction:
     """Labels an engine predicts for a stack. Never measured, always to be shown as predicted.
@@ -209,6 +251,8 @@ class Prediction:
         Name by which the client asked for the model, also in other outcomes; empty if it named none.
     distances : tuple of Distance
         How unlike the training set the stack looks; empty if the model cannot tell.
+    counting : tuple of Counting
+        How objects of its labels are counted, and which labels have none, as far as the model knows.
     """
 
     info: StackInfo
@@ -223,6 +267,7 @@ class Prediction:
     times: StageTimes = field(default_factory=StageTimes)
     model: str = ""
     distances: tuple[Distance, ...] = ()
+    counting: tuple[Counting, ...] = ()
 
     @property
     def display_names(self) -> tuple[str, ...]:

@@ -203,6 +203,7 @@ class Predictor:
             border_px=min(border_px, *((n + 1) // 2 for n in stack.info.shape)),
             times=StageTimes(infer_ms=shares.network_ms, decode_ms=shares.total_ms - shares.network_ms),
             distances=distances,
+            counting=self.manifest.counting,
         )
         return prediction, shares
 

@@ -13,7 +13,7 @@ from rich.progress import TimeElapsedColumn
 from rich.table import Table
 
 from acq_isl.cli.console import configure_logging, err, out, progress_bars, show_notes, show_table
-from acq_isl.cli.sim import Faults, planted, show_scorecard
+from acq_isl.cli.sim import Faults, planted, seeded, show_scorecard
 from acq_isl.cli.view import Port, Web, Window, installed, open_window, page
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def demo(
     transmitted: Annotated[
         str | None, typer.Option(help="Channel of transmitted light, if its name does not tell.")
     ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the simulated neurons.", show_default="1")] = None,
     output: Output = None,
     engine: Engine = None,
     fault: Faults = None,
@@ -79,6 +80,8 @@ def demo(
         )
         experiment, found = on_recording(experiment, recording)
         out.print(f"{escape(str(specimen))}: {escape(found)}")
+    if seed is not None:
+        experiment = seeded(experiment, seed)
     experiment = planted(experiment, fault)
     served = PageSettings() if (installed() if web is None else web) else None
     adjusted = _adjusted(experiment, output, engine)

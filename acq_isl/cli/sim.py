@@ -57,6 +57,17 @@ def planted(experiment: Experiment, faults: Sequence[str] | None, *, sim: bool =
     return experiment.model_copy(update={"microscope": microscope.model_copy(update={"faults": all_faults})})
 
 
+def seeded(experiment: Experiment, seed: int) -> Experiment:
+    """The experiment on other simulated neurons; ExperimentError on a recording."""
+    from acq_isl.experiment.experiment import SimulatedMicroscope, SyntheticSpecimen
+
+    scope = experiment.microscope
+    if not isinstance(scope, SimulatedMicroscope) or not isinstance(scope.specimen, SyntheticSpecimen):
+        raise ExperimentError("a recording has no seed", fix="leave out --seed, or --specimen")
+    specimen = scope.specimen.model_copy(update={"seed": seed})
+    return experiment.model_copy(update={"microscope": scope.model_copy(update={"specimen": specimen})})
+
+
 def faulty(engine: Engine, faults: Sequence[str] | None) -> Engine:
     """The engine, with its faults where some are named."""
     from acq_isl.experiment.faults import of_engine, parse_fault

@@ -12,7 +12,7 @@ import numpy as np
 from acq_isl.errors import ModelError
 from acq_isl.manifest import Manifest
 from acq_isl.processing.display import PALETTE
-from acq_isl.stack import Outcome, Prediction, Refusal, StageTimes, Unpredicted
+from acq_isl.stack import Counting, Outcome, Prediction, Refusal, StageTimes, Unpredicted
 
 Status = Literal["predicted", "refused", "spooled"]
 MAX_LABELS = 32
@@ -115,6 +115,12 @@ class Labels:
         stored = {f"{model}/{label}": self.colors[name] for (model, label), name in self._run_names.items()}
         return {**self.colors, **stored}
 
+    @property
+    def counting(self) -> tuple[Counting, ...]:
+        """How objects of the labels are counted, by their names in this run."""
+        known = ((name, model.manifest) for name, model in self._models.items() if model.manifest)
+        return tuple(c for name, manifest in known for c in self._rename_counting(name, manifest.counting))
+
     def owner(self, label: str) -> str | None:
         """The model, as it is asked for, whose label this is; None if it is nobody's."""
         if not self.several:
@@ -133,9 +139,15 @@ class Labels:
         """A prediction with its labels called as in this run."""
         if not self.several:
             return prediction
-        model = prediction.model
-        names = (self._run_names.get((model, label), f"{model}/{label}") for label in prediction.labels)
-        return replace(prediction, labels=tuple(names))
+        names = tuple(self._run_name(prediction.model, label) for label in prediction.labels)
+        counting = self._rename_counting(prediction.model, prediction.counting)
+        return replace(prediction, labels=names, counting=counting)
+
+    def _run_name(self, model: str, label: str) -> str:
+        return self._run_names.get((model, label), f"{model}/{label}")
+
+    def _rename_counting(self, model: str, counting: Iterable[Counting]) -> tuple[Counting, ...]:
+        return tuple(replace(each, label=self._run_name(model, each.label)) for each in counting)
 
 
 def _free_hue(stated: str, taken: Collection[str]) -> str:
@@ -195,6 +207,7 @@ def merge_outcomes(answers: Iterable[Outcome]) -> Outcome | None:
             for each in predictions
             for distance in each.distances
         ),
+        counting=tuple(counting for each in predictions for counting in each.counting),
     )
 
 

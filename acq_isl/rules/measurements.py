@@ -5,19 +5,20 @@ and p = Phi((m - above) / s) the probability that a pixel is truly above the thr
 
 * area fraction: sqrt(mean(p (1 - p)) / M)
 * mean intensity: sqrt(mean(s^2) / M)
-* object count: sqrt(sum over bright spots of p (1 - p)), p at the brightest pixel of each spot,
-  found or just missed (variance of a Poisson binomial)
+* object count: what the model's own calibration found on fields whose objects were known; unknown without
+* length: unknown
 
 M = max(N pixel area / `CORRELATION_AREA_UM2`, 1) is the number of patches that err independently: within a
-patch errors are taken to be the same, between patches unrelated, and different objects to err independently.
-Nobody checked that on your cells. An error common to the whole field (focus, another cell type), a wrong
-spread, and objects merged or split are not in it. For display, never a gate.
+patch errors are taken to be the same, between patches unrelated. Nobody checked that on your cells. An error
+common to the whole field (focus, another cell type) and a wrong spread are not in it. For display, never a
+gate.
 """
 
 from __future__ import annotations
 
 import logging
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -27,10 +28,11 @@ from pydantic import Field
 from scipy import ndimage, special
 
 from acq_isl.errors import AcqIslError, ExperimentError
-from acq_isl.processing.segmentation import smooth, spots
+from acq_isl.processing.counting import count_objects
+from acq_isl.processing.segmentation import Mask
 from acq_isl.rules.plugins import PluginPoint
 from acq_isl.rules.segmenters import Segmenter, Watershed, find_objects
-from acq_isl.stack import Float32Image, Outcome, Prediction, StackKey
+from acq_isl.stack import Counting, Float32Image, NetworkLabel, ObjectCounting, Outcome, Prediction, StackKey
 
 # Patches of this area are taken to err together. Integral of the autocorrelation of the error of a
 # simple predictor (log z-variance) on the one real field at hand: 151 (DAPI), 237 (MAP2), 70 (NFH) um^2.
@@ -63,6 +65,7 @@ class Unit:
 FRACTION = Unit("fraction", "% of the area", 100.0, 1, low=0.0, high=1.0)
 OBJECTS = Unit("objects", digits=0, low=0.0)
 INTENSITY = Unit("relative intensity", low=0.0, high=1.0)
+LENGTH = Unit("um", "mm", 1e-3, 2, low=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,7 @@ class Measurement(PluginPoint):
 
     @classmethod
     def built_in(cls) -> tuple[type[Measurement], ...]:
-        return AreaFraction, ObjectCount, MeanIntensity
+        return AreaFraction, ObjectCount, MeanIntensity, NetworkLength
 
     @property
     @abstractmethod
@@ -131,14 +134,18 @@ class AreaFraction(Measurement):
 
 
 class ObjectCount(Measurement):
-    """Number of separate objects, such as nuclei, of a predicted label."""
+    """Number of separate objects, such as nuclei, of a predicted label, in the whole field.
+
+    Counted as the model's calibration says (`acq_isl.processing.counting`), with its doubt. Where the model
+    has none, or a segmenter is named, segmented objects are counted, and the doubt is unknown.
+    """
 
     unit = OBJECTS
     kind: Literal["object_count"] = "object_count"
     above: float = Field(default=0.5, allow_inf_nan=False)
-    """Predicted intensity; 1 is the bright end of the training truth."""
+    """Predicted intensity; 1 is the bright end of the training truth. For segmented objects only."""
     min_area_um2: float = Field(default=20.0, ge=0, allow_inf_nan=False)
-    """Smaller objects are debris; in square micrometres of specimen."""
+    """Smaller objects are debris; in square micrometres of specimen. For segmented objects only."""
     segmenter: Segmenter | None = None
     """What tells objects apart; by default a watershed above the threshold."""
 
@@ -151,23 +158,50 @@ class ObjectCount(Measurement):
         return self.segmenter or Watershed(above=self.above, min_area_um2=self.min_area_um2)
 
     def measure(self, prediction: Prediction) -> tuple[float, float]:
-        """An object counts where its centroid lies, so none is cut."""
-        index = prediction.labels.index(self.label)
-        mean, spread = prediction.mean[index], prediction.spread[index]
+        mean = prediction.label(self.label)
+        counting = check_countable(self.label, prediction.counting)
         if not np.isfinite(mean).all():
             return np.nan, np.nan
-        pixel, inner = prediction.info.pixel_size_um, _inner(prediction)
-        objects = find_objects(self.objects_by, mean, pixel)
-        numbers = np.arange(1, objects.max(initial=0) + 1)
-        centres = ndimage.center_of_mass(objects > 0, objects, numbers)
-        inside = [
-            all(side.start <= at < side.stop for side, at in zip(inner, yx, strict=True)) for yx in centres
-        ]
-        smoothed = smooth(mean, pixel)
-        radius = max(int(np.sqrt(self.min_area_um2 / np.pi) / pixel), 1)
-        bright = tuple(spots(smoothed[inner], radius).T)
-        p = _probability(smoothed[inner][bright], spread[inner][bright], self.above)
-        return float(sum(inside)), float(np.sqrt(np.sum(p * (1 - p))))
+        if isinstance(counting, ObjectCounting) and self.segmenter is None:
+            return count_objects(counting, mean, prediction.info.pixel_size_um)
+        return _count_inside(
+            find_objects(self.objects_by, mean, prediction.info.pixel_size_um), prediction
+        ), np.nan
+
+
+def _count_inside(objects: Mask, prediction: Prediction) -> float:
+    """An object counts where its centroid lies, so none is cut by the unsure margin."""
+    numbers = np.arange(1, objects.max(initial=0) + 1)
+    centres = ndimage.center_of_mass(objects > 0, objects, numbers)
+    inner = _inner(prediction)
+    return float(
+        sum(all(side.start <= at < side.stop for side, at in zip(inner, yx, strict=True)) for yx in centres)
+    )
+
+
+class NetworkLength(Measurement):
+    """Length of the middle lines of a label that is a network, such as axons, brighter than a threshold."""
+
+    unit = LENGTH
+    kind: Literal["length"] = "length"
+    above: float = Field(default=0.2, allow_inf_nan=False)
+    """Predicted intensity; 1 is the bright end of the training truth."""
+
+    @property
+    def title(self) -> str:
+        return f"length of {self.label} (predicted) above {self.above:g}"
+
+    def measure(self, prediction: Prediction) -> tuple[float, float]:
+        from skimage.morphology import skeletonize
+
+        mean, _ = inner_planes(prediction, self.label)
+        if not np.isfinite(mean).all():
+            return np.nan, np.nan
+        lines = skeletonize(mean > self.above)
+        steps = ((lines[:, 1:] & lines[:, :-1]), (lines[1:] & lines[:-1]))
+        slanted = ((lines[1:, 1:] & lines[:-1, :-1]), (lines[1:, :-1] & lines[:-1, 1:]))
+        pixels = sum(map(np.count_nonzero, steps)) + np.sqrt(2) * sum(map(np.count_nonzero, slanted))
+        return float(pixels) * prediction.info.pixel_size_um, np.nan
 
 
 class MeanIntensity(Measurement):
@@ -184,6 +218,19 @@ class MeanIntensity(Measurement):
         mean, spread = inner_planes(prediction, self.label)
         variance = np.mean(np.square(spread, dtype=np.float64)) / _patches(mean.size, prediction)
         return float(mean.mean(dtype=np.float64)), float(np.sqrt(variance))
+
+
+def check_countable(label: str, counting: Iterable[Counting]) -> Counting | None:
+    """How objects of a label are counted, if that is known; ExperimentError if it is a network."""
+    found = next((each for each in counting if each.label == label), None)
+    if isinstance(found, NetworkLabel):
+        raise ExperimentError(
+            f"{label} (predicted) are a network, which has no objects to be counted",
+            wanted="length, area_fraction or mean_intensity",
+            got="object_count",
+            fix=f"measurement: {{kind: length, label: {label}}}",
+        )
+    return found
 
 
 def measure(prediction: Prediction, measurement: Measurement) -> Measured:
@@ -203,12 +250,19 @@ def measure(prediction: Prediction, measurement: Measurement) -> Measured:
         why = f"{type(error).__name__}: {error}"
         raise ExperimentError(f"{measurement.title} was not measured", got=why) from error
     unit = measurement.unit
-    return Measured(measurement.title, value, unit.name, uncertainty, unit.write(value, uncertainty))
+    text = unit.write(value, uncertainty)
+    if (
+        isinstance(measurement, ObjectCount | NetworkLength)
+        and np.isfinite(value)
+        and not np.isfinite(uncertainty)
+    ):
+        text += ", doubt unknown"
+    return Measured(measurement.title, value, unit.name, uncertainty, text)
 
 
 def readable(measured: Measured) -> str:
     """A measurement as a person writes it, such as ``12.3 ± 0.4 % of the area``."""
-    units = {unit.name: unit for unit in (FRACTION, OBJECTS, INTENSITY)}
+    units = {unit.name: unit for unit in (FRACTION, OBJECTS, INTENSITY, LENGTH)}
     unit = units.get(measured.unit, Unit(measured.unit))
     return measured.text or unit.write(measured.value, measured.doubt)
 

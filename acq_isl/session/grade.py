@@ -93,6 +93,7 @@ class _Grading:
         labels = scores.score_labels(fields)
         notes = ((not lit, _DARK), (not self._knows_cells, _NO_CELLS), (len(lit) > _MOST_FIELDS, _TOO_MANY))
         return Scorecard(
+            counts=scores.score_counts(fields),
             labels=tuple(replace(score, model=models.get(score.label, "")) for score in labels),
             choice=scores.score_choice(experiment.choose, fields) if experiment.choose else None,
             triggers=tuple(score for score in triggers if score is not None),
@@ -140,9 +141,11 @@ class _Grading:
         known = replace(known, labels=known.labels + scores.pair_labels(full, truth, rules))
         if not self._knows_cells:
             return known
+        found = {rule: measure(full, rule) for rule in rules}
         return replace(
             known,
-            predicted={**known.predicted, **{rule: measure(full, rule).value for rule in rules}},
+            predicted={**known.predicted, **{rule: each.value for rule, each in found.items()}},
+            doubts={**known.doubts, **{rule: each.doubt for rule, each in found.items()}},
             true={**known.true, **scores.measure_truth(full, truth, rules)},
         )
 

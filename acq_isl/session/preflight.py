@@ -10,11 +10,12 @@ from pathlib import Path
 
 from acq_isl.engines import describe
 from acq_isl.errors import ExperimentError, ModelError, StorageError
-from acq_isl.experiment.experiment import Experiment, LocalEngine, SimulatedMicroscope
+from acq_isl.experiment.experiment import Experiment, LocalEngine, SimulatedMicroscope, measurements
 from acq_isl.experiment.planning import Cycle, Optics, Place, cycles, visits
 from acq_isl.hooks import Hardware, OpenMicroscope, check_function
 from acq_isl.rules.actions import Call, Limits, check_request
 from acq_isl.rules.label_names import Labels, RunModel
+from acq_isl.rules.measurements import ObjectCount, check_countable
 from acq_isl.session.sense import Camera, action_presets, check_fit, find_doubts
 from acq_isl.stack import StackRequest
 from acq_isl.stream.model_registry import named
@@ -141,7 +142,7 @@ def _all_requests(experiment: Experiment, plan: tuple[Cycle, ...]) -> Iterator[S
 
 
 def check_labels(experiment: Experiment, known: Labels) -> None:
-    """ExperimentError for a label that no model predicts; names the nearest that one does."""
+    """ExperimentError for a label that no model predicts, naming the nearest, or for objects of a network."""
     labels = known.names
     wanted = {trigger.when.measurement.label for trigger in experiment.triggers} | set(experiment.truth)
     if experiment.choose is not None:
@@ -159,6 +160,9 @@ def check_labels(experiment: Experiment, known: Labels) -> None:
             if near
             else "correct the label, or use another model",
         )
+    for rule in measurements(experiment):
+        if isinstance(rule, ObjectCount):
+            check_countable(rule.label, known.counting)
 
 
 def new_folder(experiment: Experiment) -> Path:

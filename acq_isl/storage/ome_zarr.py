@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
-from acq_isl.stack import Distance, Prediction, StackInfo, StageTimes
+from acq_isl.stack import Counting, Distance, Prediction, StackInfo, StageTimes
 
 _LARGEST_CHUNK_PX = 1024
 
@@ -40,6 +40,7 @@ def read_field(folder: Path, provenance: Mapping[str, Any]) -> Prediction:
         times=TypeAdapter(StageTimes).validate_python(provenance["latency_ms"]),
         model=provenance.get("asked_as", ""),
         distances=TypeAdapter(tuple[Distance, ...]).validate_python(provenance.get("distances", ())),
+        counting=TypeAdapter(tuple[Counting, ...]).validate_python(provenance.get("counting", ())),
     )
 
 
@@ -105,6 +106,7 @@ def _provenance(prediction: Prediction) -> dict[str, Any]:
         "warnings": list(prediction.warnings),
         "border_px": prediction.border_px,
         "distances": [asdict(distance) for distance in prediction.distances],
+        "counting": [asdict(counting) for counting in prediction.counting],
         "stack": asdict(prediction.info),
         "software": {"acq-isl": version("acq-isl")},
     }

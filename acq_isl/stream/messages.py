@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from acq_isl.base import WireModel
-from acq_isl.stack import Distance, StackInfo, StageTimes
+from acq_isl.stack import Counting, Distance, StackInfo, StageTimes
 
 VERSION = 2
 MAX_HEADER_BYTES = 1 << 20
@@ -179,6 +179,7 @@ class Result(_Answer):
     border_px: Annotated[int, Field(ge=0, le=MAX_SIDE_PX)]
     times: StageTimes
     distances: Annotated[tuple[Distance, ...], Field(max_length=MAX_LABELS)] = ()
+    counting: Annotated[tuple[Counting, ...], Field(max_length=MAX_LABELS)] = ()
     complete_s: Annotated[float, Field(allow_inf_nan=False)]
 
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
+from scipy import ndimage
 
 from acq_isl.errors import ExperimentError
 from acq_isl.processing.segmentation import object_score, segment
@@ -14,11 +16,13 @@ from acq_isl.rules.measurements import (
     AreaFraction,
     MeanIntensity,
     Measurement,
+    NetworkLength,
     ObjectCount,
     measure,
     readable,
 )
-from acq_isl.stack import Prediction, StackInfo, StackKey
+from acq_isl.rules.segmenters import Watershed
+from acq_isl.stack import NetworkLabel, ObjectCounting, Prediction, StackInfo, StackKey
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "isl_condition_b"
 PIXEL_UM = 0.5
@@ -127,10 +131,7 @@ def test_an_unknown_label_names_those_there_are() -> None:
         measure(prediction(np.zeros((8, 8))), MeanIntensity(label="mitochondria"))
 
 
-@pytest.mark.parametrize(
-    "measurement",
-    [AreaFraction(label="nuclei"), ObjectCount(label="nuclei"), MeanIntensity(label="nuclei")],
-)
+@pytest.mark.parametrize("measurement", [AreaFraction(label="nuclei"), MeanIntensity(label="nuclei")])
 def test_doubt_grows_with_the_spread_and_vanishes_without(measurement: Measurement) -> None:
     image = discs([(30, 30), (90, 90)], level=0.7)
     doubts = [measure(prediction(image, spread), measurement).doubt for spread in (0.0, 0.05, 0.2)]
@@ -144,11 +145,44 @@ def test_doubt_of_the_mean_follows_its_formula() -> None:
     assert measured.doubt == pytest.approx(0.2 / np.sqrt(4096 / 150))
 
 
-def test_doubt_of_a_count_is_that_of_coin_tosses() -> None:
-    """Two spots exactly at the threshold: each there or not with p = .5, variance 2 * .25."""
-    image = discs([(30, 30), (90, 90)], level=0.5)
-    measured = measure(prediction(image, 0.01), ObjectCount(label="nuclei", above=0.5))
-    assert measured.doubt == pytest.approx(np.sqrt(0.5), rel=0.05)
+def test_doubt_of_a_count_is_unknown_without_a_calibration() -> None:
+    measured = measure(prediction(discs([(30, 30), (90, 90)])), ObjectCount(label="nuclei"))
+    assert measured.value == 2 and np.isnan(measured.doubt)
+    assert measured.text == "2 objects, doubt unknown"
+
+
+CALIBRATED = ObjectCounting(
+    "nuclei", smooth_um=0.5, above=0.2, apart_um=2.0, per_mm2=100.0, per_maximum=0.5, per_intensity_um2=0.01,
+    variance_per_object=0.25, variance_per_mm2=50.0, fields=20, bias=0.0, correlation=0.98, within_1_sd=0.68,
+    within_2_sd=0.95, judged_on="drawings",
+)  # fmt: skip
+
+
+def test_a_calibrated_count_is_what_the_model_file_says_of_area_maxima_and_intensity() -> None:
+    image = ndimage.gaussian_filter(discs([(30, 30), (90, 90)]), 4)  # domes: one maximum each
+    calibrated = replace(prediction(image), counting=(CALIBRATED,))
+    measured = measure(calibrated, ObjectCount(label="nuclei", above=0.9))
+    wanted = 100 * (64e-3) ** 2 + 0.5 * 2 + 0.01 * image.sum() * PIXEL_UM**2
+    assert measured.value == pytest.approx(wanted, rel=1e-5)
+    assert measured.doubt == pytest.approx(np.sqrt(0.25 * wanted + 50 * (64e-3) ** 2), rel=1e-5)
+    # A segmenter of one's own says what an object is; what the calibration found is not true of that.
+    own = measure(calibrated, ObjectCount(label="nuclei", segmenter=Watershed()))
+    assert own.value == 2 and np.isnan(own.doubt)
+
+
+def test_objects_of_a_network_are_an_error_that_names_what_can_be_measured() -> None:
+    network = replace(prediction(discs([(64, 64)])), counting=(NetworkLabel("nuclei"),))
+    with pytest.raises(ExperimentError, match="length, area_fraction or mean_intensity"):
+        measure(network, ObjectCount(label="nuclei"))
+
+
+def test_length_is_that_of_the_middle_lines() -> None:
+    image = np.zeros((128, 128))
+    image[40:43, 10:110] = 0.8
+    image[np.arange(60, 110), np.arange(60, 110)] = 0.8
+    measured = measure(prediction(image), NetworkLength(label="nuclei"))
+    assert measured.value == pytest.approx((100 + 50 * np.sqrt(2)) * PIXEL_UM, rel=0.05)
+    assert measured.text.endswith("mm, doubt unknown")
 
 
 @pytest.mark.parametrize(

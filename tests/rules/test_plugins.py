@@ -198,7 +198,7 @@ def test_a_broken_plugin_is_told_and_does_no_harm(install: Install, module: str,
     install({"brightest.py": module}, "[acq_isl.measurements]\nbrightest = brightest:Brightest\n")
     (broken,) = broken_plugins()
     assert broken.package.startswith("acq-isl-example") and why in broken.why
-    assert set(Measurement.kinds()) == {"area_fraction", "object_count", "mean_intensity"}
+    assert set(Measurement.kinds()) == {"area_fraction", "object_count", "mean_intensity", "length"}
     with pytest.raises(ExperimentError, match="is not used"):
         Experiment.from_text(YAML.replace("every_pixel", "watershed"))
 

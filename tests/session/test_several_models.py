@@ -179,6 +179,13 @@ def test_a_label_of_two_models_must_say_whose_it_is(tmp_path: Path, files: list[
     assert told.value.fix == "did you mean 'first/axons' or 'second/axons'?"
 
 
+def test_objects_of_a_network_are_refused_before_anything_moves(tmp_path: Path, files: list[str]) -> None:
+    choose = {"k": 1, "measurement": {"kind": "object_count", "label": "first/axons"}}
+    wrong = experiment(tmp_path, files, choose=choose)
+    with pytest.raises(ExperimentError, match="length, area_fraction or mean_intensity"):
+        check_labels(wrong, local_labels(wrong))
+
+
 @pytest.mark.parametrize(
     "models, words", [(["demo", "demo"], "different names"), (["a=/no.onnx"], "no.onnx")]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,15 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from acq_isl.processing.counting import count_on_stain
 from acq_isl.processing.display import display_range
 from acq_isl.processing.segmentation import object_score
 from acq_isl.processing.statistics import pearson
 from acq_isl.rules import AreaFraction, Best, Measurement, ObjectCount, Segmenter, Trigger, Watershed
 from acq_isl.rules.measurements import measure
 from acq_isl.rules.segmenters import find_objects
-from acq_isl.scorecard import CellScore, ChoiceScore, LabelScore, TriggerScore
+from acq_isl.scorecard import CellScore, ChoiceScore, CountScore, LabelScore, TriggerScore
 from acq_isl.sim import CellTruth
-from acq_isl.stack import Float32Image, Prediction, StackKey
+from acq_isl.stack import Float32Image, NetworkLabel, ObjectCounting, Prediction, StackKey
 
 # For labels that no rule looks at: half the brightness of an ordinary nucleus of the simulated truth, and
 # about the area of a condensed nucleus.
@@ -49,6 +51,9 @@ class KnownField:
     predicted: Mapping[Measurement, float]  # what the rules measure on the prediction
     true: Mapping[Measurement, float]  # what they measure on the truth
     cells: tuple[CellTruth, ...] | None  # None where the specimen does not know its cells
+    doubts: Mapping[Measurement, float] = dataclasses.field(
+        default_factory=dict
+    )  # one SD of what is predicted
 
 
 def marks(label: str, cell: CellTruth) -> bool:
@@ -65,6 +70,9 @@ def pair_labels(
         if label not in truth:
             continue
         predicted, true = prediction.label(label), np.asarray(truth[label], np.float32)
+        if NetworkLabel(label) in prediction.counting:  # fragments of a network are no objects
+            pairs.append(LabelPair(label, pearson(predicted, true), 0, 0, 0))
+            continue
         segmenter, pixel_um = segmenter_of(label, rules), prediction.info.pixel_size_um
         found, real = (find_objects(segmenter, image, pixel_um) for image in (predicted, true))
         score = object_score(found, real)
@@ -98,13 +106,23 @@ def segmenter_of(label: str, rules: Sequence[Measurement]) -> Segmenter:
 def measure_truth(
     prediction: Prediction, truth: Mapping[str, Float32Image], rules: Sequence[Measurement]
 ) -> dict[Measurement, float]:
-    """What the rules would have measured had the prediction been the truth; labels not known are left out."""
+    """What the rules would have measured had the prediction been the truth; labels not known are left out.
+
+    Where the model's calibration counts objects, they are counted on the true label as it was for the fit.
+    """
     known = tuple(label for label in prediction.labels if label in truth)
     if not known:
         return {}
     mean = np.stack([truth[label] for label in known]).astype(np.float32)
     ideal = replace(prediction, labels=known, mean=mean, spread=np.zeros_like(mean))
-    return {rule: measure(ideal, rule).value for rule in rules if rule.label in known}
+    counted = {each.label for each in prediction.counting if isinstance(each, ObjectCounting)}
+
+    def value(rule: Measurement) -> float:
+        if isinstance(rule, ObjectCount) and rule.segmenter is None and rule.label in counted:
+            return float(count_on_stain(ideal.label(rule.label), ideal.info.pixel_size_um))
+        return measure(ideal, rule).value
+
+    return {rule: value(rule) for rule in rules if rule.label in known}
 
 
 def score_labels(fields: Sequence[KnownField]) -> tuple[LabelScore, ...]:
@@ -121,6 +139,22 @@ def _score_label(label: str, pairs: Sequence[LabelPair]) -> LabelScore:
     mean = sum(finite) / len(finite) if finite else math.nan
     found, true = sum(pair.found for pair in pairs), sum(pair.true for pair in pairs)
     return LabelScore(label, mean, object_f1(*pairs), found, true, len(pairs))
+
+
+def score_counts(fields: Sequence[KnownField]) -> tuple[CountScore, ...]:
+    """What was counted against what is there, rule by rule, in the order of the fields."""
+    rules = dict.fromkeys(rule for known in fields for rule in known.true if isinstance(rule, ObjectCount))
+    return tuple(
+        CountScore(
+            rule.label,
+            tuple(
+                (_name(known.key), known.predicted[rule], known.doubts.get(rule, math.nan), known.true[rule])
+                for known in fields
+                if rule in known.true and math.isfinite(known.predicted.get(rule, math.nan))
+            ),
+        )
+        for rule in rules
+    )
 
 
 def score_choice(rule: Best, fields: Sequence[KnownField]) -> ChoiceScore | None:

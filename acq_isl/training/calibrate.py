@@ -1,0 +1,120 @@
+"""What a model file says of its own doubt, fitted again to simulated fields: ``MODEL`` in, ``MODEL`` out.
+
+    python -m acq_isl.training.calibrate MODEL.onnx [--fields 64] [--out OTHER.onnx]
+
+Weights and predicted means stay as they are, to the bit. The fields are those of the simulated microscope,
+each of another culture that no model was trained on; for a model of your own microscope, training and
+`acq-isl adapt` do the same with the fields that they hold out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from acq_isl.engines.model_file import read_model
+from acq_isl.engines.onnx import OnnxNetwork
+from acq_isl.engines.predictor import Predictor
+from acq_isl.errors import StorageError
+from acq_isl.files import write_whole
+from acq_isl.manifest import MANIFEST_KEY, Manifest
+from acq_isl.stack import Float32Image, NetworkLabel, Prediction, StackInfo, StackKey, ZStack
+from acq_isl.training.counts import CountedField, fit_counts
+from acq_isl.training.data.source_simulated import LABELS, SimulationConfig, simulate
+
+_SEED = 77
+_FIELDS, _SIDE_PX = 64, 512
+_JUDGED_ON = "fields of other cultures on the simulated microscope; true is what their true label shows"
+
+logger = logging.getLogger(__name__)
+
+
+def live_fields(manifest: Manifest, fields: int, seed: int = _SEED) -> SimulationConfig:
+    """Fields in the light and on the camera of the simulated microscope, as the model wants them."""
+    pixel_um, step_um = manifest.pixel_size_um, manifest.z_step_um
+    usual = (0.85, 1.15)
+    return SimulationConfig(
+        seed=seed, fields=0, held_out=fields, side_px=_SIDE_PX, planes=manifest.planes,
+        pixel_um=(pixel_um, pixel_um), z_step_um=(step_um, step_um), focus_um=(-1.0, 1.0), reversed_z=0.0,
+        live=1.0, density=(0.4, 1.8), debris=(0.7, 1.4), carpet=(0.7, 1.4), index=usual, height=usual,
+    )  # fmt: skip
+
+
+def predict_fields(
+    predictor: Predictor, config: SimulationConfig
+) -> Iterator[tuple[str, Prediction, dict[str, Float32Image]]]:
+    """Name, prediction and truth by label, (y, x) from 0 to 1, of each field."""
+    manifest = predictor.manifest
+    for index in range(config.held_out):
+        pair = simulate(config, index)
+        info = StackInfo(
+            StackKey(0, f"field {index}", "Phase"), manifest.z_offsets_um, pair.stack.shape[1:],
+            manifest.pixel_size_um, modality=manifest.modality, polarity=manifest.polarity,
+        )  # fmt: skip
+        prediction, _ = predictor.rehearse(ZStack(info, pair.stack, (0.0,) * info.planes))
+        truth = dict(zip(LABELS, pair.labels / np.float32(255), strict=True))
+        logger.info("field %d of %d", index + 1, config.held_out)
+        yield info.key.position, prediction, truth
+
+
+def calibrate(model: Path | str, out: Path, fields: int = _FIELDS) -> Manifest:
+    """Fit counts to simulated fields and write the model file with them; returns its new manifest.
+
+    Raises
+    ------
+    ModelError
+        The model cannot be used.
+    StorageError
+        The file cannot be written.
+    """
+    file = read_model(model)
+    manifest = file.info.manifest
+    networks = {each.label for each in manifest.counting if isinstance(each, NetworkLabel)}
+    counted: dict[str, list[CountedField]] = {
+        label: [] for label in manifest.label_names if label in LABELS and label not in networks
+    }
+    with Predictor(file.info, OnnxNetwork(file)) as predictor:
+        for name, prediction, truth in predict_fields(predictor, live_fields(manifest, fields)):
+            for label, found in counted.items():
+                pixel_um = prediction.info.pixel_size_um
+                found.append(CountedField.of(name, prediction.label(label), truth[label], pixel_um))
+    counts = (fit_counts(label, found, _JUDGED_ON) for label, found in counted.items())
+    known = (*(each for each in counts if each is not None), *map(NetworkLabel, sorted(networks)))
+    calibrated = manifest.model_copy(update={"counts": known})
+    write_manifest(file.content, calibrated, out)
+    return calibrated
+
+
+def write_manifest(content: bytes, manifest: Manifest, out: Path) -> None:
+    """A model file with another manifest; all else stays."""
+    model = onnx.load_from_string(content)
+    entries = {entry.key: entry.value for entry in model.metadata_props}
+    onnx.helper.set_model_props(model, entries | {MANIFEST_KEY: manifest.model_dump_json()})
+    try:
+        write_whole(out, model.SerializeToString())
+    except OSError as error:
+        raise StorageError(
+            f"the model {out} cannot be written", got=str(error), fix="choose another place"
+        ) from error
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Command line of this module."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--out", type=Path, help="by default the model itself")
+    parser.add_argument("--fields", type=int, default=_FIELDS)
+    options = parser.parse_args(words)
+    manifest = calibrate(options.model, options.out or options.model, options.fields)
+    for counting in manifest.counts:
+        logger.info("%s", counting)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    main()
