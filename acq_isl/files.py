@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import sys
 import uuid
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import yaml
 
 PARTIAL = ".partial"
+MOST_BYTES = 1 << 30
 _LARGEST_TEXT = 4 << 20
 _MOST_VALUES = 200_000
 
@@ -50,16 +52,30 @@ def write_whole(path: Path, content: bytes | str, *, durable: bool = False) -> N
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def read_text(path: Path) -> str:
-    """Text of a file that a person wrote; OSError if it is no ordinary file, or larger than anybody writes.
+def read_regular(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
+    """A file's bytes; OSError if it is no ordinary file, such as a pipe or device, or is too large.
 
-    UnicodeDecodeError if it is not UTF-8.
+    Waits for nobody, and no size is believed that a file announces.
     """
-    if path.exists() and not path.is_file():  # a device or a pipe may have no end
+    if not path.is_file() and path.exists():  # opening a device may do things
         raise OSError(errno.EINVAL, "it is no ordinary file", str(path))
-    if path.stat().st_size > _LARGEST_TEXT:
-        raise OSError(errno.EFBIG, f"it is larger than {_LARGEST_TEXT >> 20} MiB", str(path))
-    return path.read_text(encoding="utf-8")
+    with open(path, "rb", opener=None if sys.platform == "win32" else _open_at_once) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is no ordinary file", str(path))
+        content = file.read(most_bytes + 1) if status.st_size <= most_bytes else b""
+    if max(len(content), status.st_size) > most_bytes:
+        raise OSError(errno.EFBIG, f"it is larger than {most_bytes / 2**20:g} MiB", str(path))
+    return content
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def read_text(path: Path) -> str:
+    """Text of a file that a person wrote, as `read_regular`; UnicodeDecodeError if it is not UTF-8."""
+    return read_regular(path, _LARGEST_TEXT).decode()
 
 
 def load_yaml(text: str) -> Any:

@@ -11,8 +11,9 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from acq_isl.engines.model_safety import STANDARD_DOMAINS, check_bounded, check_self_contained, read_regular
+from acq_isl.engines.model_safety import STANDARD_DOMAINS, check_bounded, check_self_contained
 from acq_isl.errors import ModelError
+from acq_isl.files import read_regular
 from acq_isl.manifest import MANIFEST_KEY, Evaluation, Gate, Instrument, Manifest, Training
 
 Row = tuple[str, str]

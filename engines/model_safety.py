@@ -5,12 +5,8 @@ Looked for in the graph, before anything runs it.
 
 from __future__ import annotations
 
-import os
-import stat
-import sys
 from collections.abc import Iterator
 from math import prod
-from pathlib import Path
 
 import onnx
 from google.protobuf.message import Message  # type: ignore[import-untyped]
@@ -19,32 +15,10 @@ from onnx import inliner
 from acq_isl.errors import ModelError
 
 STANDARD_DOMAINS = ("", "ai.onnx")
-_MOST_BYTES = 1 << 30
 _MOST_NODES = 100_000  # once functions are written out
 _MOST_VALUES = 1 << 28  # of one tensor for the smallest tile: 1 GiB
 _SMALL_BYTES = 1 << 12  # weights that say shapes are no larger
 _LOOPS = frozenset(("Loop", "Scan", "SequenceMap"))
-
-
-def read_regular(path: Path, most_bytes: int = _MOST_BYTES) -> bytes:
-    """A file's bytes; OSError for what is no plain file, such as a pipe or device, or is too large.
-
-    Waits for nobody, and no number in the file is believed.
-    """
-    if not stat.S_ISREG(path.stat().st_mode):  # opening a device may do things
-        raise OSError("it is not a regular file")
-    with open(path, "rb", opener=None if sys.platform == "win32" else _open_at_once) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError("it is not a regular file")
-        content = file.read(most_bytes + 1) if status.st_size <= most_bytes else b""
-    if max(len(content), status.st_size) > most_bytes:
-        raise OSError(f"it is larger than {most_bytes / 2**20:g} MiB")
-    return content
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def check_self_contained(where: str, proto: onnx.ModelProto) -> None:

@@ -15,12 +15,14 @@ from pydantic import ValidationError, model_validator
 from acq_isl.engines.int8.accuracy import Accuracy
 from acq_isl.engines.model_file import DEMO, ModelFile
 from acq_isl.errors import EngineError
-from acq_isl.files import default_folder, write_whole
+from acq_isl.files import default_folder, read_regular, write_whole
 from acq_isl.stack import ZStack
 
 OPENVINO_FILES = "network.xml", "network.bin"
 TENSORRT_FILES = ("tensorrt.onnx",)
 TENSORRT_MAKER = "onnxruntime, form 1"
+
+_MOST_NOTE_BYTES = 1 << 20
 
 _log = logging.getLogger(__name__)
 
@@ -72,8 +74,8 @@ class Int8Store:
         """The judgement and the network's files, if they are there and belong together and to the model."""
         folder = int8_folder(model)
         try:
-            found = Int8Judgement.model_validate_json((folder / self.note).read_bytes())
-            contents = tuple((folder / name).read_bytes() for name in self.files)
+            found = Int8Judgement.model_validate_json(read_regular(folder / self.note, _MOST_NOTE_BYTES))
+            contents = tuple(read_regular(folder / name) for name in self.files)
         except FileNotFoundError:
             return None
         except (OSError, ValidationError) as error:
