@@ -128,8 +128,8 @@ class Session:
         self.decide_ms: list[float] = []
         self.judged: dict[tuple[int, StackKey], str] = {}
         """What became of the decision of a trigger, by its number, on a field; ``spent``: it may not."""
-        self.began_s: dict[int, float] = {}
-        """When each time point began, in seconds after the first could have."""
+        self.began: list[tuple[Cycle, float]] = []
+        """Every cycle with the second at which it began, on the clock of its ``start_s``."""
         self.warnings: list[str] = []
         self._lost: SliceLost | None = None
         self._measured = MeasurementCache()
@@ -169,7 +169,7 @@ class Session:
             for cycle in self.cycles:
                 start = self._tools.now() if cycle.restarts else start
                 self._wait_until(start + cycle.start_s)
-                self.began_s.setdefault(cycle.time, self._tools.now() - start)
+                self.began.append((cycle, self._tools.now() - start))
                 self._overview(cycle)
                 for field in self._choose(cycle):
                     self._revisit(field)

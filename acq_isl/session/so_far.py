@@ -48,7 +48,7 @@ class SoFar:
     acquired: list[StackRequest] = field(default_factory=list)
     decide_ms: list[float] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    began_s: dict[int, float] = field(default_factory=dict)
+    began: list[tuple[Cycle, float]] = field(default_factory=list)
     cache: MeasurementCache = field(default_factory=MeasurementCache)
 
     @property

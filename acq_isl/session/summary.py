@@ -6,7 +6,7 @@ import importlib.metadata
 import itertools
 import math
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -58,8 +58,8 @@ class RunParts(Protocol):
     @property
     def cycles(self) -> Sequence[Cycle]: ...
     @property
-    def began_s(self) -> dict[int, float]:
-        """When each time point began, in seconds after the first could have; as far as it is known."""
+    def began(self) -> list[tuple[Cycle, float]]:
+        """Every cycle with the second at which it began, as far as it is known."""
         ...
 
 
@@ -86,7 +86,7 @@ def summarise(experiment: Experiment, session: RunParts, stored: Stored, record:
     """Complete the record of a run, also of one that ended early, with what the session knows."""
     fields = [field for field in session.fields.values() if field.answers]
     predictions = [prediction for field in fields for prediction in field.predictions]
-    warnings = [*record.warnings, *session.warnings, *late_intervals(session.cycles, session.began_s)]
+    warnings = [*record.warnings, *session.warnings, *late_intervals(session.began)]
     records = [_record(field, stored, warnings) for field in fields]
     comparisons = _comparisons(experiment, session, stored, warnings)
     return replace(
@@ -135,10 +135,10 @@ def shortfall(experiment: Experiment, session: RunParts) -> str:
     )
 
 
-def late_intervals(plan: Sequence[Cycle], began_s: Mapping[int, float]) -> list[str]:
+def late_intervals(began: Sequence[tuple[Cycle, float]]) -> list[str]:
     """Intervals between time points that were not kept, planned and real, for people."""
-    starts = [(cycle.start_s, began_s[cycle.time]) for cycle in plan if cycle.time in began_s]
-    gaps = [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(starts)]
+    pairs = [(a, b) for a, b in itertools.pairwise(began) if not b[0].restarts]
+    gaps = [(b[0].start_s - a[0].start_s, b[1] - a[1]) for a, b in pairs]
     late = [gap for gap in gaps if gap[0] > 0 and gap[1] > gap[0] * _LATE + _LATE_S]
     if not late:
         return []

@@ -257,7 +257,8 @@ def find(path: Path | str, key: StackKey, model: str = "") -> tuple[str, ...]:
 
 def _is_of(folder: Path, key: StackKey, model: str) -> bool:
     provenance = _read_json(folder / "zarr.json")["attributes"].get("acq_isl", {})
-    return provenance.get("stack", {}).get("key") == asdict(key) and provenance.get("asked_as", "") == model
+    wrote = provenance.get("stack", {}).get("key"), provenance.get("asked_as", "")
+    return wrote == (asdict(key), model)
 
 
 def load(path: Path | str, name: str) -> Prediction:

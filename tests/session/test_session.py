@@ -349,8 +349,8 @@ def test_the_start_of_every_time_point_is_kept(tmp_path: Path) -> None:
     bench = scope.bench = Bench(tmp_path, text, scope)
     session = bench.run()
     # Four overview and four fluorescence stacks of two seconds each do not fit into five.
-    assert session.began_s == {0: 0.0, 1: 16.0, 2: 32.0}
-    assert late_intervals(session.cycles, session.began_s) == [
+    assert [(cycle.time, began_s) for cycle, began_s in session.began] == [(0, 0.0), (1, 16.0), (2, 32.0)]
+    assert late_intervals(session.began) == [
         "2 of 2 intervals between time points could not be kept: planned 5 s, really 16 s"
     ]
 

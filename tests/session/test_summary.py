@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -74,8 +76,12 @@ def test_a_comparison_gets_its_floor_and_its_ceiling() -> None:
     ],
 )
 def test_intervals_that_were_not_kept_are_told_as_planned_and_real(planned, real, told) -> None:  # fmt: skip
-    plan = [Cycle(time, start_s, ()) for time, start_s in enumerate(planned)]
-    assert late_intervals(plan, dict(enumerate(real))) == told
+    began = [(Cycle(time, planned[time], ()), real_s) for time, real_s in enumerate(real)]
+    assert late_intervals(began) == told
+    # The next position's own times begin anew: what lies between is no interval.
+    again = [(replace(cycle, restarts=cycle.time == 0), began_s) for cycle, began_s in began]
+    twice = late_intervals([*began, *again])
+    assert [text.partition(":")[2] for text in twice] == [text.partition(":")[2] for text in told]
 
 
 def test_versions_name_what_a_prediction_depends_on() -> None:
