@@ -232,7 +232,7 @@ def test_a_run_in_which_nothing_is_predicted_says_so_first_and_ends_with_code_3(
     told = capsys.readouterr().out
     assert told.strip().splitlines()[-1].startswith("report")
     first = next(line for line in told.splitlines() if "predicted" in line and "━" not in line)
-    assert first.startswith("No field was predicted; the experiment requires all of them")
+    assert first.startswith("No field was predicted. 1 field was imaged without stain.")
     (report,) = tmp_path.glob("runs/*/report.html")
     html = report.read_text(encoding="utf-8")
     assert html.index("Not everything was predicted") < html.index("What became of every slice")

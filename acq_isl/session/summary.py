@@ -128,11 +128,11 @@ def shortfall(experiment: Experiment, session: RunParts) -> str:
     predicted = sum(field is not None and field.status == "predicted" for field in fields)
     if predicted and predicted >= experiment.require * len(planned) - _ROUNDING:
         return ""
-    found = "no field" if not predicted else f"only {predicted} of {len(planned)} fields"
+    if not predicted:
+        return "no field was predicted"
+    found = f"only {predicted} of {len(planned)} fields {'were' if predicted > 1 else 'was'} predicted"
     wanted = f"{experiment.require:.0%} of them" if experiment.require < 1 else "all of them"
-    return (
-        f"{found} {'were' if predicted > 1 else 'was'} predicted; the experiment requires {wanted} (require)"
-    )
+    return f"{found}; the experiment requires {wanted} (require)"
 
 
 def late_intervals(began: Sequence[tuple[Cycle, float]]) -> list[str]:

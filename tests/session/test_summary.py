@@ -9,10 +9,12 @@ import pytest
 from scipy import ndimage
 
 from acq_isl.errors import ExperimentError
+from acq_isl.experiment.experiment import Experiment
 from acq_isl.experiment.planning import Cycle
 from acq_isl.record import Comparison
-from acq_isl.session.summary import compare, late_intervals, latencies, thumbnail, versions, weigh
-from acq_isl.stack import Prediction, StackInfo, StackKey, StageTimes
+from acq_isl.session.session import Field
+from acq_isl.session.summary import compare, late_intervals, latencies, shortfall, thumbnail, versions, weigh
+from acq_isl.stack import Prediction, StackInfo, StackKey, StackRequest, StageTimes
 
 
 def test_the_sharpest_plane_is_shown() -> None:
@@ -82,6 +84,42 @@ def test_intervals_that_were_not_kept_are_told_as_planned_and_real(planned, real
     again = [(replace(cycle, restarts=cycle.time == 0), began_s) for cycle, began_s in began]
     twice = late_intervals([*began, *again])
     assert [text.partition(":")[2] for text in twice] == [text.partition(":")[2] for text in told]
+
+
+class Ended:
+    """A run that has ended: its planned fields, of which some were imaged, and some of these predicted."""
+
+    def __init__(self, planned: int, imaged: int, predicted: int) -> None:
+        light = ("Channel", "Phase", 10.0)
+        requests = [StackRequest(StackKey(0, f"p{n}", "Phase"), 0, 0, (0.0,), *light) for n in range(planned)]
+        self.cycles = (Cycle(0, 0.0, tuple(requests)),)
+        self.fields = {request.key: Field(request) for request in requests[:imaged]}
+        for request in requests[:predicted]:
+            self.fields[request.key].answers[""] = prediction(1.0)
+
+
+@pytest.mark.parametrize(
+    "planned, imaged, predicted, keys, told",
+    [
+        (4, 4, 4, "", ""),
+        (4, 4, 3, "", "only 3 of 4 fields were predicted; the experiment requires all of them (require)"),
+        (4, 2, 1, "", "only 1 of 4 fields was predicted; the experiment requires all of them (require)"),
+        (4, 4, 3, "require: 0.75", ""),
+        (10, 10, 7, "require: 0.7", ""),
+        (
+            4,
+            4,
+            2,
+            "require: 0.75",
+            "only 2 of 4 fields were predicted; the experiment requires 75% of them (require)",
+        ),
+        (4, 4, 0, "require: 0", "no field was predicted"),
+        (4, 4, 0, "engine: {kind: none}", ""),
+    ],
+)
+def test_what_is_missing_of_the_predictions_that_are_required(planned, imaged, predicted, keys, told) -> None:
+    text = "name: a\noverview: {channels: [{config: Phase, exposure: 1}]}\n"
+    assert shortfall(Experiment.from_text(text + keys), Ended(planned, imaged, predicted)) == told
 
 
 def test_versions_name_what_a_prediction_depends_on() -> None:
