@@ -29,6 +29,7 @@ from acq_isl.stack import (
     StageTimes,
     Unpredicted,
 )
+from acq_isl.view.feed import previews
 from acq_isl.view.feed.previews import WatchedSink, preview_of
 from acq_isl.view.feed.queues import EventQueue
 
@@ -103,6 +104,24 @@ def test_the_sink_gets_every_slice_and_viewers_the_middle_one() -> None:
         and np.all(middle.pixels == 2)
     )
     assert middle.predict
+
+
+@pytest.mark.parametrize("what", ["never returns", "ends the process"])
+def test_who_watches_cannot_hold_up_the_camera(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(previews, "_WATCH_S", 0.05)
+    sink, go_on, calls = Kept(), threading.Event(), list[Event]()
+
+    def watch(event: Event) -> None:
+        calls.append(event)
+        if what == "ends the process":
+            raise SystemExit(3)
+        go_on.wait()
+
+    watched = WatchedSink(sink, watch)
+    for _ in range(3):
+        watched.put(Slice(info(planes=1), 0, np.ones((8, 8), np.uint16), 0.0))
+    go_on.set()
+    assert (len(sink.slices), len(calls)) == (3, 1)
 
 
 def test_a_picture_shown_is_a_copy_of_every_nth_pixel() -> None:
