@@ -117,7 +117,7 @@ export class StageMap {
     const width = field.light ? field.light.picture.width : field.predicted ? field.predicted.means[0].width : 0;
     if (width) {
       const step = Math.max(Math.floor(width / Math.max(box.w * scale, THUMB_PX)), 1);
-      const picture = compose(field, run.labels, look, run.range, step);
+      const picture = compose(field, run, look, step);
       field.thumb ||= document.createElement("canvas");
       field.thumb.width = picture.width;
       field.thumb.height = picture.height;

@@ -177,7 +177,7 @@ function drawField() {
   if (key === drawnField && !lookChanged) return;
   drawnField = key;
   const { planned, light, predicted } = selected;
-  const picture = compose(selected, run.labels, look, run.range);
+  const picture = compose(selected, run, look);
   const on = predicted && look.labels.some((one) => one.on);
   $("frame").classList.toggle("predicted", Boolean(on));
   $("badge").textContent = on ? "PREDICTED – not measured" : picture ? "MEASURED – transmitted light" : "no picture kept";

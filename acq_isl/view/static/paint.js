@@ -1,4 +1,7 @@
-// Gray light, labels added in their hues, doubt as a haze: one pass over the pixels of a field.
+// Gray light, labels over it in their hues, doubt as a haze: one pass over the pixels of a field.
+//
+// Where labels overlap, as nuclei lie in cells, the sum of their hues is cream: so the first label covers the
+// second, and so on, the more the stronger it is. Each is shown up to the brightest there is of it in the run.
 
 // Doubt is one standard deviation of a prediction between 0 and 1. Every prediction has some: the haze begins
 // where it becomes worth a look, and is complete at a third.
@@ -38,11 +41,19 @@ function grayTable(light, range, strength) {
   return table;
 }
 
+/** How far a label covers what lies under it, by its value 0-255: squared, so that what is faint hides nothing. */
+function coverTable(top, opacity) {
+  const table = new Float32Array(256);
+  for (let v = 0; v < 256; v++) table[v] = Math.min(v / top, 1) ** 2 * opacity;
+  return table;
+}
+
 /**
- * Compose a field.
+ * Compose a field of a run.
  * look: {light, labels: [{on, opacity}], doubt: {on, opacity}}; every n-th pixel with step.
  */
-export function compose(field, labels, look, range, step = 1) {
+export function compose(field, run, look, step = 1) {
+  const { labels, range, tops } = run;
   const { light, predicted } = field;
   const first = light ? light.picture : predicted ? predicted.means[0] : null;
   if (!first) return null;
@@ -56,7 +67,7 @@ export function compose(field, labels, look, range, step = 1) {
     predicted.event.labels.forEach((name, index) => {
       const at = labels.findIndex((label) => label.name === name);
       const set = look.labels[at];
-      if (set && set.on) layers.push({ data: predicted.means[index].data, hue: rgb(labels[at].color).map((c) => (c * set.opacity) / 255) });
+      if (set && set.on) layers.unshift({ data: predicted.means[index].data, hue: rgb(labels[at].color), cover: coverTable(tops.get(name) ?? 255, set.opacity) });
     });
   }
   const doubt = predicted && layers.length && look.doubt.on && predicted.doubt.width === first.width ? predicted.doubt.data : null;
@@ -67,15 +78,13 @@ export function compose(field, labels, look, range, step = 1) {
       const i = y * step * first.width + x * step;
       const g = gray ? gray[light.picture.data[i]] : 0;
       let r = g, gr = g, b = g;
-      for (const { data, hue } of layers) {
-        const v = data[i];
-        r += v * hue[0]; gr += v * hue[1]; b += v * hue[2];
+      for (const { data, hue, cover } of layers) {
+        const a = cover[data[i]];
+        r += (hue[0] - r) * a; gr += (hue[1] - gr) * a; b += (hue[2] - b) * a;
       }
       if (doubt) {
         const a = haze[doubt[i]];
-        r = Math.min(r, 255) * (1 - a) + HAZE[0] * a;
-        gr = Math.min(gr, 255) * (1 - a) + HAZE[1] * a;
-        b = Math.min(b, 255) * (1 - a) + HAZE[2] * a;
+        r += (HAZE[0] - r) * a; gr += (HAZE[1] - gr) * a; b += (HAZE[2] - b) * a;
       }
       out[o] = r; out[o + 1] = gr; out[o + 2] = b; out[o + 3] = 255;
     }

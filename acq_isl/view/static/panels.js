@@ -77,7 +77,7 @@ export function drawDecisions(list, idle, run, look, show) {
 function decision(row, run, look, show) {
   const item = element("li", "", row.done.split(":")[0]);
   const field = row.key ? run.fields.get(fieldId(row.key)) : null;
-  const picture = field && compose(field, run.labels, look, run.range, 4);
+  const picture = field && compose(field, run, look, 4);
   if (picture) {
     const button = element("button", "", field.predicted ? "predicted" : "");
     button.type = "button";
@@ -87,7 +87,7 @@ function decision(row, run, look, show) {
     button.append(canvas);
     button.onclick = () => show(row.key);
     item.append(button);
-  } else item.append(element("span", ""));
+  } else item.append(element("span", "", "no-picture"));
   item.append(element("b", `${row.title}${row.key ? ` · ${row.key.position}` : ""}`));
   item.append(element("p", row.why));
   const last = element("p", "", "soft");

@@ -1,8 +1,18 @@
 // What is known of the run: the newest message of each kind and field. No drawing here.
 
 const MAX_PICTURES = 160;
+const LEAST_TOP = 26; // a tenth of what a label can be
 
 export const fieldId = (key) => `${key.time}/${key.position}`;
+
+/** The value 0-255 that 0.5 % of a picture exceed. */
+function brightest({ data }) {
+  const counts = new Uint32Array(256);
+  for (let i = 0; i < data.length; i += 4) counts[data[i]] += 1;
+  let above = data.length / 4 / 200, v = 255;
+  while (v > 0 && (above -= counts[v]) > 0) v -= 1;
+  return v;
+}
 
 export class Run {
   constructor() {
@@ -20,6 +30,7 @@ export class Run {
     this.statusSeq = -1;
     this.statusAt = 0;
     this.range = null;
+    this.tops = new Map();
   }
 
   /** Take a message with its decoded pictures; returns what changed: a field, or null. */
@@ -69,6 +80,7 @@ export class Run {
         field.predicted = { event, seq, means: pictures.slice(0, -1), doubt: pictures.at(-1) };
         field.refused = null;
         this.anyPredicted = true;
+        this.rescale(field.predicted);
         this.touch(field, seq);
         break;
       case "not_predicted":
@@ -82,6 +94,17 @@ export class Run {
     field.stamp += 1;
     this.forget();
     return field;
+  }
+
+  /** One scale of each label for all fields, up to the brightest there was; what is hardly there is not blown up. */
+  rescale({ event, means }) {
+    event.labels.forEach((name, n) => {
+      const known = this.tops.get(name) ?? 0;
+      const top = Math.max(brightest(means[n]), LEAST_TOP);
+      if (top <= known * 1.1) return;
+      this.tops.set(name, top);
+      for (const field of this.fields.values()) field.stamp += 1;
+    });
   }
 
   see(field, event, seq, picture) {
