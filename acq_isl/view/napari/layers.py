@@ -3,6 +3,9 @@
 From the bottom: the map; the field in large (light, each label, doubt); measured fluorescence. A field is
 drawn once: the map leaves out the one that is shown in large. The map is one layer, coloured as the layers of
 the field in large are: every further layer over the whole canvas costs a processor without GPU 10 ms a frame.
+
+Where labels overlap, as nuclei lie in cells, the sum of their hues is cream: so the first label covers the
+second, and so on, the more the stronger it is.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ DOUBT = "doubt (predicted)"
 _DIMMED = ((0.0, 0.0, 0.0, 1.0), (0.6, 0.6, 0.6, 1.0))  # so that colours stand out on it
 _DOUBT_LIMITS = (0, 255)
 _HAZE = ((0.8, 0.8, 0.85, 0.0), (0.8, 0.8, 0.85, 0.85))
+_STEPS = 32
 _UNITS = ("um", "um")
 
 
@@ -60,11 +64,14 @@ class PictureLayers:
                 self._viewer.layers.remove(layer)
         self._layers.clear()
 
-    def show(self, one: FieldView, light_range: tuple[float, float] | None) -> None:
+    def show(self, one: FieldView, light_range: tuple[float, float] | None, tops: Mapping[str, int]) -> None:
         """Show a field in large, where it lies.
 
-        ``light_range``: counts to show transmitted light between, unless the user has set that.
+        ``light_range``: counts to show transmitted light between; ``tops``: up to which value to show each
+        label; unless the user has set that.
         """
+        for label, top in tops.items():
+            self._limit(predicted(label), (0, top))
         plane, found = one.light, one.predicted
         self._draw(LIGHT, one, (plane.event, plane.pixels) if plane else None)
         for label in self._hues:
@@ -113,8 +120,6 @@ class PictureLayers:
     def automatic(self) -> None:
         """Forget which contrast limits the user has set; the next pictures set them again."""
         self._touched.clear()
-        for label in self._hues:
-            self._limit(predicted(label), (0, 255))
         self._limit(DOUBT, _DOUBT_LIMITS)
 
     def _draw(self, name: str, one: FieldView, picture: tuple[Seen | Predicted, NDArray[Any]] | None) -> None:
@@ -189,10 +194,12 @@ class PictureLayers:
         empty = np.zeros((2, 2), np.uint8)
         counts = empty.astype(np.uint16)
         self._add(LIGHT, counts, contrast_limits=(0, 65535), colormap=_colormap("gray, dimmed", _DIMMED))
-        for label, hue in self._hues.items():
-            bright = (*(int(hue[i : i + 2], 16) / 255 for i in (1, 3, 5)), 1.0)
-            colormap = _colormap(predicted(label), ((0.0, 0.0, 0.0, 1.0), bright))
-            options = {"blending": "additive", "contrast_limits": (0, 255), "metadata": dict(_PREDICTED)}
+        for label, hue in reversed(self._hues.items()):
+            red, green, blue = (int(hue[i : i + 2], 16) / 255 for i in (1, 3, 5))
+            # Squared, so that what is faint hides nothing.
+            covers = tuple((red, green, blue, (n / _STEPS) ** 2) for n in range(_STEPS + 1))
+            colormap = _colormap(predicted(label), covers)
+            options = {"blending": "translucent", "contrast_limits": (0, 255), "metadata": dict(_PREDICTED)}
             layer = self._add(predicted(label), empty.copy(), colormap=colormap, **options)
             if model := self._models.get(label):
                 layer.name = f"{predicted(label)}, {model}"
@@ -212,7 +219,7 @@ class PictureLayers:
 
     def _shades(self) -> list[Shade]:
         """How the layers of light and labels look now."""
-        return [_shade(self._layers[name]) for name in (LIGHT, *(predicted(label) for label in self._hues))]
+        return [_shade(self._layers[name]) for name in (LIGHT, *map(predicted, self._hues))]
 
     def _add_measured(self, channel: str) -> None:
         """Measured fluorescence, switched off until the user wants it: it hides what is predicted there."""
@@ -238,8 +245,9 @@ def measured(channel: str) -> str:
 
 def _shade(layer: Any) -> Shade:
     low, high = (float(limit) for limit in layer.contrast_limits)
-    table = layer.colormap.map(np.linspace(0, 1, 256) ** layer.gamma)[:, :3]
-    return Shade(low, high, (table * (layer.opacity * layer.visible)).astype(np.float32))
+    table = layer.colormap.map(np.linspace(0, 1, 256) ** layer.gamma).astype(np.float32)
+    table[:, 3] *= layer.opacity * layer.visible
+    return Shade(low, high, table)
 
 
 def _colormap(name: str, colors: tuple[tuple[float, ...], ...]) -> Any:

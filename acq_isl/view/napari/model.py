@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, assert_never
 
+import numpy as np
 from numpy.typing import NDArray
 
 from acq_isl import events
@@ -22,6 +23,7 @@ PICTURE_BYTES = 256 << 20
 """Pictures kept in full, so that a click shows a field again; beyond that the map alone remembers."""
 _DECISIONS = 200
 _RANGE_FIELDS = 32
+_LEAST_TOP = 26  # a tenth of what a label can be
 _UNANSWERED = 3  # overview fields that may pass without a prediction before the light itself is followed
 
 
@@ -130,6 +132,8 @@ class LiveModel:
         self.decisions: deque[events.Decided] = deque(maxlen=_DECISIONS)
         self.selected: str | None = None
         """Field the user has picked; None follows the run."""
+        self.tops: dict[str, int] = {}
+        """Up to which value, of 255, to show each label: one scale for all fields."""
         self.forgotten = 0
         """Fields whose pictures were given up for newer ones."""
         self._recent: OrderedDict[str, int] = OrderedDict()  # fields with pictures, longest unused first
@@ -239,6 +243,7 @@ class LiveModel:
                 self._add_plane(field, SeenPlane(event, message.images[0]), message.seq)
             case events.Predicted():
                 field.predicted, field.refused = PredictedLabels(event, *message.images), None
+                self._rescale(field.predicted)
                 self._follow(message.seq, name)
             case events.NotPredicted():
                 field.refused, field.predicted = event, None
@@ -252,6 +257,13 @@ class LiveModel:
         if not isinstance(event, events.Seen):
             self._changes.outlines = True
         self._changes.words = True
+
+    def _rescale(self, predicted: PredictedLabels) -> None:
+        """Up to the brightest that any field has of a label; what is hardly there is not blown up."""
+        for name, mean in zip(predicted.event.labels, predicted.mean, strict=True):
+            top = max(int(np.percentile(mean[::2, ::2], 99.5)), _LEAST_TOP)
+            if top > 1.1 * self.tops.get(name, 0):
+                self.tops[name] = top
 
     def _add_plane(self, field: FieldView, plane: SeenPlane, seq: int) -> None:
         event = plane.event

@@ -39,9 +39,9 @@ def pixel_size_um(places: Layout) -> float:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shade:
-    """How counts become colour: linear from ``low`` to ``high`` through a (256, 3) float32 table.
+    """How counts become colour: linear from ``low`` to ``high`` through a (256, 4) float32 table.
 
-    The table is red, green and blue, 0 to 1, dimmed by the layer's opacity; all 0 if it is switched off.
+    The table is red, green, blue, and how far that covers what lies below, 0 to 1.
     """
 
     low: float
@@ -57,7 +57,7 @@ class Shade:
     __hash__ = None  # type: ignore[assignment]  # it holds an array
 
     def colors(self, plane: NDArray[Any]) -> NDArray[np.float32]:
-        """(y, x) counts as (y, x, 3) colours."""
+        """(y, x) counts as (y, x, 4) colours."""
         scaled = (plane.astype(np.float32) - self.low) * ((_STEPS - 1) / max(self.high - self.low, 1e-6))
         colors: NDArray[np.float32] = self.table[np.clip(scaled, 0, _STEPS - 1).astype(np.uint8)]
         return colors
@@ -107,12 +107,14 @@ class Mosaic:
         return True
 
     def _compose(self, rows: slice, columns: slice) -> None:
-        """Labels are added onto the light, as additive layers are on the screen."""
-        total = self._shades[0].colors(self._light[rows, columns])
-        for shade, plane in zip(self._shades[1:], self._labels, strict=True):
-            if shade.table.any():
-                total += shade.colors(plane[rows, columns])
-        self.picture[rows, columns] = np.minimum(total * 255, 255)
+        """Light, and labels over it, the first on top, as the layers lie on the screen."""
+        light = self._shades[0].colors(self._light[rows, columns])
+        total = light[..., :3] * light[..., 3:]
+        for shade, plane in reversed(list(zip(self._shades[1:], self._labels, strict=True))):
+            if shade.table[:, 3].any():
+                over = shade.colors(plane[rows, columns])
+                total += (over[..., :3] - total) * over[..., 3:]
+        self.picture[rows, columns] = total * 255
 
     def _window(self, box: Box) -> tuple[slice, slice]:
         spans = []

@@ -134,7 +134,7 @@ class Scene:
         self._large = name
         drawn = shown is not None and (moved or name in changes.fields)
         if shown is not None and drawn:
-            self._pictures.show(shown, self._model.light_range)
+            self._pictures.show(shown, self._model.light_range, self._model.tops)
             if moved and self._model.selected is None:
                 self._bring_into_view(shown.box)
         if self._now() >= self._next_s:
@@ -178,7 +178,7 @@ class Scene:
         """Forget the contrast limits set by hand."""
         self._pictures.automatic()
         if self._model.shown is not None:
-            self._pictures.show(self._model.shown, self._model.light_range)
+            self._pictures.show(self._model.shown, self._model.light_range, self._model.tops)
 
     def _frame(self) -> None:
         fields = list(self._model.fields.values())
