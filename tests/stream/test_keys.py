@@ -34,7 +34,7 @@ def test_a_secret_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> 
     (tmp_path / "keys" / "client.key_secret").chmod(mode)
     (tmp_path / "keys" / "server.key_secret").chmod(mode)
     for read in (client_keys, server_keys):
-        with pytest.raises(EngineError, match="read by others.*chmod 600"):
+        with pytest.raises(EngineError, match=r"read by others.*chmod 600"):
             read(tmp_path / "keys")
 
 
