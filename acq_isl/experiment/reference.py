@@ -23,7 +23,7 @@ Written by `acq-isl schema --reference`; do not edit. `acq-isl schema > experime
 same as a JSON schema: with `# yaml-language-server: $schema=experiment.schema.json` in the first line of the
 experiment file, editors such as VS Code (extension *YAML*) complete keys and underline mistakes.
 
-`overview` and `revisit` are [useq-schema](USEQ) sequences: stage positions, grids, wells, channels, z, time, autofocus.
+`overview` and `revisit` are [useq-schema](USEQ) sequences: positions, grids, wells, channels, z, time, focus.
 What of them is performed, and how, says [See it live](live.md#what-of-an-experiments-sequences-is-performed).
 Plug-ins add further kinds of measurements, segmenters and actions.
 """.replace("USEQ", _USEQ)

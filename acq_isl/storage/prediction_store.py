@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
 
 from acq_isl.errors import StorageError
 from acq_isl.files import write_whole
-from acq_isl.stack import Prediction, StackKey
+from acq_isl.stack import Prediction, StackInfo, StackKey
 from acq_isl.storage.ome_zarr import read_field, write_field
 from acq_isl.storage.plate import Image, describe_plate, describe_well, image_path
 
@@ -268,6 +269,22 @@ def load(path: Path | str, name: str) -> Prediction:
         return read_field(folder, _read_json(folder / "zarr.json")["attributes"]["acq_isl"])
     except (KeyError, ValueError, OSError) as error:
         raise StorageError(f"{folder} is no prediction of acq-isl", got=str(error), fix="check it") from error
+
+
+def load_info(path: Path | str, name: str) -> tuple[StackInfo, tuple[str, ...], tuple[str, ...], str]:
+    """Of a prediction without its pixels: stack, labels, their colours as ``#rrggbb``, model.
+
+    StorageError if acq-isl did not write it.
+    """
+    attributes = _read_json(Path(path) / name / "zarr.json")["attributes"]
+    try:
+        colors = [f"#{channel['color']}" for channel in attributes["ome"]["omero"]["channels"]]
+        known = attributes["acq_isl"]
+        info = TypeAdapter(StackInfo).validate_python(known["stack"])
+        return info, tuple(known["labels"]), tuple(colors[0::2]), known["model"]["name"]
+    except (KeyError, ValueError) as error:
+        what = f"{Path(path) / name} is no prediction of acq-isl"
+        raise StorageError(what, got=str(error), fix="check it") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from acq_isl.events import (
 )
 from acq_isl.rules.measurements import Measured
 from acq_isl.stack import Prediction, Slice, StackInfo, StackKey, StackRequest, StageTimes
+from acq_isl.storage.prediction_store import PredictionStore
 from acq_isl.view.feed import Feed
 from acq_isl.view.feed.encode import MessageMaker
 from acq_isl.view.feed.messages import Message
@@ -486,6 +487,24 @@ def test_the_plug_in_opens_from_naparis_menu(window: Window, tmp_path: Path) -> 
         )
     action.trigger()
     window.until(lambda: not panel.isVisible(), "the menu did not hide it")
+
+
+@needs_window
+def test_a_run_folder_opens_as_any_file_does(window: Window, tmp_path: Path) -> None:
+    from npe2 import PluginManager, PluginManifest
+
+    info = StackInfo(StackKey(0, "p0", "Phase"), (0.0, 1.5), (SIDE, SIDE), 0.5, 100.0, 10.0)
+    planes = np.ones((1, SIDE, SIDE), np.float32)
+    with PredictionStore(tmp_path / "predictions.ome.zarr", {"nuclei": "#56B4E9"}) as store:
+        store.put(Prediction(info, ("nuclei",), planes, planes, "0" * 64, "demo", "cpu"))
+    path = Path(__file__).resolve().parents[2] / "acq_isl" / "napari.yaml"
+    if "acq-isl" not in PluginManager.instance():
+        PluginManager.instance().register(PluginManifest.from_file(path))
+    picture, doubt = window.viewer.open(str(tmp_path), plugin="acq-isl")
+    assert (picture.name, picture.visible) == ("nuclei (predicted) p0", True)
+    assert (doubt.name, doubt.visible) == ("nuclei (predicted, doubt) p0", False)
+    assert np.allclose(picture.translate, [10.0 - (SIDE - 1) / 4, 100.0 - (SIDE - 1) / 4])
+    assert picture.colormap.name == "#56B4E9" and tuple(picture.contrast_limits) == (0.0, 1.0)
 
 
 def actions(menu: Any) -> Iterator[Any]:
