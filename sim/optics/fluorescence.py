@@ -17,11 +17,7 @@ _SOFT_PX = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Stain:
-    """A fluorophore and the label it shows.
-
-    ``emission_um`` is the middle of the emission in vacuum, ``lifetime_ms`` the dose after which 1/e of it
-    still shines, in milliseconds of nominal light.
-    """
+    """A fluorophore and its label; after ``lifetime_ms`` of nominal light 1/e of it still shines."""
 
     channel: str
     label: str
@@ -68,11 +64,7 @@ class Widefield:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StainedField:
-    """Density of a fluorophore around a view, ready for any focus.
-
-    ``spectra`` (layer, fy, fx) complex64 are those of the density in each layer; ``padded`` is the grid's
-    ``shape`` with room for a fast transform; ``frequency`` (fy, fx) float32 is in cycles per um.
-    """
+    """Spectra (layer, fy, fx) of a fluorophore's density around a view, frequencies in cycles per um."""
 
     spectra: NDArray[np.complex64]
     shape: tuple[int, int]

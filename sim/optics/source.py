@@ -39,10 +39,7 @@ class Spectrum:
 
     @classmethod
     def band(cls, middle_um: float, width_um: float, colours: int = 3) -> Spectrum:
-        """A Gaussian spectrum of full width ``width_um`` at half height, as wavelengths of equal weight.
-
-        Equal weights because each colour gets as many source points; middle and variance are exact.
-        """
+        """A Gaussian spectrum of full width ``width_um`` at half height, as wavelengths of equal weight."""
         nodes = special.ndtri((np.arange(colours) + 0.5) / colours)
         sigma = width_um / np.sqrt(8 * np.log(2)) / max(float(nodes.std()), 1e-9)
         return cls(tuple(float(middle_um + sigma * node) for node in nodes), (1 / colours,) * colours)
@@ -66,10 +63,7 @@ def sample_disc(radius_na: float, count: int) -> WeightedPoints:
 
 
 def sample_annulus(inner_na: float, outer_na: float, count: int) -> WeightedPoints:
-    """Points on an annulus, alternately at a quarter and three quarters of its width.
-
-    Two radii: with one, the correlation with a full source stays at .98 however many points there are.
-    """
+    """Points on an annulus, alternately at a quarter and three quarters of its width: one radius is worse."""
     radius = _two_radii(inner_na, outer_na, count)
     return _on_circles(radius, 2 * np.pi * np.arange(count) / count), radius / radius.sum()
 

@@ -21,11 +21,7 @@ _LEAST_UM = 96.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Matter:
-    """Optical path around a view, (layer, y, x) float32 um, on a grid of its own with this step.
-
-    ``middle_um`` is the view's middle from the middle of the grid's first pixel (y, x), ``heights_um`` those
-    of the layers, rising.
-    """
+    """Optical path around a view, (layer, y, x); the view's middle from that of the first pixel (y, x)."""
 
     path_um: Float32Image
     step_um: float
@@ -59,11 +55,7 @@ def extents_um(view: View) -> tuple[float, float]:
 
 
 def prepare(optics: Transmitted, view: View, matter: Matter, static: Float32Image) -> TransmittedField:
-    """Pass the light through the specimen: all that does not depend on the focus.
-
-    ``optics`` are scaled to the objective already; ``static`` (y, x) float32 is what the camera's own pattern
-    multiplies light with.
-    """
+    """Pass the light through the specimen, all but the focus; ``static`` (y, x) multiplies the light."""
     grid_um = optics.grid_um_na / optics.numerical_aperture
     sides = [
         fft.next_fast_len(int(np.ceil((extent + 2 * MARGIN_UM) / grid_um))) for extent in extents_um(view)

@@ -64,14 +64,10 @@ class ExitFields:
 class Imaging:
     """Optics on a grid: layers become back-focal-plane fields, and these become images at any focus.
 
-    Abbe's sum over source points after a multi-slice passage through the layers: exact for strong
-    phases, where the linear weak-object model has the wrong sign of contrast. The pupil is shifted by
-    whole frequency samples, so all source points of one wavelength share one defocus factor per focus.
-
-    A few source points err most where the specimen is coarse (below .2 cycles per um: which of its
-    diffracted light passes the ring depends on the point). So with ``coarse_points`` the same sum is
-    computed again on a grid that holds coarse frequencies only, once with many points and once with the
-    few, and their difference is added: a control variate, at a fifth of the cost.
+    The pupil is shifted by whole frequency samples, so all source points of one wavelength share one
+    defocus factor per focus. A few source points err most where the specimen is coarse, so with
+    ``coarse_points`` the same sum is computed again on a grid that holds coarse frequencies only, once with
+    many points and once with the few, and their difference is added: a control variate.
 
     Images are periodic with the grid's ``shape``; ``grid_um`` 0.4 holds all that NA .49 transmits (NRMSE .012
     of a finer grid). ``heights_um`` of the layers rise; light passes the first one first.

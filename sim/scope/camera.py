@@ -17,10 +17,8 @@ _HOT_PERIOD_PX = 2048
 class Camera:
     """Turns noise-free light into counts, reproducibly.
 
-    Shot and read noise are one Gaussian of variance ``electrons + read_noise_e**2``; down to about ten
-    electrons that is within the counting error of a Poisson distribution, below it lacks the skew. The
-    normal deviates come from a bank drawn once; each frame reads it from another place, the same for the same
-    seed and frame. ``pixels`` is the size of the largest frame expected; a larger one draws a larger bank.
+    Shot and read noise are one Gaussian of variance ``electrons + read_noise_e**2``, for which ten electrons
+    are enough. Its deviates come from a bank drawn once, for frames of ``pixels``; each reads another place.
     """
 
     def __init__(self, settings: CameraSettings, *, seed: int = 0, pixels: int = _SMALLEST_BANK) -> None:

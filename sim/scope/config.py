@@ -83,11 +83,7 @@ class ScopeSettings(StrictModel):
 
 
 def configure(core: Any, channels: tuple[str, ...], settings: ScopeSettings) -> None:
-    """Set a core that has loaded `CONFIG_FILE` up for a specimen's channels, the first in transmitted light.
-
-    A preset is made for each channel that the file lacks; ScopeError if the filter wheel has no place for
-    all. Presets of the file that the specimen does not have stay: the camera sees them dark.
-    """
+    """Set a core up for a specimen's channels, the first in transmitted light; ScopeError for too many."""
     rows, columns = settings.shape
     core.set_property("Camera", "OnCameraCCDXSize", columns)
     core.set_property("Camera", "OnCameraCCDYSize", rows)

@@ -37,11 +37,9 @@ class Exposure:
 
 
 def read_state(core: Any, origin_um: tuple[float, float], *, in_sequence: bool = False) -> Exposure:
-    """Read the state of the core, in about 10 microseconds.
+    """Read the state of the core; ``origin_um`` is stage x and y at which the core reports 0, 0.
 
-    ``origin_um`` is stage x and y at which the core reports 0, 0. A running sequence has opened the shutter
-    already, so only an open one gives light. ScopeError if the camera is set to colour or 32 bit, or no
-    objective is in the light path.
+    ScopeError if the camera is set to colour or 32 bit, or no objective is in the light path.
     """
     started_s = time.perf_counter()
     bytes_per_pixel = core.get_bytes_per_pixel()
@@ -53,7 +51,7 @@ def read_state(core: Any, origin_um: tuple[float, float], *, in_sequence: bool =
             fix="set_property('Camera', 'PixelType', '16bit')",
         )
     shutter = core.get_shutter_device()
-    opens = core.get_auto_shutter() and not in_sequence
+    opens = core.get_auto_shutter() and not in_sequence  # a running sequence has opened it already
     stage_um = read_stages(core, origin_um)
     return Exposure(
         view=_view(core, stage_um),
@@ -103,9 +101,8 @@ def _view(core: Any, stage_um: tuple[float, float, float]) -> View:
 class Sequence:
     """A running sequence acquisition: which state each of its frames was exposed in.
 
-    Frames are fetched after they were exposed, when the stage may be elsewhere already. So the states are
-    remembered as they change, and a frame looks up the one that held at the start of its exposure. ``z_um``
-    and ``exposures_ms`` are hardware-triggered, one per frame; empty if that device runs no sequence.
+    Frames are fetched after they were exposed, so states are remembered as they change. ``z_um`` and
+    ``exposures_ms`` are hardware-triggered, one per frame; empty if that device runs no sequence.
     """
 
     def __init__(self, start: Exposure, z_um: tuple[float, ...], exposures_ms: tuple[float, ...]) -> None:
@@ -136,10 +133,7 @@ class Sequence:
 
 
 def to_perf_counter(local_time: str) -> float:
-    """`time.perf_counter` at a local time as the core writes it into metadata.
-
-    By its age, so that neither time zone nor the origin of the counter matters.
-    """
+    """`time.perf_counter` at a local time as the core writes it into metadata."""
     age = datetime.now() - datetime.fromisoformat(local_time)
     return time.perf_counter() - age.total_seconds()
 

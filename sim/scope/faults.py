@@ -32,10 +32,7 @@ Kind = TypeVar("Kind", DroppedFrames, BufferOverflow, PresetFails, HardwareTimeo
 
 
 class PlantedFaults:
-    """The faults of an opened microscope and what they remember. Called by its core, on any thread.
-
-    The same seed and exposure number drop the same frames and give the same light.
-    """
+    """The faults of an opened microscope and what they remember. Called by its core, on any thread."""
 
     def __init__(self, faults: Sequence[ScopeFault], seed: int) -> None:
         self._planted, self._seed = tuple(faults), seed

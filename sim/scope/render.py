@@ -26,11 +26,7 @@ Result = TypeVar("Result")
 
 
 class Renderer:
-    """Turns exposures into counts on one thread of its own, while the core still exposes.
-
-    The specimen is only rendered on that thread; with ``settings.prepare_ahead`` another one prepares places
-    that a scan will come to. Owned by `SimulatedScope`.
-    """
+    """The one thread on which the specimen is rendered, and one that prepares where a scan will come to."""
 
     def __init__(self, specimen: Specimen, camera: Camera, settings: ScopeSettings) -> None:
         self._specimen, self._camera, self._settings = specimen, camera, settings
@@ -112,10 +108,7 @@ def predict_scan(before: View, now: View, count: int) -> tuple[View, ...]:
 
 
 class Prefetch:
-    """Prepares places on a thread of its own; what comes while it is busy and full is dropped and counted.
-
-    An exposure never waits for it, unless it is at work on that very place, which is then ready sooner.
-    """
+    """Prepares places on a thread of its own; what comes while it is busy and full is dropped and counted."""
 
     def __init__(self, prepare: Callable[[View], None], count: int) -> None:
         self._prepare, self._count = prepare, count

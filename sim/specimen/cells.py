@@ -29,9 +29,7 @@ _FLAT_UM = 2.0
 class Culture:
     """How dense and how optically strong the culture is; 1 is the ordinary amount.
 
-    ``density`` of neurons per area, ``debris`` (beads, droplets, dead cells) per area, optical path of the
-    ``carpet`` of unresolved fine processes on the glass, refractive ``index`` differences of all matter,
-    ``height`` of the layers.
+    ``carpet`` is the optical path of unresolved fine processes on the glass, ``index`` of all matter.
     """
 
     density: float = 1.0

@@ -93,9 +93,7 @@ def draw_fates(seed: int, region: Region) -> Fates:
 def compute_onset_s(fates: Fates, region: Region, life: Life, now: Moment) -> Floats:
     """When each cell began to die, in seconds, (cell,) float64; infinite if it has not by then.
 
-    Death rates add up over time (hazard), and a cell gives in when the sum passes its resistance. Rates
-    are constant between two events, so the sum is a chain of straight lines that is solved exactly, and
-    events after the onset cannot change it.
+    Rates are constant between two events, so the hazard is a chain of straight lines that is solved exactly.
     """
     starts, rates = _rates(region, life, now)
     gained = rates[:, :-1] * np.diff(starts) / _HOUR_S

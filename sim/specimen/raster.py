@@ -48,11 +48,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Raster:
-    """What lies in a window.
-
-    ``path_um`` (layer, y, x) float32 is the optical path difference to the medium; the others (y, x) float32
-    are true labels, 0..1, ``dead`` the nuclei of dying and dead cells.
-    """
+    """Optical path differences (layer, y, x) in a window, and true labels (y, x), 0..1."""
 
     path_um: Float32Image
     nuclei: Float32Image

@@ -14,11 +14,7 @@ _PERIOD_PX = 1024
 
 @dataclass(frozen=True, slots=True)
 class Sensor:
-    """Static pattern, relative to the local light.
-
-    ``grain`` is the SD of the fine grain, ``dust`` the number of rings in a 1024 x 1024 sensor area,
-    ``dust_contrast`` the largest contrast of a ring.
-    """
+    """SD of the grain, rings of dust on 1024 x 1024 pixels and their contrast, relative to the light."""
 
     seed: int = 0
     grain: float = 0.025
