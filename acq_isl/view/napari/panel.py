@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -94,7 +95,9 @@ class Panel:
 
     def status(self, head: str, numbers: str) -> None:
         """State of the run and its numbers, plain text."""
-        _show(self._head, f"<b>{escape(head)}</b>")
+        # A path has no place where Qt would break the line, so it gets some.
+        breakable = re.sub(r"([/\\])", r"\1&#8203;", escape(head))
+        _show(self._head, f"<b>{breakable}</b>")
         _show(self._numbers, escape(numbers))
 
     def field(self, words: str, decisions: str) -> None:

@@ -150,11 +150,9 @@ def _outcome(one: Decided) -> str:
 
 
 def _numbers(event: Predicted) -> str:
-    rows = "".join(
-        f"<tr><td>{_safe(one.name)}&nbsp;</td><td align='right'><b>{_safe(readable(one))}</b></td></tr>"
-        for one in event.measured
-    )
-    table = f"<table>{rows}</table>" if rows else "<p>Nothing is measured on predictions in this run.</p>"
+    # No table: Qt does not reserve the height that its cells take when they are wrapped.
+    rows = "".join(f"<p>{_safe(one.name)}: <b>{_safe(readable(one))}</b></p>" for one in event.measured)
+    table = rows or "<p>Nothing is measured on predictions in this run.</p>"
     times = event.times
     taken = f"<p><small>infer {times.infer_ms:.0f} ms, {_safe(event.engine)}</small></p>"
     warnings = "".join(f"<p><b>Mind:</b> {_safe(warning)}</p>" for warning in event.warnings)
