@@ -219,9 +219,9 @@ class CaptureHook:
         if known.ended:
             raise _NotTaken("not wanted", AFTER_DRAIN, _late(metadata))
         self._check(known, new)
-        with self._lock:
-            self._held.remove(metadata.key)
         if first is not None:
+            with self._lock:
+                first = self._held.take(metadata.key)
             self._deliver(known, first, request)
         self._deliver(known, new, request)
 
@@ -338,7 +338,7 @@ class CaptureHook:
         """Hand a slice without a second one on as the stack of one plane that it is."""
         with self._ending():
             with self._lock:
-                slice_ = self._held.pop_oldest()
+                slice_ = self._held.take_oldest()
             metadata = slice_.metadata
             self._note(
                 AcquisitionFailed(

@@ -1,18 +1,19 @@
-"""First slices of stacks whose z step is not known yet: some in memory, further ones in a temporary file."""
+"""First slices of stacks whose z step is not known yet: some in memory, further ones in mapped files."""
 
 from __future__ import annotations
 
-import math
 import tempfile
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from dataclasses import dataclass
-from typing import IO
+from pathlib import Path
 
 import numpy as np
 
 from acq_isl.errors import StorageError
 from acq_isl.hooks.metadata import SliceMetadata
-from acq_isl.stack import StackKey, Uint16Image
+from acq_isl.stack import StackInfo, StackKey, Uint16Image
+from acq_isl.stream.overflow import OverflowMemory
+from acq_isl.stream.shared_memory import Block
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,31 +25,17 @@ class CapturedSlice:
     captured_s: float
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Held:
-    metadata: SliceMetadata
-    captured_s: float
-    shape: tuple[int, ...]
-    content: bytes
-    offset: int | None  # in the file; None in memory
-
-    @property
-    def size(self) -> int:
-        return 2 * math.prod(self.shape)
-
-
 class HeldSlices:
     """At most one slice of each stack, copied, in the order they came. Not thread-safe.
 
-    Pixels beyond ``memory_bytes`` lie in a file, of ``file_bytes`` at most.
+    Pixels beyond ``memory_bytes`` lie in files, of ``file_bytes`` at most.
     """
 
     def __init__(self, memory_bytes: int = 256 << 20, file_bytes: int = 16 << 30) -> None:
         self._memory_bytes, self._file_bytes = memory_bytes, file_bytes
-        self._held: OrderedDict[StackKey, _Held] = OrderedDict()
-        self._in_memory = self._in_file = self._end = 0  # bytes
-        self._free: defaultdict[int, list[int]] = defaultdict(list)  # places in the file by their size
-        self._file: IO[bytes] | None = None
+        self._held: OrderedDict[StackKey, tuple[CapturedSlice, Block | None]] = OrderedDict()
+        self._in_memory = self._in_files = 0
+        self._files = OverflowMemory(Path(tempfile.gettempdir()))
 
     def __len__(self) -> int:
         return len(self._held)
@@ -56,66 +43,39 @@ class HeldSlices:
     @property
     def full(self) -> bool:
         """Whether the oldest should go."""
-        return self._in_file > self._file_bytes
+        return self._in_files > self._file_bytes
 
     def add(self, slice_: CapturedSlice) -> None:
-        """Hold the slice of a stack that has none here; OSError if the disk is full."""
-        size = slice_.pixels.nbytes
-        if self._in_memory + size <= self._memory_bytes:
-            content, offset = slice_.pixels.tobytes(), None
-            self._in_memory += size
+        """Hold the slice of a stack that has none here; StorageError if the disk is full."""
+        key, pixels, block = slice_.metadata.key, slice_.pixels, None
+        if self._in_memory + pixels.nbytes <= self._memory_bytes:
+            copy = pixels.copy()
+            self._in_memory += pixels.nbytes
         else:
-            content, offset = b"", self._write(slice_.pixels.tobytes())
-            self._in_file += size
-        self._held[slice_.metadata.key] = _Held(
-            slice_.metadata, slice_.captured_s, slice_.pixels.shape, content, offset
-        )
+            block = self._files.allocate(StackInfo(key, (0.0,), (pixels.shape[0], pixels.shape[1]), 0.0))
+            if block is None:
+                raise StorageError(f"slice z={slice_.metadata.z_index} of {key} could not be held on disk")
+            copy = block.pixels[0]
+            np.copyto(copy, pixels)
+            self._in_files += pixels.nbytes
+        self._held[key] = CapturedSlice(slice_.metadata, copy, slice_.captured_s), block
 
     def get(self, key: StackKey) -> CapturedSlice | None:
         """The slice of a stack, which stays."""
         held = self._held.get(key)
-        if held is None:
-            return None
-        content = held.content
-        if held.offset is not None and self._file is not None:
-            self._file.seek(held.offset)
-            content = self._file.read(held.size)
-        pixels = np.frombuffer(content, np.uint16).reshape(held.shape)
-        return CapturedSlice(held.metadata, pixels, held.captured_s)
+        return None if held is None else held[0]
 
-    def remove(self, key: StackKey) -> None:
-        """Hold the slice of this stack no longer, if there is one."""
-        held = self._held.pop(key, None)
-        if held is None:
-            return
-        if held.offset is None:
-            self._in_memory -= held.size
-            return
-        self._in_file -= held.size
-        self._free[held.size].append(held.offset)
-        if self._in_file == 0 and self._file is not None:
-            self._file.close()
-            self._file, self._end = None, 0
-            self._free.clear()
-
-    def pop_oldest(self) -> CapturedSlice:
-        """The slice that was held for longest, which goes; StorageError if it cannot be read back."""
-        key = next(iter(self._held))
-        try:
-            slice_ = self.get(key)
-        finally:
-            self.remove(key)
-        if slice_ is None:
-            raise StorageError(f"the held slice of {key} cannot be read back")
+    def take(self, key: StackKey) -> CapturedSlice:
+        """The slice of a stack, which goes; its pixels are its own."""
+        slice_, block = self._held.pop(key)
+        if block is None:
+            self._in_memory -= slice_.pixels.nbytes
+            return slice_
+        self._in_files -= slice_.pixels.nbytes
+        slice_ = CapturedSlice(slice_.metadata, slice_.pixels.copy(), slice_.captured_s)
+        self._files.release(block)
         return slice_
 
-    def _write(self, content: bytes) -> int:
-        """Append to the file, or fill a gap of this size in it; returns the place."""
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="acq-isl-")  # noqa: SIM115 - closed when empty
-        free = self._free[len(content)]
-        offset = free.pop() if free else self._end
-        self._file.seek(offset)
-        self._file.write(content)
-        self._end = max(self._end, self._file.tell())
-        return offset
+    def take_oldest(self) -> CapturedSlice:
+        """The slice that was held for longest, which goes."""
+        return self.take(next(iter(self._held)))

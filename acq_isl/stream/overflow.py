@@ -26,19 +26,21 @@ def free_bytes(folder: Path) -> int:
 
 
 class OverflowMemory:
-    """Files in a folder, made when needed and removed when empty. Not thread-safe.
+    """Files in a folder, if there is one, made when needed and removed when empty. Not thread-safe.
 
     The measured data may lie on the same disk: some of it is left free.
     """
 
     def __init__(
-        self, folder: Path, file_bytes: int = _FILE_BYTES, free: Callable[[Path], int] | None = None
+        self, folder: Path | None, file_bytes: int = _FILE_BYTES, free: Callable[[Path], int] | None = None
     ) -> None:
         self._folder, self._file_bytes, self._free = folder, file_bytes, free or free_bytes
         self._files: list[SharedMemory] = []
 
     def allocate(self, info: StackInfo) -> Block | None:
         """Memory for a stack; None if the disk has no room."""
+        if self._folder is None:
+            return None
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             if self._free(self._folder) < nbytes_of(info) + _LEAVE_FREE_BYTES:
@@ -55,8 +57,9 @@ class OverflowMemory:
         log.info("the memory is full; stacks are captured to %s", self._folder)
         return file.allocate(info)
 
-    def tidy(self, block: Block) -> None:
-        """A block was given back to the file that it is in."""
+    def release(self, block: Block) -> None:
+        """Give a block back."""
+        block.home.release(block)
         if block.home.empty and block.home in self._files:
             self._files.remove(block.home)
             block.home.close()

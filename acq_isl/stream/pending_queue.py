@@ -75,7 +75,7 @@ class PendingQueue:
         clock: Callable[[], float] = time.monotonic,
         overflow: OverflowMemory | None = None,
     ) -> None:
-        self._overflow = overflow
+        self._overflow = overflow or OverflowMemory(None)
         self._memory, self.accounts, self._wanted, self._clock = memory, accounts, wanted, clock
         self._changed = threading.Condition()
         self._stacks: dict[int, PendingStack] = {}
@@ -370,9 +370,7 @@ class PendingQueue:
 
     def _begin(self, slice_: Slice, wanted: Wanted) -> PendingStack | None:
         info = slice_.info
-        block = self._memory.allocate(info)
-        if block is None and self._overflow is not None:
-            block = self._overflow.allocate(info)
+        block = self._memory.allocate(info) or self._overflow.allocate(info)
         if block is None:
             return None
         stack = PendingStack(self._next_id, info, block, wanted, self._clock(), slice_.acquisition)
@@ -447,9 +445,7 @@ class PendingQueue:
                 self._ended.popitem(last=False)
         block = stack.leave_memory()
         if block is not None:
-            block.home.release(block)
-            if self._overflow is not None:
-                self._overflow.tidy(block)
+            self._overflow.release(block)
         if stack.state is not State.DONE or self._stacks.pop(stack.id, None) is None:
             return
         self.accounts.end(*stack.fate, len(stack.slices.present))

@@ -32,25 +32,10 @@ SERVE = (sys.executable, "-m", "acq_isl", "serve")
 class EngineProcess:
     """An engine in its own process: it cannot slow down or crash the acquisition.
 
-    Parameters
-    ----------
-    model : path, or sequence of paths
-        Model files to serve, each also as ``NAME=FILE``.
-    bind : str
-        ZMQ address; ``tcp://127.0.0.1:*`` takes a free port, see `endpoint`.
-    threads : int, optional
-        Processor threads for inference.
-    startup_timeout_s : float
-        Longest time for each model until it must serve. The very first start with a wide model may take
-        longer: it tries every back end and compiles the network. Let ``acq-isl serve`` do that once, before
-        a microscope waits. One that ends early is noticed at once.
-    command : sequence of str
-        What understands ``--model --bind --threads --announce --stop-with-stdin``.
-
-    Raises
-    ------
-    EngineError
-        On entering: it ended before it served (its last words are in the message), or took too long.
+    ``model``: files to serve, each also as ``NAME=FILE``. ``bind``: as for `EngineServer`. Each model has
+    ``startup_timeout_s`` until it must serve; the very first start with a wide model may take longer, so let
+    ``acq-isl serve`` compile it before a microscope waits. ``command`` understands ``--model --bind --threads
+    --announce --stop-with-stdin``. EngineError on entering: it ended (with its last words), or took too long.
     """
 
     def __init__(
@@ -163,14 +148,8 @@ def serve(
 ) -> None:
     """Serve models until Ctrl-C, SIGTERM or the end of the parent; then close their engines.
 
-    Lowers the priority of this process, so that an acquisition on the same machine wins.
-
-    Raises
-    ------
-    ModelError
-        Two models have one name.
-    EngineError
-        The address cannot be served, or the server's thread failed.
+    Lowers the priority of this process, so that an acquisition on the same machine wins. ModelError if two
+    models have one name, EngineError if the address cannot be served or the server's thread failed.
     """
     parent = parent or Parent()
     stop = threading.Event()

@@ -46,23 +46,11 @@ class ServerSettings:
 
 
 class EngineServer:
-    """Serves models.
+    """Serves models, of which clients need not name the first; closes their engines.
 
-    Parameters
-    ----------
-    models : sequence of ServedModel
-        The first is the one that clients need not name. Their engines are called from one thread only
-        (but for `Engine.close`), and closed with the server. Every prediction must have arrays of its
-        own.
-    bind : str
-        ZMQ address; ``tcp://127.0.0.1:*`` takes a free port, see `endpoint`.
-
-    Raises
-    ------
-    ModelError
-        Two models have one name.
-    EngineError
-        On entering: the address is taken or unusable, or open to other hosts without keys.
+    Every prediction must have arrays of its own. ``tcp://127.0.0.1:*`` takes a free port, see `endpoint`.
+    ModelError if two models have one name; EngineError on entering if the address is taken, unusable, or
+    open to other hosts without keys.
     """
 
     def __init__(

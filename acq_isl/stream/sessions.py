@@ -172,10 +172,7 @@ class Sessions:
     ) -> list[Job]:
         """Add a slice; the jobs, one for each model, if its stack is complete now.
 
-        Raises
-        ------
-        WireError
-            The slice breaks an agreement. Its stack is forgotten; answer it with `Session.fail`.
+        WireError if it breaks an agreement: its stack is forgotten, and to be answered by `Session.fail`.
         """
         if sent.stack in session.stacks:
             return []

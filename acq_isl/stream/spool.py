@@ -88,25 +88,13 @@ class SpooledStack:
 
 
 class Spool:
-    """A folder of waiting stacks.
-
-    Parameters
-    ----------
-    folder : path
-        Made when the first stack is written.
-    """
+    """A folder of waiting stacks, made when the first one is written."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
     def write(self, stack: SpooledStack) -> Path:
-        """Write a stack; the whole file or none.
-
-        Raises
-        ------
-        StorageError
-            Disk full, no permission, or the folder cannot be made.
-        """
+        """Write a stack, the whole file or none; StorageError if the disk is full or does not allow it."""
         import tifffile
 
         path = self._free(f"{stack.stack:06d}_{_safe(str(stack.info.key))}")

@@ -221,12 +221,7 @@ def swap(
 
     The model replaced is that of ``name``, by default that of the new one's name, or the only one. The server
     has ``answer_s`` to answer at all and ``timeout_s`` to load. Returns what was and is served, and what
-    changed for clients.
-
-    Raises
-    ------
-    ModelError, EngineError
-        Nobody answers, or the server refused; its old model stays.
+    changed for clients. ModelError or EngineError if nobody answers or the server refused: the old one stays.
     """
     with zmq.Context() as context, open_dealer(context, endpoint, keys, wire.MAX_HEADER_BYTES) as dealer:
         try:
