@@ -231,8 +231,9 @@ class FieldsRanked:
 class Decided:
     """A rule decided something on a field (None: about none), and what became of it.
 
-    ``rule`` is the trigger's name, ``"operator"`` for a person; ``done`` is ``"done"``, ``"nothing"``,
-    ``"refused: ..."`` and so on; ``time_s`` is Unix time, 0 until the feed has stamped it.
+    ``rule`` is the trigger's name, ``"operator"`` for a person, ``"autofocus"`` where no focus was found;
+    ``done`` is ``"done"``, ``"nothing"``, ``"refused: ..."`` and so on; ``time_s`` is Unix time, 0 until the
+    feed has stamped it.
     """
 
     key: StackKey | None

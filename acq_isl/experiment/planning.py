@@ -106,7 +106,7 @@ def visits(sequence: useq.MDASequence, field: StackRequest, time: int) -> tuple[
         )
     middle_um = (min(field.z_um) + max(field.z_um)) / 2
     here = useq.AbsolutePosition(x=field.x_um, y=field.y_um, z=middle_um, name=field.key.position)
-    placed = sequence.replace(stage_positions=(here,))
+    placed = _unfocused(sequence.replace(stage_positions=(here,)))
     stacks = _stacks(placed, Optics("fluorescence", "unknown"), predict=False)
     requests = [replace(request, key=replace(request.key, time=time)) for _, request in stacks]
     _refuse_twins(requests)

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from acq_isl.errors import ExperimentError
 from acq_isl.experiment.experiment import Experiment
-from acq_isl.experiment.planning import Cycle, Optics, Place, cycles
+from acq_isl.experiment.planning import Cycle, Optics, Place, cycles, visits
 from acq_isl.stack import StackRequest
 
 PLACE = Place(10.0, -20.0, 5.0, (150.0, 100.0))
@@ -502,3 +502,12 @@ def test_times_of_one_position_count_from_its_own_beginning() -> None:
     assert [(cycle.time, cycle.start_s, cycle.restarts) for cycle in plan] == [
         (0, 0.0, False), (0, 0.0, True), (1, 2.0, False), (2, 4.0, False)
     ]  # fmt: skip
+
+
+def test_each_revisit_focuses_for_itself() -> None:
+    field = make_plan(at(z=3))[0].requests[0]
+    sequence = useq.MDASequence(channels=[DAPI], autofocus_plan=AF)
+    for time in (0, 1):
+        [visit] = visits(sequence, field, time)
+        assert visit.autofocus is not None and visit.autofocus.due
+        assert (visit.autofocus.z_um, visit.autofocus.site) == (3.0, f"p00 again at {time}")
