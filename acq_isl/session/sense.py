@@ -17,6 +17,7 @@ from acq_isl.rules import (
     ImageField,
     Limits,
     Measurement,
+    NetworkLength,
     ObjectCount,
     SetPreset,
     Threshold,
@@ -148,7 +149,7 @@ def _check_action(trigger: Trigger, plan: Sequence[Cycle], limits: Limits, camer
 def _check_levels(rule: Measurement, camera: Camera) -> Iterator[str]:
     """Levels of predicted brightness and sizes that a rule looks for."""
     match rule:
-        case AreaFraction(above=above):
+        case AreaFraction(above=above) | NetworkLength(above=above):
             least_um2 = 0.0
         case ObjectCount(objects_by=Watershed(above=above, min_area_um2=least_um2)):
             pass

@@ -59,6 +59,11 @@ WRONG = {
         ("nuclei, above: 0.2}}\nrevisit", "nuclei, above: 400}}\nrevisit"),
         "brighter than 400",
     ),
+    "level of a network": (
+        (WHEN, "{measurement: {kind: length, label: axons, above: 3}, above: 9}"),
+        "than 3",
+    ),
+    "no length at all": ((WHEN, "{measurement: {kind: length, label: axons}, below: 0}"), "um from 0 on"),
     "level of a segmenter": (
         ("nuclei, above: 0.2}}\nrevisit", "nuclei, segmenter: {kind: watershed, above: 20}}}\nrevisit"),
         "brighter than 20",
