@@ -16,19 +16,22 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from acq_isl.engines.model_file import read_model
 from acq_isl.engines.onnx import OnnxNetwork
 from acq_isl.engines.predictor import Predictor
-from acq_isl.errors import StorageError
+from acq_isl.errors import ModelError, StorageError
 from acq_isl.files import write_whole
-from acq_isl.manifest import MANIFEST_KEY, Manifest
+from acq_isl.manifest import MANIFEST_KEY, Evaluation, Manifest
 from acq_isl.stack import Float32Image, NetworkLabel, Prediction, StackInfo, StackKey, ZStack
 from acq_isl.training.counts import CountedField, fit_counts
 from acq_isl.training.data.source_simulated import LABELS, SimulationConfig, simulate
+from acq_isl.training.score import BrightFit, PixelSums, calibrate_bright
 
 _SEED = 77
 _FIELDS, _SIDE_PX = 64, 512
+_DATASET = "simulated microscope, fitted"
 _JUDGED_ON = "fields of other cultures on the simulated microscope; true is what their true label shows"
 
 logger = logging.getLogger(__name__)
@@ -63,7 +66,7 @@ def predict_fields(
 
 
 def calibrate(model: Path | str, out: Path, fields: int = _FIELDS) -> Manifest:
-    """Fit counts to simulated fields and write the model file with them; returns its new manifest.
+    """Fit counts and SD to simulated fields and write the model file with them; returns its new manifest.
 
     Raises
     ------
@@ -75,19 +78,92 @@ def calibrate(model: Path | str, out: Path, fields: int = _FIELDS) -> Manifest:
     file = read_model(model)
     manifest = file.info.manifest
     networks = {each.label for each in manifest.counting if isinstance(each, NetworkLabel)}
-    counted: dict[str, list[CountedField]] = {
-        label: [] for label in manifest.label_names if label in LABELS and label not in networks
-    }
+    judged = [label for label in manifest.label_names if label in LABELS]
+    counted: dict[str, list[CountedField]] = {label: [] for label in judged if label not in networks}
+    sums: dict[str, list[PixelSums]] = {label: [] for label in judged}
     with Predictor(file.info, OnnxNetwork(file)) as predictor:
         for name, prediction, truth in predict_fields(predictor, live_fields(manifest, fields)):
             for label, found in counted.items():
                 pixel_um = prediction.info.pixel_size_um
                 found.append(CountedField.of(name, prediction.label(label), truth[label], pixel_um))
+            for label, parts in sums.items():
+                parts.append(_pixels(prediction, label, truth[label], manifest))
     counts = (fit_counts(label, found, _JUDGED_ON) for label, found in counted.items())
     known = (*(each for each in counts if each is not None), *map(NetworkLabel, sorted(networks)))
-    calibrated = manifest.model_copy(update={"counts": known})
-    write_manifest(file.content, calibrated, out)
+    spreads = {label: calibrate_bright(parts) for label, parts in sums.items()}
+    calibrated = _with_spreads(manifest.model_copy(update={"counts": known}), spreads, fields)
+    write_manifest(_rescale(file.content, calibrated), calibrated, out)
     return calibrated
+
+
+def _factors(manifest: Manifest) -> list[tuple[float, float]]:
+    """Scale and slope that the graph applies, by label."""
+    labels = len(manifest.labels)
+    return list(
+        zip(manifest.spread_scale or (1.0,) * labels, manifest.spread_slope or (0.0,) * labels, strict=True)
+    )
+
+
+def _pixels(prediction: Prediction, label: str, truth: Float32Image, manifest: Manifest) -> PixelSums:
+    """Of a field with the SD as the network gives it, without the graph's factors."""
+    at = prediction.labels.index(label)
+    scale, slope = _factors(manifest)[at]
+    mean = prediction.mean[at].astype(np.float64)
+    sums = PixelSums()
+    sums.add(
+        mean.ravel(),
+        truth.ravel().astype(np.float64),
+        (prediction.spread[at] / (scale * (1 + slope * mean))).ravel(),
+    )
+    return sums
+
+
+def _with_spreads(manifest: Manifest, fits: dict[str, BrightFit], fields: int) -> Manifest:
+    """With the new factors of the SD, and what of it was true before taken out."""
+    factors = [
+        (fits[name].scale, fits[name].slope) if name in fits else old
+        for name, old in zip(manifest.label_names, _factors(manifest), strict=True)
+    ]
+    stale = ("coverage of 1 SD", "where truly bright", "where predicted bright")
+    kept = tuple(
+        each.model_copy(update={"metrics": {k: v for k, v in each.metrics.items() if k not in stale}})
+        for each in manifest.evaluations
+        if each.dataset != _DATASET
+    )
+    new = tuple(
+        Evaluation(
+            label=label, dataset=_DATASET, split_unit="field", n=fields,
+            metrics={stale[0]: fit.covered}
+            | ({stale[1]: fit.bright_covered} if fit.bright_covered is not None else {}),
+        )
+        for label, fit in fits.items()
+    )  # fmt: skip
+    return manifest.model_copy(
+        update={
+            "spread_scale": tuple(scale for scale, _ in factors),
+            "spread_slope": tuple(slope for _, slope in factors),
+            "evaluations": (*kept, *new),
+            "metrics": {name: value for name, value in manifest.metrics.items() if stale[0] not in name},
+        }
+    )
+
+
+def _rescale(content: bytes, manifest: Manifest) -> bytes:
+    """The graph with the manifest's factors of the SD; ModelError if it has no place for them."""
+    model = onnx.load_from_string(content)
+    wanted = {"spread_scale": manifest.spread_scale, "spread_slope": manifest.spread_slope}
+    for weight in model.graph.initializer:
+        if weight.name in wanted:
+            values = np.asarray(wanted.pop(weight.name), np.float32).reshape(tuple(weight.dims))
+            weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    if wanted:
+        raise ModelError(
+            "the SD of this model cannot be scaled",
+            wanted=f"weights {', '.join(wanted)} in its graph",
+            fix="export it with this version of acq-isl, from its weights.safetensors",
+        )
+    scaled: bytes = model.SerializeToString()
+    return scaled
 
 
 def write_manifest(content: bytes, manifest: Manifest, out: Path) -> None:
@@ -111,8 +187,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--fields", type=int, default=_FIELDS)
     options = parser.parse_args(words)
     manifest = calibrate(options.model, options.out or options.model, options.fields)
-    for counting in manifest.counts:
-        logger.info("%s", counting)
+    for found in (*manifest.counts, *manifest.evaluations):
+        logger.info("%s", found)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
+from scipy.optimize import brentq, minimize_scalar
 
 from acq_isl.processing.normalize import contrast_sd
 from acq_isl.processing.statistics import pearson_of_sums
@@ -23,6 +23,7 @@ _LEVELS = np.concatenate([np.linspace(0, 1, 61), [np.inf]])  # of predicted mean
 _BRIGHT = 0.3
 _BRIGHT_LEVEL = 18  # begins there
 _MOST_SLOPE = 30.0
+_SLOPES, _SURE = (0.0, 2.0, 5.0, 10.0, 20.0, 30.0, 50.0), 0.68
 
 Images = NDArray[np.float32]
 _Array = NDArray[np.float64]
@@ -100,8 +101,18 @@ class HeldOutScore:
     predicted_coverage: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class BrightFit:
+    """Scale and slope of an SD, and the share of all pixels, and of those truly bright, that it holds for."""
+
+    scale: float
+    slope: float
+    covered: float
+    bright_covered: float | None
+
+
 @dataclass(slots=True, eq=False)
-class _Sums:
+class PixelSums:
     """Of one label in one unit; no image is kept. ``levels`` are, by predicted mean: pixels, sum of means,
     sum of (error / SD)^2. ``ratios`` are pixels by dark or bright truth, predicted mean, and error / SD."""
 
@@ -162,26 +173,50 @@ def calibrate(levels: _Array) -> tuple[float, float]:
     return scale(slope), slope
 
 
+def calibrate_bright(units: Sequence[PixelSums]) -> BrightFit:
+    """Scale and slope under which one SD holds for `_SURE` of the pixels whose truth is bright.
+
+    Most pixels are background, and what makes all errors likeliest is far too narrow where something is. Of
+    the slopes that are tried, each with the scale that does it, the likeliest; nothing bright: as `calibrate`.
+    """
+    levels = np.sum([unit.levels for unit in units], axis=0)
+    ratios = np.sum([unit.ratios for unit in units], axis=0)
+    if not ratios[1].any():
+        return BrightFit(*calibrate(levels), _cover(ratios.sum(axis=0), np.ones(len(levels[0]))) or 0.0, None)
+    pixels, mean, squares = levels[0], _mean_levels(levels), levels[2]
+    fits = []
+    for slope in _SLOPES:
+        shape = 1 + slope * mean
+        log_scale = brentq(
+            lambda log, shape=shape: (_cover(ratios[1], np.exp(log) * shape) or 0) - _SURE, -9, 9
+        )
+        factors = np.exp(log_scale) * shape
+        surprise = float((pixels @ np.log(factors) + (squares / factors**2).sum() / 2) / pixels.sum())
+        covered, bright = _cover(ratios.sum(axis=0), factors), _cover(ratios[1], factors)
+        fits.append((surprise, BrightFit(float(np.exp(log_scale)), slope, covered or 0.0, bright)))
+    return min(fits, key=lambda fit: fit[0])[1]
+
+
 def score_network(
     network: LiveNetwork, fields: Sequence[Field], units: Sequence[str], labels: Sequence[str]
 ) -> tuple[HeldOutScore, ...]:
     """Predict fields and hold them against their truth; a score per label, with n 0 and scale 1 if no field
     has it. The network is in evaluation mode, on the processor; ``units`` say of each field what it belongs
     to: its well, itself, or its block."""
-    sums: dict[tuple[int, str], _Sums] = {}
+    sums: dict[tuple[int, str], PixelSums] = {}
     for item, unit in zip(fields, units, strict=True):
         mean, std = predict(network, np.asarray(item.x))
         for at in np.flatnonzero(item.present).tolist():
             known = slice(None) if item.valid is None else item.valid[at]
             p, t, s = (image[known].ravel().astype(np.float64) for image in (mean[at], item.y[at], std[at]))
-            sums.setdefault((at, unit), _Sums()).add(p, t / 255, s)
+            sums.setdefault((at, unit), PixelSums()).add(p, t / 255, s)
     return tuple(
         _score_label(name, [s for (label, _), s in sums.items() if label == at])
         for at, name in enumerate(labels)
     )
 
 
-def _score_label(label: str, units: Sequence[_Sums]) -> HeldOutScore:
+def _score_label(label: str, units: Sequence[PixelSums]) -> HeldOutScore:
     if not units:
         return HeldOutScore(label, 0, 0.0, 0.0, 0.0, 1.0)
     levels = np.sum([unit.levels for unit in units], axis=0)

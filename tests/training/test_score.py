@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from acq_isl.training.score import _LEVELS, _score_label, _Sums, calibrate
+from acq_isl.training.score import _LEVELS, PixelSums, _score_label, calibrate, calibrate_bright
 
 
 def drawn(scale, slope, pixels=200_000):
@@ -16,7 +16,7 @@ def drawn(scale, slope, pixels=200_000):
 
 
 def scored(p, t, std):
-    sums = _Sums()
+    sums = PixelSums()
     sums.add(p, t, std)
     return _score_label("nuclei", [sums])
 
@@ -51,3 +51,25 @@ def test_a_network_that_is_always_right_has_a_scale():
 def test_without_bright_pixels_nothing_is_said_of_them():
     p = np.full(100, 0.1)
     assert scored(p, p + 0.01, np.full(100, 0.02)).bright_coverage is None
+
+
+def test_one_sd_holds_for_two_thirds_of_what_is_truly_bright():
+    """Most pixels are dark and well known; the bright ones are missed by half and more."""
+    rng, sums = np.random.default_rng(0), PixelSums()
+    truth = np.where(rng.random(200_000) < 0.03, rng.uniform(0.4, 1.0, 200_000), 0.0)
+    mean = np.clip(0.4 * truth + rng.normal(0, 0.02, truth.size), 0, None)
+    std = np.full(truth.size, 0.02)
+    sums.add(mean, truth, std)
+    fit = calibrate_bright([sums])
+    inside = np.abs(truth - mean) <= std * fit.scale * (1 + fit.slope * mean)
+    assert inside[truth > 0.3].mean() == pytest.approx(0.68, abs=0.02)
+    assert fit.bright_covered == pytest.approx(0.68, abs=0.01)
+    assert inside.mean() == pytest.approx(fit.covered, abs=0.02) and fit.covered > 0.9
+    assert fit.slope > 0  # wide where something is, not everywhere
+
+
+def test_without_anything_bright_the_sd_is_that_of_all_pixels():
+    sums = PixelSums()
+    sums.add(np.zeros(1000), np.full(1000, 0.1), np.full(1000, 0.05))
+    fit = calibrate_bright([sums])
+    assert fit.scale == pytest.approx(2.0, rel=0.02) and fit.bright_covered is None
