@@ -140,16 +140,16 @@ class Messages:
 
     def __init__(self, flavour: Flavour) -> None:
         errors = self._errors = deque[str](maxlen=_MOST_MESSAGES)
-        kinds = flavour.trt.ILogger
+        trt = flavour.trt
         levels = {
-            kinds.INTERNAL_ERROR: logging.ERROR,
-            kinds.ERROR: logging.ERROR,
-            kinds.WARNING: logging.WARNING,
-            kinds.INFO: logging.DEBUG,
-            kinds.VERBOSE: logging.NOTSET,
+            trt.ILogger.INTERNAL_ERROR: logging.ERROR,
+            trt.ILogger.ERROR: logging.ERROR,
+            trt.ILogger.WARNING: logging.WARNING,
+            trt.ILogger.INFO: logging.DEBUG,
+            trt.ILogger.VERBOSE: logging.NOTSET,
         }
 
-        class Logger(kinds):  # type: ignore[misc, valid-type]
+        class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
             def log(self, severity: Any, message: str) -> None:
                 level = levels.get(severity, logging.DEBUG)
                 if level >= logging.ERROR:
@@ -186,9 +186,9 @@ class ProgressForwarder:
         self._progress = progress
         self._totals: dict[str, int] = {}
         self.failure: BaseException | None = None
-        tell = self.tell
+        tell, trt = self.tell, flavour.trt
 
-        class Monitor(flavour.trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+        class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
             def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
                 tell(phase_name, 0, num_steps)
 
