@@ -194,7 +194,7 @@ class PictureLayers:
         empty = np.zeros((2, 2), np.uint8)
         counts = empty.astype(np.uint16)
         self._add(LIGHT, counts, contrast_limits=(0, 65535), colormap=_colormap("gray, dimmed", _DIMMED))
-        for label, hue in reversed(self._hues.items()):
+        for label, hue in reversed(list(self._hues.items())):
             red, green, blue = (int(hue[i : i + 2], 16) / 255 for i in (1, 3, 5))
             # Squared, so that what is faint hides nothing.
             covers = tuple((red, green, blue, (n / _STEPS) ** 2) for n in range(_STEPS + 1))

@@ -83,7 +83,7 @@ class _Field:
     def layers(self, with_doubt: bool) -> Iterator[LayerData]:
         import dask.array
 
-        planes = dask.array.from_zarr(str(self.path / "0"))
+        planes = dask.array.from_zarr(str(self.path / "0"))  # type: ignore[no-untyped-call]
         told = {"predicted": True, "model": self.model, "stack": str(self.info.key)}
         named = list(enumerate(zip(self.labels, self.colors, strict=True)))
         for number, (label, color) in reversed(named):  # the first label, such as nuclei, lies on top
@@ -142,7 +142,8 @@ def _plane(recorded: RecordedField, channel: RecordedChannel, field: _Field) -> 
         "colormap": _ramp(_DIM if light else "#ffffff"),
         "visible": light,
     }
-    return dask.array.from_delayed(read, tuple(shape), channel.dtype), settings, "image"
+    plane = dask.array.from_delayed(read, tuple(shape), channel.dtype)  # type: ignore[no-untyped-call]
+    return plane, settings, "image"
 
 
 def _frames(path: Path, fields: Mapping[tuple[str, str], _Field]) -> Iterator[LayerData]:
