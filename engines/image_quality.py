@@ -21,6 +21,8 @@ _ROWS_AT_A_TIME = 128
 _FAR_PX = 4
 # White noise stays below .10 on fields up to 2048x2048; the recorded field is at .80 to .85.
 _LEAST_STRUCTURE = 0.15
+# A stack this deep changes with focus; looked at in the middle, in blocks of a few pixels.
+_DEPTH_UM, _DEPTH_PX, _SOFT_PX, _MOST_ALIKE = 3.0, 512, 4, 0.99
 
 
 class StackStatistics:
@@ -79,6 +81,7 @@ def check_image_quality(stack: ZStack, statistics: StackStatistics | None = None
     _check_clipped(stack, ranges)
     _check_repeated(stack)
     _check_noise(stack)
+    _check_depth(stack)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +156,45 @@ def _check_noise(stack: ZStack) -> None:
             got=f"{structure:.2f}",
             fix="check light path and focus; if no cell is in the field, nothing is wrong",
         )
+
+
+def _check_depth(stack: ZStack) -> None:
+    """Planes that differ by noise alone: the focus did not move, whatever z says.
+
+    Contrast through focus changes: likeness of the first, middle and last plane is .0 to .8 in stacks of
+    cells, .999 of one plane repeated with a tenth of its contrast in noise.
+    """
+    z_um = stack.info.z_um
+    order = np.argsort(z_um)
+    depth_um = z_um[order[-1]] - z_um[order[0]]
+    if stack.info.planes < 3 or depth_um < _DEPTH_UM or min(stack.info.shape) < _BLOCK_PX:
+        return
+    first, middle, last = (_gradients(stack.pixels[z]) for z in (order[0], stack.info.middle, order[-1]))
+    alike = min(_likeness(first, middle), _likeness(middle, last))
+    if alike > _MOST_ALIKE:
+        raise StackRefused(
+            f"stack {stack.info.key} shows the same plane at every z, but for noise",
+            wanted=f"likeness of first, middle and last plane of at most {_MOST_ALIKE:g}",
+            got=f"{alike:.3f} over {depth_um:.3g} um",
+            fix="check that the focus drive moves; if no cell is in the field, nothing is wrong",
+        )
+
+
+def _gradients(plane: Uint16Image) -> Float32Image:
+    """Differences of block means in the plane's middle, in which noise and shading hardly show."""
+    rows, columns = (slice(max((side - _DEPTH_PX) // 2, 0), (side + _DEPTH_PX) // 2) for side in plane.shape)
+    part = plane[rows, columns].astype(np.float32)
+    height, width = (side // _SOFT_PX for side in part.shape)
+    cut = part[: height * _SOFT_PX, : width * _SOFT_PX]
+    means = cut.reshape(height, _SOFT_PX, width, _SOFT_PX).mean(axis=(1, 3))
+    differences: Float32Image = means[:, _SOFT_PX:] - means[:, :-_SOFT_PX]
+    return differences
+
+
+def _likeness(a: Float32Image, b: Float32Image) -> float:
+    """Correlation about 0; 0 where there is nothing to compare."""
+    norm = math.sqrt(float(np.vdot(a, a)) * float(np.vdot(b, b)))
+    return float(np.vdot(a, b)) / norm if norm else 0.0
 
 
 def _bands(plane: Uint16Image) -> list[Uint16Image]:

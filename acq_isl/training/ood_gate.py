@@ -31,6 +31,7 @@ _SAMPLE_PX = 4  # statistics of planes are taken from one pixel in 4x4
 _LAGS = (1, 3, 6)
 _ODD_GAIN = 2.0
 _LEAST_WINDOWS = 40
+_MOST_LIMIT = 6.0  # beyond it a distance refuses nothing: the fit has seen too little
 _FOLDS = 5
 _EPS = 1e-3
 
@@ -181,6 +182,16 @@ def fit_gate(
     # Several distances share the alarms. Odds below even are no alarm, however rare.
     limits = [float(np.quantile(distances, 1 - false_alarms / len(NAMES))) for distances in held]
     limits[2] = max(limits[2], 0.0)
+    strange = [
+        f"{name} {limit:.3g}" for name, limit in zip(NAMES, limits, strict=True) if limit > _MOST_LIMIT
+    ]
+    if strange:
+        raise ExperimentError(
+            "the training fields are too few or too unlike each other to say what an unusual stack is",
+            wanted=f"limits of at most {_MOST_LIMIT:g}; a distance is about 1 for what is usual",
+            got=", ".join(strange),
+            fix="train on more or larger fields",
+        )
     alarms = (held > np.array(limits)[:, None]).any(axis=0)
     head = GateHead(network.config.size_step_px, features, focus, polarity)
     return head, Gate(names=NAMES, limits=tuple(limits), false_alarms=float(alarms.mean()))

@@ -176,8 +176,8 @@ def calibrate(levels: _Array) -> tuple[float, float]:
 def calibrate_bright(units: Sequence[PixelSums]) -> BrightFit:
     """Scale and slope under which one SD holds for `_SURE` of the pixels whose truth is bright.
 
-    Most pixels are background, and what makes all errors likeliest is far too narrow where something is. Of
-    the slopes that are tried, each with the scale that does it, the likeliest; nothing bright: as `calibrate`.
+    Most pixels are background, and what makes all errors likeliest is far too narrow where something is.
+    Of the slopes tried, each with the scale that does it, the likeliest; nothing bright: as `calibrate`.
     """
     levels = np.sum([unit.levels for unit in units], axis=0)
     ratios = np.sum([unit.ratios for unit in units], axis=0)

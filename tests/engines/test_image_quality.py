@@ -42,6 +42,11 @@ NO_PICTURES = [
     ("overexposed at 12 bits", np.minimum(culture(level=4000), 4095), "brightest value, 4095 counts"),
     ("offset too low", np.maximum(culture(level=300), 0), "darkest value, 0 counts.*lengthen the exposure"),
     ("one slice twice", with_plane(3, lambda p: p[2]), "plane 4 equal to the one before.*focus drive moves"),
+    (
+        "a stuck focus",
+        culture(1).repeat(5, 0) + RNG.normal(0, 80, (5, 192, 192)),
+        "same plane at every z.*drive moves",
+    ),
     ("a stuck camera", np.repeat(culture(1), 5, 0), "planes 2, 3, 4, ... equal"),
     ("shutter closed, read noise", RNG.normal(100, 1.6, (5, 256, 256)), "camera noise only"),
     ("empty medium, shot noise", RNG.poisson(20000, (5, 256, 256)), "camera noise only.*nothing is wrong"),

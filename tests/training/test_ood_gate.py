@@ -118,6 +118,15 @@ def test_the_odds_turn_with_the_contrast() -> None:
     assert np.mean(polarity.distance(rows)) < 0
 
 
+def test_limits_that_cannot_be_right_are_never_written() -> None:
+    """A fifth of the field is nothing like the rest, so what was left out lies far from every fit."""
+    stack = soft_stack(0)
+    stack[:, :, :128] = 8 * stack[:, :, :128].roll(1, dims=0) ** 3
+    with pytest.raises(ExperimentError, match="unlike") as caught:
+        fit_gate(network_of(SMALL), [stack])
+    assert "focus" in (caught.value.got or "") or "features" in (caught.value.got or "")
+
+
 def test_too_few_windows_are_an_error_with_a_number() -> None:
     with pytest.raises(ExperimentError, match="too few") as caught:
         fit_gate(network_of(SMALL), [soft_stack(0, side=256)])
