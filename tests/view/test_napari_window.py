@@ -205,7 +205,7 @@ def test_labels_of_several_models_are_layers_that_say_whose_they_are(window: Win
         one = Prediction(info(0), (label,), mean, 0 * mean, "0" * 64, model, "cpu", model=model)
         window.play(Predicted.of(one, (), 1.0))
     names = [layer.name for layer in window.viewer.layers]
-    assert names[2:4] == ["nuclei (predicted), first", "second/axons (predicted)"]
+    assert names[2:4] == ["second/axons (predicted)", "nuclei (predicted), first"]  # the first on top
     window.until(lambda: window.layer(names[2]).data.max() == 255, "the first model's labels are gone")
     assert window.layer(names[3]).data.max() == 255
 
@@ -215,11 +215,11 @@ def test_each_kind_of_picture_is_a_layer_that_says_what_it_is(window: Window) ->
     window.play(started(), seen(0), predicted(0))
     names = [layer.name for layer in window.viewer.layers]
     assert names == [
-        "map, labels (predicted)", "transmitted light", "nuclei (predicted)", "axons (predicted)",
+        "map, labels (predicted)", "transmitted light", "axons (predicted)", "nuclei (predicted)",
         "doubt (predicted)", "fields", "place to go to",
     ]  # fmt: skip
     nuclei = window.layer("nuclei (predicted)")
-    assert nuclei.blending == "additive" and nuclei.metadata == {"acq-isl": "predicted, not measured"}
+    assert nuclei.blending == "translucent" and nuclei.metadata == {"acq-isl": "predicted, not measured"}
     np.testing.assert_allclose(nuclei.colormap.map(1.0).ravel()[:3] * 255, [0x56, 0xB4, 0xE9], atol=1)
     gray = window.layer("transmitted light").colormap.map(0.5).ravel()[:3]
     assert 0.2 < gray[0] == gray[1] == gray[2]

@@ -70,8 +70,8 @@ class PictureLayers:
         ``light_range``: counts to show transmitted light between; ``tops``: up to which value to show each
         label; unless the user has set that.
         """
-        for label, top in tops.items():
-            self._limit(predicted(label), (0, top))
+        for label in self._hues.keys() & tops.keys():
+            self._limit(predicted(label), (0, tops[label]))
         plane, found = one.light, one.predicted
         self._draw(LIGHT, one, (plane.event, plane.pixels) if plane else None)
         for label in self._hues:
