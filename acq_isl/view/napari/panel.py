@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -95,9 +94,7 @@ class Panel:
 
     def status(self, head: str, numbers: str) -> None:
         """State of the run and its numbers, plain text."""
-        # A path has no place where Qt would break the line, so it gets some.
-        breakable = re.sub(r"([/\\])", r"\1&#8203;", escape(head))
-        _show(self._head, f"<b>{breakable}</b>")
+        _show(self._head, f"<b>{escape(head)}</b>")
         _show(self._numbers, escape(numbers))
 
     def field(self, words: str, decisions: str) -> None:
