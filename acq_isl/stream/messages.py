@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, PlainSerializer, field_validator
 
 from acq_isl.base import WireModel
 from acq_isl.stack import Counting, Distance, StackInfo, StageTimes
@@ -166,6 +167,11 @@ class SliceSent(_OfStack):
     left_ms: Annotated[float, Field(ge=0, le=MAX_DEADLINE_MS)] | None = None
 
 
+def _stages_of_server(times: StageTimes) -> dict[str, float]:
+    """What comes after the answer is the client's to measure; version 0.1 does not know its name."""
+    return {name: ms for name, ms in asdict(times).items() if name != "turn_ms"}
+
+
 class Result(_Answer):
     """A prediction. ``complete_s`` is the server's Unix time at which the stack was complete."""
 
@@ -177,9 +183,12 @@ class Result(_Answer):
     engine: _Name
     warnings: Annotated[tuple[_Text, ...], Field(max_length=64)]
     border_px: Annotated[int, Field(ge=0, le=MAX_SIDE_PX)]
-    times: StageTimes
+    times: Annotated[StageTimes, PlainSerializer(_stages_of_server)]
     distances: Annotated[tuple[Distance, ...], Field(max_length=MAX_LABELS)] = ()
-    counting: Annotated[tuple[Counting, ...], Field(max_length=MAX_LABELS)] = ()
+    counting: Annotated[
+        tuple[Counting, ...], Field(max_length=MAX_LABELS, exclude_if=lambda counting: not counting)
+    ] = ()
+    """Not sent where there is none: version 0.1 does not know it."""
     complete_s: Annotated[float, Field(allow_inf_nan=False)]
 
 

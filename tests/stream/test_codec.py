@@ -291,3 +291,10 @@ def test_a_field_of_any_other_value_is_refused_or_valid(fields: dict[str, Any], 
     except WireError:
         return
     assert repr(decode(encode(message))[0]) == repr(message)
+
+
+def test_what_version_0_1_does_not_know_is_not_sent_without_need() -> None:
+    """Its headers are strict: one key more, and every prediction would be lost to it."""
+    timed = dataclasses.replace(PREDICTION, times=dataclasses.replace(PREDICTION.times, turn_ms=3.0))
+    header = bytes(result_of(0, timed, 0.0)[0])
+    assert b"counting" not in header and b"turn_ms" not in header and b"infer_ms" in header
