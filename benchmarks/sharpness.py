@@ -37,7 +37,7 @@ from acq_isl.stack import StackInfo, StackKey, ZStack
 
 SIDE, PIXEL_UM, STEP_UM, PLANES = 512, 0.3, 1.5, 13
 PLACES = ((0.0, 0.0), (220.0, -150.0), (-300.0, 120.0))
-LEVELS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
+LEVELS = tuple(np.arange(0.1, 0.71, 0.05).round(2).tolist())
 NEAR_UM, APART_UM, ROUND_UM = 5.0, 2.4, 0.9
 _MARKED = 0.25
 
@@ -126,12 +126,13 @@ def score(model: str, scenes: Sequence[Scene], dying: Sequence[Scene]) -> None:
     for label in seen[0].labels:
         images, truths = [one.label(label) for one in seen], [scene.truth[label] for scene in scenes]
         r = np.mean([np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(images, truths, strict=True)])
-        p99 = np.percentile(images, 99) / max(np.percentile(truths, 99), 1e-6)
+        bright = float(np.percentile(truths, 99))
+        p99 = f"{np.percentile(images, 99) / bright:.2f}" if bright > _MARKED else "rare"
         objects = "| |"
         if label == "nuclei":
             placed, level = by_place(images, scenes, label)
             objects = f"{objects_f1(images, truths):.2f} | {placed:.2f} ({level:.2f}) |"
-        say(f"| {label} | {r:.3f} | {p99:.2f} | {objects}")
+        say(f"| {label} | {r:.3f} | {p99} | {objects}")
     if "dead" in seen[0].labels:
         ill = [engine.predict(scene.stack).label("dead") for scene in dying]
         placed, level = by_place(ill, dying, "dead")
