@@ -18,6 +18,7 @@ from acq_isl.hooks.hardware import nearest
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+_IMPORT_S = 60.0  # of a user's module, which may import what is large
 
 
 def call_within(limit_s: float, what: str, function: Callable[[], Result]) -> Result:
@@ -57,8 +58,11 @@ def find_function(name: str, folder: Path | None = None) -> Callable[..., Any]:
     It is looked for in ``folder`` first (by default the present one), as Python does beside a script.
     """
     module_name, _, function_name = name.partition(":")
+    beside = (folder or Path.cwd()).resolve()
     try:
-        module = _import_beside(module_name, (folder or Path.cwd()).resolve())
+        module = call_within(
+            _IMPORT_S, f"importing {module_name}", lambda: _import_beside(module_name, beside)
+        )
     except Exception as error:  # a user's module may fail in any way
         raise ActionRefused(
             f"the module of {name} cannot be imported",

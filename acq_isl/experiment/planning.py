@@ -287,7 +287,7 @@ def _refuse_twins(requests: Iterable[StackRequest]) -> None:
         if twin is request and len(set(request.z_um)) == len(request.z_um):
             continue
         if set(twin.z_um) & set(request.z_um):
-            what, fix = "is planned twice", "give positions different names, and each channel once"
+            what, fix = "is planned twice", "give positions different names, and each channel and z once"
         else:
             what = "is not acquired in one go: z is not the innermost axis"
             fix = "use axis_order: tpgcz, and give a position with a sequence of its own its own z_plan"

@@ -11,6 +11,7 @@ from acq_isl.base import Folder, StrictModel
 from acq_isl.experiment.faults import FaultText
 
 _Positive = Annotated[float, Field(gt=0)]
+_Side = Annotated[int, Field(ge=16, le=33000)]
 
 
 class _Optics(StrictModel):
@@ -161,8 +162,8 @@ class SimulatedMicroscope(StrictModel):
     specimen: SyntheticSpecimen | RecordedSpecimen = Field(
         default_factory=SyntheticSpecimen, discriminator="kind"
     )
-    camera_px: tuple[int, int] = (512, 512)
-    """Rows and columns of the camera."""
+    camera_px: tuple[_Side, _Side] = (512, 512)
+    """Rows and columns of the camera, 16 to 33000 as Micro-Manager's demo camera has them."""
     time_scale: float = Field(default=1.0, ge=0)
     """How many seconds pass for the specimen in one second."""
     prepare_ahead: int = Field(default=0, ge=0, le=4)

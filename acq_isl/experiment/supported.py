@@ -5,7 +5,10 @@ Everything that is not refused here is planned (`acq_isl.experiment.planning`) o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from itertools import islice, pairwise
+from typing import Any
 
 import useq
 
@@ -46,7 +49,9 @@ def refuse_unsupported(sequence: useq.MDASequence) -> None:
 
 
 def check_points(where: str, plan: object) -> None:
-    """A single point has more fields than useq-schema looks at where it stands for a plan of points."""
+    """ExperimentError for points that say more than useq-schema looks at, or that are one spot."""
+    if plan is not None and not isinstance(plan, useq.RelativePosition):
+        _check_steps(where, plan)
     looked_at = {"x", "y", "fov_width", "fov_height"}
     if where.endswith("well_points_plan"):
         looked_at |= {"z", "name"}
@@ -55,6 +60,19 @@ def check_points(where: str, plan: object) -> None:
     if isinstance(plan, useq.RelativePosition):
         for name in sorted(plan.model_fields_set - looked_at):
             raise _refusal(f"{where}: {name}", "is not looked at by useq-schema", "leave it out")
+
+
+def _check_steps(where: str, plan: Any) -> None:
+    """A field of no size, which useq-schema takes for 1 um, or one that overlaps its neighbour wholly."""
+    for name in ("fov_width", "fov_height"):
+        size = getattr(plan, name)
+        if size is not None and not 0 < size < math.inf:
+            raise _refusal(
+                f"{where}: {name}", f"({size:g} um) is no size", "leave it out: the camera's is taken"
+            )
+    if not isinstance(plan, useq.RandomPoints) and not all(share < 100 for share in plan.overlap):
+        what = f"({max(plan.overlap):g} per cent) leaves no step from field to field"
+        raise _refusal(f"{where}: overlap", what, "give per cent of a field, such as overlap: 10")
 
 
 def refuse_without_focus(sequence: useq.MDASequence) -> None:
@@ -83,6 +101,14 @@ def _check_axes(where: str, sequence: useq.MDASequence) -> None:
     if plan is not None and (wrong := [axis for axis in plan.axes if axis not in "tpgc"]):
         what = f"({', '.join(wrong)}) is not performed: a stack has one focus"
         raise _refusal(f"{where}autofocus_plan: axes", what, "axes: [p], to focus at each position")
+    if (
+        plan is not None
+        and plan.autofocus_motor_offset is not None
+        and not math.isfinite(plan.autofocus_motor_offset)
+    ):
+        raise _refusal(
+            f"{where}autofocus_plan: autofocus_motor_offset", "is no number", "give it in the motor's units"
+        )
     for axis, name in _AXES.items():
         if getattr(sequence, name) and axis not in sequence.axis_order:
             order = "".join(sequence.axis_order)
@@ -95,6 +121,10 @@ def _check_times(where: str, plan: useq.TimePlan | None) -> None:
            for phase in (plan, *phases)):  # fmt: skip
         what = "is not performed: late time points are taken, and told, never left out"
         raise _refusal(f"{where}time_plan: prioritize_duration", what, "leave it out, or plan fewer loops")
+    if any(later < earlier for phase in phases if phase for earlier, later in pairwise(islice(phase, 2))):
+        raise _refusal(
+            f"{where}time_plan", "goes back in time", "give intervals and durations of 0 s or more"
+        )
 
 
 def _count(where: str, sequence: useq.MDASequence) -> int:

@@ -81,6 +81,36 @@ BAD = {
         {"stage_positions": [{"x": 0, "y": 0, "z": 0, "name": "A"}, {"x": 9, "y": 0, "z": 0, "name": "A"}]},
         "twice",
     ),
+    "times that go back": ({"time_plan": {"interval": -1, "loops": 3}}, "goes back in time"),
+    "a phase that goes back": (
+        {"time_plan": {"phases": [{"interval": 5, "loops": 2}, {"duration": -4, "loops": 2}]}},
+        "goes back in time",
+    ),
+    "fields of no size": (
+        {"grid_plan": {"rows": 2, "columns": 2, "fov_width": 0, "fov_height": 0}},
+        "fov_width \\(0 um\\) is no size",
+    ),
+    "fields of negative height": (
+        {"grid_plan": {"rows": 2, "columns": 2, "fov_width": 9, "fov_height": -9}},
+        "fov_height",
+    ),
+    "the same field four times": ({"grid_plan": {"rows": 2, "columns": 2, "overlap": 100}}, "no step"),
+    "the same field in a position's grid": (
+        {
+            "stage_positions": [
+                {"x": 0, "y": 0, "z": 0, "sequence": {"grid_plan": {"rows": 2, "columns": 2, "overlap": 100}}}
+            ]
+        },
+        "no step",
+    ),
+    "an offset that is no number": (
+        {
+            "stage_positions": [{"x": 0, "y": 0, "z": 0}, {"x": 9, "y": 0, "z": 0}],
+            "autofocus_plan": {"autofocus_motor_offset": float("nan"), "axes": ["p"]},
+        },
+        "autofocus_motor_offset",
+    ),
+    "a plane twice": ({"z_plan": {"relative": [0, 1, 0]}}, "each channel and z once"),
     "a name no file can have": (
         {"stage_positions": [{"x": 0, "y": 0, "z": 0, "name": "60x@1.4"}]},
         "file name",

@@ -8,7 +8,7 @@ import pytest
 
 from acq_isl.errors import AcqIslError, ActionRefused, ExperimentError
 from acq_isl.experiment.experiment import Experiment, RunningMicroManager
-from acq_isl.hooks import check_function, open_microscope
+from acq_isl.hooks import check_function, open_microscope, user_calls
 from acq_isl.session.preflight import prepare
 
 TEXT = """
@@ -213,6 +213,20 @@ def test_a_module_that_fails_says_how(tmp_path: Path) -> None:
     (tmp_path / "broken_module.py").write_text("1 / 0")
     with pytest.raises(AcqIslError, match="ZeroDivisionError: division by zero"):
         check_function("broken_module:act", (), tmp_path)
+
+
+@pytest.mark.parametrize("line, says", [("exit(3)", "SystemExit"), ("raise KeyboardInterrupt", "Keyboard")])
+def test_a_module_that_would_end_the_process_is_refused(tmp_path: Path, line: str, says: str) -> None:
+    (tmp_path / "ending_module.py").write_text(f"from sys import exit\n{line}\n")
+    with pytest.raises(ActionRefused, match=f"importing ending_module raised {says}"):
+        check_function("ending_module:act", (), tmp_path)
+
+
+def test_a_module_that_never_ends_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "waiting_module.py").write_text("import threading\nthreading.Event().wait(5)\n")
+    monkeypatch.setattr(user_calls, "_IMPORT_S", 0.05)
+    with pytest.raises(ActionRefused, match="importing waiting_module did not end"):
+        check_function("waiting_module:act", (), tmp_path)
 
 
 def test_an_experiment_file_knows_its_folder(tmp_path: Path) -> None:
