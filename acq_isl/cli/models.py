@@ -228,5 +228,5 @@ def _no_extra(extra: str, error: ModuleNotFoundError) -> ModelError:
     return ModelError(
         f"this command needs a part of acq-isl that is not installed: {error.name}",
         wanted=f"the extra {extra!r}",
-        fix=f"pip install 'acq-isl[{extra}]'",
+        fix=f'pip install "acq-isl[{extra}]"',
     )

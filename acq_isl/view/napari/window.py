@@ -255,7 +255,7 @@ def check() -> None:
     missing = [name for name in ("napari", "qtpy") if importlib.util.find_spec(name) is None]
     if missing:
         raise AcqIslError(
-            f"the window needs {' and '.join(missing)}", fix=f"pip install 'acq-isl[napari]', {_INSTEAD}"
+            f"the window needs {' and '.join(missing)}", fix=f'pip install "acq-isl[napari]", {_INSTEAD}'
         )
     x_window = sys.platform.startswith("linux") and not os.environ.get("QT_QPA_PLATFORM")
     if x_window and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):

@@ -80,7 +80,7 @@ def serve_page(
         raise ExperimentError(
             "the web page needs packages that are not installed",
             got=str(error),
-            fix="pip install 'acq-isl[web]'",
+            fix='pip install "acq-isl[web]"',
         ) from error
     address = read_address(folder)
     listening = _listen(settings)
