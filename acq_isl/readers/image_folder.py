@@ -199,6 +199,8 @@ class Name:
 
 def parse(path: Path) -> Name | None:
     """Read a file name of either dialect; None if it is neither."""
+    if path.name.startswith("."):  # macOS writes ._NAME beside NAME
+        return None
     tokens = path.name.removesuffix(".png").replace(",value-", "-").split(",")
     values = dict(token.split("-", 1) for token in tokens if "-" in token)
     z = values.get("z_depth")

@@ -18,6 +18,7 @@ from acq_isl.readers.recording import DataSet, Lengths, Pixels, RecordedChannel,
 
 INDEX = "NDTiff.index"
 _FULL = "Full resolution"
+_STACKS = "*NDTiffStack*.tif"
 # The Python backend's names, then the Java backend's.
 _PIXEL_KEYS = ("PixelSize_um", "PixelSizeUm")
 _Z_KEYS = ("ZPosition_um_Intended", "ZPosition_um", "ZPositionUm")
@@ -34,14 +35,19 @@ class NdtiffReader:
     """Reads an NDTiff data set; each position, or tile of a pyramid, is a field."""
 
     def recognises(self, path: Path) -> bool:
-        """Whether there is an index."""
-        return index_folder(path) is not None
+        """Whether there is an index, or files that are of a data set by their name."""
+        return index_folder(path) is not None or any(path.glob(_STACKS))
 
     def read(self, path: Path) -> DataSet:
         """All positions and times; raises `StorageError`."""
         folder = index_folder(path)
         if folder is None:
-            raise StorageError(f"{path} is not an NDTiff data set", wanted=f"a file {INDEX}")
+            raise StorageError(
+                f"{path} is no whole NDTiff data set, so nobody knows what its images are",
+                wanted=f"a file {INDEX}",
+                got="none",
+                fix="copy the whole folder anew; of a run that was killed: acq-isl recover RUN",
+            )
         images = [NdtiffImage(folder, axes, rest) for axes, rest in index_entries(folder, whole=True)]
         strange = {name for image in images for name in image.axes} - _AXES
         if strange or not images:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -104,7 +106,8 @@ def _fields(path: Path, folder: Path, well: str | None) -> list[RecordedField]:
         scales = about["multiscales"][0]
         axes = [axis["name"] if isinstance(axis, dict) else str(axis) for axis in scales["axes"]]
         lengths = _lengths(scales, axes)
-        array = _array(folder / str(scales["datasets"][0]["path"]))
+        array_folder = folder / str(scales["datasets"][0]["path"])
+        array = _array(array_folder)
         listed = [channel.get("label") for channel in (about.get("omero") or {}).get("channels", ())]
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise _incomplete(folder, error) from error
@@ -121,6 +124,8 @@ def _fields(path: Path, folder: Path, well: str | None) -> list[RecordedField]:
 
     def channel(time: int, number: int) -> RecordedChannel:
         def read_planes(planes: Sequence[int]) -> Pixels:
+            if size["z"] > 1:
+                _require_chunks(array_folder, array, axes, {"t": time, "c": number})
             return _read(folder, array, axes, (time, number, planes))
 
         shape = (size["z"], size["y"], size["x"])
@@ -144,6 +149,23 @@ def _array(folder: Path) -> Any:
         raise StorageError(
             f"the pixels of {folder} cannot be read", got=f"{type(error).__name__}: {error}"
         ) from error
+
+
+def _require_chunks(folder: Path, array: Any, axes: Sequence[str], at: Mapping[str, int]) -> None:
+    """StorageError where chunks of a stack were never written: Zarr gives black for them, without a word."""
+    numbers = [
+        (at[axis] // length,) if axis in at else range(math.ceil(size / length))
+        for axis, size, length in zip(axes, array.shape, array.shards or array.chunks, strict=True)
+    ]
+    chunks = [folder / array.metadata.encode_chunk_key(place) for place in itertools.product(*numbers)]
+    missing = [chunk for chunk in chunks if not chunk.is_file()]
+    if missing:
+        raise StorageError(
+            f"{folder}: parts of a stack are missing",
+            wanted=f"{len(chunks)} chunks",
+            got=f"{len(chunks) - len(missing)}, without {missing[0].relative_to(folder)}",
+            fix="copy it anew, or leave it out; if they are truly black, save it with write_empty_chunks",
+        )
 
 
 def _read(folder: Path, array: Any, axes: Sequence[str], place: tuple[int, int, Sequence[int]]) -> Pixels:

@@ -53,7 +53,8 @@ class TiffReader:
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        return sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in _SUFFIXES)
+        files = (file for file in path.iterdir() if not file.name.startswith("."))  # macOS writes ._NAME
+        return sorted(file for file in files if file.suffix.lower() in _SUFFIXES and file.is_file())
     return [path] if path.suffix.lower() in _SUFFIXES and path.is_file() else []
 
 

@@ -149,6 +149,28 @@ def test_a_unit_without_a_scale_is_no_length(tmp_path: Path) -> None:
     assert RecordedSpecimen.from_path(path, pixel_size_um=0.3, z_step_um=1.5).pixel_size_um == 0.3
 
 
+@pytest.mark.parametrize("zarr_format, shards", [(2, None), (3, None), (3, (1, 5, 32, 32))])
+def test_a_chunk_that_was_never_copied_is_not_black(zarr_format: Any, shards: Any, tmp_path: Path) -> None:
+    group = zarr.open_group(str(tmp_path / "a.zarr"), mode="w", zarr_format=zarr_format)
+    array = group.create_array(
+        "0",
+        shape=BOTH.shape,
+        dtype=BOTH.dtype,
+        chunks=(1, 1, 16, 32),
+        shards=shards,
+    )
+    array[:] = BOTH
+    scales = {"axes": list("czyx"), "datasets": [{"path": "0"}]}
+    about = {"multiscales": [scales], "omero": {"channels": [{"label": "Phase"}, {"label": "DAPI"}]}}
+    group.attrs.update({"ome": about} if zarr_format == 3 else about)
+    field = read_field(tmp_path / "a.zarr")
+    np.testing.assert_array_equal(field.channel("Phase").read(), STACK)
+    (tmp_path / "a.zarr" / "0" / array.metadata.encode_chunk_key((0,) * 4)).unlink()
+    with pytest.raises(StorageError, match="parts of a stack are missing"):
+        field.channel("Phase").read()
+    np.testing.assert_array_equal(field.channel("DAPI").read(), BOTH[1])
+
+
 def test_pixels_that_are_not_square_are_what_the_user_states(tmp_path: Path) -> None:
     path = ome_zarr(tmp_path, "micrometer", 1.0, (1.5, 0.3, 0.4))
     with pytest.raises(StorageError, match=r"pixel size .* not known.*not square: 0.4 x 0.3 um"):
@@ -270,6 +292,13 @@ def test_a_specimen_may_be_of_any_integer_type(type_: type[np.integer], tmp_path
     tifffile.imwrite(tmp_path / "a.tif", stored, photometric="minisblack", metadata={"axes": "ZYX"})
     specimen = RecordedSpecimen.from_path(tmp_path / "a.tif", pixel_size_um=0.3, z_step_um=1.5)
     np.testing.assert_array_equal(specimen.transmitted, counts - (counts.min() if low < 0 else 0))
+
+
+def test_what_macos_leaves_beside_files_is_no_file(tmp_path: Path) -> None:
+    for name in ("phase", "dapi"):
+        tifffile.imwrite(tmp_path / f"{name}.tif", STACK, photometric="minisblack")
+        (tmp_path / f"._{name}.tif").write_bytes(b"\x00\x05\x16\x07")
+    assert read_field(tmp_path).channels == ("dapi", "phase")
 
 
 def test_positions_of_mmstudio_are_fields_each_once(tmp_path: Path) -> None:
@@ -482,6 +511,15 @@ def test_an_empty_file_in_a_data_set_is_no_part_of_it(tmp_path: Path) -> None:
     folder = ndtiff(tmp_path, Z_UM)
     (folder / "NDTiffStack_1.tif").touch()
     np.testing.assert_array_equal(read_field(folder).channel("Phase").read(), STACK)
+
+
+@pytest.mark.parametrize("suffix", ["", "_1"])
+def test_a_data_set_without_its_index_is_no_folder_of_planes(suffix: str, tmp_path: Path) -> None:
+    folder = ndtiff(tmp_path, Z_UM)
+    (folder / INDEX).unlink()
+    (folder / "NDTiffStack.tif").rename(folder / f"mine_NDTiffStack{suffix}.tif")
+    with pytest.raises(StorageError, match=rf"wanted: a file {INDEX}.*acq-isl recover"):
+        read_data_set(folder)
 
 
 def test_a_file_that_was_cut_is_an_error(tmp_path: Path) -> None:
