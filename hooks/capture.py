@@ -125,6 +125,7 @@ class CaptureHook:
         self._held = HeldSlices() if held is None else held
         self._problems: deque[AcqIslError] = deque(maxlen=_PROBLEMS_KEPT)
         self.problem_count = 0
+        self.put_count = 0  # slices that the sink took; `counts` says more
 
     @classmethod
     def for_requests(cls, sink: SliceSink | None) -> CaptureHook:
@@ -322,6 +323,7 @@ class CaptureHook:
             self._measured.put_measured(slice_)
             raise _NotTaken("not wanted", "measured only")
         self._put(slice_)
+        self.put_count += 1
         self._accounts.hand_on()
 
     def _hold(self, slice_: CapturedSlice) -> None:

@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from acq_isl.cli.console import configure_logging, out, show_table
-from acq_isl.errors import ExperimentError, ScopeError
+from acq_isl.errors import ExperimentError, ScopeError, StorageError
 
 if TYPE_CHECKING:
     import useq
@@ -93,7 +93,9 @@ def sim(
         typer.Option(help="Your own recording instead of simulated neurons: TIFF, NDTiff or OME-Zarr."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the simulated neurons.")] = 1,
-    camera: Annotated[tuple[int, int], typer.Option(help="Rows and columns of the camera.")] = (512, 512),
+    camera: Annotated[
+        tuple[int, int], typer.Option(min=16, max=33000, help="Rows and columns of the camera.")
+    ] = (512, 512),
     fault: Faults = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what happens inside.")] = False,
 ) -> None:
@@ -189,8 +191,19 @@ def _prompt(names: dict[str, Any]) -> None:
         _log.debug("left the prompt")
 
 
-_LARGEST_PX = 512
+_SMALLEST_PX, _LARGEST_PX = 16, 512  # of the demo camera; of a field that is drawn quickly
 _EXPOSURE_MS = 50.0
+
+
+def _camera_px(folder: Path, rows: int, columns: int) -> tuple[int, int]:
+    """Of a camera for a recording; StorageError for images smaller than any."""
+    if min(rows, columns) < _SMALLEST_PX:
+        what, wanted = (
+            f"the images of {folder} are too small for a camera",
+            f"{_SMALLEST_PX} rows and columns",
+        )
+        raise StorageError(what, wanted=wanted, got=f"{rows} x {columns}", fix="give larger images")
+    return min(rows, _LARGEST_PX), min(columns, _LARGEST_PX)
 
 
 def on_recording(experiment: Experiment, settings: RecordedSpecimen) -> tuple[Experiment, str]:
@@ -210,7 +223,7 @@ def on_recording(experiment: Experiment, settings: RecordedSpecimen) -> tuple[Ex
     fluorescent = specimen.channels[1:]
     changes: dict[str, Any] = {
         "microscope": SimulatedMicroscope(
-            specimen=settings, camera_px=(min(rows, _LARGEST_PX), min(columns, _LARGEST_PX))
+            specimen=settings, camera_px=_camera_px(settings.folder, rows, columns)
         ),
         "overview": _with_planes(experiment.overview, planes, specimen.z_step_um),
         "truth": {name: label.channel for name, label in specimen.labels.items() if name in experiment.truth},

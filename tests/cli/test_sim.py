@@ -116,6 +116,10 @@ def test_wrong_words_are_clear_errors(
     assert said in " ".join(told.split()) and "Traceback" not in told
 
 
+def test_a_camera_of_no_size_is_a_wrong_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(monkeypatch, "sim", "--camera", "0", "128") == 2
+
+
 def test_two_lines_in_a_notebook() -> None:
     scope = SimulatedScope(SyntheticSpecimen(seed=1)).open()
     scope.core.snap_image()

@@ -59,6 +59,13 @@ def test_without_fluorescence_nothing_is_revisited(tmp_path: Path) -> None:
     assert experiment.overview.z_plan is None
 
 
+def test_images_smaller_than_any_camera_are_refused(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "Phase.tif", np.ones((3, 15, 64), np.uint16), photometric="minisblack")
+    settings = RecordedSpecimen(folder=tmp_path, z_step_um=1, pixel_size_um=0.3)
+    with pytest.raises(StorageError, match=r"too small for a camera; wanted: 16 .* got: 15 x 64"):
+        on_recording(demo(), settings)
+
+
 def test_lengths_that_nobody_knows_are_asked_for(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "Phase.tif", np.ones((3, *SIZE), np.uint16), photometric="minisblack")
     with pytest.raises(StorageError, match="--z-step"):
