@@ -17,6 +17,7 @@ from acq_isl.stack import Prediction, StackKey
 _MOSAIC_PX = 1500  # along its side; fields share it
 _PICTURES_PX = 6_000_000  # in all pictures of chosen fields together
 _HUE = r"#[0-9a-fA-F]{6}"
+_LEAST_TOP = 0.1
 _MOST_FIELDS = 48  # shown in large
 
 
@@ -31,7 +32,19 @@ def hues(record: RunRecord) -> dict[str, str]:
     }
 
 
-def draw_mosaic(fields: Sequence[FieldRecord], colors: dict[str, str]) -> dict[str, Any] | None:
+def tops(record: RunRecord) -> dict[str, float]:
+    """Up to which value each label is shown, on all fields alike; what is hardly there is not blown up."""
+    found = dict.fromkeys(hues(record), _LEAST_TOP)
+    for field in record.fields:
+        if isinstance(field.outcome, Prediction):
+            for label, mean in zip(field.outcome.labels, field.outcome.mean, strict=True):
+                found[label] = max(found[label], float(np.nanpercentile(mean[::4, ::4], 99.5)))
+    return found
+
+
+def draw_mosaic(
+    fields: Sequence[FieldRecord], colors: dict[str, str], tops: dict[str, float]
+) -> dict[str, Any] | None:
     """All fields at their places; of a time series the last picture of each place. None without any."""
     last = list({field.info.key.position: field for field in fields}.values())
     if not last:
@@ -43,7 +56,7 @@ def draw_mosaic(fields: Sequence[FieldRecord], colors: dict[str, str]) -> dict[s
             "box": box,
             "field": field,
             "uri": _draw_gray(field, edge, 75),
-            "layers": _layers(field, colors, edge),
+            "layers": _layers(field, colors, tops, edge),
         }
         for field, box in zip(last, placed.boxes, strict=True)
     ]
@@ -57,7 +70,7 @@ def draw_mosaic(fields: Sequence[FieldRecord], colors: dict[str, str]) -> dict[s
     }
 
 
-def draw_chosen(record: RunRecord, colors: dict[str, str]) -> dict[str, Any]:
+def draw_chosen(record: RunRecord, colors: dict[str, str], tops: dict[str, float]) -> dict[str, Any]:
     """Fields in large: chosen ones by rank, then others that were imaged in fluorescence."""
     compared: dict[StackKey, list[Comparison]] = {}
     for comparison in record.comparisons:
@@ -74,7 +87,7 @@ def draw_chosen(record: RunRecord, colors: dict[str, str]) -> dict[str, Any]:
                 "field": field,
                 "bar": display.scale_bar(field.info.shape[1] * field.info.pixel_size_um),
                 "rows": [_draw_row(pair, colors, edge) for pair in compared.get(field.info.key, [])],
-                "layers": _layers(field, colors, edge),
+                "layers": _layers(field, colors, tops, edge),
                 "transmitted": _draw_gray(field, edge),
             }
             for field in few
@@ -103,15 +116,18 @@ def _draw_row(comparison: Comparison, colors: dict[str, str], edge: int) -> dict
     return {"comparison": comparison, "pictures": pictures}
 
 
-def _layers(field: FieldRecord, colors: dict[str, str], edge: int) -> list[tuple[int, str]]:
-    """Number and picture of every label, on black, to be added to transmitted light."""
+def _layers(
+    field: FieldRecord, colors: dict[str, str], tops: dict[str, float], edge: int
+) -> list[tuple[int, str]]:
+    """Number and picture of every label, to be laid over transmitted light; the first label lies on top."""
     if not isinstance(field.outcome, Prediction):
         return []
-    order = list(colors)
-    return [
-        (order.index(label), display.data_uri(display.tinted(_stretch(image, edge), colors[label]), 72))
-        for label, image in zip(field.outcome.labels, field.outcome.mean, strict=True)
+    order, named = list(colors), zip(field.outcome.labels, field.outcome.mean, strict=True)
+    pictures = [
+        (order.index(label), display.covering(display.reduced(image, edge), colors[label], tops[label]))
+        for label, image in named
     ]
+    return [(number, display.data_uri(picture, 72)) for number, picture in reversed(pictures)]
 
 
 def _stretch(image: NDArray[Any], edge: int) -> display.Uint8Image:

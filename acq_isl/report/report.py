@@ -10,7 +10,7 @@ from typing import Any, assert_never
 from acq_isl.errors import StorageError
 from acq_isl.files import write_whole
 from acq_isl.record import Comparison, Counts, FieldRecord, RunRecord, StageLatency
-from acq_isl.report.figures import draw_chosen, draw_mosaic, hues, rank_order
+from acq_isl.report.figures import draw_chosen, draw_mosaic, hues, rank_order, tops
 from acq_isl.rules.measurements import readable
 from acq_isl.scorecard import sentences
 from acq_isl.stack import Prediction, Refusal, StackInfo, Unpredicted
@@ -47,15 +47,15 @@ def render(record: RunRecord) -> str:
     )
     words = (describe_place, describe_state, describe_objects, weigh, readable, duration, score, sentences)
     pages.filters.update({function.__name__: function for function in words})
-    colors = hues(record)
+    colors, brightest = hues(record), tops(record)
     return pages.get_template("report.html").render(
         record=record,
         headline=headline(record),
         duration=_run_time(record.duration_s),
         labels=[(name, color, model_of(record, name)) for name, color in colors.items()],
         models={comparison.label: model_of(record, comparison.label) for comparison in record.comparisons},
-        mosaic=draw_mosaic(record.fields, colors),
-        chosen=draw_chosen(record, colors),
+        mosaic=draw_mosaic(record.fields, colors, brightest),
+        chosen=draw_chosen(record, colors, brightest),
         balance=_balance(record.counts),
         waterfall=_waterfall(record.latencies),
         missing=_group_missing(record.fields),
