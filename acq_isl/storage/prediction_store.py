@@ -96,7 +96,7 @@ class PredictionStore:
             self._owned.acquire(timeout=0)
             if there:
                 for name in stored(self._path):
-                    self._add(_read_image(self._path, name))
+                    self._take_up(name)
                 for begun in filter(Path.is_dir, self._partial.iterdir()):  # by a run that was killed
                     shutil.rmtree(begun, ignore_errors=True)
             else:
@@ -182,6 +182,16 @@ class PredictionStore:
         self._list_if_due()
         return name
 
+    def _take_up(self, name: str) -> None:
+        """An image that is there; one that power loss left unreadable is moved out of the store."""
+        try:
+            self._add(_read_image(self._path, name))
+        except StorageError as error:
+            aside = self._path.with_name(self._path.name + ".damaged") / f"{name}_{time.time_ns()}"
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            (self._path / name).replace(aside)
+            _log.warning("a damaged prediction was moved to %s: %s", aside, error)
+
     def _add(self, image: Image) -> None:
         self._images.append(image)
         self._taken.add(image.path.casefold())
@@ -213,7 +223,8 @@ class PredictionStore:
         """Path of a field's image; a second prediction of it by the same model gets a number."""
         base = image_path(prediction.info.key, prediction.model)
         names = itertools.chain([base], (f"{base}no{number}" for number in itertools.count(2)))
-        return next(name for name in names if name.casefold() not in self._taken)
+        free = (name for name in names if name.casefold() not in self._taken)
+        return next(name for name in free if not (self._path / name).exists())  # as power loss leaves them
 
     def _unwritable(self, error: Exception) -> StorageError:
         return StorageError(
@@ -239,7 +250,7 @@ def stored(path: Path | str) -> tuple[str, ...]:
     if collection.exists():
         listed = [*_read_json(collection)["attributes"]["ome"]["series"], *listed]
     found = sorted(image.relative_to(path).as_posix() for image in path.glob("*/*/*") if image.is_dir())
-    return tuple(dict.fromkeys([*listed, *(name for name in found if (path / name / "zarr.json").exists())]))
+    return tuple(name for name in dict.fromkeys([*listed, *found]) if (path / name / "zarr.json").exists())
 
 
 def find(path: Path | str, key: StackKey, model: str = "") -> tuple[str, ...]:

@@ -156,6 +156,18 @@ def test_fields_are_ranked_when_that_is_asked_for(run: Run) -> None:
     assert recover(run.folder, models(fake.MeanEngine()), choose=True).report is None
 
 
+@pytest.mark.parametrize("left", [None, b"", b"{"], ids=["gone", "empty", "cut"])
+def test_a_stored_prediction_that_power_loss_spoilt_is_predicted_again(run: Run, left: bytes | None) -> None:
+    recover(run.folder, models(fake.MeanEngine()))
+    name = find(run.folder / STORE, PLAN[0].key)[-1]
+    about = run.folder / STORE / name / "zarr.json"
+    about.unlink() if left is None else about.write_bytes(left)
+    assert recover(run.folder, models(fake.MeanEngine())).predicted == 1
+    again = find(run.folder / STORE, PLAN[0].key)[-1]
+    assert load(run.folder / STORE, again).info.key == PLAN[0].key
+    assert recover(run.folder, models(fake.MeanEngine())).predicted == 0
+
+
 class Refuses(fake.MeanEngine):  # type: ignore[misc]
     def predict(self, stack: ZStack) -> Prediction:
         self.asked.append(stack.info.key.time)
