@@ -18,6 +18,7 @@ from acq_isl.errors import AcqIslError, ExperimentError, ModelError
 from acq_isl.experiment.experiment import Experiment
 from acq_isl.record import RunRecord
 from acq_isl.report.report import write_report
+from acq_isl.rules import Choice
 from acq_isl.rules.label_names import Labels, RunModel
 from acq_isl.session.replay import Models, replay, store_checked
 from acq_isl.session.session import choose_fields
@@ -55,14 +56,17 @@ def recover(
     """
     experiment = Experiment.from_yaml(folder / "experiment.yaml")
     labels = run_labels(experiment, models)
+    from_spool = 0
     if (folder / "spool").is_dir():
         for stack in replay(folder, models):
+            from_spool += stack.done
             tell(f"{stack.path.name}: {'; '.join(stack.results)}")
     with PredictionStore(folder / STORE, labels.store_colors, extend=True) as store:
         (folder / LIVE).unlink(missing_ok=True)  # a killed run could not; the store's lock says it is over
         so_far = read_so_far(folder, experiment, labels)
         with ExitStack() as stack_:
             work = _Recovery(folder, models, store, so_far, stack_, tell)
+            work.note_spool(from_spool)
             work.predict()
             chosen = work.choose() if choose else 0
     counts = work.counts
@@ -124,6 +128,12 @@ class _Recovery:
             self._book = self._opened.enter_context(Ledger(self._folder / LEDGERS[1]))
         return self._book
 
+    def note_spool(self, stacks: int) -> None:
+        """Stacks of the spool that were predicted just now are something done, too."""
+        if stacks:
+            self._ledger.write("recovered", spooled_stacks=stacks)
+            self.counts["predicted"] += stacks
+
     def predict(self) -> None:
         for field in self._so_far.fields.values():
             missing = tuple(model for model in field.models if model not in field.answers)
@@ -140,23 +150,23 @@ class _Recovery:
                 self._take(outcome)
 
     def choose(self) -> int:
-        """Rank the fields of each time point, unless that was done and nothing has come since."""
+        """Rank the fields of each time point; what comes out as it stands in the ledger is left alone."""
         so_far, rule = self._so_far, self._so_far.experiment.choose
         if rule is None:
             raise ExperimentError("the run's experiment chooses nothing", fix="leave out --choose")
         chosen = 0
         for cycle in so_far.plan.cycles:
             known = [request.key for request in cycle.requests if request.key in so_far.fields]
-            if not known or (not self.changed and all(so_far.fields[key].choice for key in known)):
+            fields = [so_far.fields[key] for key in known]
+            choices = choose_fields(rule, so_far.labels, fields, so_far.cache) if known else ()
+            if all(_same_place(so_far.fields[choice.key].choice, choice) for choice in choices):
                 continue
-            for choice in choose_fields(
-                rule, so_far.labels, [so_far.fields[key] for key in known], so_far.cache
-            ):
+            for choice in choices:
                 so_far.fields[choice.key].choice = choice
                 self._ledger.write("choice", **asdict(choice))
                 chosen += choice.chosen
                 if choice.chosen:
-                    self._tell(f"{choice.key} is chosen: {choice.reason}")
+                    self._tell(f"{choice.key}: {choice.reason}")
         return chosen
 
     def _was_refused(self, stack: ZStack, model: str) -> bool:
@@ -191,6 +201,10 @@ class _Recovery:
     def _sha256(self, model: str) -> str:
         there = self._models.manifests()
         return there[model or next(iter(there))][1] if there else ""
+
+
+def _same_place(before: Choice | None, now: Choice) -> bool:
+    return before is not None and (before.rank, before.chosen) == (now.rank, now.chosen)
 
 
 def _report(folder: Path, so_far: SoFar) -> Path:

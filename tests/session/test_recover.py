@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from acq_isl.stack import Prediction, StackKey, StackRequest, ZStack
 from acq_isl.storage.decision_log import Ledger, read, verify
 from acq_isl.storage.prediction_store import PredictionStore, find, load, stored
 from acq_isl.stream.model_registry import ModelRegistry, ServedModel
+from acq_isl.stream.spool import Spool, SpooledStack
 from doubles import serving as fake
 
 PLANES = 3
@@ -166,6 +168,27 @@ def test_a_stored_prediction_that_power_loss_spoilt_is_predicted_again(run: Run,
     again = find(run.folder / STORE, PLAN[0].key)[-1]
     assert load(run.folder / STORE, again).info.key == PLAN[0].key
     assert recover(run.folder, models(fake.MeanEngine())).predicted == 0
+
+
+def test_a_run_whose_engine_died_is_chosen_from_once_its_spool_is_predicted(run: Run) -> None:
+    """It ended with a report and a choice in which no field could be ranked."""
+    (run.folder / "report.html").write_text("no field was predicted")
+    with Ledger(run.folder / "decisions.jsonl") as ledger:
+        for one in PLAN[:2]:
+            key = {"time": 0, "position": one.key.position, "channel": "Phase"}
+            ledger.write("choice", key=key, rank=None, chosen=False, measured=None, reason="not predicted")
+    for number, one in enumerate(PLAN[:2]):
+        info = replace(fake.info(0), key=one.key, z_um=one.z_um, x_um=one.x_um, y_um=one.y_um)
+        pixels = np.stack([plane(3 * number + z) for z in range(PLANES)])
+        whole = SpooledStack(number, info, (0, 1, 2), (0.0, 0.0, 0.0), pixels, "no engine", ())
+        Spool(run.folder / "spool").write(whole)
+    done = recover(run.folder, models(fake.MeanEngine(sha256="new")), choose=True)
+    assert (done.predicted, done.chosen) == (2, 1) and done.report is not None
+    assert "no field was predicted" not in done.report.read_text(encoding="utf-8")
+    chosen = [line["key"]["position"] for line in read(run.folder / "recovery.jsonl") if line.get("chosen")]
+    assert chosen == ["A2"]
+    again = recover(run.folder, models(fake.MeanEngine(sha256="new")), choose=True)
+    assert (again.predicted, again.chosen, again.report) == (0, 0, None)
 
 
 class Refuses(fake.MeanEngine):  # type: ignore[misc]
