@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from acq_isl.processing import display
 from acq_isl.record import Comparison, FieldRecord, RunRecord
@@ -86,7 +85,7 @@ def draw_chosen(record: RunRecord, colors: dict[str, str], tops: dict[str, float
             {
                 "field": field,
                 "bar": display.scale_bar(field.info.shape[1] * field.info.pixel_size_um),
-                "rows": [_draw_row(pair, colors, edge) for pair in compared.get(field.info.key, [])],
+                "rows": [_draw_row(pair, colors, tops, edge) for pair in compared.get(field.info.key, [])],
                 "layers": _layers(field, colors, tops, edge),
                 "transmitted": _draw_gray(field, edge),
             }
@@ -100,10 +99,13 @@ def rank_order(field: FieldRecord) -> tuple[bool, float]:
     return not field.chosen, math.inf if field.rank is None else field.rank
 
 
-def _draw_row(comparison: Comparison, colors: dict[str, str], edge: int) -> dict[str, Any]:
+def _draw_row(
+    comparison: Comparison, colors: dict[str, str], tops: dict[str, float], edge: int
+) -> dict[str, Any]:
     """A label of a field: predicted, measured, and both in one."""
     color = colors.get(comparison.label, display.PALETTE[0])
-    predicted = _stretch(comparison.predicted, edge)
+    top = tops.get(comparison.label, 1.0)
+    predicted = display.stretched(display.reduced(comparison.predicted, edge), 0.0, top)
     plain = display.reduced(comparison.measured, edge)
     measured = display.stretched(plain, *display.display_range(plain))
     both = display.data_uri(display.overlaid(predicted, measured))
@@ -128,10 +130,6 @@ def _layers(
         for label, image in named
     ]
     return [(number, display.data_uri(picture, 72)) for number, picture in reversed(pictures)]
-
-
-def _stretch(image: NDArray[Any], edge: int) -> display.Uint8Image:
-    return display.stretched(display.reduced(image, edge), 0.0, 1.0)
 
 
 def _draw_gray(field: FieldRecord, edge: int, quality: int = 80) -> str:

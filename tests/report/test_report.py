@@ -429,7 +429,7 @@ def test_a_simulated_run_shows_its_scorecard() -> None:
     text = " ".join(re.sub("<[^>]+>", " ", html).split())
     assert "Scorecard: held against the truth" in text
     assert "1 of the 2 chosen fields are truly among the best 2 of 6" in text and "&lt;The rest.&gt;" in text
-    assert "nuclei 0.71 0.52 12 10 3" in text and "axons 0.40 - 0 0 3" in text
+    assert "nuclei 0.71 0.52 12 10 3" in text and "axons 0.40 - - - 3" in text
     assert "Scorecard" not in Page(render(record())).text
 
 
