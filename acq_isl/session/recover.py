@@ -16,6 +16,7 @@ from typing import assert_never
 
 from acq_isl.errors import AcqIslError, ExperimentError, ModelError
 from acq_isl.experiment.experiment import Experiment
+from acq_isl.experiment.planning import Cycle
 from acq_isl.record import RunRecord
 from acq_isl.report.report import write_report
 from acq_isl.rules import Choice
@@ -161,6 +162,7 @@ class _Recovery:
             choices = choose_fields(rule, so_far.labels, fields, so_far.cache) if known else ()
             if all(_same_place(so_far.fields[choice.key].choice, choice) for choice in choices):
                 continue
+            self._tell_unranked(len(cycle.requests) - sum(one.rank is not None for one in choices), cycle)
             for choice in choices:
                 so_far.fields[choice.key].choice = choice
                 self._ledger.write("choice", **asdict(choice))
@@ -168,6 +170,16 @@ class _Recovery:
                 if choice.chosen:
                     self._tell(f"{choice.key}: {choice.reason}")
         return chosen
+
+    def _tell_unranked(self, missing: int, cycle: Cycle) -> None:
+        """Who asks for a choice here gets one, whatever share of fields is required, and is told."""
+        if missing:
+            text = (
+                f"{missing} of {len(cycle.requests)} fields were not ranked; to image the others and choose "
+                f"among all: acq-isl run EXPERIMENT --resume {self._folder}"
+            )
+            self._so_far.warnings.append(text)
+            self._tell(text)
 
     def _was_refused(self, stack: ZStack, model: str) -> bool:
         """Whether a call before this one had it refused; what then was said is said again."""

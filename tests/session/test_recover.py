@@ -150,8 +150,10 @@ def test_what_is_missing_is_predicted_once_and_nothing_measured_is_touched(
 
 def test_fields_are_ranked_when_that_is_asked_for(run: Run) -> None:
     recover(run.folder, models(fake.MeanEngine()))
-    done = recover(run.folder, models(fake.MeanEngine()), choose=True)
+    told: list[str] = []
+    done = recover(run.folder, models(fake.MeanEngine()), choose=True, tell=told.append)
     assert (done.predicted, done.chosen) == (0, 1)
+    assert "2 of 4 fields were not ranked" in told[0] and "--resume" in told[0]
     chosen = [line["key"]["position"] for line in read(run.folder / "recovery.jsonl") if line.get("chosen")]
     assert chosen == ["A2"] and done.report is not None
     assert (run.folder / "report_before_recovery.html").exists()
