@@ -295,7 +295,7 @@ def test_a_run_is_stopped_cleanly_and_keeps_what_was_captured(
         env={**os.environ, "COLUMNS": "200"},
     )
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("*_small/predictions.ome.zarr/p00_*")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob("*_small/predictions.ome.zarr/*/*/p00*")) and time.monotonic() < deadline:
         time.sleep(0.1)
     (folder,) = tmp_path.glob("*_small")
     with Stopper(folder) as stopper:

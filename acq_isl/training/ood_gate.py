@@ -31,7 +31,7 @@ _SAMPLE_PX = 4  # statistics of planes are taken from one pixel in 4x4
 _LAGS = (1, 3, 6)
 _ODD_GAIN = 2.0
 _LEAST_WINDOWS = 40
-_MOST_LIMIT = 6.0  # beyond it a distance refuses nothing: the fit has seen too little
+_MOST_LIMIT = 100.0
 _FOLDS = 5
 _EPS = 1e-3
 

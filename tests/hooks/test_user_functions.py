@@ -61,6 +61,8 @@ class Sink:
         self._function(slice_)
 
 
+# Pycro-Manager's own threads warn of what piles up behind a function that hangs; here a warning ends them.
+@pytest.mark.filterwarnings("ignore:Acquisition.*queue size:UserWarning")
 @pytest.mark.parametrize("what", ["never returns", "ends the process"])
 @pytest.mark.parametrize(
     "name",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,13 @@ class Ramp:
 
     def truth(self, view: View) -> dict[str, np.ndarray]:
         return {}
+
+
+class Tilted(Ramp):
+    """Its texture moves with z, as that of anything with a height does."""
+
+    def render(self, view: View) -> np.ndarray:
+        return super().render(replace(view, x_um=view.x_um + 3.0 * view.z_um))
 
 
 # the words for them
@@ -421,7 +428,7 @@ def test_the_data_of_a_drifting_focus_shows_where_it_truly_was(tmp_path: Path) -
 def test_stacks_behind_a_stuck_shutter_are_refused_by_the_engine(tmp_path: Path) -> None:
     noisy = QUIET.model_copy(update={"camera": CameraSettings()})
     with (
-        SimulatedScope(Ramp(), settings=noisy, faults=[StuckShutter(after=5)]),
+        SimulatedScope(Tilted(), settings=noisy, faults=[StuckShutter(after=5)]),
         guarded(tmp_path) as acquisition,
     ):
         stacks = {}

@@ -289,7 +289,7 @@ def test_what_does_not_fit_in_memory_waits_on_disk_and_is_predicted_later(folder
             put_stack(client, time_)
             # At most two are at the engine and one in memory; wait for the disk as a camera would not.
             wait_until(lambda n=time_: client.counts.spooled >= n - 2)  # type: ignore[misc]
-        assert len(Spool(folder).list()) == client.counts.spooled >= 5
+        wait_until(lambda: len(Spool(folder).list()) == client.counts.spooled >= 5)
         engine.gate.set()
         outcomes = client.drain(20)
         counts = client.counts

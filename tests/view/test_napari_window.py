@@ -534,7 +534,7 @@ def test_without_a_display_it_is_said_what_to_do(monkeypatch: pytest.MonkeyPatch
 
 def test_without_napari_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(AcqIslError, match=r"napari and qtpy.*pip install 'acq-isl\[napari\]'"):
+    with pytest.raises(AcqIslError, match=r'napari and qtpy.*pip install "acq-isl\[napari\]"'):
         check()
 
 

@@ -74,7 +74,7 @@ def record(fields: int = 2) -> RunRecord:
     )
     return RunRecord(
         "best <fields>", "2026-11-22", 12.0, "simulated", "demo 1", {}, "cpu", known, (), (),
-        Counts(117, 117, 104, 13), (), {}, {}, ("mind this",), "",
+        Counts(117, 117, 104, 13), warnings=("mind this",),
     )  # fmt: skip
 
 
