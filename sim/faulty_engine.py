@@ -21,6 +21,7 @@ from acq_isl.stack import Float32Image, Prediction, ZStack
 
 _log = logging.getLogger(__name__)
 
+_LAST_ANSWER_S = 0.5
 _DEAD = 70  # exit code of a process that died on purpose
 _BLOB_PX = 6.0
 
@@ -66,6 +67,8 @@ class FaultyEngine:
                     self._closed.wait(ms / 1000)
                 case EngineDead():
                     _log.error("the engine dies, as planted: %s", fault)
+                    # What it answered before has left, so that runs of the same plan end alike.
+                    self._closed.wait(_LAST_ANSWER_S)
                     self._die()
                 case EngineWrong(how="error"):
                     raise EngineError("the engine failed, as planted", got=str(fault))
