@@ -222,6 +222,8 @@ class CaptureHook:
         self._check(known, new)
         if first is not None:
             with self._lock:
+                if self._held.get(metadata.key) is not first:  # `flush` ended its stack just now
+                    raise _NotTaken("not wanted", AFTER_DRAIN, _late(metadata))
                 first = self._held.take(metadata.key)
             self._deliver(known, first, request)
         self._deliver(known, new, request)
@@ -340,6 +342,8 @@ class CaptureHook:
         """Hand a slice without a second one on as the stack of one plane that it is."""
         with self._ending():
             with self._lock:
+                if not len(self._held):  # its second one came meanwhile
+                    return
                 slice_ = self._held.take_oldest()
             metadata = slice_.metadata
             self._note(

@@ -121,7 +121,7 @@ class PredictionStore:
         else:
             try:
                 self._list()
-            except OSError as failure:
+            except (OSError, ValueError) as failure:
                 self._failure = self._failure or self._unwritable(failure)
             shutil.rmtree(self._partial, ignore_errors=True)
         self._owned.release()
@@ -201,7 +201,7 @@ class PredictionStore:
             with self._disk:
                 if len(self._images) > self._listed and time.monotonic() >= self._list_at:
                     self._list()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             _log.warning("what lists the predictions was not written, and is tried again: %s", error)
 
     def _list(self) -> None:

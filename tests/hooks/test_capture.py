@@ -372,3 +372,37 @@ def test_two_lines_in_a_users_own_acquisition(core: Any, sequenced: str) -> None
     }
     assert hook.problem_count == 4
     assert "z=13" in str(hook.problems[0])
+
+
+def test_a_stack_that_ends_while_its_second_slice_comes_loses_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`flush` on the thread that drains, between the look at the first slice and its hand-over."""
+    sink = Sink()
+    hook = CaptureHook(sink, planes=3)
+    check = hook._check
+
+    def ends_first(*arguments: Any) -> None:
+        hook.flush()
+        check(*arguments)
+
+    hook(image(), metadata(0, 0.0))
+    monkeypatch.setattr(hook, "_check", ends_first)
+    hook(image(), metadata(1, 1.5))
+    counts = hook.counts
+    assert [slice_.z_index for slice_ in sink.slices] == [0]
+    assert (counts.not_for_prediction, counts.lost, counts.open) == (1, 0, 0)
+    assert "came after drain" in str(hook.problems[-1])
+
+
+def test_a_held_slice_that_leaves_while_all_are_flushed_is_not_booked_twice() -> None:
+    class JustTaken(HeldSlices):
+        """Says that there is a slice, which is gone when one looks again."""
+
+        asked = False
+
+        def __len__(self) -> int:
+            before, self.asked = self.asked, True
+            return super().__len__() if before else 1
+
+    hook = CaptureHook(Sink(), planes=3, held=JustTaken())
+    hook.flush()
+    assert hook.counts.sum == hook.counts.captured == 0

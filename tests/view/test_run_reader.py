@@ -88,3 +88,14 @@ def test_predictions_alone_and_what_is_no_run(run: Path, tmp_path_factory: pytes
     assert find_run_reader(str(other / "missing.tif")) is None
     with pytest.raises(StorageError, match="no run"):
         read_run(other)
+
+
+def test_napari_asks_it_for_folders_and_not_for_every_picture(tmp_path: Path) -> None:
+    """A reader that takes any file makes napari ask which one to use whenever somebody opens a TIFF."""
+    npe2 = pytest.importorskip("npe2")
+    manager = npe2.PluginManager()
+    path = Path(__file__).resolve().parents[2] / "acq_isl" / "napari.yaml"
+    manager.register(npe2.PluginManifest.from_file(path))
+    assert list(manager.iter_compatible_readers(str(tmp_path / "cells.tif"))) == []
+    (reader,) = manager.iter_compatible_readers(str(tmp_path))
+    assert reader.command == "acq-isl.read"
