@@ -212,7 +212,9 @@ def test_plain_openvino_compiles_it(plain: Path, static: bool) -> None:
         model.reshape(list(pixels.shape))
     found = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(pixels)
     for got, wanted in zip(found.to_tuple(), run(plain.read_bytes(), {INPUT: pixels}), strict=True):
-        np.testing.assert_allclose(got, wanted, atol=1e-3)  # sums in another order; 2e-4 were seen
+        # Relative to what there is: the spread is wider than it was when this was an absolute 1e-4.
+        assert np.abs(got - wanted).max() < 2e-3 * wanted.std()
+        assert np.sqrt(np.square(got - wanted).mean()) < 1e-4 * wanted.std()
 
 
 def test_it_says_what_it_takes_and_gives(plain: Path) -> None:
