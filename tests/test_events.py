@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from acq_isl import events
 from acq_isl.commands import Command, GoTo, Pause, Resume, Stop
 from acq_isl.events import Event, Progress, StateChanged
+from acq_isl.session import views as views_module
 from acq_isl.session.operator import Operator, Stopped
 from acq_isl.session.progress import ProgressMeter
 from acq_isl.session.views import CLOSE_S, Views, ViewThread
@@ -29,7 +30,6 @@ from acq_isl.stack import (
     StageTimes,
     Unpredicted,
 )
-from acq_isl.view.feed import previews
 from acq_isl.view.feed.previews import WatchedSink, preview_of
 from acq_isl.view.feed.queues import EventQueue
 
@@ -104,24 +104,6 @@ def test_the_sink_gets_every_slice_and_viewers_the_middle_one() -> None:
         and np.all(middle.pixels == 2)
     )
     assert middle.predict
-
-
-@pytest.mark.parametrize("what", ["never returns", "ends the process"])
-def test_who_watches_cannot_hold_up_the_camera(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(previews, "_WATCH_S", 0.05)
-    sink, go_on, calls = Kept(), threading.Event(), list[Event]()
-
-    def watch(event: Event) -> None:
-        calls.append(event)
-        if what == "ends the process":
-            raise SystemExit(3)
-        go_on.wait()
-
-    watched = WatchedSink(sink, watch)
-    for _ in range(3):
-        watched.put(Slice(info(planes=1), 0, np.ones((8, 8), np.uint16), 0.0))
-    go_on.set()
-    assert (len(sink.slices), len(calls)) == (3, 1)
 
 
 def test_a_picture_shown_is_a_copy_of_every_nth_pixel() -> None:
@@ -357,17 +339,31 @@ def test_a_view_that_is_stuck_costs_pictures_of_its_own_and_never_the_runs_time(
     assert view.steps == [0, 6, 7, 8, 9] and view.calls.count("handle") == 7
 
 
-def test_a_watcher_that_fails_does_not_harm_the_run(tmp_path: Path) -> None:
-    heard: list[Event] = []
+@pytest.mark.parametrize("what", ["raises", "ends the process", "never returns"])
+def test_a_watcher_that_fails_does_not_harm_the_run(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the session nor the camera's thread waits for it: it gets no more events, the others do."""
+    monkeypatch.setattr(views_module, "WATCH_S", 0.05)
+    heard, go_on, sink, view = list[Event](), threading.Event(), Kept(), Recorder()
 
     def watch(event: Event) -> None:
         heard.append(event)
-        raise RuntimeError("the window is gone")
+        match what:
+            case "raises":
+                raise RuntimeError("the window is gone")
+            case "ends the process":
+                raise SystemExit(3)
+            case _:
+                go_on.wait()
 
-    with Views(tmp_path, watch) as views:
-        views.handle(step(1))
-        views.handle(step(2))
-    assert len(heard) == 1
+    with Views(tmp_path, watch, [view]) as views:
+        watched = WatchedSink(sink, views.handle)
+        for number in range(3):
+            views.handle(step(number))
+            watched.put(Slice(info(planes=1), 0, np.ones((8, 8), np.uint16), 0.0))
+    go_on.set()
+    assert (len(heard), len(sink.slices), view.steps) == (1, 3, [0, 1, 2])
 
 
 def test_a_run_without_a_feed_goes_on_and_says_so(tmp_path: Path) -> None:

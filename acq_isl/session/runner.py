@@ -120,7 +120,8 @@ def run(
     sim : bool
         On a simulated microscope, whatever the experiment names.
     watch : callable
-        Gets every event, on the thread on which it happens; must return quickly.
+        Gets every event, one after the other on a thread of its own; must return quickly, for the run waits.
+        One that takes longer than two seconds, or raises, gets no more.
     views : sequence of RunView
         Get the events on threads of their own, whatever time they take; see `acq_isl.protocols.RunView`.
     resume : Path, optional

@@ -11,8 +11,9 @@ from typing import Self
 
 from acq_isl.commands import Command
 from acq_isl.errors import StorageError
-from acq_isl.events import Event, EventHandler
+from acq_isl.events import Event, EventHandler, ignore_event
 from acq_isl.protocols import RunView
+from acq_isl.stream.callback import Callback
 from acq_isl.view.feed.feed import Feed
 from acq_isl.view.feed.queues import EventQueue
 
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 
 CLOSE_S = 5.0
 """How long the end of a run waits for a view."""
+WATCH_S = 2.0
 _LOOK_S = 0.1
 
 
@@ -76,12 +78,15 @@ class Views:
     """All views of a run.
 
     A feed that cannot be opened in the run's ``folder`` becomes one of `warnings`; a handler that raises is
-    not called again: the run goes on. ``watch`` gets every event as well, on the thread on which it happens.
+    not called again: the run goes on. ``watch`` gets every event as well, on a thread of its own; whoever
+    tells of the event waits until it returns, for `WATCH_S` at most, and then calls it no more.
     """
 
     def __init__(self, folder: Path, watch: EventHandler, views: Sequence[RunView] = ()) -> None:
         self._folder, self._views = folder, views
-        self._handlers: list[EventHandler] = [watch]
+        self._handlers: list[EventHandler] = []
+        if watch is not ignore_event:
+            self._handlers.append(Callback(watch, "the function that watches the run", WATCH_S))
         self._feed: Feed | None = None
         self._stack = ExitStack()
         self.warnings: list[str] = []
@@ -99,7 +104,7 @@ class Views:
         self._stack.close()
 
     def handle(self, event: Event) -> None:
-        """Hand on; returns at once, never raises. Any thread may call it."""
+        """Hand on; never raises, and returns at once but for ``watch``. Any thread may call it."""
         for handler in self._handlers:
             try:
                 handler(event)

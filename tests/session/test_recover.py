@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -245,7 +246,7 @@ def cut_off(folder: Path) -> Path:
     def watch(event: Event) -> None:
         imaged.extend([event] * isinstance(event, FieldImaged))
         if len(imaged) == 2:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         acq_isl.run(acq_isl.Experiment.from_text(SIMULATED + f"output: {folder.as_posix()}\n"), watch=watch)

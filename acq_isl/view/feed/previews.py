@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from acq_isl.events import EventHandler, Predicted, Seen, ignore_event
+from acq_isl.events import EventHandler, Predicted, Seen
 from acq_isl.protocols import CopyingSink, SliceSink
 from acq_isl.stack import Slice, StackInfo, Uint16Image
 from acq_isl.stream.accounts import AccountingSink, SliceAccounts
-from acq_isl.stream.callback import Callback
 from acq_isl.view.feed.messages import PREVIEW_PX, Images
-
-log = logging.getLogger(__name__)
-
-_WATCH_S = 2.0
 
 
 def reduction(shape: tuple[int, int], longest_px: int = PREVIEW_PX) -> int:
@@ -113,13 +107,13 @@ def _middle(info: StackInfo) -> tuple[float, float]:
 class WatchedSink:
     """Hands slices for prediction on to a sink, and emits the middle plane of each stack as `Seen`.
 
-    Called on the acquisition's image thread: it adds the copy of one reduced plane per stack.
+    Called on the acquisition's image thread: it adds the copy of one reduced plane per stack. ``emit`` must
+    return quickly and not raise.
     """
 
     def __init__(self, sink: SliceSink, emit: EventHandler) -> None:
         self._sink = sink
-        # Whoever watches a run may be a user's function; the image thread cannot wait for it.
-        self._emit: EventHandler = Callback(emit, "the function that watches the run", _WATCH_S)
+        self._emit = emit
         self.copies = isinstance(sink, CopyingSink) and sink.copies
         self.accounts = sink.accounts if isinstance(sink, AccountingSink) else SliceAccounts()
 
@@ -134,8 +128,4 @@ class WatchedSink:
 
     def _show(self, slice_: Slice, *, predict: bool) -> None:
         if slice_.z_index == slice_.info.middle:
-            try:
-                self._emit(preview_of(slice_, predict))
-            except Exception:
-                log.warning("slices are not shown any more", exc_info=True)
-                self._emit = ignore_event
+            self._emit(preview_of(slice_, predict))
