@@ -27,13 +27,17 @@ class Restartable(Protocol):
         """Its exit code; None while it runs."""
 
     def restart(self) -> None:
-        """Start it again at the same address; EngineError if it does not serve."""
+        """Start it again at the same address; EngineError if it does not serve, or is stopped meanwhile."""
+
+    def stop(self) -> None:
+        """End it for good; any thread."""
 
 
 class EngineKeeper:
     """Watches the process of an engine on a thread of its own; use it inside the process's own ``with``.
 
-    ``tell`` gets what is done, why, and what became of it, in words, on that thread.
+    Its end is the process's end, so that nobody waits for an engine that is just being started. ``tell``
+    gets what is done, why, and what became of it, in words, on that thread.
     """
 
     def __init__(
@@ -53,7 +57,8 @@ class EngineKeeper:
 
     def __exit__(self, *error: object) -> None:
         self._stopping.set()
-        self._thread.join()  # a start in progress ends by its own time-out
+        self._process.stop()
+        self._thread.join()
 
     def _watch(self) -> None:
         starts, served_since_s = 0, self._monotonic()

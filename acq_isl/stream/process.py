@@ -53,8 +53,10 @@ class EngineProcess:
         self._command = tuple(command)
         self._endpoint = ""
         self._child: ChildProcess | None = None
+        self._stopped = False
 
     def __enter__(self) -> EngineProcess:
+        self._stopped = False
         try:
             self._start()
         except BaseException:
@@ -95,7 +97,8 @@ class EngineProcess:
         self._start()
 
     def stop(self) -> None:
-        """End it: first politely, then by force. Does nothing the second time."""
+        """End it for good, also one that `restart` waits for: first politely, then by force."""
+        self._stopped = True
         if self._child is not None:
             self._child.end(politely=bool(self._endpoint))
 
@@ -109,6 +112,9 @@ class EngineProcess:
             raise EngineError(
                 f"the engine's process could not be started: {error}", wanted=" ".join(self._command)
             ) from error
+        if self._stopped:  # by another thread, which did not see this child
+            child.end(politely=False)
+            raise EngineError("the engine was stopped while it was started")
         self._endpoint = self._wait_until_ready(child)
 
     def _wait_until_ready(self, child: ChildProcess) -> str:

@@ -6,12 +6,14 @@ import os
 import queue
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from acq_isl.errors import EngineError
 from acq_isl.session.engine_keeper import RECOVERED_S, EngineKeeper
+from acq_isl.stream.process import EngineProcess
 
 
 class Process:
@@ -32,6 +34,9 @@ class Process:
         self.now_s += 2.0
         if not self._starts.pop(0):
             raise EngineError("it does not serve")
+
+    def stop(self) -> None:
+        self._code = None if self._code is None else 0
 
 
 def watch(
@@ -62,6 +67,31 @@ def test_an_engine_that_served_for_long_may_be_started_as_often_again() -> None:
 def test_a_running_engine_is_not_touched_and_the_end_does_not_wait() -> None:
     assert watch(Process(code=None), 0, (1e6,)) == []
     assert watch(Process(code=1), 0, (1e6,)) == []  # it leaves in the middle of a pause
+
+
+def test_the_end_of_a_run_does_not_wait_for_an_engine_that_is_being_started(tmp_path: Path) -> None:
+    """A real process: the first start serves and ends, the second never says that it serves."""
+    script = tmp_path / "engine.py"
+    script.write_text(
+        "import json, pathlib, sys, time\n"
+        "first = pathlib.Path(sys.argv[0]).with_name('first')\n"
+        "if first.exists(): time.sleep(600)\n"
+        "first.touch()\n"
+        "place = pathlib.Path(sys.argv[sys.argv.index('--announce') + 1])\n"
+        "place.with_suffix('.tmp').write_text(json.dumps({'endpoint': 'tcp://127.0.0.1:1', 'pid': 1}))\n"
+        "place.with_suffix('.tmp').replace(place)\n"
+    )
+    engine = EngineProcess("a model", startup_timeout_s=300.0, command=(sys.executable, str(script)))
+    told: list[tuple[str, str, str]] = []
+    with engine:
+        first = engine.pid
+        with EngineKeeper(engine, lambda *note: told.append(note), (0.0,)):
+            deadline = time.monotonic() + 30
+            while engine.pid == first and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert engine.pid != first
+    assert not engine.running
+    assert told and told[0][2].startswith("failed: the engine")
 
 
 @pytest.mark.slow
