@@ -10,6 +10,7 @@ from types import TracebackType
 from acq_isl.errors import AcqIslError
 from acq_isl.experiment.planning import Optics
 from acq_isl.hooks import CaptureHook
+from acq_isl.hooks.pymmcore_plus import MdaFrames
 from acq_isl.stack import Outcome, StackInfo, StackKey
 from acq_isl.stream.client import ClientSettings, EngineClient
 from acq_isl.stream.connection import ConnectionSettings
@@ -28,6 +29,10 @@ class live:
             with Acquisition(directory, name, image_process_fn=live.hook) as acq:
                 acq.acquire(events)
             outcomes = live.drain(timeout_s=60)
+
+    With pymmcore-plus, beside whatever its runner writes::
+
+        core.run_mda(sequence, output=["run.ome.zarr", live.mda], block=True)
 
     Parameters
     ----------
@@ -83,6 +88,7 @@ class live:
             modality=optics.modality,
             polarity=optics.polarity,
         )
+        self._mda = MdaFrames(self._hook)
         self._open = ExitStack()
 
     def __enter__(self) -> live:
@@ -99,6 +105,11 @@ class live:
     def hook(self) -> CaptureHook:
         """For ``Acquisition(..., image_process_fn=live.hook)``."""
         return self._hook
+
+    @property
+    def mda(self) -> MdaFrames:
+        """For ``CMMCorePlus.run_mda(sequence, output=[..., live.mda])`` of pymmcore-plus."""
+        return self._mda
 
     @property
     def counts(self) -> ClientCounts:

@@ -143,6 +143,11 @@ class CaptureHook:
         """What became of every slice; with a sink that does not account for them, of those not handed on."""
         return self._accounts.counts
 
+    def begin_acquisition(self) -> None:
+        """What this thread hands over from now on is of another acquisition than what it did before."""
+        with self._lock:
+            self._identities.begin()
+
     def expect(self, request: StackRequest) -> None:
         """Announce a stack; its slices get the request's z, place and optics."""
         with self._lock:
