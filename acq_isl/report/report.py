@@ -16,6 +16,7 @@ from acq_isl.scorecard import sentences
 from acq_isl.stack import Prediction, Refusal, StackInfo, Unpredicted
 
 _MOST_LINES = 500
+_DECISIONS = ("decision", "proposed", "late", "order", "engine")
 _NARROW, _TELLING = 0.1, 0.02  # differences of r that say nothing
 
 
@@ -230,7 +231,7 @@ def duration(ms: float) -> str:
 
 def _decisions(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Decisions that led to an action, and those that did not; how many more there are than are shown."""
-    decided = [line for line in lines if line.get("kind") in ("decision", "order", "engine")]
+    decided = [line for line in lines if line.get("kind") in _DECISIONS]
     acted = [line for line in decided if line.get("what") != "nothing"]
     idle = [line for line in decided if line.get("what") == "nothing"]
     more = sum(max(len(some) - _MOST_LINES, 0) for some in (acted, idle))

@@ -84,6 +84,11 @@ class Labels:
         return tuple(self._models)
 
     @property
+    def run_models(self) -> tuple[RunModel, ...]:
+        """The models, in the order in which they are asked."""
+        return tuple(self._models.values())
+
+    @property
     def manifests(self) -> dict[str, Manifest]:
         """What is known of the models, by their names for people."""
         return {model.name: model.manifest for model in self._models.values() if model.manifest}

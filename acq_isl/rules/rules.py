@@ -53,6 +53,8 @@ class Trigger(StrictModel):
     do: Action
     at_most: int = Field(default=1, ge=1)
     """How often in one run."""
+    deadline_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Longest time from a field's last slice to the decision; a later one is told and not carried out."""
 
 
 class Best(StrictModel):

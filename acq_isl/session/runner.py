@@ -37,6 +37,7 @@ from acq_isl.rules.actions import Limits
 from acq_isl.rules.label_names import Labels
 from acq_isl.rules.plugins import broken_plugins
 from acq_isl.session.engine import RunPlan, WithoutEngine, open_engine, state
+from acq_isl.session.evidence import note_run, vouch_stored
 from acq_isl.session.grade import grade
 from acq_isl.session.measured import MeasuredRun
 from acq_isl.session.preflight import camera_of, new_folder, prepare, simulated
@@ -284,8 +285,13 @@ def _opened(experiment: Experiment, plan: RunPlan, views: Views) -> Iterator[_Pa
         source, labels, warnings = open_engine(experiment, plan, stack, tell)
         notes += warnings
         store = PredictionStore(
-            folder / _STORE, labels.store_colors, timeout_s=_DISK_S, extend=plan.saved is not None
+            folder / _STORE,
+            labels.store_colors,
+            timeout_s=_DISK_S,
+            extend=plan.saved is not None,
+            on_stored=vouch_stored(ledger),
         )
+        note_run(ledger, folder, experiment, labels, versions())
         stack.enter_context(store)
         sink, safety = WatchedSink(source, views.handle), _safety(experiment)
         microscope = stack.enter_context(

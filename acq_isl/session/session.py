@@ -10,7 +10,6 @@ import dataclasses
 import logging
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Protocol
@@ -31,11 +30,13 @@ from acq_isl.experiment.experiment import Experiment, measurements
 from acq_isl.experiment.planning import Cycle, visits
 from acq_isl.processing.display import preview
 from acq_isl.protocols import Microscope, PredictionSource
-from acq_isl.rules import Best, Choice, Decision, Limits, Occasion, check_request, decide, rank
+from acq_isl.rules import Best, Choice, Decision, Limits, Measured, Occasion, check_request, rank
 from acq_isl.rules.actions import check_preset
+from acq_isl.rules.deciding import Decider, Verdict
 from acq_isl.rules.label_names import Labels, Status, combine_status, merge_outcomes, status_of
 from acq_isl.rules.measurements import MeasurementCache
 from acq_isl.rules.rules import explain_unranked
+from acq_isl.session.evidence import note_outcome, note_verdict
 from acq_isl.session.focus import FocusKeeper
 from acq_isl.session.operator import Operator, Stopped
 from acq_isl.stack import Outcome, Prediction, Refusal, StackInfo, StackKey, StackRequest, Unpredicted
@@ -121,7 +122,6 @@ class Session:
         self.cycles = plan
         self._tools = tools
         self.labels = tools.labels
-        self._fired: Counter[int] = Counter()
         self.fields: dict[StackKey, Field] = {}
         self.asked: list[StackRequest] = []
         self.acquired: list[StackRequest] = []
@@ -133,6 +133,7 @@ class Session:
         self.warnings: list[str] = []
         self._lost: SliceLost | None = None
         self._measured = MeasurementCache()
+        self._decider = Decider(experiment.triggers, tools.labels.owner, self._measured)
         self._undecided: list[Prediction] = []
         self._visits = 0
         self._focus = FocusKeeper(tools.microscope, experiment.when_focus_fails, self._note_focus)
@@ -156,7 +157,8 @@ class Session:
         self.asked += acquired
         self.acquired += acquired
         self._measured, self._visits = cache, visits
-        self._fired = Counter(dict(enumerate(fired)))
+        self._decider = Decider(self._experiment.triggers, self.labels.owner, cache)
+        self._decider.fired.update(dict(enumerate(fired)))
 
     def run(self) -> None:
         """Acquire, predict, choose and revisit, one time point after the other.
@@ -216,8 +218,7 @@ class Session:
         if not isinstance(outcome, Prediction):
             field.answers[outcome.model] = outcome
             field.decided_s = self._tools.now()
-            if not isinstance(outcome, Unpredicted):
-                self._decisions(outcome)
+            self._decisions(outcome)
             self._tools.emit(NotPredicted.of(outcome))
             return
         times = outcome.times
@@ -226,10 +227,7 @@ class Session:
         self._store(outcome)  # with the labels as its model names them
         renamed = self.labels.rename(outcome)
         field.answers[outcome.model] = preview(renamed)
-        owner = self.labels.owner
-        rules = [rule for rule in measurements(self._experiment) if owner(rule.label) == outcome.model]
-        found = (self._measured.measure(renamed, rule) for rule in rules)
-        measured = tuple(each for each in found if each is not None)
+        measured = self._measured_of(renamed)
         spent_ms = (time.perf_counter() - began) * 1e3
         self._tools.emit(Predicted.of(renamed, measured, spent_ms))
         self.decide_ms.append(spent_ms)
@@ -242,8 +240,9 @@ class Session:
             prediction = self._undecided.pop(0)
             field = self.fields[prediction.info.key]
             field.decided_s = self._tools.now()
-            for index, decision in self._decisions(prediction):
-                self._act(index, decision, field.request, prediction)
+            line, verdicts = self._decisions(prediction)
+            for verdict in verdicts:
+                self._act(verdict, line, field.request, prediction)
 
     def _store(self, prediction: Prediction) -> None:
         try:
@@ -252,29 +251,36 @@ class Session:
             # Predictions can be made again from the measured data; a run cannot.
             self.warnings.append(f"predictions are not kept: {error}")
 
-    def _decisions(self, outcome: Outcome) -> list[tuple[int, Decision]]:
-        """What the triggers want done about an outcome, each with its number; noted if it is nothing."""
+    def _decisions(self, outcome: Outcome) -> tuple[int, list[Verdict]]:
+        """What triggers want done about an outcome, and its line in the ledger; noted if it is nothing."""
+        field = self.fields[outcome.info.key]
+        age_s = round(field.decided_s - field.imaged_s, 3)
+        line = note_outcome(self._tools.ledger, outcome, self._measured_of(outcome), age_s)
+        if isinstance(outcome, Unpredicted):  # it may still come
+            return line, []
         found = []
-        for index, trigger in enumerate(self._experiment.triggers):
-            measurement = trigger.when.measurement
-            if self.labels.owner(measurement.label) != outcome.model:
-                continue
-            measured = self._measured.measure(outcome, measurement)
-            decision = decide(trigger, outcome, measured, self._fired[index])
-            if decision.action is not None:
-                self._fired[index] += 1
-                found.append((index, decision))
+        for verdict in self._decider.decide(outcome, age_s, {}):
+            if verdict.kind == "act":
+                found.append(verdict)
             else:
-                self._note(index, decision, "nothing")
-        return found
+                self._note(verdict, line, verdict.done)
+        return line, found
 
-    def _act(self, index: int, decision: Decision, field: StackRequest, prediction: Prediction) -> None:
+    def _measured_of(self, outcome: Outcome) -> tuple[Measured, ...]:
+        """What rules look at, measured on what its model predicted."""
+        owner = self.labels.owner
+        rules = [rule for rule in measurements(self._experiment) if owner(rule.label) == outcome.model]
+        found = (self._measured.measure(outcome, rule) for rule in rules)
+        return tuple(each for each in found if each is not None)
+
+    def _act(self, verdict: Verdict, line: int, field: StackRequest, prediction: Prediction) -> None:
         """Carry out a decision between two events; a refused or failed action never stops the run."""
+        decision = verdict.decision
         action = decision.action
         if action is None:
             return
         if self._operator.stopping:
-            self._note(index, decision, "not done: the operator stopped the run")
+            self._note(verdict, line, "not done: the operator stopped the run")
             return
         field = replace(field, camera="", keep_shutter_open=False, autofocus=None)  # of the overview only
         occasion = Occasion(field, prediction, decision)
@@ -289,7 +295,7 @@ class Session:
             self.warnings.append(f"{decision.rule} at {field.key.position}: {error}")
             if not isinstance(error, AcqIslError):
                 log.warning("the action %s failed", action.kind, exc_info=True)
-        self._note(index, decision, done)
+        self._note(verdict, line, done)
 
     def _choose(self, cycle: Cycle) -> list[Field]:
         rule = self._experiment.choose
@@ -387,14 +393,13 @@ class Session:
         self._tools.ledger.write("order", rule="operator", what=what, why=why, done=done)
         self._tools.emit(Decided(None, "operator", what, why, done))
 
-    def _note(self, index: int, decision: Decision, done: str) -> None:
+    def _note(self, verdict: Verdict, line: int, done: str) -> None:
         """Write down what a trigger decided, what became of it, and how long after the field's last slice."""
+        decision, index = verdict.decision, verdict.index
         field, at_most = self.fields[decision.key], self._experiment.triggers[index].at_most
-        spent = decision.action is None and self._fired[index] >= at_most
+        spent = decision.action is None and self._decider.fired[index] >= at_most
         self.judged[index, decision.key] = "spent" if spent else done
-        after_s = round(field.decided_s - field.imaged_s, 3)
-        line = asdict(replace(decision, action=None))
-        self._tools.ledger.write("decision", **line, done=done, after_s=after_s)
+        note_verdict(self._tools.ledger, verdict, line, done, round(field.decided_s - field.imaged_s, 3))
         self._tools.emit(Decided(decision.key, decision.rule, decision.what, decision.why, done))
 
     def _predicted(self, cycle: Cycle) -> int:

@@ -101,7 +101,7 @@ class Ledger:
             now = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds")
             line = {"n": self._lines, "time": now, "kind": kind, **_plain(entries), "previous": self._seal}
             line[_SEAL] = _hash(line)
-            self._append(json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            self._append(_written(line) + b"\n")
             self._count(line)
             return line
 
@@ -171,6 +171,17 @@ def read(path: Path | str) -> tuple[dict[str, Any], ...]:
     return tuple(_lines(Path(path)))
 
 
+def read_intact(path: Path | str) -> tuple[tuple[dict[str, Any], ...], StorageError | None]:
+    """The records before the first that does not hold, and what is wrong with that one; None if all hold."""
+    lines: list[dict[str, Any]] = []
+    try:
+        for line in _lines(Path(path)):
+            lines.append(line)
+    except StorageError as error:
+        return tuple(lines), error
+    return tuple(lines), None
+
+
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     try:
         data = path.read_bytes()
@@ -180,11 +191,12 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     if data and not data.endswith(b"\n"):
         raise _broken(path, data.count(b"\n"), "a last line that was cut off, as after a power failure")
     seal = _START
-    for number, raw in enumerate(data.splitlines()):
+    for number, raw in enumerate(data.split(b"\n")[:-1]):
         try:
             line = json.loads(raw)
+            intact = raw == _written(line)  # also a blank, which no hash of the values would tell
             held = line.pop(_SEAL)
-            intact = line["n"] == number and line["previous"] == seal and held == _hash(line)
+            intact &= line["n"] == number and line["previous"] == seal and held == _hash(line)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise _broken(path, number, "a line that is not a ledger record") from error
         if not intact:
@@ -201,6 +213,10 @@ def _broken(path: Path, number: int, got: str) -> StorageError:
         got=got,
         fix="keep the file as evidence and start the next run in a new folder",
     )
+
+
+def _written(line: Mapping[str, Any]) -> bytes:
+    return json.dumps(line, ensure_ascii=False, allow_nan=False).encode()
 
 
 def _hash(line: Mapping[str, Any]) -> str:

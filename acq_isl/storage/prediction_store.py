@@ -9,6 +9,7 @@ reader, and a replay of the rules on a stored prediction decides as the run did.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import logging
@@ -17,7 +18,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ _LISTING_SHARE = 20.0
 """Listing takes a twentieth of the time at most, however many images there are."""
 _HUE = r"#[0-9a-fA-F]{6}"
 _log = logging.getLogger(__name__)
+OnStored = Callable[[Prediction, str, str], None]
 
 
 class PredictionStore:
@@ -57,7 +59,8 @@ class PredictionStore:
 
     StorageError on entry if ``path`` exists and is not empty, unless ``extend`` says to add to what is there,
     or if it is in use or cannot be written. ``colors`` are ``#rrggbb`` by label; ``timeout_s`` is how long
-    `put` may wait for a place in the queue, and closing for the disk.
+    `put` may wait for a place in the queue, and closing for the disk. ``on_stored`` gets every prediction
+    that is complete on disk with its name and `digest`, on the thread that wrote it; it must not raise.
     """
 
     def __init__(
@@ -68,8 +71,9 @@ class PredictionStore:
         queue_fields: int = 8,
         timeout_s: float = 60.0,
         extend: bool = False,
+        on_stored: OnStored | None = None,
     ) -> None:
-        self._path = Path(path)
+        self._path, self._on_stored = Path(path), on_stored
         self._partial = self._path.with_name(self._path.name + ".partial")
         self._colors = {name: hue for name, hue in (colors or {}).items() if re.fullmatch(_HUE, hue)}
         self._timeout_s, self._extend = timeout_s, extend
@@ -179,6 +183,8 @@ class PredictionStore:
                 shutil.rmtree(begun, ignore_errors=True)  # a full disk needs the room
                 raise
             self._add(_read_image(self._path, name))
+        if self._on_stored is not None:
+            self._on_stored(prediction, name, digest(self._path, name))
         self._list_if_due()
         return name
 
@@ -265,6 +271,23 @@ def find(path: Path | str, key: StackKey, model: str = "") -> tuple[str, ...]:
             return found
     # Its name may have been taken by one that differs in capitals only.
     return tuple(name for name in stored(path) if _is_of(path / name, key, model))
+
+
+def digest(path: Path | str, name: str) -> str:
+    """SHA-256 of all files of a stored prediction with their names; StorageError if they cannot be read."""
+    folder, found = Path(path) / name, hashlib.sha256()
+    try:
+        files = sorted(
+            (file.relative_to(folder).as_posix(), file) for file in folder.rglob("*") if file.is_file()
+        )
+        for inside, file in files:
+            content = file.read_bytes()
+            found.update(f"{inside}\0{len(content)}\0".encode() + content)
+    except OSError as error:
+        raise StorageError(
+            f"the prediction {folder} cannot be read", got=str(error), fix="check it"
+        ) from error
+    return found.hexdigest()
 
 
 def _is_of(folder: Path, key: StackKey, model: str) -> bool:

@@ -212,7 +212,7 @@ def score_trigger(
 
 
 def _acted(did: str) -> bool:
-    return not did.startswith(("nothing", "spent", "refused", "failed", "not done"))
+    return not did.startswith(("nothing", "spent", "refused", "failed", "not done", "proposed"))
 
 
 def _verdict(did: str, should: bool) -> str:
