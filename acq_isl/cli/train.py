@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import TimeRemainingColumn
 
 from acq_isl.cli.console import configure_logging, out, progress_bars
+from acq_isl.errors import ExperimentError
 
 if TYPE_CHECKING:
     from acq_isl.training.train import OnProgress
@@ -131,3 +132,21 @@ def teach(
     out.print(f"{len(made.blended)} fields taught; copy {written} into your training file")
     if made.leaks:
         raise typer.Exit(1)
+
+
+@commands.command()
+def sample(
+    name: Annotated[str, typer.Argument(help="Which one: condition-b.")] = "condition-b",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("condition_b"),
+    source: Annotated[
+        str | None, typer.Option(help="Address of a mirror of the published files, such as http://...")
+    ] = None,
+) -> None:
+    """Fetch a recorded field of real cells (20 MB, Cell 2018): a stack in phase contrast and three stains."""
+    from acq_isl.readers.sample import LICENCE, SOURCE, fetch_condition_b
+
+    if name != "condition-b":
+        raise ExperimentError(f"there is no sample {name!r}", wanted="condition-b")
+    for path in fetch_condition_b(output, source or SOURCE):
+        out.print(escape(str(path)))
+    out.print(f"{LICENCE}. Try: [bold]acq-isl demo --specimen {escape(str(output))} --z-step 1.5[/]")
