@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 from acq_isl.events import Event
@@ -101,6 +102,14 @@ class PredictionSource(Protocol):
         """Wait until all stacks put so far have outcomes; after ``timeout_s`` the rest are `Unpredicted`."""
 
 
+@runtime_checkable
+class WaitingSource(Protocol):
+    """A `PredictionSource` that wakes whoever waits for its next outcome."""
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until an outcome is here, none is to come, or time is up; whether one is, or is to come."""
+
+
 class Microscope(Protocol):
     """What a session needs of a microscope. Implemented by ``acq_isl.hooks``."""
 
@@ -120,6 +129,17 @@ class Microscope(Protocol):
 
     def images(self, request: StackRequest) -> Uint16Image:
         """The measured slices of an acquired request, (z, y, x) uint16; SliceLost if any is not there."""
+
+
+@runtime_checkable
+class InterruptibleMicroscope(Protocol):
+    """A `Microscope` whose stacks can be interrupted between two slices."""
+
+    def acquire_until(self, request: StackRequest, stop: Callable[[], bool] | None, first: int = 0) -> int:
+        """As `Microscope.acquire`, from slice ``first`` on, until ``stop`` wants it interrupted.
+
+        Returns how many slices of the stack are captured now.
+        """
 
 
 @runtime_checkable
@@ -156,6 +176,7 @@ __all__ = [
     "Engine",
     "FocusingMicroscope",
     "IncrementalEngine",
+    "InterruptibleMicroscope",
     "MeasuredSink",
     "Microscope",
     "PredictionSource",
@@ -163,4 +184,5 @@ __all__ = [
     "RunningStatistics",
     "SelectedEngine",
     "SliceSink",
+    "WaitingSource",
 ]

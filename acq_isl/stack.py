@@ -357,6 +357,8 @@ class StackRequest:
         Whether the shutter stays open from the first slice to the last.
     autofocus : Autofocus, optional
         How its focus is found.
+    attempt : int
+        How often it was begun before and interrupted; what came of those is kept under axes of their own.
     """
 
     key: StackKey
@@ -372,3 +374,4 @@ class StackRequest:
     camera: str = ""
     keep_shutter_open: bool = False
     autofocus: Autofocus | None = None
+    attempt: int = 0

@@ -17,6 +17,7 @@ import numpy as np
 
 from acq_isl.compatibility import check_heights
 from acq_isl.errors import AcqIslError, AcquisitionFailed, ExperimentError
+from acq_isl.hooks.events import announced_key
 from acq_isl.hooks.held_slices import CapturedSlice, HeldSlices
 from acq_isl.hooks.identity import Identities
 from acq_isl.hooks.metadata import SliceMetadata, read_metadata
@@ -35,8 +36,9 @@ _SINK_S = 2.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _OpenStack:
-    """A stack whose z is known, which of its slices have come, and on which thread the first one."""
+    """A stack whose z is known, its key in the metadata, what has come of it, and on which thread."""
 
+    key: StackKey
     info: StackInfo
     thread: weakref.ref[threading.Thread]
     arrived: set[int] = field(default_factory=set)
@@ -151,10 +153,10 @@ class CaptureHook:
     def expect(self, request: StackRequest) -> None:
         """Announce a stack; its slices get the request's z, place and optics."""
         with self._lock:
-            self._requests[request.key] = request
+            self._requests[announced_key(request)] = request
 
     def forget(self, key: StackKey) -> None:
-        """Expect an announced stack no longer."""
+        """Expect an announced stack no longer; ``key`` as its metadata has it."""
         with self._lock:
             self._requests.pop(key, None)
             self._open.pop(key, None)
@@ -221,7 +223,7 @@ class CaptureHook:
             if z_um is None:
                 self._hold(new)
                 return
-            known = _OpenStack(self._info(first or new, request, z_um), _this_thread())
+            known = _OpenStack(metadata.key, self._info(first or new, request, z_um), _this_thread())
         if known.ended:
             raise _NotTaken("not wanted", AFTER_DRAIN, _late(metadata))
         self._check(known, new)
@@ -248,7 +250,7 @@ class CaptureHook:
         """What is known of a stack from its first slice, and from its announcement."""
         metadata = first.metadata
         return StackInfo(
-            key=metadata.key,
+            key=metadata.key if request is None else request.key,
             z_um=z_um,
             shape=(first.pixels.shape[0], first.pixels.shape[1]),
             pixel_size_um=metadata.pixel_size_um if self._pixel_size_um is None else self._pixel_size_um,
@@ -321,7 +323,7 @@ class CaptureHook:
             stack.arrived.add(z)
 
     def _remember(self, stack: _OpenStack) -> None:
-        self._open[stack.info.key] = stack
+        self._open[stack.key] = stack
         if len(self._open) > _OPEN_STACKS:
             self._open.popitem(last=False)
 
@@ -360,7 +362,7 @@ class CaptureHook:
             )
             info = self._info(slice_, None, (metadata.z_um or 0.0,))
             with self._lock:
-                self._remember(_OpenStack(info, _this_thread(), {metadata.z_index}, ended=True))
+                self._remember(_OpenStack(info.key, info, _this_thread(), {metadata.z_index}, ended=True))
             self._give(Slice(info, 0, slice_.pixels, slice_.captured_s, self._acquisition), None)
 
     def _note(self, problem: AcqIslError) -> None:

@@ -6,6 +6,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,19 +25,35 @@ _FILE_NAME = re.compile(r"[^\W_][\w .-]{0,99}")
 _DEVICE_KEYS = ("properties", "stage_positions", "camera")
 
 
-def stack_events(request: StackRequest) -> list[Event]:
-    """The events of one stack, in the order of its slices.
+_AGAIN = "~"  # no position's name has it
+
+
+def announced_key(request: StackRequest) -> StackKey:
+    """What a stack is called in the dataset; one that is imaged again has axes of its own there."""
+    if not request.attempt:
+        return request.key
+    return replace(request.key, position=f"{request.key.position}{_AGAIN}{request.attempt + 1}")
+
+
+def planned_position(name: str) -> str:
+    """The position that a stack in the dataset was planned at, whichever attempt it is."""
+    return name.partition(_AGAIN)[0]
+
+
+def stack_events(request: StackRequest, first: int = 0) -> list[Event]:
+    """The events of one stack from slice ``first`` on, in the order of its slices.
 
     Only the first one carries x, y, preset and exposure: the Python backend sends whatever an event
     carries to the devices again, which costs 10 ms and more per slice.
     """
-    key = request.key
+    key = announced_key(request)
     events: list[Event] = [
         {
             "axes": {"time": key.time, "position": key.position, "channel": key.channel, "z": index},
             "z": float(z),
         }
         for index, z in enumerate(request.z_um)
+        if index >= first
     ]
     events[0] |= {
         "x": float(request.x_um),
@@ -143,6 +160,10 @@ class EventRules:
         """Remember what was submitted, so that nothing is overwritten later."""
         self._submitted.update(keys)
         self._check_types(keys, self._axis_types)
+
+    def note_withdrawn(self, keys: Iterable[AxesKey]) -> None:
+        """These were submitted, and not imaged: they may be submitted again."""
+        self._submitted.difference_update(keys)
 
     def check_event(self, event: Any) -> Event:
         """One event as a plain copy; raises as `check`."""

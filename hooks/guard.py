@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +20,15 @@ from acq_isl.errors import (
     SliceLost,
 )
 from acq_isl.hooks.capture import CaptureHook
-from acq_isl.hooks.events import Event, EventRules, check_name, find_requests, split_batches, stack_events
+from acq_isl.hooks.events import (
+    Event,
+    EventRules,
+    announced_key,
+    check_name,
+    find_requests,
+    split_batches,
+    stack_events,
+)
 from acq_isl.hooks.hardware import Hardware
 from acq_isl.hooks.image_hooks import ImageHooks
 from acq_isl.hooks.measured_data import open_measured, read_slices, require_space
@@ -48,6 +56,19 @@ class _Open:
     hardware: Hardware
     rules: EventRules
     event_hooks: EventHooks
+
+
+class _Interruption:
+    """Whether somebody wants the present stack interrupted: asked until the first yes."""
+
+    def __init__(self, hooks: EventHooks, stop: Callable[[], bool]) -> None:
+        self._hooks, self._stop = hooks, stop
+        self.wanted = False
+
+    def ask(self) -> None:
+        if not self.wanted and self._stop():
+            self.wanted = True
+            self._hooks.interrupt()
 
 
 class GuardedAcquisition:
@@ -166,10 +187,24 @@ class GuardedAcquisition:
         """
         if not request.z_um:
             raise ExperimentError(f"the stack {request.key} has no slices", wanted="at least one z")
+        self.acquire_until(request, None)
+
+    def acquire_until(self, request: StackRequest, stop: Callable[[], bool] | None, first: int = 0) -> int:
+        """As `acquire`, from slice ``first`` on, until ``stop`` wants it interrupted between two slices.
+
+        ``stop`` is asked all the time on this thread. Returns how many slices of the stack are captured now;
+        with fewer than all, its rest may be acquired later, or all of it as another ``attempt``. Slices of a
+        hardware-triggered sequence are one event, and end together.
+        """
         parts = self._opened()
-        events = parts.rules.check(stack_events(request))
+        events = parts.rules.check(stack_events(request, first))
+        if request.attempt:
+            self._capture.forget(announced_key(replace(request, attempt=request.attempt - 1)))
+        # The Java backend would image the events that are dropped, so it gets them one by one.
+        lists = [events] if stop is None or uses_python_backend() else [[event] for event in events]
+        interruption = None if stop is None else _Interruption(parts.event_hooks, stop)
         with parts.hardware.prepared(request):
-            self._acquire(parts, [events], [request])
+            return first + self._acquire(parts, lists, [request], interruption)
 
     def focus(self, request: StackRequest) -> float:
         """Find the focus of a stack through the autofocus device; where it is on the stage, in um.
@@ -244,7 +279,15 @@ class GuardedAcquisition:
             )
         return self._open
 
-    def _acquire(self, parts: _Open, lists: Sequence[list[Event]], requests: Sequence[StackRequest]) -> None:
+    def _acquire(
+        self,
+        parts: _Open,
+        lists: Sequence[list[Event]],
+        requests: Sequence[StackRequest],
+        interruption: _Interruption | None = None,
+    ) -> int:
+        """Acquire lists of events; how many of them were carried out."""
+        carried_out = 0
         self._check_space(parts.hardware, sum(map(len, lists)))
         for request in requests:
             self._capture.expect(request)
@@ -254,16 +297,20 @@ class GuardedAcquisition:
             began = time.monotonic()
             for events in lists:
                 parts.watchdog.wait_until(began + events[0].get("min_start_time", 0.0))
-                self._submit(parts, events)
+                carried_out += self._submit(parts, events, interruption)
+                if interruption is not None and interruption.wanted:
+                    break
         except BaseException as error:
             self._stop(parts, error)
             raise
         # After a failure they stay announced: images that are still on their way belong to their stacks.
-        for request in requests:
-            self._capture.forget(request.key)
+        if carried_out == sum(map(len, lists)):
+            for request in requests:
+                self._capture.forget(announced_key(request))
+        return carried_out
 
-    def _submit(self, parts: _Open, events: list[Event]) -> None:
-        """Submit events and wait for their slices."""
+    def _submit(self, parts: _Open, events: list[Event], interruption: _Interruption | None) -> int:
+        """Submit events and wait for their slices; how many were carried out."""
         exposures = [event["exposure"] for event in events if "exposure" in event]
         if exposures:
             # The engine does not send an exposure that equals its last event's, whatever was set since.
@@ -273,7 +320,9 @@ class GuardedAcquisition:
         parts.rules.note_submitted(keys)
         self._progress.expect(keys, max([*exposures, parts.hardware.exposure_ms()]))
         parts.run.submit([{k: v for k, v in event.items() if k != "min_start_time"} for event in events])
-        parts.watchdog.wait_captured()
+        parts.watchdog.wait_captured(None if interruption is None else interruption.ask)
+        parts.rules.note_withdrawn(parts.event_hooks.withdrawn)
+        return len(events) - len(parts.event_hooks.withdrawn)
 
     def _stop(self, parts: _Open, error: BaseException) -> None:
         """After a failure: no further events, light off."""

@@ -105,6 +105,14 @@ class Progress:
                 logger.info("the event of %s was cancelled by a hook", axes_text(key))
                 self._changed.notify_all()
 
+    def withdraw(self, keys: Iterable[AxesKey]) -> frozenset[AxesKey]:
+        """The guard dropped the events of these slices; those that were still awaited."""
+        with self._changed:
+            found = frozenset(keys) & self._awaited
+            self._awaited -= found
+            self._changed.notify_all()
+            return found
+
     def rename(self, old: AxesKey, new: AxesKey) -> None:
         """A user's hook changed the axes of an event."""
         with self._changed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -86,6 +87,9 @@ class EventHooks:
         self._none_drops = none_drops
         self._dropped_early: set[AxesKey] = set()
         self._carry: Event = {}
+        self._interrupted = threading.Event()
+        self.withdrawn: set[AxesKey] = set()
+        """Slices of the present list that were not taken, because it was interrupted."""
 
     def functions(self) -> dict[str, EventHook]:
         """Keyword arguments for ``pycromanager.Acquisition``; always a pre-hardware hook, as it can stop."""
@@ -107,7 +111,18 @@ class EventHooks:
             return event
         return answer
 
+    def interrupt(self) -> None:
+        """No further event of the present list is carried out; the one that is being exposed ends in peace.
+
+        Only where the backend drops events.
+        """
+        if self._none_drops:
+            self._interrupted.set()
+
     def _before(self, event: EventOrList) -> EventOrList | None:
+        if self._interrupted.is_set():
+            self.withdrawn |= self._progress.withdraw(_keys(event))
+            return None
         changed: EventOrList | None = event
         if self._dropped_early:
             events = [part for part in _listed(event) if axes_key(part["axes"]) not in self._dropped_early]
@@ -146,6 +161,8 @@ class EventHooks:
         """A new list of events begins: nothing of the last one is handed on."""
         self._carry.clear()
         self._dropped_early.clear()
+        self.withdrawn = set()
+        self._interrupted.clear()
 
     def _ask(self, name: str, function: EventHook | None, event: EventOrList) -> EventOrList | None:
         """The user's answer to an event, checked; None drops it."""

@@ -18,6 +18,7 @@ from acq_isl.hooks.user_calls import call_within
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.02
+_ASK_S = 0.002  # between two questions whether a list of events is to be interrupted
 _SHORT_S = 0.5
 _LOOK_S = 0.2  # between two looks at a stage
 _STILL_S = 1.0  # a stage that reports the same place for so long does not move
@@ -85,15 +86,15 @@ class Watchdog:
             time.sleep(min(left_s, _POLL_S))
             self._raise_failure("the wait for a start time")
 
-    def wait_captured(self) -> None:
-        """Wait until all awaited slices were captured.
+    def wait_captured(self, between: Callable[[], None] | None = None) -> None:
+        """Wait until all awaited slices were captured; ``between`` is called all the time, and must be quick.
 
         Raises AcquisitionFailed (hardware or hook failed, or nothing came for too long), SliceLost (all is
         done, and slices are missing), StorageError (images could not be stored).
         """
         expected = self._progress.awaited
         try:
-            self._wait_captured()
+            self._wait_captured(between)
         except (AcquisitionFailed, SliceLost) as error:
             doubtful = None if error is self._progress.failure else self._find_doubtful(expected)
             if doubtful is None:
@@ -101,11 +102,13 @@ class Watchdog:
             what = f"{error.what}; {doubtful}"
             raise type(error)(what, wanted=error.wanted, got=error.got, fix=error.fix) from error
 
-    def _wait_captured(self) -> None:
+    def _wait_captured(self, between: Callable[[], None] | None) -> None:
         images = self._progress.images
         motion = _StageMotion(self._hardware.busy_stages)
         while True:
-            self._progress.wait(images, _POLL_S)
+            self._progress.wait(images, _POLL_S if between is None else _ASK_S)
+            if between is not None:
+                between()
             self._raise_failure(axes_list(self._progress.awaited, 1))
             # In this order: whatever was delivered when it settled has left `awaited` by now.
             settled, awaited = self._run.is_settled(self._progress.images), self._progress.awaited

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from acq_isl.base import StrictModel
 from acq_isl.rules.actions import Action, Decision
 from acq_isl.rules.measurements import Measured, Measurement, readable
+from acq_isl.rules.reaction import AfterStack, React
 from acq_isl.stack import Outcome, Prediction, Refusal, StackKey, Unpredicted
 
 _ROUNDING = 1e-9
@@ -55,6 +56,8 @@ class Trigger(StrictModel):
     """How often in one run."""
     deadline_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Longest time from a field's last slice to the decision; a later one is told and not carried out."""
+    react: React = AfterStack()
+    """How soon: ``{within: stack}`` or ``{within: slice, then: finish}`` (or ``repeat``)."""
 
 
 class Best(StrictModel):

@@ -49,6 +49,9 @@ class WithoutEngine:
     def poll(self) -> list[Outcome]:
         return []
 
+    def discard(self, key: StackKey) -> None:
+        self._infos.pop(key, None)
+
     def drain(self, timeout_s: float) -> list[Outcome]:
         infos, self._infos = self._infos, {}
         return [Unpredicted(info, "this run has no engine", "the measured data") for info in infos.values()]

@@ -49,17 +49,21 @@ def match_light(
 ) -> dict[StackKey, tuple[Taken, ...]]:
     """Exposures of every stack: those in its channel between two doses in the ledger.
 
-    The ledger's lines, ``decisions``, book the light of each stack once it is acquired, in that order.
+    The ledger's lines, ``decisions``, book the light of each stack, or of a part of it, once it is acquired.
     """
     booked = [line for line in decisions if line.get("kind") == "dose"]
-    found, began_s = {}, -math.inf
-    for request, line in zip(acquired, booked, strict=False):
+    presets = {request.key: request.preset for request in acquired}
+    found: dict[StackKey, tuple[Taken, ...]] = {}
+    began_s = -math.inf
+    for line in booked:
+        key = StackKey(line["time_point"], line["position"], line["channel"])
         ended_s = datetime.datetime.fromisoformat(str(line["time"])).timestamp()
-        found[request.key] = tuple(
-            exposure
-            for exposure in taken
-            if began_s < exposure.unix_s <= ended_s and exposure.light.channel == request.preset
-        )
+        if key in presets:
+            found[key] = found.get(key, ()) + tuple(
+                exposure
+                for exposure in taken
+                if began_s < exposure.unix_s <= ended_s and exposure.light.channel == presets[key]
+            )
         began_s = ended_s
     return found
 

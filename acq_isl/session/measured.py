@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from acq_isl.errors import SliceLost
+from acq_isl.hooks.events import planned_position
 from acq_isl.hooks.metadata import read_metadata
 from acq_isl.readers.ndtiff import NdtiffImage
 from acq_isl.readers.ndtiff_headers import all_images
@@ -20,17 +21,20 @@ class MeasuredRun:
         self._folder = folder
         self.sets = tuple(path.name for path in sorted(folder.glob("measured_*")) if path.is_dir())
         self._images: dict[StackKey, dict[int, NdtiffImage]] = {}
+        self.captured = 0
+        """Number of images."""
         for name in self.sets:  # what was imaged again counts
             for image in all_images(folder / name):
                 axes = image.axes
                 time, channel = int(axes.get("time", 0)), str(axes.get("channel", ""))
-                key = StackKey(time, str(axes.get("position", "")), channel)
+                key = StackKey(time, planned_position(str(axes.get("position", ""))), channel)
+                self.captured += 1
                 self._images.setdefault(key, {})[image.z] = image
 
     @property
-    def captured(self) -> int:
-        """Number of images."""
-        return sum(map(len, self._images.values()))
+    def replaced(self) -> int:
+        """Number of images whose stack was cut off or interrupted, and imaged again."""
+        return self.captured - sum(map(len, self._images.values()))
 
     @property
     def keys(self) -> tuple[StackKey, ...]:

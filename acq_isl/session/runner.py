@@ -302,7 +302,15 @@ def _opened(experiment: Experiment, plan: RunPlan, views: Views) -> Iterator[_Pa
         meter = ProgressMeter(views.handle, counters, lambda: state(source), slices, models=models)
         call = partial(call_user_function, folder=experiment.folder)
         tools = SessionTools(
-            microscope, source, store, ledger, call, meter.handle, views.commands, labels=labels
+            microscope,
+            source,
+            store,
+            ledger,
+            call,
+            meter.handle,
+            views.commands,
+            labels=labels,
+            discard=source.discard,
         )
         notes += (*views.warnings, *map(str, broken_plugins()))
         yield _Parts(experiment, folder, tools, microscope, source, labels, notes)

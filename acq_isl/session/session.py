@@ -7,7 +7,6 @@ between two stacks, and after the last one the session waits no longer than the 
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
 from acq_isl.commands import CommandSource, GoTo, no_commands
-from acq_isl.errors import AcqIslError, ActionRefused, SliceLost, StorageError
+from acq_isl.errors import ActionRefused, SliceLost, StorageError
 from acq_isl.events import (
     Decided,
     EventHandler,
@@ -29,20 +28,21 @@ from acq_isl.events import (
 from acq_isl.experiment.experiment import Experiment, measurements
 from acq_isl.experiment.planning import Cycle, visits
 from acq_isl.processing.display import preview
-from acq_isl.protocols import Microscope, PredictionSource
-from acq_isl.rules import Best, Choice, Decision, Limits, Measured, Occasion, check_request, rank
-from acq_isl.rules.actions import check_preset
+from acq_isl.protocols import InterruptibleMicroscope, Microscope, PredictionSource, WaitingSource
+from acq_isl.rules import Best, Choice, Decision, Measured, check_request, rank
 from acq_isl.rules.deciding import Decider, Verdict
 from acq_isl.rules.label_names import Labels, Status, combine_status, merge_outcomes, status_of
 from acq_isl.rules.measurements import MeasurementCache
+from acq_isl.rules.reaction import AfterSlice, Then
 from acq_isl.rules.rules import explain_unranked
+from acq_isl.session.acting import Actor, Due, Hands
 from acq_isl.session.evidence import note_outcome, note_verdict
 from acq_isl.session.focus import FocusKeeper
 from acq_isl.session.operator import Operator, Stopped
 from acq_isl.stack import Outcome, Prediction, Refusal, StackInfo, StackKey, StackRequest, Unpredicted
 from acq_isl.storage.decision_log import Ledger
 
-log = logging.getLogger(__name__)
+_WAIT_S = 0.5
 
 
 class PredictionStore(Protocol):
@@ -67,6 +67,8 @@ class SessionTools:
     now: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     labels: Labels = dataclasses.field(default_factory=Labels)  # which model predicts what
+    discard: Callable[[StackKey], None] = lambda key: None
+    """Is told of a stack whose slices are not wanted any more, for it is imaged again."""
 
 
 @dataclass(slots=True)
@@ -138,6 +140,9 @@ class Session:
         self._visits = 0
         self._focus = FocusKeeper(tools.microscope, experiment.when_focus_fails, self._note_focus)
         self._operator = Operator(tools.commands, self._visit, self._note_command, tools.emit)
+        hands = Hands(tools.microscope, experiment.limits, self._acquire, tools.call)
+        self._actor = Actor(hands, self._note, self.warnings.append)
+        self._reacts = any(isinstance(trigger.react, AfterSlice) for trigger in experiment.triggers)
 
     @property
     def stopped(self) -> bool:
@@ -197,8 +202,10 @@ class Session:
     def _take_ready(self) -> None:
         for outcome in self._tools.predictions.poll():
             self._take(outcome)
+        self._decide()
 
     def _take_all(self) -> None:
+        self._take_as_they_come()
         try:
             outcomes = self._tools.predictions.drain(self._experiment.prediction_timeout_s)
         except SliceLost as error:
@@ -207,9 +214,20 @@ class Session:
             outcomes = self._tools.predictions.poll()
         for outcome in outcomes:
             self._take(outcome)
+        self._decide()
+
+    def _take_as_they_come(self) -> None:
+        """A field is not to wait for its action until the last one is predicted."""
+        source, began_s = self._tools.predictions, self._tools.now()
+        if not isinstance(source, WaitingSource):
+            return
+        while (left_s := began_s + self._experiment.prediction_timeout_s - self._tools.now()) > 0:
+            if not source.wait(min(left_s, _WAIT_S)):
+                return
+            self._take_ready()
 
     def _take(self, outcome: Outcome) -> None:
-        """Keep an outcome and let the triggers look at it."""
+        """Keep an outcome, for the triggers to look at."""
         began = time.perf_counter()
         field = self.fields[outcome.info.key]
         # A stack that waited in the spool is reported again once an engine has predicted it.
@@ -232,17 +250,31 @@ class Session:
         self._tools.emit(Predicted.of(renamed, measured, spent_ms))
         self.decide_ms.append(spent_ms)
         self._undecided.append(renamed)
-        self._decide()
 
-    def _decide(self) -> None:
+    def _decide(self) -> Then:
         """Act on what was predicted, but never while the operator has the microscope."""
+        if self._operator.paused:
+            return "finish"
+        self._judge()
+        return self._actor.carry_out(self._operator.stopping)
+
+    def _judge(self) -> None:
+        """Let the triggers look at what was predicted."""
         while self._undecided and not self._operator.paused:
             prediction = self._undecided.pop(0)
             field = self.fields[prediction.info.key]
             field.decided_s = self._tools.now()
             line, verdicts = self._decisions(prediction)
             for verdict in verdicts:
-                self._act(verdict, line, field.request, prediction)
+                react = self._experiment.triggers[verdict.index].react
+                self._actor.add(Due(verdict, line, field.request, prediction, react))
+
+    def _is_interrupted(self) -> bool:
+        """Whether something is to be done before the next slice; asked while a stack is acquired."""
+        for outcome in self._tools.predictions.poll():
+            self._take(outcome)
+        self._judge()
+        return self._actor.interrupts
 
     def _store(self, prediction: Prediction) -> None:
         try:
@@ -272,30 +304,6 @@ class Session:
         rules = [rule for rule in measurements(self._experiment) if owner(rule.label) == outcome.model]
         found = (self._measured.measure(outcome, rule) for rule in rules)
         return tuple(each for each in found if each is not None)
-
-    def _act(self, verdict: Verdict, line: int, field: StackRequest, prediction: Prediction) -> None:
-        """Carry out a decision between two events; a refused or failed action never stops the run."""
-        decision = verdict.decision
-        action = decision.action
-        if action is None:
-            return
-        if self._operator.stopping:
-            self._note(verdict, line, "not done: the operator stopped the run")
-            return
-        field = replace(field, camera="", keep_shutter_open=False, autofocus=None)  # of the overview only
-        occasion = Occasion(field, prediction, decision)
-        tools = _ActionTools(self._tools, self._experiment.limits, self._acquire, occasion)
-        try:
-            action.check(prediction.info, self._experiment.limits)
-            done = action.carry_out(occasion, tools)
-        except (SliceLost, Stopped):
-            raise
-        except Exception as error:  # a plug-in may fail in any way
-            done = f"{'refused' if isinstance(error, ActionRefused) else 'failed'}: {error}"
-            self.warnings.append(f"{decision.rule} at {field.key.position}: {error}")
-            if not isinstance(error, AcqIslError):
-                log.warning("the action %s failed", action.kind, exc_info=True)
-        self._note(verdict, line, done)
 
     def _choose(self, cycle: Cycle) -> list[Field]:
         rule = self._experiment.choose
@@ -355,17 +363,60 @@ class Session:
 
     def _expose(self, request: StackRequest) -> None:
         self.asked.append(request)
-        self._tools.microscope.acquire(request)
+        scope = self._tools.microscope
+        if self._reacts and not self._actor.busy and isinstance(scope, InterruptibleMicroscope):
+            request = self._expose_in_parts(scope, request)
+        else:
+            scope.acquire(request)
+            self._book(request, len(request.z_um))
         self.acquired.append(request)
-        key = request.key
-        if key in self.fields:
-            self.fields[key].imaged_s = self._tools.now()
-        self._tools.ledger.dose(key.position, key.channel, request.exposure_ms, len(request.z_um))
+        if request.key in self.fields:
+            self.fields[request.key].imaged_s = self._tools.now()
         self._tools.emit(FieldImaged(request))
 
+    def _expose_in_parts(self, scope: InterruptibleMicroscope, request: StackRequest) -> StackRequest:
+        """Image a stack, interrupted where a decision wants it; the stack as it was imaged in the end."""
+        planes, done = len(request.z_um), 0
+        while (taken := scope.acquire_until(request, self._is_interrupted, done)) < planes:
+            self._book(request, taken - done)
+            then = self._decide()
+            self._note_interruption(request, taken, then)
+            done = taken
+            if then == "repeat" and taken:
+                self._tools.discard(request.key)
+                request, done = replace(request, attempt=request.attempt + 1), 0
+                if request.key in self.fields:
+                    self.fields[request.key].request = request
+                taken = scope.acquire_until(request, None)
+                break
+        self._book(request, taken - done)
+        return request
+
+    def _book(self, request: StackRequest, slices: int) -> None:
+        """Write down the light of so many slices."""
+        key = request.key
+        if slices:
+            self._tools.ledger.dose(key.position, key.channel, request.exposure_ms, slices, key.time)
+
+    def _note_interruption(self, request: StackRequest, taken: int, then: Then) -> None:
+        what = f"interrupt this stack after {taken} of {len(request.z_um)} slices"
+        ends: dict[Then, str] = {"finish": "the others follow", "repeat": "all of them are taken again"}
+        line = {"key": asdict(request.key), "rule": "react", "what": what, "why": "an action was due"}
+        self._tools.ledger.write("order", **line, done=ends[then])
+        self._tools.emit(Decided(request.key, "react", what, line["why"], ends[then]))
+
     def _rest(self, seconds: float) -> None:
-        self._tools.sleep(seconds)
+        if isinstance(self._tools.predictions, WaitingSource):
+            self._wait_for_outcome(self._tools.predictions, seconds)
+        else:
+            self._tools.sleep(seconds)
         self._take_ready()
+
+    def _wait_for_outcome(self, source: WaitingSource, seconds: float) -> None:
+        """Let time pass, less if there is something to act on."""
+        began_s = self._tools.now()
+        if not source.wait(seconds):  # nothing is to come: it returned at once
+            self._tools.sleep(max(began_s + seconds - self._tools.now(), 0.0))
 
     def _visit(self, command: GoTo) -> str:
         """Go where the operator wants and take one plane there: checked, dosed and kept like any other."""
@@ -427,24 +478,3 @@ def choose_fields(
 def _unanswered(request: StackRequest, model: str) -> Unpredicted:
     info = StackInfo(request.key, request.z_um, (1, 1), 0.0, request.x_um, request.y_um)
     return Unpredicted(info, "no answer of the engine", "the measured data", model)
-
-
-@dataclass(frozen=True, slots=True)
-class _ActionTools:
-    """What an action may do, within the limits of the experiment; see `acq_isl.rules.ActionTools`."""
-
-    tools: SessionTools
-    limits: Limits
-    expose: Callable[[StackRequest], object]
-    occasion: Occasion
-
-    def set_preset(self, group: str, preset: str) -> None:
-        check_preset(f"set {group} to {preset}", group, preset, self.limits)
-        self.tools.microscope.set_preset(group, preset)
-
-    def acquire(self, request: StackRequest) -> None:
-        check_request(request, self.limits)
-        self.expose(request)
-
-    def call(self, function: str) -> str:
-        return self.tools.call(function, self.occasion.decision, self.occasion.prediction)

@@ -24,7 +24,7 @@ from acq_isl.session.session import Field
 from acq_isl.stack import Outcome, Prediction, StackKey, StackRequest
 from acq_isl.storage.decision_log import read as read_ledger
 from acq_isl.storage.prediction_store import find, load
-from acq_isl.stream.accounts import SliceAccounts
+from acq_isl.stream.accounts import INTERRUPTED, SliceAccounts
 
 STORE = "predictions.ome.zarr"
 LEDGERS = ("decisions.jsonl", "recovery.jsonl")
@@ -96,6 +96,8 @@ class SoFar:
         for request in self.acquired:
             if request.key not in self.fields:
                 accounts.end("not wanted", "measured only", len(request.z_um))
+        if self.measured.replaced:
+            accounts.end("not wanted", INTERRUPTED, self.measured.replaced)
         return accounts
 
 

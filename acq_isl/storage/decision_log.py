@@ -105,15 +105,17 @@ class Ledger:
             self._count(line)
             return line
 
-    def dose(self, position: str, channel: str, exposure_ms: float, slices: int = 1) -> None:
-        """Book the light of one stack: ``slices`` exposures of ``exposure_ms`` each."""
+    def dose(
+        self, position: str, channel: str, exposure_ms: float, slices: int = 1, time_point: int = 0
+    ) -> None:
+        """Book the light of one stack, or of a part of it: ``slices`` exposures of ``exposure_ms`` each."""
         total = exposure_ms * slices
         if not (math.isfinite(total) and total >= 0):
             raise ValueError(f"a dose is finite and not negative, not {slices} x {exposure_ms} ms")
         with self._lock:
             sum_ms = self._dose_ms.get(position, {}).get(channel, 0.0) + total
-            entries = {"position": position, "channel": channel, "exposure_ms": total, "slices": slices}
-            self.write("dose", **entries, sum_ms=sum_ms)
+            place = {"time_point": time_point, "position": position, "channel": channel}
+            self.write("dose", **place, exposure_ms=total, slices=slices, sum_ms=sum_ms)
 
     def _append(self, line: bytes) -> None:
         if self._file is None:

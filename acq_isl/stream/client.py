@@ -179,6 +179,18 @@ class EngineClient:
         self._thread.wake()
         return found
 
+    def discard(self, key: StackKey) -> None:
+        """A stack that misses slices is going to be imaged again: what came of it is not wanted any more.
+
+        It has no outcome; its slices, which are in the measured data, are counted as not wanted.
+        """
+        self._queue.discard(key)
+        self._thread.wake()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until an outcome is here, none is to come, or time is up; whether one is, or is to come."""
+        return self._queue.wait_outcome(timeout_s)
+
     def drain(self, timeout_s: float) -> list[Outcome]:
         """Wait until every stack put so far has an outcome; after ``timeout_s`` the rest are `Unpredicted`.
 

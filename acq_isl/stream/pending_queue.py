@@ -157,6 +157,12 @@ class PendingQueue:
             outcomes += self.poll()
             return not self._stacks
 
+    def wait_outcome(self, timeout_s: float) -> bool:
+        """Wait until an outcome can be polled, or no stack is left; whether there is either still to come."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._outcomes or not self._stacks, timeout_s)
+            return bool(self._outcomes or self._stacks)
+
     def put_back(self, outcomes: list[Outcome]) -> None:
         """Have outcomes polled again, before all others."""
         with self._changed:
@@ -179,6 +185,22 @@ class PendingQueue:
             for stack in found:
                 self._give_up(stack, "cancelled", "it was cancelled")
             return bool(found)
+
+    def discard(self, key: StackKey) -> None:
+        """Stacks under that key that miss slices will be imaged again: nobody wants their slices any more.
+
+        They have no outcome, and the next slice under that key begins another stack.
+        """
+        with self._changed:
+            found = [stack for stack in self._filling.values() if stack.info.key == key]
+            for stack in found:
+                if stack.copying:  # its memory is in use: it goes the long way, by the disk
+                    self._close(stack)
+                else:
+                    with self._changing(stack):
+                        if stack.discard():
+                            self._forget.append(stack.id)
+                self._ended.pop(stack.identity, None)
 
     def close_all(self, reason: SpoolReason, why: str) -> None:
         """End all stacks: they go to disk and become `Unpredicted`."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from acq_isl.record import Counts
 from acq_isl.stack import Prediction, Refusal, Slice, StackInfo, Unpredicted
-from acq_isl.stream.accounts import Fate
+from acq_isl.stream.accounts import INTERRUPTED, Fate
 from acq_isl.stream.assembler import OpenStack
 from acq_isl.stream.messages import Wanted
 from acq_isl.stream.schedule import priority
@@ -66,6 +66,7 @@ class State(Enum):
     Nobody waits for an answer any more (where the disk is busy, once it has finished)::
 
         all models predicted or refused it ──────────────────────────────────────────► DONE
+        it is imaged again, and misses slices (discard) ─────────────────────────────► DONE
         some did not, slices are missing ──► FINISHING ──last slice, close──► ENDING
         some did not, complete or closed ──► ENDING ──store──► STORING ──stored, lose──► DONE
                                              ENDING ──store, if it has a file──────────► DONE
@@ -117,7 +118,7 @@ class PendingStack:
         self._failures: dict[str, _Failure] = {}
         self._sent: set[int] = set()
         self._copying: set[int] = set()
-        self._refused = self._lost = False
+        self._refused = self._lost = self._discarded = False
 
     # ---- what can be asked of it
 
@@ -169,6 +170,8 @@ class PendingStack:
     @property
     def fate(self) -> tuple[Fate, str]:
         """What became of its slices, now that it is done, and why."""
+        if self._discarded:
+            return "not wanted", INTERRUPTED
         if self._lost:
             return "lost", "the disk did not take or keep them"
         if self._failures:
@@ -220,6 +223,11 @@ class PendingStack:
     def has(self, z_index: int) -> bool:
         """Whether a slice is there, or being copied."""
         return self.slices.has(z_index) or z_index in self._copying
+
+    @property
+    def copying(self) -> bool:
+        """Whether somebody writes a slice into its memory just now."""
+        return bool(self._copying)
 
     def drop_expected(self, z_index: int) -> None:
         """An expected slice could not be copied."""
@@ -306,6 +314,17 @@ class PendingStack:
             self._failures[model] = _Failure("incomplete", f"{failure.why}; {gaps}")
         at_server = self.give_up("incomplete", gaps)
         self._become(State.ENDING, only_from=(State.FINISHING,))
+        return at_server
+
+    def discard(self) -> bool:
+        """It misses slices, and is imaged again: no outcome. Whether the server has to forget it."""
+        if self.slices.complete:
+            raise RuntimeError(f"stack {self.info.key} is complete, and is not imaged again")
+        at_server = bool(self._sent)
+        self._become(State.DONE, only_from=_FILLING)
+        self._waits_for.clear()
+        self._failures.clear()
+        self._discarded = True
         return at_server
 
     # ---- the disk

@@ -115,6 +115,13 @@ class Conservation(RuleBasedStateMachine):
         if len(self.threads) < 2:
             self.threads.append(ThreadPoolExecutor(1))
 
+    @rule(stack=st.integers(0, STACKS - 1))
+    def interrupt_and_repeat(self, stack: int) -> None:
+        """The next slices under this key are of another attempt."""
+        key = StackKey(stack, "A1", "Phase")
+        self.hook.forget(key)
+        self.queue.discard(key)
+
     # ---- whoever waits for outcomes
 
     @rule()

@@ -1,0 +1,124 @@
+"""Decisions become actions, one after another: between two stacks, or between two slices of one."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from acq_isl.errors import AcqIslError, ActionRefused, SliceLost
+from acq_isl.protocols import Microscope
+from acq_isl.rules import Decision, Limits, Occasion, check_request
+from acq_isl.rules.actions import check_preset
+from acq_isl.rules.deciding import Verdict
+from acq_isl.rules.reaction import AfterSlice, React, Then
+from acq_isl.session.operator import Stopped
+from acq_isl.stack import Prediction, StackRequest
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Due:
+    """A decision that is to be carried out: its outcome's line in the ledger, on which field, how soon."""
+
+    verdict: Verdict
+    outcome: int
+    field: StackRequest
+    prediction: Prediction
+    react: React
+
+
+@dataclass(frozen=True, slots=True)
+class Hands:
+    """What actions are carried out with, within the limits."""
+
+    microscope: Microscope
+    limits: Limits
+    expose: Callable[[StackRequest], object]
+    """Images a stack, unless it was imaged before."""
+    call: Callable[[str, Decision, Prediction], str]
+    """Runs a user's function by its name; what became of it, in words."""
+
+
+class Actor:
+    """Carries out decisions; what it does is never interrupted by another decision.
+
+    ``note`` writes down a decision and what became of it, ``warn`` what a person should know.
+    """
+
+    def __init__(
+        self, hands: Hands, note: Callable[[Verdict, int, str], None], warn: Callable[[str], None]
+    ) -> None:
+        self._hands, self._note, self._warn = hands, note, warn
+        self._due: deque[Due] = deque()
+        self.busy = False
+
+    def add(self, due: Due) -> None:
+        """Something is to be done at the next occasion."""
+        self._due.append(due)
+
+    @property
+    def interrupts(self) -> bool:
+        """Whether something is to be done as soon as the present slice is there."""
+        return any(isinstance(due.react, AfterSlice) for due in self._due)
+
+    def carry_out(self, stopping: bool) -> Then:
+        """Do all that is due; what then becomes of the stack that was interrupted for it, if any was."""
+        then: Then = "finish"
+        if self.busy:
+            return then
+        self.busy = True
+        try:
+            while self._due:
+                due = self._due.popleft()
+                if isinstance(due.react, AfterSlice) and due.react.then == "repeat":
+                    then = "repeat"
+                self._act(due, stopping)
+        finally:
+            self.busy = False
+        return then
+
+    def _act(self, due: Due, stopping: bool) -> None:
+        """Carry out a decision; one that is refused or fails never stops the run."""
+        decision = due.verdict.decision
+        action = decision.action
+        if action is None:
+            return
+        if stopping:
+            self._note(due.verdict, due.outcome, "not done: the operator stopped the run")
+            return
+        # Camera, shutter and autofocus are of the overview only.
+        field = replace(due.field, camera="", keep_shutter_open=False, autofocus=None, attempt=0)
+        occasion = Occasion(field, due.prediction, decision)
+        try:
+            action.check(due.prediction.info, self._hands.limits)
+            done = action.carry_out(occasion, _ActionTools(self._hands, occasion))
+        except (SliceLost, Stopped):
+            raise
+        except Exception as error:  # a plug-in may fail in any way
+            done = f"{'refused' if isinstance(error, ActionRefused) else 'failed'}: {error}"
+            self._warn(f"{decision.rule} at {field.key.position}: {error}")
+            if not isinstance(error, AcqIslError):
+                log.warning("the action %s failed", action.kind, exc_info=True)
+        self._note(due.verdict, due.outcome, done)
+
+
+@dataclass(frozen=True, slots=True)
+class _ActionTools:
+    """What an action may do, within the limits of the experiment; see `acq_isl.rules.ActionTools`."""
+
+    hands: Hands
+    occasion: Occasion
+
+    def set_preset(self, group: str, preset: str) -> None:
+        check_preset(f"set {group} to {preset}", group, preset, self.hands.limits)
+        self.hands.microscope.set_preset(group, preset)
+
+    def acquire(self, request: StackRequest) -> None:
+        check_request(request, self.hands.limits)
+        self.hands.expose(request)
+
+    def call(self, function: str) -> str:
+        return self.hands.call(function, self.occasion.decision, self.occasion.prediction)
