@@ -10,7 +10,9 @@ weighs a stack against its negative.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -31,9 +33,13 @@ _SAMPLE_PX = 4  # statistics of planes are taken from one pixel in 4x4
 _LAGS = (1, 3, 6)
 _ODD_GAIN = 2.0
 _LEAST_WINDOWS = 40
-_MOST_LIMIT = 100.0
+_MOST_LIMIT = 10.0
+_LEAST_ODDS = 3.0  # natural logarithm: 20 to 1 that it is the negative
+_LEAST_SCALE = 0.1  # of what is usual among statistics; dead units vary by nothing at all
 _FOLDS = 5
 _EPS = 1e-3
+
+logger = logging.getLogger(__name__)
 
 Rows = NDArray[np.float64]
 _Fit = TypeVar("_Fit", "FeatureNormal", "PolarityDiscriminant")
@@ -88,34 +94,47 @@ def _shrunk_covariance(rows: Rows) -> tuple[Rows, Rows, Rows]:
     """
     from sklearn.covariance import ledoit_wolf
 
-    mean, scale = rows.mean(axis=0), rows.std(axis=0) + 1e-6
+    mean, scale = rows.mean(axis=0), rows.std(axis=0)
+    scale = np.maximum(scale, _LEAST_SCALE * np.sqrt(np.mean(scale**2)) + 1e-6)
     return mean, scale, ledoit_wolf((rows - mean) / scale, assume_centered=True)[0]
 
 
 class GateHead(nn.Module):
-    """The distances of each window of a stack, (N, 3, h, w), from what the network has computed anyway."""
+    """The distances of each window of a stack, (N, K, h, w), from what the network has computed anyway; None
+    is a distance that is left out."""
 
     def __init__(
-        self, step_px: int, features: FeatureNormal, focus: FeatureNormal, polarity: PolarityDiscriminant
+        self,
+        step_px: int,
+        features: FeatureNormal | None,
+        focus: FeatureNormal | None,
+        polarity: PolarityDiscriminant | None,
     ) -> None:
         super().__init__()
         self.step_px = step_px
+        fits = (features, focus, polarity)
+        self.names = tuple(name for name, fit in zip(NAMES, fits, strict=True) if fit is not None)
         for name, normal in (("features", features), ("focus", focus)):
-            self.register_buffer(f"{name}_mean", torch.tensor(normal.mean, dtype=torch.float32))
-            self.register_buffer(f"{name}_whitening", torch.tensor(normal.whitening, dtype=torch.float32))
-        self.register_buffer("polarity", torch.tensor(polarity.weights, dtype=torch.float32))
+            if normal is not None:
+                self.register_buffer(f"{name}_mean", torch.tensor(normal.mean, dtype=torch.float32))
+                self.register_buffer(f"{name}_whitening", torch.tensor(normal.whitening, dtype=torch.float32))
+        if polarity is not None:
+            self.register_buffer("polarity", torch.tensor(polarity.weights, dtype=torch.float32))
 
     def forward(self, x: Tensor, features: Tensor) -> Tensor:
         """Distances of a normalised (N, Z, H, W) stack with its coarsest activations (N, C, h, w)."""
         *described, odd = window_statistics(x, features, self.step_px)
         distances = []
         for name, rows in zip(NAMES, described, strict=False):
+            if name not in self.names:
+                continue
             mean, whitening = self.get_buffer(f"{name}_mean"), self.get_buffer(f"{name}_whitening")
             # Features last, then back: one matrix product for all windows.
             white = (rows.permute(0, 2, 3, 1) - mean) @ whitening  # (N, h, w, F)
             distances.append((white.square().sum(dim=-1) / white.shape[-1]).sqrt())
-        distances.append(-(odd.permute(0, 2, 3, 1) @ self.get_buffer("polarity")))
-        return torch.stack(distances, dim=1)  # (N, 3, h, w)
+        if "polarity" in self.names:
+            distances.append(-(odd.permute(0, 2, 3, 1) @ self.get_buffer("polarity")))
+        return torch.stack(distances, dim=1)  # (N, K, h, w)
 
 
 def window_statistics(x: Tensor, features: Tensor, step_px: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -178,23 +197,42 @@ def fit_gate(
     features, features_held = _fit_held_out(grids[0], FeatureNormal.fit)
     focus, focus_held = _fit_held_out(grids[1], FeatureNormal.fit)
     polarity, polarity_held = _fit_held_out(grids[2], PolarityDiscriminant.fit)
-    held = np.stack([features_held, focus_held, polarity_held])
-    # Several distances share the alarms. Odds below even are no alarm, however rare.
-    limits = [float(np.quantile(distances, 1 - false_alarms / len(NAMES))) for distances in held]
-    limits[2] = max(limits[2], 0.0)
-    strange = [
-        f"{name} {limit:.3g}" for name, limit in zip(NAMES, limits, strict=True) if limit > _MOST_LIMIT
-    ]
-    if strange:
+    held = dict(zip(NAMES, (features_held, focus_held, polarity_held), strict=True))
+    # Several distances share the alarms. Odds that are nearly even are no alarm, however rare.
+    limits = {name: float(np.quantile(found, 1 - false_alarms / len(NAMES))) for name, found in held.items()}
+    limits["polarity"] = max(limits["polarity"], _LEAST_ODDS)
+    limits = leave_out(limits, float(np.mean(-polarity_held > limits["polarity"])))
+    head = GateHead(
+        network.config.size_step_px,
+        features if "features" in limits else None,
+        focus if "focus" in limits else None,
+        polarity if "polarity" in limits else None,
+    )
+    alarms = np.any([held[name] > limit for name, limit in limits.items()], axis=0)
+    return head, Gate(names=head.names, limits=tuple(limits.values()), false_alarms=float(alarms.mean()))
+
+
+def leave_out(limits: Mapping[str, float], told: float) -> dict[str, float]:
+    """Limits that can be right; why others are left out is told. ``told`` is the share of negatives that the
+    one of polarity finds. `ExperimentError` if neither features nor focus is left."""
+    why = {
+        name: f"its limit would be {limit:.3g}, where about 1 is usual"
+        for name, limit in limits.items()
+        if not (math.isfinite(limit) and 0 < limit <= _MOST_LIMIT)
+    }
+    if "polarity" not in why and told < 0.5:
+        why["polarity"] = f"it would know only {told:.0%} of the windows' negatives from the windows"
+    left = {name: limit for name, limit in limits.items() if name not in why}
+    if not left.keys() & {"features", "focus"}:
         raise ExperimentError(
             "the training fields are too few or too unlike each other to say what an unusual stack is",
             wanted=f"limits of at most {_MOST_LIMIT:g}; a distance is about 1 for what is usual",
-            got=", ".join(strange),
+            got=", ".join(f"{name}: {reason}" for name, reason in why.items()),
             fix="train on more or larger fields",
         )
-    alarms = (held > np.array(limits)[:, None]).any(axis=0)
-    head = GateHead(network.config.size_step_px, features, focus, polarity)
-    return head, Gate(names=NAMES, limits=tuple(limits), false_alarms=float(alarms.mean()))
+    for name, reason in why.items():
+        logger.warning("the gate has no check of %s: %s", name, reason)
+    return left
 
 
 def _vary(stack: Tensor) -> Iterator[Tensor]:

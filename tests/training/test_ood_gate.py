@@ -14,6 +14,7 @@ from scipy import ndimage
 from acq_isl.errors import ExperimentError
 from acq_isl.manifest import Gate
 from acq_isl.processing.normalize import contrast_sd
+from acq_isl.training.data.source_simulated import SimulationConfig, simulate
 from acq_isl.training.network import LiveNetwork, NetworkConfig
 from acq_isl.training.ood_gate import (
     NAMES,
@@ -22,6 +23,7 @@ from acq_isl.training.ood_gate import (
     PolarityDiscriminant,
     describe,
     fit_gate,
+    leave_out,
     window_statistics,
 )
 
@@ -45,6 +47,15 @@ def soft_stack(seed: int, side: int = 512) -> torch.Tensor:
     planes = [ndimage.gaussian_filter(blobs, 0.7 + abs(z - 3)) + 0.1 * rng.standard_normal(blobs.shape)
               for z in range(5)]  # fmt: skip
     return torch.from_numpy(np.stack(planes).astype(np.float32))
+
+
+def normalise(network: LiveNetwork, part: Stack) -> torch.Tensor:
+    """(z, y, x) counts, cut to the network's step, as the network takes them."""
+    part = np.clip(np.rint(part), 0, 65535)[:, : part.shape[1] // 16 * 16, : part.shape[2] // 16 * 16]
+    high_pass_px = network.config.high_pass_px
+    sd = torch.tensor([1 / contrast_sd(part.astype(np.uint16), high_pass_px)], dtype=torch.float32)
+    with torch.no_grad():
+        return network.normalise(torch.from_numpy(np.ascontiguousarray(part))[None], sd)[0]
 
 
 def flagged(head: GateHead, gate: Gate, network: LiveNetwork, x: torch.Tensor) -> tuple[float, set[str]]:
@@ -127,6 +138,69 @@ def test_limits_that_cannot_be_right_are_never_written() -> None:
     assert "focus" in (caught.value.got or "") or "features" in (caught.value.got or "")
 
 
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("limits", "told", "left"),
+    [
+        ((1.2, 1.9, 3.0), 0.9, NAMES),
+        ((47934.0, 1.4, 3.0), 0.9, ("focus", "polarity")),
+        ((1.2, NAN, 3.0), 0.9, ("features", "polarity")),
+        ((1.2, 1.9, float("inf")), 0.9, ("features", "focus")),
+        ((1.2, 1.9, 3.0), 0.4, ("features", "focus")),  # cannot tell a negative
+        ((1.2, 0.0, 3.0), 0.9, ("features", "polarity")),
+        ((47934.0, NAN, 3.0), 0.9, None),
+    ],
+)
+def test_a_check_whose_limit_cannot_be_right_is_left_out_and_told(
+    limits: tuple[float, ...], told: float, left: tuple[str, ...] | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = dict(zip(NAMES, limits, strict=True))
+    if left is None:
+        with pytest.raises(ExperimentError, match="unlike"):
+            leave_out(found, told)
+        return
+    assert tuple(leave_out(found, told)) == left
+    assert all(f"no check of {name}" in caplog.text for name in set(NAMES) - set(left))
+
+
+def test_a_model_that_knows_both_polarities_has_no_limit_on_it() -> None:
+    both = [soft_stack(0, 384), -soft_stack(1, 384)]
+    network = network_of(SMALL)
+    head, gate = fit_gate(network, both)
+    assert gate.names == head.names == ("features", "focus")
+    assert not flagged(head, gate, network, -soft_stack(9, 384))[1]
+
+
+def halves_of(name: str) -> tuple[Stack, NetworkConfig]:
+    """A (z, y, x) field of counts, and a network for it."""
+    if name == "simulated":
+        pair = simulate(SimulationConfig(seed=3, side_px=704, planes=5, z_step_um=(2.0, 2.0)), 0)
+        return pair.stack.astype(np.float32), SMALL
+    import tifffile
+
+    return tifffile.imread(RECORDED / "phase_contrast.ome.tif").astype(np.float32), NetworkConfig()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "simulated",
+        pytest.param("recorded", marks=pytest.mark.skipif(not RECORDED.is_dir(), reason="needs ../shared")),
+    ],
+)
+def test_a_gate_fitted_to_one_half_of_a_field_does_not_refuse_the_other(name: str) -> None:
+    stack, config = halves_of(name)
+    network, middle = network_of(config), stack.shape[2] // 2
+    left, right = (normalise(network, part) for part in (stack[:, :, :middle], stack[:, :, middle:]))
+    for fitted, other in ((left, right), (right, left)):
+        head, gate = fit_gate(network, [fitted])
+        assert all(0 < limit < 10 for limit in gate.limits)
+        assert not flagged(head, gate, network, other)[1]
+
+
 def test_too_few_windows_are_an_error_with_a_number() -> None:
     with pytest.raises(ExperimentError, match="too few") as caught:
         fit_gate(network_of(SMALL), [soft_stack(0, side=256)])
@@ -156,15 +230,8 @@ def test_all_conditions_of_the_table_on_held_out_columns_of_the_recorded_field()
 
     stack = tifffile.imread(RECORDED / "phase_contrast.ome.tif").astype(np.float32)
     network = network_of(NetworkConfig())
-
-    def normalised(part: Stack) -> torch.Tensor:
-        part = np.clip(np.rint(part), 0, 65535)[:, : part.shape[1] // 16 * 16, : part.shape[2] // 16 * 16]
-        sd = torch.tensor([1 / contrast_sd(part.astype(np.uint16), 20.0)], dtype=torch.float32)
-        with torch.no_grad():
-            return network.normalise(torch.from_numpy(np.ascontiguousarray(part))[None], sd)[0]
-
-    head, gate = fit_gate(network, [normalised(stack[:, :, :432])])
+    head, gate = fit_gate(network, [normalise(network, stack[:, :, :432])])
     for name, change in conditions().items():
-        x = normalised(change(stack[:, :, 448:]))
+        x = normalise(network, change(stack[:, :, 448:]))
         share, names = flagged(head, gate, network, torch.cat([x, x.flip(2)], 2) if x.shape[2] < 128 else x)
         assert (share <= 0.05 and not names) if name == "as trained" else (share > 0.9 and names), name
