@@ -19,6 +19,7 @@ from acq_isl.training.data.source_simulated import SimulationConfig
 from acq_isl.training.data.sources import SimulatedSource, Source
 from acq_isl.training.data.splits import Division, Split, divide, simulated_only
 from acq_isl.training.network import Kind, NetworkConfig
+from acq_isl.training.teachers import Teaching
 
 _OLD_KEYS = ("base", "levels")
 
@@ -104,6 +105,7 @@ class TrainConfig(StrictModel):
     architecture: Architecture = Field(default=Architecture(), alias="network")
     augmentation: Augmentation = Augmentation()
     optimisation: Optimisation = Optimisation()
+    teaching: Teaching = Teaching()
     watching: Watching = Watching()
 
     @model_validator(mode="before")
@@ -199,7 +201,7 @@ def validate_config(content: Any, path: Path) -> TrainConfig:
     moved = {
         side: tuple(_below(base, source) for source in getattr(config, side)) for side in ("data", "held_out")
     }
-    return config.model_copy(update=moved)
+    return config.model_copy(update={**moved, "teaching": config.teaching.below(base)})
 
 
 def _below(base: Path, source: Source) -> Source:

@@ -17,6 +17,7 @@ from acq_isl.training.data.dataset import Field
 from acq_isl.training.data.patches import Batch, Patches
 from acq_isl.training.distributed import ProcessGroup, computes_in_bf16
 from acq_isl.training.network import LiveNetwork, beta_nll, select_labels, sum_over_labels
+from acq_isl.training.teachers import Lesson, read_lesson, read_start
 
 _WARM_UP = 0.1
 _FIRST, _LAST = 0.04, 0.002
@@ -43,7 +44,7 @@ def _computes_low(config: TrainConfig, group: ProcessGroup) -> bool:
 class Training:
     """Everything that changes while training. ``average`` is the running average of the weights of
     ``network``, ``model`` the network as the group trains it. Batch statistics of ``frozen`` parts stay as
-    they are. ``step`` counts the steps done."""
+    they are. ``step`` counts the steps done; without a ``lesson`` all is learned from the truth."""
 
     config: TrainConfig
     group: ProcessGroup
@@ -53,11 +54,12 @@ class Training:
     optimiser: torch.optim.AdamW
     step: int = 0
     frozen: tuple[nn.Module, ...] = ()
+    lesson: Lesson | None = None
 
     @classmethod
     def start(cls, config: TrainConfig, group: ProcessGroup = _ALONE) -> Training:
-        """New weights from the configuration's seed. `ExperimentError` if a batch is smaller than the number
-        of networks that share it."""
+        """New weights from the configuration's seed, or those it says. `ExperimentError` if a batch is
+        smaller than the number of networks that share it; `ModelError`: a teacher that cannot be used."""
         if config.optimisation.batch < config.network.members:
             raise ExperimentError(
                 "networks side by side share each batch, and there are more of them than patches in it",
@@ -70,14 +72,18 @@ class Training:
         size = config.network
         if settings.auto_encoding > 0:
             size = replace(size, labels=size.labels + 1)
+        names, teaching = [label.name for label in config.labels], config.teaching
         network, average = LiveNetwork(size).to(group.device), LiveNetwork(size).to(group.device)
+        if teaching.start_from is not None:
+            network.load_state_dict(read_start(teaching.start_from, names, size).state_dict())
         average.load_state_dict(network.state_dict())
         if _computes_low(config, group):
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimiser = torch.optim.AdamW(
             network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
         )
-        return cls(config, group, network, average.eval(), group.wrap(network), optimiser)
+        lesson = read_lesson(teaching, names, size, group.device)
+        return cls(config, group, network, average.eval(), group.wrap(network), optimiser, lesson=lesson)
 
     @property
     def patches(self) -> Patches:
@@ -127,17 +133,31 @@ class Training:
             x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=low):
             mean, log_variance = self.model(x)
+            wanted = None if self.lesson is None else self.lesson.targets(x, y, batch.live.to(device))
         mean, log_variance = mean.float(), log_variance.float()
         labels = len(self.config.labels)
-        pixels = beta_nll(mean[:, :labels], log_variance[:, :labels], y, settings.beta)
-        # Most pixels are background: a network that doubts where something is finds it cheapest to pale it.
-        weight = weight * (1 + settings.bright_weight * y)
-        loss = sum_over_labels(pixels, weight, self.group.sum, self.group.size)
+        loss = self._against(wanted, mean[:, :labels], log_variance[:, :labels], y, weight)
         if settings.auto_encoding > 0:
             middle = x[:, x.shape[1] // 2, None].float()
             again = beta_nll(mean[:, labels:], log_variance[:, labels:], middle, settings.beta)
             loss = loss + settings.auto_encoding * again.mean()
         return loss
+
+    def _against(
+        self, wanted: Tensor | None, mean: Tensor, log_variance: Tensor, y: Tensor, weight: Tensor
+    ) -> Tensor:
+        """Loss against the truth ``y``, or of the mean against what the teachers ``wanted``."""
+        settings, teaching = self.config.optimisation, self.config.teaching
+        # Most pixels are background: a network that doubts where something is finds it cheapest to pale it.
+        bright = weight * (1 + settings.bright_weight * y)
+        if wanted is None:
+            pixels = beta_nll(mean, log_variance, y, settings.beta)
+            return sum_over_labels(pixels, bright, self.group.sum, self.group.size)
+        taught = sum_over_labels((mean - wanted).square(), bright, self.group.sum, self.group.size)
+        doubted = beta_nll(mean.detach(), log_variance, y, 1.0)
+        weight = weight * (1 + teaching.spread_bright * y)
+        spread = sum_over_labels(doubted, weight, self.group.sum, self.group.size)
+        return taught + teaching.spread * spread
 
     def _update_average(self, decay: float) -> None:
         pairs = zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True)

@@ -184,7 +184,8 @@ def _draw(training: Training, data: Datasets, path: Path) -> None:
 def _identify(config: TrainConfig, data: Datasets) -> str:
     """A hash of all that must stay the same while a run goes on."""
     settings = config.model_dump_json(exclude=_FREE)  # type: ignore[arg-type]
-    return hashlib.sha256(f"{settings} {data.digest}".encode()).hexdigest()
+    taught = f" {config.teaching.digest()}" if config.teaching.paths else ""
+    return hashlib.sha256(f"{settings} {data.digest}{taught}".encode()).hexdigest()
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ def test_everything_at_once_keeps_shape_and_stays_finite(seed):
     x, y = patch(60)
     everything = Augmentation(
         xy_scale=(0.7, 1.4), z_shift=(-2, 2), z_scale=(0.8, 1.2), invert=0.5, offset=(-0.2, 0.2),
-        plane_dropout=0.3, blur=0.5,
+        plane_dropout=0.3, blur=0.5, optics=0.5, spoilt=0.5,
     )  # fmt: skip
     got, truth = augment(x, y, 40, everything, np.random.default_rng(seed))
     assert got.shape == (7, 40, 40)
@@ -125,3 +125,27 @@ def test_blur_softens():
 def test_a_range_that_falls_is_refused():
     with pytest.raises(ValidationError, match="must not be below"):
         Augmentation(gamma=(1.2, 0.8))
+
+
+def test_other_optics_change_the_stack_and_neither_its_contrast_nor_the_truth():
+    x, y = patch(32)
+    for seed in range(5):
+        got, truth = change(x, y, seed, optics=1.0)
+        np.testing.assert_array_equal(truth, y)
+        assert got.std() == pytest.approx(x.std(), rel=0.01)
+        assert np.abs(got - x).max() > 0.02
+
+
+def test_what_is_spoilt_says_less_and_the_truth_follows_what_is_enlarged():
+    x, y = patch(32)
+    enlarged, repeated, changed = 0, 0, []
+    for seed in range(24):
+        got, truth = change(x, y, seed, spoilt=1.0)
+        changed.append(np.abs(got - x).max() > 0.1)
+        enlarged += not np.array_equal(truth, y)
+        repeated += np.corrcoef(got.reshape(7, -1)).min() > 0.8
+        if not np.array_equal(truth, y):
+            assert np.corrcoef(got[0].ravel(), truth[0].ravel())[0, 1] > 0.99
+    assert all(changed)
+    assert 1 <= enlarged <= 12
+    assert 1 <= repeated <= 12

@@ -55,6 +55,12 @@ class Augmentation(StrictModel):
     """Distance of planes."""
     plane_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Chance of each plane to be blank; one is always left."""
+    optics: float = Field(default=0.0, ge=0, le=1)
+    """Share of patches as other optics might show them: what is finer than some pixels is strengthened or
+    weakened by up to .6, and up to half of the mean over all planes gets into each."""
+    spoilt: float = Field(default=0.0, ge=0, le=1)
+    """Share of patches that are blurred by 1.5 to 6 px, made of one noisy plane, enlarged by 1.4 to 2.4, or
+    noisy: what no microscope should give, so that the doubt learns what it looks like."""
 
     @property
     def reach(self) -> float:
@@ -77,7 +83,12 @@ def augment(
         x, y = np.rot90(x, turns, (1, 2)), np.rot90(y, turns, (1, 2))
     if settings.z_shift != (0.0, 0.0) or settings.z_scale != _OFF:
         x = _through_focus(x, rng.uniform(*settings.z_shift), rng.uniform(*settings.z_scale))
-    return _light(x, settings, rng), y
+    if settings.optics > 0 and rng.random() < settings.optics:
+        x = _other_optics(x, rng)
+    x = _light(x, settings, rng)
+    if settings.spoilt > 0 and rng.random() < settings.spoilt:
+        return _SPOILERS[int(rng.integers(len(_SPOILERS)))](x, y, rng)
+    return x, y
 
 
 def _light(x: Singles, settings: Augmentation, rng: np.random.Generator) -> Singles:
@@ -98,6 +109,37 @@ def _light(x: Singles, settings: Augmentation, rng: np.random.Generator) -> Sing
         blank[int(rng.integers(len(x)))] = False
         x[blank] = 0
     return x.astype(np.float32, copy=False)
+
+
+def _other_optics(x: Singles, rng: np.random.Generator) -> Singles:
+    """Another transfer function; the contrast stays."""
+    contrast, sigma = x.std(), rng.uniform(1.0, 5.0)
+    fine = x - ndimage.gaussian_filter(x, (0, sigma, sigma), truncate=2.0)
+    x = x + np.float32(rng.uniform(-0.6, 0.6)) * fine
+    x = x + np.float32(rng.uniform(0.0, 0.5)) * (x.mean(axis=0) - x)
+    changed: Singles = x * (contrast / max(x.std(), np.float32(1e-3)))
+    return changed
+
+
+def _blurred(x: Singles, y: Singles, rng: np.random.Generator) -> tuple[Singles, Singles]:
+    sigma = rng.uniform(1.5, 6.0)
+    return ndimage.gaussian_filter(x, (0, sigma, sigma), truncate=2.0), y
+
+
+def _repeated(x: Singles, y: Singles, rng: np.random.Generator) -> tuple[Singles, Singles]:
+    one = np.repeat(x[None, int(rng.integers(len(x)))], len(x), axis=0)
+    return one + _noise(x.shape, rng) * np.float32(rng.uniform(0.0, 0.3)), y
+
+
+def _enlarged(x: Singles, y: Singles, rng: np.random.Generator) -> tuple[Singles, Singles]:
+    return _scaled(x, y, x.shape[-1], rng.uniform(1.4, 2.4))
+
+
+def _noisy(x: Singles, y: Singles, rng: np.random.Generator) -> tuple[Singles, Singles]:
+    return x + _noise(x.shape, rng) * np.float32(rng.uniform(0.4, 1.5)), y
+
+
+_SPOILERS = (_blurred, _repeated, _enlarged, _noisy)
 
 
 def _noise(shape: tuple[int, ...], rng: np.random.Generator) -> Singles:

@@ -42,6 +42,7 @@ class Field:
     valid: NDArray[np.bool_] | None = None
     """(label, y, x): where the truth is known; None: everywhere."""
     name: str = ""
+    live: bool = False
 
     @property
     def present(self) -> tuple[bool, ...]:
@@ -55,7 +56,7 @@ class Field:
 class Prepared:
     """A field on disk: ``x.npy``, ``labels.npy``, ``valid.npy`` in the folder. ``digest`` is of its stack's
     pixels as recorded, ``present`` says which labels it has, ``truth_range`` what stands for 0 and 1 if the
-    field says so itself."""
+    field says so itself, ``live`` as in its `Item`."""
 
     name: str
     digest: str
@@ -63,6 +64,7 @@ class Prepared:
     present: tuple[bool, ...]
     truth_range: Range | None
     warnings: tuple[str, ...]
+    live: bool = False
 
 
 def prepare(item: Item, geometry: Geometry, checks: Checks, folder: Path) -> Prepared:
@@ -81,7 +83,9 @@ def prepare(item: Item, geometry: Geometry, checks: Checks, folder: Path) -> Pre
     low_high = about["truth_range"]
     present = tuple(name in about["labels"] for name in geometry.labels)
     truth_range = None if low_high is None else (float(low_high[0]), float(low_high[1]))
-    return Prepared(item.name, about["digest"], place, present, truth_range, tuple(about["warnings"]))
+    return Prepared(
+        item.name, about["digest"], place, present, truth_range, tuple(about["warnings"]), item.live
+    )
 
 
 def _write(item: Item, geometry: Geometry, checks: Checks, folder: Path) -> None:
@@ -160,4 +164,4 @@ def open_field(prepared: Prepared, ranges: Sequence[Range], first_labels: int = 
             shares = (raw[at].astype(np.float32) - np.float32(low)) / np.float32(high - low)
             y[at] = np.rint(255 * np.clip(shares, 0, 1))
     bright = np.argwhere((y * valid)[:first_labels].max(axis=0) > _FOREGROUND).astype(np.int32)
-    return Field(x, y, bright, None if valid.all() else valid, prepared.name)
+    return Field(x, y, bright, None if valid.all() else valid, prepared.name, prepared.live)

@@ -100,6 +100,8 @@ class Item:
     """Changes when the files change."""
     load: Callable[[], Recording]
     simulated: bool = False
+    live: bool = False
+    """In the light of the simulated microscope itself."""
     labels: tuple[str, ...] = ()
     """Labels there may be."""
     plate: str = ""

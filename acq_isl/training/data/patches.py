@@ -16,11 +16,13 @@ from acq_isl.training.data.dataset import Field
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Patches: x (N, Z, P, P), y (N, L, P, P) from 0 to 1, and weight, 1 where the truth is known, else 0."""
+    """Patches: x (N, Z, P, P), y (N, L, P, P) from 0 to 1, weight, 1 where the truth is known, else 0, and
+    live (N,) bool, see `Item`."""
 
     x: torch.Tensor
     y: torch.Tensor
     weight: torch.Tensor
+    live: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ class Patches:
 
     def draw(self, fields: Sequence[Field], rng: np.random.Generator) -> Batch:
         """Random patches of random fields, changed at random."""
-        xs, ys = [], []
+        xs, ys, live = [], [], []
         for at in range(self.count):
             field = fields[int(rng.integers(len(fields)))]
             about_bright = math.ceil((at + 1) * self.foreground) > math.ceil(at * self.foreground)
@@ -66,8 +68,10 @@ class Patches:
             )
             xs.append(x)
             ys.append(both)
+            live.append(field.live)
         truth, weight = torch.from_numpy(np.stack(ys)).chunk(2, dim=1)
-        return Batch(torch.from_numpy(np.stack(xs)), truth.contiguous(), (weight > 0.999).float())
+        known = (weight > 0.999).float()
+        return Batch(torch.from_numpy(np.stack(xs)), truth.contiguous(), known, torch.tensor(live))
 
 
 def _corner(field: Field, rng: np.random.Generator, side_px: int, on_foreground: bool) -> tuple[int, int]:

@@ -82,27 +82,57 @@ class Pair:
     labels: NDArray[np.uint8]
 
 
-def simulate(config: SimulationConfig, index: int) -> Pair:
-    """Simulate one field; the same configuration and index always give the same pair. Indices from
-    ``config.fields`` on are the held-out ones: they differ in everything that is random."""
+@plain_dataclass(frozen=True, slots=True, eq=False)
+class _Draw:
+    """What is random about a field before its light is computed; ``rng`` goes on from there."""
+
+    rng: np.random.Generator
+    optics: Transmitted
+    culture: Culture
+    seed: int
+    place_um: tuple[float, float]
+    z_um: NDArray[np.float64]
+    pixel_um: float
+    life: Life
+    time_s: float
+    live: bool
+
+
+def _draw(config: SimulationConfig, index: int) -> _Draw:
     rng = np.random.default_rng([config.seed, index])
     optics = random_optics(config, rng)
     culture = Culture(*(rng.uniform(*r) for r in (config.density, config.debris, config.carpet, config.index,
                                                   config.height)))  # fmt: skip
     seed = int(rng.integers(2**31))
     x_um, y_um = rng.uniform(-5000, 5000, 2)
-    shape = (config.side_px, config.side_px)
     step = rng.uniform(*config.z_step_um) * (-1 if rng.random() < config.reversed_z else 1)
     z_um = rng.uniform(*config.focus_um) + step * (np.arange(config.planes) - (config.planes - 1) / 2)
     pixel = rng.uniform(*config.pixel_um)
     # What is switched off draws nothing, so that older configurations give what they gave.
     life, time_s = (Life(), 0.0) if config.dying == _OFF else _dying(config, rng)
     live = config.live > 0 and rng.random() < config.live
-    sensor = Sensor(seed) if live else Sensor(0, 0.0, 0.0)
-    specimen = SyntheticSpecimen(seed, LIVE_PHASE_CONTRAST if live else optics, culture, sensor, life)
-    views = [View(x_um, y_um, float(z), "Phase", pixel, shape, time_s=time_s) for z in z_um]
+    optics = LIVE_PHASE_CONTRAST if live else optics
+    return _Draw(rng, optics, culture, seed, (x_um, y_um), z_um, pixel, life, time_s, live)
+
+
+def is_live(config: SimulationConfig, index: int) -> bool:
+    """Whether a field is in the light of the simulated microscope."""
+    return config.live > 0 and _draw(config, index).live
+
+
+def simulate(config: SimulationConfig, index: int) -> Pair:
+    """Simulate one field; the same configuration and index always give the same pair. Indices from
+    ``config.fields`` on are the held-out ones: they differ in everything that is random."""
+    draw = _draw(config, index)
+    sensor = Sensor(draw.seed) if draw.live else Sensor(0, 0.0, 0.0)
+    specimen = SyntheticSpecimen(draw.seed, draw.optics, draw.culture, sensor, draw.life)
+    shape = (config.side_px, config.side_px)
+    views = [
+        View(*draw.place_um, float(z), "Phase", draw.pixel_um, shape, time_s=draw.time_s) for z in draw.z_um
+    ]
     light = np.stack([specimen.render(view) for view in views])
-    stack = expose(light, config, rng) if live else record(light, config, rng, pixel)
+    rng, pixel_um = draw.rng, draw.pixel_um
+    stack = expose(light, config, rng) if draw.live else record(light, config, rng, pixel_um)
     truth = specimen.truth(views[0])
     labels = np.stack([truth[name] for name in LABELS])
     return Pair(stack, np.rint(255 * labels).astype(np.uint8))

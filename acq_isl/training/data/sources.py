@@ -24,7 +24,7 @@ from acq_isl.readers.recording import DataSet, RecordedChannel, RecordedField, a
 from acq_isl.readers.tiff import read_file, stem
 from acq_isl.training.data.pairs import Item, Nominal, Recording
 from acq_isl.training.data.source_simulated import LABELS as SIMULATED_LABELS
-from acq_isl.training.data.source_simulated import SimulationConfig, simulate
+from acq_isl.training.data.source_simulated import SimulationConfig, is_live, simulate
 
 _PLACES = ("plate", "well", "field")
 _STAINS: dict[str, str | int] = {
@@ -344,6 +344,7 @@ class SimulatedSource(StrictModel):
                 stamp=stamp((), asdict(self.simulation), index),
                 load=partial(_simulate, self.simulation, index, nominal),
                 simulated=True,
+                live=is_live(self.simulation, index),
                 labels=SIMULATED_LABELS,
             )
 
