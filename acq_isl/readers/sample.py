@@ -106,7 +106,7 @@ def _fetch(source: str, name: str, wanted: str) -> Uint16Image:
             downloader=pooch.HTTPDownloader(timeout=_TIMEOUT_S),
         )
     except (requests.RequestException, OSError) as error:
-        if isinstance(error, requests.HTTPError):
+        if isinstance(error, requests.HTTPError) and error.response is not None:
             error.response.close()
         raise StorageError(
             f"the sample {name} cannot be fetched",
