@@ -122,6 +122,7 @@ def test_nothing_is_left():
 """
 
 
+@pytest.mark.slow
 def test_twenty_in_a_row_leave_nothing_behind(tmp_path: Path) -> None:
     """Fixtures overridden, one with a fault, one that fails: each test has a microscope of its own."""
     said = run(tmp_path, THEIRS)

@@ -29,7 +29,10 @@ def check(found, shape, least_windows):
     assert found["beyond_mib"] < MOST_MIB
 
 
-@pytest.mark.parametrize(("shape", "least_windows"), [((256, 256), 1), ((1000, 1537), 2)], ids=str)
+LARGER = pytest.param((1000, 1537), 2, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("shape", "least_windows"), [((256, 256), 1), LARGER], ids=str)
 def test_fields_that_are_multiples_of_nothing(shape, least_windows):
     check(predicted(*shape, timeout_s=100), shape, least_windows)
 
