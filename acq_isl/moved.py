@@ -43,7 +43,7 @@ hooks.user hooks.user_hooks; hooks.watch hooks.watchdog; instruments session.ses
 labels rules.label_names; ledger storage.decision_log; life experiment.simulated; marking session.grade;
 measure rules.measurements; messages stream.messages; news events; normalize processing.normalize;
 objects processing.segmentation; orders commands; pictures processing.display; plan experiment.planning;
-preflight session.preflight; readings rules.measurements; replay session.replay;
+preflight session.preflight; readings rules.measurements; replay session.predict_spool;
 run_engine session.engine; sim.camera sim.scope.camera; sim.config sim.scope.config;
 sim.core sim.scope.core; sim.core_faults sim.scope.core_faults; sim.core_stages sim.scope.core_stages;
 sim.dose sim.specimen.dose; sim.exposure sim.scope.exposure; sim.faults sim.scope.faults;

@@ -19,7 +19,7 @@ from acq_isl.protocols import SelectedEngine
 
 if TYPE_CHECKING:
     from acq_isl.engines.gate import Policy
-    from acq_isl.session.replay import Models
+    from acq_isl.session.predict_spool import Models
     from acq_isl.stream.model_registry import ServedModel
 
 commands = typer.Typer()
@@ -136,36 +136,22 @@ def swap(
         out.print(f"[yellow]mind[/] {escape(change)}")
 
 
-@commands.command("replay")
-def replay(
-    folder: Annotated[Path, typer.Argument(help="Run folder, or a spool.")],
-    model: ModelFiles = None,
-    connect: Connect = None,
-    keys: Keys = None,
-    threads: Threads = None,
-    backend: Backend = "auto",
-    keep: Annotated[bool, typer.Option(help="Leave the stacks in the spool.")] = False,
-) -> None:
-    """As 'recover', which does more, of a spool only: predict what waits there."""
-    out.print("[yellow]mind[/] 'acq-isl recover RUN' also predicts what is measured and writes the report")
-    _predict_spool(folder, _predicting(folder, model, connect, keys, (threads, backend)), keep)
-
-
-def _predict_spool(folder: Path, predicting: AbstractContextManager[Models], keep: bool = False) -> None:
-    from acq_isl.session.replay import Replayed, replay, waiting
+def predict_waiting(folder: Path, predicting: AbstractContextManager[Models], keep: bool = False) -> None:
+    """Predict what waits in a spool; exit code 1 if anything is left."""
+    from acq_isl.session.predict_spool import PredictedStack, predict_spool, waiting
 
     paths, store = waiting(folder)
     out.print(f"{len(paths)} stacks wait in {escape(str(folder))}")
     if not paths:
         return
 
-    def show(stack: Replayed) -> None:
+    def show(stack: PredictedStack) -> None:
         mark = "[green]done[/]" if stack.done else "[yellow]kept[/]"
         for words in stack.results:
             out.print(f"{mark} {escape(stack.path.name)}: {escape(words)}")
 
     with predicting as models:
-        results = replay(folder, models, keep=keep, report=show)
+        results = predict_spool(folder, models, keep=keep, report=show)
     left = sum(not stack.done for stack in results)
     out.print(f"{len(results) - left} predicted into {escape(str(store))}, {left} left")
     if left and not keep:
@@ -187,9 +173,9 @@ def recover(
     from acq_isl.session.recover import recover
 
     configure_logging(verbose)
-    predicting = _predicting(folder, model, connect, keys, (threads, backend))
+    predicting = predicting_for(folder, model, connect, keys, (threads, backend))
     if not (folder / "experiment.yaml").exists():
-        _predict_spool(folder, predicting)
+        predict_waiting(folder, predicting)
         return
     with predicting as models:
         done = recover(folder, models, choose=choose, tell=lambda text: out.print(escape(text)))
@@ -206,7 +192,7 @@ def recover(
 
 
 @contextmanager
-def _predicting(
+def predicting_for(
     folder: Path,
     model: Sequence[str] | None,
     connect: str | None,
@@ -214,7 +200,7 @@ def _predicting(
     here: tuple[int | None, str],
 ) -> Iterator[Models]:
     """Who predicts for a run that is over: a running server, or models here (threads, back end)."""
-    from acq_isl.session.replay import LocalModels, ServedModels
+    from acq_isl.session.predict_spool import LocalModels, ServedModels
     from acq_isl.stream.connection import ConnectionSettings
     from acq_isl.stream.model_registry import ModelRegistry
     from acq_isl.stream.sockets import client_keys

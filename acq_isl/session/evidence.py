@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, assert_never
@@ -29,6 +30,8 @@ from acq_isl.storage.decision_log import Ledger
 from acq_isl.storage.prediction_store import OnStored
 
 FORMAT = 1
+STORE = "predictions.ome.zarr"
+LEDGERS = ("decisions.jsonl", "recovery.jsonl")
 _log = logging.getLogger(__name__)
 
 
@@ -70,13 +73,39 @@ def _number(path: Path) -> int:
     return int(number) if number.isdigit() else 1
 
 
-def vouch_stored(ledger: Ledger) -> OnStored:
+class LazyLedger:
+    """A ledger that is made with the first line: what does nothing leaves no file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._stack = path, ExitStack()
+        self._ledger: Ledger | None = None
+
+    def __enter__(self) -> LazyLedger:
+        self._stack.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    @property
+    def opened(self) -> bool:
+        """Whether anything was written."""
+        return self._ledger is not None
+
+    def write(self, kind: str, **entries: Any) -> dict[str, Any]:
+        """As `Ledger.write`."""
+        if self._ledger is None:
+            self._ledger = self._stack.enter_context(Ledger(self._path))
+        return self._ledger.write(kind, **entries)
+
+
+def vouch_stored(write: Callable[..., object]) -> OnStored:
     """Write the hash of every prediction that is complete on disk."""
 
     def note(prediction: Prediction, name: str, content: str) -> None:
         about = {"key": asdict(prediction.info.key), "model": prediction.model, "name": name}
         try:
-            ledger.write("stored", **about, content_sha256=content, model_sha256=prediction.model_sha256)
+            write("stored", **about, content_sha256=content, model_sha256=prediction.model_sha256)
         except StorageError as error:  # the session will meet it, too
             _log.warning("nobody vouches for %s: %s", name, error)
 

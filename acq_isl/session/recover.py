@@ -21,12 +21,12 @@ from acq_isl.record import RunRecord
 from acq_isl.report.report import write_report
 from acq_isl.rules import Choice
 from acq_isl.rules.label_names import Labels, RunModel
-from acq_isl.session.replay import Models, replay, store_checked
+from acq_isl.session.evidence import LEDGERS, STORE, LazyLedger, vouch_stored
+from acq_isl.session.predict_spool import Models, predict_spool, store_checked
 from acq_isl.session.session import choose_fields
-from acq_isl.session.so_far import LEDGERS, STORE, SoFar, duration_s, read_decisions, read_so_far
+from acq_isl.session.so_far import SoFar, duration_s, read_decisions, read_so_far
 from acq_isl.session.summary import Stored, run_files, summarise, versions
 from acq_isl.stack import Outcome, Prediction, Refusal, StackKey, Unpredicted, ZStack
-from acq_isl.storage.decision_log import Ledger
 from acq_isl.storage.prediction_store import PredictionStore, find, load
 from acq_isl.stream.accounts import SliceAccounts
 from acq_isl.stream.model_registry import named
@@ -59,19 +59,21 @@ def recover(
     labels = run_labels(experiment, models)
     from_spool = 0
     if (folder / "spool").is_dir():
-        for stack in replay(folder, models):
+        for stack in predict_spool(folder, models):
             from_spool += stack.done
             tell(f"{stack.path.name}: {'; '.join(stack.results)}")
-    with PredictionStore(folder / STORE, labels.store_colors, extend=True) as store:
+    with ExitStack() as opened:
+        book = opened.enter_context(LazyLedger(folder / LEDGERS[1]))
+        colors, note = labels.store_colors, vouch_stored(book.write)
+        store = opened.enter_context(PredictionStore(folder / STORE, colors, extend=True, on_stored=note))
         (folder / LIVE).unlink(missing_ok=True)  # a killed run could not; the store's lock says it is over
         so_far = read_so_far(folder, experiment, labels)
-        with ExitStack() as stack_:
-            work = _Recovery(folder, models, store, so_far, stack_, tell)
-            work.note_spool(from_spool)
-            work.predict()
-            chosen = work.choose() if choose else 0
+        work = _Recovery(folder, models, store, so_far, book, tell)
+        work.note_spool(from_spool)
+        work.predict()
+        chosen = work.choose() if choose else 0
     counts = work.counts
-    reported = (folder / "report.html").exists() and not work.changed
+    reported = (folder / "report.html").exists() and not book.opened
     report = None if reported else _report(folder, so_far)
     left = sum(field.status not in ("predicted", "refused") for field in so_far.fields.values())
     return Recovered(counts["predicted"], counts["refused"], left, so_far.left, chosen, report)
@@ -104,30 +106,17 @@ class _Recovery:
         models: Models,
         store: PredictionStore,
         so_far: SoFar,
-        opened: ExitStack,
+        book: LazyLedger,
         tell: Tell,
     ) -> None:
         self._folder, self._models, self._store = folder, models, store
-        self._so_far, self._opened, self._tell = so_far, opened, tell
-        self._book: Ledger | None = None
+        self._so_far, self._ledger, self._tell = so_far, book, tell
         self.counts = {"predicted": 0, "refused": 0}
         self._refused = {
             (tuple(line["key"].values()), line["model"], line["model_sha256"]): line
             for line in so_far.decisions
             if line["kind"] == "refused"
         }
-
-    @property
-    def changed(self) -> bool:
-        """Whether anything was done."""
-        return self._book is not None
-
-    @property
-    def _ledger(self) -> Ledger:
-        """Opened with the first thing that is done."""
-        if self._book is None:
-            self._book = self._opened.enter_context(Ledger(self._folder / LEDGERS[1]))
-        return self._book
 
     def note_spool(self, stacks: int) -> None:
         """Stacks of the spool that were predicted just now are something done, too."""

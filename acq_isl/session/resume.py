@@ -14,9 +14,10 @@ from acq_isl.events import EventHandler, FieldImaged, Predicted, Seen
 from acq_isl.experiment.experiment import Experiment, measurements
 from acq_isl.experiment.planning import Cycle
 from acq_isl.session.engine import WithoutEngine
+from acq_isl.session.evidence import STORE
 from acq_isl.session.saved_plan import SavedPlan
 from acq_isl.session.session import Session, SessionTools
-from acq_isl.session.so_far import STORE, SoFar, read_so_far
+from acq_isl.session.so_far import SoFar, read_so_far
 from acq_isl.stack import Slice, ZStack
 from acq_isl.storage.decision_log import verify
 from acq_isl.storage.prediction_store import PredictionStore, find, load

@@ -18,6 +18,7 @@ from acq_isl.processing.display import preview
 from acq_isl.rules import Choice
 from acq_isl.rules.label_names import Labels
 from acq_isl.rules.measurements import MeasurementCache
+from acq_isl.session.evidence import LEDGERS, STORE
 from acq_isl.session.measured import MeasuredRun
 from acq_isl.session.saved_plan import SavedPlan
 from acq_isl.session.session import Field
@@ -26,8 +27,6 @@ from acq_isl.storage.decision_log import read as read_ledger
 from acq_isl.storage.prediction_store import find, load
 from acq_isl.stream.accounts import INTERRUPTED, SliceAccounts
 
-STORE = "predictions.ome.zarr"
-LEDGERS = ("decisions.jsonl", "recovery.jsonl")
 _CHOICE = TypeAdapter(Choice)
 
 

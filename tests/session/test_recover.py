@@ -21,8 +21,9 @@ from acq_isl.events import Event, FieldImaged
 from acq_isl.experiment.planning import Cycle
 from acq_isl.hooks.measured_data import INDEX, GuardedStorage
 from acq_isl.readers.ndtiff_headers import all_images
+from acq_isl.session.evidence import STORE
+from acq_isl.session.predict_spool import LocalModels
 from acq_isl.session.recover import recover
-from acq_isl.session.replay import STORE, LocalModels
 from acq_isl.session.saved_plan import SavedPlan
 from acq_isl.stack import Prediction, StackKey, StackRequest, ZStack
 from acq_isl.storage.decision_log import Ledger, read, verify

@@ -9,8 +9,15 @@ import pytest
 import tifffile
 
 from acq_isl.errors import EngineError, StackRefused, StorageError
-from acq_isl.session import replay as room
-from acq_isl.session.replay import STORE, LocalModels, Replayed, ServedModels, replay, waiting
+from acq_isl.session import predict_spool as room
+from acq_isl.session.evidence import STORE
+from acq_isl.session.predict_spool import (
+    LocalModels,
+    PredictedStack,
+    ServedModels,
+    predict_spool,
+    waiting,
+)
 from acq_isl.stack import Prediction, ZStack
 from acq_isl.storage.prediction_store import PredictionStore, stored
 from acq_isl.storage.prediction_store import load as load_prediction
@@ -69,15 +76,15 @@ def check_predicted(store: Path, times: range, factor: float = 1.0) -> None:
 
 
 def test_a_run_is_completed_by_engines_of_our_own(run: Path) -> None:
-    told: list[Replayed] = []
-    results = replay(run, local(mean=fake.MeanEngine(sha256="new")), report=told.append)
+    told: list[PredictedStack] = []
+    results = predict_spool(run, local(mean=fake.MeanEngine(sha256="new")), report=told.append)
     assert told == results and [one.done for one in results] == [True, True]
     assert "predicted by mean (new)" in results[0].results[0]
     assert Spool(run / "spool").list() == ()
     assert stored(run / STORE) == ("A/1/A1t0Phase", "A/1/A1t1Phase", "A/1/A1t2Phase")
     check_predicted(run / STORE, range(3))
     assert load_prediction(run / STORE, "A/1/A1t2Phase").model_sha256 == "new"
-    assert replay(run, local(mean=fake.MeanEngine())) == [], "nothing waits any more"
+    assert predict_spool(run, local(mean=fake.MeanEngine())) == [], "nothing waits any more"
 
 
 def test_a_run_is_completed_by_a_server(run: Path) -> None:
@@ -87,7 +94,7 @@ def test_a_run_is_completed_by_a_server(run: Path) -> None:
         EngineServer([ServedModel(engine, "mean", "new")], fake.ANY_PORT) as server,
         ServedModels(server.endpoint, QUICK, timeout_s=20) as models,
     ):
-        results = replay(run, models)
+        results = predict_spool(run, models)
     assert [one.done for one in results] == [True] * 3
     assert sorted(engine.asked) == [1, 2], "what is there already is not predicted again"
     check_predicted(run / STORE, range(3))
@@ -109,11 +116,11 @@ def test_stacks_of_several_models_go_to_those_that_did_not_predict_them(tmp_path
     spool_one(tmp_path / "spool", 1, ("one", "two"))
     spool_one(tmp_path / "spool", 2, ("two",))
     one, two = fake.MeanEngine(sha256="1"), fake.MeanEngine(sha256="2", factor=2.0)
-    results = replay(tmp_path, local(one=one))
+    results = predict_spool(tmp_path, local(one=one))
     assert [result.done for result in results] == [False, False]
     assert "waits for the model 'two', and there is one" in results[1].results[0]
     assert len(Spool(tmp_path / "spool").list()) == 2, "both wait for the other model"
-    results = replay(tmp_path, local(one=one, two=two))
+    results = predict_spool(tmp_path, local(one=one, two=two))
     assert [result.done for result in results] == [True, True]
     assert "was predicted before: A/1/A1t1Phaseone" in results[0].results[0]
     assert (one.asked, two.asked) == ([1], [1, 2])
@@ -133,7 +140,7 @@ class Fails(fake.MeanEngine):  # type: ignore[name-defined, misc]
 
 @pytest.mark.parametrize("engine, said", [(Refuses(), "refused: not my kind"), (Fails(), "out of order")])
 def test_what_is_not_predicted_stays(run: Path, engine: object, said: str) -> None:
-    results = replay(run, local(mean=engine))
+    results = predict_spool(run, local(mean=engine))
     assert all(said in one.results[0] and not one.done for one in results)
     assert len(Spool(run / "spool").list()) == 2
     assert stored(run / STORE) == ("A/1/A1t0Phase",)
@@ -143,7 +150,7 @@ def test_incomplete_and_damaged_stacks_are_named_and_stay(tmp_path: Path) -> Non
     spool_one(tmp_path / "spool", 1, present=(0, 2))
     damaged = spool_one(tmp_path / "spool", 2)
     damaged.write_bytes(damaged.read_bytes()[:900])
-    results = replay(tmp_path, local(mean=fake.MeanEngine()))
+    results = predict_spool(tmp_path, local(mean=fake.MeanEngine()))
     assert "only 2 of 3 slices" in results[0].results[0]
     assert "cannot be read" in results[1].results[0]
     assert len(Spool(tmp_path / "spool").list()) == 2
@@ -152,7 +159,7 @@ def test_incomplete_and_damaged_stacks_are_named_and_stay(tmp_path: Path) -> Non
 def test_kept_if_wanted_and_not_predicted_twice(run: Path) -> None:
     engine = fake.MeanEngine(sha256="new")
     for _ in range(2):
-        replay(run, local(mean=engine), keep=True)
+        predict_spool(run, local(mean=engine), keep=True)
     assert engine.asked == [1, 2]
     assert len(Spool(run / "spool").list()) == 2
     assert len(stored(run / STORE)) == 3
@@ -168,7 +175,7 @@ def test_a_disk_that_lies_removes_nothing(run: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(room, "load", lies)
     with pytest.raises(StorageError, match="nothing was removed"):
-        replay(run, local(mean=fake.MeanEngine(sha256="new")))
+        predict_spool(run, local(mean=fake.MeanEngine(sha256="new")))
     assert len(Spool(run / "spool").list()) == 2
 
 
@@ -179,8 +186,8 @@ def test_a_replay_that_was_cut_off_goes_on_where_it_was(run: Path, monkeypatch: 
     engine = fake.MeanEngine(sha256="new")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Spool, "remove", cut_off)
-        replay(run, local(mean=engine))
-    results = replay(run, local(mean=engine))
+        predict_spool(run, local(mean=engine))
+    results = predict_spool(run, local(mean=engine))
     assert [one.done for one in results] == [True, True]
     assert engine.asked == [1, 2]
     check_predicted(run / STORE, range(3))
@@ -191,7 +198,7 @@ def test_a_run_that_goes_on_is_left_alone(run: Path) -> None:
         PredictionStore(run / STORE, extend=True),
         pytest.raises(StorageError, match="being written by another process"),
     ):
-        replay(run, local(mean=fake.MeanEngine()))
+        predict_spool(run, local(mean=fake.MeanEngine()))
 
 
 def test_where_predictions_belong(run: Path, tmp_path: Path) -> None:
@@ -208,7 +215,7 @@ def test_a_folder_of_somebodys_images_is_left_as_it_is(tmp_path: Path) -> None:
     tifffile.imwrite(image, np.zeros((3, 8, 8), np.uint16), ome=True, photometric="minisblack")
     before = image.read_bytes()
     with pytest.raises(StorageError, match="neither a run nor stacks that wait"):
-        replay(tmp_path, local(mean=fake.MeanEngine()))
+        predict_spool(tmp_path, local(mean=fake.MeanEngine()))
     assert [*tmp_path.iterdir()] == [image] and image.read_bytes() == before
 
 

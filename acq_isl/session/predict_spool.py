@@ -1,7 +1,7 @@
 """Predict what an earlier run left in its spool, and add it to that run's predictions.
 
 A stack leaves the spool when all its predictions are on disk, were read back, and are what was predicted;
-until then nothing is deleted, so a replay may be stopped and started again at any time.
+until then nothing is deleted, so it may have been stopped and started again at any time.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 
 from acq_isl.errors import EngineError, ModelError, StackRefused, StorageError
 from acq_isl.manifest import Manifest
+from acq_isl.session.evidence import LEDGERS, STORE, LazyLedger, vouch_stored
 from acq_isl.stack import Outcome, Prediction, Refusal, Slice, StackKey, Unpredicted, ZStack
 from acq_isl.storage.prediction_store import PredictionStore, find, load
 from acq_isl.stream.client import ClientSettings, EngineClient
@@ -25,13 +26,12 @@ from acq_isl.stream.messages import Wanted
 from acq_isl.stream.model_registry import ModelRegistry
 from acq_isl.stream.spool import Spool, SpooledStack
 
-STORE = "predictions.ome.zarr"
 _DEFAULT = ("",)
 _State = Literal["stored", "to predict", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
-class Replayed:
+class PredictedStack:
     """What became of one waiting stack."""
 
     path: Path  # its file in the spool
@@ -84,7 +84,7 @@ class ServedModels:
 
     def __enter__(self) -> ServedModels:
         # What the client cannot get predicted it keeps there; the stack is in its own spool anyway.
-        self._folder = self._open.enter_context(tempfile.TemporaryDirectory(prefix="acq-isl-replay-"))
+        self._folder = self._open.enter_context(tempfile.TemporaryDirectory(prefix="acq-isl-recover-"))
         self._connected = self._open.enter_context(ExitStack())
         try:
             self._connect()
@@ -144,9 +144,13 @@ def _is_run(folder: Path) -> bool:
     return (folder / "experiment.yaml").exists() or (folder / STORE).exists()
 
 
-def replay(
-    folder: Path, models: Models, *, keep: bool = False, report: Callable[[Replayed], None] | None = None
-) -> list[Replayed]:
+def predict_spool(
+    folder: Path,
+    models: Models,
+    *,
+    keep: bool = False,
+    report: Callable[[PredictedStack], None] | None = None,
+) -> list[PredictedStack]:
     """Predict the stacks that wait in the folder of a run, or in a spool; ``keep`` leaves them there.
 
     ``report`` gets what became of each stack as it is done. StorageError if there is no such folder, a run
@@ -157,9 +161,13 @@ def replay(
         return []
     colors = {label.name: label.color for model, _ in models.manifests().values() for label in model.labels}
     results = []
-    with PredictionStore(store_path, colors, extend=True) as store:
+    with ExitStack() as opened:
+        of_run = (store_path.parent / "experiment.yaml").exists()
+        book = opened.enter_context(LazyLedger(store_path.parent / LEDGERS[1]))
+        note = vouch_stored(book.write) if of_run else None
+        store = opened.enter_context(PredictionStore(store_path, colors, extend=True, on_stored=note))
         for path in paths:
-            result = _Replay(path, store_path, store, models, keep).run()
+            result = _WaitingStack(path, store_path, store, models, keep).run()
             results.append(result)
             if report is not None:
                 report(result)
@@ -167,7 +175,7 @@ def replay(
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Replay:
+class _WaitingStack:
     """One waiting stack."""
 
     path: Path
@@ -176,15 +184,15 @@ class _Replay:
     models: Models
     keep: bool
 
-    def run(self) -> Replayed:
+    def run(self) -> PredictedStack:
         spool = Spool(self.path.parent)
         try:
             spooled = spool.read(self.path)
         except StorageError as error:
-            return Replayed(self.path, (str(error),), False)
+            return PredictedStack(self.path, (str(error),), False)
         if not spooled.complete:
             got = f"only {len(spooled.present)} of {spooled.info.planes} slices are there"
-            return Replayed(self.path, (f"not predicted: {got}",), False)
+            return PredictedStack(self.path, (f"not predicted: {got}",), False)
         results = {model: self._check(spooled, model) for model in spooled.models or _DEFAULT}
         missing = tuple(model for model, (_, state) in results.items() if state == "to predict")
         stack = ZStack(spooled.info, spooled.pixels, spooled.captured_s)
@@ -193,10 +201,10 @@ class _Replay:
         done = not self.keep and all(state == "stored" for _, state in results.values())
         if done:
             spool.remove(self.path)
-        return Replayed(self.path, tuple(words for words, _ in results.values()), done)
+        return PredictedStack(self.path, tuple(words for words, _ in results.values()), done)
 
     def _check(self, spooled: SpooledStack, model: str) -> tuple[str, _State]:
-        """What can be said of a model before anything is predicted: a replay may have been cut off."""
+        """What can be said of a model before anything is predicted: an earlier call may have been cut off."""
         there = self.models.manifests()
         name = model or next(iter(there), "")
         if name not in there:
