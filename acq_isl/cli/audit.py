@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,15 +11,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from acq_isl.cli.console import configure_logging, out, show_table
-from acq_isl.cli.serve import Backend, Connect, Keys, ModelFiles, Threads, predicting_for
+from acq_isl.cli.serve import Backend, Connect, Keys, ModelFiles, Threads, predict_waiting, predicting_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from acq_isl.report.replay_page import ReplayPage
     from acq_isl.session.verify import Finding
 
 commands = typer.Typer()
 _COLORS = {"holds": "green", "differs": "red bold", "not verified": "yellow"}
+_MOST_CHANGES = 40
 _Run = Annotated[Path, typer.Argument(help="Run folder.")]
 
 
@@ -69,15 +71,57 @@ def _show_findings(findings: Sequence[Finding]) -> None:
 @commands.command()
 def replay(
     folder: _Run,
+    rules: Annotated[
+        Path | None,
+        typer.Option(help="Experiment file, or one with nothing but choose, revisit, triggers, limits."),
+    ] = None,
     model: ModelFiles = None,
     connect: Connect = None,
     keys: Keys = None,
     threads: Threads = None,
     backend: Backend = "auto",
+    page: Annotated[
+        Path | None, typer.Option(help="Where the picture is written.", show_default="RUN/replay.html")
+    ] = None,
     keep: Annotated[bool, typer.Option(help="Leave the stacks in the spool.", hidden=True)] = False,
 ) -> None:
-    """As 'recover', which does more, of a spool only: predict what waits there."""
-    from acq_isl.cli.serve import predict_waiting
+    """What other rules, or another model, would have done in a run: decisions, light, time, recall.
 
-    out.print("[yellow]mind[/] 'acq-isl recover RUN' also predicts what is measured and writes the report")
-    predict_waiting(folder, predicting_for(folder, model, connect, keys, (threads, backend)), keep)
+    The run is not changed. With --model or --connect its stacks are predicted again. Without --rules it is
+    what it was before: 'recover', of a spool only.
+    """
+    predicting = predicting_for(folder, model, connect, keys, (threads, backend))
+    if rules is None:
+        out.print(
+            "[yellow]mind[/] 'acq-isl recover RUN' predicts what waits and what is measured; 'replay' is"
+        )
+        out.print("     for other rules now: acq-isl replay RUN --rules RULES.yaml")
+        predict_waiting(folder, predicting, keep)
+        return
+    from acq_isl.report.replay_page import write_replay_page
+    from acq_isl.session.replay import compare_rules
+    from acq_isl.session.replay_words import make_page
+
+    with predicting if model or connect else nullcontext() as models:
+        shown = make_page(folder, rules, compare_rules(folder, rules, models))
+    _show_page(shown)
+    path = page or folder / "replay.html"
+    write_replay_page(path, shown)
+    out.print(f"page     {escape(str(path))}")
+
+
+def _show_page(shown: ReplayPage) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title in ("", "as run", "with these rules"):
+        table.add_column(title, overflow="fold")
+    for row in shown.table:
+        table.add_row(*map(escape, row))
+    show_table(table)
+    changed = [row for row in shown.changes if row[0] != "kept"]
+    for kind, rule, before, after in changed[:_MOST_CHANGES]:
+        words = " -> ".join(filter(None, (before, after)))
+        out.print(f"{kind:>7}  {escape(rule)}: {escape(words)}")
+    if len(changed) > _MOST_CHANGES:
+        out.print(f"{len(changed) - _MOST_CHANGES} more are on the page")
+    for note in shown.notes:
+        out.print(f"[yellow]mind[/] {escape(note)}")

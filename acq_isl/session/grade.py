@@ -44,6 +44,28 @@ def grade(
         return replace(record, warnings=(*record.warnings, f"this run is not graded: {error}"))
 
 
+def true_cells(
+    session: Session, scope: SimulatedScope | None, decisions: Sequence[Mapping[str, Any]]
+) -> dict[StackKey, tuple[CellTruth, ...]]:
+    """The cells that were truly in each overview stack; none where they are not known."""
+    if scope is None or not session.acquired:
+        return {}
+    taken = match_light(session.acquired, scope.timeline.taken, decisions)
+    lit = {key: taken[key][-1] for key in session.fields if taken.get(key)}
+    found = {key: _cells_in(scope, last) for key, last in lit.items()}
+    return {key: cells for key, cells in found.items() if cells is not None}
+
+
+def _cells_in(scope: SimulatedScope, at: Taken, around_um: float = 0.0) -> tuple[CellTruth, ...] | None:
+    """Cells in an exposure and around it; None where they are not known."""
+    specimen, light = scope.specimen, at.light
+    if not isinstance(specimen, KnowsCells):
+        return None
+    size_um = (light.height_um + around_um, light.width_um + around_um)
+    area = Rectangle.around(light.x_um, light.y_um, size_um)
+    return specimen.cells(area, light.time_s, scope.timeline.history)
+
+
 def match_light(
     acquired: Sequence[StackRequest], taken: Sequence[Taken], decisions: Sequence[Mapping[str, Any]]
 ) -> dict[StackKey, tuple[Taken, ...]]:
@@ -119,12 +141,12 @@ class _Grading:
 
     def _imaged(self, request: StackRequest) -> Imaged:
         taken, overview = self.taken[request.key], request.key in self.session.fields
-        return Imaged(request, taken, () if overview else self._cells(taken[0], _DRIFT_UM) or ())
+        return Imaged(request, taken, () if overview else _cells_in(self.scope, taken[0], _DRIFT_UM) or ())
 
     def _known(self, field: Field, number: int) -> KnownField:
         key, last = field.request.key, self.taken[field.request.key][-1]
         chosen = field.choice is not None and field.choice.chosen
-        known = KnownField(key, chosen, math.nan, (), {}, {}, self._cells(last))
+        known = KnownField(key, chosen, math.nan, (), {}, {}, _cells_in(self.scope, last))
         if not field.predictions:
             return known
         known = replace(known, decided_s=field.response_ms / 1000)
@@ -165,12 +187,3 @@ class _Grading:
             time_s=light.time_s,
             history=self.scope.timeline.history,
         )
-
-    def _cells(self, at: Taken, around_um: float = 0.0) -> tuple[CellTruth, ...] | None:
-        """Cells in an exposure and around it; None where they are not known."""
-        specimen, light = self.scope.specimen, at.light
-        if not isinstance(specimen, KnowsCells):
-            return None
-        size_um = (light.height_um + around_um, light.width_um + around_um)
-        area = Rectangle.around(light.x_um, light.y_um, size_um)
-        return specimen.cells(area, light.time_s, self.scope.timeline.history)

@@ -38,7 +38,7 @@ from acq_isl.rules.label_names import Labels
 from acq_isl.rules.plugins import broken_plugins
 from acq_isl.session.engine import RunPlan, WithoutEngine, open_engine, state
 from acq_isl.session.evidence import note_run, vouch_stored
-from acq_isl.session.grade import grade
+from acq_isl.session.grade import grade, true_cells
 from acq_isl.session.measured import MeasuredRun
 from acq_isl.session.preflight import camera_of, new_folder, prepare, simulated
 from acq_isl.session.progress import ProgressMeter
@@ -47,6 +47,7 @@ from acq_isl.session.saved_plan import SavedPlan
 from acq_isl.session.session import Session, SessionTools
 from acq_isl.session.so_far import read_decisions
 from acq_isl.session.summary import Stored, run_files, summarise, versions
+from acq_isl.session.truth import write_truth
 from acq_isl.session.views import Views
 from acq_isl.stack import Prediction, StackKey
 from acq_isl.storage.decision_log import Ledger
@@ -195,6 +196,8 @@ def _carry_out(
                 # The light of an earlier process is known to nobody.
                 known = None if plan.saved else scope.simulated
                 record = grade(record, experiment, session, stored, known)
+                if cells := true_cells(session, known, record.decisions):
+                    write_truth(folder, cells)
                 write_report(report, record)
             failure = failure or (record.shortfall if record is not None else "")
             views.handle(RunEnded(failure, str(report) if record is not None else ""))

@@ -72,12 +72,13 @@ def run_files(folder: Path) -> dict[str, str]:
         "decisions": "decisions.jsonl",
         "decisions of the recovery": "recovery.jsonl",
         "experiment as run": "experiment.yaml",
+        "true cells": "truth.json",
         "stacks that wait for an engine": "spool",
         "report of the run itself": "report_before_recovery.html",
     }
     for path in sorted((*folder.glob("experiment_*.yaml"), *folder.glob("decisions_damaged_*.jsonl"))):
         others[path.stem.replace("_", " ")] = path.name
-    later = ("recovery.jsonl", "report_before_recovery.html")
+    later = ("recovery.jsonl", "report_before_recovery.html", "truth.json")
     there = {what: name for what, name in others.items() if name not in later or (folder / name).exists()}
     return named | there
 
