@@ -21,6 +21,7 @@ from acq_isl.record import Counts, StageLatency
 from acq_isl.rules.label_names import LabelStyle
 from acq_isl.rules.measurements import Measured
 from acq_isl.rules.rules import Choice
+from acq_isl.rules.series import Curve
 from acq_isl.stack import Prediction, Refusal, StackKey, StackRequest, StageTimes, Uint16Image, Unpredicted
 
 MAX_SIDE_PX = 1024
@@ -108,6 +109,17 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class TimePointBegan:
+    """Time point ``number`` of ``total``, from 1; when it was planned and began, seconds after the first."""
+
+    number: int
+    total: int
+    planned_s: _Real
+    began_s: _Real
+    kind: Literal["time_point_began"] = "time_point_began"
+
+
+@dataclass(frozen=True, slots=True)
 class Seen:
     """A measured plane, reduced for display. Made on the acquisition's image thread.
 
@@ -140,6 +152,16 @@ class FieldImaged:
 
     request: StackRequest
     kind: Literal["field_imaged"] = "field_imaged"
+
+
+@dataclass(frozen=True, slots=True)
+class FieldFailed:
+    """Something went wrong at a field: ``what`` was done about it, such as ``skip this stack``, and why."""
+
+    key: StackKey
+    what: _Text
+    why: _Text
+    kind: Literal["field_failed"] = "field_failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +284,17 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class CurveChanged(Curve):
+    """A measurement of a place over time, all of it that is drawn; of runs with several time points."""
+
+    kind: Literal["curve_changed"] = "curve_changed"
+
+    @classmethod
+    def of(cls, curve: Curve) -> Self:
+        return cls(curve.level, curve.place, curve.name, curve.unit, curve.points, curve.left_out)
+
+
+@dataclass(frozen=True, slots=True)
 class StateChanged:
     """The run paused, went on, or is about to stop, and why."""
 
@@ -284,7 +317,8 @@ class RunStatus:
     """What all events so far amount to, sent twice a second, so that silence means that a run is gone.
 
     ``dropped`` counts pictures the feed dropped, ``elapsed_s`` is since the start, ``sent_s`` Unix time,
-    ``report`` a path once there is one; ``why`` explains ``state``.
+    ``report`` a path once there is one; ``why`` explains ``state``. ``time_point`` is None before the first,
+    ``late_time_points`` counts those whose interval could not be kept.
     """
 
     state: RunState = "running"
@@ -295,20 +329,25 @@ class RunStatus:
     elapsed_s: _Real = 0.0
     dropped: int = 0
     sent_s: _Real = 0.0
+    time_point: TimePointBegan | None = None
+    late_time_points: int = 0
     kind: Literal["run_status"] = "run_status"
 
 
 Event = Annotated[
     RunStarted
     | Step
+    | TimePointBegan
     | Seen
     | FieldImaged
+    | FieldFailed
     | Predicted
     | NotPredicted
     | FieldRanked
     | FieldsRanked
     | Decided
     | Progress
+    | CurveChanged
     | StateChanged
     | RunEnded
     | RunStatus,

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acq_isl.rules.measurements import Measured
+from acq_isl.rules.series import Curve
 from acq_isl.scorecard import Scorecard
 from acq_isl.stack import Float32Image, Outcome, Refusal, StackInfo, Uint16Image, Unpredicted
 
@@ -142,6 +143,8 @@ class RunRecord:
     files: dict[str, str] = field(default_factory=dict)
     """Path relative to the run folder, by what is there."""
     warnings: tuple[str, ...] = ()
+    curves: tuple[Curve, ...] = ()
+    """Measurements over time; none where there was one time point."""
     experiment_yaml: str = ""
     scorecard: Scorecard | None = None
     """None unless the microscope was a simulated one, which knows the truth."""

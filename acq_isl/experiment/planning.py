@@ -21,6 +21,7 @@ from acq_isl.experiment.supported import check_points, refuse_unsupported, refus
 from acq_isl.stack import Autofocus, Modality, Polarity, StackKey, StackRequest
 
 # Names become axes of the dataset and file names on every platform; the Java bridge chokes on '@'.
+_LATE, _LATE_S = 1.05, 0.5  # an interval up to so much longer than planned was kept
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
@@ -87,6 +88,11 @@ def cycles(sequence: useq.MDASequence, place: Place, optics: Optics) -> tuple[Cy
             fix="put t first, for example axis_order: tpgcz",
         )
     return tuple(found)
+
+
+def interval_kept(planned_s: float, real_s: float) -> bool:
+    """Whether a time point came when it should, after the one before it."""
+    return planned_s <= 0 or real_s <= planned_s * _LATE + _LATE_S
 
 
 def visits(sequence: useq.MDASequence, field: StackRequest, time: int) -> tuple[StackRequest, ...]:

@@ -9,9 +9,11 @@ from dataclasses import replace
 from typing import assert_never
 
 from acq_isl.events import (
+    CurveChanged,
     Decided,
     Event,
     EventHandler,
+    FieldFailed,
     FieldImaged,
     FieldRanked,
     FieldsRanked,
@@ -24,6 +26,7 @@ from acq_isl.events import (
     Seen,
     StateChanged,
     Step,
+    TimePointBegan,
 )
 from acq_isl.record import Counts
 from acq_isl.rules.label_names import Status, combine_status
@@ -39,7 +42,7 @@ class ProgressMeter:
 
     ``counters`` say how many slices were captured and lost so far, ``engine`` the engine's state for people;
     ``slices`` are those for prediction, and those measured only, that the whole run is expected to take;
-    ``models`` is how many predict each stack.
+    ``models`` is how many predict each stack. ``last_start_s`` may be set to when the last time point begins.
     """
 
     def __init__(
@@ -63,7 +66,7 @@ class ProgressMeter:
         self._waiting: dict[StackKey, int] = {}
         self._answers: dict[StackKey, dict[str, Status]] = {}
         self._began_s = self._emitted_s = monotonic()
-        self._rested_s = 0.0
+        self._rested_s = self.last_start_s = 0.0
         self._paused_s: float | None = None
 
     def handle(self, event: Event) -> None:
@@ -83,11 +86,11 @@ class ProgressMeter:
                 self._count_answer(event.key, event.model, "refused" if state == "refused" else "spooled")
             case StateChanged(state=state):
                 self._clock_pauses(paused=state == "paused")
-            case Step():
+            case Step() | TimePointBegan():
                 pass
-            case RunStarted() | Seen() | FieldRanked() | FieldsRanked() | Decided():
+            case RunStarted() | Seen() | FieldRanked() | FieldsRanked() | Decided() | FieldFailed():
                 return
-            case Progress() | RunEnded() | RunStatus():
+            case Progress() | CurveChanged() | RunEnded() | RunStatus():
                 return
             case _:
                 assert_never(event)
@@ -129,7 +132,7 @@ class ProgressMeter:
             self._paused_s = None
 
     def _remaining_s(self) -> float | None:
-        """As fast as so far, pauses left out; a time-lapse that waits between time points takes longer."""
+        """As fast as so far, pauses left out, but not before the last time point has begun."""
         counts = self._counts
         for_prediction = counts.requested - counts.not_for_prediction
         if not counts.requested:
@@ -142,4 +145,5 @@ class ProgressMeter:
         answered = counts.predicted + counts.refused + counts.spooled
         if answered:
             left_s = max(left_s, max(overview - answered, 0) * spent_s / answered)
-        return left_s + max(measured - counts.not_for_prediction, 0) * spent_s / counts.requested
+        left_s += max(measured - counts.not_for_prediction, 0) * spent_s / counts.requested
+        return max(left_s, self.last_start_s - (until - self._began_s))

@@ -20,7 +20,7 @@ from acq_isl.events import (
     StateChanged,
     ignore_event,
 )
-from acq_isl.experiment.experiment import Experiment, SimulatedMicroscope
+from acq_isl.experiment.experiment import Experiment, SimulatedMicroscope, measurements
 from acq_isl.experiment.planning import Cycle, count_images
 from acq_isl.hooks import (
     GuardedAcquisition,
@@ -47,6 +47,7 @@ from acq_isl.session.saved_plan import SavedPlan
 from acq_isl.session.session import Session, SessionTools
 from acq_isl.session.so_far import read_decisions
 from acq_isl.session.summary import Stored, run_files, summarise, versions
+from acq_isl.session.time_lapse import TimeLapse
 from acq_isl.session.truth import write_truth
 from acq_isl.session.views import Views
 from acq_isl.stack import Prediction, StackKey
@@ -232,6 +233,7 @@ class _Parts:
     tools: SessionTools
     microscope: GuardedAcquisition
     source: EngineClient | WithoutEngine
+    lapse: TimeLapse
     labels: Labels
     notes: list[str]  # warnings; the engine's keeper adds to them
 
@@ -267,7 +269,8 @@ class _Parts:
             counts=self.source.accounts.counts,
             versions=versions(),
             files=run_files(self.folder),
-            warnings=tuple(self.notes),
+            warnings=(*self.notes, *self.lapse.warnings),
+            curves=self.lapse.curves,
             experiment_yaml=self.experiment.to_yaml(),
             label_models=self.labels.by_model,
         )
@@ -296,13 +299,18 @@ def _opened(experiment: Experiment, plan: RunPlan, views: Views) -> Iterator[_Pa
         )
         note_run(ledger, folder, experiment, labels, versions())
         stack.enter_context(store)
-        sink, safety = WatchedSink(source, views.handle), _safety(experiment)
+        rules = [(rule, labels.owner(rule.label)) for rule in measurements(experiment)]
+        lapse = TimeLapse(views.handle, folder, plan.cycles, rules)
+        stack.enter_context(lapse)
+        sink, safety = WatchedSink(source, lapse.see), _safety(experiment)
         microscope = stack.enter_context(
             GuardedAcquisition(folder, "measured", sink=sink, limits=experiment.limits, safety=safety)
         )
         counters = (lambda: microscope.captured, lambda: source.accounts.counts.lost)
         slices, models = expected_slices(experiment, plan.cycles), len(labels.models)
-        meter = ProgressMeter(views.handle, counters, lambda: state(source), slices, models=models)
+        meter = ProgressMeter(lapse.handle, counters, lambda: state(source), slices, models=models)
+        if not any(cycle.restarts for cycle in plan.cycles):
+            meter.last_start_s = plan.cycles[-1].start_s
         call = partial(call_user_function, folder=experiment.folder)
         tools = SessionTools(
             microscope,
@@ -316,7 +324,8 @@ def _opened(experiment: Experiment, plan: RunPlan, views: Views) -> Iterator[_Pa
             discard=source.discard,
         )
         notes += (*views.warnings, *map(str, broken_plugins()))
-        yield _Parts(experiment, folder, tools, microscope, source, labels, notes)
+        yield _Parts(experiment, folder, tools, microscope, source, lapse, labels, notes)
+        lapse.show_curves()
 
 
 def _safety(experiment: Experiment) -> Safety:

@@ -18,12 +18,14 @@ from acq_isl.errors import ActionRefused, SliceLost, StorageError
 from acq_isl.events import (
     Decided,
     EventHandler,
+    FieldFailed,
     FieldImaged,
     FieldsRanked,
     NotPredicted,
     Phase,
     Predicted,
     Step,
+    TimePointBegan,
 )
 from acq_isl.experiment.experiment import Experiment, measurements
 from acq_isl.experiment.planning import Cycle, visits
@@ -176,10 +178,9 @@ class Session:
             for cycle in self.cycles:
                 start = self._tools.now() if cycle.restarts else start
                 self._wait_until(start + cycle.start_s)
-                self.began.append((cycle, self._tools.now() - start))
+                self._begin(cycle, self._tools.now() - start)
                 self._overview(cycle)
-                for field in self._choose(cycle):
-                    self._revisit(field)
+                self._revisit(self._choose(cycle))
         except Stopped:
             self.warnings.append(f"stopped by the operator after {len(self.acquired)} stacks")
             self._take_all()
@@ -187,6 +188,12 @@ class Session:
             self.warnings += self._measured.warnings
         if self._lost is not None:
             raise self._lost
+
+    def _begin(self, cycle: Cycle, began_s: float) -> None:
+        self.began.append((cycle, began_s))
+        times = sorted({other.time for other in self.cycles})
+        number = times.index(cycle.time) + 1
+        self._tools.emit(TimePointBegan(number, len(times), cycle.start_s, began_s))
 
     def _overview(self, cycle: Cycle) -> None:
         for request in cycle.requests:
@@ -335,11 +342,13 @@ class Session:
             text += ". To finish: 'acq-isl recover RUN --choose' predicts them and chooses again"
         self.warnings.append(text)
 
-    def _revisit(self, field: Field) -> None:
+    def _revisit(self, fields: Sequence[Field]) -> None:
         sequence = self._experiment.revisit
         if sequence is None:
             return
-        requests = visits(sequence, field.request, field.request.key.time)
+        requests = [
+            request for field in fields for request in visits(sequence, field.request, field.request.key.time)
+        ]
         for done, request in enumerate(requests, start=1):
             self._acquire(request)
             self._step("revisit", done, len(requests), f"{request.preset} at {request.key.position}")
@@ -363,16 +372,24 @@ class Session:
 
     def _expose(self, request: StackRequest) -> None:
         self.asked.append(request)
-        scope = self._tools.microscope
-        if self._reacts and not self._actor.busy and isinstance(scope, InterruptibleMicroscope):
-            request = self._expose_in_parts(scope, request)
-        else:
-            scope.acquire(request)
-            self._book(request, len(request.z_um))
+        try:
+            request = self._image(request)
+        except AcqIslError as error:
+            self._tools.emit(FieldFailed(request.key, "the run ends", str(error)))
+            raise
         self.acquired.append(request)
         if request.key in self.fields:
             self.fields[request.key].imaged_s = self._tools.now()
         self._tools.emit(FieldImaged(request))
+
+    def _image(self, request: StackRequest) -> StackRequest:
+        """Image a stack and book its light; the stack as it was imaged in the end."""
+        scope = self._tools.microscope
+        if self._reacts and not self._actor.busy and isinstance(scope, InterruptibleMicroscope):
+            return self._expose_in_parts(scope, request)
+        scope.acquire(request)
+        self._book(request, len(request.z_um))
+        return request
 
     def _expose_in_parts(self, scope: InterruptibleMicroscope, request: StackRequest) -> StackRequest:
         """Image a stack, interrupted where a decision wants it; the stack as it was imaged in the end."""
@@ -438,6 +455,7 @@ class Session:
         self._tools.ledger.write("order", **line)
         self.warnings.append(f"{request.key}: {what}, as its focus was not found: {why}")
         self._tools.emit(Decided(request.key, "autofocus", what, why, "done"))
+        self._tools.emit(FieldFailed(request.key, what, why))
 
     def _note_command(self, what: str, done: str) -> None:
         why = "the operator wants it"

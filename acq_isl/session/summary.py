@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from acq_isl.errors import AcqIslError, ExperimentError
 from acq_isl.experiment.experiment import Experiment, NoEngine, measurements
-from acq_isl.experiment.planning import Cycle
+from acq_isl.experiment.planning import Cycle, interval_kept
 from acq_isl.processing.display import reduced, stretched
 from acq_isl.processing.statistics import pearson
 from acq_isl.record import Comparison, FieldRecord, RunRecord, StageLatency
@@ -29,7 +29,6 @@ _THUMBNAIL_PX = 384
 _ROUNDING = 1e-9
 _STAGES = ("expose", "transfer", "wait", "infer", "decode", "turn")
 _FLOOR_UM, _DISPLACED_UM = 1.2, 1.0
-_LATE, _LATE_S = 1.05, 0.5  # an interval up to so much longer than planned was kept
 PACKAGES = ("acq-isl", "pycromanager", "pymmcore", "numpy", "pyzmq", "onnxruntime", "zarr", "useq-schema")
 
 
@@ -65,11 +64,12 @@ class RunParts(Protocol):
 
 def run_files(folder: Path) -> dict[str, str]:
     """What is in a run folder, and where."""
-    sets = sorted(path.name for path in folder.glob("measured_*") if path.is_dir()) or ["measured_1"]
+    sets = sorted(path.name for path in folder.glob("measured_*") if path.is_dir())
     named = {f"measured data (NDTiff){f' {n}' * (n > 1)}": name for n, name in enumerate(sets, 1)}
     others = {
         "predictions (OME-Zarr)": "predictions.ome.zarr",
         "decisions": "decisions.jsonl",
+        "measurements (table)": "measurements.csv",
         "decisions of the recovery": "recovery.jsonl",
         "experiment as run": "experiment.yaml",
         "true cells": "truth.json",
@@ -78,8 +78,7 @@ def run_files(folder: Path) -> dict[str, str]:
     }
     for path in sorted((*folder.glob("experiment_*.yaml"), *folder.glob("decisions_damaged_*.jsonl"))):
         others[path.stem.replace("_", " ")] = path.name
-    later = ("recovery.jsonl", "report_before_recovery.html", "truth.json")
-    there = {what: name for what, name in others.items() if name not in later or (folder / name).exists()}
+    there = {what: name for what, name in others.items() if (folder / name).exists()}
     return named | there
 
 
@@ -140,7 +139,7 @@ def late_intervals(began: Sequence[tuple[Cycle, float]]) -> list[str]:
     """Intervals between time points that were not kept, planned and real, for people."""
     pairs = [(a, b) for a, b in itertools.pairwise(began) if not b[0].restarts]
     gaps = [(b[0].start_s - a[0].start_s, b[1] - a[1]) for a, b in pairs]
-    late = [gap for gap in gaps if gap[0] > 0 and gap[1] > gap[0] * _LATE + _LATE_S]
+    late = [gap for gap in gaps if not interval_kept(*gap)]
     if not late:
         return []
     planned, real = (_span([gap[side] for gap in late]) for side in (0, 1))

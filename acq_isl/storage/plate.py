@@ -13,11 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from acq_isl.rules.series import well_of
 from acq_isl.stack import StackKey
 
 VERSION = "0.5"
-# Rows A to AF and columns 1 to 48 are those of a plate with 1536 wells.
-_WELL = re.compile(r"([A-Z]|A[A-F])(0?[1-9]|[1-3]\d|4[0-8])(?:[_\- ].*)?")
 _ONE_WELL = ("A", "1")
 
 
@@ -39,9 +38,7 @@ def image_path(key: StackKey, model: str = "") -> str:
 
     The format allows letters and digits only, so two stacks may share it; `PredictionStore` numbers them.
     """
-    row, column = _ONE_WELL
-    if found := _WELL.fullmatch(key.position):
-        row, column = found[1], found[2].lstrip("0")
+    row, column = well_of(key.position) or _ONE_WELL
     name = re.sub(r"[^A-Za-z0-9]+", "", f"{key.position}t{key.time}{key.channel}{model}")
     return f"{row}/{column}/{name}"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from acq_isl.errors import ExperimentError, FocusFailed
-from acq_isl.events import Decided
+from acq_isl.events import Decided, FieldFailed
 from acq_isl.experiment.experiment import Experiment, FocusPolicy
 from acq_isl.experiment.planning import Optics, Place, cycles
 from acq_isl.rules.label_names import Labels
@@ -150,6 +150,8 @@ def test_ledger_report_and_viewers_are_told(tmp_path: Path, policy: str) -> None
     assert (event.rule, event.why) == ("autofocus", "no reflection") and event.key == StackKey(
         0, "p00", "Phase"
     )
+    (failed,) = [event for event in events if isinstance(event, FieldFailed)]
+    assert (failed.key.position, failed.what, failed.why) == ("p00", event.what, "no reflection")
     (line,) = [line for line in read(tmp_path / "decisions.jsonl") if line["kind"] == "order"]
     assert (line["rule"], line["what"]) == ("autofocus", event.what)
     assert any("its focus was not found" in warning for warning in session.warnings)

@@ -12,7 +12,7 @@ import pytest
 
 from acq_isl.commands import Command, CommandSource, GoTo, Pause, Resume, Stop, no_commands
 from acq_isl.errors import AcquisitionFailed, SliceLost, StorageError
-from acq_isl.events import Decided, Event, Predicted, Step
+from acq_isl.events import Decided, Event, FieldFailed, Predicted, Step, TimePointBegan
 from acq_isl.experiment.experiment import Experiment
 from acq_isl.experiment.planning import Optics, Place, cycles
 from acq_isl.rules import Action, ActionTools, Decision, MeanIntensity, Occasion, Threshold, Trigger
@@ -372,6 +372,8 @@ def test_a_failing_microscope_stops_the_run_and_keeps_what_there_is(tmp_path: Pa
     assert [request.key.position for request in session.asked] == ["p00_000", "p00_001", "p00_002"]
     assert bench.lines("closed")[0]["ended"] == "by AcquisitionFailed"
     assert "stuck" in bench.lines("closed")[0]["why"]
+    (failed,) = (one for one in bench.news if isinstance(one, FieldFailed))
+    assert failed.key.position == "p00_002" and "stuck" in failed.why
 
 
 def test_lost_slices_fail_the_run_after_it_is_finished(tmp_path: Path) -> None:
@@ -400,6 +402,20 @@ def test_progress_is_told(tmp_path: Path) -> None:
     overview = [step for step in steps if step.phase == "overview"]
     assert [(step.done, step.total) for step in overview] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert {step.phase for step in steps} == {"overview", "predict", "revisit"}
+    revisit = [step for step in steps if step.phase == "revisit"]
+    assert [(step.done, step.total) for step in revisit] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_every_time_point_is_told_with_its_number(tmp_path: Path) -> None:
+    text = EXPERIMENT.replace("  z_plan", "  time_plan: {interval: 30, loops: 3}\n  z_plan")
+    bench = Bench(tmp_path, text)
+    bench.run()
+    began = [one for one in bench.news if isinstance(one, TimePointBegan)]
+    assert [(one.number, one.total, one.planned_s, one.began_s) for one in began] == [
+        (1, 3, 0.0, 0.0),
+        (2, 3, 30.0, 30.0),
+        (3, 3, 60.0, 60.0),
+    ]
 
 
 # --- commands of an operator -----------------------------------------------------------------------

@@ -414,7 +414,7 @@ def test_the_numbers_are_told() -> None:
     parts = (
         "26 slices captured",
         "13 predicted",
-        "13 late",
+        "13 on their way",
         "engine predicting",
         "10 min left",
         "3 pictures",

@@ -11,6 +11,7 @@ from typing import Literal, assert_never
 import numpy as np
 
 from acq_isl import events
+from acq_isl.experiment.planning import interval_kept
 from acq_isl.rules.label_names import slowest_times
 from acq_isl.stack import StackKey
 from acq_isl.view.feed.messages import Images, Message
@@ -53,16 +54,16 @@ class MessageMaker:
                 found = [(events.FieldRanked.of(choice), ()) for choice in fields]
             case events.Decided():
                 found = [(replace(event, time_s=self._clock()), ())]
-            case events.Step():
-                self.state = replace(self.state, step=event)
-            case events.Progress():
-                self.state = replace(self.state, progress=event)
-            case events.StateChanged(state=state, why=why):
-                self.state = replace(self.state, state=state, why=why)
-            case events.RunEnded(failure=failure, report=report):
-                why = failure or self.state.why * (self.state.state == "stopping")
-                ending: events.RunState = "failed" if failure else "ended"
-                self.state = replace(self.state, state=ending, why=why, report=report)
+            case events.FieldFailed() | events.CurveChanged():
+                found = [(event, ())]
+            case (
+                events.Step()
+                | events.TimePointBegan()
+                | events.Progress()
+                | events.StateChanged()
+                | events.RunEnded()
+            ):
+                self.state = next_status(self.state, event)
             case events.FieldImaged() | events.FieldRanked() | events.RunStatus():
                 pass  # no viewer needs the first; the others are made here
             case _:
@@ -74,6 +75,35 @@ class MessageMaker:
         elapsed_s = self._monotonic() - self._began_s
         status = replace(self.state, elapsed_s=elapsed_s, dropped=dropped, sent_s=self._clock())
         return Message(self.run, seq, status)
+
+
+StatusEvent = events.Step | events.TimePointBegan | events.Progress | events.StateChanged | events.RunEnded
+
+
+def next_status(status: events.RunStatus, event: StatusEvent) -> events.RunStatus:
+    """Where a run stands after an event."""
+    match event:
+        case events.Step():
+            return replace(status, step=event)
+        case events.TimePointBegan():
+            late = status.late_time_points + _came_late(status.time_point, event)
+            return replace(status, time_point=event, late_time_points=late)
+        case events.Progress():
+            return replace(status, progress=event)
+        case events.StateChanged(state=state, why=why):
+            return replace(status, state=state, why=why)
+        case events.RunEnded(failure=failure, report=report):
+            why = failure or status.why * (status.state == "stopping")
+            ending: events.RunState = "failed" if failure else "ended"
+            return replace(status, state=ending, why=why, report=report)
+        case _:
+            assert_never(event)
+
+
+def _came_late(before: events.TimePointBegan | None, now: events.TimePointBegan) -> bool:
+    if before is None or now.number <= before.number:
+        return False
+    return not interval_kept(now.planned_s - before.planned_s, now.began_s - before.began_s)
 
 
 class ModelAnswers:

@@ -67,13 +67,22 @@ def slot(message: Message) -> tuple[object, ...]:
             return (event.kind, message.seq)
         case events.Predicted() | events.NotPredicted() as event:
             return ("outcome", event.key)
-        case events.Seen() | events.FieldRanked() as event:
+        case events.Seen() | events.FieldRanked() | events.FieldFailed() as event:
             return (event.kind, event.key)
+        case events.CurveChanged() as event:
+            return (event.kind, event.level, event.place, event.name)
         case events.FieldImaged() as event:
             return (event.kind, event.request.key)
-        case events.RunStarted() | events.RunStatus() | events.Step() | events.Progress() as event:
-            return (event.kind,)
-        case events.FieldsRanked() | events.StateChanged() | events.RunEnded() as event:
+        case (
+            events.RunStarted()
+            | events.RunStatus()
+            | events.Step()
+            | events.TimePointBegan()
+            | events.Progress()
+            | events.FieldsRanked()
+            | events.StateChanged()
+            | events.RunEnded()
+        ) as event:
             return (event.kind,)
         case event:
             assert_never(event)

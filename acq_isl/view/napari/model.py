@@ -27,7 +27,7 @@ _LEAST_TOP = 26  # a tenth of what a label can be
 _UNANSWERED = 3  # overview fields that may pass without a prediction before the light itself is followed
 
 
-FieldEvent = events.Seen | events.Predicted | events.NotPredicted | events.FieldRanked
+FieldEvent = events.Seen | events.Predicted | events.NotPredicted | events.FieldRanked | events.FieldFailed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,6 +68,7 @@ class FieldView:
     measured: dict[str, SeenPlane] = dataclasses.field(default_factory=dict)
     refused: events.NotPredicted | None = None
     ranked: events.FieldRanked | None = None
+    failed: events.FieldFailed | None = None
     _seq: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def newer(self, event: FieldEvent, seq: int) -> bool:
@@ -76,7 +77,7 @@ class FieldView:
             return False
         if event.key.time > self.time:
             self.time = event.key.time
-            self.light = self.predicted = self.refused = self.ranked = None
+            self.light = self.predicted = self.refused = self.ranked = self.failed = None
             self.measured.clear()
             self._seq.clear()
         outcome = isinstance(event, events.Predicted | events.NotPredicted)
@@ -130,6 +131,9 @@ class LiveModel:
         self.places: Layout | None = None
         self.fields: OrderedDict[str, FieldView] = OrderedDict()
         self.decisions: deque[events.Decided] = deque(maxlen=_DECISIONS)
+        self.curves: dict[tuple[str, str, str], events.CurveChanged] = {}
+        """Measurements over time, by level, place and name."""
+        self.curve_changes = 0
         self.selected: str | None = None
         """Field the user has picked; None follows the run."""
         self.tops: dict[str, int] = {}
@@ -181,7 +185,13 @@ class LiveModel:
                 self._changes.words = True
             case events.Seen() | events.Predicted() | events.NotPredicted() | events.FieldRanked() as event:
                 self._learn_of_field(event, message)
-            case events.Step() | events.FieldImaged() | events.FieldsRanked():
+            case events.FieldFailed() as event:
+                self._learn_of_field(event, message)
+            case events.CurveChanged() as curve:
+                self.curves[curve.level, curve.place, curve.name] = curve
+                self.curve_changes += 1
+                self._changes.words = True
+            case events.Step() | events.FieldImaged() | events.FieldsRanked() | events.TimePointBegan():
                 pass  # the status says it
             case events.Progress() | events.StateChanged() | events.RunEnded():
                 pass
@@ -250,6 +260,8 @@ class LiveModel:
                 self._changes.fields.add(name)
             case events.FieldRanked():
                 field.ranked = event
+            case events.FieldFailed():
+                field.failed = event
             case _:
                 assert_never(event)
         if isinstance(event, events.Seen | events.Predicted):

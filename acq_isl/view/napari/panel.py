@@ -12,6 +12,7 @@ import numpy as np
 from acq_isl.processing.display import Uint8Image, reduced, stretched, tinted
 from acq_isl.view.napari.marks import hatch
 from acq_isl.view.napari.model import FieldView
+from acq_isl.view.napari.plots import Plots
 
 _EDGE_PX = 88
 
@@ -80,6 +81,8 @@ class Panel:
         self._field = self._words()
         self._pictures = QGridLayout()
         self._rows.addLayout(self._pictures)
+        self.plots = Plots()
+        self._rows.addWidget(self.plots.widget)
         self._title("Decisions, newest first")
         self._decisions = self._words()
         self._rows.addStretch(1)

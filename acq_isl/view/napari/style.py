@@ -52,6 +52,8 @@ def outline(one: FieldView, ranked: int) -> Outline:
         return Outline(_REFUSED, 1.5, "refused")
     if one.refused is not None:
         return Outline(_WAITS, 1.5, "waits for the engine")
+    if one.failed is not None and one.predicted is None:
+        return Outline(_REFUSED, 1.5, "failed")
     if one.ranked is not None and one.ranked.rank is not None:
         color = rank_color(one.ranked.rank, ranked)
         if one.ranked.chosen:
@@ -92,7 +94,8 @@ def status_lines(status: RunStatus | None, alive: bool) -> tuple[str, str]:
     progress, counts = status.progress, status.progress.counts
     numbers = [
         f"{counts.captured} slices captured, {counts.predicted} predicted, {counts.refused} refused, "
-        f"{progress.late} late, {counts.lost} lost",
+        f"{progress.late} on their way, {counts.lost} lost",
+        _late_words(status),
         f"engine {progress.engine}" if progress.engine else "",
         f"{_duration(progress.remaining_s)} left" if progress.remaining_s and not over else "",
         f"{status.dropped} pictures dropped (display only)" if status.dropped else "",
@@ -109,8 +112,14 @@ def short_state(status: RunStatus | None, alive: bool) -> str:
 
 
 def _progress(status: RunStatus) -> str:
-    step = status.step
-    return f"{step.phase} {step.done} of {step.total}" if status.state == "running" else status.state
+    step, point = status.step, status.time_point
+    time = f"time {point.number} of {point.total}, " if point is not None and point.total > 1 else ""
+    return f"{time}{step.phase} {step.done} of {step.total}" if status.state == "running" else status.state
+
+
+def _late_words(status: RunStatus) -> str:
+    late = status.late_time_points
+    return f"{late} interval{'s' * (late != 1)} between time points could not be kept" if late else ""
 
 
 def field_words(one: FieldView | None) -> str:
@@ -120,8 +129,11 @@ def field_words(one: FieldView | None) -> str:
     x, y = one.box.x + one.box.width / 2, one.box.y + one.box.height / 2
     if one.planned is not None:
         x, y = one.planned.x_um, one.planned.y_um
-    time = f", time point {one.time}" if one.time > 0 else ""
+    time = f", time point {one.time + 1}" if one.time > 0 else ""
     lines = [f"<p><b>{_safe(one.name)}</b>{time}<br>x {x:.1f} µm, y {y:.1f} µm</p>"]
+    if one.failed is not None:
+        words = f"{_safe(one.failed.what)}. {_safe(one.failed.why)}"
+        lines.append(f"<p><b>Something went wrong here:</b> {words}</p>")
     if one.refused is not None:
         word = "Refused by the model" if one.refused.state == "refused" else "Not predicted yet"
         lines.append(f"<p><b>{word}:</b> {_safe(one.refused.reason)}<br>{_safe(one.refused.fix)}</p>")

@@ -52,6 +52,7 @@ class LiveView:
         self._words_s = self._looked_s = float("-inf")
         self._words_due = True
         self._thumbnails_of: tuple[object, ...] = ()
+        self._plotted: tuple[str, int] = ("", 0)
         self.drawn = 0
         """Ticks that drew a new picture."""
         self.panel = Panel(self.connect, self.look, self.command)
@@ -181,6 +182,7 @@ class LiveView:
         self.panel.status(head, numbers)
         self.panel.field(field_words(self._model.shown), decision_words(self._model.decisions))
         self.panel.following(self._model.selected is None)
+        self._plot()
         state = status.state if status is not None and alive else ""
         self.panel.enable({"running": ("pause", "stop"), "paused": ("resume", "stop")}.get(state, ()))
         self.panel.target(_target(self._place))
@@ -193,6 +195,15 @@ class LiveView:
             if seen != self._thumbnails_of:
                 self._thumbnails_of = seen
                 self.panel.pictures(beside(shown, self._scene.hues))
+
+    def _plot(self) -> None:
+        """Curves, if one has changed or another field is looked at."""
+        shown = self._model.shown
+        place = shown.name if shown is not None else ""
+        stamp = (place, self._model.curve_changes)
+        if stamp != self._plotted:
+            self._plotted = stamp
+            self.panel.plots.show(self._model.curves, place)
 
 
 def _target(place: tuple[float, float, FieldView | None] | None) -> str:

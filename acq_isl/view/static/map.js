@@ -46,7 +46,7 @@ export class StageMap {
   /** The fields of the latest time point that has begun. */
   fields(run) {
     const planned = [...run.fields.values()].filter((one) => one.planned);
-    const begun = planned.filter((one) => one.light || one.predicted || one.refused || one.thumb);
+    const begun = planned.filter((one) => one.light || one.predicted || one.refused || one.failed || one.thumb);
     const time = begun.length ? Math.max(...begun.map((one) => one.key.time)) : 0;
     return planned.filter((one) => one.key.time === time);
   }
@@ -55,10 +55,14 @@ export class StageMap {
     const fields = run.plan ? this.fields(run) : [];
     if (!fields.length) return;
     const shape = fields.map((one) => one.id).join(" ");
-    if (shape !== this.shape) this.place(run, fields, shape);
+    if (shape !== this.shape) {
+      this.place(run, fields, shape);
+      for (const field of run.fields.values()) if (!this.nodes.has(field.id)) field.thumb = null;
+    }
     const context = this.canvas.getContext("2d");
     const scale = this.canvas.width / this.around.w;
     const range = JSON.stringify(run.range);
+    this.ranked = fields.filter((one) => one.ranked && one.ranked.rank !== null).length;
     for (const field of fields) {
       const changed = lookChanged || this.drawn.get(field.id) !== field.stamp + range;
       if (changed) this.picture(context, field, run, look, scale, range);
@@ -132,8 +136,8 @@ export class StageMap {
 
   outline(field, run, selected) {
     const node = this.nodes.get(field.id);
-    const { ranked, refused, predicted } = field;
-    const of = [...run.fields.values()].filter((one) => one.ranked && one.ranked.rank !== null && one.key.time === field.key.time).length;
+    const { ranked, refused, failed, predicted } = field;
+    const of = this.ranked;
     const set = (one, name, value) => one.getAttribute(name) !== String(value) && one.setAttribute(name, value);
     const show = (one, on) => set(one, "visibility", on ? "visible" : "hidden");
     const rank = ranked && ranked.rank !== null ? ranked.rank : null;
@@ -148,9 +152,9 @@ export class StageMap {
       set(node.disc, "fill", color);
       set(node.number, "fill", ranked.chosen || (rank - 1) / Math.max(of - 1, 1) < 0.5 ? "#000" : "#fff");
     }
-    const word = refused ? (refused.state === "refused" ? "refused" : "waits") : "";
+    const word = refused ? (refused.state === "refused" ? "refused" : "waits") : failed && !predicted ? "failed" : "";
     if (node.word.textContent !== word) node.word.textContent = word;
-    const text = `${field.key.position}: ${ranked ? ranked.reason : refused ? refused.reason : predicted ? "predicted" : field.thumb ? "imaged, prediction on its way" : "planned"}`;
+    const text = `${field.key.position}: ${ranked ? ranked.reason : refused ? refused.reason : failed ? `${failed.what}: ${failed.why}` : predicted ? "predicted" : field.thumb ? "imaged, prediction on its way" : "planned"}`;
     if (node.title.textContent !== text) {
       node.title.textContent = text;
       node.group.setAttribute("aria-label", text);

@@ -1,6 +1,7 @@
 // The page: what is shown and what is pressed. The run is in run.js, pictures in paint.js, the map in map.js.
 
 import { Connection, takeToken } from "./connection.js";
+import { drawCurves } from "./curves.js";
 import { StageMap, rankColor } from "./map.js";
 import { compose, decode, put, tinted } from "./paint.js";
 import { drawCounts, drawDecisions, drawWaterfall, ms, readable, span } from "./panels.js";
@@ -50,6 +51,7 @@ function draw() {
   drawCounts($("counts"), run.status);
   drawDecisions($("decisions"), $("idle"), run, look, (key) => { follow = false; selected = run.fields.get(fieldId(key)); redraw(); });
   drawWaterfall($("waterfall"), $("after"), run.status);
+  drawCurves($("curves"), $("curves-note"), run, selected);
   lookChanged = false;
 }
 
@@ -75,7 +77,12 @@ function drawHead() {
     const { step, progress } = status;
     const done = step.total ? step.done / step.total : 0;
     $("done").style.width = `${Math.round(100 * (over ? 1 : done))}%`;
-    $("phase").textContent = over ? (status.state === "ended" ? "done" : "") : `${PHASES[step.phase]} ${step.done}/${step.total}`;
+    const many = status.time_point && status.time_point.total > 1;
+    const time = many ? `time ${status.time_point.number} of ${status.time_point.total}` : "";
+    const phase = over ? (status.state === "ended" ? "done" : "") : `${PHASES[step.phase]} ${step.done} of ${step.total}`;
+    $("phase").textContent = [time, phase].filter(Boolean).join(" · ");
+    const late = status.late_time_points;
+    $("late").textContent = late ? `${late} ${late > 1 ? "intervals" : "interval"} between time points could not be kept` : "";
     $("step").textContent = over ? "" : step.text;
     const left = progress.remaining_s === null ? null : Math.max(progress.remaining_s - (status.state === "running" ? (performance.now() - run.statusAt) / 1000 : 0), 0);
     $("remaining").textContent = over ? span(status.elapsed_s) : left === null ? "–" : `${span(Math.max(left, 1))} left`;
@@ -188,7 +195,7 @@ function drawField() {
     scaleBar(picture.width * (light || predicted).event.pixel_size_um);
   }
   const where = planned || light?.event;
-  $("place").textContent = where ? `${selected.key.position} · time ${selected.key.time} · x ${where.x_um.toFixed(1)}, y ${where.y_um.toFixed(1)} µm` : selected.key.position;
+  $("place").textContent = where ? `${selected.key.position} ${run.several ? `· time ${selected.key.time + 1} ` : ""}· x ${where.x_um.toFixed(1)}, y ${where.y_um.toFixed(1)} µm` : selected.key.position;
   drawFluorescence();
   drawAbout();
 }
@@ -218,7 +225,7 @@ function drawFluorescence() {
 }
 
 function drawAbout() {
-  const { ranked, refused, predicted, planned } = selected;
+  const { ranked, refused, failed, predicted, planned } = selected;
   const line = document.createElement("div");
   line.className = "line";
   const title = document.createElement("h3");
@@ -232,6 +239,7 @@ function drawAbout() {
   if (role === "operator" && planned && !OVER.includes(run.status?.state)) line.append(goThere(planned));
   const list = document.createElement("ul");
   const say = (text, kind = "") => list.append(Object.assign(document.createElement("li"), { textContent: text, className: kind }));
+  if (failed) say(`Something went wrong here: ${failed.what}. ${failed.why}`, "warn");
   if (ranked) say(ranked.reason);
   if (refused) { say(`${refused.state === "refused" ? "The model refused this stack" : "Not predicted"}: ${refused.reason}`, "warn"); say(`To do: ${refused.fix}`); }
   for (const measured of predicted?.event.measured || []) if (!ranked?.reason.includes(measured.name)) say(`${measured.name}: ${readable(measured)}`);

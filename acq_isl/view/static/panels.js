@@ -39,7 +39,7 @@ export function drawCounts(box, status) {
   const rows = [
     ["captured", counts?.captured, ""],
     ["predicted", counts?.predicted, ""],
-    ["late", progress?.late, ""],
+    ["on their way", progress?.late, ""],
     ["refused", counts?.refused, counts?.refused ? "warn" : ""],
     ["unpredicted", counts?.spooled, counts?.spooled ? "warn" : ""],
     ["lost", counts?.lost, counts?.lost ? "bad" : "good"],
@@ -49,7 +49,7 @@ export function drawCounts(box, status) {
   box.dataset.key = key;
   box.replaceChildren(...rows.map(([name, number, kind]) => {
     const row = element("div", "", kind);
-    row.id = `count-${name}`;
+    row.id = `count-${name.replaceAll(" ", "-")}`;
     row.append(element("dt", name), element("dd", number ?? "–"));
     return row;
   }));

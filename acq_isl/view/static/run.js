@@ -1,6 +1,7 @@
 // What is known of the run: the newest message of each kind and field. No drawing here.
 
 const MAX_PICTURES = 160;
+const MAX_DECISIONS = 500;
 const LEAST_TOP = 26; // a tenth of what a label can be
 
 export const fieldId = (key) => `${key.time}/${key.position}`;
@@ -25,6 +26,8 @@ export class Run {
     this.status = null;
     this.fields = new Map();
     this.decisions = new Map();
+    this.curves = new Map();
+    this.curvesStamp = 0;
     this.newest = null;
     this.anyPredicted = false;
     this.statusSeq = -1;
@@ -51,14 +54,21 @@ export class Run {
         return null;
       case "decided":
         this.decisions.set(seq, event);
+        if (this.decisions.size > MAX_DECISIONS) this.decisions.delete(Math.min(...this.decisions.keys()));
+        return null;
+      case "curve_changed":
+        this.curves.set(`${event.level}/${event.place}/${event.name}`, event);
+        this.curvesStamp += 1;
         return null;
       case "seen":
       case "predicted":
       case "not_predicted":
+      case "field_failed":
       case "field_ranked":
         return this.learn(this.field(event.key), event, seq, pictures);
       // The status says what these change; the feed does not send them.
       case "step":
+      case "time_point_began":
       case "field_imaged":
       case "fields_ranked":
       case "progress":
@@ -89,6 +99,9 @@ export class Run {
       case "field_ranked":
         field.ranked = event;
         field.rankedSeq = seq;
+        break;
+      case "field_failed":
+        field.failed = event;
         break;
     }
     field.stamp += 1;
@@ -131,7 +144,7 @@ export class Run {
     const id = fieldId(key);
     if (!this.fields.has(id)) {
       this.fields.set(id, {
-        id, key, planned: null, light: null, predicted: null, refused: null, ranked: null, rankedSeq: 0,
+        id, key, planned: null, light: null, predicted: null, refused: null, failed: null, ranked: null, rankedSeq: 0,
         fluorescence: new Map(), seq: 0, stamp: 0, thumb: null,
       });
     }
@@ -146,6 +159,11 @@ export class Run {
     const oldest = holding[0];
     oldest.light = oldest.predicted = null;
     oldest.fluorescence.clear();
+  }
+
+  /** Whether there is more than one time point. */
+  get several() {
+    return Boolean(this.status?.time_point && this.status.time_point.total > 1);
   }
 
   get labels() {
