@@ -184,12 +184,13 @@ class TimeLapse:
         self._add(rows or [row])
 
     def _row(self, key: StackKey, state: str, request: StackRequest | None = None) -> TableRow:
+        row = replace(self._now(state, key.time), position=key.position, channel=key.channel)
+        row = replace(row, well="".join(well_of(key.position) or ()))
+        row = replace(row, elapsed_s=self._imaged_s.get(key, row.elapsed_s))
         stack = request or self._planned.get(key)
-        place = {} if stack is None else {"x_um": stack.x_um, "y_um": stack.y_um, "z_um": _middle_um(stack)}
-        now = self._now(state, key.time)
-        elapsed_s, well = self._imaged_s.get(key, now.elapsed_s), "".join(well_of(key.position) or ())
-        where = {"position": key.position, "well": well, "channel": key.channel, **place}
-        return replace(now, elapsed_s=elapsed_s, **where)
+        if stack is None:
+            return row
+        return replace(row, x_um=stack.x_um, y_um=stack.y_um, z_um=_middle_um(stack))
 
     def _now(self, state: str, time_point: int) -> TableRow:
         now_s = self._clock()
