@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
 from acq_isl.commands import CommandSource, GoTo, no_commands
-from acq_isl.errors import ActionRefused, SliceLost, StorageError
+from acq_isl.errors import AcqIslError, ActionRefused, SliceLost, StorageError
 from acq_isl.events import (
     Decided,
     EventHandler,
