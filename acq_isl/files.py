@@ -46,6 +46,13 @@ def whole_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def flush(path: Path) -> None:
+    """See to it that a file, or all files below a folder, are on the disk and not in a cache of it."""
+    for file in [path] if path.is_file() else filter(Path.is_file, path.rglob("*")):
+        with file.open("rb+") as opened:
+            os.fsync(opened.fileno())
+
+
 def write_whole(path: Path, content: bytes | str, *, durable: bool = False) -> None:
     """Replace a file at once, by way of one beside it; text is UTF-8. As `whole_file`."""
     with whole_file(path, durable=durable) as partial:

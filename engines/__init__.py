@@ -92,6 +92,23 @@ def load_engine(
     return FallbackEngine([automatic[name] for name in selected.order], why)
 
 
+def resolve(model: Path | str, backend: str = "auto", *, threads: int | None = None) -> str:
+    """Full name of the engine that `load_engine` would begin with, such as ``"openvino bf16"``.
+
+    For work that must be the same on every machine and in every call. Raises as `load_engine`.
+    """
+    from acq_isl.engines.backends import AUTO, find_engines
+    from acq_isl.engines.model_file import read_model
+    from acq_isl.engines.selection import select
+
+    file = read_model(model)
+    found = find_engines(file, LoadOptions(threads))
+    if backend != AUTO:
+        return found.named(backend).name
+    automatic = [candidate for candidate in found.candidates if candidate.automatic]
+    return automatic[0].name if len(automatic) == 1 else select(file, automatic, threads=threads).order[0]
+
+
 def not_used(model: Path | str) -> tuple[Unavailable, ...]:
     """Back ends that this machine or model does not let us use, each with the reason and its fix."""
     from acq_isl.engines.backends import find_engines
@@ -118,4 +135,5 @@ __all__ = [
     "describe",
     "load_engine",
     "not_used",
+    "resolve",
 ]

@@ -28,16 +28,19 @@ Advance = Callable[[str, int, int, str], None]
 
 
 @contextmanager
-def progress_bars(titles: Mapping[str, str], time_column: ProgressColumn) -> Iterator[Advance]:
-    """One bar for each phase that has begun, in the order of beginning."""
+def progress_bars(
+    titles: Mapping[str, str], time_column: ProgressColumn, speed_over_s: float = 30.0
+) -> Iterator[Advance]:
+    """One bar for each phase that has begun, in the order of beginning; speed is that of the last seconds."""
     columns = (TextColumn("{task.description:>22}"), BarColumn(), MofNCompleteColumn(), time_column)
-    with Progress(*columns, TextColumn("{task.fields[text]}"), console=out) as bars:
+    text = TextColumn("{task.fields[text]}")
+    with Progress(*columns, text, console=out, speed_estimate_period=speed_over_s) as bars:
         tasks: dict[str, TaskID] = {}
 
-        def advance(phase: str, done: int, total: int, text: str) -> None:
+        def advance(phase: str, done: int, total: int, word: str) -> None:
             if phase not in tasks:
                 tasks[phase] = bars.add_task(titles[phase], total=total, text="")
-            bars.update(tasks[phase], completed=done, total=total, text=text)
+            bars.update(tasks[phase], completed=done, total=total, text=word)
 
         yield advance
 

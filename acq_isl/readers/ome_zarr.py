@@ -14,6 +14,7 @@ import numpy as np
 
 from acq_isl.errors import StorageError
 from acq_isl.readers.recording import (
+    Damaged,
     DataSet,
     Lengths,
     Pixels,
@@ -34,17 +35,32 @@ class OmeZarrReader:
 
     def read(self, path: Path) -> DataSet:
         """All images and times; raises `StorageError`."""
-        images = list(_images(path))
-        if not images:
+        return self.survey(path).whole()
+
+    def survey(self, path: Path) -> DataSet:
+        """As `read`; wells and images that a plate lists and that cannot be read are told."""
+        fields: list[RecordedField] = []
+        damaged: list[Damaged] = []
+        for found in _images(path):
+            if isinstance(found, Damaged):
+                damaged.append(found)
+                continue
+            folder, well = found
+            try:
+                fields += _fields(path, folder, well)
+            except StorageError as error:
+                damaged.append(Damaged(_name(path, folder), error, well))
+        if not fields and damaged:
+            raise damaged[0].error
+        if not fields:
             raise StorageError(
                 f"{path} is no OME-Zarr image",
                 wanted="a group with multiscales in its metadata",
                 got="a Zarr group without an image" if is_zarr(path) else "no Zarr group",
                 fix="give the folder of the image",
             )
-        fields = [field for folder, well in images for field in _fields(path, folder, well)]
         kind = next((kind for kind in ("plate", "well") if kind in _about(path)), "collection")
-        return DataSet(path, f"an OME-Zarr {kind}", tuple(fields))
+        return DataSet(path, f"an OME-Zarr {kind}", tuple(fields), tuple(damaged))
 
 
 def is_zarr(folder: Path) -> bool:
@@ -52,19 +68,24 @@ def is_zarr(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("zarr.json", ".zgroup", ".zattrs", ".zarray"))
 
 
-def _images(folder: Path) -> Iterator[tuple[Path, str | None]]:
-    """Folders of images with their wells."""
+def _images(folder: Path) -> Iterator[tuple[Path, str | None] | Damaged]:
+    """Folders of images with their wells, and wells that cannot be read."""
     about = _about(folder)
     if about.get("multiscales"):
         yield folder, None
     elif "plate" in about or "well" in about:
         try:
             wells = [str(well["path"]) for well in about["plate"]["wells"]] if "plate" in about else [""]
-            for well in wells:
-                for image in _about(folder / well)["well"]["images"]:
-                    yield folder / well / str(image["path"]), well.replace("/", "") or None
         except (LookupError, TypeError) as error:
             raise _incomplete(folder, error) from error
+        for well in wells:
+            name = well.replace("/", "") or None
+            try:
+                images = [str(image["path"]) for image in _about(folder / well)["well"]["images"]]
+            except (LookupError, TypeError, StorageError) as error:
+                yield Damaged(well or folder.name, _unreadable(folder / well, error), name)
+                continue
+            yield from ((folder / well / image, name) for image in images)
     elif not _is_array(folder):
         for inner in sorted(folder.iterdir()):
             if inner.is_dir():
@@ -95,6 +116,24 @@ def _content(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def _unreadable(well: Path, error: Exception) -> StorageError:
+    if isinstance(error, StorageError):
+        return error
+    return (
+        _incomplete(well, error)
+        if well.is_dir()
+        else StorageError(
+            f"the plate lists a well that is not there: {well}", fix="complete the copy, or go on without it"
+        )
+    )
+
+
+def _name(path: Path, folder: Path) -> str:
+    """Of an image: where it lies below the path, or what the path is called."""
+    inner = folder.relative_to(path).as_posix()
+    return path.name.split(".")[0] if inner == "." else inner
+
+
 def _incomplete(folder: Path, error: Exception) -> StorageError:
     return StorageError(f"the OME metadata of {folder} is incomplete", got=f"{type(error).__name__}: {error}")
 
@@ -119,8 +158,7 @@ def _fields(path: Path, folder: Path, well: str | None) -> list[RecordedField]:
         raise StorageError(f"{folder} is damaged", wanted=f"{len(axes)} axes", got=f"{array.ndim}")
     size = dict.fromkeys("tcz", 1) | dict(zip(axes, array.shape, strict=True))
     names = channel_names(size["c"], listed, folder.name)
-    inner = folder.relative_to(path).as_posix()
-    name = path.name.split(".")[0] if inner == "." else inner
+    name = _name(path, folder)
 
     def channel(time: int, number: int) -> RecordedChannel:
         def read_planes(planes: Sequence[int]) -> Pixels:

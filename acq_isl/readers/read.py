@@ -9,10 +9,11 @@ from pathlib import Path
 from acq_isl.compatibility import Refuse, check
 from acq_isl.errors import StackRefused, StorageError
 from acq_isl.manifest import Manifest
+from acq_isl.readers.bioio import BioioReader
 from acq_isl.readers.image_folder import ImageFolderReader
 from acq_isl.readers.ndtiff import NdtiffReader
 from acq_isl.readers.ome_zarr import OmeZarrReader
-from acq_isl.readers.recording import DataSet, Reader, RecordedField, as_counts
+from acq_isl.readers.recording import DataSet, Reader, RecordedField, SurveysDamage, as_counts
 from acq_isl.readers.tiff import TiffReader
 from acq_isl.stack import StackInfo, StackKey, ZStack
 
@@ -20,7 +21,9 @@ logger = logging.getLogger(__name__)
 
 GROUP = "acq_isl.readers"
 # From the most particular to the most general: a folder of NDTiff holds TIFF files as well.
-_BUILT_IN: tuple[type[Reader], ...] = (NdtiffReader, OmeZarrReader, ImageFolderReader, TiffReader)
+_BUILT_IN: tuple[type[Reader], ...] = (
+    NdtiffReader, OmeZarrReader, ImageFolderReader, TiffReader, BioioReader
+)  # fmt: skip
 
 
 def readers() -> tuple[Reader, ...]:
@@ -40,15 +43,20 @@ def readers() -> tuple[Reader, ...]:
 
 
 def read_data_set(path: Path) -> DataSet:
+    """What a path holds, as `survey_data_set`; `StorageError` also if any part of it is damaged."""
+    return survey_data_set(path).whole()
+
+
+def survey_data_set(path: Path) -> DataSet:
     """Find out what a path holds: a file or folder that a reader recognises, or a folder around one.
 
     TIFF files (one for each channel or position), Micro-Manager's image files, an NDTiff data set, an
     OME-Zarr image or plate, the published PNG files, what an installed reader knows. `StorageError` says
-    what was found and what to give.
+    what was found and what to give. Parts that are damaged are in `DataSet.damaged`.
     """
     reader = find_reader(path)
     if reader is not None:
-        return reader.read(path)
+        return _survey(reader, path)
     if not path.is_dir():
         raise StorageError(
             f"there is no recording at {path}",
@@ -60,7 +68,7 @@ def read_data_set(path: Path) -> DataSet:
     for reader in readers():
         sets = [inner for inner in inside if _recognises(reader, inner)]
         if len(sets) == 1:
-            return reader.read(sets[0])
+            return _survey(reader, sets[0])
         if sets:
             break
     raise StorageError(
@@ -69,6 +77,10 @@ def read_data_set(path: Path) -> DataSet:
         got=", ".join(inner.name for inner in (sets or inside)[:8]),
         fix=f"give one of them, such as {sets[0]}" if sets else "give the folder that holds the images",
     )
+
+
+def _survey(reader: Reader, path: Path) -> DataSet:
+    return reader.survey(path) if isinstance(reader, SurveysDamage) else reader.read(path)
 
 
 def find_reader(path: Path) -> Reader | None:

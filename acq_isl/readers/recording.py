@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acq_isl.errors import StorageError
-from acq_isl.stack import Uint16Image
+from acq_isl.stack import Modality, Uint16Image
 
 Pixels = NDArray[Any]
 
@@ -30,6 +30,11 @@ _SAME_STEP = 1.25
 _FULL_SCALE = 65535
 # How channels of transmitted light are usually called; "PC", "TL" and "BF" only as whole words.
 _TRANSMITTED = re.compile(r"phase|bright|transmi|dic\b|\b(pc|ph\d?|tl|bf)\b", re.IGNORECASE)
+_LIGHT: Mapping[Modality, re.Pattern[str]] = MappingProxyType({
+    "phase contrast": re.compile(r"phase|\b(pc|ph\d?)\b", re.IGNORECASE),
+    "DIC": re.compile(r"\bdic\b|nomarski|interference", re.IGNORECASE),
+    "brightfield": re.compile(r"bright|\bbf\b", re.IGNORECASE),
+})  # fmt: skip
 # Labels of the model by the usual names of their stains; other channels keep their own name.
 _LABELS = MappingProxyType(
     {"nuclei": r"dapi|hoechst|nucle", "dendrites": r"map-?2|dendrit", "axons": r"nfh|nf-h|neurofil|axon"}
@@ -194,6 +199,15 @@ class RecordedField:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """A field, well or file of a data set that cannot be read, by its name, and why."""
+
+    name: str
+    error: StorageError
+    well: str | None = None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class DataSet:
     """What a file or folder holds."""
@@ -203,6 +217,14 @@ class DataSet:
     """For messages, such as ``"an OME-Zarr plate"``."""
     fields: tuple[RecordedField, ...]
     """Every position at every time."""
+    damaged: tuple[Damaged, ...] = ()
+    """What should be there and cannot be read; only `SurveysDamage.survey` gives such."""
+
+    def whole(self) -> Self:
+        """The data set itself; `StorageError` if something of it cannot be read."""
+        if self.damaged:
+            raise self.damaged[0].error
+        return self
 
     def field(self, position: str | None = None, time: int | None = None) -> RecordedField:
         """One field; of several positions in the same file the first with most channels, unless named.
@@ -242,6 +264,15 @@ class Reader(Protocol):
         ...
 
 
+@runtime_checkable
+class SurveysDamage(Protocol):
+    """A `Reader` that can go on past what is damaged."""
+
+    def survey(self, path: Path) -> DataSet:
+        """As `Reader.read`, with what cannot be read in `DataSet.damaged`; `StorageError`: nothing can."""
+        ...
+
+
 def channel_names(count: int, names: Sequence[str | None], only: str) -> tuple[str, ...]:
     """Names of all channels: unnamed ones are numbered, one alone is called ``only``."""
     if count == 1 and not any(names):
@@ -254,6 +285,12 @@ def well_of(position: str) -> str | None:
     """Of positions called ``A1_003`` or ``A1-Site_3``."""
     head = position.replace("-", "_").partition("_")[0]
     return head if head[:1].isalpha() and head[1:].isdecimal() else None
+
+
+def light_of(channel: str) -> Modality:
+    """The kind of transmitted light that a channel's name tells, or ``"unknown"``."""
+    name = channel.replace("_", " ")
+    return next((light for light, pattern in _LIGHT.items() if pattern.search(name)), "unknown")
 
 
 def label_of(channel: str, taken: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from acq_isl.errors import AcqIslError, StorageError
 from acq_isl.readers.recording import (
+    Damaged,
     DataSet,
     Lengths,
     Pixels,
@@ -25,9 +26,15 @@ from acq_isl.readers.recording import (
     RecordedField,
     channel_names,
     length_um,
+    well_of,
 )
 
 _SUFFIXES = (".tif", ".tiff")
+# A1.tif, B03_002.tif, A1_s2_DAPI.tif: a well, perhaps a site of it, perhaps a channel.
+_PLACE = re.compile(
+    r"(?P<place>[A-P](?:0?[1-9]|1\d|2[0-4])(?:[_-](?:site|field|pos|s|f)?_?\d+)?)(?:[_ -](?P<channel>.+))?",
+    re.IGNORECASE,
+)
 # As ImageJ numbers the images of a stack: c:1/2 z:3/13.
 _NUMBER = re.compile(r"[czt]:\d+/\d+")
 
@@ -41,14 +48,25 @@ class TiffReader:
 
     def read(self, path: Path) -> DataSet:
         """All positions and times; raises `StorageError`."""
+        return self.survey(path).whole()
+
+    def survey(self, path: Path) -> DataSet:
+        """As `read`; files that cannot be read are told."""
         files = _files(path) or [path]
-        # A file without an image of its own goes on with what another begins: 4 GiB are full.
-        fields = {file: own for file in files if (own := _own_fields(file))} or {path: read_file(files[0])}
-        found = [field for each in fields.values() for field in each]
-        # Files of several channels are positions.
-        if len(fields) > 1 and all(len(field.channels) == 1 for field in found):
-            found = [_merged(path, fields)]
-        return DataSet(path, "a folder", tuple(found))
+        fields: dict[Path, list[RecordedField]] = {}
+        damaged: list[Damaged] = []
+        for file in files:
+            try:
+                own = _own_fields(file)
+            except StorageError as error:
+                damaged.append(Damaged(stem(file), error, well_of(stem(file))))
+                continue
+            if own:  # a file without an image of its own goes on with what another begins: 4 GiB are full
+                fields[file] = own
+        if not fields and damaged:
+            raise damaged[0].error
+        fields = fields or {path: read_file(files[0])}
+        return DataSet(path, "a folder", tuple(_put_together(path, fields)), tuple(damaged))
 
 
 def _files(path: Path) -> list[Path]:
@@ -58,23 +76,55 @@ def _files(path: Path) -> list[Path]:
     return [path] if path.suffix.lower() in _SUFFIXES and path.is_file() else []
 
 
-def _merged(folder: Path, fields: Mapping[Path, Sequence[RecordedField]]) -> RecordedField:
-    """One field of files that hold one channel each, called like the files."""
-    names = tuple(stem(file) for file in fields)
+def _put_together(path: Path, files: Mapping[Path, list[RecordedField]]) -> list[RecordedField]:
+    """Fields of files: those of several channels are positions, others channels of a place, as their names
+    say: ``A1_003_Phase`` and ``A2`` are in wells, names without wells are channels of one field.
+    """
+    found = [field for each in files.values() for field in each]
+    if len(files) == 1 or any(len(field.channels) > 1 for field in found):
+        return found
+    places: dict[str, list[_Single]] = {}
+    for file, each in files.items():
+        name = _PLACE.fullmatch(stem(file))
+        place, channel = (name["place"], name["channel"]) if name else ("", None)
+        places.setdefault(place, []).append(_Single(channel or stem(file), file, each))
+    if len(places) < 2 or "" in places:
+        return [_merged(path, path.name, [_Single(stem(file), file, each) for file, each in files.items()])]
+    fields: list[RecordedField] = []
+    for place, singles in places.items():
+        if len(singles) > 1:
+            fields.append(_merged(path, place, singles))
+        else:
+            fields += [replace(field, name=place, well=well_of(place)) for field in singles[0].fields]
+    return fields
+
+
+@dataclass(frozen=True, slots=True)
+class _Single:
+    """A file of one channel."""
+
+    channel: str
+    file: Path
+    fields: Sequence[RecordedField]
+
+
+def _merged(folder: Path, position: str, files: Sequence[_Single]) -> RecordedField:
+    """One field of files that hold one channel each."""
+    names = tuple(single.channel for single in files)
     for name in names:
         if names.count(name) > 1:
             raise StorageError(
                 f"two files in {folder} have the channel {name}", fix="give one of the files instead"
             )
-    several = [file for file, each in fields.items() if len(each) != 1]
+    several = [single.file for single in files if len(single.fields) != 1]
     if several:
         raise StorageError(f"{several[0]} holds several images", fix="give one of the files instead")
-    singles = [each[0] for each in fields.values()]
 
     def open_channel(number: int) -> RecordedChannel:
-        return replace(singles[number].channel(), name=names[number])
+        return replace(files[number].fields[0].channel(), name=names[number])
 
-    return RecordedField(folder, folder.name, names, open_channel, tuple(fields))
+    parts = tuple(single.file for single in files)
+    return RecordedField(folder, position, names, open_channel, parts, well=well_of(position))
 
 
 def stem(path: Path) -> str:

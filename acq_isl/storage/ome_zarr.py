@@ -54,7 +54,7 @@ def write_field(folder: Path, prediction: Prediction, colors: Mapping[str, str])
         folder,
         _image(prediction, colors),
         datasets=planes,
-        extra_attributes={"acq_isl": _provenance(prediction)},
+        extra_attributes={"acq_isl": describe_prediction(prediction)},
         writer="zarr",
         chunks=(1, *(min(side, _LARGEST_CHUNK_PX) for side in planes.shape[1:])),
         compression="blosc-lz4",
@@ -93,7 +93,8 @@ def _image(prediction: Prediction, colors: Mapping[str, str]) -> Any:
     )
 
 
-def _provenance(prediction: Prediction) -> dict[str, Any]:
+def describe_prediction(prediction: Prediction) -> dict[str, Any]:
+    """Provenance: what it was predicted from, by what, and how far it can be trusted."""
     return {
         "predicted": True,
         "note": "Predicted from transmitted light, not measured. 0 is background, 1 the bright end of the "

@@ -18,7 +18,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -213,15 +213,7 @@ class PredictionStore:
     def _list(self) -> None:
         """Write which images there are; the more there are, the more seldom."""
         began = time.monotonic()
-        wells: dict[str, list[Image]] = {}
-        for image in self._images:
-            wells.setdefault(image.well, []).append(image)
-        wells.pop("", None)  # images of a store of version 0.1 lie in no well
-        for well, images in wells.items():
-            _write_group((self._path / well).parent, None)
-            _write_group(self._path / well, describe_well(images))
-        if wells:
-            _write_group(self._path, describe_plate(self._path.name, self._images))
+        _write_listing(self._path, self._images)
         self._listed, now = len(self._images), time.monotonic()
         self._list_at = now + _LISTING_SHARE * (now - began)
 
@@ -333,6 +325,23 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_image(path: Path, name: str) -> Image:
     attributes = _read_json(path / name / "zarr.json")["attributes"]
     return Image(name, int(attributes["acq_isl"]["stack"]["key"]["time"]), attributes["ome"])
+
+
+def list_images(path: Path, names: Iterable[str]) -> None:
+    """Write what lists these complete images of a plate, in this order; StorageError if one is damaged."""
+    _write_listing(path, [_read_image(path, name) for name in names])
+
+
+def _write_listing(path: Path, found: Sequence[Image]) -> None:
+    wells: dict[str, list[Image]] = {}
+    for image in found:
+        wells.setdefault(image.well, []).append(image)
+    wells.pop("", None)  # images of a store of version 0.1 lie in no well
+    for well, images in wells.items():
+        _write_group((path / well).parent, None)
+        _write_group(path / well, describe_well(images))
+    if wells:
+        _write_group(path, describe_plate(path.name, found))
 
 
 def _write_group(folder: Path, ome: Mapping[str, Any] | None) -> None:

@@ -669,7 +669,7 @@ def test_a_broken_reader_is_told_and_no_more(
     with caplog.at_level(logging.WARNING):
         found = readers()
     assert f"the reader 'broken' of {value} cannot be used" in caplog.text
-    assert len(found) == 4 and all(isinstance(reader, Reader) for reader in found)
+    assert len(found) == 5 and all(isinstance(reader, Reader) for reader in found)
 
 
 def test_our_own_readers_are_entry_points_as_well() -> None:
