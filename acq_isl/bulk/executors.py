@@ -7,8 +7,8 @@ children, those that were killed are started again.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from acq_isl.bulk.unit import Unit, do_chunk, open_engine
 from acq_isl.bulk.work import Chunk, Done, Failed, Job
 from acq_isl.errors import EngineError
 
-Results = Iterator[tuple[Chunk, Done]]
+Results = Generator[tuple[Chunk, Done]]
 _TRIES = 3
 _AHEAD = 2
 """Chunks a process has before it: one in work, one that waits."""
@@ -88,8 +88,9 @@ def _do_in_processes(count: int, job: Job, chunks: Iterable[Chunk]) -> Results:
         done: set[Chunk] = set()
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(count, mp_context=context)
+        submit = partial(_submit, pool, job)
         try:
-            for chunk, result in _in_turn(partial(pool.submit, do_chunk, job), left, _AHEAD * count):
+            for chunk, result in _in_turn(submit, left, _AHEAD * count):
                 done.add(chunk)
                 yield chunk, result
             return
@@ -117,7 +118,7 @@ def _do_on_dask(address: str, job: Job, chunks: Iterable[Chunk]) -> Results:
         except (OSError, ValueError) as error:
             raise _unreachable("Dask", address, error) from error
         executor = opened.enter_context(client.get_executor(pure=False, retries=_TRIES))
-        yield from _on_cluster(lambda chunk: executor.submit(do_chunk, job, chunk), chunks)
+        yield from _on_cluster(partial(_submit, executor, job), chunks)
 
 
 def _do_on_ray(address: str, job: Job, chunks: Iterable[Chunk]) -> Results:
@@ -135,6 +136,10 @@ def _do_on_ray(address: str, job: Job, chunks: Iterable[Chunk]) -> Results:
         gpus = 1 if ray.cluster_resources().get("GPU") else 0
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=_TRIES)(do_chunk)
         yield from _on_cluster(lambda chunk: task.remote(job, chunk).future(), chunks)
+
+
+def _submit(executor: Executor, job: Job, chunk: Chunk) -> Future[Done]:
+    return executor.submit(do_chunk, job, chunk)
 
 
 def _on_cluster(submit: Callable[[Chunk], Future[Done]], chunks: Iterable[Chunk]) -> Results:

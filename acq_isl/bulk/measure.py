@@ -14,7 +14,7 @@ from acq_isl.stack import NetworkLabel, Prediction
 
 def measure_labels(prediction: Prediction) -> tuple[MeasuredRow, ...]:
     """Count or length, area and mean of each label; None where a measurement failed or knows no SD."""
-    networks = _networks(prediction)
+    networks = {each.label for each in prediction.counting if isinstance(each, NetworkLabel)}
     rows = []
     for label in prediction.labels:
         amount: Measurement = NetworkLength(label=label) if label in networks else ObjectCount(label=label)
@@ -37,16 +37,22 @@ def measure_labels(prediction: Prediction) -> tuple[MeasuredRow, ...]:
 
 
 def measure_objects(prediction: Prediction) -> tuple[ObjectRow, ...]:
-    """Each segmented object of each label that is no network; their number is not the calibrated count."""
+    """Each segmented object of each label that is no network; their number is not the calibrated count.
+
+    They are brighter than the maxima that the model's calibration counts must be, or than 0.5 without one.
+    """
     from skimage.measure import regionprops_table
 
     pixel_um = prediction.info.pixel_size_um
+    counted = {each.label: each for each in prediction.counting}
     rows = []
     for label in prediction.labels:
-        if label in _networks(prediction):
+        counting = counted.get(label)
+        if isinstance(counting, NetworkLabel):
             continue
         image = prediction.label(label)
-        objects = find_objects(Watershed(), image, pixel_um)
+        by = Watershed() if counting is None else Watershed(above=counting.above)
+        objects = find_objects(by, image, pixel_um)
         wanted = ("label", "centroid", "area", "intensity_mean")
         table = regionprops_table(objects, image, properties=wanted)
         columns = (
@@ -60,10 +66,6 @@ def measure_objects(prediction: Prediction) -> tuple[ObjectRow, ...]:
             for number, x, y, area, mean in zip(*columns, strict=True)
         ]  # fmt: skip
     return tuple(rows)
-
-
-def _networks(prediction: Prediction) -> frozenset[str]:
-    return frozenset(each.label for each in prediction.counting if isinstance(each, NetworkLabel))
 
 
 def _known(value: float) -> float | None:
