@@ -1,68 +1,77 @@
 """A trained model learns a new label, or a new microscope, from as little as one image.
 
-New label: its head alone first, then everything. New microscope: the first block, which sees the optics,
-first, then everything. The averaged weights that did best on one held-out field are kept; scores are of the
-other held-out fields.
+Whether that buys anything is judged on held-out fields, beside the model as it is and training from scratch;
+the best of them is kept.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
 import torch
-from torch import nn
 
-from acq_isl.errors import ExperimentError, PairRefused
-from acq_isl.manifest import Label
-from acq_isl.training.adapt_config import Recipe, read_pairs
-from acq_isl.training.config import Architecture, TrainConfig
-from acq_isl.training.data.augment import Augmentation
+from acq_isl.errors import PairRefused
+from acq_isl.training.adapt_config import read_pairs
+from acq_isl.training.counts import count_held_out
 from acq_isl.training.data.dataset import Field
-from acq_isl.training.data.patches import Patches
+from acq_isl.training.data.pairs import Item
 from acq_isl.training.data.splits import Division
 from acq_isl.training.distributed import ProcessGroup
+from acq_isl.training.fine_tune import (
+    Setup,
+    Start,
+    Task,
+    Watch,
+    fit_patches,
+    mean_pearson,
+    network_as_it_is,
+    train_network,
+)
 from acq_isl.training.learning_curve import Row, average_units, find_better, write_curve
-from acq_isl.training.loop import Training
-from acq_isl.training.network import LiveNetwork, select_labels
+from acq_isl.training.network import LiveNetwork, join_members
 from acq_isl.training.package import Trained, unit_of, write_package
 from acq_isl.training.panels import draw_panel
 from acq_isl.training.score import HeldOutScore, score_network
 from acq_isl.training.train import Datasets, OnProgress, Progress, prepare_datasets
-from acq_isl.training.weights import Pretrained, read_pretrained, unfold
+from acq_isl.training.weights import read_pretrained
 
 logger = logging.getLogger(__name__)
 
-Task = Literal["new label", "new microscope"]
-_RATES: dict[Task, float] = {"new label": 3e-3, "new microscope": 1e-3}
-_OF_A_MEMBER = r"(others\.\d+\.)?"
+MOST_MEMBERS = 4
+WORTH = 0.005
+"""By how much more an average must correlate than the best single network: it takes longer to compute."""
+
+_Made = Mapping[Start, Sequence[LiveNetwork]]  # by seed
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """A network that might be kept, and how it is made again: the start and seed of each part."""
+
+    title: str
+    network: LiveNetwork
+    made_by: tuple[tuple[Start, int], ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Job:
-    """What stays the same over all runs of one adaptation. ``validation`` are held-out fields that decide
-    when to stop, none if there are no others to be scored; ``scored`` are the others, with their units."""
+    """``validation`` are held-out fields that decide when to stop, none if there are no others to be scored;
+    ``scored`` are the others, with their units."""
 
-    config: TrainConfig
-    recipe: Recipe
-    task: Task
+    setup: Setup
     data: Datasets
     validation: Sequence[Field]
     scored: Sequence[tuple[Field, str]]
-    pretrained: Pretrained
     on_progress: OnProgress
 
     def score(self, network: LiveNetwork, unit: str | None = None) -> tuple[HeldOutScore, ...]:
         """On the fields that decided nothing, of one unit or all."""
         chosen = [(field, own) for field, own in self.scored if unit in (None, own)]
-        names = [label.name for label in self.config.labels]
-        return score_network(network, [field for field, _ in chosen], [own for _, own in chosen], names)
+        fields, units = [field for field, _ in chosen], [own for _, own in chosen]
+        return score_network(network, fields, units, self.setup.label_names)
 
     def rows(self, k: int, start: str, seed: int, network: LiveNetwork) -> list[Row]:
         """Scores unit by unit."""
@@ -78,8 +87,9 @@ def adapt(model: Path, pairs: Path, label: str | None, ks: Sequence[int], folder
     ``model`` is ``weights.safetensors`` of a run, or a model file; ``pairs`` YAML with ``data``, ``split``,
     and if need be ``labels`` and ``recipe``; ``label`` a new one that the pairs show (None, or one that the
     model has: a new microscope); ``ks`` are numbers of training units to try, the largest makes the model
-    that is kept. ``transfer.csv``, ``transfer_units.csv`` (for each held-out unit) and ``transfer.png`` lie
-    beside it. Raises `ModelError`, `ExperimentError`, `PairRefused` and `StorageError`.
+    that is kept: adapted, or trained from scratch, or their average, or as it was, whichever does best.
+    ``transfer.csv``, ``transfer_units.csv`` (for each held-out unit) and ``transfer.png`` lie beside it.
+    Raises `ModelError`, `ExperimentError`, `PairRefused` and `StorageError`.
     """
     pretrained = read_pretrained(model)
     config, recipe = read_pairs(pairs, pretrained.manifest, label)
@@ -92,17 +102,37 @@ def adapt(model: Path, pairs: Path, label: str | None, ks: Sequence[int], folder
     held_out = list(zip(data.held_out, units, strict=True))
     validation = [field for field, unit in held_out if unit == first]
     scored = [(field, unit) for field, unit in held_out if unit != first]
-    job = _Job(config, recipe, task, data, validation, scored, pretrained, on_progress)
+    setup = Setup(config, fit_patches(recipe, data.train), task, pretrained)
+    job = _Job(setup, data, validation, scored, on_progress)
     available = list(dict.fromkeys(unit_of(item, division) for item in division.train))
     chosen = _choose_ks(ks, available, division)
     best = _try_all(job, available, chosen, folder)
     used = set(available[: chosen[-1]])
-    train = [(f, i) for f, i in zip(data.train, division.train, strict=True) if unit_of(i, division) in used]
     decided = [i for i, unit in zip(division.held_out, units, strict=True) if unit == first]
-    trained = Trained(best, config.labels, data.ranges, job.score(best), tuple(field for field, _ in train))
-    draw_panel(best, data.held_out[-config.watching.panels :], config.labels, folder / "panel.png")
-    learned_from = (*(item for _, item in train), *decided)
-    return write_package(config, replace(division, train=learned_from), trained, folder)
+    train = [(f, i) for f, i in zip(data.train, division.train, strict=True) if unit_of(i, division) in used]
+    return _write(job, best, train, decided, folder)
+
+
+def _write(
+    job: _Job, best: Candidate, train: Sequence[tuple[Field, Item]], decided: Sequence[Item], folder: Path
+) -> Path:
+    """The model file of the network that is kept, which may learn from held-out fields now."""
+    setup, data = job.setup, job.data
+    config, recipe = setup.config, setup.recipe
+    network, description = best.network, f"{config.description} Kept: {best.title}."
+    fields, items = [field for field, _ in train], [*(item for _, item in train), *decided]
+    scores = job.score(network)
+    counts = count_held_out([(network, *own) for own in job.scored], config.labels, config.pixel_size_um)
+    if recipe.learn_from_all and best.made_by:
+        job.on_progress(Progress("training", 0, 1, text="learning from the held-out fields too"))
+        fields, items = [*data.train, *data.held_out], [*data.division.train, *data.division.held_out]
+        setup = replace(setup, recipe=fit_patches(recipe, fields))
+        network = join_members([train_network(setup, start, fields, seed) for start, seed in best.made_by])
+        description += " Scored before it learned from the held-out fields too."
+    draw_panel(best.network, data.held_out[-config.watching.panels :], config.labels, folder / "panel.png")
+    trained = Trained(network, config.labels, data.ranges, scores, tuple(fields), counts)
+    division = replace(data.division, train=tuple(items))
+    return write_package(config.model_copy(update={"description": description}), division, trained, folder)
 
 
 def _choose_ks(ks: Sequence[int], available: Sequence[str], division: Division) -> list[int]:
@@ -119,113 +149,65 @@ def _choose_ks(ks: Sequence[int], available: Sequence[str], division: Division) 
     return chosen
 
 
-def _try_all(job: _Job, available: Sequence[str], ks: Sequence[int], folder: Path) -> LiveNetwork:
-    """Adapt and train from scratch for every k and seed, and write the tables after each. Returns the network
-    adapted with the largest k."""
+def _try_all(job: _Job, available: Sequence[str], ks: Sequence[int], folder: Path) -> Candidate:
+    """Adapt and train from scratch for every k and seed, and write the tables after each. Returns what does
+    best on the held-out units of what was trained with the largest k, and of the model as it is."""
     rows: list[Row] = []
-    labels = ", ".join(label.name for label in job.config.labels)
-    if job.task == "new microscope":
-        rows += job.rows(0, "as it is", job.recipe.seed, _select(job.pretrained, job.config.labels))
-    best = job.pretrained.network
-    division = job.data.division
+    setup, division = job.setup, job.data.division
+    recipe, labels = setup.recipe, ", ".join(setup.label_names)
+    if setup.task == "new microscope":
+        rows += job.rows(0, "as it is", recipe.seed, network_as_it_is(setup))
     units = [unit_of(item, division) for item in division.train]
-    runs = [(k, seed) for k in ks for seed in range(job.recipe.seed, job.recipe.seed + job.recipe.seeds)]
+    runs = [(k, seed) for k in ks for seed in range(recipe.seed, recipe.seed + recipe.seeds)]
+    made: dict[Start, list[LiveNetwork]] = {"adapted": [], "from scratch": []}
     for done, (k, seed) in enumerate(runs):
         chosen = set(available[:k])
         fields = [field for field, unit in zip(job.data.train, units, strict=True) if unit in chosen]
         job.on_progress(Progress("training", done, len(runs), text=f"k = {k}, {labels}"))
-        adapted = _adapt_once(job, fields, seed)
-        fresh = _start(job, seed, job.recipe.steps, job.recipe.from_scratch, None)
-        scratch = _train_best(job, [fresh], fields)
-        rows += job.rows(k, "adapted", seed, adapted)
-        rows += job.rows(k, "from scratch", seed, scratch)
-        best = adapted if seed == job.recipe.seed else best
-        title = f"{job.task}, {division.title}"
+        for start, networks in made.items():
+            network = train_network(setup, start, fields, seed, Watch(job.validation))
+            rows += job.rows(k, start, seed, network)
+            networks.append(network)
+        title = f"{setup.task}, {division.title}"
         write_curve(rows, folder, title, stopped=bool(job.validation))
     job.on_progress(Progress("training", len(runs), len(runs)))
     if better := find_better(average_units(rows)):
         logger.warning("%s", better)
+    last = {start: networks[-recipe.seeds :] for start, networks in made.items()}
+    return choose_best(setup, list(candidates(setup, last)), [field for field, _ in job.scored])
+
+
+def candidates(setup: Setup, made: _Made) -> Iterator[Candidate]:
+    """What might be kept: each alone, then averages that are not too slow."""
+    seed = setup.recipe.seed
+    if setup.task == "new microscope":
+        yield Candidate("the model as it is", network_as_it_is(setup), ())
+    for start, networks in made.items():
+        yield Candidate(start, networks[0], ((start, seed),))
+    averages: dict[str, list[tuple[Start, int]]] = {
+        f"{start}, {len(networks)} seeds averaged": [(start, seed + at) for at in range(len(networks))]
+        for start, networks in made.items()
+        if len(networks) > 1
+    }
+    averages["adapted and from scratch, averaged"] = [("adapted", seed), ("from scratch", seed)]
+    for title, parts in averages.items():
+        joined = join_members([made[start][own - seed] for start, own in parts])
+        if joined.config.members <= MOST_MEMBERS:
+            yield Candidate(title, joined, tuple(parts))
+
+
+def choose_best(setup: Setup, found: Sequence[Candidate], fields: Sequence[Field]) -> Candidate:
+    """What does best on fields that none has seen; an average only where it is worth its time."""
+    scores = [(candidate, mean_pearson(setup, candidate.network, fields)) for candidate in found]
+    alone = [(candidate, r) for candidate, r in scores if len(candidate.made_by) < 2]
+    best, most = max(alone, key=lambda each: each[1])
+    for candidate, r in scores:
+        if len(candidate.made_by) > 1 and r > most + WORTH:
+            best, most = candidate, r
+            cost = candidate.network.config.members / setup.pretrained.network.config.members
+            logger.warning("%s takes %.3g times as long to predict as the model did", candidate.title, cost)
+    for candidate, r in scores:
+        logger.info("r %.3f on held-out fields: %s", r, candidate.title)
+    if best.title != "adapted":
+        logger.warning("kept is %s, which does better on held-out fields than adapting does", best.title)
     return best
-
-
-def _select(pretrained: Pretrained, labels: Sequence[Label]) -> LiveNetwork:
-    """The network for these labels; a head that it has not is new."""
-    names = pretrained.manifest.label_names
-    order = [names.index(label.name) if label.name in names else None for label in labels]
-    return select_labels(pretrained.network, order).eval()
-
-
-def _adapt_once(job: _Job, fields: Sequence[Field], seed: int) -> LiveNetwork:
-    patches = Patches(job.recipe.batch, job.recipe.patch_px, 0.5, Augmentation())
-    rng = np.random.default_rng([seed, 1])
-    start = replace(job.pretrained, network=copy.deepcopy(job.pretrained.network))
-    if start.folded:
-        unfold(start, [patches.draw(fields, rng).x for _ in range(4)])
-    network = _select(start, job.config.labels)
-    # A few fields may mislead: the model as it is stays unless the validation unit says otherwise.
-    as_it_is = network if job.task == "new microscope" else None
-    return _train_best(job, _phases(job, network, seed), fields, as_it_is)
-
-
-def _phases(job: _Job, network: LiveNetwork, seed: int) -> Iterator[Training]:
-    """First a part alone, then everything, going on from the best so far."""
-    recipe = job.recipe
-    first = max(round(recipe.first * recipe.steps), 1)
-    part = re.compile(_OF_A_MEMBER + ("head" if job.task == "new label" else "down.0") + r"\.")
-    rate = recipe.learning_rate or _RATES[job.task]
-    alone = _start(job, seed, first, rate, network)
-    alone.frozen = tuple(module for name, module in alone.network.named_modules()
-                         if isinstance(module, nn.BatchNorm2d) and not part.match(name))  # fmt: skip
-    for name, parameter in alone.network.named_parameters():
-        parameter.requires_grad_(part.match(name) is not None)
-    yield alone
-    yield _start(job, seed + 1000, recipe.steps - first, rate * recipe.share, alone.average)
-
-
-def _start(job: _Job, seed: int, steps: int, rate: float, network: LiveNetwork | None) -> Training:
-    """A training of the pretrained network's size, from the weights of another or anew."""
-    changes = {"seed": seed, "steps": steps, "learning_rate": rate}
-    settings = job.config.optimisation.model_copy(update=changes)
-    size = job.pretrained.network.config
-    architecture = job.config.architecture.model_copy(
-        update={name: getattr(size, name) for name in Architecture.model_fields}
-    )
-    update = {"optimisation": settings, "architecture": architecture}
-    training = Training.start(job.config.model_copy(update=update))
-    if network is not None:
-        training.network.load_state_dict(network.state_dict())
-        training.average.load_state_dict(network.state_dict())
-    return training
-
-
-def _train_best(
-    job: _Job, phases: Iterable[Training], fields: Sequence[Field], start: LiveNetwork | None = None
-) -> LiveNetwork:
-    """Train; the averaged weights that did best on the validation fields, or the last ones without such."""
-    kept = start if job.validation else None
-    best = _mean_pearson(job, kept) if kept is not None else -np.inf
-    for training in phases:
-        training.patches.check(fields)
-        waited = 0
-        while training.step < training.config.optimisation.steps and waited < job.recipe.patience:
-            training.advance(fields)
-            last = training.step == training.config.optimisation.steps
-            if not (job.validation and (last or training.step % job.recipe.look_every == 0)):
-                continue
-            now = _mean_pearson(job, training.average)
-            best, waited = (now, 0) if now > best else (best, waited + 1)
-            if waited == 0:
-                kept = copy.deepcopy(training.average)
-        if kept is None or not job.validation:
-            kept = training.average
-        training.average.load_state_dict(kept.state_dict())  # where the next phase begins
-    if kept is None:
-        raise ExperimentError("nothing was trained", fix="raise recipe.steps")
-    return kept.eval()
-
-
-def _mean_pearson(job: _Job, network: LiveNetwork) -> float:
-    """Over the labels, on the fields that decide when to stop."""
-    names = [label.name for label in job.config.labels]
-    scores = score_network(network, job.validation, [""] * len(job.validation), names)
-    return float(np.mean([score.pearson for score in scores if score.n] or [0.0]))

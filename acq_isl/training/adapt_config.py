@@ -16,7 +16,7 @@ from acq_isl.manifest import Label, Manifest
 from acq_isl.training.config import TrainConfig, validate_config
 from acq_isl.training.data.augment import Augmentation
 
-_SHARED = {"seed", "steps", "batch", "patch_px", "average", "precision", "threads"}
+SHARED = {"seed", "steps", "batch", "patch_px", "average", "precision", "threads"}
 
 
 class Recipe(StrictModel):
@@ -35,6 +35,7 @@ class Recipe(StrictModel):
     patience: int = Setting(default=16, gt=0)
     seed: int = 0
     seeds: int = Setting(default=1, gt=0)
+    learn_from_all: bool = False
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     threads: int = Setting(default=1, gt=0)
     augmentation: Augmentation = Augmentation()
@@ -52,6 +53,11 @@ def read_pairs(path: Path, manifest: Manifest, label: str | None) -> tuple[Train
         raise ExperimentError(
             f"{path} cannot be used", got=str(error)[:300], fix="give data, split and recipe"
         ) from error
+    if content.get("planes", manifest.planes) != manifest.planes:
+        raise ExperimentError(
+            "the planes of a model cannot be changed by adapting it", wanted=str(manifest.planes),
+            got=str(content["planes"]), fix="leave planes out, or train a model with acq-isl train",
+        )  # fmt: skip
     sources = [source for source in content["data"] if isinstance(source, dict)]
     shown = {name for source in sources for name in source.get("labels", {})}
     new = {label.name: label for label in given}
@@ -64,7 +70,7 @@ def read_pairs(path: Path, manifest: Manifest, label: str | None) -> tuple[Train
             f"the pairs do not show {label or 'any label of the model'}",
             wanted=", ".join(new), got=", ".join(sorted(shown)), fix="name it in the sources' labels",
         )  # fmt: skip
-    settings = recipe.model_dump(include=_SHARED) | {"device": "cpu"}
+    settings = recipe.model_dump(include=SHARED) | {"device": "cpu"}
     basis = {
         "name": f"{manifest.name}-adapted", "version": manifest.version, "licence": manifest.licence,
         "description": f"{manifest.name} {manifest.version}, adapted.", "modality": manifest.modality,

@@ -3,8 +3,8 @@
     python -m acq_isl.training.calibrate MODEL.onnx [--fields 64] [--out OTHER.onnx]
 
 Weights and predicted means stay as they are, to the bit. The fields are those of the simulated microscope,
-each of another culture that no model was trained on. So this is for models of simulated light: training
-and `acq-isl adapt` fit no counts, and a model of your own microscope says that the doubt of its is unknown.
+each of another culture that no model was trained on. So this is for models of simulated light; training
+and adapting fit counts to their own held-out fields.
 """
 
 from __future__ import annotations

@@ -10,13 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize, nnls
 
+from acq_isl.manifest import NETWORKS, Label
 from acq_isl.processing.counting import APART_UM, count_on_stain, find_maxima, summarise
-from acq_isl.stack import Float32Image, ObjectCounting
+from acq_isl.stack import Counting, Float32Image, NetworkLabel, ObjectCounting
+from acq_isl.training.data.dataset import Field
+from acq_isl.training.score import Judged, predict
 
 _SMOOTH_UM = (0.6, 0.9, 1.2)
 _ABOVE = (0.1, 0.15, 0.2, 0.25, 0.3)
 _LEAST_FIELDS, _LEAST_UNITS, _LEAST_OBJECTS = 8, 4, 3.0
 _GOOD_ENOUGH = 0.5  # correlation below which a count would mislead
+_TRUE = "true is what the stain shows"
 
 logger = logging.getLogger(__name__)
 _Array = NDArray[np.float64]
@@ -49,6 +53,35 @@ class _Detector:
     smooth_um: float
     above: float
     rows: _Array
+
+
+def count_held_out(
+    judged: Sequence[Judged], labels: Sequence[Label], pixel_size_um: float
+) -> tuple[Counting, ...]:
+    """How objects are counted, fitted to fields that their networks have not seen.
+
+    Networks, such as axons, are said to be such; nothing is said of a label whose count cannot be fitted.
+    Fewer than eight fields are cut in halves, so that there are enough to fit to.
+    """
+    networks = {each.name for each in labels if NETWORKS & {each.name.lower(), each.marker.lower()}}
+    counted: dict[str, list[CountedField]] = {each.name: [] for each in labels if each.name not in networks}
+    parts = 1 if len(judged) >= _LEAST_FIELDS else 2
+    for network, field, unit in judged if counted else ():
+        means = predict(network, np.asarray(field.x))[0]
+        for at, label in enumerate(labels):
+            if label.name in networks or not field.present[at] or not _known(field, at):
+                continue
+            truth = field.y[at].astype(np.float32) / 255
+            halves = zip(np.array_split(means[at], parts), np.array_split(truth, parts), strict=True)
+            counted[label.name] += [CountedField.of(unit, *half, pixel_size_um) for half in halves]
+    what = f"{'halves of ' * (parts == 2)}{len(judged)} held-out fields; {_TRUE}"
+    fits = (fit_counts(label, found, what) for label, found in counted.items() if found)
+    return (*(fit for fit in fits if fit is not None), *map(NetworkLabel, sorted(networks)))
+
+
+def _known(field: Field, at: int) -> bool:
+    """Whether a label's truth is known everywhere: objects that nobody saw cannot be counted."""
+    return field.valid is None or bool(field.valid[at].all())
 
 
 def fit_counts(label: str, fields: Sequence[CountedField], judged_on: str) -> ObjectCounting | None:

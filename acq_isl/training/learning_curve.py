@@ -69,8 +69,8 @@ def _values(row: Row) -> tuple[str, str]:
 
 
 def find_better(rows: Sequence[Row]) -> str | None:
-    """What did better on the held-out units than the network that is kept, the one adapted to the most units.
-    Judged by the mean Pearson correlation over labels and seeds; None if nothing did."""
+    """What did better on the held-out units than the network adapted to the most units, by the mean Pearson
+    correlation over labels and seeds; None if nothing did."""
     most = max(row.k for row in rows)
     means = {
         start: float(

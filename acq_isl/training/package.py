@@ -14,7 +14,7 @@ import torch
 from acq_isl.errors import ExperimentError
 from acq_isl.manifest import Evaluation, Gate, Label, Manifest
 from acq_isl.manifest import Training as TrainedOn
-from acq_isl.stack import Uint16Image
+from acq_isl.stack import Counting, Uint16Image
 from acq_isl.training.checkpoints import Tensors, write_tensors
 from acq_isl.training.config import TrainConfig
 from acq_isl.training.data.dataset import Field, Range
@@ -45,6 +45,8 @@ class Trained:
     """Tuple of (float, float); Per label, what in the training truth stood for 0 and 1."""
     scores: tuple[HeldOutScore, ...]
     seen: tuple[Field, ...]  # what it was trained on, from which the gate learns what is usual
+    counts: tuple[Counting, ...] = ()
+    """How objects are counted, of labels for which held-out fields could tell."""
 
 
 def write_package(config: TrainConfig, division: Division, trained: Trained, folder: Path) -> Path:
@@ -113,6 +115,7 @@ def manifest_of(
         trained_on=trained_on(division), metrics=metrics, instrument=config.instrument,
         training=_training(config, division),
         evaluations=tuple(_evaluation(one, division) for one in trained.scores if one.n),
+        counts=trained.counts,
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -197,19 +197,38 @@ def calibrate_bright(units: Sequence[PixelSums]) -> BrightFit:
     return min(fits, key=lambda fit: fit[0])[1]
 
 
+def bright_coverage(unit: PixelSums, scale: float, slope: float) -> float | None:
+    """Share of truly bright pixels that one SD with these factors holds for; None without any."""
+    return _cover(unit.ratios[1], scale * (1 + slope * _mean_levels(unit.levels)))
+
+
+Judged = tuple[LiveNetwork, Field, str]
+"""A network in evaluation mode, on the processor; a field it has not seen; and what that belongs to: its
+well, itself, or its block."""
+
+
 def score_network(
     network: LiveNetwork, fields: Sequence[Field], units: Sequence[str], labels: Sequence[str]
 ) -> tuple[HeldOutScore, ...]:
-    """Predict fields and hold them against their truth; a score per label, with n 0 and scale 1 if no field
-    has it. The network is in evaluation mode, on the processor; ``units`` say of each field what it belongs
-    to: its well, itself, or its block."""
+    """`score_sums` of fields of these units, all predicted by one network."""
+    judged = ((network, field, unit) for field, unit in zip(fields, units, strict=True))
+    return score_sums(sum_pixels(judged), labels)
+
+
+def sum_pixels(judged: Iterable[Judged]) -> dict[tuple[int, str], PixelSums]:
+    """Predict fields and hold them against their truth, by number of the label and by unit."""
     sums: dict[tuple[int, str], PixelSums] = {}
-    for item, unit in zip(fields, units, strict=True):
+    for network, item, unit in judged:
         mean, std = predict(network, np.asarray(item.x))
         for at in np.flatnonzero(item.present).tolist():
             known = slice(None) if item.valid is None else item.valid[at]
             p, t, s = (image[known].ravel().astype(np.float64) for image in (mean[at], item.y[at], std[at]))
             sums.setdefault((at, unit), PixelSums()).add(p, t / 255, s)
+    return sums
+
+
+def score_sums(sums: Mapping[tuple[int, str], PixelSums], labels: Sequence[str]) -> tuple[HeldOutScore, ...]:
+    """A score per label, with n 0 and scale 1 if no field has it."""
     return tuple(
         _score_label(name, [s for (label, _), s in sums.items() if label == at])
         for at, name in enumerate(labels)

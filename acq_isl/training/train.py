@@ -22,6 +22,7 @@ import torch
 from acq_isl.errors import ExperimentError, TrainingFailed
 from acq_isl.training.checkpoints import Checkpoints, Tensors
 from acq_isl.training.config import TrainConfig, load_config
+from acq_isl.training.counts import count_held_out
 from acq_isl.training.data.dataset import Field, Prepared, Range, open_field, prepare, truth_ranges
 from acq_isl.training.data.pairs import Item
 from acq_isl.training.data.splits import Division
@@ -173,7 +174,10 @@ def _finish(training: Training, data: Datasets, folder: Path) -> None:
     for score in scores:
         logger.info("%s, %s, n = %d: pearson %.3f", division.title, score.label, score.n, score.pearson)
     _draw(training, data, folder / "panel.png")
-    write_package(config, division, Trained(network, config.labels, data.ranges, scores, data.train), folder)
+    judged = [(network, field, unit) for field, unit in zip(data.held_out, units, strict=True)]
+    counts = count_held_out(judged, config.labels, config.pixel_size_um)
+    trained = Trained(network, config.labels, data.ranges, scores, data.train, counts)
+    write_package(config, division, trained, folder)
 
 
 def _draw(training: Training, data: Datasets, path: Path) -> None:

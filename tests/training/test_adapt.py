@@ -17,10 +17,11 @@ from scipy import ndimage
 from acq_isl.errors import ExperimentError, ModelError, PairRefused
 from acq_isl.manifest import MANIFEST_KEY, Label, Manifest
 from acq_isl.training import adapt as adapting
-from acq_isl.training import package
+from acq_isl.training import fine_tune, package
 from acq_isl.training.adapt import adapt
-from acq_isl.training.adapt_config import read_pairs
+from acq_isl.training.adapt_config import Recipe, read_pairs
 from acq_isl.training.checkpoints import Tensors, write_tensors
+from acq_isl.training.config import TrainConfig
 from acq_isl.training.distributed import ProcessGroup
 from acq_isl.training.export.onnx import export_onnx
 from acq_isl.training.learning_curve import Row, find_better
@@ -28,7 +29,7 @@ from acq_isl.training.network import Deployed, LiveNetwork, NetworkConfig
 from acq_isl.training.ood_gate import fit_gate
 from acq_isl.training.package import write_weights
 from acq_isl.training.score import HeldOutScore
-from acq_isl.training.weights import read_pretrained, unfold
+from acq_isl.training.weights import Pretrained, read_pretrained, unfold
 
 LABELS = (Label(name="nuclei", marker="DAPI"), Label(name="axons", marker="NFH"))
 
@@ -223,10 +224,13 @@ def test_what_only_makes_the_model_worse_is_not_kept(tmp_path, plate, model, mon
 
     def as_it_came(network):  # but for the label that the pairs do not show
         state = network.state_dict()
-        return all(torch.equal(value, came[name]) for name, value in state.items() if "head" not in name)
+        return state.keys() == came.keys() and all(
+            torch.equal(value, came[name]) for name, value in state.items() if "head" not in name
+        )
 
     monkeypatch.setattr(adapting, "write_package", lambda *given: kept.append(given[2]))
-    monkeypatch.setattr(adapting, "_mean_pearson", lambda job, network: float(as_it_came(network)))
+    for module in (adapting, fine_tune):
+        monkeypatch.setattr(module, "mean_pearson", lambda *given: float(as_it_came(given[1])))
     recipe = {"steps": 10, "patch_px": 32, "look_every": 2}
     adapt(model, write_pairs(tmp_path, plate, "nuclei", recipe=recipe), None, (1,), tmp_path / "out")
     assert as_it_came(kept[0].network)
@@ -272,10 +276,10 @@ def test_a_part_alone_learns_first(task, part, tmp_path, plate, model):
     found = read_pretrained(model)
     division = config.divide()
     data = adapting.prepare_datasets(config, division, tmp_path, ProcessGroup(), lambda _: None)
-    job = adapting._Job(config, recipe, task, data, (), (), found, lambda _: None)
-    network = adapting._select(found, config.labels)
+    setup = fine_tune.Setup(config, recipe, task, found)
+    network = fine_tune.network_as_it_is(setup)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    alone = next(adapting._phases(job, network, 0))
+    alone = next(fine_tune.phases(setup, network, 0))
     for _ in range(3):
         alone.advance(data.train)
     changed = {
@@ -314,3 +318,55 @@ def test_pairs_that_cannot_be_used_are_explained(tmp_path, plate, label, more, e
 def test_more_units_than_there_are(tmp_path, plate, model):
     with pytest.raises(PairRefused, match="too few pairs"):
         adapt(model, write_pairs(tmp_path, plate), "lipid", (50,), tmp_path / "out")
+
+
+def test_fields_narrower_than_a_patch_are_learned_from(tmp_path, plate, model, monkeypatch, caplog):
+    monkeypatch.setattr(adapting, "write_package", lambda *_: tmp_path)
+    recipe = {"steps": 10, "patch_px": 128}
+    adapt(model, write_pairs(tmp_path, plate, "nuclei", recipe=recipe), None, (1,), tmp_path / "out")
+    assert "patches are 64 px, not 128" in caplog.text
+
+
+def test_fields_too_small_for_any_patch_are_refused(tmp_path, plate, model):
+    split = {"by": "columns", "cuts_px": [24], "held_out": [1], "gap_px": 16, "margin_px": 8}
+    with pytest.raises(PairRefused, match="too small to learn from"):
+        adapt(model, write_pairs(tmp_path, plate, "nuclei", split=split), None, (1,), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept"),  # of the model as it is, adapted, from scratch, averaged
+    [
+        ((0.5, 0.7, 0.6, 0.6), "adapted"),
+        ((0.5, 0.6, 0.7, 0.65), "from scratch"),
+        ((0.8, 0.6, 0.7, 0.7), "the model as it is"),
+        ((0.5, 0.69, 0.7, 0.72), "adapted and from scratch, averaged"),
+        ((0.5, 0.69, 0.7, 0.704), "from scratch"),  # not worth its time
+    ],
+)
+def test_what_does_best_is_kept_and_told(scores, kept, monkeypatch, caplog):
+    found, came = old_network(), old_network()
+    config, recipe = TrainConfig(name="n", version="1", description="d", labels=LABELS), Recipe()
+    setup = fine_tune.Setup(config, recipe, "new microscope", Pretrained(came, manifest()))
+    found_one_by_one = iter(scores)
+    monkeypatch.setattr(adapting, "mean_pearson", lambda *_: next(found_one_by_one))
+    made = {"adapted": [found], "from scratch": [came]}
+    best = adapting.choose_best(setup, list(adapting.candidates(setup, made)), [])
+    assert best.title == kept
+    assert (f"kept is {kept}" in caplog.text) == (kept != "adapted")
+    assert ("2 times as long" in caplog.text) == ("averaged" in kept)
+    if "averaged" in kept:
+        x = torch.randn(1, 3, 32, 32)
+        with torch.no_grad():
+            both = (found(x)[0] + came(x)[0]) / 2
+            torch.testing.assert_close(best.network(x)[0], both)
+
+
+def test_held_out_fields_may_be_learned_from_in_the_end(tmp_path, plate, model, monkeypatch):
+    kept = []
+    monkeypatch.setattr(adapting, "write_package", lambda *given: kept.append(given))
+    recipe = {"steps": 10, "patch_px": 32, "learn_from_all": True}
+    adapt(model, write_pairs(tmp_path, plate, "nuclei", recipe=recipe), None, (1,), tmp_path / "out")
+    ((config, division, trained, _),) = kept
+    assert {item.well for item in division.train} == {f"A{number}" for number in range(5)}
+    assert len(trained.seen) == 5 and trained.scores[0].n == 1
+    assert "Scored before it learned" in config.description

@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from acq_isl.engines.model_file import read_model
+from acq_isl.manifest import Label
 from acq_isl.processing.counting import count_objects, count_on_stain
 from acq_isl.stack import NetworkLabel, ObjectCounting
+from acq_isl.training import counts
 from acq_isl.training.calibrate import calibrate, write_manifest
 from acq_isl.training.counts import CountedField, fit_counts
+from acq_isl.training.data.dataset import Field
 
 PIXEL_UM, SIDE_PX = 0.5, 160
 
@@ -65,6 +68,29 @@ def test_what_cannot_be_fitted_is_said_and_left_unknown(case: str, caplog: pytes
         fields.append(CountedField.of(unit, mean, truth * (case != "no objects"), PIXEL_UM))
     assert fit_counts("nuclei", fields, "drawings") is None
     assert "nuclei are not calibrated" in caplog.text
+
+
+@pytest.mark.parametrize("fields", [6, 9])
+def test_held_out_fields_tell_how_objects_are_counted(fields: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each field by the network that has not seen it; a few fields are cut in halves."""
+    asked, judged = [], []
+
+    def predict(network: object, x: NDArray[np.float16]) -> tuple[NDArray[np.float32], None]:
+        asked.append((network, int(x[0, 0, 0])))
+        return np.stack([drawn(int(x[0, 0, 0]))[0]] * 2), None
+
+    monkeypatch.setattr(counts, "predict", predict)
+    for seed in range(fields):
+        truth = np.rint(drawn(seed)[1] * 255).astype(np.uint8)
+        x, bright = np.full((3, SIDE_PX, SIDE_PX), seed, np.float16), np.zeros((0, 2), np.int32)
+        judged.append((f"network {seed}", Field(x, np.stack([truth, truth]), bright), f"field {seed}"))
+    labels = (Label(name="nuclei", marker="DAPI"), Label(name="axons", marker="NFH"))
+    found, network = counts.count_held_out(judged, labels, PIXEL_UM)
+    assert asked == [(f"network {seed}", seed) for seed in range(fields)]
+    assert isinstance(found, ObjectCounting) and network == NetworkLabel("axons")
+    assert found.fields == (12 if fields == 6 else 9) and found.correlation > 0.9
+    assert f"{fields} held-out fields" in found.judged_on
+    assert ("halves" in found.judged_on) == (fields == 6)
 
 
 def test_the_demo_knows_its_counts_and_its_networks() -> None:

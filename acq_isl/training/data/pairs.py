@@ -23,6 +23,7 @@ Truth = NDArray[Any]
 _LEAST_SD = 0.5
 _PEAK = 6.0
 _NOTHING_COMMON = 4.5
+_ALIKE_HERE = 3.0  # where a pair is expected to agree there are fewer chances to agree by chance
 _LARGE_PX = 400
 
 
@@ -188,7 +189,8 @@ def _registered(recording: Recording, name: str, checks: Checks) -> list[str]:
             )
         warnings.append(f"{name}: {label} seems to be shifted against the stack by {text}")
     large = min(recording.stack.shape[1:]) >= _LARGE_PX
-    if found and large and max(shift.peak for shift in found.values()) < _NOTHING_COMMON:
+    alike = any(shift.peak >= _NOTHING_COMMON or shift.here >= _ALIKE_HERE for shift in found.values())
+    if found and large and not alike:
         warnings.append(
             f"{name}: no label resembles anything in the stack; check that they show the same field"
         )

@@ -8,7 +8,8 @@ speak for it most.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,10 @@ class Registration:
     gain: float
     """How much better it is than no shift, in the same unit."""
     widespread: bool
-    """Whether it stays, within 6 px, when the two discs of 40 px that agree best are taken out in turn."""
+    """Whether it stays, within 6 px, when the two discs of 40 px that agree best are taken out in turn; of
+    several fields, when any one is left out."""
+    here: float = 0.0
+    """Highest correlation within 6 px of no shift, in the same unit as the peak: 3 or more is no chance."""
 
     @property
     def length_px(self) -> float:
@@ -60,20 +64,38 @@ def find_shift(seen: Image, label: NDArray[Any]) -> Registration:
     peaks of 9 to 18; a mirrored label has 3 to 4. A label of few cells (dead ones in 14 simulated fields of
     384 px, rightly registered) has peaks of up to 30 at wrong places, none of them widespread.
     """
-    bright = np.sqrt(np.maximum(label.astype(np.float32) - np.float32(np.percentile(label, 1)), 0))
-    band, structures = _band(bright), _band(seen)
-    near = _near(band, structures)
+    band, structures = _band(_brightness(label)), _band(seen)
+    found = _measure(_near(band, structures))
+    return replace(found, widespread=_widespread(band, structures, found.shift_px))
+
+
+def find_common_shift(fields: Sequence[tuple[Image, NDArray[Any]]]) -> Registration:
+    """As `find_shift` of several fields of one size, with `structure` and label each: what they share."""
+    surfaces = [_near(_band(_brightness(label)), _band(seen)) for seen, label in fields]
+    found = _measure(np.mean(surfaces, axis=0))
+    without = (
+        _measure(np.mean([each for each in surfaces if each is not left], axis=0)) for left in surfaces
+    )
+    away = (np.hypot(*np.subtract(each.shift_px, found.shift_px)) for each in without)
+    return replace(found, widespread=len(surfaces) > 1 and all(px <= _SAME_PX for px in away))
+
+
+def _brightness(label: NDArray[Any]) -> Image:
+    above: Image = np.sqrt(np.maximum(label.astype(np.float32) - np.float32(np.percentile(label, 1)), 0))
+    return above
+
+
+def _measure(near: Image) -> Registration:
+    """What a surface of correlations by shift says; nothing of whether its peak is widespread."""
     reach = near.shape[0] // 2
     best = _highest(near)
     middle = float(np.median(near))
     sd = max(_MAD_TO_SD * float(np.median(np.abs(near - middle))), 1e-9)
-    top = float(near[best])
-    return Registration(
-        (best[0] - reach, best[1] - reach),
-        (top - middle) / sd,
-        (top - float(near[reach, reach])) / sd,
-        _widespread(band, structures, (best[0] - reach, best[1] - reach)),
-    )
+    heights = (near - middle) / sd
+    about = slice(max(reach - int(_SAME_PX), 0), reach + int(_SAME_PX) + 1)
+    gain = float(heights[best] - heights[reach, reach])
+    shift = best[0] - reach, best[1] - reach
+    return Registration(shift, float(heights[best]), gain, False, float(heights[about, about].max()))
 
 
 def _near(label: Image, seen: Image) -> Image:

@@ -7,6 +7,7 @@ from acq_isl.training.network.live import (
     NetworkConfig,
     Normalise,
     beta_nll,
+    join_members,
     select_labels,
     sum_over_labels,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "NetworkConfig",
     "Normalise",
     "beta_nll",
+    "join_members",
     "select_labels",
     "sum_over_labels",
 ]

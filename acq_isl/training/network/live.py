@@ -305,3 +305,16 @@ def select_labels(network: LiveNetwork, labels: Sequence[int | None]) -> LiveNet
         state[name] = head.reshape(state[name].shape)
     fresh.load_state_dict(state)
     return fresh
+
+
+def join_members(networks: Sequence[LiveNetwork]) -> LiveNetwork:
+    """One network whose members are those of all, so that it gives the mean of what they give.
+
+    All have the same labels and size, save for how many members they have.
+    """
+    members: list[_Trunk] = [member for network in networks for member in (network, *network.others)]
+    joined = LiveNetwork(replace(networks[0].config, members=len(members)))
+    for new, old in zip((joined, *joined.others), members, strict=True):
+        own = _Trunk(old.config).state_dict()
+        new.load_state_dict({name: old.state_dict()[name] for name in own}, strict=False)
+    return joined.eval()
