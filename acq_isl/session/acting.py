@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -28,6 +30,7 @@ class Due:
     field: StackRequest
     prediction: Prediction
     react: React
+    until_s: float = math.inf  # on the session's clock: later it is not carried out any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ class Hands:
     """Images a stack, unless it was imaged before."""
     call: Callable[[str, Decision, Prediction], str]
     """Runs a user's function by its name; what became of it, in words."""
+    now: Callable[[], float] = time.monotonic
 
 
 class Actor:
@@ -88,6 +92,10 @@ class Actor:
             return
         if stopping:
             self._note(due.verdict, due.outcome, "not done: the operator stopped the run")
+            return
+        if self._hands.now() > due.until_s:
+            self._warn(f"{decision.rule} at {due.field.key.position}: its deadline passed before its turn")
+            self._note(due.verdict, due.outcome, "not done: too late, its deadline passed before its turn")
             return
         # Camera, shutter and autofocus are of the overview only.
         field = replace(due.field, camera="", keep_shutter_open=False, autofocus=None, attempt=0)

@@ -142,7 +142,7 @@ class Session:
         self._visits = 0
         self._focus = FocusKeeper(tools.microscope, experiment.when_focus_fails, self._note_focus)
         self._operator = Operator(tools.commands, self._visit, self._note_command, tools.emit)
-        hands = Hands(tools.microscope, experiment.limits, self._acquire, tools.call)
+        hands = Hands(tools.microscope, experiment.limits, self._acquire, tools.call, tools.now)
         self._actor = Actor(hands, self._note, self.warnings.append)
         self._reacts = any(isinstance(trigger.react, AfterSlice) for trigger in experiment.triggers)
 
@@ -273,8 +273,9 @@ class Session:
             field.decided_s = self._tools.now()
             line, verdicts = self._decisions(prediction)
             for verdict in verdicts:
-                react = self._experiment.triggers[verdict.index].react
-                self._actor.add(Due(verdict, line, field.request, prediction, react))
+                trigger = self._experiment.triggers[verdict.index]
+                until_s = field.imaged_s + (trigger.deadline_s or math.inf)
+                self._actor.add(Due(verdict, line, field.request, prediction, trigger.react, until_s))
 
     def _is_interrupted(self) -> bool:
         """Whether something is to be done before the next slice; asked while a stack is acquired."""
