@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -31,12 +32,14 @@ from acq_isl.events import (
 from acq_isl.processing.display import PALETTE, Box, Layout
 from acq_isl.record import Counts
 from acq_isl.rules.measurements import Measured
+from acq_isl.rules.series import Curve, Point
 from acq_isl.stack import StackKey, StageTimes
 from acq_isl.view.feed.messages import Message
 from acq_isl.view.napari.marks import BADGE_COLOR, BADGE_INK, badge, hatch
 from acq_isl.view.napari.model import LiveModel
 from acq_isl.view.napari.mosaic import Mosaic, Shade, fitted, pixel_size_um, placed
 from acq_isl.view.napari.panel import beside
+from acq_isl.view.napari.plots import lines_of
 from acq_isl.view.napari.scene import coordinates
 from acq_isl.view.napari.style import (
     banner,
@@ -534,3 +537,16 @@ def test_frames_are_seen_on_black_and_brighter_the_better(rank: int) -> None:
     this, following = (contrast(rank_color(number, 9), "#000000") for number in (rank, rank + 1))
     assert this >= 4.5 and (rank == 9 or this > following)
     assert contrast("#5a5a5a", "#000000") >= 3
+
+
+def test_wells_and_the_field_looked_at_stand_out() -> None:
+    points = (Point(0, 0.0, 0.25, 0.01), Point(1, 60.0, math.nan, math.nan, why="refused"))
+    places: tuple[tuple[Literal["well", "field"], str], ...] = (
+        ("well", "A1"),
+        ("field", "p0"),
+        ("field", "p1"),
+    )
+    curves = [Curve(level, place, "area", "fraction", points) for level, place in places]
+    ((name, (unit, lines)),) = lines_of(curves, "p1").items()
+    assert (name, unit) == ("area", "% of the area") and lines[0].y[0] == 25.0
+    assert {line.name: line.strong for line in lines} == {"A1": True, "p1": True, "p0": False}

@@ -19,7 +19,9 @@ import tifffile
 from acq_isl.commands import Command, GoTo, Stop
 from acq_isl.errors import AcqIslError
 from acq_isl.events import (
+    CurveChanged,
     Event,
+    FieldFailed,
     FieldRanked,
     FieldsRanked,
     LabelStyle,
@@ -29,8 +31,10 @@ from acq_isl.events import (
     RunStarted,
     Seen,
     Step,
+    TimePointBegan,
 )
 from acq_isl.rules.measurements import Measured
+from acq_isl.rules.series import Curve, Point
 from acq_isl.stack import Prediction, Slice, StackInfo, StackKey, StackRequest, StageTimes
 from acq_isl.storage.prediction_store import PredictionStore
 from acq_isl.view.feed import Feed
@@ -552,3 +556,20 @@ def test_qt_is_tried_before_it_can_end_the_process(
         return
     with pytest.raises(AcqIslError, match=says):
         check()
+
+
+@needs_window
+def test_a_time_lapse_is_drawn_over_time(window: Window) -> None:
+    window.play(started(2), TimePointBegan(50, 50, 0.0, 0.0), Step("overview", 1, 2, "imaged"))
+    points = tuple(Point(time, 60.0 * time, float(time), 1.0) for time in range(50))
+    curve = Curve("field", "A1_000", "number of objects in nuclei (predicted)", "objects", points)
+    window.play(CurveChanged.of(curve), FieldFailed(request(1).key, "skip this stack", "no reflection"))
+    assert "time 50 of 50" in window.words()
+    plots = window.live.panel.plots
+    window.until(lambda: plots.widget.isVisible())
+    (shown,) = plots._shown.values()
+    picture = shown[1].pixmap().toImage()
+    colors = {
+        picture.pixel(x, y) for x in range(0, picture.width(), 3) for y in range(0, picture.height(), 3)
+    }
+    assert picture.width() > 200 and len(colors) > 3

@@ -10,6 +10,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +23,7 @@ from acq_isl.commands import Command, GoTo, Pause, Resume, Stop
 from acq_isl.errors import ExperimentError
 from acq_isl.events import Event, FieldRanked, LabelStyle, PlannedField, Predicted, Progress, RunStarted
 from acq_isl.record import Counts, StageLatency
+from acq_isl.rules.series import CurveBook, Point
 from acq_isl.stack import Prediction, Slice, StackInfo, StackKey, StackRequest, StageTimes
 from acq_isl.view.feed import Feed
 from acq_isl.view.feed.encode import MessageMaker
@@ -524,3 +526,40 @@ def test_a_phone_needs_no_sideways_scrolling(run: LiveRun, chromium: Any) -> Non
         has_text(page, "#decisions", "chosen, rank 1")
         wide = page.evaluate("() => document.documentElement.scrollWidth")
         assert wide <= 360
+
+
+def play_lapse(run: LiveRun, times: int) -> None:
+    """A time-lapse of two fields: a count that grows, a stack refused, a focus not found."""
+    name, series = "number of objects in nuclei (predicted)", CurveBook()
+    planned = tuple(
+        replace(one, key=StackKey(time, one.key.position, "Phase"))
+        for time in range(times)
+        for one in run.started.fields[:2]
+    )
+    run.play(replace(run.started, fields=planned))
+    for time_, one in ((one.key.time, one) for one in planned):
+        if one.key.position == "p0":
+            run.play(events.TimePointBegan(time_ + 1, times, 60.0 * time_, 60.0 * time_ + 9 * (time_ > 3)))
+        missing = one.key.position == "p1" and time_ % 20 == 7
+        value = float("nan") if missing else 10.0 + time_
+        point = Point(time_, 60.0 * time_, value, 2.0, why="refused: too dark" if missing else "")
+        series.add(one.key.position, name, "objects", point)
+        for curve in series.changed():
+            run.play(events.CurveChanged.of(curve))
+    run.play(events.FieldFailed(planned[-1].key, "skip this stack", "no reflection"))
+    run.play(events.Step("overview", 2, 2, "imaged"))
+
+
+def test_a_time_lapse_is_shown_over_time(run: LiveRun, chromium: Any) -> None:
+    play_lapse(run, 50)
+    with served(run) as where, opened(chromium, where.read) as page:
+        has_text(page, "#phase", "time 50 of 50")
+        has_text(page, "#late", "1 interval between time points could not be kept")
+        has_text(page, "#curves figcaption", "number of objects in nuclei (predicted)")
+        until(lambda: page.locator("#curves .strong").count() >= 1, "the mean of the fields")
+        has_text(page, "#curves .key", "all fields, mean of 2: 59.0")
+        assert "too dark" in page.locator("#curves .missing title").first.text_content()
+        has_text(page, "#outlines", "failed")
+        page.locator("#outlines [role=button]").nth(1).click()
+        has_text(page, "#about", "no reflection")
+        has_text(page, "#curves .key", "p1: 59.0 ± 2")
