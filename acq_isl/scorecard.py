@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 _MOST_COUNTS = 12
+_SURE = (0.60, 0.76)  # shares within one SD that are as good as .68
+_NARROW, _TELLING = 0.1, 0.02  # differences of r that say nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +141,7 @@ def sentences(card: Scorecard) -> tuple[tuple[str, str], ...]:
     lines = []
     if card.choice is not None:
         lines.append(("choice", _choice(card.choice)))
-    lines += [("counts", _counts(score)) for score in card.counts if score.fields]
+    lines += [("counts", say_counts(score)) for score in card.counts if score.fields]
     if card.cells is not None:
         lines.append(("cells", _cells(card.cells)))
     lines += [("triggers", _trigger(score)) for score in card.triggers]
@@ -152,6 +154,34 @@ def sentences(card: Scorecard) -> tuple[tuple[str, str], ...]:
         lines.append(("labels", _labels(card.labels)))
     lines += [("not graded", reason) for reason in card.ungraded]
     return tuple(lines)
+
+
+def weigh(r: float, floor: float, ceiling: float) -> str:
+    """What the correlation of a prediction with its stain says, beside its floor and its ceiling."""
+    if not math.isfinite(r):
+        return "No score: one of the two pictures is the same everywhere."
+    if not (math.isfinite(floor) and math.isfinite(ceiling)):
+        return "It was not weighed: there is nothing to compare it with (1: the same pattern, 0: unrelated)."
+    scale = (
+        f"The contrast of transmitted light alone (log z-variance) gives {floor:.2f}, "
+        f"a second exposure of the stain would give {ceiling:.2f}"
+    )
+    if ceiling - floor < _NARROW:
+        return f"{scale}: too close together to judge a prediction between them."
+    if r < floor + _TELLING:
+        return f"{scale}: the prediction shows no more than contrast does."
+    share = min((r - floor) / (ceiling - floor), 1.0)
+    return f"{scale}: the prediction goes {share:.0%} of the way between them."
+
+
+def say_cover(label: str, covered: float, bright: float) -> str:
+    """Whether one stated SD of a label holds, in all pixels and where the stain is bright."""
+    text = f"One stated SD of {label} holds in {covered:.0%} of all pixels"
+    if math.isfinite(bright):
+        text += f" and {bright:.0%} of those where the stain is bright"
+    worst = bright if math.isfinite(bright) else covered
+    verdict = "too sure" if worst < _SURE[0] else "too cautious" if worst > _SURE[1] else "about right"
+    return f"{text}, where 68 % would be right: {verdict}."
 
 
 def _choice(score: ChoiceScore) -> str:
@@ -167,7 +197,7 @@ def _choice(score: ChoiceScore) -> str:
     return text
 
 
-def _counts(score: CountScore) -> str:
+def say_counts(score: CountScore) -> str:
     _, found, doubts, true = zip(*score.fields, strict=True)
     each = ", ".join(
         f"{name} {count:.0f}{f' ± {doubt:.0f}' if math.isfinite(doubt) else ''} ({there:.0f})"

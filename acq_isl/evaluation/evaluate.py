@@ -13,28 +13,35 @@ from numpy.typing import NDArray
 
 from acq_isl.engines.model_file import ModelInfo, read_model
 from acq_isl.engines.onnx import OnnxEngine
-from acq_isl.errors import PairRefused, StackRefused, StorageError
+from acq_isl.errors import ExperimentError, PairRefused, StackRefused, StorageError
 from acq_isl.evaluation.baselines import expose_again, fit_line
 from acq_isl.evaluation.gate_test import GateTest
-from acq_isl.evaluation.ground_truth import GroundTruth
+from acq_isl.evaluation.ground_truth import GroundTruth, shows_anything
 from acq_isl.evaluation.results import CEILING, FLOOR, MODEL, Report, Score, Settings, ShownField, SplitUnit
 from acq_isl.evaluation.scores import (
     find_objects,
     foreground_threshold,
     otsu_threshold,
+    score_blocks,
     score_objects,
     score_pixels,
     score_std,
 )
+from acq_isl.processing.counting import count_on_stain
 from acq_isl.protocols import Engine
-from acq_isl.stack import Float32Image
+from acq_isl.rules import ObjectCount
+from acq_isl.rules.measurements import measure
+from acq_isl.stack import Float32Image, Prediction
 from acq_isl.training.data.geometry import fit, make_stack
 from acq_isl.training.data.pairs import Checks, Item, Recording, examine
 from acq_isl.training.data.registration import structure
 
 _SHOWN = 6
+_BLOCK_UM = 40.0
+_COUNTED_ABOVE = 0.2  # of models that do not say how their objects are counted
 _FLOOR_UM = 1.2
 _TRUTH = "truth"
+_BARE = "shows nothing but noise in the real stain, so there is nothing to agree with; no cells in it?"
 _UNKNOWN = "the model file does not say what it was trained on, so nobody knows that this is new"
 
 
@@ -67,6 +74,7 @@ def evaluate(
     parts: list[_Part] = []
     shown: list[ShownField] = []
     refused: list[tuple[str, str]] = []
+    empty: list[bool] = []
     warnings = [_UNKNOWN] * (file.info.manifest.training is None)
     # A stack that the gate would refuse is scored all the same: what it is worth is the question here.
     with (
@@ -80,6 +88,9 @@ def evaluate(
                 warnings += examine(recording, item.name, Checks())
                 scored = _score_field(engine, recording, truth, settings, (units[item.name], item.name))
                 true = {label: images[0] for label, images in scored[1].labels.items()}
+                bare = [label for label, image in true.items() if not shows_anything(image)]
+                empty.append(len(bare) == len(true))
+                warnings += [f"{item.name}: {label} {_BARE}" for label in bare]
                 fitted = fit(replace(recording, labels=true), item.name, engine.manifest)
                 gate_test.add(fitted.stack, fitted.labels)
             except (PairRefused, StorageError, StackRefused) as error:
@@ -94,6 +105,13 @@ def evaluate(
         got = "; ".join(f"{name}: {why}" for name, why in refused[:3]) or "no fields"
         raise PairRefused(
             "no field could be scored", wanted="at least one", got=got, fix="see the reasons above"
+        )
+    if all(empty):
+        raise PairRefused(
+            "no stain shows a cell",
+            wanted="stained cells in at least one field",
+            got=f"noise and uneven light in {len(empty)} field{'s' * (len(empty) != 1)}",
+            fix="check that the stain was imaged, or evaluate on fields with cells",
         )
     return Report(
         file.info, name, settings, _pool_units(_with_objects(parts, truth)), perturbations, truth.origins,
@@ -159,11 +177,27 @@ def _score_field(
         valid = truth.valid(recording, label)
         for way, guess in ways.items():
             score = Score(unit, label, way, score_pixels(guess, image, valid))
+            if way in (MODEL, FLOOR):
+                blocks = score_blocks(guess, image, valid, round(_BLOCK_UM / pixel_um))
+                score = replace(score, blocks=blocks)
             if way == MODEL:
-                score = replace(score, std=score_std(mean, std, image, image > otsu_threshold([image])))
+                bright = image > otsu_threshold([image])
+                counted = _count(prediction, label, image, name) if label in truth.objects else ()
+                score = replace(score, std=score_std(mean, std, image, bright), counted=counted)
             parts.append(_Part(score, pixel_um, guess.astype(np.float16) if way in kept else None))
     middle = recording.stack[len(recording.stack) // 2]
     return parts, ShownField(name, unit, pixel_um, middle, shown), prediction.warnings
+
+
+def _count(
+    prediction: Prediction, label: str, true: Float32Image, name: str
+) -> tuple[tuple[str, float, float, float], ...]:
+    """Objects of a field as its rules would count them, and those of its stain; none of a network."""
+    try:
+        found = measure(prediction, ObjectCount(label=label, above=_COUNTED_ABOVE))
+    except ExperimentError:
+        return ()
+    return ((name, found.value, found.doubt, float(count_on_stain(true, prediction.info.pixel_size_um))),)
 
 
 def _with_objects(parts: Sequence[_Part], truth: GroundTruth) -> list[Score]:

@@ -18,6 +18,7 @@ from acq_isl.training.data.pairs import Item, Recording
 
 _PERCENTILES = (1.0, 99.8)
 _SAMPLED_PX = 2**18
+_BLOCK_PX, _LEAST_BLOCKS, _MORE_THAN_NOISE = 8, 6, 1.5
 
 _Range = tuple[float, float]
 
@@ -62,6 +63,24 @@ class GroundTruth:
     def valid(self, recording: Recording, label: str) -> NDArray[np.bool_] | None:
         """Where a label's truth can be trusted; None: everywhere."""
         return recording.valid.get(self.keys[label])
+
+
+def shows_anything(image: NDArray[Any]) -> bool:
+    """Whether a (y, x) stain shows more than noise and uneven light: blocks differ by more than pixels of
+    white noise would make them. True of images too small to tell."""
+    height, width = (side // _BLOCK_PX for side in image.shape)
+    if min(height, width) < _LEAST_BLOCKS:
+        return True
+    cut = np.asarray(image, np.float64)[: height * _BLOCK_PX, : width * _BLOCK_PX]
+    blocks = cut.reshape(height, _BLOCK_PX, width, _BLOCK_PX)
+    means = blocks.mean(axis=(1, 3))
+    y, x = (
+        grid.ravel() for grid in np.meshgrid(*(np.linspace(-1, 1, n) for n in means.shape), indexing="ij")
+    )
+    light = np.column_stack([np.ones_like(x), x, y, x * x, x * y, y * y])
+    around = means.ravel() - light @ np.linalg.lstsq(light, means.ravel())[0]
+    noise = float(np.sqrt(np.mean((np.diff(cut, axis=1)) ** 2) / 2)) / _BLOCK_PX
+    return bool(around.std() > _MORE_THAN_NOISE * noise)
 
 
 def match_stains(

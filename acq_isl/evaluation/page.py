@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from acq_isl.errors import StorageError
-from acq_isl.evaluation import tables
+from acq_isl.evaluation import tables, worth
 from acq_isl.evaluation.results import CEILING, FLOOR, MODEL, Report, ShownField
 from acq_isl.processing import display as pictures
+from acq_isl.scorecard import CountScore, say_counts
 
 _LONGEST_PX = 640
 
@@ -41,6 +43,7 @@ def render(report: Report) -> str:
         report,
         labels=(),  # the shared style sheet's switches, of which there are none here
         bars=[_bar(report, label) for label in report.labels],
+        counts=[_plot_counts(score) for score in _counted(report)],
         fields=[_show(field, report) for field in report.shown],
         unit_titles=tables.COLUMNS,
         unit_rows=[map(tables.as_text, row.values()) for row in tables.list_rows(report)],
@@ -67,6 +70,9 @@ def _fill(template: str, report: Report, **more: Any) -> str:
         report=report,
         manifest=report.model.manifest,
         header=tables.describe_units(report),
+        says=list(worth.say(report)),
+        level_titles=tables.LEVEL_TITLES,
+        level_rows=list(tables.level_rows(report)),
         label_titles=tables.LABEL_TITLES,
         label_rows=list(tables.label_rows(report)),
         perturbation_titles=tables.perturbation_titles(report),
@@ -88,7 +94,35 @@ def _bar(report: Report, label: str) -> dict[str, Any]:
         "ceiling": found.get(CEILING),
         "other": next(((w, r) for w, r in found.items() if w not in (MODEL, FLOOR, CEILING)), None),
         "units": [value for value in units if value is not None],
+        "interval": _interval(report, label),
     }
+
+
+def _interval(report: Report, label: str) -> tuple[float, float] | None:
+    found = worth.agree(report, label)
+    return (found.low, found.high) if math.isfinite(found.low) else None
+
+
+def _counted(report: Report) -> list[CountScore]:
+    found = [worth.count(report, label) for label in report.labels]
+    return [score for score in found if len(score.fields) > 1]
+
+
+def _plot_counts(score: CountScore) -> dict[str, Any]:
+    """Counted against true objects, in hundredths of the longest axis; the SD is a bar where it is known."""
+    most = max(max(true, counted + (sd if math.isfinite(sd) else 0)) for _, counted, sd, true in score.fields)
+    most = max(most, 1.0) * 1.05
+    points = [
+        {
+            "name": name,
+            "x": 100 * true / most,
+            "y": 100 - 100 * counted / most,
+            "sd": 100 * sd / most if math.isfinite(sd) else 0.0,
+            "text": f"{name}: {counted:.0f} counted, {true:.0f} in the stain",
+        }
+        for name, counted, sd, true in score.fields
+    ]
+    return {"label": score.label, "most": f"{most:.0f}", "points": points, "text": say_counts(score)}
 
 
 def _show(field: ShownField, report: Report) -> dict[str, Any]:

@@ -39,7 +39,9 @@ class Settings:
 class Score:
     """How well one way of guessing did on one label of one held-out unit; fields of a unit are added. A way
     is ``model``, ``floor``, ``ceiling``, or ``real NAME``: the stain of another label, taken as a guess.
-    ``std`` is of the model only, ``objects``, by IoU, of labels with separate objects."""
+    ``std`` is of the model only, ``objects``, by IoU, of labels with separate objects. ``blocks`` are of the
+    squares of its fields; ``counted`` are name, objects counted, one SD of it, and true ones, of each
+    field."""
 
     unit: str
     label: str
@@ -48,6 +50,8 @@ class Score:
     std: StdScore | None = None
     objects: Mapping[float, ObjectScore] = field(default_factory=dict)
     fields: int = 1
+    blocks: tuple[PixelScore, ...] = ()
+    counted: tuple[tuple[str, float, float, float], ...] = ()
 
     def __add__(self, other: Score) -> Score:
         return replace(
@@ -56,6 +60,8 @@ class Score:
             std=None if self.std is None or other.std is None else self.std + other.std,
             objects={iou: add_objects([one, other.objects[iou]]) for iou, one in self.objects.items()},
             fields=self.fields + other.fields,
+            blocks=self.blocks + other.blocks,
+            counted=self.counted + other.counted,
         )
 
 

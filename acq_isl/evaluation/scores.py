@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Self
 
 import numpy as np
@@ -19,6 +19,8 @@ MIN_OBJECT_UM2 = 20.0
 _RANKED_PX = 2**17  # ranks of more pixels tell nothing new and take seconds
 _BINS = 512
 _SSIM_WINDOW_PX = 7
+LEVELS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.75)
+"""Where levels of the stain's brightness begin, by which the stated SD is judged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,7 @@ class _Sums:
     """Numbers that are added field by field."""
 
     def __add__(self, other: Self) -> Self:
-        names = [field.name for field in fields(self)]
+        names = [each.name for each in fields(self)]
         return replace(self, **{name: getattr(self, name) + getattr(other, name) for name in names})
 
 
@@ -65,13 +67,14 @@ class PixelScore(_Sums):
 class StdScore(_Sums):
     """Whether the stated SD is the error's, as sums over one or more fields. Of ``n`` pixels, ``inside`` have
     an error within one stated SD; likewise in the foreground. ``ranks`` is the Spearman correlation of stated
-    SD and absolute error, times pixels."""
+    SD and absolute error, times pixels. ``levels`` are pixels, and those inside, by `LEVELS`, (2, level)."""
 
     n: int
     inside: int
     bright: int
     inside_bright: int
     ranks: float
+    levels: NDArray[np.int64] = field(compare=False, default_factory=lambda: np.zeros((2, len(LEVELS)), int))
 
     @property
     def coverage(self) -> float:
@@ -111,6 +114,22 @@ def score_pixels(
     return PixelScore(a.size, *sums, float(np.abs(a - b).sum()), ssim * a.size)
 
 
+def score_blocks(
+    predicted: Float32Image, truth: Float32Image, valid: NDArray[np.bool_] | None, side_px: int
+) -> tuple[PixelScore, ...]:
+    """`score_pixels` of squares of this side, without structural similarity; the rest is left out."""
+    rows, columns = (range(0, side - side_px + 1, side_px) for side in truth.shape)
+    found = []
+    for row in rows:
+        for column in columns:
+            at = slice(row, row + side_px), slice(column, column + side_px)
+            where = np.ones((side_px, side_px), bool) if valid is None else valid[at]
+            a, b = (np.asarray(image[at], np.float64)[where] for image in (predicted, truth))
+            sums = float(a.sum()), float(b.sum()), float(a @ a), float(b @ b), float(a @ b)
+            found.append(PixelScore(a.size, *sums, float(np.abs(a - b).sum()), float("nan")))
+    return tuple(found)
+
+
 def score_std(
     predicted: Float32Image, std: Float32Image, truth: Float32Image, bright: NDArray[np.bool_]
 ) -> StdScore:
@@ -120,7 +139,9 @@ def score_std(
     step = max(error.size // _RANKED_PX, 1)
     ranks = stats.spearmanr(std.ravel()[::step], error.ravel()[::step]).statistic if np.ptp(std) else 0.0
     counts = int(inside.sum()), int(bright.sum()), int((inside & bright).sum())
-    return StdScore(error.size, *counts, float(ranks) * error.size)
+    level = np.searchsorted(LEVELS, truth.ravel(), "right") - 1
+    levels = np.stack([np.bincount(level[of], minlength=len(LEVELS)) for of in (..., inside.ravel())])
+    return StdScore(error.size, *counts, float(ranks) * error.size, levels)
 
 
 def find_objects(image: Float32Image, above: float, pixel_size_um: float) -> Mask:

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from statistics import fmean
 from typing import Any
 
+from acq_isl.evaluation import worth
 from acq_isl.evaluation.results import CEILING, FLOOR, MODEL, Report, Score
-from acq_isl.evaluation.scores import IOUS
+from acq_isl.evaluation.scores import IOUS, LEVELS
 
 COLUMNS = (
     "unit", "label", "way", "fields", "pixels", "pearson", "ssim", "mae",
@@ -96,6 +97,8 @@ def as_json(report: Report) -> str:
         "leaks": report.leaks,
         "warnings": report.warnings,
         "refused": dict(report.refused),
+        "says": [{"about": what, "sentence": text} for what, text in worth.say(report)],
+        "labels": [_label(report, label) for label in report.labels],
         "rows": list_rows(report),
         "conditions": [
             {
@@ -121,6 +124,39 @@ def as_json(report: Report) -> str:
         ],
     }  # fmt: skip
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _label(report: Report, label: str) -> Row:
+    """A label with the interval of its correlation, its counts, and where its stated SD holds."""
+    found = worth.agree(report, label)
+    pixels, inside = worth.cover_by_brightness(report, label).tolist()
+    return {
+        "label": label,
+        "pearson": _finite(found.pearson),
+        "interval": [_finite(found.low), _finite(found.high)],
+        "floor": _finite(found.floor),
+        "ceiling": _finite(found.ceiling),
+        "resampled": found.of,
+        "better_than_floor": _finite(found.better),
+        "counts": [
+            dict(zip(("field", "counted", "sd", "true"), map(_finite, row), strict=True))
+            for row in worth.count(report, label).fields
+        ],
+        "coverage_by_brightness": [
+            {"from": low, "pixels": n, "coverage": holds / n if n else None}
+            for low, n, holds in zip(LEVELS, pixels, inside, strict=True)
+        ],
+    }
+
+
+LEVEL_TITLES = ("label", *(f"from {low:g}" for low in LEVELS))
+
+
+def level_rows(report: Report) -> Iterator[tuple[str, ...]]:
+    """Share of pixels within one stated SD, by brightness of the stain, under `LEVEL_TITLES`."""
+    for label in report.labels:
+        pixels, inside = worth.cover_by_brightness(report, label).tolist()
+        yield (label, *(f"{k / n:.2f}" if n else "-" for n, k in zip(pixels, inside, strict=True)))
 
 
 def describe_units(report: Report) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, assert_never
 
+from acq_isl import scorecard
 from acq_isl.errors import StorageError
 from acq_isl.files import write_whole
 from acq_isl.record import Comparison, Counts, FieldRecord, RunRecord, StageLatency
@@ -17,7 +18,6 @@ from acq_isl.stack import Prediction, Refusal, StackInfo, Unpredicted
 
 _MOST_LINES = 500
 _DECISIONS = ("decision", "proposed", "late", "order", "engine")
-_NARROW, _TELLING = 0.1, 0.02  # differences of r that say nothing
 
 
 def write_report(path: Path | str, record: RunRecord) -> None:
@@ -148,21 +148,7 @@ def describe_objects(comparison: Comparison) -> str:
 
 def weigh(comparison: Comparison) -> str:
     """What the correlation of prediction and stain says, beside its floor and its ceiling."""
-    r, floor, ceiling = comparison.pearson, comparison.floor, comparison.ceiling
-    if not math.isfinite(r):
-        return "No score: one of the two pictures is the same everywhere."
-    if not (math.isfinite(floor) and math.isfinite(ceiling)):
-        return "It was not weighed: there is nothing to compare it with (1: the same pattern, 0: unrelated)."
-    scale = (
-        f"The contrast of transmitted light alone (log z-variance) gives {floor:.2f}, "
-        f"a second exposure of the stain would give {ceiling:.2f}"
-    )
-    if ceiling - floor < _NARROW:
-        return f"{scale}: too close together to judge a prediction between them."
-    if r < floor + _TELLING:
-        return f"{scale}: the prediction shows no more than contrast does."
-    share = min((r - floor) / (ceiling - floor), 1.0)
-    return f"{scale}: the prediction goes {share:.0%} of the way between them."
+    return scorecard.weigh(comparison.pearson, comparison.floor, comparison.ceiling)
 
 
 def score(value: float) -> str:

@@ -24,6 +24,7 @@ from acq_isl.evaluation.inputs import find_items
 from acq_isl.evaluation.page import as_markdown, render, write_evaluation
 from acq_isl.evaluation.results import CEILING, FLOOR, MODEL, Settings
 from acq_isl.evaluation.tables import as_json, choose_ways, describe_units
+from acq_isl.evaluation.worth import agree, say
 from acq_isl.manifest import Label, Manifest, Training
 from acq_isl.training.data.pairs import Item
 from doubles import tiny_model as tiny
@@ -276,3 +277,63 @@ def test_no_torch_is_needed() -> None:
     code = "import sys, acq_isl.evaluation.evaluate, acq_isl.evaluation.page, acq_isl.evaluation.inputs\n"
     code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
+def test_every_score_has_an_interval_and_is_said_beside_floor_and_ceiling(report) -> None:
+    found = agree(report, "nuclei")
+    scores = [s.pixels.pearson for s in report.scores if (s.label, s.way) == ("nuclei", MODEL)]
+    assert min(scores) <= found.low <= found.pearson <= found.high <= max(scores)
+    assert found.of == "3 fields"
+    said = dict(say(report))
+    assert "3 fields" in said["too few"]
+    assert "95 % interval" in found.sentence and "log z-variance" in found.sentence
+    assert "second exposure" in found.sentence
+    for text in (as_markdown(report), json.loads(as_json(report))["says"][1]["sentence"]):
+        assert found.sentence in text
+
+
+def test_one_field_is_resampled_by_its_blocks(model: Path, tmp_path: Path) -> None:
+    wide = tiny.stack((288, 432), seed=7).pixels
+    write_field(tmp_path / "p" / "A1", 1, stack=wide)
+    found = agree(run(model, find_items([tmp_path / "p"], tiny.MANIFEST, 1.5)), "nuclei")
+    assert found.of == "6 blocks of one field" and found.low < found.pearson < found.high
+
+
+def test_counts_and_the_sd_by_brightness_are_of_the_stain(report) -> None:
+    page, data = render(report), json.loads(as_json(report))
+    (nuclei, axons) = data["labels"]
+    assert [row["field"] for row in nuclei["counts"]] == list(report.units) and not axons["counts"]
+    assert page.count("<circle") == 3 and "counted on the prediction" in page
+    for label in data["labels"]:
+        levels = label["coverage_by_brightness"]
+        assert sum(level["pixels"] for level in levels) == 3 * 96 * 112
+        rows = [r for r in data["rows"] if (r["label"], r["way"]) == (label["label"], "model")]
+        covered = sum(level["pixels"] * (level["coverage"] or 0) for level in levels) / (3 * 96 * 112)
+        assert covered == pytest.approx(sum(r["coverage"] for r in rows) / 3)
+
+
+def without_cells(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Noise in uneven light."""
+    light = np.linspace(900, 1100, image.shape[1])
+    return (light + rng.normal(0, 30, image.shape)).astype(np.uint16)
+
+
+def spoil_stain(folder: Path, name: str) -> None:
+    path = folder / f"{name}.ome.tif"
+    image = tifffile.imread(path)
+    tifffile.imwrite(path, without_cells(image, np.random.default_rng(0)), metadata={"axes": "YX"})
+
+
+def test_a_stain_without_cells_is_named(tmp_path: Path, model: Path) -> None:
+    for name, seed in (("A1", 1), ("A2", 2)):
+        write_field(tmp_path / "p" / name, seed)
+    spoil_stain(tmp_path / "p" / "A2", "dapi")
+    items = find_items([tmp_path / "p"], tiny.MANIFEST, 1.5)
+    found = run(model, items)
+    (warning,) = [text for text in found.warnings if "nothing but noise" in text]
+    assert warning.startswith("p/A2: nuclei") and "no cells" in warning
+    for folder in ("A1", "A2"):
+        for stain in ("dapi", "nfh"):
+            spoil_stain(tmp_path / "p" / folder, stain)
+    with pytest.raises(PairRefused, match="no stain shows a cell"):
+        run(model, items)
