@@ -81,15 +81,18 @@ def load_engine(
 
     file = read_model(model, sha256=sha256)
     found = find_engines(file, LoadOptions(threads, field_px, gate))
-    if backend != AUTO:
-        return FallbackEngine([found.named(backend)])
+    named = None if backend == AUTO else found.named(backend)
+    if named is not None and named.back is None:
+        return FallbackEngine([named])
     automatic = {candidate.name: candidate for candidate in found.candidates if candidate.automatic}
     missing = [f"{item.name} is not used: {item.why}" for item in found.unavailable]
     if len(automatic) == 1:
-        return FallbackEngine(tuple(automatic.values()), "; ".join((*automatic, *missing)))
-    selected = select(file, tuple(automatic.values()), threads=threads)
-    why = "; ".join((selected.reason(selected.order[0]), *missing))
-    return FallbackEngine([automatic[name] for name in selected.order], why)
+        order, why = tuple(automatic), "; ".join((*automatic, *missing))
+    else:
+        selected = select(file, tuple(automatic.values()), threads=threads)
+        order, why = selected.order, "; ".join((selected.reason(selected.order[0]), *missing))
+    first = [] if named is None else [named]  # on other computers: those here take over while it is gone
+    return FallbackEngine([*first, *(automatic[name] for name in order)], named.name if named else why)
 
 
 def resolve(model: Path | str, backend: str = "auto", *, threads: int | None = None) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import psutil
@@ -98,6 +98,8 @@ class LoadOptions:
     """Rows and columns of the camera's field, where known."""
     gate: Policy = "refuse"
     """What becomes of a stack that looks unlike the training set."""
+    work: Literal["live", "bulk"] = "live"
+    """Whether somebody waits for each prediction; only engines on other computers make a difference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,8 @@ class Candidate:
     """Why it is not to be used although it could be; only benchmarks run it."""
     runs_on: str = ""
     """Version and device. The engines are measured again when it changes."""
+    back: Callable[[], bool] | None = None
+    """Tells within seconds whether it can be used again after it failed; None: it is not tried again."""
 
     def load(self) -> Predictor:
         """Make the engine ready.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Self
 
@@ -23,10 +23,13 @@ class FallbackEngine:
     """An `acq_isl.protocols.Engine` of candidates, best first: the next one takes over from one that fails.
 
     ``why`` says why the first of them. Threads may share it. If none can be loaded, the error is the last
-    one's.
+    one's. A first one that says when it is back (`Candidate.back`) is asked each ``look_s`` seconds, on a
+    thread of its own, and takes over again.
     """
 
-    def __init__(self, candidates: Sequence[Candidate], why: str = "") -> None:
+    def __init__(self, candidates: Sequence[Candidate], why: str = "", look_s: float = 1.0) -> None:
+        self._candidates, self._look_s = tuple(candidates), look_s
+        self._stopped = threading.Event()
         self._remaining = list(candidates)
         self._why = why
         self._failures: tuple[str, ...] = ()
@@ -80,6 +83,32 @@ class FallbackEngine:
             if failed is self._engine:  # else another thread has already changed it
                 self._engine = self._load_next(f"{failed.name} failed: {error.what}", error)
                 failed.close()
+                self._await_first()
+
+    def _await_first(self) -> None:
+        back = self._candidates[0].back
+        if back is not None and len(self._remaining) == len(self._candidates) - 2:
+            threading.Thread(target=self._climb, args=(back,), name="engine-back", daemon=True).start()
+
+    def _climb(self, back: Callable[[], bool]) -> None:
+        """Wait until the first candidate is back, and let it take over."""
+        while not self._stopped.wait(self._look_s):
+            try:
+                if not back():
+                    continue
+                engine = self._candidates[0].load()
+            except (EngineError, ModelError) as error:
+                _log.info("%s is not back: %s", self._candidates[0].name, error.what)
+                continue
+            with self._lock:
+                if self._closed:
+                    engine.close()
+                    return
+                engine, self._engine = self._engine, engine
+                self._remaining, self._failures = list(self._candidates[1:]), ()
+            _log.warning("%s is back and takes over from %s", self._engine.name, engine.name)
+            engine.close()  # whoever predicts with it just now asks the new one
+            return
 
     def _load_next(self, failure: str | None, cause: EngineError | None = None) -> Predictor:
         """The next engine that loads; what was tried in vain is logged."""
@@ -100,6 +129,7 @@ class FallbackEngine:
         raise last or EngineError("no engine was given", fix="name at least one")
 
     def close(self) -> None:
+        self._stopped.set()
         with self._lock:
             self._closed = True
             self._engine.close()

@@ -19,7 +19,10 @@ from acq_isl.bulk.measure import measure_labels, measure_objects
 from acq_isl.bulk.output import Output
 from acq_isl.bulk.work import Chunk, Done, Failed, Job, Outcome, Predicted, Refused
 from acq_isl.compatibility import Refuse, check
-from acq_isl.engines import load_engine
+from acq_isl.engines import LoadOptions
+from acq_isl.engines.backends import find_engines
+from acq_isl.engines.fallback import FallbackEngine
+from acq_isl.engines.model_file import read_model
 from acq_isl.errors import AcqIslError, StackRefused, StorageError
 from acq_isl.protocols import Engine
 from acq_isl.readers.read import survey_data_set
@@ -52,11 +55,11 @@ def _unit(job: Job) -> Unit:
 
 
 def open_engine(job: Job) -> Engine:
-    """The engine of a job's settings; ModelError or EngineError."""
+    """The very engine of a job's settings, without another in its place; ModelError or EngineError."""
     wanted = job.settings
-    return load_engine(
-        job.model, threads=job.threads, sha256=wanted.model_sha256, backend=wanted.engine, gate=wanted.gate
-    )
+    file = read_model(job.model, sha256=wanted.model_sha256)
+    options = LoadOptions(job.threads, gate=wanted.gate, work="bulk")
+    return FallbackEngine([find_engines(file, options).named(wanted.engine)])
 
 
 class Unit:

@@ -66,7 +66,9 @@ OwnRange = Annotated[
     bool, typer.Option("--own-range", help="Scale the truth by these pairs, not by the model file.")
 ]
 
-Package = Annotated[Path, typer.Option("--output", "-o", help="Package (.zip) or model (.onnx) to write.")]
+Package = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Package (.zip) or model (.onnx) to write.")
+]
 Tags = Annotated[
     bool, typer.Option("--tags", help="Write an .onnx of an older version again, with tags of its graph.")
 ]
@@ -76,6 +78,10 @@ Plain = Annotated[
     typer.Option(
         "--plain", help="As an .onnx file that takes an image alone, for ONNX Runtime, OpenVINO, ..."
     ),
+]
+Triton = Annotated[
+    Path | None,
+    typer.Option("--triton", metavar="DIR", help="As a model repository for Triton Inference Server."),
 ]
 Authors = Annotated[list[str] | None, typer.Option(help="Who stands for the package; repeatable.")]
 Citations = Annotated[list[str] | None, typer.Option(help="TEXT=DOI; repeatable.")]
@@ -160,14 +166,25 @@ def _evaluated(model: str, pairs: tuple[list[Path], float | None], settings: Set
 @commands.command("export")
 def export(
     model: Model,
-    output: Package,
+    output: Package = None,
     bioimageio: Bioimageio = False,
     plain: Plain = False,
     tags: Tags = False,
+    triton: Triton = None,
     author: Authors = None,
     cite: Citations = None,
 ) -> None:
     """Hand a model on to other programs, or tag one of an older version."""
+    if triton is not None:
+        from acq_isl.engines.fleet.repository import write_repository
+
+        made = write_repository(model, triton)
+        out.print(
+            f"made {escape(str(made))}; serve it: tritonserver --model-repository {escape(str(triton))}"
+        )
+        return
+    if output is None:
+        raise ModelError("it was not said where to write", wanted="--output FILE", fix="add -o FILE")
     if tags:
         from acq_isl.training.export.tags import write_tagged
 

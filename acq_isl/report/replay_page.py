@@ -63,7 +63,9 @@ def render_replay(page: ReplayPage) -> str:
     for field in page.fields:
         by_time.setdefault(field.time, []).append(field)
     maps = [_draw(time, some) for time, some in sorted(by_time.items())[:_MOST_MAPS]]
-    return pages.get_template("replay.html").render(
+    return pages.get_template(
+        "replay.html"
+    ).render(
         page=page,
         maps=maps,
         labels=(),  # whose hues the style of reports defines
