@@ -20,7 +20,7 @@ from pydantic_core import core_schema
 from acq_isl.record import Counts, StageLatency
 from acq_isl.rules.label_names import LabelStyle
 from acq_isl.rules.measurements import Measured
-from acq_isl.rules.rules import Choice
+from acq_isl.rules.rankings import Choice
 from acq_isl.rules.series import Curve
 from acq_isl.stack import Prediction, Refusal, StackKey, StackRequest, StageTimes, Uint16Image, Unpredicted
 

@@ -18,7 +18,7 @@ from acq_isl.errors import ExperimentError
 from acq_isl.experiment.simulated import RecordedSpecimen, SimulatedMicroscope, SyntheticSpecimen
 from acq_isl.experiment.strict import Sequence, explain
 from acq_isl.files import load_yaml, read_text
-from acq_isl.rules import Best, Limits, Measurement, Trigger
+from acq_isl.rules import Limits, Measurement, Ranking, Schedule, Trigger
 from acq_isl.rules.plugins import packages_of
 from acq_isl.stack import Modality, Polarity
 from acq_isl.stream.messages import MAX_DEADLINE_MS, MAX_MODELS
@@ -117,12 +117,14 @@ class Experiment(StrictModel):
     """A prediction not begun so long after the last slice of its field is left for later, on disk."""
     engine: Annotated[LocalEngine | RemoteEngine | NoEngine, Field(discriminator="kind")] = LocalEngine()
     """Who predicts."""
-    choose: Best | None = None
-    """Which fields to go back to."""
+    choose: Ranking | None = None
+    """Which fields of a time point to go back to; without ``kind``: the best ``k``."""
     revisit: Sequence | None = None
     """Channels (and z, relative to the middle of the stack) to image at the chosen fields."""
     triggers: tuple[Trigger, ...] = ()
     """What is done at once where a predicted label passes a threshold."""
+    schedule: Schedule | None = None
+    """Which fields of a time-lapse are imaged at which time point; by default all at each."""
     truth: dict[str, str] = Field(default_factory=dict)
     """Which fluorescence channel shows which predicted label, to score the prediction."""
     when_focus_fails: FocusPolicy = "skip"
@@ -197,7 +199,7 @@ class Experiment(StrictModel):
     def to_yaml(self) -> str:
         """The experiment as it will run, all defaults spelled out; reads back as the same experiment."""
         other = "model" if self.models else "models"
-        data = self.model_dump(mode="json", exclude={"overview", "revisit", other})
+        data = self.model_dump(mode="json", by_alias=True, exclude={"overview", "revisit", other})
         data["overview"] = _sequence_data(self.overview)
         if self.revisit is not None:
             data["revisit"] = _sequence_data(self.revisit)
@@ -207,8 +209,10 @@ class Experiment(StrictModel):
 
 def measurements(experiment: Experiment) -> tuple[Measurement, ...]:
     """What the rules of an experiment look at, that of the choice first, each once."""
-    chosen = [experiment.choose.measurement] if experiment.choose else []
-    return tuple(dict.fromkeys([*chosen, *(trigger.when.measurement for trigger in experiment.triggers)]))
+    chosen = experiment.choose.measurements if experiment.choose else ()
+    planned = experiment.schedule.measurements if experiment.schedule else ()
+    triggers = (each for trigger in experiment.triggers for each in trigger.measurements)
+    return tuple(dict.fromkeys([*chosen, *triggers, *planned]))
 
 
 def _sequence_data(sequence: useq.MDASequence) -> Any:

@@ -137,6 +137,7 @@ def _describe_fields(model: type[StrictModel]) -> dict[str, str]:
                 match field, text:
                     case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(
                         value=ast.Constant(value=str(said))
-                    ):
-                        found[name] = re.sub(r"\s+", " ", inspect.cleandoc(said))
+                    ) if name in model.model_fields:
+                        key = model.model_fields[name].alias or name
+                        found[key] = re.sub(r"\s+", " ", inspect.cleandoc(said))
     return found

@@ -20,12 +20,18 @@ from acq_isl.rules.plugins import PluginPoint
 
 def explain(detail: ErrorDetails, model: type[BaseModel]) -> str:
     """One error of pydantic in a file that is read as ``model``: where, and what to change."""
-    where = ".".join(str(part) for part in detail["loc"])
+    where = _where(detail["loc"])
     if detail["type"] == "extra_forbidden":
         parent, key = detail["loc"][:-1], str(detail["loc"][-1])
-        return _unknown(key, _keys_at(model, parent), ".".join(map(str, parent)))
+        return _unknown(key, _keys_at(model, parent), _where(parent))
     message = detail["msg"].removeprefix("Value error, ")
     return f"{where}: {message}" if where else message
+
+
+def _where(location: tuple[int | str, ...]) -> str:
+    """A location of pydantic without the tags that nobody writes; trees are tagged by a key that follows."""
+    parts = [part for part in location if part not in ("threshold", "best")]
+    return ".".join(str(part) for part, before in zip(parts, [None, *parts], strict=False) if part != before)
 
 
 def _unknown(key: str, valid: Iterable[str], where: str) -> str:
@@ -70,13 +76,23 @@ def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> set[str
     for part in location:
         if isinstance(part, int):
             continue
-        fields = [inner.model_fields[part] for inner in found if part in inner.model_fields]
+        fields = [inner.model_fields[name] for inner in found if (name := _field_name(inner, part))]
         if fields:
             found = [inner for field in fields for inner in _models(field.annotation)]
-        else:  # the tag of a union
-            kinds = {model: get_args(model.model_fields["kind"].annotation) for model in found}
-            found = [model for model in found if part in kinds[model]] or found
-    return {key for inner in found for key in inner.model_fields}
+        else:  # the tag of a union: a kind, or a key that only one of its models has
+            found = [model for model in found if part in _tags(model)] or found
+    return {field.alias or key for inner in found for key, field in inner.model_fields.items()}
+
+
+def _field_name(model: type[BaseModel], key: str) -> str:
+    """The field that is written as a key; empty if there is none."""
+    return next((name for name, field in model.model_fields.items() if key in (name, field.alias)), "")
+
+
+def _tags(model: type[BaseModel]) -> set[str]:
+    if "kind" in model.model_fields:
+        return set(get_args(model.model_fields["kind"].annotation))
+    return {field.alias or name for name, field in model.model_fields.items()}
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

@@ -11,10 +11,12 @@ from pydantic import Field, model_validator
 
 from acq_isl.base import StrictModel
 from acq_isl.errors import ActionRefused
+from acq_isl.rules.measurements import Measured
+from acq_isl.rules.objects import FoundObject
 from acq_isl.rules.plugins import PluginPoint
 from acq_isl.stack import Prediction, StackInfo, StackKey, StackRequest
 
-_FUNCTION = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
+FUNCTION = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 Bounds = tuple[float, float]
 
 
@@ -71,6 +73,10 @@ class Decision:
     """In the unit of the measurement; NaN without a prediction."""
     threshold: float
     action: Action | None
+    measured: tuple[Measured, ...] = ()
+    """Of each threshold of its condition that had a number, in the order in which they are written."""
+    objects: tuple[FoundObject, ...] = ()
+    """Those that a trigger per object acts on, the highest value of its first threshold first."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -175,7 +181,7 @@ class Call(Action):
 
     arguments: ClassVar[tuple[str, ...]] = ("decision", "prediction")
     kind: Literal["call"] = "call"
-    function: str = Field(pattern=_FUNCTION)
+    function: str = Field(pattern=FUNCTION)
     """``package.module:name``."""
 
     @property

@@ -127,8 +127,8 @@ class Labels:
         return tuple(c for name, manifest in known for c in self._rename_counting(name, manifest.counting))
 
     def owner(self, label: str) -> str | None:
-        """The model, as it is asked for, whose label this is; None if it is nobody's."""
-        if not self.several:
+        """The model, as it is asked for, whose label this is; the first without one, None if nobody's."""
+        if not self.several or not label:
             return self.models[0]
         for (model, _), name in self._run_names.items():
             if name == label:

@@ -3,10 +3,12 @@
 How sure a number is, one SD: with m the predicted mean and s the stated spread of a pixel, N pixels measured,
 and p = Phi((m - above) / s) the probability that a pixel is truly above the threshold,
 
-* area fraction: sqrt(mean(p (1 - p)) / M)
-* mean intensity: sqrt(mean(s^2) / M)
-* object count: what the model's own calibration found on fields whose objects were known; unknown without
-* length: unknown
+* area fraction, area, confluency: sqrt(mean(p (1 - p)) / M)
+* mean and integrated intensity: sqrt(mean(s^2) / M)
+* object count, density: what the model's own calibration found on fields whose objects were known
+* share of objects: sqrt(sum(p (1 - p))) / n, p of each of the n objects from its own mean and spread
+* change, growth rate: from the doubts of the visits, taken to be unrelated
+* all others: unknown, and said to be
 
 M = max(N pixel area / `CORRELATION_AREA_UM2`, 1) is the number of patches that err independently: within a
 patch errors are taken to be the same, between patches unrelated. Nobody checked that on your cells. An error
@@ -32,40 +34,13 @@ from acq_isl.processing.counting import count_objects
 from acq_isl.processing.segmentation import Mask
 from acq_isl.rules.plugins import PluginPoint
 from acq_isl.rules.segmenters import Segmenter, Watershed, find_objects
-from acq_isl.stack import Counting, Float32Image, NetworkLabel, ObjectCounting, Outcome, Prediction, StackKey
+from acq_isl.rules.units import AREA, FRACTION, INTEGRAL, INTENSITY, LENGTH, OBJECTS, SPREAD, Unit
+from acq_isl.stack import Counting, Float32Image, NetworkLabel, ObjectCounting, Prediction
 
 # Patches of this area are taken to err together. Integral of the autocorrelation of the error of a
 # simple predictor (log z-variance) on the one real field at hand: 151 (DAPI), 237 (MAP2), 70 (NFH) um^2.
 CORRELATION_AREA_UM2 = 150.0
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """Unit of a measurement, and how numbers in it are written: times ``scale``, with ``text`` behind."""
-
-    name: str
-    text: str = ""
-    scale: float = 1.0
-    digits: int = 3
-    low: float = -np.inf
-    """Least and largest value that can be measured, where that is known."""
-    high: float = np.inf
-
-    def write(self, value: float, uncertainty: float = np.nan) -> str:
-        """A number as a person writes it, such as ``12.3 ± 0.4 % of the area`` or ``41 objects``."""
-        if not np.isfinite(value):
-            return "no number"
-        number, text = f"{value * self.scale:.{self.digits}f}", self.text or self.name
-        if np.isfinite(uncertainty):
-            number += f" ± {uncertainty * self.scale:.{max(self.digits, 1)}f}"
-        return f"{number} {text[:-1] if text == 'objects' and number == '1' else text}"
-
-
-FRACTION = Unit("fraction", "% of the area", 100.0, 1, low=0.0, high=1.0)
-OBJECTS = Unit("objects", digits=0, low=0.0)
-INTENSITY = Unit("relative intensity", low=0.0, high=1.0)
-LENGTH = Unit("um", "mm", 1e-3, 2, low=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +74,37 @@ class Measurement(PluginPoint):
 
     @classmethod
     def built_in(cls) -> tuple[type[Measurement], ...]:
-        return AreaFraction, ObjectCount, MeanIntensity, NetworkLength
+        from acq_isl.rules import objects, over_time, similarity, user  # they derive from what is here
+
+        return (
+            *(
+                AreaFraction,
+                Area,
+                Confluency,
+                ObjectCount,
+                objects.Density,
+                objects.Share,
+                objects.ObjectShape,
+            ),
+            *(MeanIntensity, IntegratedIntensity, Uncertainty, NetworkLength, objects.BranchPoints),
+            *(over_time.Change, over_time.GrowthRate),
+            *(similarity.Novelty, similarity.Quality, similarity.FocusOffset, user.PythonFunction),
+        )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels that it looks at, all of one model; none if it looks at the prediction as a whole."""
+        return (self.label,) if self.label else ()
+
+    @property
+    def first_label(self) -> str:
+        """The label whose model is asked; empty for the first model."""
+        return next(iter(self.labels), self.label)
+
+    @property
+    def measured_in(self) -> Unit:
+        """Its unit; `unit`, where all of a kind measure in the same."""
+        return self.unit
 
     @property
     @abstractmethod
@@ -128,20 +133,65 @@ class AreaFraction(Measurement):
 
     def measure(self, prediction: Prediction) -> tuple[float, float]:
         mean, spread = inner_planes(prediction, self.label)
-        p = _probability(mean, spread, self.above)
+        p = probability_above(mean, spread, self.above)
         value = float(np.mean(mean > self.above)) if np.isfinite(mean).all() else np.nan
         return value, float(np.sqrt(np.mean(p * (1 - p)) / _patches(mean.size, prediction)))
 
 
-class ObjectCount(Measurement):
-    """Number of separate objects, such as nuclei, of a predicted label, in the whole field.
+class Area(Measurement):
+    """Area of the field in which a predicted label is brighter than a threshold."""
 
-    Counted as the model's calibration says (`acq_isl.processing.counting`), with its doubt. Where the model
-    has none, or a segmenter is named, segmented objects are counted, and the doubt is unknown.
-    """
+    unit = AREA
+    kind: Literal["area"] = "area"
+    above: float = Field(default=0.5, allow_inf_nan=False)
+    """Predicted intensity; 1 is the bright end of the training truth."""
 
-    unit = OBJECTS
-    kind: Literal["object_count"] = "object_count"
+    @property
+    def title(self) -> str:
+        return f"total area of {self.label} (predicted) above {self.above:g}"
+
+    def measure(self, prediction: Prediction) -> tuple[float, float]:
+        value, doubt = AreaFraction(label=self.label, above=self.above).measure(prediction)
+        area_um2 = inner_area_um2(prediction)
+        return value * area_um2, doubt * area_um2
+
+
+class Confluency(Measurement):
+    """Share of the field that is covered by cells: by any of several predicted labels, gaps filled."""
+
+    unit = FRACTION
+    kind: Literal["confluency"] = "confluency"
+    also: tuple[str, ...] = ()
+    """Other labels of the same model that count as cells, such as ``dendrites``."""
+    above: float = Field(default=0.2, allow_inf_nan=False)
+    """Predicted intensity; 1 is the bright end of the training truth."""
+    gaps_um2: float = Field(default=100.0, ge=0, allow_inf_nan=False)
+    """Gaps up to this area are covered, too; in square micrometres of specimen."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return (self.label, *self.also)
+
+    @property
+    def title(self) -> str:
+        return f"area covered by {', '.join(self.labels)} (predicted) above {self.above:g}"
+
+    def measure(self, prediction: Prediction) -> tuple[float, float]:
+        from skimage.morphology import remove_small_holes
+
+        planes = [inner_planes(prediction, label) for label in self.labels]
+        if not all(np.isfinite(mean).all() for mean, _ in planes):
+            return np.nan, np.nan
+        covered = np.any([mean > self.above for mean, _ in planes], axis=0)
+        most_px = int(self.gaps_um2 / prediction.info.pixel_size_um**2)
+        covered = remove_small_holes(covered, max_size=most_px) if most_px else covered
+        p = np.max([probability_above(mean, spread, self.above) for mean, spread in planes], axis=0)
+        return float(np.mean(covered)), float(np.sqrt(np.mean(p * (1 - p)) / _patches(p.size, prediction)))
+
+
+class ObjectMeasurement(Measurement):
+    """What is measured on separate objects of a label."""
+
     above: float = Field(default=0.5, allow_inf_nan=False)
     """Predicted intensity; 1 is the bright end of the training truth. For segmented objects only."""
     min_area_um2: float = Field(default=20.0, ge=0, allow_inf_nan=False)
@@ -150,54 +200,82 @@ class ObjectCount(Measurement):
     """What tells objects apart; by default a watershed above the threshold."""
 
     @property
-    def title(self) -> str:
-        return f"number of objects in {self.label} (predicted)"
-
-    @property
     def objects_by(self) -> Segmenter:
         return self.segmenter or Watershed(above=self.above, min_area_um2=self.min_area_um2)
 
-    def measure(self, prediction: Prediction) -> tuple[float, float]:
+    def find(self, prediction: Prediction) -> Mask:
+        """Objects of the label, (y, x) int32, numbered from 1; ExperimentError for a network."""
+        check_countable(self.label, prediction.counting, self.kind)
+        return find_objects(self.objects_by, prediction.label(self.label), prediction.info.pixel_size_um)
+
+    def count(self, prediction: Prediction) -> tuple[float, float]:
+        """Number of objects and one SD of it."""
         mean = prediction.label(self.label)
-        counting = check_countable(self.label, prediction.counting)
+        counting = check_countable(self.label, prediction.counting, self.kind)
         if not np.isfinite(mean).all():
             return np.nan, np.nan
         if isinstance(counting, ObjectCounting) and self.segmenter is None:
             return count_objects(counting, mean, prediction.info.pixel_size_um)
-        return _count_inside(
-            find_objects(self.objects_by, mean, prediction.info.pixel_size_um), prediction
-        ), np.nan
+        return float(np.count_nonzero(inside(self.find(prediction), prediction))), np.nan
 
 
-def _count_inside(objects: Mask, prediction: Prediction) -> float:
-    """An object counts where its centroid lies, so none is cut by the unsure margin."""
+class ObjectCount(ObjectMeasurement):
+    """Number of separate objects, such as nuclei, of a predicted label, in the whole field.
+
+    Counted as the model's calibration says (`acq_isl.processing.counting`), with its doubt. Where the model
+    has none, or a segmenter is named, segmented objects are counted, and the doubt is unknown.
+    """
+
+    unit = OBJECTS
+    kind: Literal["object_count"] = "object_count"
+
+    @property
+    def title(self) -> str:
+        return f"number of objects in {self.label} (predicted)"
+
+    def measure(self, prediction: Prediction) -> tuple[float, float]:
+        return self.count(prediction)
+
+
+def inside(objects: Mask, prediction: Prediction) -> NDArray[np.bool_]:
+    """Which objects, by number from 1, have their centroid outside of the unsure margin: none is cut."""
     numbers = np.arange(1, objects.max(initial=0) + 1)
-    centres = ndimage.center_of_mass(objects > 0, objects, numbers)
+    if not numbers.size:
+        return np.zeros(0, bool)
+    centres = np.asarray(ndimage.center_of_mass(objects > 0, objects, numbers))
     inner = _inner(prediction)
-    return float(
-        sum(all(side.start <= at < side.stop for side, at in zip(inner, yx, strict=True)) for yx in centres)
-    )
+    low, high = ([getattr(side, end) for side in inner] for end in ("start", "stop"))
+    return np.asarray(((centres >= low) & (centres < high)).all(axis=1))
 
 
-class NetworkLength(Measurement):
+class LineMeasurement(Measurement):
+    """What is measured on the middle lines of a label that is a network, such as axons."""
+
+    above: float = Field(default=0.2, allow_inf_nan=False)
+    """Predicted intensity; 1 is the bright end of the training truth."""
+
+    def middle_lines(self, prediction: Prediction) -> NDArray[np.bool_] | None:
+        """Pixels of the middle lines, (y, x); None if something in the label is no number."""
+        from skimage.morphology import skeletonize
+
+        mean, _ = inner_planes(prediction, self.label)
+        return np.asarray(skeletonize(mean > self.above)) if np.isfinite(mean).all() else None
+
+
+class NetworkLength(LineMeasurement):
     """Length of the middle lines of a label that is a network, such as axons, brighter than a threshold."""
 
     unit = LENGTH
     kind: Literal["length"] = "length"
-    above: float = Field(default=0.2, allow_inf_nan=False)
-    """Predicted intensity; 1 is the bright end of the training truth."""
 
     @property
     def title(self) -> str:
         return f"length of {self.label} (predicted) above {self.above:g}"
 
     def measure(self, prediction: Prediction) -> tuple[float, float]:
-        from skimage.morphology import skeletonize
-
-        mean, _ = inner_planes(prediction, self.label)
-        if not np.isfinite(mean).all():
+        lines = self.middle_lines(prediction)
+        if lines is None:
             return np.nan, np.nan
-        lines = skeletonize(mean > self.above)
         steps = ((lines[:, 1:] & lines[:, :-1]), (lines[1:] & lines[:-1]))
         slanted = ((lines[1:, 1:] & lines[:-1, :-1]), (lines[1:, :-1] & lines[:-1, 1:]))
         pixels = sum(map(np.count_nonzero, steps)) + np.sqrt(2) * sum(map(np.count_nonzero, slanted))
@@ -220,44 +298,76 @@ class MeanIntensity(Measurement):
         return float(mean.mean(dtype=np.float64)), float(np.sqrt(variance))
 
 
-def check_countable(label: str, counting: Iterable[Counting]) -> Counting | None:
+class IntegratedIntensity(Measurement):
+    """Predicted intensity of a label summed over the field, times the area of a pixel."""
+
+    unit = INTEGRAL
+    kind: Literal["integrated_intensity"] = "integrated_intensity"
+
+    @property
+    def title(self) -> str:
+        return f"integrated intensity of {self.label} (predicted)"
+
+    def measure(self, prediction: Prediction) -> tuple[float, float]:
+        value, doubt = MeanIntensity(label=self.label).measure(prediction)
+        area_um2 = inner_area_um2(prediction)
+        return value * area_um2, doubt * area_um2
+
+
+class Uncertainty(Measurement):
+    """How unsure the model is of a label: the mean of one SD of each pixel."""
+
+    unit = SPREAD
+    kind: Literal["uncertainty"] = "uncertainty"
+
+    @property
+    def title(self) -> str:
+        return f"uncertainty (mean SD) of {self.label} (predicted)"
+
+    def measure(self, prediction: Prediction) -> tuple[float, float]:
+        return float(inner_planes(prediction, self.label)[1].mean(dtype=np.float64)), np.nan
+
+
+def check_countable(label: str, counting: Iterable[Counting], kind: str) -> Counting | None:
     """How objects of a label are counted, if that is known; ExperimentError if it is a network."""
     found = next((each for each in counting if each.label == label), None)
     if isinstance(found, NetworkLabel):
         raise ExperimentError(
             f"{label} (predicted) are a network, which has no objects to be counted",
             wanted="length, area_fraction or mean_intensity",
-            got="object_count",
+            got=kind,
             fix=f"measurement: {{kind: length, label: {label}}}",
         )
     return found
 
 
 def measure(prediction: Prediction, measurement: Measurement) -> Measured:
-    """Measure one predicted label of one field; ExperimentError without the label, or if a plug-in fails."""
-    if measurement.label not in prediction.labels:
-        raise ExperimentError(
-            f"the model does not predict {measurement.label!r}",
-            wanted=f"one of {', '.join(prediction.labels)}",
-            got=measurement.label,
-            fix="correct the label in the experiment, or choose a model that predicts it",
-        )
+    """Measure one field; ExperimentError without a label that is looked at, or if a plug-in fails."""
+    for label in measurement.labels:
+        if label not in prediction.labels:
+            raise ExperimentError(
+                f"the model does not predict {label!r}",
+                wanted=f"one of {', '.join(prediction.labels)}",
+                got=label,
+                fix="correct the label in the experiment, or choose a model that predicts it",
+            )
     try:
-        value, uncertainty = measurement.measure(prediction)
+        value, doubt = measurement.measure(prediction)
     except AcqIslError:
         raise
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
         raise ExperimentError(f"{measurement.title} was not measured", got=why) from error
-    unit = measurement.unit
-    text = unit.write(value, uncertainty)
-    if (
-        isinstance(measurement, ObjectCount | NetworkLength)
-        and np.isfinite(value)
-        and not np.isfinite(uncertainty)
-    ):
+    return write_down(measurement, value, doubt)
+
+
+def write_down(measurement: Measurement, value: float, doubt: float) -> Measured:
+    """A value and its doubt, one SD, as they are shown; a doubt that is not known is said to be unknown."""
+    unit = measurement.measured_in
+    text = unit.write(value, doubt)
+    if np.isfinite(value) and not np.isfinite(doubt):
         text += ", doubt unknown"
-    return Measured(measurement.title, value, unit.name, uncertainty, text)
+    return Measured(measurement.title, value, unit.name, doubt, text)
 
 
 def readable(measured: Measured) -> str:
@@ -276,13 +386,19 @@ def inner_planes(prediction: Prediction, label: str) -> tuple[Float32Image, Floa
     return prediction.mean[index][inner], prediction.spread[index][inner]
 
 
+def inner_area_um2(prediction: Prediction) -> float:
+    """Area of the specimen that `inner_planes` shows, in square micrometres."""
+    rows, columns = (side.stop - side.start for side in _inner(prediction))
+    return float(rows * columns * prediction.info.pixel_size_um**2)
+
+
 def _inner(prediction: Prediction) -> tuple[slice, slice]:
     height, width = prediction.info.shape
     rows, columns = (min(prediction.border_px, side // 4) for side in (height, width))
     return slice(rows, height - rows), slice(columns, width - columns)
 
 
-def _probability(mean: NDArray[Any], spread: NDArray[Any], above: float) -> NDArray[np.float64]:
+def probability_above(mean: NDArray[Any], spread: NDArray[Any], above: float) -> NDArray[np.float64]:
     """Phi((mean - above) / spread), a step where the spread is 0."""
     away = np.asarray(mean, np.float64) - above
     certain = np.where(away > 0, np.inf, -np.inf)
@@ -291,38 +407,3 @@ def _probability(mean: NDArray[Any], spread: NDArray[Any], above: float) -> NDAr
 
 def _patches(pixels: int, prediction: Prediction) -> float:
     return max(pixels * prediction.info.pixel_size_um**2 / CORRELATION_AREA_UM2, 1.0)
-
-
-class MeasurementCache:
-    """Measurements of a run by field, each made once; owned by the session."""
-
-    def __init__(self) -> None:
-        self._found: dict[tuple[StackKey, Measurement], Measured] = {}
-        self._problems: dict[str, None] = {}
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Labels that rules look at and no prediction had, and measurements that failed."""
-        return tuple(self._problems)
-
-    def measure(self, outcome: Outcome, measurement: Measurement) -> Measured | None:
-        """What is measured on an outcome; None without a prediction, or without the label in it.
-
-        Of a `Prediction` it is measured once: later calls may come with reduced images.
-        """
-        if not isinstance(outcome, Prediction):
-            return None
-        place = (outcome.info.key, measurement)
-        if place not in self._found:
-            label = measurement.label
-            if label not in outcome.labels:
-                # Only a server that was not there at the start can surprise a run with its labels.
-                self._problems[f"the model does not predict {label!r}: no rule can look at it"] = None
-                return None
-            try:
-                self._found[place] = measure(outcome, measurement)
-            except AcqIslError as error:
-                log.warning("%s", error, exc_info=True)
-                self._problems[str(error)] = None
-                self._found[place] = Measured(measurement.title, np.nan, measurement.unit.name, np.nan)
-        return self._found[place]

@@ -87,6 +87,12 @@ class PluginPoint(StrictModel):
     def _read(cls, raw: object, info: ValidationInfo) -> Self:
         if isinstance(raw, cls):
             return raw
+        if (
+            isinstance(raw, Mapping)
+            and len(raw) == 1
+            and isinstance(inner := next(iter(raw.values())), Mapping)
+        ):
+            raw = {"kind": next(iter(raw)), **inner}  # as python: {function: ...}
         kind = raw.get("kind") if isinstance(raw, Mapping) else None
         if not isinstance(kind, str) or kind not in cls.kinds():
             raise ValueError(_unknown_kind(cls, kind, info.context))

@@ -1,163 +1,127 @@
-"""From measurements to choices and actions, each with its reason. Pure: nothing moves here."""
+"""Triggers: when a condition holds, something is done on the microscope. Pure: nothing moves here."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Literal, assert_never
 
 from pydantic import Field, model_validator
 
 from acq_isl.base import StrictModel
 from acq_isl.rules.actions import Action, Decision
-from acq_isl.rules.measurements import Measured, Measurement, readable
+from acq_isl.rules.conditions import Condition, Evaluation, Threshold, evaluate, thresholds, walk
+from acq_isl.rules.measurements import Measured, Measurement
+from acq_isl.rules.objects import ObjectShape
+from acq_isl.rules.rankings import why_unranked
 from acq_isl.rules.reaction import AfterStack, React
-from acq_isl.stack import Outcome, Prediction, Refusal, StackKey, Unpredicted
+from acq_isl.stack import Outcome, Prediction, StackKey
 
-_ROUNDING = 1e-9
-
-
-class Threshold(StrictModel):
-    """Passed when the measurement is strictly above, or strictly below, a value; give one of the two."""
-
-    measurement: Measurement
-    above: float | None = Field(default=None, allow_inf_nan=False)
-    """In the measurement's unit: objects, or a fraction of 1."""
-    below: float | None = Field(default=None, allow_inf_nan=False)
-
-    @model_validator(mode="after")
-    def _one_side(self) -> Threshold:
-        if (self.above is None) == (self.below is None):
-            raise ValueError("give either 'above' or 'below', not both and not neither")
-        return self
-
-    @property
-    def side(self) -> Literal["above", "below"]:
-        return "above" if self.above is not None else "below"
-
-    @property
-    def value(self) -> float:
-        """The threshold, in the measurement's unit."""
-        return self.above if self.above is not None else float(self.below or 0.0)
-
-    def passed(self, value: float) -> bool:
-        """Whether a value passes; a value that is not a number never does."""
-        return value > self.value if self.side == "above" else value < self.value
+Scope = Literal["object", "field", "well", "run"]
+Statistic = Literal["mean", "sum", "min", "max", "median"]
 
 
 class Trigger(StrictModel):
-    """When a predicted label of a field passes a threshold, do something on the microscope."""
+    """When a condition on what is predicted holds, do something on the microscope."""
 
     name: str = Field(default="trigger", min_length=1)
-    when: Threshold
+    """For the report."""
+    when: Condition
+    """A threshold, or a tree of conditions."""
     do: Action
+    """What is done."""
     at_most: int = Field(default=1, ge=1)
     """How often in one run."""
     deadline_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Longest time from a field's last slice to the decision; a later one is told and not carried out."""
     react: React = AfterStack()
     """How soon: ``{within: stack}`` or ``{within: slice, then: finish}`` (or ``repeat``)."""
-
-
-class Best(StrictModel):
-    """Go back to the fields where a predicted label measures highest (or lowest)."""
-
-    kind: Literal["best"] = "best"
-    k: int = Field(ge=1)
-    """How many fields."""
-    measurement: Measurement
-    descending: bool = True
-    """True for the highest values, False for the lowest."""
+    scope: Scope = "field"
+    """What the condition is about: each ``object`` (one is enough), each ``field``, all fields of a ``well``,
+    or of the ``run``, at one time point; the last two are decided once all their fields are predicted."""
+    statistic: Statistic = "mean"
+    """What is made of the values of the fields of a well or run."""
     require: float = Field(default=1.0, ge=0, le=1)
-    """Share of the fields of a time point that must be ranked; with fewer, nothing is chosen."""
+    """Share of the fields of a well or run that must be predicted; with fewer, nothing is decided."""
+
+    @model_validator(mode="after")
+    def _objects_alike(self) -> Trigger:
+        if self.scope != "object":
+            return self
+        if any(not isinstance(m, ObjectShape) for m in self.measurements):
+            raise ValueError("scope: object needs measurements of kind object, as of each single one")
+        if len({(m.label, m.objects_by) for m in self.measurements if isinstance(m, ObjectShape)}) > 1:
+            raise ValueError(
+                "scope: object needs all measurements on the same objects: one label, one segmenter"
+            )
+        parts = walk(self.when)
+        if any(getattr(part, "visits", 1) > 1 or getattr(part, "hysteresis", 0) for part in parts):
+            raise ValueError(
+                "scope: object knows no 'for' and no hysteresis: objects are not followed over time"
+            )
+        return self
+
+    @property
+    def thresholds(self) -> tuple[Threshold, ...]:
+        """All thresholds of its condition."""
+        return thresholds(self.when)
+
+    @property
+    def measurements(self) -> tuple[Measurement, ...]:
+        """What its condition looks at, each once."""
+        return tuple(dict.fromkeys(threshold.measurement for threshold in self.thresholds))
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """Where a field stands in a ranking, and why; rank 1 is best, None if it cannot be ranked."""
+def decide(trigger: Trigger, outcome: Outcome, found: Evaluation | Measured | None, fired: int) -> Decision:
+    """What a trigger does about one field; it never fires without a prediction.
 
-    key: StackKey
-    rank: int | None
-    chosen: bool
-    measured: Measured | None
-    reason: str
-
-
-def rank(rule: Best, fields: Sequence[tuple[Outcome, Measured | None]]) -> tuple[Choice, ...]:
-    """Order fields by ``rule.measurement``, which comes with each, and choose the best ``k``.
-
-    Ranked fields come first, best first (equal values in the order given), then those that cannot be ranked:
-    refused, not predicted, or measured as not a number. Those are never chosen, and with too many of them
-    (``rule.require``) none is.
-    """
-    ranked: list[tuple[StackKey, Measured]] = []
-    unranked = []
-    for outcome, measured in fields:
-        key = outcome.info.key
-        if isinstance(outcome, Prediction) and measured and math.isfinite(measured.value):
-            ranked.append((key, measured))
-        else:
-            unranked.append(Choice(key, None, False, measured, _why_unranked(outcome)))
-    ranked.sort(key=lambda field: field[1].value, reverse=rule.descending)
-    choices = [_choice(rule, ranked, place) for place in range(len(ranked))]
-    if len(ranked) < rule.require * len(fields) - _ROUNDING:
-        why = f"Not chosen: {explain_unranked(len(unranked), len(fields))}, so no choice was made"
-        choices = [
-            replace(choice, chosen=False, reason=f"{why} ({choice.reason.partition(': ')[2].rstrip('.')}).")
-            for choice in choices
-        ]
-    return (*choices, *unranked)
-
-
-def explain_unranked(unranked: int, fields: int) -> str:
-    """How many fields of a ranking are not in it, for people."""
-    return f"{unranked} of {fields} fields {'was' if unranked == 1 else 'were'} not ranked"
-
-
-def _choice(rule: Best, ranked: list[tuple[StackKey, Measured]], place: int) -> Choice:
-    key, measured = ranked[place]
-    what = f"{rule.measurement.title}: {readable(measured)}"
-    position = f"rank {place + 1} of {len(ranked)}, {'highest' if rule.descending else 'lowest'} first"
-    if place >= rule.k:
-        return Choice(key, place + 1, False, measured, f"Not chosen: {what} ({position}; {rule.k} wanted).")
-    reason = f"Chosen: {what} ({position})."
-    if rule.k < len(ranked):
-        first_out = ranked[rule.k][1]
-        if abs(measured.value - first_out.value) < math.hypot(measured.doubt, first_out.doubt):
-            reason += f" Its lead over rank {rule.k + 1}, which was not chosen, is within the doubt."
-    return Choice(key, place + 1, True, measured, reason)
-
-
-def _why_unranked(outcome: Outcome) -> str:
-    match outcome:
-        case Refusal(reason=reason):
-            return f"Not ranked: the model refused this stack, {reason.rstrip('.')}."
-        case Unpredicted(reason=reason):
-            return f"Not ranked: this stack was captured but not predicted, {reason.rstrip('.')}."
-        case Prediction():
-            return "Not ranked: the measurement gave no number."
-        case _:
-            assert_never(outcome)
-
-
-def decide(trigger: Trigger, outcome: Outcome, measured: Measured | None, fired: int) -> Decision:
-    """What a trigger does about one field, measured by its rule; it never fires without a prediction.
-
+    ``found`` is what its condition comes to, or, of a condition on one measurement, what was measured.
     ``fired`` is how often it fired in this run already.
     """
-    when, key = trigger.when, outcome.info.key
-    if not isinstance(outcome, Prediction) or measured is None:
-        why = _why_unranked(outcome).replace("Not ranked: ", "No decision: ")
-        return Decision(key, trigger.name, "nothing", why, math.nan, when.value, None)
-    found = f"{when.measurement.title} is {readable(measured)}"
-    wanted = f"{when.side} {when.measurement.unit.write(when.value)}"
-    if not when.passed(measured.value):
-        action, why = None, f"{found}, not {wanted}"
-    elif fired >= trigger.at_most:
-        action, why = None, f"{found}, {wanted}, but the trigger may act only {trigger.at_most} x"
-    else:
-        warnings = f" (mind: {'; '.join(outcome.warnings)})" if outcome.warnings else ""
-        action, why = trigger.do, f"{found}, {wanted}{warnings}"
-    what = action.title if action else "nothing"
-    return Decision(key, trigger.name, what, why, measured.value, when.value, action)
+    key, first = outcome.info.key, trigger.thresholds[0]
+    if not isinstance(outcome, Prediction) or found is None:
+        return hold_back(trigger, key, why_unranked(outcome).replace("Not ranked: ", "No decision: "))
+    if isinstance(found, Measured):
+        found, _ = evaluate(trigger.when, {first.measurement: found})
+    return conclude(trigger, key, found, fired, outcome.warnings)
+
+
+def hold_back(trigger: Trigger, key: StackKey, why: str) -> Decision:
+    """No decision."""
+    return Decision(key, trigger.name, "nothing", why, math.nan, trigger.thresholds[0].value, None)
+
+
+def conclude(
+    trigger: Trigger, key: StackKey, found: Evaluation, fired: int, mind: Sequence[str] = ()
+) -> Decision:
+    """What an evaluation leads to; ``mind`` are warnings of the prediction it rests on."""
+    action, why = None, found.why
+    if found.holds and fired >= trigger.at_most:
+        why += f", but the trigger may act only {trigger.at_most} x"
+    elif found.holds:
+        why += f" (mind: {'; '.join(mind)})" if mind else ""
+        action = trigger.do
+    what, seen = action.title if action else "nothing", found.measured
+    value = seen[0].value if seen else math.nan
+    return Decision(key, trigger.name, what, why, value, trigger.thresholds[0].value, action, seen)
+
+
+def summarise(statistic: Statistic, fields: Sequence[Measured]) -> Measured:
+    """What fields come to together, with one SD from theirs, taken to be unrelated; of one unit."""
+    values, doubts = [each.value for each in fields], [each.doubt for each in fields]
+    order = sorted(range(len(values)), key=lambda n: values[n])
+    middle = order[(len(order) - 1) // 2], order[len(order) // 2]
+    match statistic:
+        case "mean":
+            value, doubt = math.fsum(values) / len(values), math.hypot(*doubts) / len(values)
+        case "sum":
+            value, doubt = math.fsum(values), math.hypot(*doubts)
+        case "min" | "max":
+            at = order[0 if statistic == "min" else -1]
+            value, doubt = values[at], doubts[at]
+        case "median":
+            value = (values[middle[0]] + values[middle[1]]) / 2
+            doubt = math.hypot(doubts[middle[0]], doubts[middle[1]]) / 2
+        case _:
+            assert_never(statistic)
+    return Measured(f"{statistic} of {fields[0].name}", value, fields[0].unit, doubt)

@@ -71,19 +71,19 @@ class CurveBook:
         """What was measured of a field; what was known of that time point before is replaced."""
         self._units[name] = unit
         self._fields.setdefault((name, position), {})[point.time] = point
-        self._wells.setdefault(_well(position), {})[position] = None
-        self._stale.setdefault((name, _well(position)), set()).add(point.time)
+        self._wells.setdefault(well_name(position), {})[position] = None
+        self._stale.setdefault((name, well_name(position)), set()).add(point.time)
         self._changed[name, position] = None
 
     def changed(self) -> tuple[Curve, ...]:
         """Curves with something new since the last call: of fields, then of their wells."""
         changed, self._changed = self._changed, {}
-        wells = dict.fromkeys((name, _well(position)) for name, position in changed)
+        wells = dict.fromkeys((name, well_name(position)) for name, position in changed)
         return tuple(self._field(*place) for place in changed) + self._of_wells(wells)
 
     def curves(self) -> tuple[Curve, ...]:
         """All curves: of wells, where they have several fields, then of fields."""
-        wells = dict.fromkeys((name, _well(position)) for name, position in self._fields)
+        wells = dict.fromkeys((name, well_name(position)) for name, position in self._fields)
         return self._of_wells(wells) + tuple(self._field(*place) for place in self._fields)
 
     def _field(self, name: str, position: str) -> Curve:
@@ -107,8 +107,14 @@ class CurveBook:
         return Curve(level, place, name, self._units[name], drawn, len(points) - len(drawn))
 
 
-def _well(position: str) -> str:
+def well_name(position: str) -> str:
+    """The well of a position, such as ``A1``; a run without wells is one, ``all fields``."""
     return "".join(well_of(position) or (ALL_FIELDS,))
+
+
+def named_well(position: str) -> str:
+    """The same in a sentence, such as ``well A1``."""
+    return f"well {name}" if (name := well_name(position)) != ALL_FIELDS else name
 
 
 def combine(points: Sequence[Point]) -> Point:

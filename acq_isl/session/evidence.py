@@ -2,6 +2,8 @@
 
 * ``run``: the experiment with all defaults, models with manifests, software, hashes of files
 * ``stored``: a prediction that is complete on disk, with the hash of its files
+* ``schedule``: which fields of a time point are imaged, and why
+* ``time_point``, ``time_point_over``: the fields that triggers on wells and runs wait for, until it is over
 * ``outcome``: what triggers are about to look at, with everything that was measured on it
 * ``decision``, ``proposed``, ``late``: what a trigger made of that outcome
 * ``choice``: where a field stands; ``spot_check``, ``trust``: see `acq_isl.session.trust`
@@ -21,11 +23,13 @@ import yaml
 
 from acq_isl.errors import StorageError
 from acq_isl.experiment.experiment import Experiment
+from acq_isl.experiment.planning import Cycle
 from acq_isl.rules import Measured
 from acq_isl.rules.deciding import Verdict
 from acq_isl.rules.label_names import Labels
+from acq_isl.rules.schedules import Turn
 from acq_isl.session.saved_plan import FILE as PLAN
-from acq_isl.stack import Outcome, Prediction, Refusal, Unpredicted
+from acq_isl.stack import Outcome, Prediction, Refusal, StackKey, Unpredicted
 from acq_isl.storage.decision_log import Ledger
 from acq_isl.storage.prediction_store import OnStored
 
@@ -112,9 +116,24 @@ def vouch_stored(write: Callable[..., object]) -> OnStored:
     return note
 
 
-def note_outcome(ledger: Ledger, outcome: Outcome, measured: Sequence[Measured], age_s: float) -> int:
-    """Write down what triggers are about to look at; the number of the line."""
+def note_schedule(ledger: Ledger, cycle: Cycle, said: Sequence[Turn]) -> None:
+    """Write down which fields the schedule wants imaged at a time point, and why."""
+    ledger.write("schedule", time_point=cycle.time, fields=[asdict(each) for each in said])
+
+
+def note_fields(ledger: Ledger, cycle: Cycle) -> list[StackKey]:
+    """Write down the fields of a time point, which triggers on wells and runs wait for; their keys."""
+    keys = [request.key for request in cycle.requests]
+    ledger.write("time_point", time_point=cycle.time, fields=[asdict(key) for key in keys])
+    return keys
+
+
+def note_outcome(
+    ledger: Ledger, outcome: Outcome, measured: Sequence[Measured], age_s: float, imaged_s: float
+) -> int:
+    """Write down what triggers are about to look at; its line. ``imaged_s`` is since the run began."""
     about: dict[str, Any] = {"key": asdict(outcome.info.key), "model": outcome.model, "age_s": age_s}
+    about["imaged_s"] = imaged_s
     match outcome:
         case Prediction():
             about |= {

@@ -13,10 +13,11 @@ from acq_isl.experiment.experiment import Experiment, measurements
 from acq_isl.record import RunRecord
 from acq_isl.rules.measurements import measure
 from acq_isl.scorecard import Scorecard, Spread
+from acq_isl.session.fields import Field
 from acq_isl.session.grading import scores, targeting
 from acq_isl.session.grading.scores import KnownField
 from acq_isl.session.grading.targeting import Imaged
-from acq_isl.session.session import Field, Session
+from acq_isl.session.session import Session
 from acq_isl.session.summary import Stored
 from acq_isl.sim import CellTruth, KnowsCells, Rectangle, SimulatedScope, Taken, View
 from acq_isl.stack import Float32Image, Prediction, StackKey, StackRequest
@@ -106,7 +107,8 @@ class _Grading:
         lit = [field for field in session.fields.values() if self.taken.get(field.request.key)]
         fields = [self._known(field, number) for number, field in enumerate(lit)]
         overview, rules = {field.key for field in fields}, measurements(experiment)
-        label = session.labels.name_in_model(rules[0].label) if rules else None  # as the specimen names it
+        looked_at = next((rule.first_label for rule in rules if rule.first_label), None)
+        label = looked_at and session.labels.name_in_model(looked_at)  # as the specimen names it
         keys = [stack.request.key for stack in imaged if stack.request.key not in overview]
         stained = {(key.time, key.position) for key in keys}
         revisited = {key for key in overview if (key.time, key.position) in stained}
@@ -159,7 +161,7 @@ class _Grading:
 
     def _compare(self, known: KnownField, full: Prediction, true: Mapping[str, Float32Image]) -> KnownField:
         """With what a model's pictures say: labels, and what the rules measure on prediction and truth."""
-        rules = [rule for rule in measurements(self.experiment) if rule.label in full.labels]
+        rules = [rule for rule in measurements(self.experiment) if set(rule.labels) <= set(full.labels)]
         own = {label: self.session.labels.name_in_model(label) for label in full.labels}
         truth = {label: true[name] for label, name in own.items() if name in true}
         if not self._knows_cells:

@@ -15,7 +15,8 @@ from acq_isl.experiment.planning import Cycle, Optics, Place, cycles, visits
 from acq_isl.hooks import Hardware, OpenMicroscope, check_function
 from acq_isl.rules.actions import Call, Limits, check_request
 from acq_isl.rules.label_names import Labels, RunModel
-from acq_isl.rules.measurements import ObjectCount, check_countable
+from acq_isl.rules.measurements import ObjectMeasurement, check_countable
+from acq_isl.rules.over_time import OverTime
 from acq_isl.session.sense import Camera, action_presets, check_fit, find_doubts
 from acq_isl.stack import StackRequest
 from acq_isl.stream.model_registry import named
@@ -144,9 +145,8 @@ def _all_requests(experiment: Experiment, plan: tuple[Cycle, ...]) -> Iterator[S
 def check_labels(experiment: Experiment, known: Labels) -> None:
     """ExperimentError for a label that no model predicts, naming the nearest, or for objects of a network."""
     labels = known.names
-    wanted = {trigger.when.measurement.label for trigger in experiment.triggers} | set(experiment.truth)
-    if experiment.choose is not None:
-        wanted.add(experiment.choose.measurement.label)
+    rules = measurements(experiment)
+    wanted = {label for rule in rules for label in rule.labels} | set(experiment.truth)
     for label in sorted(wanted - set(labels)):
         same = [name for name in labels if known.name_in_model(name) == label]
         near = same or difflib.get_close_matches(label, labels, n=1)
@@ -160,9 +160,17 @@ def check_labels(experiment: Experiment, known: Labels) -> None:
             if near
             else "correct the label, or use another model",
         )
-    for rule in measurements(experiment):
-        if isinstance(rule, ObjectCount):
-            check_countable(rule.label, known.counting)
+    for rule in rules:
+        inner = rule.of if isinstance(rule, OverTime) else rule
+        if isinstance(inner, ObjectMeasurement):
+            check_countable(inner.label, known.counting, inner.kind)
+        if len({known.owner(label) for label in rule.labels}) > 1:
+            raise ExperimentError(
+                f"{rule.title} cannot be measured: its labels are predicted by different models",
+                wanted="labels of one model",
+                got=", ".join(rule.labels),
+                fix="take a model that predicts all of them, or a rule with all: of a condition on each",
+            )
 
 
 def new_folder(experiment: Experiment) -> Path:

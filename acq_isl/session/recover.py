@@ -22,8 +22,8 @@ from acq_isl.report.report import write_report
 from acq_isl.rules import Choice
 from acq_isl.rules.label_names import Labels, RunModel
 from acq_isl.session.evidence import LEDGERS, STORE, LazyLedger, vouch_stored
+from acq_isl.session.fields import choose_fields
 from acq_isl.session.predict_spool import Models, predict_spool, store_checked
-from acq_isl.session.session import choose_fields
 from acq_isl.session.so_far import SoFar, duration_s, read_decisions, read_so_far
 from acq_isl.session.summary import Stored, run_files, summarise, versions
 from acq_isl.stack import Outcome, Prediction, Refusal, StackKey, Unpredicted, ZStack

@@ -25,6 +25,7 @@ from acq_isl.experiment.planning import visits
 from acq_isl.files import load_yaml, read_text
 from acq_isl.rules import Decision, Limits, Occasion, check_request
 from acq_isl.rules.actions import check_preset
+from acq_isl.rules.deciding import Verdict
 from acq_isl.rules.label_names import Labels, RunModel
 from acq_isl.session.evidence import STORE
 from acq_isl.session.measured import MeasuredRun
@@ -137,8 +138,9 @@ def compare_rules(
     shown = outcomes.stored() if models is None else outcomes.predicted(models, tell)
     cost = _Cost(logged)
     before = _acts_as_run(logged, was.experiment, requests)
-    after, proposed = _acts_of(AsRun(experiment, labels), requests, shown)
-    label = next((labels.name_in_model(rule.label) for rule in measurements(experiment)), "")
+    rerun = Rerun(AsRun(experiment, labels), requests, logged)
+    after, proposed = _acts_of(rerun, requests, shown)
+    label = next((labels.name_in_model(r.first_label) for r in measurements(experiment) if r.labels), "")
     truth = read_truth(folder)
 
     def course(acts: Sequence[Act], undone: int) -> Course:
@@ -162,9 +164,9 @@ def _as_run(folder: Path, logged: Logged) -> AsRun:
 
 def _check_labels(experiment: Experiment, labels: Labels) -> None:
     for rule in measurements(experiment):
-        if labels.names and rule.label not in labels.names:
+        for label in set(rule.labels) - set(labels.names) if labels.names else ():
             raise ExperimentError(
-                f"the model does not predict {rule.label!r}",
+                f"the model does not predict {label!r}",
                 wanted=f"one of {', '.join(labels.names)}",
                 fix="correct the label in the rules, or name a model that predicts it",
             )
@@ -225,24 +227,24 @@ def _acts_as_run(
 
 
 def _acts_of(
-    as_run: AsRun,
-    requests: Mapping[StackKey, StackRequest],
-    shown: Iterable[tuple[Outcome, float]],
+    rerun: Rerun, requests: Mapping[StackKey, StackRequest], shown: Iterable[tuple[Outcome, float]]
 ) -> tuple[list[Act], int]:
     """What rules do about outcomes, and how much they only propose."""
-    rerun, plan = Rerun(as_run, requests), _Stacks(as_run.experiment, requests)
-    found, proposed, seen = list[Act](), 0, dict[StackKey, None]()
+    plan = _Stacks(rerun.experiment, requests)
+    verdicts, seen = list[Verdict](), dict[StackKey, None]()
+    rerun.expect(list(requests))
     for outcome, age_s in shown:
         seen[outcome.info.key] = None
         rerun.take(outcome)
-        for verdict in rerun.decide(outcome.info.key, outcome.model, age_s, {}):
-            proposed += verdict.kind == "proposed"
-            if verdict.kind == "act":
-                found.append(plan.act(verdict.decision))
+        verdicts += rerun.decide(outcome.info.key, outcome.model, age_s, {})
+    for time in sorted({key.time for key in seen}):
+        verdicts += rerun.close(time)
+    found = [plan.act(verdict.decision) for verdict in verdicts if verdict.kind == "act"]
+    proposed = sum(verdict.kind == "proposed" for verdict in verdicts)
     order = [key for key in requests if key in seen] or list(seen)
     for time in dict.fromkeys(key.time for key in order):
         for choice in rerun.choose([key for key in order if key.time == time]):
-            if choice.chosen and as_run.experiment.revisit is not None:
+            if choice.chosen and rerun.experiment.revisit is not None:
                 found.append(plan.revisit(choice.key))
     return found, proposed
 

@@ -16,12 +16,12 @@ from acq_isl.experiment.experiment import Experiment, measurements
 from acq_isl.manifest import Manifest
 from acq_isl.processing.display import preview
 from acq_isl.rules import Choice, Measured
+from acq_isl.rules.cache import MeasurementCache
 from acq_isl.rules.deciding import Decider, Verdict
 from acq_isl.rules.label_names import Labels, RunModel
-from acq_isl.rules.measurements import MeasurementCache
 from acq_isl.session.evidence import LEDGERS, STORE
+from acq_isl.session.fields import Field, choose_fields
 from acq_isl.session.saved_plan import SavedPlan
-from acq_isl.session.session import Field, choose_fields
 from acq_isl.stack import Outcome, Prediction, Refusal, StackInfo, StackKey, StackRequest, Unpredicted
 from acq_isl.storage.decision_log import read_intact
 from acq_isl.storage.prediction_store import load
@@ -118,11 +118,13 @@ def info_of(request: StackRequest | None, key: StackKey) -> StackInfo:
 class Rerun:
     """Rules with nothing but a run's outcomes to look at."""
 
-    def __init__(self, as_run: AsRun, requests: Mapping[StackKey, StackRequest]) -> None:
+    def __init__(self, as_run: AsRun, requests: Mapping[StackKey, StackRequest], logged: Logged) -> None:
         self.experiment, self.labels = as_run.experiment, as_run.labels
         self._requests, self._cache = requests, MeasurementCache()
         self._decider = Decider(self.experiment.triggers, self.labels.owner, self._cache)
         self._fields: dict[StackKey, Field] = {}
+        for line in logged.of("outcome"):
+            self._cache.imaged(key_of(line), number(line.get("imaged_s")))
 
     def take_fired(self, fired: Mapping[str, int]) -> None:
         """How often each trigger had acted before, by name."""
@@ -135,7 +137,7 @@ class Rerun:
         if isinstance(outcome, Prediction):
             outcome = self.labels.rename(outcome)
         owner = self.labels.owner
-        rules = [rule for rule in measurements(self.experiment) if owner(rule.label) == outcome.model]
+        rules = [rule for rule in measurements(self.experiment) if owner(rule.first_label) == outcome.model]
         found = tuple(self._cache.measure(outcome, rule) for rule in rules)
         kept = preview(outcome) if isinstance(outcome, Prediction) else outcome
         self._field(outcome.info.key).answers[outcome.model] = kept
@@ -149,6 +151,14 @@ class Rerun:
         if isinstance(outcome, Unpredicted):
             return ()
         return self._decider.decide(outcome, age_s, propose_only)
+
+    def expect(self, keys: Sequence[StackKey]) -> None:
+        """As `Decider.expect`."""
+        self._decider.expect(keys)
+
+    def close(self, time: int) -> tuple[Verdict, ...]:
+        """As `Decider.close`."""
+        return self._decider.close(time)
 
     def choose(self, keys: Sequence[StackKey]) -> tuple[Choice, ...]:
         """Rank fields of one time point, in the order of the plan."""

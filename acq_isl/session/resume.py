@@ -105,7 +105,7 @@ class Resumption:
                 handle(_middle(so_far.measured.stack(field.request)))
                 for prediction in field.predictions:
                     whole = so_far.labels.rename(load(path, find(path, key, prediction.model)[-1]))
-                    rules = [r for r in measurements(so_far.experiment) if r.label in whole.labels]
+                    rules = [r for r in measurements(so_far.experiment) if set(r.labels) <= set(whole.labels)]
                     found = [so_far.cache.measure(whole, rule) for rule in rules]
                     handle(Predicted.of(whole, tuple(each for each in found if each is not None), 0.0))
             except AcqIslError:

@@ -63,7 +63,8 @@ def expected_slices(experiment: Experiment, plan: tuple[Cycle, ...]) -> tuple[in
     for cycle in plan:
         overview += sum(len(request.z_um) for request in cycle.requests)
         if experiment.choose is not None and experiment.revisit is not None:
-            fields = min(experiment.choose.k, len(cycle.requests))
+            positions = [request.key.position for request in cycle.requests]
+            fields = experiment.choose.most(len(positions), len(set(map(well_name, positions))))
             revisit += fields * count_images(experiment.revisit)
     return overview, revisit
 
@@ -78,10 +79,7 @@ def bounds(limits: Limits) -> tuple[Bound, ...]:
 
 def choice(experiment: Experiment) -> str:
     """What fields are chosen by, for people."""
-    rule = experiment.choose
-    if rule is None:
-        return ""
-    return f"the {rule.k} {'highest' if rule.descending else 'lowest'}: {rule.measurement.title}"
+    return experiment.choose.title if experiment.choose else ""
 
 
 _COMPUTING_S, _FAULTY_S = 60.0, 10.0
@@ -299,7 +297,7 @@ def _opened(experiment: Experiment, plan: RunPlan, views: Views) -> Iterator[_Pa
         )
         note_run(ledger, folder, experiment, labels, versions())
         stack.enter_context(store)
-        rules = [(rule, labels.owner(rule.label)) for rule in measurements(experiment)]
+        rules = [(rule, labels.owner(rule.first_label)) for rule in measurements(experiment)]
         lapse = TimeLapse(views.handle, folder, plan.cycles, rules)
         stack.enter_context(lapse)
         sink, safety = WatchedSink(source, lapse.see), _safety(experiment)

@@ -12,19 +12,25 @@ from acq_isl.errors import ActionRefused, ExperimentError, suggest
 from acq_isl.experiment.experiment import Experiment, measurements
 from acq_isl.experiment.planning import Cycle
 from acq_isl.rules import (
+    Area,
     AreaFraction,
+    Best,
     Call,
+    Confluency,
+    Diverse,
     ImageField,
     Limits,
     Measurement,
-    NetworkLength,
-    ObjectCount,
+    Pareto,
     SetPreset,
     Threshold,
     Trigger,
     Watershed,
+    Weighted,
 )
 from acq_isl.rules.label_names import Labels
+from acq_isl.rules.measurements import LineMeasurement, ObjectMeasurement
+from acq_isl.rules.series import well_name
 from acq_isl.stack import StackInfo, StackRequest
 
 _BRIGHTEST = 1.5
@@ -48,7 +54,8 @@ def find_doubts(
     """
     doubts = [doubt for rule in measurements(experiment) for doubt in _check_levels(rule, camera)]
     for trigger in experiment.triggers:
-        doubts += _check_threshold(trigger.name, trigger.when)
+        for when in trigger.thresholds:
+            doubts += _check_threshold(trigger.name, when)
         doubts += _check_action(trigger, plan, experiment.limits, camera)
     doubts += _check_choice(experiment, plan)
     doubts += _check_truth(experiment, planned)
@@ -97,19 +104,21 @@ def announce(request: StackRequest, camera: Camera) -> StackInfo:
 
 
 def _check_threshold(name: str, when: Threshold) -> Iterator[str]:
-    unit, value = when.measurement.unit, when.value
+    unit, (least, most) = when.measurement.measured_in, when.interval
     low, high = unit.low, unit.high
-    never, always = (value >= high, value < low) if when.side == "above" else (value <= low, value > high)
+    open_ended = when.between is None
+    never = least > high or most < low or (open_ended and (least >= high or most <= low))
+    always = (least < low and most > high) or (not open_ended and least <= low and most >= high)
     scale = f"{unit.name} from {low:g}" + (f" to {high:g}" if math.isfinite(high) else " on")
     if never:
         raise ExperimentError(
-            f"the trigger {name!r} can never act: {when.measurement.title} is never {when.side} {value:g}",
+            f"the trigger {name!r} can never act: {when.measurement.title} is never {when.wanted}",
             wanted=scale,
-            got=f"{when.side}: {value:g}",
+            got=f"{when.side}: {when.value:g}",
             fix="correct the number; shares are fractions of 1, not per cent",
         )
     if always:
-        yield f"the trigger {name!r} acts on every field: {scale} is always {when.side} {value:g}"
+        yield f"the trigger {name!r} acts on every field: {scale} is always {when.wanted}"
 
 
 def action_presets(experiment: Experiment) -> Iterator[tuple[str, str]]:
@@ -149,9 +158,11 @@ def _check_action(trigger: Trigger, plan: Sequence[Cycle], limits: Limits, camer
 def _check_levels(rule: Measurement, camera: Camera) -> Iterator[str]:
     """Levels of predicted brightness and sizes that a rule looks for."""
     match rule:
-        case AreaFraction(above=above) | NetworkLength(above=above):
+        case AreaFraction(above=above) | Area(above=above) | Confluency(above=above):
             least_um2 = 0.0
-        case ObjectCount(objects_by=Watershed(above=above, min_area_um2=least_um2)):
+        case LineMeasurement(above=above):
+            least_um2 = 0.0
+        case ObjectMeasurement(objects_by=Watershed(above=above, min_area_um2=least_um2)):
             pass
         case _:
             return  # of what other packages measure nothing is known
@@ -182,15 +193,16 @@ def _check_choice(experiment: Experiment, plan: Sequence[Cycle]) -> Iterator[str
             yield "revisit is never used: nothing is chosen (choose)"
         return
     fields = min(len(cycle.requests) for cycle in plan)
-    if rule.k > fields:
+    wells = min(len({well_name(request.key.position) for request in cycle.requests}) for cycle in plan)
+    if isinstance(rule, Best | Weighted | Diverse | Pareto) and rule.k > fields:
         raise ExperimentError(
             "more fields are to be chosen than there are",
             wanted=f"choose.k of at most {fields}",
             got=f"k: {rule.k}",
             fix="choose fewer, or plan more fields in the overview",
         )
-    if rule.k == fields and fields > 1:
-        yield f"every field is chosen: choose.k is {rule.k}, and so many fields are there"
+    if rule.most(fields, wells) == fields > 1:
+        yield f"every field is chosen: choose takes {fields}, and so many fields are there"
 
 
 def _check_truth(experiment: Experiment, planned: Sequence[StackRequest]) -> Iterator[str]:

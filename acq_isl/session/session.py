@@ -7,9 +7,8 @@ between two stacks, and after the last one the session waits no longer than the 
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
@@ -31,17 +30,19 @@ from acq_isl.experiment.experiment import Experiment, measurements
 from acq_isl.experiment.planning import Cycle, visits
 from acq_isl.processing.display import preview
 from acq_isl.protocols import InterruptibleMicroscope, Microscope, PredictionSource, WaitingSource
-from acq_isl.rules import Best, Choice, Decision, Measured, check_request, rank
+from acq_isl.rules import Choice, Decision, Measured, check_request
+from acq_isl.rules.cache import Ask, MeasurementCache
 from acq_isl.rules.deciding import Decider, Verdict
-from acq_isl.rules.label_names import Labels, Status, combine_status, merge_outcomes, status_of
-from acq_isl.rules.measurements import MeasurementCache
+from acq_isl.rules.label_names import Labels
+from acq_isl.rules.rankings import explain_unranked
 from acq_isl.rules.reaction import AfterSlice, Then
-from acq_isl.rules.rules import explain_unranked
+from acq_isl.rules.schedules import Rota
 from acq_isl.session.acting import Actor, Due, Hands
-from acq_isl.session.evidence import note_outcome, note_verdict
+from acq_isl.session.evidence import note_fields, note_outcome, note_schedule, note_verdict
+from acq_isl.session.fields import Field, choose_fields
 from acq_isl.session.focus import FocusKeeper
 from acq_isl.session.operator import Operator, Stopped
-from acq_isl.stack import Outcome, Prediction, Refusal, StackInfo, StackKey, StackRequest, Unpredicted
+from acq_isl.stack import Outcome, Prediction, StackKey, StackRequest, Unpredicted
 from acq_isl.storage.decision_log import Ledger
 
 _WAIT_S = 0.5
@@ -71,50 +72,7 @@ class SessionTools:
     labels: Labels = dataclasses.field(default_factory=Labels)  # which model predicts what
     discard: Callable[[StackKey], None] = lambda key: None
     """Is told of a stack whose slices are not wanted any more, for it is imaged again."""
-
-
-@dataclass(slots=True)
-class Field:
-    """What is known so far of one overview field; owned by the session."""
-
-    request: StackRequest
-    models: tuple[str, ...] = ("",)
-    """Who is asked about it, by name; their answers stand in this order, whichever comes first."""
-    answers: dict[str, Outcome] = dataclasses.field(default_factory=dict)
-    """What each model said, with labels called as in the run. The images of a prediction are reduced, for
-    display: a run of a thousand fields must fit into memory."""
-    choice: Choice | None = None
-    imaged_s: float = math.nan  # when its last slice had been captured and handed to storage, monotonic
-    decided_s: float = math.nan  # when the triggers had looked at its (last) prediction, on the same clock
-
-    @property
-    def response_ms(self) -> float:
-        """From the last slice to the decision, as a person with one clock would measure it."""
-        return (self.decided_s - self.imaged_s) * 1e3
-
-    @property
-    def outcomes(self) -> tuple[Outcome, ...]:
-        """What models have said until now."""
-        return tuple(self.answers[model] for model in self.models if model in self.answers)
-
-    @property
-    def outcome(self) -> Outcome | None:
-        """What all models have said until now, as one; None before any has."""
-        return merge_outcomes(self.outcomes)
-
-    @property
-    def status(self) -> Status | None:
-        """What became of the stack; None until every model has answered."""
-        return combine_status([status_of(outcome) for outcome in self.outcomes], len(self.models))
-
-    @property
-    def predictions(self) -> tuple[Prediction, ...]:
-        return tuple(outcome for outcome in self.outcomes if isinstance(outcome, Prediction))
-
-    @property
-    def without(self) -> tuple[Refusal | Unpredicted, ...]:
-        """What models said that did not predict it."""
-        return tuple(outcome for outcome in self.outcomes if not isinstance(outcome, Prediction))
+    ask: Ask | None = None  # measures by a user's function, guarded
 
 
 class Session:
@@ -136,15 +94,19 @@ class Session:
         """Every cycle with the second at which it began, on the clock of its ``start_s``."""
         self.warnings: list[str] = []
         self._lost: SliceLost | None = None
-        self._measured = MeasurementCache()
-        self._decider = Decider(experiment.triggers, tools.labels.owner, self._measured)
+        self._look_with(MeasurementCache(tools.ask))
         self._undecided: list[Prediction] = []
-        self._visits = 0
+        self._visits, self._start_s = 0, 0.0
         self._focus = FocusKeeper(tools.microscope, experiment.when_focus_fails, self._note_focus)
         self._operator = Operator(tools.commands, self._visit, self._note_command, tools.emit)
         hands = Hands(tools.microscope, experiment.limits, self._acquire, tools.call, tools.now)
         self._actor = Actor(hands, self._note, self.warnings.append)
         self._reacts = any(isinstance(trigger.react, AfterSlice) for trigger in experiment.triggers)
+
+    def _look_with(self, cache: MeasurementCache) -> None:
+        self._measured = cache
+        self._decider = Decider(self._experiment.triggers, self.labels.owner, cache)
+        self._rota = Rota(self._experiment.schedule, cache)
 
     @property
     def stopped(self) -> bool:
@@ -163,9 +125,11 @@ class Session:
         self.fields |= fields
         self.asked += acquired
         self.acquired += acquired
-        self._measured, self._visits = cache, visits
-        self._decider = Decider(self._experiment.triggers, self.labels.owner, cache)
+        self._look_with(cache)
+        self._visits = visits
         self._decider.fired.update(dict(enumerate(fired)))
+        for key in sorted(fields):
+            self._rota.visited(key)
 
     def run(self) -> None:
         """Acquire, predict, choose and revisit, one time point after the other.
@@ -173,12 +137,13 @@ class Session:
         AcquisitionFailed, SliceLost and StorageError end it; what was captured until then is kept, and
         `fields` and `acquired` say how far it came.
         """
-        start = self._tools.now()
+        start = self._start_s = self._tools.now()
         try:
             for cycle in self.cycles:
                 start = self._tools.now() if cycle.restarts else start
                 self._wait_until(start + cycle.start_s)
                 self._begin(cycle, self._tools.now() - start)
+                cycle = self._due(cycle)
                 self._overview(cycle)
                 self._revisit(self._choose(cycle))
         except Stopped:
@@ -195,15 +160,28 @@ class Session:
         number = times.index(cycle.time) + 1
         self._tools.emit(TimePointBegan(number, len(times), cycle.start_s, began_s))
 
+    def _due(self, cycle: Cycle) -> Cycle:
+        """The time point with those of its stacks that the schedule wants."""
+        requests, said = self._rota.pick(cycle.requests, self._tools.now() - self._start_s)
+        if said:
+            note_schedule(self._tools.ledger, cycle, said)
+            due = sum(each.due for each in said)
+            why = "; ".join(f"{each.position}: {each.why}" for each in said)
+            what = f"image {due} of {len(said)} fields"
+            self._tools.emit(Decided(None, "schedule", what, why, f"at time point {cycle.time}"))
+        return replace(cycle, requests=requests)
+
     def _overview(self, cycle: Cycle) -> None:
         for request in cycle.requests:
             self.fields.setdefault(request.key, Field(request, self.labels.models))
+        self._decider.expect(note_fields(self._tools.ledger, cycle))
         for done, request in enumerate(cycle.requests, start=1):
             what = "imaged" if self._acquire(request) else "skipped"
             self._step("overview", done, len(cycle.requests), f"{what} {request.key.position}")
             self._take_ready()
         self._step("predict", self._predicted(cycle), len(cycle.requests), "waiting for the engine")
         self._take_all()
+        self._close(cycle)
         self._step("predict", self._predicted(cycle), len(cycle.requests), "")
 
     def _take_ready(self) -> None:
@@ -272,10 +250,27 @@ class Session:
             field = self.fields[prediction.info.key]
             field.decided_s = self._tools.now()
             line, verdicts = self._decisions(prediction)
-            for verdict in verdicts:
-                trigger = self._experiment.triggers[verdict.index]
-                until_s = field.imaged_s + (trigger.deadline_s or math.inf)
-                self._actor.add(Due(verdict, line, field.request, prediction, trigger.react, until_s))
+            self._plan_acts(line, verdicts, prediction)
+
+    def _plan_acts(self, line: int, verdicts: Iterable[Verdict], newest: Prediction | None = None) -> None:
+        for verdict in verdicts:
+            field = self.fields[verdict.decision.key]  # of a well or run it may be another than the newest
+            same = newest is not None and newest.info.key == verdict.decision.key
+            prediction = newest if newest is not None and same else field.predictions[0]
+            trigger = self._experiment.triggers[verdict.index]
+            until_s = field.imaged_s + (trigger.deadline_s or math.inf)
+            self._actor.add(Due(verdict, line, field.request, prediction, trigger.react, until_s))
+
+    def _close(self, cycle: Cycle) -> None:
+        """Let triggers decide on wells and runs of which some fields were not predicted."""
+        if not (verdicts := self._decider.close(cycle.time)):
+            return
+        line = int(self._tools.ledger.write("time_point_over", time_point=cycle.time)["n"])
+        for verdict in verdicts:
+            if verdict.kind != "act":
+                self._note(verdict, line, verdict.done)
+        self._plan_acts(line, (verdict for verdict in verdicts if verdict.kind == "act"))
+        self._decide()
 
     def _is_interrupted(self) -> bool:
         """Whether something is to be done before the next slice; asked while a stack is acquired."""
@@ -295,7 +290,8 @@ class Session:
         """What triggers want done about an outcome, and its line in the ledger; noted if it is nothing."""
         field = self.fields[outcome.info.key]
         age_s = round(field.decided_s - field.imaged_s, 3)
-        line = note_outcome(self._tools.ledger, outcome, self._measured_of(outcome), age_s)
+        imaged_s = self._measured.imaged_s(outcome.info.key)
+        line = note_outcome(self._tools.ledger, outcome, self._measured_of(outcome), age_s, imaged_s)
         if isinstance(outcome, Unpredicted):  # it may still come
             return line, []
         found = []
@@ -309,7 +305,7 @@ class Session:
     def _measured_of(self, outcome: Outcome) -> tuple[Measured, ...]:
         """What rules look at, measured on what its model predicted."""
         owner = self.labels.owner
-        rules = [rule for rule in measurements(self._experiment) if owner(rule.label) == outcome.model]
+        rules = [rule for rule in measurements(self._experiment) if owner(rule.first_label) == outcome.model]
         found = (self._measured.measure(outcome, rule) for rule in rules)
         return tuple(each for each in found if each is not None)
 
@@ -381,6 +377,8 @@ class Session:
         self.acquired.append(request)
         if request.key in self.fields:
             self.fields[request.key].imaged_s = self._tools.now()
+            self._measured.imaged(request.key, self._tools.now() - self._start_s)
+            self._rota.visited(request.key)
         self._tools.emit(FieldImaged(request))
 
     def _image(self, request: StackRequest) -> StackRequest:
@@ -482,18 +480,3 @@ class Session:
 
     def _step(self, phase: Phase, done: int, total: int, text: str) -> None:
         self._tools.emit(Step(phase, done, total, text))
-
-
-def choose_fields(
-    rule: Best, labels: Labels, fields: Sequence[Field], cache: MeasurementCache
-) -> tuple[Choice, ...]:
-    """Rank fields by what the rule's model said of them."""
-    model = labels.owner(rule.measurement.label) or ""
-    outcomes = [field.answers.get(model) or _unanswered(field.request, model) for field in fields]
-    measured = [cache.measure(outcome, rule.measurement) for outcome in outcomes]
-    return rank(rule, list(zip(outcomes, measured, strict=True)))
-
-
-def _unanswered(request: StackRequest, model: str) -> Unpredicted:
-    info = StackInfo(request.key, request.z_um, (1, 1), 0.0, request.x_um, request.y_um)
-    return Unpredicted(info, "no answer of the engine", "the measured data", model)

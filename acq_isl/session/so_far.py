@@ -16,12 +16,12 @@ from acq_isl.experiment.experiment import Experiment, measurements
 from acq_isl.experiment.planning import Cycle
 from acq_isl.processing.display import preview
 from acq_isl.rules import Choice
+from acq_isl.rules.cache import MeasurementCache
 from acq_isl.rules.label_names import Labels
-from acq_isl.rules.measurements import MeasurementCache
 from acq_isl.session.evidence import LEDGERS, STORE
+from acq_isl.session.fields import Field
 from acq_isl.session.measured import MeasuredRun
 from acq_isl.session.saved_plan import SavedPlan
-from acq_isl.session.session import Field
 from acq_isl.stack import Outcome, Prediction, StackKey, StackRequest
 from acq_isl.storage.decision_log import read as read_ledger
 from acq_isl.storage.prediction_store import find, load

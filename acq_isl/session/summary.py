@@ -21,8 +21,8 @@ from acq_isl.processing.display import reduced, stretched
 from acq_isl.processing.statistics import pearson
 from acq_isl.record import Comparison, FieldRecord, RunRecord, StageLatency
 from acq_isl.rules import Measurement
+from acq_isl.session.fields import Field
 from acq_isl.session.grading.scores import object_f1, pair_labels, to_bright_end
-from acq_isl.session.session import Field
 from acq_isl.stack import Float32Image, Prediction, StackKey, StackRequest, StageTimes, Uint16Image
 
 _THUMBNAIL_PX = 384

@@ -186,6 +186,11 @@ class _Again:
             match line["kind"]:
                 case "run":
                     self._begin(line)
+                case "time_point" if self._rerun is not None:
+                    self._rerun.expect([key_of({"key": key}) for key in line["fields"]])
+                case "time_point_over" if self._rerun is not None:
+                    for verdict in self._rerun.close(line["time_point"]):
+                        self._compare_verdict(line["n"], verdict)
                 case "outcome":
                     self._check_outcome(line)
                 case "stored" if place >= recovering:
@@ -207,7 +212,7 @@ class _Again:
     def _begin(self, line: Line) -> None:
         """A run begins, or was gone on with: then it knows what is stored, and how often triggers acted."""
         try:
-            self._rerun = Rerun(AsRun.of(line), self._requests)
+            self._rerun = Rerun(AsRun.of(line), self._requests, self._logged)
         except (AcqIslError, ValueError) as error:
             self._rerun = None
             self._note(

@@ -60,7 +60,7 @@ def test_a_measurement_is_written_as_its_kind(raw: dict[str, Any], wanted: Measu
 @pytest.mark.parametrize(
     "raw",
     [
-        {"kind": "area", "label": "nuclei"},
+        {"kind": "perimeter", "label": "nuclei"},
         {"kind": "mean_intensity", "label": "nuclei", "above": 1},
         {"kind": "area_fraction"},
         {"kind": "object_count", "label": "nuclei", "min_area_um2": -1},

@@ -19,7 +19,8 @@ from acq_isl.rules import (
     ObjectCount,
     Segmenter,
 )
-from acq_isl.rules.measurements import MeasurementCache, measure
+from acq_isl.rules.cache import MeasurementCache
+from acq_isl.rules.measurements import measure
 from acq_isl.rules.plugins import broken_plugins, forget_plugins
 from acq_isl.stack import Prediction, StackInfo, StackKey
 
@@ -172,7 +173,7 @@ def test_the_file_beside_a_run_names_the_packages(install: Install) -> None:
         ),
         ("kind: two_presets", "kind: preset", "there is no action 'preset'; did you mean 'set_preset'"),
         ("kind: every_pixel", "kind: cellpose", "there is no segmenter 'cellpose'"),
-        ("kind: brightest, ", "", "every measurement needs its kind, one of area_fraction, brightest"),
+        ("kind: brightest, ", "", "every measurement needs its kind, one of area, area_fraction, branch_points, brightest"),
         ("above: 0.3", "abov: 0.3", "'abov' in choose.measurement.object_count.segmenter.*'above'"),
         ("presets: [DAPI, Phase]", "presets: [DAPI]", "triggers.0.do.two_presets.presets"),
     ],
@@ -198,7 +199,7 @@ def test_a_broken_plugin_is_told_and_does_no_harm(install: Install, module: str,
     install({"brightest.py": module}, "[acq_isl.measurements]\nbrightest = brightest:Brightest\n")
     (broken,) = broken_plugins()
     assert broken.package.startswith("acq-isl-example") and why in broken.why
-    assert set(Measurement.kinds()) == {"area_fraction", "object_count", "mean_intensity", "length"}
+    assert set(Measurement.kinds()) == {one.model_fields["kind"].default for one in Measurement.built_in()}
     with pytest.raises(ExperimentError, match="is not used"):
         Experiment.from_text(YAML.replace("every_pixel", "watershed"))
 

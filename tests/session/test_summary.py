@@ -12,7 +12,7 @@ from acq_isl.errors import ExperimentError
 from acq_isl.experiment.experiment import Experiment
 from acq_isl.experiment.planning import Cycle
 from acq_isl.record import Comparison
-from acq_isl.session.session import Field
+from acq_isl.session.fields import Field
 from acq_isl.session.summary import compare, late_intervals, latencies, shortfall, thumbnail, versions, weigh
 from acq_isl.stack import Prediction, StackInfo, StackKey, StackRequest, StageTimes
 

@@ -20,9 +20,10 @@ from PIL import Image
 import acq_isl
 from acq_isl.record import Counts, FieldRecord, RunRecord
 from acq_isl.rules.measurements import Measured
-from acq_isl.rules.rules import Choice
+from acq_isl.rules.rankings import Choice
+from acq_isl.session.fields import Field
 from acq_isl.session.runner import RunResult
-from acq_isl.session.session import Field, Session
+from acq_isl.session.session import Session
 from acq_isl.stack import Prediction, Refusal, StackInfo, StackKey, StackRequest, Unpredicted, ZStack
 from acq_isl.view.notebook import outcome_html, prediction_html, register, run_html, session_html, stack_html
 

@@ -16,8 +16,23 @@ from acq_isl.processing.counting import count_on_stain
 from acq_isl.processing.display import display_range
 from acq_isl.processing.segmentation import object_score
 from acq_isl.processing.statistics import pearson
-from acq_isl.rules import AreaFraction, Best, Measurement, ObjectCount, Segmenter, Trigger, Watershed
-from acq_isl.rules.measurements import measure
+from acq_isl.rules import (
+    AreaFraction,
+    Best,
+    Density,
+    Measured,
+    Measurement,
+    Memory,
+    ObjectCount,
+    Ranking,
+    Segmenter,
+    Trigger,
+    Watershed,
+    evaluate,
+)
+from acq_isl.rules.measurements import ObjectMeasurement, measure
+from acq_isl.rules.over_time import OverTime
+from acq_isl.rules.rankings import Candidate
 from acq_isl.rules.segmenters import find_objects
 from acq_isl.scorecard import CellScore, ChoiceScore, CountScore, LabelScore, TriggerScore
 from acq_isl.sim import CellTruth
@@ -97,7 +112,7 @@ def segmenter_of(label: str, rules: Sequence[Measurement]) -> Segmenter:
     """What tells the objects of a label apart: as the rules do, where one looks at it."""
     looking = [rule for rule in rules if rule.label == label]
     for rule in looking:
-        if isinstance(rule, ObjectCount):
+        if isinstance(rule, ObjectMeasurement):
             return rule.objects_by
     above = next((rule.above for rule in looking if isinstance(rule, AreaFraction)), _ABOVE)
     return Watershed(above=above, min_area_um2=_LEAST_UM2)
@@ -118,11 +133,14 @@ def measure_truth(
     counted = {each.label for each in prediction.counting if isinstance(each, ObjectCounting)}
 
     def value(rule: Measurement) -> float:
-        if isinstance(rule, ObjectCount) and rule.segmenter is None and rule.label in counted:
-            return float(count_on_stain(ideal.label(rule.label), ideal.info.pixel_size_um))
+        if isinstance(rule, ObjectCount | Density) and rule.segmenter is None and rule.label in counted:
+            image, pixel_um = ideal.label(rule.label), ideal.info.pixel_size_um
+            area_mm2 = image.size * pixel_um**2 * 1e-6 if isinstance(rule, Density) else 1.0
+            return count_on_stain(image, pixel_um) / area_mm2
         return measure(ideal, rule).value
 
-    return {rule: value(rule) for rule in rules if rule.label in known}
+    of_one_field = (rule for rule in rules if rule.labels and not isinstance(rule, OverTime))
+    return {rule: value(rule) for rule in of_one_field if set(rule.labels) <= set(known)}
 
 
 def score_labels(fields: Sequence[KnownField]) -> tuple[LabelScore, ...]:
@@ -157,36 +175,46 @@ def score_counts(fields: Sequence[KnownField]) -> tuple[CountScore, ...]:
     )
 
 
-def score_choice(rule: Best, fields: Sequence[KnownField]) -> ChoiceScore | None:
-    """The choice against the true ranking of its time point; equal fields share the better rank."""
-    sign = -1 if rule.descending else 1
-    values = {
-        field.key: sign * field.true[rule.measurement]
-        for field in fields
-        if math.isfinite(field.true.get(rule.measurement, math.nan))
-    }
-    chosen = [field.key for field in fields if field.chosen and field.key in values]
+def score_choice(rule: Ranking, fields: Sequence[KnownField]) -> ChoiceScore | None:
+    """The choice against the true ranking of its time point; equal fields of `Best` share the better rank."""
+    truly = _true_ranks(rule, fields)
+    chosen = [field.key for field in fields if field.chosen and field.key in truly]
     if not chosen:
         return None
-    truly = {
-        key: 1 + sum(other < value for rival, other in values.items() if rival.time == key.time)
-        for key, value in values.items()
-    }
     places = Counter(key.time for key in chosen)
     wrong = [key for key in chosen if truly[key] > places[key.time]]
     missed: list[StackKey] = []
     for time, count in Counter(key.time for key in wrong).items():
-        left = [key for key in values if key.time == time and key not in chosen]
+        left = [key for key in truly if key.time == time and key not in chosen]
         missed += sorted(left, key=lambda key: truly[key])[:count]
     return ChoiceScore(
-        what=rule.measurement.title,
+        what=rule.measurements[0].title if isinstance(rule, Best) else rule.title,
         chosen=len(chosen),
         right=len(chosen) - len(wrong),
-        ranked=len(values),
+        ranked=len(truly),
         wrong=tuple((_name(key), truly[key]) for key in wrong),
         missed=tuple(_name(key) for key in missed),
         rounds=len(places),
     )
+
+
+def _true_ranks(rule: Ranking, fields: Sequence[KnownField]) -> dict[StackKey, int]:
+    """Place of each field whose truth is known in its time point, from 1."""
+    known: dict[int, list[Candidate]] = {}
+    for field in fields:
+        true = [(m, field.true.get(m, math.nan)) for m in rule.measurements]
+        if all(math.isfinite(value) for _, value in true):
+            measured = tuple(Measured(m.title, value, m.measured_in.name, math.nan) for m, value in true)
+            known.setdefault(field.key.time, []).append(Candidate(field.key, measured))
+    ranks = {}
+    for some in known.values():
+        for place, placed in enumerate(rule.order(some), start=1):
+            ranks[placed.field.key] = place
+        if isinstance(rule, Best):
+            best_of: dict[float, int] = {}
+            for one in sorted(some, key=lambda one: ranks[one.key]):
+                ranks[one.key] = best_of.setdefault(one.values[0], ranks[one.key])
+    return ranks
 
 
 def score_trigger(
@@ -197,13 +225,17 @@ def score_trigger(
     ``judged`` is what became of its decision on each field: ``nothing``, ``spent`` where it had acted as
     often as it may, ``refused: ...`` and so on where its action was not carried out, else it was.
     """
-    rule = trigger.when.measurement
-    known = [field for field in fields if rule in field.true and field.key in judged]
-    if not known:
+    wanted = trigger.measurements
+    known = [f for f in fields if all(m in f.true for m in wanted) and f.key in judged]
+    if not known or trigger.scope != "field":
         return None
     groups: dict[str, list[str]] = {}
-    for field in known:
-        did, should = judged[field.key], trigger.when.passed(field.true[rule])
+    memories: dict[str, Memory] = {}
+    for field in sorted(known, key=lambda one: one.key):  # by time: a condition may ask for several visits
+        true = {m: Measured(m.title, field.true[m], m.measured_in.name, math.nan) for m in wanted}
+        found, memory = evaluate(trigger.when, true, memories.get(field.key.position))
+        memories[field.key.position] = memory
+        did, should = judged[field.key], bool(found.holds)
         groups.setdefault(_verdict(did, should), []).append(_name(field.key))
     alarms, missed, hindered = (tuple(groups.get(name, ())) for name in ("alarm", "missed", "hindered"))
     acted = sum(_acted(did) for did in judged.values())

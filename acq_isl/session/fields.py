@@ -1,0 +1,75 @@
+"""What is known so far of the fields of a run, and which of them are chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from acq_isl.rules import Choice, Ranking, rank
+from acq_isl.rules.cache import MeasurementCache
+from acq_isl.rules.label_names import Labels, Status, combine_status, merge_outcomes, status_of
+from acq_isl.stack import Outcome, Prediction, Refusal, StackInfo, StackRequest, Unpredicted
+
+
+@dataclass(slots=True)
+class Field:
+    """What is known so far of one overview field; owned by the session."""
+
+    request: StackRequest
+    models: tuple[str, ...] = ("",)
+    """Who is asked about it, by name; their answers stand in this order, whichever comes first."""
+    answers: dict[str, Outcome] = dataclasses.field(default_factory=dict)
+    """What each model said, with labels called as in the run. The images of a prediction are reduced, for
+    display: a run of a thousand fields must fit into memory."""
+    choice: Choice | None = None
+    imaged_s: float = math.nan  # when its last slice had been captured and handed to storage, monotonic
+    decided_s: float = math.nan  # when the triggers had looked at its (last) prediction, on the same clock
+
+    @property
+    def response_ms(self) -> float:
+        """From the last slice to the decision, as a person with one clock would measure it."""
+        return (self.decided_s - self.imaged_s) * 1e3
+
+    @property
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """What models have said until now."""
+        return tuple(self.answers[model] for model in self.models if model in self.answers)
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """What all models have said until now, as one; None before any has."""
+        return merge_outcomes(self.outcomes)
+
+    @property
+    def status(self) -> Status | None:
+        """What became of the stack; None until every model has answered."""
+        return combine_status([status_of(outcome) for outcome in self.outcomes], len(self.models))
+
+    @property
+    def predictions(self) -> tuple[Prediction, ...]:
+        return tuple(outcome for outcome in self.outcomes if isinstance(outcome, Prediction))
+
+    @property
+    def without(self) -> tuple[Refusal | Unpredicted, ...]:
+        """What models said that did not predict it."""
+        return tuple(outcome for outcome in self.outcomes if not isinstance(outcome, Prediction))
+
+
+def choose_fields(
+    rule: Ranking, labels: Labels, fields: Sequence[Field], cache: MeasurementCache
+) -> tuple[Choice, ...]:
+    """Rank fields by what the models said of them whose labels the rule looks at."""
+    owners = [labels.owner(measurement.first_label) or "" for measurement in rule.measurements]
+    ranked = []
+    for field in fields:
+        answers = [field.answers.get(model) or _unanswered(field.request, model) for model in owners]
+        found = [cache.measure(each, m) for each, m in zip(answers, rule.measurements, strict=True)]
+        ranked.append((next((a for a in answers if not isinstance(a, Prediction)), answers[0]), found))
+    return rank(rule, ranked)
+
+
+def _unanswered(request: StackRequest, model: str) -> Unpredicted:
+    info = StackInfo(request.key, request.z_um, (1, 1), 0.0, request.x_um, request.y_um)
+    return Unpredicted(info, "no answer of the engine", "the measured data", model)
