@@ -14,9 +14,9 @@ from typing import Literal
 from acq_isl.rules.actions import Decision
 from acq_isl.rules.cache import MeasurementCache
 from acq_isl.rules.conditions import Evaluation, Memory, describe, evaluate
-from acq_isl.rules.measurements import Measured, Measurement
-from acq_isl.rules.objects import FoundObject
-from acq_isl.rules.rules import Trigger, conclude, decide, hold_back, summarise
+from acq_isl.rules.measurements import Measured, Measurement, write_down
+from acq_isl.rules.objects import FoundObject, Statistic, summarise
+from acq_isl.rules.rules import Trigger, conclude, decide, hold_back
 from acq_isl.rules.series import named_well, well_name
 from acq_isl.stack import Outcome, Prediction, StackKey, Unpredicted
 
@@ -88,7 +88,7 @@ class Decider:
         ``age_s`` is how long ago the last slice of the field was taken, ``propose_only`` why labels are not
         to be acted upon.
         """
-        key, found = outcome.info.key, []
+        key, found = outcome.info.key, list[Verdict]()
         self._answers[key, outcome.model] = _light(outcome)
         for index, trigger in enumerate(self._triggers):
             if (index, key) in self._seen or not self._look(index, outcome, propose_only):
@@ -219,9 +219,17 @@ def _summary(
     known = [each for each in fields if each is not None and math.isfinite(each.value)]
     if not known:
         return None
-    whole = summarise(trigger.statistic, known)
-    text = measurement.measured_in.write(whole.value, whole.doubt)
-    return replace(whole, text=f"{text} ({trigger.statistic} of {len(known)} fields of {named})")
+    value = summarise(trigger.statistic, [each.value for each in known])
+    doubt = _doubt(trigger.statistic, [each.doubt for each in known])
+    whole = write_down(measurement, value, doubt)
+    return replace(whole, text=f"{whole.text} ({trigger.statistic} of {len(known)} fields of {named})")
+
+
+def _doubt(statistic: Statistic, doubts: Sequence[float]) -> float:
+    """One SD of a sum or mean of values whose doubts are unrelated; of others it is not known."""
+    if statistic not in ("mean", "sum"):
+        return math.nan
+    return math.hypot(*doubts) / (len(doubts) if statistic == "mean" else 1)
 
 
 def _strongest(trigger: Trigger, fields: Mapping[StackKey, Values]) -> StackKey:

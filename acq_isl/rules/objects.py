@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, assert_never
 
 import numpy as np
 from pydantic import Field
@@ -74,6 +75,26 @@ class Share(ObjectMeasurement):
         return float(np.mean(means > self.positive_above)), float(doubt)
 
 
+Statistic = Literal["mean", "median", "sum", "min", "max"]
+
+
+def summarise(statistic: Statistic, values: Sequence[float]) -> float:
+    """What several values come to; at least one is needed."""
+    match statistic:
+        case "mean":
+            return float(np.mean(values))
+        case "median":
+            return float(np.median(values))
+        case "sum":
+            return float(np.sum(values))
+        case "min":
+            return float(np.min(values))
+        case "max":
+            return float(np.max(values))
+        case _:
+            assert_never(statistic)
+
+
 Property = Literal["area", "diameter", "eccentricity", "solidity", "intensity"]
 _PROPERTIES: dict[Property, tuple[str, int, Unit]] = {
     # name in scikit-image, and the power of the pixel size that makes it physical
@@ -106,7 +127,7 @@ class ObjectShape(ObjectMeasurement):
     ``solidity`` (share of its convex hull that it fills), or mean predicted ``intensity``."""
     of: str | None = None
     """Label whose intensity is measured in the objects. Default: their own."""
-    statistic: Literal["mean", "median", "min", "max"] = "mean"
+    statistic: Statistic = "mean"
     """What is said of a field with several objects."""
 
     @property
@@ -124,8 +145,7 @@ class ObjectShape(ObjectMeasurement):
 
     def measure(self, prediction: Prediction) -> tuple[float, float]:
         values = [found.value for found in self.measure_objects(prediction)]
-        summaries = {"mean": np.mean, "median": np.median, "min": np.min, "max": np.max}
-        return float(summaries[self.statistic](values)) if values else np.nan, np.nan
+        return summarise(self.statistic, values) if values else np.nan, np.nan
 
     def measure_objects(self, prediction: Prediction) -> tuple[FoundObject, ...]:
         """Every object with its centroid outside of the unsure margin."""

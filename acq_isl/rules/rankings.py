@@ -276,7 +276,8 @@ class Pareto(_Ranking):
     def order(self, fields: Sequence[Candidate]) -> list[Placed]:
         signs = np.array([1 if goal.descending else -1 for goal in self.goals])
         points = np.array([field.values for field in fields]).reshape(len(fields), 2) * signs
-        left, placed, front = list(range(len(fields))), [], 0
+        left, front = list(range(len(fields))), 0
+        placed: list[Placed] = []
         while left:
             front += 1
             first = [n for n in left if not any(_beats(points[other], points[n]) for other in left)]
@@ -367,7 +368,7 @@ def _standardised(fields: Sequence[Candidate]) -> NDArray[np.float64]:
     values = np.array([field.values for field in fields], float)
     away = values - values.mean(axis=0)
     spread = values.std(axis=0)
-    return np.divide(away, spread, out=np.zeros_like(away), where=spread > 0)
+    return np.asarray(np.divide(away, spread, out=np.zeros_like(away), where=spread > 0))
 
 
 def _beats(a: NDArray[np.float64], b: NDArray[np.float64]) -> bool:

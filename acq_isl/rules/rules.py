@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, assert_never
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -12,13 +12,12 @@ from acq_isl.base import StrictModel
 from acq_isl.rules.actions import Action, Decision
 from acq_isl.rules.conditions import Condition, Evaluation, Threshold, evaluate, thresholds, walk
 from acq_isl.rules.measurements import Measured, Measurement
-from acq_isl.rules.objects import ObjectShape
+from acq_isl.rules.objects import ObjectShape, Statistic
 from acq_isl.rules.rankings import why_unranked
 from acq_isl.rules.reaction import AfterStack, React
 from acq_isl.stack import Outcome, Prediction, StackKey
 
 Scope = Literal["object", "field", "well", "run"]
-Statistic = Literal["mean", "sum", "min", "max", "median"]
 
 
 class Trigger(StrictModel):
@@ -104,24 +103,3 @@ def conclude(
     what, seen = action.title if action else "nothing", found.measured
     value = seen[0].value if seen else math.nan
     return Decision(key, trigger.name, what, why, value, trigger.thresholds[0].value, action, seen)
-
-
-def summarise(statistic: Statistic, fields: Sequence[Measured]) -> Measured:
-    """What fields come to together, with one SD from theirs, taken to be unrelated; of one unit."""
-    values, doubts = [each.value for each in fields], [each.doubt for each in fields]
-    order = sorted(range(len(values)), key=lambda n: values[n])
-    middle = order[(len(order) - 1) // 2], order[len(order) // 2]
-    match statistic:
-        case "mean":
-            value, doubt = math.fsum(values) / len(values), math.hypot(*doubts) / len(values)
-        case "sum":
-            value, doubt = math.fsum(values), math.hypot(*doubts)
-        case "min" | "max":
-            at = order[0 if statistic == "min" else -1]
-            value, doubt = values[at], doubts[at]
-        case "median":
-            value = (values[middle[0]] + values[middle[1]]) / 2
-            doubt = math.hypot(doubts[middle[0]], doubts[middle[1]]) / 2
-        case _:
-            assert_never(statistic)
-    return Measured(f"{statistic} of {fields[0].name}", value, fields[0].unit, doubt)

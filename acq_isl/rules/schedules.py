@@ -95,7 +95,7 @@ class RevisitWhen(_Schedule):
     def order(self, fields: Sequence[FieldSoFar], now_s: float, field_s: float) -> list[Turn]:
         return _due_first([self._look(each) for each in fields])
 
-    def _look(self, each: FieldSoFar) -> Due:
+    def _look(self, each: FieldSoFar) -> Turn:
         if not each.visits:
             return Turn(each.position, True, "it was not imaged yet")
         verdict = each.judge(self.when)
@@ -223,7 +223,7 @@ class Rate(_Schedule):
     def order(self, fields: Sequence[FieldSoFar], now_s: float, field_s: float) -> list[Turn]:
         return _due_first([self._look(each, now_s) for each in fields])
 
-    def _look(self, each: FieldSoFar, now_s: float) -> Due:
+    def _look(self, each: FieldSoFar, now_s: float) -> Turn:
         if not each.visits or not math.isfinite(each.last_s):
             return Turn(each.position, True, "it was not imaged yet")
         verdict = each.judge(self.when) if self.when is not None else None

@@ -36,6 +36,7 @@ from acq_isl.report.report import write_report
 from acq_isl.rules.actions import Limits
 from acq_isl.rules.label_names import Labels
 from acq_isl.rules.plugins import broken_plugins
+from acq_isl.rules.series import well_name
 from acq_isl.session.engine import RunPlan, WithoutEngine, open_engine, state
 from acq_isl.session.evidence import note_run, vouch_stored
 from acq_isl.session.grade import grade, true_cells

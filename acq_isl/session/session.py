@@ -143,9 +143,9 @@ class Session:
                 start = self._tools.now() if cycle.restarts else start
                 self._wait_until(start + cycle.start_s)
                 self._begin(cycle, self._tools.now() - start)
-                cycle = self._due(cycle)
-                self._overview(cycle)
-                self._revisit(self._choose(cycle))
+                due = self._due(cycle)
+                self._overview(due)
+                self._revisit(self._choose(due))
         except Stopped:
             self.warnings.append(f"stopped by the operator after {len(self.acquired)} stacks")
             self._take_all()
