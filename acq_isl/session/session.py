@@ -7,6 +7,7 @@ between two stacks, and after the last one the session waits no longer than the 
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
