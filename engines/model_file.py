@@ -75,8 +75,7 @@ def _some(values: Sequence[str]) -> str:
     return ", ".join(values[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-DEMO = "demo"
-_DEMO_FILE = "demo.onnx"
+SHIPPED = ("demo", "demo-fast")
 _MOST_NOTE_BYTES = 4096
 _Ports = dict[str, tuple[str, tuple[str | int, ...]]]  # element type and axes by name
 
@@ -96,7 +95,7 @@ class ModelInfo:
     """What a model file is, as ``acq-isl info MODEL`` shows it."""
 
     where: str
-    """Path of the file, or ``"demo"``."""
+    """Path of the file, or the name of a model that ships, such as ``"demo"``."""
     sha256: str
     size_bytes: int
     manifest: Manifest
@@ -175,16 +174,16 @@ def read_model(model: Path | str, *, sha256: str | None = None) -> ModelFile:
 
 def _read(model: Path | str) -> tuple[str, bytes, str | None]:
     """Name for people, bytes, and the hash noted beside the file, if any."""
-    if model == DEMO:
+    if isinstance(model, str) and model in SHIPPED:
         folder = resources.files("acq_isl.models")
-        demo, beside = folder / _DEMO_FILE, folder / f"{_DEMO_FILE}.sha256"
-        if not demo.is_file():
+        file, beside = folder / f"{model}.onnx", folder / f"{model}.onnx.sha256"
+        if not file.is_file():
             raise ModelError(
-                "the demo model is not part of this installation",
-                wanted=_DEMO_FILE,
+                f"the {model} model is not part of this installation",
+                wanted=file.name,
                 fix="install acq-isl again, or give the path of a model trained with `acq-isl train`",
             )
-        return DEMO, demo.read_bytes(), _noted(beside.read_text("utf-8")) if beside.is_file() else None
+        return model, file.read_bytes(), _noted(beside.read_text("utf-8")) if beside.is_file() else None
     path = Path(model)
     try:
         content, side = read_regular(path), path.with_name(path.name + ".sha256")

@@ -87,6 +87,8 @@ class TrainConfig(StrictModel):
     planes: int = Field(default=13, gt=0)
     pixel_size_um: float = Field(default=0.3, gt=0)
     z_step_um: float = Field(default=1.5, gt=0)
+    every_plane: int = Field(default=1, gt=0)
+    """The network looks at every so many of the planes of a field; its teachers look at all of them."""
     high_pass_um: float = Field(default=6.0, gt=0)
     labels: Annotated[tuple[Label, ...], AfterValidator(_check_names_differ)] = Field(
         default=(
@@ -127,6 +129,8 @@ class TrainConfig(StrictModel):
 
     @model_validator(mode="after")
     def _check_labels_and_planes(self) -> TrainConfig:
+        if (self.planes - 1) % self.every_plane:
+            raise ValueError("every_plane: the last plane must be one of those that the network looks at")
         known = {label.name for label in self.labels}
         for source in (*self.data, *self.held_out):
             if isinstance(source, SimulatedSource):
@@ -146,7 +150,7 @@ class TrainConfig(StrictModel):
     def network(self) -> NetworkConfig:
         """Size of the network that follows from the rest."""
         return NetworkConfig(
-            planes=self.planes,
+            planes=(self.planes - 1) // self.every_plane + 1,
             labels=len(self.labels),
             high_pass_px=self.high_pass_um / self.pixel_size_um,
             **self.architecture.model_dump(),

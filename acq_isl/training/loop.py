@@ -82,7 +82,7 @@ class Training:
         optimiser = torch.optim.AdamW(
             network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
         )
-        lesson = read_lesson(teaching, names, size, group.device)
+        lesson = read_lesson(teaching, names, replace(size, planes=config.planes), group.device)
         return cls(config, group, network, average.eval(), group.wrap(network), optimiser, lesson=lesson)
 
     @property
@@ -132,7 +132,7 @@ class Training:
         if low:
             x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=low):
-            mean, log_variance = self.model(x)
+            mean, log_variance = self.model(x[:, :: self.config.every_plane])
             wanted = None if self.lesson is None else self.lesson.targets(x, y, batch.live.to(device))
         mean, log_variance = mean.float(), log_variance.float()
         labels = len(self.config.labels)

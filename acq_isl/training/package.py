@@ -52,7 +52,7 @@ class Trained:
 def write_package(config: TrainConfig, division: Division, trained: Trained, folder: Path) -> Path:
     """Write ``model.onnx`` and, for adapting it, ``weights.safetensors``; returns the path of the model."""
     item = division.held_out[0]
-    stack = _square(bring_to_model(item.load(), geometry_of(config), item.name).stack)
+    stack = _square(bring_to_model(item.load(), geometry_of(config), item.name).stack[:: config.every_plane])
     pair = Pair(stack, np.zeros((len(trained.labels), *stack.shape[1:]), np.uint8))
     halo_px, margin_px = measure_halo(trained.network, pair), measure_margin(trained.network, pair)
     manifest = manifest_of(config, division, trained, (halo_px, margin_px))
@@ -94,6 +94,7 @@ def manifest_of(
     config: TrainConfig, division: Division, trained: Trained, border_px: tuple[int, int]
 ) -> Manifest:
     """What the model file says about itself; ``border_px`` are halo and margin."""
+    shown = range(config.planes)[:: config.every_plane]
     middle = (config.planes - 1) / 2
     step = config.network.size_step_px
     metrics: dict[str, float] = {}
@@ -106,7 +107,7 @@ def manifest_of(
     return Manifest(
         name=config.name, version=config.version, licence=config.licence, description=config.description,
         modality=config.modality, polarity=config.polarity, pixel_size_um=config.pixel_size_um,
-        z_offsets_um=tuple(config.z_step_um * (plane - middle) for plane in range(config.planes)),
+        z_offsets_um=tuple(config.z_step_um * (plane - middle) for plane in shown),
         high_pass_um=config.high_pass_um,
         labels=tuple(label.model_copy(update={"truth_range": span}) for label, span in labels),
         min_tile_px=8 * step, halo_px=border_px[0], margin_px=border_px[1], size_step_px=step,

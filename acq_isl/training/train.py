@@ -23,7 +23,7 @@ from acq_isl.errors import ExperimentError, TrainingFailed
 from acq_isl.training.checkpoints import Checkpoints, Tensors
 from acq_isl.training.config import TrainConfig, load_config
 from acq_isl.training.counts import count_held_out
-from acq_isl.training.data.dataset import Field, Prepared, Range, open_field, prepare, truth_ranges
+from acq_isl.training.data.dataset import Field, Prepared, Range, open_field, prepare, thin, truth_ranges
 from acq_isl.training.data.pairs import Item
 from acq_isl.training.data.splits import Division
 from acq_isl.training.distributed import ProcessGroup, join_group
@@ -170,19 +170,21 @@ def _finish(training: Training, data: Datasets, folder: Path) -> None:
     """Measure the averaged weights on the held-out fields and write the model."""
     config, division, network = training.config, data.division, training.result
     units = [unit_of(item, division) for item in division.held_out]
-    scores = score_network(network, data.held_out, units, [label.name for label in config.labels])
+    seen, held_out = (thin(side, config.every_plane) for side in (data.train, data.held_out))
+    scores = score_network(network, held_out, units, [label.name for label in config.labels])
     for score in scores:
         logger.info("%s, %s, n = %d: pearson %.3f", division.title, score.label, score.n, score.pearson)
     _draw(training, data, folder / "panel.png")
-    judged = [(network, field, unit) for field, unit in zip(data.held_out, units, strict=True)]
+    judged = [(network, field, unit) for field, unit in zip(held_out, units, strict=True)]
     counts = count_held_out(judged, config.labels, config.pixel_size_um)
-    trained = Trained(network, config.labels, data.ranges, scores, data.train, counts)
+    trained = Trained(network, config.labels, data.ranges, scores, seen, counts)
     write_package(config, division, trained, folder)
 
 
 def _draw(training: Training, data: Datasets, path: Path) -> None:
-    fields = data.held_out[: training.config.watching.panels]
-    draw_panel(training.result, fields, training.config.labels, path)
+    config = training.config
+    fields = thin(data.held_out[: config.watching.panels], config.every_plane)
+    draw_panel(training.result, fields, config.labels, path)
 
 
 def _identify(config: TrainConfig, data: Datasets) -> str:

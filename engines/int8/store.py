@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import ValidationError, model_validator
 
 from acq_isl.engines.int8.accuracy import Accuracy
-from acq_isl.engines.model_file import DEMO, ModelFile
+from acq_isl.engines.model_file import SHIPPED, ModelFile
 from acq_isl.errors import EngineError
 from acq_isl.files import default_folder, read_regular, write_whole
 from acq_isl.stack import ZStack
@@ -127,7 +127,7 @@ class Int8Store:
 
 def int8_folder(model: ModelFile) -> Path:
     """Where the int8 networks of a model are kept."""
-    if model.info.where == DEMO:
+    if model.info.where in SHIPPED:
         return default_folder() / "int8" / model.info.sha256[:16]
     path = Path(model.info.where)
     return path.with_name(f"{path.name}.int8")

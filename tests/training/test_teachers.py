@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from scipy import ndimage
 
+from acq_isl.engines.model_file import read_model
 from acq_isl.errors import ModelError
 from acq_isl.manifest import Label, Manifest
+from acq_isl.training import train
 from acq_isl.training.config import TrainConfig, validate_config
 from acq_isl.training.data.dataset import Field
 from acq_isl.training.loop import Training
@@ -68,8 +73,9 @@ def config(teaching, **more):
             "data": [{"kind": "simulated", "simulation": {"planes": 3}}],
             "optimisation": {"steps": 80, "batch": 4, "patch_px": 32, "precision": "fp32", "average": 0.9,
                              "learning_rate": 0.02},
-            "teaching": teaching, **more,
+            "teaching": teaching,
         }
+        | more
     )  # fmt: skip
 
 
@@ -121,3 +127,20 @@ def test_another_file_at_the_same_place_is_another_run(tmp_path):
     before = teaching.digest()
     write_teacher(path, (0.1, 0.3))
     assert teaching.digest() != before
+
+
+def test_a_pupil_that_looks_at_fewer_planes_becomes_a_model_of_those(tmp_path):
+    """The teacher looks at all of them."""
+    five = replace(SIZE, planes=5)
+    teacher = write_teacher(tmp_path / "a.safetensors", (0.1, 0.9), size=five)
+    simulation = {"fields": 2, "held_out": 1, "side_px": 64, "planes": 5}
+    quick = {"steps": 2, "batch": 2, "patch_px": 32, "precision": "fp32"}
+    chosen = config(
+        Teaching(teachers=(Teacher(model=teacher),)), planes=5, every_plane=2, optimisation=quick,
+        data=[{"kind": "simulated", "simulation": simulation}],
+    )  # fmt: skip
+    manifest = read_model(train.run(chosen, tmp_path / "run")).info.manifest
+    assert manifest.z_offsets_um == (-3.0, 0.0, 3.0)
+    assert manifest.labels[0].name == "nuclei"
+    with pytest.raises(ValidationError, match="last plane"):
+        config(Teaching(), planes=5, every_plane=3, data=[{"kind": "simulated", "simulation": simulation}])

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,11 @@ class Field:
         if self.valid is None:
             return (True,) * len(self.y)
         return tuple(bool(known.any()) for known in self.valid)
+
+
+def thin(fields: Sequence[Field], every: int) -> tuple[Field, ...]:
+    """With every so many of their planes."""
+    return tuple(replace(field, x=field.x[::every]) for field in fields)
 
 
 @dataclass(frozen=True, slots=True)
