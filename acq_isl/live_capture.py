@@ -23,14 +23,12 @@ from acq_isl.stream.spool import Spool
 class live:
     """A capture hook that is connected to an engine.
 
-    ::
-
         with acq_isl.live("tcp://127.0.0.1:5599", planes=13) as live:
             with Acquisition(directory, name, image_process_fn=live.hook) as acq:
                 acq.acquire(events)
             outcomes = live.drain(timeout_s=60)
 
-    With pymmcore-plus, beside whatever its runner writes::
+    With pymmcore-plus, beside whatever its runner writes:
 
         core.run_mda(sequence, output=["run.ome.zarr", live.mda], block=True)
 

@@ -56,7 +56,7 @@ class _NotTaken(Exception):
 class CaptureHook:
     """An ``image_process_fn`` that hands every slice to a sink and leaves the acquisition alone.
 
-    Two lines in a notebook::
+    Two lines in a notebook:
 
         hook = CaptureHook(sink, planes=13)
         with Acquisition(directory, name, image_process_fn=hook) as acq: ...
