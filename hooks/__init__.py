@@ -8,6 +8,7 @@ from acq_isl.hooks.measured_data import open_measured, read_slices
 from acq_isl.hooks.signals import StoppedBySignal, StopSignals
 from acq_isl.hooks.user_calls import call_user_function, check_function
 from acq_isl.hooks.user_hooks import UserHooks
+from acq_isl.hooks.user_process import UserMeasurements
 from acq_isl.hooks.watchdog import Safety
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "StopSignals",
     "StoppedBySignal",
     "UserHooks",
+    "UserMeasurements",
     "call_user_function",
     "check_function",
     "open_measured",

@@ -91,7 +91,7 @@ class MeasurementCache:
                 if self._ask is None:
                     raise ExperimentError(
                         f"{function} was not called: functions of yours measure in a run only",
-                        fix="to measure again, run the experiment with --resume",
+                        fix="go on with the run: acq-isl run EXPERIMENT --resume RUN",
                     )
                 return write_down(measurement, *self._ask(measurement, prediction))
             case ObjectShape():

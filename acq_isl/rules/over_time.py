@@ -66,6 +66,11 @@ class OverTime(Measurement):
         """Value and one SD from all visits until now, in order of time; NaN for what is not known."""
 
 
+def innermost(measurement: Measurement) -> Measurement:
+    """What is measured at a single visit."""
+    return measurement.of if isinstance(measurement, OverTime) else measurement
+
+
 class Change(OverTime):
     """By how much a measurement has changed since an earlier visit of the field."""
 

@@ -54,6 +54,14 @@ NOVELTY = Unit("of the gate's limit", digits=2, low=0.0)
 MARGIN = Unit("of the gate's limit", digits=2, high=1.0)
 SPREAD = Unit("relative intensity", low=0.0)
 
+_NAMED = {unit.name: unit for unit in (OBJECTS, DENSITY, LENGTH, AREA, RATE, BRANCHES)}
+
+
+def unit_named(name: str) -> Unit:
+    """A unit by its name, written as what is built in is."""
+    return _NAMED.get(name, Unit(name))
+
+
 # How many of the second one of the first is; both ways, and along chains, by `convert`.
 _FACTORS = {
     ("%", "fraction"): 0.01,

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from acq_isl.rules.actions import FUNCTION
 from acq_isl.rules.measurements import Measurement
-from acq_isl.rules.units import Unit
+from acq_isl.rules.units import Unit, unit_named
 from acq_isl.stack import Prediction
 
 
@@ -33,7 +33,7 @@ class PythonFunction(Measurement):
 
     @property
     def measured_in(self) -> Unit:
-        return Unit(self.in_unit)
+        return unit_named(self.in_unit)
 
     @property
     def title(self) -> str:

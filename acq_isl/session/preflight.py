@@ -12,11 +12,12 @@ from acq_isl.engines import describe
 from acq_isl.errors import ExperimentError, ModelError, StorageError
 from acq_isl.experiment.experiment import Experiment, LocalEngine, SimulatedMicroscope, measurements
 from acq_isl.experiment.planning import Cycle, Optics, Place, cycles, visits
-from acq_isl.hooks import Hardware, OpenMicroscope, check_function
+from acq_isl.hooks import Hardware, OpenMicroscope, UserMeasurements, check_function
 from acq_isl.rules.actions import Call, Limits, check_request
 from acq_isl.rules.label_names import Labels, RunModel
 from acq_isl.rules.measurements import ObjectMeasurement, check_countable
-from acq_isl.rules.over_time import OverTime
+from acq_isl.rules.over_time import innermost
+from acq_isl.rules.user import PythonFunction
 from acq_isl.session.sense import Camera, action_presets, check_fit, find_doubts
 from acq_isl.stack import StackRequest
 from acq_isl.stream.model_registry import named
@@ -61,6 +62,10 @@ def prepare(
     for trigger in experiment.triggers:
         if isinstance(trigger.do, Call):
             check_function(trigger.do.function, Call.arguments, experiment.folder)
+    with UserMeasurements(experiment.folder) as functions:
+        for rule in {each.function: each for each in map(innermost, measurements(experiment))
+                     if isinstance(each, PythonFunction)}.values():  # fmt: skip
+            functions.check(rule)
     camera = camera_of(scope)
     doubts = (*_missing_limits(experiment), *find_doubts(experiment, plan, planned, camera))
     if isinstance(experiment.engine, LocalEngine):
@@ -161,7 +166,7 @@ def check_labels(experiment: Experiment, known: Labels) -> None:
             else "correct the label, or use another model",
         )
     for rule in rules:
-        inner = rule.of if isinstance(rule, OverTime) else rule
+        inner = innermost(rule)
         if isinstance(inner, ObjectMeasurement):
             check_countable(inner.label, known.counting, inner.kind)
         if len({known.owner(label) for label in rule.labels}) > 1:

@@ -19,6 +19,7 @@ from acq_isl.rules import Choice, Measured
 from acq_isl.rules.cache import MeasurementCache
 from acq_isl.rules.deciding import Decider, Verdict
 from acq_isl.rules.label_names import Labels, RunModel
+from acq_isl.rules.user import PythonFunction
 from acq_isl.session.evidence import LEDGERS, STORE
 from acq_isl.session.fields import Field, choose_fields
 from acq_isl.session.saved_plan import SavedPlan
@@ -120,7 +121,8 @@ class Rerun:
 
     def __init__(self, as_run: AsRun, requests: Mapping[StackKey, StackRequest], logged: Logged) -> None:
         self.experiment, self.labels = as_run.experiment, as_run.labels
-        self._requests, self._cache = requests, MeasurementCache()
+        self._requests, self._logged = requests, logged
+        self._cache = MeasurementCache(self._as_logged)
         self._decider = Decider(self.experiment.triggers, self.labels.owner, self._cache)
         self._fields: dict[StackKey, Field] = {}
         for line in logged.of("outcome"):
@@ -151,6 +153,15 @@ class Rerun:
         if isinstance(outcome, Unpredicted):
             return ()
         return self._decider.decide(outcome, age_s, propose_only)
+
+    def _as_logged(self, measurement: PythonFunction, prediction: Prediction) -> tuple[float, float]:
+        """What a function of the user's measured is not measured again."""
+        for line in self._logged.of("outcome"):
+            if key_of(line) == prediction.info.key and line["model"] == prediction.model:
+                for told in line.get("measured", ()):
+                    if told["name"] == measurement.title:
+                        return number(told["value"]), number(told["doubt"])
+        return math.nan, math.nan
 
     def expect(self, keys: Sequence[StackKey]) -> None:
         """As `Decider.expect`."""

@@ -62,7 +62,7 @@ class Resumption:
 
     def __init__(self, folder: Path, experiment: Experiment, tools: SessionTools) -> None:
         self._folder, self._tools = folder, tools
-        self.so_far = read_so_far(folder, experiment, tools.labels)
+        self.so_far = read_so_far(folder, experiment, tools.labels, tools.ask)
         self.plan = cycles_from_now(self.so_far.plan.cycles, self.so_far)
 
     @property

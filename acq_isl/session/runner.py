@@ -27,6 +27,7 @@ from acq_isl.hooks import (
     OpenMicroscope,
     Safety,
     StopSignals,
+    UserMeasurements,
     call_user_function,
     open_microscope,
 )
@@ -321,6 +322,7 @@ def _opened(experiment: Experiment, plan: RunPlan, views: Views) -> Iterator[_Pa
             views.commands,
             labels=labels,
             discard=source.discard,
+            ask=stack.enter_context(UserMeasurements(experiment.folder)),
         )
         notes += (*views.warnings, *map(str, broken_plugins()))
         yield _Parts(experiment, folder, tools, microscope, source, lapse, labels, notes)

@@ -16,7 +16,7 @@ from acq_isl.experiment.experiment import Experiment, measurements
 from acq_isl.experiment.planning import Cycle
 from acq_isl.processing.display import preview
 from acq_isl.rules import Choice
-from acq_isl.rules.cache import MeasurementCache
+from acq_isl.rules.cache import Ask, MeasurementCache
 from acq_isl.rules.label_names import Labels
 from acq_isl.session.evidence import LEDGERS, STORE
 from acq_isl.session.fields import Field
@@ -100,10 +100,11 @@ class SoFar:
         return accounts
 
 
-def read_so_far(folder: Path, experiment: Experiment, labels: Labels) -> SoFar:
+def read_so_far(folder: Path, experiment: Experiment, labels: Labels, ask: Ask | None = None) -> SoFar:
     """What was measured, predicted and chosen in a run; StorageError if that cannot be read."""
     decisions, problems = read_decisions(folder)
-    found = SoFar(experiment, SavedPlan.read(folder), labels, MeasuredRun(folder), decisions)
+    cache = MeasurementCache(ask)
+    found = SoFar(experiment, SavedPlan.read(folder), labels, MeasuredRun(folder), decisions, cache=cache)
     found.warnings += problems
     planned = [request for cycle in found.plan.cycles for request in cycle.requests]
     for request in planned:
