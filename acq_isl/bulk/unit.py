@@ -65,8 +65,14 @@ def open_engine(job: Job) -> Engine:
 class Unit:
     """Does chunks with an engine, which threads may share; it raises nothing but what ends the process."""
 
-    def __init__(self, job: Job, engine: Engine, free: Free = free_bytes) -> None:
-        self._job, self._engine, self._free = job, engine, free
+    def __init__(
+        self,
+        job: Job,
+        engine: Engine,
+        free: Free = free_bytes,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._job, self._engine, self._free, self._clock = job, engine, free, clock
         self._out = Output(job.out, job.settings)
         self._data_set = lru_cache(maxsize=_DATA_SETS)(survey_data_set)
 
@@ -82,19 +88,19 @@ class Unit:
             return Done(Failed(f"{type(error).__name__}: {error}", "is the drive there, and is it writable?"))
 
     def _do(self, chunk: Chunk) -> Done:
-        began = time.perf_counter()
+        began = self._clock()
         try:
             stack = self._read(chunk)
-            read = time.perf_counter()
+            read = self._clock()
             prediction = self._engine.predict(stack)
         except StackRefused as error:
             reason = f"{error.what}{f' ({error.got})' if error.got else ''}"
             refused = Refused(input=chunk.input, reason=reason, fix=error.fix or "")
             self._out.keep(chunk, refused)
             return Done(refused)
-        predicted = time.perf_counter()
+        predicted = self._clock()
         outcome = self._store(chunk, stack, replace(prediction, times=StageTimes()))  # times never repeat
-        return Done(outcome, read - began, predicted - read, time.perf_counter() - predicted)
+        return Done(outcome, read - began, predicted - read, self._clock() - predicted)
 
     def _read(self, chunk: Chunk) -> ZStack:
         """The stack, with the metadata that a live one would have; refused before its pixels are read."""

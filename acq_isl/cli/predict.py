@@ -153,11 +153,11 @@ class _Progress:
         self._opened = opened
         self._advance: Advance | None = None
         self._done = self._total = self._refused = self._failed = 0
-        self._first = self._began_s = self._line_s = 0.0
+        self._first_s = self._line_s = 0.0
+        self._here = 0
 
     def begin(self, done: int, total: int) -> None:
-        self._done, self._total, self._first = done, total, done
-        self._began_s = self._line_s = time.monotonic()
+        self._done, self._total = done, total
         titles = {"predict": "predicting fields"}
         if out.is_terminal:
             column = TimeRemainingColumn(elapsed_when_finished=True)
@@ -170,6 +170,7 @@ class _Progress:
         from acq_isl.bulk.work import Failed, Refused
 
         self._done += 1
+        self._here += 1
         self._refused += isinstance(done.outcome, Refused)
         self._failed += isinstance(done.outcome, Failed)
         bad = f"  {self._refused} refused, {self._failed} failed" if self._refused + self._failed else ""
@@ -177,11 +178,14 @@ class _Progress:
             self._advance(
                 "predict", self._done, self._total, f"{escape(chunk.group)} {escape(chunk.position)}{bad}"
             )
-        elif time.monotonic() - self._line_s >= _LINE_EVERY_S:
-            self._line_s = time.monotonic()
-            each_s = (self._line_s - self._began_s) / (self._done - self._first)
-            left = f"about {(self._total - self._done) * each_s / 60:.0f} min left"
-            out.print(f"{self._done} of {self._total} fields, {left}{bad}")
+            return
+        now = time.monotonic()
+        if self._here == 1:  # until then engines were loaded, which says nothing of what is left
+            self._first_s = self._line_s = now
+        elif now - self._line_s >= _LINE_EVERY_S:
+            self._line_s = now
+            left_s = (self._total - self._done) * (now - self._first_s) / (self._here - 1)
+            out.print(f"{self._done} of {self._total} fields, about {left_s / 60:.0f} min left{bad}")
 
 
 def _show(summary: Summary, job: Job) -> None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -16,7 +20,7 @@ from acq_isl.errors import EngineError
 from doubles import tiny_model
 from doubles.stored_plate import digest, job, write_plate
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
 
 
 class Kill:
@@ -63,16 +67,29 @@ def test_dask(alone: tuple[Path, Path, dict[str, str]], tmp_path: Path) -> None:
     assert digest(out) == expected
 
 
-def test_ray(alone: tuple[Path, Path, dict[str, str]], tmp_path: Path) -> None:
-    ray = pytest.importorskip("ray", reason="needs the extra [ray]")
+@pytest.fixture
+def ray_address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A Ray cluster of two processors."""
+    pytest.importorskip("ray", reason="needs the extra [ray]")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    start = ["start", "--head", "--block", "--num-cpus=2", f"--port={port}", "--include-dashboard=false"]
+    run = "from ray.scripts.scripts import main; main()"
+    with subprocess.Popen([sys.executable, "-c", run, *start], stdout=subprocess.PIPE, text=True) as head:
+        assert head.stdout is not None
+        for line in head.stdout:
+            if "Ray runtime started" in line:
+                break
+        yield f"127.0.0.1:{port}"
+        head.terminate()
+
+
+def test_ray(alone: tuple[Path, Path, dict[str, str]], ray_address: str, tmp_path: Path) -> None:
     model, plate, expected = alone
-    context = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    address = context.address_info["gcs_address"]
-    try:
-        kill, out = Kill("ray::do_chunk"), tmp_path / "out"
-        summary = predict_stored([plate], job(model, out, measure=True), Ray(address), watch=kill)
-    finally:
-        ray.shutdown()
+    kill, out = Kill("ray::do_chunk"), tmp_path / "out"
+    summary = predict_stored([plate], job(model, out, measure=True), Ray(ray_address), watch=kill)
     assert summary.complete, summary.failed
     assert digest(out) == expected
 
