@@ -14,9 +14,11 @@ import typer
 from rich.markup import escape
 
 from acq_isl.cli.console import out
+from acq_isl.errors import ExperimentError
 
 if TYPE_CHECKING:
     from acq_isl.events import EventHandler
+    from acq_isl.view.feed.source import FinishedRun
     from acq_isl.view.web.server import Announcement, PageSettings
 
 commands = typer.Typer()
@@ -43,7 +45,7 @@ def installed() -> bool:
 def web(
     run: Annotated[
         Path,
-        typer.Argument(help="Run folder, or a folder of runs; the newest one that goes on is taken."),
+        typer.Argument(help="Run folder, or a folder of runs: one that goes on, or else the newest."),
     ] = Path("acq-isl-runs"),
     host: Host = "127.0.0.1",
     port: Port = None,
@@ -51,32 +53,60 @@ def web(
     announce: Annotated[Path | None, typer.Option(hidden=True)] = None,
     stop_with_stdin: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
-    """Serve the page of a run that goes on, until stopped with Ctrl-C."""
+    """Serve the page of a run that goes on, or is over, until stopped with Ctrl-C."""
     from acq_isl.files import write_whole
-    from acq_isl.view.feed.address import running_folder
     from acq_isl.view.web.server import PageSettings, serve_page
 
     def announced(where: Announcement) -> None:
         if announce is not None:
             write_whole(announce, where.model_dump_json())
             return
-        _show(where, settings)
+        if finished is None:
+            _show(where, settings)
+        else:
+            out.print(f"{escape(str(folder))} is over; its page  {where.read}")
         out.print("stop with Ctrl-C")
 
     settings = PageSettings(host, port, *(tls or (None, None)))
-    serve_page(running_folder(run), settings, announced, with_parent=stop_with_stdin)
+    folder, finished = _find(run)
+    serve_page(folder, settings, announced, with_parent=stop_with_stdin, finished=finished)
+
+
+def _find(output: Path) -> tuple[Path, FinishedRun | None]:
+    """The run to show: one that goes on, else the newest that is over."""
+    from acq_isl.session.finished import finished_events, newest_run
+    from acq_isl.view.feed.address import running_folder
+    from acq_isl.view.feed.reader import answers
+    from acq_isl.view.feed.source import FinishedRun
+
+    try:
+        folder = running_folder(output)
+        if answers(folder):
+            return folder, None
+    except ExperimentError:
+        folder = output
+    folder = newest_run(folder)
+    return folder, FinishedRun(finished_events(folder))
+
+
+def _open_finished(folder: Path) -> FinishedRun | None:
+    """The run that is over in a run folder; None if it is none, so that a window waits for one."""
+    from acq_isl.session.finished import finished_events, is_run
+    from acq_isl.view.feed.source import FinishedRun
+
+    return FinishedRun(finished_events(folder)) if is_run(folder) else None
 
 
 @commands.command()
 def view(
     run: Annotated[
-        Path, typer.Argument(help="Run folder, or a folder of runs; the newest one is followed.")
+        Path, typer.Argument(help="Run folder, also of one that is over; or a folder whose runs to follow.")
     ] = Path("acq-isl-runs"),
 ) -> None:
     """Open a napari window on a run, in a process of its own."""
     from acq_isl.view.napari.window import view as show
 
-    show(run)
+    show(run, _open_finished)
 
 
 def open_window(folder: Path) -> None:

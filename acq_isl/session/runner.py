@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 
 from acq_isl.events import (
-    Bound,
     Decided,
     EventHandler,
     PlannedField,
@@ -34,7 +33,6 @@ from acq_isl.hooks import (
 from acq_isl.protocols import RunView
 from acq_isl.record import RunRecord
 from acq_isl.report.report import write_report
-from acq_isl.rules.actions import Limits
 from acq_isl.rules.label_names import Labels
 from acq_isl.rules.plugins import broken_plugins
 from acq_isl.rules.series import well_name
@@ -48,7 +46,7 @@ from acq_isl.session.resume import Resumption, resumable
 from acq_isl.session.saved_plan import SavedPlan
 from acq_isl.session.session import Session, SessionTools
 from acq_isl.session.so_far import read_decisions
-from acq_isl.session.summary import Stored, run_files, summarise, versions
+from acq_isl.session.summary import Stored, describe_bounds, describe_choice, run_files, summarise, versions
 from acq_isl.session.time_lapse import TimeLapse
 from acq_isl.session.truth import write_truth
 from acq_isl.session.views import Views
@@ -69,19 +67,6 @@ def expected_slices(experiment: Experiment, plan: tuple[Cycle, ...]) -> tuple[in
             fields = experiment.choose.most(len(positions), len(set(map(well_name, positions))))
             revisit += fields * count_images(experiment.revisit)
     return overview, revisit
-
-
-def bounds(limits: Limits) -> tuple[Bound, ...]:
-    """The limits of an experiment, for people."""
-    found = [Bound(f"{axis} um", *values) for axis, values in limits.stage.items()]
-    if limits.exposure_ms is not None:
-        found.append(Bound("exposure ms", None, limits.exposure_ms))
-    return tuple(found)
-
-
-def choice(experiment: Experiment) -> str:
-    """What fields are chosen by, for people."""
-    return experiment.choose.title if experiment.choose else ""
 
 
 _COMPUTING_S, _FAULTY_S = 60.0, 10.0
@@ -252,8 +237,8 @@ class _Parts:
             labels=self.labels.styles,
             fields=tuple(PlannedField.of(request) for cycle in plan.cycles for request in cycle.requests),
             fov_um=(columns, rows),
-            limits=bounds(self.experiment.limits),
-            choice=choice(self.experiment),
+            limits=describe_bounds(self.experiment.limits),
+            choice=describe_choice(self.experiment),
             models=len(self.labels.models),
         )
 
@@ -299,18 +284,13 @@ def _opened(experiment: Experiment, plan: RunPlan, views: Views) -> Iterator[_Pa
         )
         note_run(ledger, folder, experiment, labels, versions())
         stack.enter_context(store)
-        rules = [(rule, labels.owner(rule.first_label)) for rule in measurements(experiment)]
-        lapse = TimeLapse(views.handle, folder, plan.cycles, rules)
-        stack.enter_context(lapse)
+        lapse = stack.enter_context(_time_lapse(experiment, plan, labels, views))
         sink, safety = WatchedSink(source, lapse.see), _safety(experiment)
         microscope = stack.enter_context(
             GuardedAcquisition(folder, "measured", sink=sink, limits=experiment.limits, safety=safety)
         )
         counters = (lambda: microscope.captured, lambda: source.accounts.counts.lost)
-        slices, models = expected_slices(experiment, plan.cycles), len(labels.models)
-        meter = ProgressMeter(lapse.handle, counters, lambda: state(source), slices, models=models)
-        if not any(cycle.restarts for cycle in plan.cycles):
-            meter.last_start_s = plan.cycles[-1].start_s
+        meter = _meter(experiment, plan, labels, lapse.handle, counters, lambda: state(source))
         call = partial(call_user_function, folder=experiment.folder)
         tools = SessionTools(
             microscope,
@@ -327,6 +307,26 @@ def _opened(experiment: Experiment, plan: RunPlan, views: Views) -> Iterator[_Pa
         notes += (*views.warnings, *map(str, broken_plugins()))
         yield _Parts(experiment, folder, tools, microscope, source, lapse, labels, notes)
         lapse.show_curves()
+
+
+def _time_lapse(experiment: Experiment, plan: RunPlan, labels: Labels, views: Views) -> TimeLapse:
+    rules = [(rule, labels.owner(rule.first_label)) for rule in measurements(experiment)]
+    return TimeLapse(views.handle, plan.folder, plan.cycles, rules)
+
+
+def _meter(
+    experiment: Experiment,
+    plan: RunPlan,
+    labels: Labels,
+    emit: EventHandler,
+    counters: tuple[Callable[[], int], Callable[[], int]],
+    engine: Callable[[], str],
+) -> ProgressMeter:
+    slices, models = expected_slices(experiment, plan.cycles), len(labels.models)
+    meter = ProgressMeter(emit, counters, engine, slices, models=models)
+    if not any(cycle.restarts for cycle in plan.cycles):
+        meter.last_start_s = plan.cycles[-1].start_s
+    return meter
 
 
 def _safety(experiment: Experiment) -> Safety:

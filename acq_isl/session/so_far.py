@@ -121,7 +121,7 @@ def read_so_far(folder: Path, experiment: Experiment, labels: Labels, ask: Ask |
         _other(key, found.measured.planes(key)) for key in found.measured.keys if key in others
     ]
     found.asked = [*found.acquired, *found.cut_off]
-    for choice in _choices(decisions):
+    for choice in choices_of(decisions):
         if choice.key in found.fields:
             found.fields[choice.key].choice = choice
     return found
@@ -153,7 +153,7 @@ def read_decisions(folder: Path) -> tuple[tuple[dict[str, Any], ...], list[str]]
     return tuple(lines), problems
 
 
-def _choices(lines: Sequence[dict[str, Any]]) -> list[Choice]:
+def choices_of(lines: Sequence[dict[str, Any]]) -> list[Choice]:
     names = {one.name for one in fields(Choice)}
     found = []
     for line in lines:

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acq_isl.errors import AcqIslError, ExperimentError
+from acq_isl.events import Bound
 from acq_isl.experiment.experiment import Experiment, NoEngine, measurements
 from acq_isl.experiment.planning import Cycle, interval_kept
 from acq_isl.processing.display import reduced, stretched
 from acq_isl.processing.statistics import pearson
 from acq_isl.record import Comparison, FieldRecord, RunRecord, StageLatency
-from acq_isl.rules import Measurement
+from acq_isl.rules import Limits, Measurement
 from acq_isl.session.fields import Field
 from acq_isl.session.grading.scores import object_f1, pair_labels, to_bright_end
 from acq_isl.stack import Float32Image, Prediction, StackKey, StackRequest, StageTimes, Uint16Image
@@ -149,6 +150,19 @@ def late_intervals(began: Sequence[tuple[Cycle, float]]) -> list[str]:
 
 def _span(values: Sequence[float]) -> str:
     return " to ".join(dict.fromkeys(f"{end(values):.3g}" for end in (min, max)))
+
+
+def describe_bounds(limits: Limits) -> tuple[Bound, ...]:
+    """The limits of an experiment, for people."""
+    found = [Bound(f"{axis} um", *values) for axis, values in limits.stage.items()]
+    if limits.exposure_ms is not None:
+        found.append(Bound("exposure ms", None, limits.exposure_ms))
+    return tuple(found)
+
+
+def describe_choice(experiment: Experiment) -> str:
+    """What fields are chosen by, for people."""
+    return experiment.choose.title if experiment.choose else ""
 
 
 def versions() -> dict[str, str]:

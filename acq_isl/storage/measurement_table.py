@@ -103,8 +103,8 @@ def read_table(path: Path) -> tuple[TableRow, ...]:
 
 def _row(line: dict[str, str]) -> TableRow | None:
     try:
-        numbers = {name: float(line[name] or "nan") for name in _NUMBERS}
-        words = {name: line[name] or "" for name in _NAMES if name not in {*_NUMBERS, "time_point"}}
+        numbers = {name: float(line.get(name) or "nan") for name in _NUMBERS}
+        words = {name: line.get(name) or "" for name in _NAMES if name not in {*_NUMBERS, "time_point"}}
         return TableRow(time_point=int(line["time_point"]), **words, **numbers)  # type: ignore[arg-type]
     except (KeyError, ValueError, TypeError):
         return None

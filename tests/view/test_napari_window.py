@@ -566,7 +566,7 @@ def test_a_time_lapse_is_drawn_over_time(window: Window) -> None:
     window.play(CurveChanged.of(curve), FieldFailed(request(1).key, "skip this stack", "no reflection"))
     assert "time 50 of 50" in window.words()
     plots = window.live.panel.plots
-    window.until(lambda: plots.widget.isVisible())
+    window.until(plots.widget.isVisible)
     (shown,) = plots._shown.values()
     picture = shown[1].pixmap().toImage()
     colors = {

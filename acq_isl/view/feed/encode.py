@@ -53,8 +53,8 @@ class MessageMaker:
             case events.FieldsRanked(fields=fields):
                 found = [(events.FieldRanked.of(choice), ()) for choice in fields]
             case events.Decided():
-                found = [(replace(event, time_s=self._clock()), ())]
-            case events.FieldFailed() | events.CurveChanged():
+                found = [(event if event.time_s else replace(event, time_s=self._clock()), ())]
+            case events.FieldFailed() | events.CurveChanged() | events.RunStatus():
                 found = [(event, ())]
             case (
                 events.Step()
@@ -64,8 +64,8 @@ class MessageMaker:
                 | events.RunEnded()
             ):
                 self.state = next_status(self.state, event)
-            case events.FieldImaged() | events.FieldRanked() | events.RunStatus():
-                pass  # no viewer needs the first; the others are made here
+            case events.FieldImaged() | events.FieldRanked():
+                pass  # no viewer needs the first; the other is made here
             case _:
                 assert_never(event)
         return [Message(self.run, seq, sent, images) for sent, images in found]

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Hashable
 from contextlib import suppress
+from pathlib import Path
 from typing import Self
 
 import zmq
@@ -18,7 +19,7 @@ import zmq
 from acq_isl.commands import Command
 from acq_isl.errors import WireError
 from acq_isl.events import RunStatus
-from acq_isl.view.feed.address import FeedAddress
+from acq_isl.view.feed.address import FeedAddress, read_address
 from acq_isl.view.feed.messages import Message, decode, slot
 from acq_isl.view.feed.queues import LatestState
 from acq_isl.view.feed.requests import Answer, Ask, Give, read_answer
@@ -31,6 +32,12 @@ _ANSWER_S = 5.0
 _ASK_AGAIN_S = 1.0
 _LOOK_MS = 100
 _MAX_FRAME_BYTES = 64 << 20
+
+
+def answers(folder: Path) -> bool:
+    """Whether the run in a folder goes on: a program that was killed leaves its address behind."""
+    with FeedReader(read_address(folder)) as reader:
+        return reader.wait(SILENT_S)
 
 
 class FeedReader:

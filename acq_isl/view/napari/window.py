@@ -23,6 +23,7 @@ from acq_isl.events import OVER
 from acq_isl.view.feed.address import read_address, running_folder
 from acq_isl.view.feed.reader import FeedReader
 from acq_isl.view.feed.requests import Answer
+from acq_isl.view.feed.source import FinishedRun, RunSource
 from acq_isl.view.napari.model import FieldView, LiveModel
 from acq_isl.view.napari.panel import Panel, beside
 from acq_isl.view.napari.scene import Scene, coordinates, on_click
@@ -35,14 +36,22 @@ _WORDS_AT_LEAST_S = 1.0
 _LOOK_AGAIN_S = 2.0
 
 
+OpenFinished = Callable[[Path], FinishedRun | None]
+
+
 class LiveView:
     """Shows runs in a viewer until closed."""
 
-    def __init__(self, viewer: Any, now: Callable[[], float] = time.monotonic) -> None:
-        self._viewer, self._now = viewer, now
+    def __init__(
+        self,
+        viewer: Any,
+        now: Callable[[], float] = time.monotonic,
+        open_finished: OpenFinished = lambda folder: None,
+    ) -> None:
+        self._viewer, self._now, self._open_finished = viewer, now, open_finished
         self._model = LiveModel()
         self._scene: Scene | None = None
-        self._source: FeedReader | None = None
+        self._source: RunSource | None = None
         self._folder: Path | None = None
         self._run = ""
         self._opened = ExitStack()
@@ -80,7 +89,7 @@ class LiveView:
         self.panel.folder(str(self._folder))
         self._find_run()
 
-    def follow(self, source: FeedReader) -> None:
+    def follow(self, source: RunSource) -> None:
         """Show what comes from an open source, which stays the caller's to close."""
         self._source, self._model, self._place = source, LiveModel(), None
 
@@ -159,7 +168,7 @@ class LiveView:
             address = read_address(running_folder(self._folder))
         except AcqIslError as error:
             if self._source is None:
-                self.panel.answer(f"{error} This window waits for it.")
+                self._show_finished(self._folder, str(error))
             return
         if address.run == self._run:
             return
@@ -167,6 +176,19 @@ class LiveView:
         self._run = address.run
         self.follow(self._opened.enter_context(FeedReader(address)))
         self.panel.answer("")
+
+    def _show_finished(self, folder: Path, otherwise: str) -> None:
+        """Show a run that is over, if that is what the folder holds."""
+        try:
+            finished = self._open_finished(folder)
+        except AcqIslError as error:
+            self.panel.answer(str(error))
+            return
+        if finished is None:
+            self.panel.answer(f"{otherwise} This window waits for it.")
+        else:
+            self.follow(self._opened.enter_context(finished))
+            self.panel.answer("")
 
     def _command(self, kind: str) -> Command | None:
         if kind == "go_to":
@@ -230,19 +252,20 @@ _INSTALL_QT = "on Debian: apt-get install libxcb-cursor0 libxkbcommon-x11-0 libx
 _INSTEAD = "or look at the run in a browser: acq-isl run --web"
 
 
-def view(folder: Path) -> None:
+def view(folder: Path, open_finished: OpenFinished = lambda folder: None) -> None:
     """Open a window on the newest run in a folder, or the next one there; returns when the user closes it.
 
-    AcqIslError: napari is not installed, or there is no display or no OpenGL for its window.
+    ``open_finished`` opens a run that is over, if a folder is that of one. AcqIslError: napari is not
+    installed, or there is no display or no OpenGL for its window.
     """
-    live = watch(folder)
+    live = watch(folder, open_finished=open_finished)
     import napari
 
     napari.run()
     live.close()
 
 
-def watch(folder: Path | str, viewer: Any = None) -> Any:
+def watch(folder: Path | str, viewer: Any = None, open_finished: OpenFinished = lambda folder: None) -> Any:
     """Show the newest run in a folder in a napari viewer, by default a new one, and go on.
 
     For notebooks (``%gui qt`` first). AcqIslError: napari is not installed, or no window can be opened here.
@@ -252,7 +275,7 @@ def watch(folder: Path | str, viewer: Any = None) -> Any:
     import napari
 
     viewer = napari.Viewer(title="acq-isl") if viewer is None else viewer
-    live = LiveView(viewer)
+    live = LiveView(viewer, open_finished=open_finished)
     viewer.window.add_dock_widget(live.panel.widget, name="acq-isl", area="right")
     live.connect(str(folder))
     return live

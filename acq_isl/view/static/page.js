@@ -51,6 +51,7 @@ function draw() {
   drawCounts($("counts"), run.status);
   drawDecisions($("decisions"), $("idle"), run, look, (key) => { follow = false; selected = run.fields.get(fieldId(key)); redraw(); });
   drawWaterfall($("waterfall"), $("after"), run.status);
+  $("waterfall").closest("section").hidden = Boolean(run.status && OVER.includes(run.status.state) && !run.status.progress.latencies.length);
   drawCurves($("curves"), $("curves-note"), run, selected);
   lookChanged = false;
 }
@@ -234,7 +235,7 @@ function drawAbout() {
     rank.title = "rank";
     title.append(rank);
   }
-  title.append(selected.key.position + (ranked?.chosen ? ", chosen" : ""));
+  title.append(run.place(selected.key) + (ranked?.chosen ? ", chosen" : ""));
   line.append(title);
   if (role === "operator" && planned && !OVER.includes(run.status?.state)) line.append(goThere(planned));
   const list = document.createElement("ul");

@@ -81,14 +81,14 @@ function decision(row, run, look, show) {
   if (picture) {
     const button = element("button", "", field.predicted ? "predicted" : "");
     button.type = "button";
-    button.setAttribute("aria-label", `show ${row.key.position}${field.predicted ? " (predicted)" : ""}`);
+    button.setAttribute("aria-label", `show ${run.place(row.key)}${field.predicted ? " (predicted)" : ""}`);
     const canvas = document.createElement("canvas");
     put(canvas, picture);
     button.append(canvas);
     button.onclick = () => show(row.key);
     item.append(button);
   } else item.append(element("span", "", "no-picture"));
-  item.append(element("b", `${row.title}${row.key ? ` · ${row.key.position}` : ""}`));
+  item.append(element("b", `${row.title}${row.key ? ` · ${run.place(row.key)}` : ""}`));
   item.append(element("p", row.why));
   const last = element("p", "", "soft");
   if (row.time) last.append(element("time", new Date(row.time * 1000).toLocaleTimeString()), " · ");

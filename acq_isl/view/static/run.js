@@ -166,6 +166,11 @@ export class Run {
     return Boolean(this.status?.time_point && this.status.time_point.total > 1);
   }
 
+  /** What a field is called: with its time point where there are several. */
+  place(key) {
+    return this.several ? `${key.position}, time ${key.time + 1}` : key.position;
+  }
+
   get labels() {
     return this.plan ? this.plan.labels : [];
   }

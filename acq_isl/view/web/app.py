@@ -35,8 +35,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from acq_isl.base import StrictModel
 from acq_isl.commands import Command
-from acq_isl.view.feed.reader import FeedReader
 from acq_isl.view.feed.requests import Answer, RequestId, Token, same_token
+from acq_isl.view.feed.source import WaitingSource
 from acq_isl.view.web.clients import Hub, Viewer, packet
 
 log = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ class Access:
 class Page:
     """The page of one run: an open reader, and the folder where the report will be."""
 
-    def __init__(self, reader: FeedReader, folder: Path, access: Access) -> None:
+    def __init__(self, reader: WaitingSource, folder: Path, access: Access) -> None:
         self._reader, self._report, self._access = reader, folder / "report.html", access
         self._hub = Hub()
 
@@ -184,7 +184,7 @@ class Page:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            with suppress(RuntimeError):  # it is closed already
+            with suppress(RuntimeError, WebSocketDisconnect):  # it is closed already
                 await socket.close()
 
     async def _welcome(self, socket: WebSocket) -> Role | None:

@@ -16,8 +16,9 @@ from acq_isl.base import StrictModel
 from acq_isl.errors import ExperimentError
 from acq_isl.events import Event, RunStarted
 from acq_isl.stream.child import ChildProcess, follow_parent
-from acq_isl.view.feed.address import read_address
+from acq_isl.view.feed.address import new_token, read_address
 from acq_isl.view.feed.reader import FeedReader
+from acq_isl.view.feed.source import FinishedRun, OpenableSource
 
 DEFAULT_PORT = 8765
 _STARTUP_S = 30.0
@@ -65,9 +66,15 @@ class Announcement(StrictModel):
 
 
 def serve_page(
-    folder: Path, settings: PageSettings, announce: Callable[[Announcement], None], with_parent: bool = False
+    folder: Path,
+    settings: PageSettings,
+    announce: Callable[[Announcement], None],
+    with_parent: bool = False,
+    finished: FinishedRun | None = None,
 ) -> None:
     """Serve the page of the run in a folder until Ctrl-C; ``announce`` gets its addresses once it is there.
+
+    A run that is over is shown as ``finished`` has it; without, the run must be going on.
 
     ``with_parent`` ends it when standard input is closed, as it is when the parent process ends in whatever
     way. ExperimentError: no run there, no extra [web], the port is taken, or TLS files are wrong.
@@ -82,15 +89,15 @@ def serve_page(
             got=str(error),
             fix='pip install "acq-isl[web]"',
         ) from error
-    address = read_address(folder)
+    source, tokens = _source(folder, finished)
     listening = _listen(settings)
     port = listening.getsockname()[1]
     access = Access(
-        read_token=None if settings.local else address.read_token,
-        operator_token=address.operator_token,
+        read_token=None if settings.local else tokens[0],
+        operator_token=tokens[1],
         hosts=_LOOPBACK_NAMES | {settings.host} if settings.local else None,
     )
-    with listening, FeedReader(address) as reader:
+    with listening, source as reader:
         config = uvicorn.Config(
             Page(reader, folder, access).app(),
             log_level="warning",
@@ -107,9 +114,17 @@ def serve_page(
         _check_tls(config, settings)
         if with_parent:
             follow_parent(lambda: setattr(server, "should_exit", True))
-        read = settings.address(port, "" if settings.local else address.read_token)
-        announce(Announcement(read=read, operate=settings.address(port, address.operator_token)))
+        read = settings.address(port, "" if settings.local else tokens[0])
+        announce(Announcement(read=read, operate=settings.address(port, tokens[1])))
         server.run(sockets=[listening])
+
+
+def _source(folder: Path, finished: FinishedRun | None) -> tuple[OpenableSource, tuple[str, str]]:
+    """What to show, and the tokens to read and to operate."""
+    if finished is not None:
+        return finished, (new_token(), new_token())
+    address = read_address(folder)
+    return FeedReader(address), (address.read_token, address.operator_token)
 
 
 def _listen(settings: PageSettings) -> socket.socket:
