@@ -25,6 +25,7 @@ from acq_isl.stream.schedule import Job, ScheduleCounts
 from acq_isl.stream.sessions import Session, SessionLimits, Sessions
 from acq_isl.stream.sockets import ServerKeys, Waker, is_local, let_in, open_router
 from acq_isl.stream.swap import Swapper
+from acq_isl.stream.unfinished import UnfinishedMessages
 from acq_isl.stream.worker import EngineWorker
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ log.addFilter(LimitRepeats())
 
 _LOOP_S = 0.1
 _MESSAGES_PER_ROUND = 256
+_UNFINISHED_BYTES = 256 << 20  # a slice is one message
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,7 @@ class EngineServer:
                 fix="choose another port, or stop the server that has it",
             ) from error
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._unfinished = UnfinishedMessages(self._socket, _UNFINISHED_BYTES)
         self._waker = Waker()
         self._swapper = Swapper(
             self._registry, self._settings.load, self._worker.between_stacks, self._waker.wake
@@ -157,6 +160,7 @@ class EngineServer:
         except Exception:
             log.exception("the server's thread failed")
         finally:
+            self._unfinished.close()
             self._socket.close(linger=100)
 
     def _receive(self) -> None:
@@ -164,7 +168,9 @@ class EngineServer:
             try:
                 identity, *frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
+                self._unfinished.cut_off()
                 return
+            self._unfinished.note([identity, *frames])
             try:
                 message, buffers = decode([frame.buffer for frame in frames])
             except WireError as error:

@@ -22,6 +22,7 @@ from acq_isl.commands import Command, Stop, describe
 from acq_isl.errors import AcqIslError, StorageError, WireError
 from acq_isl.events import OVER, Event
 from acq_isl.stream.sockets import Waker
+from acq_isl.stream.unfinished import UnfinishedMessages
 from acq_isl.view.feed.address import FeedAddress, new_token, write_address
 from acq_isl.view.feed.encode import MessageMaker
 from acq_isl.view.feed.messages import Message, encode
@@ -36,6 +37,7 @@ _QUIET_S = 0.05
 _SEND_QUEUE = 64
 _MAX_COMMANDS = 16
 _STATE_BYTES = 64 << 20
+_UNFINISHED_BYTES = 4 << 20
 _LOOPBACK = "tcp://127.0.0.1:*"
 
 
@@ -84,6 +86,7 @@ class Feed:
         except AcqIslError:
             self._context.destroy(linger=0)
             raise
+        self._unfinished = UnfinishedMessages(self._requests, _UNFINISHED_BYTES)
         self._waker = Waker()
         self._thread.start()
 
@@ -137,6 +140,7 @@ class Feed:
         except Exception:
             log.exception("the preview feed failed; viewers see nothing more, the run goes on")
         finally:
+            self._unfinished.close()
             self._context.destroy(linger=200)
 
     def _step(self) -> bool:
@@ -169,7 +173,9 @@ class Feed:
 
     def _answer_all(self) -> None:
         while self._requests.poll(0):
-            viewer, *frames = self._requests.recv_multipart()
+            received = self._requests.recv_multipart(copy=False)
+            self._unfinished.note(received)
+            viewer, *frames = (frame.bytes for frame in received)
             try:
                 request = read_request(frames[-1] if frames else b"")
             except WireError as error:
@@ -184,6 +190,7 @@ class Feed:
                     self._reply(viewer, self._accept(request))
                 case _:
                     assert_never(request)
+        self._unfinished.cut_off()
 
     def _reply(self, viewer: bytes, answer: Answer | Message) -> None:
         frames = encode(answer) if isinstance(answer, Message) else [answer.model_dump_json().encode()]
