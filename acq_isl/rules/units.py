@@ -30,6 +30,13 @@ class Unit:
             number += f" ± {uncertainty * self.scale:.{max(self.digits, 1)}f}"
         return f"{number} {text[:-1] if number == '1' and text in _PLURALS else text}"
 
+    @property
+    def range(self) -> str:
+        """From where to where it goes, such as ``fraction from 0 to 1``."""
+        low = f" from {self.low:g}" if np.isfinite(self.low) else ""
+        high = f" to {self.high:g}" if np.isfinite(self.high) else " on" if low else ""
+        return f"{self.name}{low}{high}"
+
     def write_plain(self, value: float) -> str:
         """The number alone, in the unit that `write` puts behind it."""
         return f"{value * self.scale:.{self.digits}f}"
@@ -40,7 +47,7 @@ _PLURALS = frozenset({"objects", "branch points"})
 FRACTION = Unit("fraction", "% of the area", 100.0, 1, low=0.0, high=1.0)
 SHARE = Unit("fraction", "% of the objects", 100.0, 1, low=0.0, high=1.0)
 OBJECTS = Unit("objects", digits=0, low=0.0)
-DENSITY = Unit("1/mm2", "objects per mm2", digits=0, low=0.0)
+DENSITY = Unit("1/mm2", "objects per mm2", digits=1, low=0.0)
 BRANCHES = Unit("branch points", digits=0, low=0.0)
 INTENSITY = Unit("relative intensity", low=0.0, high=1.0)
 INTEGRAL = Unit("relative intensity um2", digits=1, low=0.0)

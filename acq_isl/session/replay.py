@@ -211,7 +211,7 @@ def _acts_as_run(
 ) -> list[Act]:
     """What was done, as the ledger says: actions that were carried out, and fields that were revisited."""
     triggers = {trigger.name: trigger for trigger in experiment.triggers}
-    plan, found = _Stacks(experiment, requests), list[Act]()
+    plan, found = PlannedStacks(experiment, requests), list[Act]()
     chosen: dict[StackKey, Line] = {}
     for line in logged.of("decision", "choice"):
         if line["kind"] == "choice":
@@ -230,7 +230,7 @@ def _acts_of(
     rerun: Rerun, requests: Mapping[StackKey, StackRequest], shown: Iterable[tuple[Outcome, float]]
 ) -> tuple[list[Act], int]:
     """What rules do about outcomes, and how much they only propose."""
-    plan = _Stacks(rerun.experiment, requests)
+    plan = PlannedStacks(rerun.experiment, requests)
     verdicts, seen = list[Verdict](), dict[StackKey, None]()
     rerun.expect(list(requests))
     for outcome, age_s in shown:
@@ -249,7 +249,7 @@ def _acts_of(
     return found, proposed
 
 
-class _Stacks:
+class PlannedStacks:
     """The stacks that actions and revisits would take; each is imaged once, as in a run."""
 
     def __init__(self, experiment: Experiment, requests: Mapping[StackKey, StackRequest]) -> None:

@@ -23,14 +23,15 @@ from acq_isl.rules import (
     Measurement,
     Pareto,
     SetPreset,
-    Threshold,
     Trigger,
     Watershed,
     Weighted,
 )
 from acq_isl.rules.label_names import Labels
 from acq_isl.rules.measurements import LineMeasurement, ObjectMeasurement
+from acq_isl.rules.over_time import innermost
 from acq_isl.rules.series import well_name
+from acq_isl.session.explain import lint
 from acq_isl.stack import StackInfo, StackRequest
 
 _BRIGHTEST = 1.5
@@ -52,10 +53,12 @@ def find_doubts(
 
     ``planned`` are all stacks that may be acquired, but for those that triggers ask for.
     """
-    doubts = [doubt for rule in measurements(experiment) for doubt in _check_levels(rule, camera)]
+    doubts = [doubt for rule in measurements(experiment) for doubt in _check_levels(innermost(rule), camera)]
+    for remark in lint(experiment, plan):
+        if remark.level == "error":
+            raise ExperimentError(f"{remark.where} {remark.text}", fix=remark.fix or None)
+        doubts.append(str(remark))
     for trigger in experiment.triggers:
-        for when in trigger.thresholds:
-            doubts += _check_threshold(trigger.name, when)
         doubts += _check_action(trigger, plan, experiment.limits, camera)
     doubts += _check_choice(experiment, plan)
     doubts += _check_truth(experiment, planned)
@@ -101,24 +104,6 @@ def announce(request: StackRequest, camera: Camera) -> StackInfo:
         modality=request.modality,
         polarity=request.polarity,
     )
-
-
-def _check_threshold(name: str, when: Threshold) -> Iterator[str]:
-    unit, (least, most) = when.measurement.measured_in, when.interval
-    low, high = unit.low, unit.high
-    open_ended = when.between is None
-    never = least > high or most < low or (open_ended and (least >= high or most <= low))
-    always = (least < low and most > high) or (not open_ended and least <= low and most >= high)
-    scale = f"{unit.name} from {low:g}" + (f" to {high:g}" if math.isfinite(high) else " on")
-    if never:
-        raise ExperimentError(
-            f"the trigger {name!r} can never act: {when.measurement.title} is never {when.wanted}",
-            wanted=scale,
-            got=f"{when.side}: {when.value:g}",
-            fix="correct the number; shares are fractions of 1, not per cent",
-        )
-    if always:
-        yield f"the trigger {name!r} acts on every field: {scale} is always {when.wanted}"
 
 
 def action_presets(experiment: Experiment) -> Iterator[tuple[str, str]]:

@@ -1,0 +1,145 @@
+"""An experiment in plain words: every rule, what is odd in it, what it may cost. Nothing is moved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from acq_isl.experiment.experiment import Experiment, measurements
+from acq_isl.experiment.planning import Cycle, Optics, Place, cycles, visits
+from acq_isl.rules import Decision, Trigger
+from acq_isl.rules.conditions import describe
+from acq_isl.rules.label_names import Labels
+from acq_isl.rules.lint import Lint, lint_model, lint_ranking, lint_schedule, lint_trigger
+from acq_isl.rules.series import ALL_FIELDS, well_name
+from acq_isl.session.replay import PlannedStacks
+from acq_isl.stack import StackRequest
+
+_FIELD_UM = (200.0, 200.0)  # where nobody says: it counts for grids only that are given by their extent
+_UNUSED = "names fields, and nothing is done at them"
+_SCOPES = {
+    "object": "an object of a field",
+    "field": "a field",
+    "well": "the {statistic} of the fields of a well",
+    "run": "the {statistic} of all fields of a time point",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Light of one rule in one channel, at worst."""
+
+    rule: str
+    channel: str
+    ms_per_field: float
+    times: int
+    """How many fields, or how often in the run."""
+
+    @property
+    def total_s(self) -> float:
+        return self.ms_per_field * self.times / 1e3
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """What `acq-isl explain` says: sentences, worst costs, and remarks."""
+
+    sentences: tuple[str, ...]
+    costs: tuple[Cost, ...]
+    lints: tuple[Lint, ...]
+
+
+def plan_without_scope(experiment: Experiment) -> tuple[Cycle, ...]:
+    """The overview as if the stage stood at 0; errors as of `acq_isl.experiment.planning.cycles`."""
+    optics = Optics(experiment.optics.modality, experiment.optics.polarity)
+    return cycles(experiment.overview, Place(0.0, 0.0, 0.0, _FIELD_UM), optics)
+
+
+def explain(experiment: Experiment, plan: Sequence[Cycle], labels: Labels | None) -> Explained:
+    """Everything there is to say of an experiment; ``labels`` are those of its models, if they are known."""
+    return Explained(
+        tuple(_sentences(experiment, plan)), tuple(_costs(experiment, plan)), lint(experiment, plan, labels)
+    )
+
+
+def lint(experiment: Experiment, plan: Sequence[Cycle], labels: Labels | None = None) -> tuple[Lint, ...]:
+    """What is odd in the rules of an experiment."""
+    times = len({cycle.time for cycle in plan})
+    wells = {well_name(request.key.position) for cycle in plan for request in cycle.requests} - {ALL_FIELDS}
+    found: list[Lint] = []
+    for trigger in experiment.triggers:
+        found += lint_trigger(trigger, times, len(wells))
+        found += lint_model(f"the trigger {trigger.name!r}", trigger.measurements, labels) if labels else ()
+    if experiment.choose is not None:
+        found += lint_ranking(experiment.choose, times)
+        found += lint_model("choose", experiment.choose.measurements, labels) if labels else ()
+        if experiment.revisit is None:
+            found.append(Lint("warning", "choose", _UNUSED, "write a revisit"))
+    if experiment.schedule is not None:
+        found += lint_schedule(experiment.schedule, times)
+        found += lint_model("schedule", experiment.schedule.measurements, labels) if labels else ()
+    return tuple(dict.fromkeys(found))
+
+
+def _sentences(experiment: Experiment, plan: Sequence[Cycle]) -> Iterator[str]:
+    fields = {request.key.position for cycle in plan for request in cycle.requests}
+    times = {cycle.time for cycle in plan}
+    yield (
+        f"{experiment.name}: {len(fields)} fields at {len(times)} time point{'s' * (len(times) > 1)}, "
+        f"predicted by {', '.join(experiment.model_files)}"
+    )
+    for each in measurements(experiment):
+        yield f"measured on each field: {each.title}, in {each.measured_in.name}"
+    if experiment.schedule is not None:
+        yield f"schedule: {experiment.schedule.title}"
+    for trigger in experiment.triggers:
+        yield _sentence(trigger)
+    rule = experiment.choose
+    if rule is not None:
+        there = f"; if at least {rule.require:.0%} of the fields can be ranked" if rule.require < 1 else ""
+        done = "imaged again as revisit says" if experiment.revisit is not None else "named, and no more"
+        yield f"choose: at each time point {rule.title}{there}; they are {done}"
+    if not experiment.triggers and rule is None and experiment.schedule is None:
+        yield "no rules: everything is imaged and predicted, nothing is decided"
+
+
+def _sentence(trigger: Trigger) -> str:
+    about = _SCOPES[trigger.scope].format(statistic=trigger.statistic)
+    words = f"trigger {trigger.name!r}: when, for {about}, {describe(trigger.when)}: {trigger.do.title}"
+    words += f"; at most {trigger.at_most} x"
+    if trigger.deadline_s is not None:
+        words += f"; not later than {trigger.deadline_s:g} s after the field's last slice"
+    return words + f"; it acts between two {'slices' if trigger.react.within == 'slice' else 'stacks'}"
+
+
+def _costs(experiment: Experiment, plan: Sequence[Cycle]) -> Iterator[Cost]:
+    overview = [request for cycle in plan for request in cycle.requests]
+    for channel, requests in _by_channel(overview).items():
+        yield Cost("overview", channel, max(map(_light_ms, requests)), len(requests))
+    if not overview:
+        return
+    first = overview[0]
+    for trigger in experiment.triggers:
+        decision = Decision(first.key, trigger.name, "", "", 0.0, 0.0, trigger.do)
+        stacks = PlannedStacks(experiment, {first.key: first}).act(decision).stacks
+        for channel, asked in _by_channel(stacks).items():
+            name = f"trigger {trigger.name!r}"
+            yield Cost(name, channel, sum(map(_light_ms, asked)), min(trigger.at_most, len(overview)))
+    if experiment.choose is not None and experiment.revisit is not None:
+        chosen = 0
+        for cycle in plan:
+            positions = [request.key.position for request in cycle.requests]
+            chosen += experiment.choose.most(len(positions), len(set(map(well_name, positions))))
+        for channel, asked in _by_channel(visits(experiment.revisit, first, 0)).items():
+            yield Cost("choose", channel, sum(map(_light_ms, asked)), chosen)
+
+
+def _light_ms(request: StackRequest) -> float:
+    return request.exposure_ms * len(request.z_um)
+
+
+def _by_channel(requests: Sequence[StackRequest]) -> dict[str, list[StackRequest]]:
+    found: dict[str, list[StackRequest]] = {}
+    for request in requests:
+        found.setdefault(request.preset, []).append(request)
+    return found
