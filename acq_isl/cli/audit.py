@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from acq_isl.report.replay_page import ReplayPage
-    from acq_isl.session.verify import Finding
+    from acq_isl.session.findings import Finding
 
 commands = typer.Typer()
 _COLORS = {"holds": "green", "differs": "red bold", "not verified": "yellow"}

@@ -17,6 +17,7 @@ from acq_isl.base import Folder, StrictModel
 from acq_isl.errors import ExperimentError
 from acq_isl.experiment.simulated import RecordedSpecimen, SimulatedMicroscope, SyntheticSpecimen
 from acq_isl.experiment.strict import Sequence, explain
+from acq_isl.experiment.trust import BiasGuard, SpotChecks
 from acq_isl.files import load_yaml, read_text
 from acq_isl.rules import Limits, Measurement, Ranking, Schedule, Trigger
 from acq_isl.rules.plugins import packages_of
@@ -127,6 +128,10 @@ class Experiment(StrictModel):
     """Which fields of a time-lapse are imaged at which time point; by default all at each."""
     truth: dict[str, str] = Field(default_factory=dict)
     """Which fluorescence channel shows which predicted label, to score the prediction."""
+    spot_checks: SpotChecks | None = None
+    """Which fields are also imaged in fluorescence to check the model, and what it must reach."""
+    bias_guard: BiasGuard | None = None
+    """Which share of the fields is revisited at random."""
     when_focus_fails: FocusPolicy = "skip"
     """What becomes of a field whose focus the ``autofocus_plan`` does not find: ``skip`` it, ``go_on`` and
     image it where the focus was found last, or else planned, or ``stop`` the run."""

@@ -19,6 +19,7 @@ from acq_isl.rules.measurements import ObjectMeasurement, check_countable
 from acq_isl.rules.over_time import innermost
 from acq_isl.rules.user import PythonFunction
 from acq_isl.session.sense import Camera, action_presets, check_fit, find_doubts
+from acq_isl.session.trust import check_settings, check_stacks
 from acq_isl.stack import StackRequest
 from acq_isl.stream.model_registry import named
 
@@ -50,6 +51,7 @@ def prepare(
             "choose ranks the fields of a time point, and a position has times of its own",
             fix="give all positions the same time_plan, or leave choose out",
         )
+    check_settings(experiment)
     hardware = Hardware(core)
     planned = list(_all_requests(experiment, plan))
     for request in planned:
@@ -137,6 +139,7 @@ def _all_requests(experiment: Experiment, plan: tuple[Cycle, ...]) -> Iterator[S
     for cycle in plan:
         for field in cycle.requests:
             yield field
+            yield from check_stacks(experiment, field)
             if experiment.revisit is not None:
                 for visit in visits(experiment.revisit, field, cycle.time):
                     if visit.key == field.key:

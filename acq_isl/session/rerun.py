@@ -171,6 +171,12 @@ class Rerun:
         """As `Decider.close`."""
         return self._decider.close(time)
 
+    @property
+    def ranked_by(self) -> tuple[str, ...]:
+        """Labels by which fields are ranked."""
+        rule = self.experiment.choose
+        return tuple(label for each in rule.measurements for label in each.labels) if rule else ()
+
     def choose(self, keys: Sequence[StackKey]) -> tuple[Choice, ...]:
         """Rank fields of one time point, in the order of the plan."""
         rule = self.experiment.choose

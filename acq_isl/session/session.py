@@ -38,11 +38,13 @@ from acq_isl.rules.label_names import Labels
 from acq_isl.rules.rankings import explain_unranked
 from acq_isl.rules.reaction import AfterSlice, Then
 from acq_isl.rules.schedules import Rota
+from acq_isl.rules.trusted import propose
 from acq_isl.session.acting import Actor, Due, Hands
 from acq_isl.session.evidence import note_fields, note_outcome, note_schedule, note_verdict
 from acq_isl.session.fields import Field, choose_fields
 from acq_isl.session.focus import FocusKeeper
 from acq_isl.session.operator import Operator, Stopped
+from acq_isl.session.trust import CHECK, GUARD, RULE, Trust
 from acq_isl.stack import Outcome, Prediction, StackKey, StackRequest, Unpredicted
 from acq_isl.storage.decision_log import Ledger
 
@@ -100,6 +102,7 @@ class Session:
         self._visits, self._start_s = 0, 0.0
         self._focus = FocusKeeper(tools.microscope, experiment.when_focus_fails, self._note_focus)
         self._operator = Operator(tools.commands, self._visit, self._note_command, tools.emit)
+        self._trust = Trust(experiment, tools.microscope, tools.ledger, tools.emit, self.warnings.append)
         hands = Hands(tools.microscope, experiment.limits, self._acquire, tools.call, tools.now)
         self._actor = Actor(hands, self._note, self.warnings.append)
         self._reacts = any(isinstance(trigger.react, AfterSlice) for trigger in experiment.triggers)
@@ -146,7 +149,9 @@ class Session:
                 self._begin(cycle, self._tools.now() - start)
                 due = self._due(cycle)
                 self._overview(due)
-                self._revisit(self._choose(due))
+                visited = [(field, RULE) for field in self._choose(due)]
+                guarded = self._trust.guard(self._imaged(due))
+                self._revisit([*visited, *((self.fields[key], GUARD) for key in guarded)])
         except Stopped:
             self.warnings.append(f"stopped by the operator after {len(self.acquired)} stacks")
             self._take_all()
@@ -177,11 +182,16 @@ class Session:
             self.fields.setdefault(request.key, Field(request, self.labels.models))
         self._decider.expect(note_fields(self._tools.ledger, cycle))
         for done, request in enumerate(cycle.requests, start=1):
-            what = "imaged" if self._acquire(request) else "skipped"
+            imaged = self._acquire(request)
+            for stack in self._trust.stacks(self.fields[request.key].request) if imaged else ():
+                self._acquire(stack, CHECK)
+            what = "imaged" if imaged else "skipped"
             self._step("overview", done, len(cycle.requests), f"{what} {request.key.position}")
             self._take_ready()
+            self._trust.score()
         self._step("predict", self._predicted(cycle), len(cycle.requests), "waiting for the engine")
         self._take_all()
+        self._trust.score()
         self._close(cycle)
         self._step("predict", self._predicted(cycle), len(cycle.requests), "")
 
@@ -231,6 +241,7 @@ class Session:
         self._store(outcome)  # with the labels as its model names them
         renamed = self.labels.rename(outcome)
         field.answers[outcome.model] = preview(renamed)
+        self._trust.keep(renamed)
         measured = self._measured_of(renamed)
         spent_ms = (time.perf_counter() - began) * 1e3
         self._tools.emit(Predicted.of(renamed, measured, spent_ms))
@@ -296,7 +307,7 @@ class Session:
         if isinstance(outcome, Unpredicted):  # it may still come
             return line, []
         found = []
-        for verdict in self._decider.decide(outcome, age_s, {}):
+        for verdict in self._decider.decide(outcome, age_s, self._trust.propose_only):
             if verdict.kind == "act":
                 found.append(verdict)
             else:
@@ -315,9 +326,10 @@ class Session:
         if rule is None:
             return []
         began = time.perf_counter()
-        imaged = {request.key for request in self.acquired}  # not those whose focus was not found
-        fields = [self.fields[request.key] for request in cycle.requests if request.key in imaged]
+        fields = [self.fields[key] for key in self._imaged(cycle)]
         choices = choose_fields(rule, self.labels, fields, self._measured)
+        if why := self._trust.why_propose(rule.measurements):
+            choices = propose(choices, why)
         self.decide_ms.append((time.perf_counter() - began) * 1e3)
         for choice in choices:
             self.fields[choice.key].choice = choice
@@ -325,6 +337,11 @@ class Session:
         self._tools.emit(FieldsRanked(choices))
         self._warn_unranked(cycle, choices)
         return [self.fields[choice.key] for choice in choices if choice.chosen]
+
+    def _imaged(self, cycle: Cycle) -> list[StackKey]:
+        """Fields of a time point, without those whose focus was not found."""
+        imaged = {request.key for request in self.acquired}
+        return [request.key for request in cycle.requests if request.key in imaged]
 
     def _warn_unranked(self, cycle: Cycle, choices: Sequence[Choice]) -> None:
         missing = [choice for choice in choices if choice.rank is None]
@@ -340,22 +357,27 @@ class Session:
             text += ". To finish: 'acq-isl recover RUN --choose' predicts them and chooses again"
         self.warnings.append(text)
 
-    def _revisit(self, fields: Sequence[Field]) -> None:
+    def _revisit(self, fields: Sequence[tuple[Field, str]]) -> None:
+        """Image fields in fluorescence, each with the reason why."""
         sequence = self._experiment.revisit
         if sequence is None:
             return
         requests = [
-            request for field in fields for request in visits(sequence, field.request, field.request.key.time)
+            (request, why)
+            for field, why in fields
+            for request in visits(sequence, field.request, field.request.key.time)
         ]
-        for done, request in enumerate(requests, start=1):
-            self._acquire(request)
+        for done, (request, why) in enumerate(requests, start=1):
+            self._acquire(request, why)
             self._step("revisit", done, len(requests), f"{request.preset} at {request.key.position}")
 
-    def _acquire(self, request: StackRequest) -> bool:
+    def _acquire(self, request: StackRequest, why: str = RULE) -> bool:
         """Image a stack that was not imaged before, once operator and triggers have had their turn.
 
-        False if it is skipped, because its focus was not found.
+        ``why`` it is, if it is fluorescence. False if it is skipped, because its focus was not found.
         """
+        if request.key not in self.fields:
+            self._trust.note_visit(request, why)
         if request.key in {earlier.key for earlier in self.acquired}:
             return True
         self._operator.listen(self._rest)

@@ -5,39 +5,27 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
+from typing import Any
 
 from acq_isl.engines import describe
-from acq_isl.engines.parity import LIMITS
 from acq_isl.errors import AcqIslError
 from acq_isl.rules import Choice, Measured
 from acq_isl.rules.deciding import Verdict
+from acq_isl.rules.trusted import SpotJudge, SpotScore, is_drawn, propose
 from acq_isl.session.evidence import LEDGERS, STORE, file_hash
-from acq_isl.session.measured import MeasuredRun
+from acq_isl.session.findings import Finding, State
 from acq_isl.session.predict_spool import Models
 from acq_isl.session.rerun import AsRun, Line, Logged, Rerun, StoredOutcomes, key_of, number, planned_requests
-from acq_isl.stack import Prediction, Refusal, StackKey, StackRequest, ZStack
+from acq_isl.session.trust import CHECK, GUARD, judge_of
+from acq_isl.session.verify_pixels import check_pixels
+from acq_isl.stack import StackKey, StackRequest
 from acq_isl.storage.prediction_store import digest, stored
 from acq_isl.stream.model_registry import named
 
-State = Literal["holds", "differs", "not verified"]
-_LEAST_SD = 0.02  # of a prediction, from 0 to 1; less is as good as flat
 _SEAL = re.compile(r"Seal of the decisions: <code>([0-9a-f]{64})</code>")
 _OLD = "the ledger is of an older version, which did not vouch for"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What came of checking a part of a run, in a sentence."""
-
-    part: str
-    state: State
-    text: str
 
 
 def verify_run(
@@ -63,7 +51,7 @@ def verify_run(
         )
     else:
         tell("predicting again")
-        found += _check_pixels(folder, logged, requests, models)
+        found += check_pixels(folder, logged, requests, models)
     return tuple(found)
 
 
@@ -166,7 +154,7 @@ class _Again:
         self._rerun: Rerun | None = None
         self._found: list[Finding] = []
         self._same: Counter[str] = Counter()
-        self._propose_only: dict[str, str] = {}
+        self._judge = SpotJudge(None, None, 1, 1)
         self._verdicts = {
             (line["outcome"], line["trigger"]): line
             for line in logged.of("decision", "proposed", "late")
@@ -195,8 +183,11 @@ class _Again:
                     self._check_outcome(line)
                 case "stored" if place >= recovering:
                     self._take_stored(line)
+                case "spot_check" | "guard":
+                    self._check_draw(line)
                 case "trust":
-                    self._propose_only[line["label"]] = line["why"]
+                    pairs = {"why": (line["why"], self._judge.propose_only.get(line["label"], "not to be"))}
+                    self._compare("trust", f"{line['label']} only proposed", pairs)
         if choices:
             self._check_choices(choices)
         return self._found + self._sum_up()
@@ -219,12 +210,26 @@ class _Again:
                 "decisions", "not verified", f"this version does not understand the experiment: {error}"
             )
             return
+        self._judge = judge_of(self._rerun.experiment.spot_checks)
         before = self._logged.lines[: line["n"]]
         acted = (each for each in before if each["kind"] == "decision" and each["what"] != "nothing")
         self._rerun.take_fired(Counter(str(each["rule"]) for each in acted))
         for each in before:
             if each["kind"] == "stored":
                 self._take_stored(each)
+
+    def _check_draw(self, line: Line) -> None:
+        """Whether a field that was left to chance was drawn, and what its score means for its label."""
+        if self._rerun is None:
+            return
+        experiment, key = self._rerun.experiment, key_of(line)
+        what = GUARD if line["kind"] == "guard" else CHECK
+        settings = experiment.bias_guard if what == GUARD else experiment.spot_checks
+        drawn = settings is not None and is_drawn(what, settings.seed, settings.share, key)
+        self._compare("draws", f"{key}: {what}", {"drawn": (True, drawn)})
+        if line["kind"] == "spot_check":
+            objects = (line["found"], line["true"], line["matched"])
+            self._judge.add(SpotScore(line["label"], number(line["r"]), *objects))
 
     def _take_stored(self, line: Line) -> None:
         if self._rerun is not None:
@@ -249,7 +254,7 @@ class _Again:
             self._note(
                 "measurements", "differs", f"{key}: {len(measured)} measurements, in the ledger {len(logged)}"
             )
-        for verdict in self._rerun.decide(key, model, number(line["age_s"]), self._propose_only):
+        for verdict in self._rerun.decide(key, model, number(line["age_s"]), self._judge.propose_only):
             self._compare_verdict(line["n"], verdict)
 
     def _compare_measured(self, key: StackKey, told: Line, again: Measured) -> None:
@@ -283,7 +288,10 @@ class _Again:
         order = {key: place for place, key in enumerate(self._requests)}
         for time in sorted({key.time for key in lines}):
             keys = sorted((key for key in lines if key.time == time), key=lambda key: order.get(key, 0))
-            for choice in self._rerun.choose(keys):
+            choices, rules = self._rerun.choose(keys), self._rerun.ranked_by
+            if why := next(filter(None, (self._judge.propose_only.get(rule, "") for rule in rules)), ""):
+                choices = propose(choices, why)
+            for choice in choices:
                 self._compare_choice(choice, lines[choice.key])
 
     def _compare_choice(self, choice: Choice, told: Line) -> None:
@@ -315,74 +323,3 @@ def _same(told: Any, now: Any) -> bool:
     if isinstance(told, float) and isinstance(now, float):
         return (math.isnan(told) and math.isnan(now)) or math.isclose(told, now, rel_tol=1e-6, abs_tol=1e-9)
     return bool(told == now)
-
-
-def _check_pixels(
-    folder: Path, logged: Logged, requests: Mapping[StackKey, StackRequest], models: Models
-) -> list[Finding]:
-    """Predict every stack again from what was measured, and hold it against what was stored."""
-    outcomes, measured = StoredOutcomes(folder, logged, requests), MeasuredRun(folder)
-    found, worst, good = list[Finding](), 0.0, 0
-    for line in logged.of("outcome"):
-        key = key_of(line)
-        if line["state"] == "not predicted":
-            continue
-        try:
-            off = _predict_again(line, outcomes, measured, requests, models)
-        except AcqIslError as error:
-            found.append(Finding("measured pixels", "not verified", f"{key}: {error.what}"))
-            continue
-        if isinstance(off, str):
-            found.append(Finding("measured pixels", "differs", f"{key}: {off}"))
-        else:
-            worst, good = max(worst, off), good + 1
-    text = f"{good} stacks predicted again as they were stored, at most {worst:.2g} of the limit off"
-    return [*found, Finding("measured pixels", "holds" if good else "not verified", text)]
-
-
-def _predict_again(
-    line: Line,
-    outcomes: StoredOutcomes,
-    measured: MeasuredRun,
-    requests: Mapping[StackKey, StackRequest],
-    models: Models,
-) -> float | str:
-    """How far off it is as a share of the limit, or in words what is wrong."""
-    before, key = outcomes.get(line), key_of(line)
-    request = requests[key] if key in requests else _request(before)
-    if isinstance(before, Prediction):
-        stack = ZStack(before.info, measured.images(request), (0.0,) * before.info.planes)
-    else:
-        stack = measured.stack(request)
-    (now,) = models.predict(stack, (before.model,))
-    if isinstance(before, Refusal):
-        return 0.0 if isinstance(now, Refusal) else "was refused, and is not refused now"
-    if not isinstance(before, Prediction) or not isinstance(now, Prediction):
-        return f"was predicted, and is not now: {getattr(now, 'reason', '')}"
-    if now.model_sha256 != before.model_sha256:
-        return f"was predicted by another model ({before.model_sha256[:12]}, now {now.model_sha256[:12]})"
-    off, limit = distance(before, now), limit_of(before.engine, now.engine)
-    if off <= limit:
-        return off / limit
-    who = f"{now.engine} is {off:.2g} RMS off what {before.engine} predicted"
-    return f"{who}; the limit is {limit:g}"
-
-
-def _request(outcome: Any) -> StackRequest:
-    info = outcome.info
-    return StackRequest(info.key, info.x_um, info.y_um, info.z_um, "", info.key.channel, info.exposure_ms)
-
-
-def distance(before: Prediction, now: Prediction) -> float:
-    """RMS of the difference of two predictions as a share of the SD of the first; the worst label's."""
-    if before.mean.shape != now.mean.shape:
-        return math.inf
-    pairs: Iterable[Any] = zip(before.mean, now.mean, strict=True)
-    return max(
-        float(np.sqrt(np.square(a - b, dtype=np.float64).mean()) / max(a.std(), _LEAST_SD)) for a, b in pairs
-    )
-
-
-def limit_of(*engines: str) -> float:
-    """How far predictions of engines may be apart, by the coarser precision; see `acq_isl.engines.parity`."""
-    return max(LIMITS.get(engine.rpartition(" ")[2], LIMITS["bf16"]) for engine in engines)

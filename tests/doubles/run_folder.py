@@ -60,8 +60,13 @@ MODEL = describe("demo")
 class Scope:
     """Takes nothing but notes; the engine answers one stack behind."""
 
-    def __init__(self, answer: Callable[[StackRequest], Outcome] = predict) -> None:
+    def __init__(
+        self,
+        answer: Callable[[StackRequest], Outcome] = predict,
+        stain: Callable[[StackRequest], Uint16Image] | None = None,
+    ) -> None:
         self.taken: list[StackRequest] = []
+        self._stain = stain
         self._waiting: list[Outcome] = []
         self._answer = answer
 
@@ -74,7 +79,9 @@ class Scope:
         """Nothing to set."""
 
     def images(self, request: StackRequest) -> Uint16Image:
-        return np.full((len(request.z_um), PX, PX), 100 + index_of(request), np.uint16)
+        if self._stain is None:
+            return np.full((len(request.z_um), PX, PX), 100 + index_of(request), np.uint16)
+        return self._stain(request)
 
     def poll(self) -> list[Outcome]:
         ready, self._waiting = self._waiting[:-1], self._waiting[-1:]

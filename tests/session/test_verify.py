@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from acq_isl.session.evidence import STORE
-from acq_isl.session.verify import Finding, verify_run
+from acq_isl.session.findings import Finding
+from acq_isl.session.verify import verify_run
 from acq_isl.stack import Refusal, StackRequest
 from acq_isl.storage.decision_log import Ledger, read
 from doubles.run_folder import Scope, SmallRun, index_of, predict

@@ -1,0 +1,178 @@
+"""Spot checks and bias guard of a session: which fields are also stained, and what that says of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from acq_isl.errors import AcqIslError, ExperimentError
+from acq_isl.events import Decided, EventHandler
+from acq_isl.experiment.experiment import Experiment, measurements
+from acq_isl.experiment.planning import visits
+from acq_isl.experiment.trust import SpotChecks
+from acq_isl.processing.statistics import pearson
+from acq_isl.protocols import Microscope
+from acq_isl.rules import Measurement
+from acq_isl.rules.trusted import SpotJudge, SpotScore, is_drawn
+from acq_isl.session.grading.scores import pair_labels, to_bright_end
+from acq_isl.stack import Prediction, StackKey, StackRequest, Uint16Image
+from acq_isl.storage.decision_log import Ledger
+
+CHECK, GUARD, RULE = "spot check", "bias guard", "rule"
+"""Why a field is imaged in fluorescence."""
+
+
+def check_stacks(experiment: Experiment, field: StackRequest) -> tuple[StackRequest, ...]:
+    """The stacks of a spot check of an overview field; ExperimentError if its exposure is not known."""
+    settings = experiment.spot_checks
+    if settings is None:
+        return ()
+    middle_um = (min(field.z_um) + max(field.z_um)) / 2
+    known = {} if experiment.revisit is None else _exposures(experiment, field)
+    found = []
+    for preset in dict.fromkeys(truth_of(experiment).values()):
+        exposure_ms = settings.exposure_ms or known.get(preset)
+        if exposure_ms is None:
+            raise ExperimentError(
+                f"it is not known how long spot checks expose {preset}", fix="give spot_checks.exposure_ms"
+            )
+        stack = replace(
+            field, key=replace(field.key, channel=preset), group=settings.group, preset=preset,
+            z_um=tuple(middle_um + offset for offset in settings.z_offsets_um), exposure_ms=exposure_ms,
+            modality="fluorescence", polarity="unknown", predict=False, camera="", keep_shutter_open=False,
+            autofocus=None, attempt=0,
+        )  # fmt: skip
+        found.append(stack)
+    return tuple(found)
+
+
+def _exposures(experiment: Experiment, field: StackRequest) -> dict[str, float]:
+    assert experiment.revisit is not None
+    return {each.preset: each.exposure_ms for each in visits(experiment.revisit, field, field.key.time)}
+
+
+def truth_of(experiment: Experiment) -> dict[str, str]:
+    """Which preset shows which label in spot checks."""
+    settings = experiment.spot_checks
+    return {} if settings is None else settings.truth or experiment.truth
+
+
+def check_settings(experiment: Experiment) -> None:
+    """ExperimentError if spot checks or bias guard ask for what the experiment does not say."""
+    if experiment.spot_checks is not None and not truth_of(experiment):
+        raise ExperimentError(
+            "spot checks need to know which preset shows which label",
+            fix="give spot_checks.truth, such as {nuclei: DAPI}, or truth",
+        )
+    if experiment.bias_guard is not None and experiment.revisit is None:
+        raise ExperimentError(
+            "the bias guard revisits fields, and the experiment has no revisit",
+            fix="give revisit, such as {channels: [{config: DAPI, exposure: 50}]}, or leave bias_guard out",
+        )
+
+
+def score_label(
+    prediction: Prediction, label: str, images: Uint16Image, rules: Sequence[Measurement]
+) -> SpotScore:
+    """A predicted label against its stain, (z, y, x) uint16; ExperimentError if the sizes differ."""
+    stain, predicted = images.max(axis=0), prediction.label(label)
+    if stain.shape != predicted.shape:
+        raise ExperimentError(
+            "prediction and stain cannot be compared pixel by pixel",
+            wanted=f"a stain of {predicted.shape} (rows, columns)",
+            got=f"{stain.shape}",
+            fix="image the fluorescence with the camera ROI and binning of the overview",
+        )
+    (pair,) = pair_labels(prediction, {label: to_bright_end(stain)}, rules)
+    return SpotScore(label, pearson(predicted, stain), pair.found, pair.true, pair.matched)
+
+
+def judge_of(settings: SpotChecks | None) -> SpotJudge:
+    """The judge of an experiment's spot checks; one that nobody asks if it has none."""
+    if settings is None:
+        return SpotJudge(None, None, 1, 1)
+    return SpotJudge(settings.at_least.r, settings.at_least.f1, settings.least, settings.over)
+
+
+class Trust:
+    """Owned by the session, which images what `stacks` and `guard` name, and keeps what it predicts here."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        microscope: Microscope,
+        ledger: Ledger,
+        emit: EventHandler,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._experiment, self._microscope = experiment, microscope
+        self._ledger, self._emit, self._warn = ledger, emit, warn
+        self._truth, self._judge = truth_of(experiment), judge_of(experiment.spot_checks)
+        self._stained: dict[StackKey, tuple[StackRequest, ...]] = {}
+        self._predicted: list[Prediction] = []
+
+    @property
+    def propose_only(self) -> dict[str, str]:
+        """Why labels are not acted upon."""
+        return self._judge.propose_only
+
+    def why_propose(self, rules: Sequence[Measurement]) -> str:
+        """Why what is measured is not acted upon; empty if it is."""
+        labels = (label for rule in rules for label in rule.labels)
+        return next(filter(None, (self.propose_only.get(label, "") for label in labels)), "")
+
+    def stacks(self, field: StackRequest) -> tuple[StackRequest, ...]:
+        """What to image for the spot check of an overview field; nothing if it is not drawn."""
+        settings = self._experiment.spot_checks
+        if settings is None or not is_drawn(CHECK, settings.seed, settings.share, field.key):
+            return ()
+        self._stained[field.key] = check_stacks(self._experiment, field)
+        return self._stained[field.key]
+
+    def guard(self, fields: Sequence[StackKey]) -> list[StackKey]:
+        """Fields that are revisited whatever the rules say; written down with their probability."""
+        settings = self._experiment.bias_guard
+        if settings is None:
+            return []
+        drawn = [key for key in fields if is_drawn(GUARD, settings.seed, settings.share, key)]
+        for key in drawn:
+            self._ledger.write("guard", key=asdict(key), probability=settings.share)
+            why = f"drawn with probability {settings.share:g}"
+            self._emit(Decided(key, GUARD, "revisit this field whatever the rules say", why, "done"))
+        return drawn
+
+    def note_visit(self, stack: StackRequest, why: str) -> None:
+        """Write down that a field is imaged in fluorescence, and because of whom."""
+        self._ledger.write("visit", key=asdict(stack.key), why=why)
+
+    def keep(self, prediction: Prediction) -> None:
+        """A prediction as the session has it, in full, with labels called as in the run."""
+        if prediction.info.key in self._stained:
+            self._predicted.append(prediction)
+
+    def score(self) -> None:
+        """Hold what was predicted against its stain; between two stacks, since it takes a moment."""
+        while self._predicted:
+            prediction = self._predicted.pop(0)
+            stacks = {stack.preset: stack for stack in self._stained[prediction.info.key]}
+            for label, preset in self._truth.items():
+                if label in prediction.labels:
+                    self._score(prediction, label, stacks[preset])
+
+    def _score(self, prediction: Prediction, label: str, stack: StackRequest) -> None:
+        key = prediction.info.key
+        try:
+            images, rules = self._microscope.images(stack), measurements(self._experiment)
+            score = score_label(prediction, label, images, rules)
+        except AcqIslError as error:
+            self._warn(f"the spot check of {key} was not scored: {error}")
+            return
+        line: dict[str, Any] = {"key": asdict(key), "channel": stack.key.channel, **asdict(score)}
+        self._ledger.write("spot_check", **line, model=prediction.model, model_sha256=prediction.model_sha256)
+        self._emit(Decided(key, CHECK, f"{label} (predicted) against {stack.preset}", score.text, "done"))
+        if why := self._judge.add(score):
+            self._ledger.write("trust", label=label, state="propose only", why=why)
+            what = f"{label} (predicted) is only proposed from now on"
+            self._emit(Decided(None, CHECK, what, why, "done"))
+            self._warn(f"{what}: {why}")

@@ -1,0 +1,95 @@
+"""Predict the stacks of a run again from what was measured, and hold that against what was stored."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from acq_isl.engines.parity import LIMITS
+from acq_isl.errors import AcqIslError
+from acq_isl.session.findings import Finding
+from acq_isl.session.measured import MeasuredRun
+from acq_isl.session.predict_spool import Models
+from acq_isl.session.rerun import Line, Logged, StoredOutcomes, key_of
+from acq_isl.stack import Outcome, Prediction, Refusal, StackKey, StackRequest, ZStack
+
+_LEAST_SD = 0.02  # of a prediction, from 0 to 1; less is as good as flat
+_SAME_ENGINE = 1e-4  # another number of threads may add in another order
+
+
+def check_pixels(
+    folder: Path, logged: Logged, requests: Mapping[StackKey, StackRequest], models: Models
+) -> list[Finding]:
+    """Predict every stack again from what was measured, and hold it against what was stored."""
+    outcomes, measured = StoredOutcomes(folder, logged, requests), MeasuredRun(folder)
+    found, worst, good = list[Finding](), 0.0, 0
+    for line in logged.of("outcome"):
+        key = key_of(line)
+        if line["state"] == "not predicted":
+            continue
+        try:
+            off = _predict_again(line, outcomes, measured, requests, models)
+        except AcqIslError as error:
+            found.append(Finding("measured pixels", "not verified", f"{key}: {error.what}"))
+            continue
+        if isinstance(off, str):
+            found.append(Finding("measured pixels", "differs", f"{key}: {off}"))
+        else:
+            worst, good = max(worst, off), good + 1
+    exact = ", bit for bit" if worst == 0 else f", at most {worst:.2g} of the limit off"
+    text = f"{good} stacks predicted again as they were stored{exact}"
+    return [*found, Finding("measured pixels", "holds" if good else "not verified", text)]
+
+
+def _predict_again(
+    line: Line,
+    outcomes: StoredOutcomes,
+    measured: MeasuredRun,
+    requests: Mapping[StackKey, StackRequest],
+    models: Models,
+) -> float | str:
+    """How far off it is as a share of the limit, or in words what is wrong."""
+    before, key = outcomes.get(line), key_of(line)
+    request = requests[key] if key in requests else _request(before)
+    if isinstance(before, Prediction):
+        stack = ZStack(before.info, measured.images(request), (0.0,) * before.info.planes)
+    else:
+        stack = measured.stack(request)
+    (now,) = models.predict(stack, (before.model,))
+    if isinstance(before, Refusal):
+        return 0.0 if isinstance(now, Refusal) else "was refused, and is not refused now"
+    if not isinstance(before, Prediction) or not isinstance(now, Prediction):
+        return f"was predicted, and is not now: {getattr(now, 'reason', '')}"
+    if now.model_sha256 != before.model_sha256:
+        return f"was predicted by another model ({before.model_sha256[:12]}, now {now.model_sha256[:12]})"
+    off, limit = distance(before, now), limit_of(before.engine, now.engine)
+    if off <= limit:
+        return off / limit
+    who = f"{now.engine} is {off:.2g} RMS off what {before.engine} predicted"
+    return f"{who}; the limit is {limit:g}"
+
+
+def _request(outcome: Outcome) -> StackRequest:
+    info = outcome.info
+    return StackRequest(info.key, info.x_um, info.y_um, info.z_um, "", info.key.channel, info.exposure_ms)
+
+
+def distance(before: Prediction, now: Prediction) -> float:
+    """RMS of the difference of two predictions as a share of the SD of the first; the worst label's."""
+    if before.mean.shape != now.mean.shape:
+        return math.inf
+    pairs: Iterable[Any] = zip(before.mean, now.mean, strict=True)
+    return max(
+        float(np.sqrt(np.square(a - b, dtype=np.float64).mean()) / max(a.std(), _LEAST_SD)) for a, b in pairs
+    )
+
+
+def limit_of(before: str, now: str) -> float:
+    """How far predictions of two engines may be apart, by the coarser precision."""
+    if before == now and before.endswith("fp32"):
+        return _SAME_ENGINE
+    return max(LIMITS.get(engine.rpartition(" ")[2], LIMITS["bf16"]) for engine in (before, now))
