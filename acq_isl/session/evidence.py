@@ -151,7 +151,7 @@ def note_outcome(
             about |= {"state": "not predicted", "reason": outcome.reason, "where": outcome.where}
         case _:
             assert_never(outcome)
-    return int(ledger.write("outcome", **about)["n"])
+    return int(ledger.note("outcome", **about)["n"])
 
 
 def note_verdict(ledger: Ledger, verdict: Verdict, outcome: int, done: str, after_s: float) -> None:

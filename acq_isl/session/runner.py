@@ -280,7 +280,7 @@ def _opened(experiment: Experiment, plan: RunPlan, views: Views) -> Iterator[_Pa
             labels.store_colors,
             timeout_s=_DISK_S,
             extend=plan.saved is not None,
-            on_stored=vouch_stored(ledger.write),
+            on_stored=vouch_stored(ledger.note),
         )
         note_run(ledger, folder, experiment, labels, versions())
         stack.enter_context(store)

@@ -144,7 +144,7 @@ class Trust:
 
     def note_visit(self, stack: StackRequest, why: str) -> None:
         """Write down that a field is imaged in fluorescence, and because of whom."""
-        self._ledger.write("visit", key=asdict(stack.key), why=why)
+        self._ledger.note("visit", key=asdict(stack.key), why=why)
 
     def keep(self, prediction: Prediction) -> None:
         """A prediction as the session has it, in full, with labels called as in the run."""

@@ -156,7 +156,7 @@ class _Again:
         self._same: Counter[str] = Counter()
         self._judge = SpotJudge(None, None, 1, 1)
         self._verdicts = {
-            (line["outcome"], line["trigger"]): line
+            (line["outcome"], line["trigger"], key_of(line)): line
             for line in logged.of("decision", "proposed", "late")
             if "outcome" in line
         }
@@ -171,26 +171,31 @@ class _Again:
             if choices and line["kind"] != "stored":  # of the disk's own thread
                 self._check_choices(choices)
                 choices = {}
-            match line["kind"]:
-                case "run":
-                    self._begin(line)
-                case "time_point" if self._rerun is not None:
-                    self._rerun.expect([key_of({"key": key}) for key in line["fields"]])
-                case "time_point_over" if self._rerun is not None:
-                    for verdict in self._rerun.close(line["time_point"]):
-                        self._compare_verdict(line["n"], verdict)
-                case "outcome":
-                    self._check_outcome(line)
-                case "stored" if place >= recovering:
-                    self._take_stored(line)
-                case "spot_check" | "guard":
-                    self._check_draw(line)
-                case "trust":
-                    pairs = {"why": (line["why"], self._judge.propose_only.get(line["label"], "not to be"))}
-                    self._compare("trust", f"{line['label']} only proposed", pairs)
+            if line["kind"] != "stored" or place >= recovering:  # those of the run stand before their outcome
+                self._go_on(line)
         if choices:
             self._check_choices(choices)
         return self._found + self._sum_up()
+
+    def _go_on(self, line: Line) -> None:
+        """Do what a line says was done."""
+        match line["kind"]:
+            case "run":
+                self._begin(line)
+            case "time_point" if self._rerun is not None:
+                self._rerun.expect([key_of({"key": key}) for key in line["fields"]])
+            case "time_point_over" if self._rerun is not None:
+                for verdict in self._rerun.close(line["time_point"]):
+                    self._compare_verdict(line["n"], verdict)
+            case "outcome":
+                self._check_outcome(line)
+            case "stored":
+                self._take_stored(line)
+            case "spot_check" | "guard":
+                self._check_draw(line)
+            case "trust":
+                pairs = {"why": (line["why"], self._judge.propose_only.get(line["label"], "not to be"))}
+                self._compare("trust", f"{line['label']} only proposed", pairs)
 
     def _sum_up(self) -> list[Finding]:
         if not any(self._logged.of("run")):
@@ -265,7 +270,7 @@ class _Again:
         self._note("measurements", "differs", text)
 
     def _compare_verdict(self, outcome: int, verdict: Verdict) -> None:
-        decision, told = verdict.decision, self._verdicts.get((outcome, verdict.index))
+        decision, told = verdict.decision, self._verdicts.get((outcome, verdict.index, verdict.decision.key))
         if told is None:
             # The run ended while the action was carried out: a line that was taken away breaks the chain.
             text = (

@@ -38,7 +38,7 @@ class Verified:
 
 
 class Ledger:
-    """Append-only ``decisions.jsonl``; every line is on the disk when its call returns.
+    """Append-only ``decisions.jsonl``; every line is on the disk when its call returns, but for `note`.
 
     A line is a JSON object: ``n`` (from 0), ``time`` (ISO 8601, UTC), ``kind``, the caller's entries,
     ``previous`` (seal of the line before, 64 zeros for the first) and ``sha256`` (its own seal: the hash
@@ -93,6 +93,13 @@ class Ledger:
         Entries may be numbers, text, lists, mappings, dataclasses and pydantic models; a number that is
         not finite is written as null.
         """
+        return self._record(kind, entries, sync=True)
+
+    def note(self, kind: str, **entries: Any) -> dict[str, Any]:
+        """As `write`, for what is not acted upon before the next line is written, which waits for the disk."""
+        return self._record(kind, entries, sync=False)
+
+    def _record(self, kind: str, entries: Mapping[str, Any], sync: bool) -> dict[str, Any]:
         if clash := _RESERVED & entries.keys():
             raise ValueError(
                 f"the ledger writes {', '.join(sorted(clash))} itself: call the entries otherwise"
@@ -101,7 +108,7 @@ class Ledger:
             now = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds")
             line = {"n": self._lines, "time": now, "kind": kind, **_plain(entries), "previous": self._seal}
             line[_SEAL] = _hash(line)
-            self._append(_written(line) + b"\n")
+            self._append(_written(line) + b"\n", sync)
             self._count(line)
             return line
 
@@ -117,14 +124,15 @@ class Ledger:
             place = {"time_point": time_point, "position": position, "channel": channel}
             self.write("dose", **place, exposure_ms=total, slices=slices, sum_ms=sum_ms)
 
-    def _append(self, line: bytes) -> None:
+    def _append(self, line: bytes, sync: bool) -> None:
         if self._file is None:
             raise StorageError(f"the ledger {self._path} is not open", fix="use it inside 'with Ledger(...)'")
         end = self._file.tell()
         try:
             if self._file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(self._file.fileno())
+            if sync:
+                os.fsync(self._file.fileno())
         except OSError as error:
             self._take_back(end)
             raise self._unwritable(error) from error

@@ -111,7 +111,7 @@ class SmallRun:
         (self.folder / "experiment.yaml").write_text(experiment.to_yaml(), encoding="utf-8")
         SavedPlan(started="2026-11-28T12:00:00+01:00", scope="a fake", cycles=plan).write(self.folder)
         with Ledger(self.folder / LEDGERS[0]) as ledger:
-            note = vouch_stored(ledger.write)
+            note = vouch_stored(ledger.note)
             with PredictionStore(self.folder / STORE, labels.store_colors, on_stored=note) as store:
                 note_run(ledger, self.folder, experiment, labels, {})
                 parts = SessionTools(
