@@ -12,6 +12,7 @@ from acq_isl.errors import StorageError
 from acq_isl.files import write_whole
 from acq_isl.record import Comparison, Counts, FieldRecord, RunRecord, StageLatency
 from acq_isl.report.figures import draw_chosen, draw_mosaic, hues, rank_order, tops
+from acq_isl.report.trust import describe_trust
 from acq_isl.rules.measurements import readable
 from acq_isl.scorecard import sentences
 from acq_isl.stack import Prediction, Refusal, StackInfo, Unpredicted
@@ -63,6 +64,7 @@ def render(record: RunRecord) -> str:
         ranking=sorted(record.fields, key=rank_order),
         decisions=_decisions(record.decisions),
         dose=_dose(record.decisions),
+        trust=describe_trust(record),
         seal=str(record.decisions[-1].get("sha256", "")) if record.decisions else "",
     )
 

@@ -48,6 +48,7 @@ from acq_isl.session.session import Session, SessionTools
 from acq_isl.session.so_far import read_decisions
 from acq_isl.session.summary import Stored, describe_bounds, describe_choice, run_files, summarise, versions
 from acq_isl.session.time_lapse import TimeLapse
+from acq_isl.session.trust import write_pairs
 from acq_isl.session.truth import write_truth
 from acq_isl.session.views import Views
 from acq_isl.stack import Prediction, StackKey
@@ -174,6 +175,7 @@ def _carry_out(
         finally:
             if session is not None:
                 # Only now is everything on disk that the pictures are read from.
+                write_pairs(folder, experiment, plan.cycles[0].requests[0].key.channel)
                 record = parts.record(started, time.monotonic() - began, scope.description)
                 images = MeasuredRun(folder).images if plan.saved else parts.microscope.images
                 stored = Stored(images, parts.stored(folder / _STORE))

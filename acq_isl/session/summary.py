@@ -24,6 +24,7 @@ from acq_isl.record import Comparison, FieldRecord, RunRecord, StageLatency
 from acq_isl.rules import Limits, Measurement
 from acq_isl.session.fields import Field
 from acq_isl.session.grading.scores import object_f1, pair_labels, to_bright_end
+from acq_isl.session.trust import truth_of
 from acq_isl.stack import Float32Image, Prediction, StackKey, StackRequest, StageTimes, Uint16Image
 
 _THUMBNAIL_PX = 384
@@ -74,6 +75,7 @@ def run_files(folder: Path) -> dict[str, str]:
         "decisions of the recovery": "recovery.jsonl",
         "experiment as run": "experiment.yaml",
         "true cells": "truth.json",
+        "pairs for adapting the model": "pairs.yaml",
         "stacks that wait for an engine": "spool",
         "report of the run itself": "report_before_recovery.html",
     }
@@ -209,7 +211,7 @@ def _comparisons(
     for field in session.fields.values():
         floor: Float32Image | None = None
         by_label = {label: made.model for made in field.predictions for label in made.labels}
-        for label, channel in experiment.truth.items():
+        for label, channel in {**truth_of(experiment), **experiment.truth}.items():
             key = StackKey(field.request.key.time, field.request.key.position, channel)
             if key not in acquired or label not in by_label:
                 continue

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from acq_isl.errors import AcqIslError, ExperimentError
 from acq_isl.events import Decided, EventHandler
 from acq_isl.experiment.experiment import Experiment, measurements
 from acq_isl.experiment.planning import visits
 from acq_isl.experiment.trust import SpotChecks
+from acq_isl.files import write_whole
 from acq_isl.processing.statistics import pearson
 from acq_isl.protocols import Microscope
 from acq_isl.rules import Measurement
@@ -19,6 +23,7 @@ from acq_isl.session.grading.scores import pair_labels, to_bright_end
 from acq_isl.stack import Prediction, StackKey, StackRequest, Uint16Image
 from acq_isl.storage.decision_log import Ledger
 
+PAIRS = "pairs.yaml"
 CHECK, GUARD, RULE = "spot check", "bias guard", "rule"
 """Why a field is imaged in fluorescence."""
 
@@ -93,6 +98,16 @@ def judge_of(settings: SpotChecks | None) -> SpotJudge:
     if settings is None:
         return SpotJudge(None, None, 1, 1)
     return SpotJudge(settings.at_least.r, settings.at_least.f1, settings.least, settings.over)
+
+
+def write_pairs(folder: Path, experiment: Experiment, channel: str) -> None:
+    """What `acq-isl adapt --pairs` reads: the stacks and stains of a run with spot checks, where they lie."""
+    sets = sorted(path.name for path in folder.glob("measured_*") if path.is_dir())
+    if experiment.spot_checks is not None and sets:
+        labels = truth_of(experiment)
+        data = [{"kind": "ndtiff", "folder": name, "stack": channel, "labels": labels} for name in sets]
+        pairs = {"data": data, "split": {"by": "field", "share": 0.3, "seed": 1}}
+        write_whole(folder / PAIRS, yaml.safe_dump(pairs, sort_keys=False))
 
 
 class Trust:

@@ -225,7 +225,9 @@ class ChannelSource(RecordedSource):
                     f"{data.path} has no channel {self.stack}", got=", ".join(found), fix="check stack"
                 )
             before = f"{data.path.name}:" if len(sets) > 1 else ""
-            for field in fields:
+            # Of a run some fields were stained, and the others teach nothing.
+            shown = [field for field in fields if any(_has(field, each) for each in self.labels.values())]
+            for field in shown or fields:
                 source = self.model_copy(update={"plate": self.plate or field.plate})
                 yield source._item(field, before)
 
