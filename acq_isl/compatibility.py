@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from acq_isl.manifest import SLACK
+from acq_isl.manifest import SLACK, Tolerated
 from acq_isl.stack import Modality, Polarity, StackInfo
 
 # Ratios of the stack's pixel size to the model's; from the mismatch measurements in docs/design.md.
@@ -22,6 +22,7 @@ _RESAMPLE_RATIO = (0.6, 1.6)
 _Z_STEP_RATIO = (0.5, 2.0)
 _USE_Z_STEP_RATIO = (0.8, 1.25)
 _UNEVEN = 1.5
+_COST = "it costs less than .02 of the mean correlation with the truth"
 
 
 class Wanted(Protocol):
@@ -40,6 +41,10 @@ class Wanted(Protocol):
 
     @property
     def z_step_um(self) -> float: ...
+    @property
+    def tolerates(self) -> frozenset[Tolerated]:
+        """What may differ, as it was measured to cost little."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +92,7 @@ def check(model: Wanted, info: StackInfo) -> Verdict:
     Tolerances: pixel size ratio .9-1.1 use, .6-1.6 resample, else refuse; z step within a factor 1.25
     use, 2 resample, else refuse; missing or repeated planes, other modality or polarity refuse. More
     planes than needed, or half a step too little range, resample. Both ends of a range belong to it.
-    Planes that are not in order of z are sorted.
+    Planes that are not in order of z are sorted. What a model was measured to bear is used, with a note.
     """
     unfit = _check_optics(model, info) or check_heights(info.z_um)
     if unfit is not None:
@@ -141,7 +146,14 @@ def _unchecked(model: Wanted, info: StackInfo) -> tuple[str, ...]:
         "contrast polarity": (info.polarity, model.polarity),
     }
     unstated = [fact for fact, stated in facts.items() if "unknown" in stated]
-    return tuple(f"the {fact} was not stated, so it was not checked" for fact in unstated)
+    notes = [f"the {fact} was not stated, so it was not checked" for fact in unstated]
+    if _inverted(model, info):
+        notes.append(f"contrast is inverted, which this model was measured to bear: {_COST}")
+    return tuple(notes)
+
+
+def _inverted(model: Wanted, info: StackInfo) -> bool:
+    return "unknown" not in (info.polarity, model.polarity) and info.polarity != model.polarity
 
 
 def _within(ratio: float, bounds: tuple[float, float]) -> bool:
@@ -155,7 +167,7 @@ def _check_optics(model: Wanted, info: StackInfo) -> Refuse | None:
             f"the stack is {info.modality}, the model was trained on {model.modality}",
             f"acquire {model.modality}, or choose a model for {info.modality}",
         )
-    if "unknown" not in (info.polarity, model.polarity) and info.polarity != model.polarity:
+    if _inverted(model, info) and "polarity" not in model.tolerates:
         return Refuse(
             f"contrast is inverted: dense matter is {info.polarity} here, {model.polarity} in training",
             f"use optics with {model.polarity} contrast, or a model trained on {info.polarity} contrast",
@@ -193,6 +205,10 @@ def _z_planes(model: Wanted, have: NDArray[np.float64]) -> tuple[tuple[float, ..
     equidistant = f"acquire {len(wanted)} equidistant planes {model.z_step_um:.2g} um apart"
     if len(have) == len(wanted) and _within(step / model.z_step_um, _USE_Z_STEP_RATIO):
         return tuple(have.tolist()), ""
+    bearable = "half the z range" in model.tolerates and len(have) == len(wanted)
+    if bearable and 0.5 * (1 - SLACK) <= step / model.z_step_um < 1:
+        note = f"planes {step:.2g} um apart were used as if {model.z_step_um:.2g} um, which this model was"
+        return tuple(have.tolist()), f"{note} measured to bear: {_COST}"
     # Half a step of tolerance: a plane may be asked for just outside the first or last one.
     if (have[-1] - have[0] + step) / 2 < wanted[-1] * (1 - SLACK):
         got = f"{len(have)} plane{'s' * (len(have) != 1)} over {have[-1] - have[0]:.3g} um"

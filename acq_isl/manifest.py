@@ -27,6 +27,7 @@ NETWORKS = frozenset({
 })  # fmt: skip
 """Labels and markers, in small letters, of what is a network and has no objects to be counted."""
 
+Tolerated = Literal["polarity", "half the z range"]
 _Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
 _Pixels = Annotated[int, Field(ge=0, le=8192)]
 _Height = Annotated[float, Field(ge=-10_000, le=10_000)]  # um
@@ -104,6 +105,25 @@ class Evaluation(StrictModel):
     """Mean over the units, by name."""
 
 
+class GateJudgement(StrictModel):
+    """How a gate did on stacks that it was not fitted to, under conditions at random strength."""
+
+    judged_on: str
+    """For people, such as ``simulated fields of other cultures``."""
+    harmful: int = Field(ge=0)
+    """Stacks whose condition cost more than .07 mean r."""
+    caught: float = Field(ge=0, le=1)
+    """Share of these that it refused."""
+    harmless: int = Field(ge=0)
+    """Stacks whose condition cost less than .02."""
+    refused: float = Field(ge=0, le=1)
+    """Share of these that it refused."""
+    clean_windows: float = Field(ge=0, le=1)
+    """Share of windows above the limit in stacks as they should be."""
+    correlation: float = Field(ge=-1, le=1)
+    """Of estimated and true cost."""
+
+
 class Gate(StrictModel):
     """How unlike the training set a stack may look before its prediction is refused.
 
@@ -115,9 +135,15 @@ class Gate(StrictModel):
     names: tuple[_Name, ...] = Field(min_length=1, max_length=64)
     """Of the K distances, for people, such as ``features``."""
     limits: tuple[float, ...] = Field(min_length=1)
-    """A stack is refused when the median of any distance lies above its limit."""
+    """A stack is refused when the median of any distance lies above its limit.
+
+    ``cost`` among the names is no distance but what predictions on such a stack are estimated to cost, in
+    hundredths of the mean correlation with the truth; then the others refuse only what lies further off than
+    anything harmless."""
     false_alarms: float = Field(ge=0, le=1)
     """Share of fitting stacks that the limits refused, measured on held-out windows."""
+    judged: GateJudgement | None = None
+    """Of gates that estimate a cost."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -170,6 +196,8 @@ class Manifest(StrictModel):
 
     Fitted and applied as ``spread_scale`` is; empty for models that have one factor for dark and bright.
     """
+    tolerates: frozenset[Tolerated] = frozenset()
+    """What may differ from what is stated here, as it was measured to cost less than .02 mean r."""
     gate: Gate | None = None
     """Absent: the model cannot tell from a stack's looks whether it was trained for the like."""
     counts: tuple[Annotated[Counting, Field(discriminator="kind")], ...] = ()

@@ -14,6 +14,12 @@ from acq_isl.stack import Distance, Float32Image, StackKey
 Policy = Literal["refuse", "warn"]
 """What becomes of a stack beyond a limit: ``warn`` predicts it all the same, for experts who look at it."""
 
+COST = "cost"
+"""Of the distances: an estimate of what predictions on such a stack lose, in hundredths of r."""
+_FIX = (
+    "check focus, z range, illumination and objective; for another kind of specimen use a model "
+    "trained or adapted for it (`acq-isl adapt`)"
+)
 RESAMPLED = frozenset({"focus"})
 """Distances that resampling itself changes, since it softens: beyond their limit they only warn then."""
 
@@ -35,13 +41,31 @@ def judge_distances(
     far = [distance for distance in distances if distance.beyond]
     if not far:
         return ()
-    got = ", ".join(f"{distance.name} {distance.value:.3g}, limit {distance.limit:.3g}" for distance in far)
-    if policy == "refuse" and any(distance.name not in excused for distance in far):
+    got = ", ".join(map(_describe, far))
+    refused = policy == "refuse" and any(distance.name not in excused for distance in far)
+    cost = next((distance.value for distance in far if distance.name == COST), None)
+    if refused and cost is not None:
+        raise StackRefused(
+            f"stack {key} is not predicted: predictions on such a stack cost about {_as_r(cost)} r",
+            wanted="a stack on which the model is about as good as where it was tested",
+            got=got,
+            fix=_FIX,
+        )
+    if refused:
         raise StackRefused(
             f"stack {key} does not look like those the model was trained on",
             wanted="distances to the training set within their limits",
             got=got,
-            fix="check focus, z range, illumination and objective; for another kind of specimen use a model "
-            "trained or adapted for it (`acq-isl adapt`)",
+            fix=_FIX,
         )
     return (f"the stack does not look like those the model was trained on ({got}): do not trust its labels",)
+
+
+def _describe(distance: Distance) -> str:
+    if distance.name == COST:
+        return f"an estimated cost of {_as_r(distance.value)} r, limit {_as_r(distance.limit)}"
+    return f"{distance.name} {distance.value:.3g}, limit {distance.limit:.3g}"
+
+
+def _as_r(hundredths: float) -> str:
+    return f"{hundredths / 100:.2f}".replace("0.", ".", 1)

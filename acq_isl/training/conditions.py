@@ -33,6 +33,10 @@ class Condition:
     zoom: float = 1.0
     say: Say = lambda info: info
 
+    def follow(self, truth: Float32Image) -> Float32Image:
+        """(label, y, x) truth of what the stack then shows."""
+        return truth if self.zoom == 1 else zoom(truth, self.zoom)
+
 
 def zoom(images: np.ndarray, factor: float) -> Float32Image:
     """(n, y, x) images as another magnification shows them; larger than before, the middle is kept."""

@@ -101,6 +101,11 @@ class OnnxGraph:
         graph.initializer.extend(self._constants.values())
         return extract(joined, tuple(inputs), outputs)
 
+    def put_behind(self, model: onnx.ModelProto) -> None:
+        """Let a model, changed in place, run these nodes last; they take its values by their names."""
+        model.graph.node.extend(self._nodes)
+        model.graph.initializer.extend(self._constants.values())
+
     def model(
         self, inputs: Ports, outputs: Mapping[str, Sequence[int | str]], metadata: Mapping[str, str]
     ) -> onnx.ModelProto:
