@@ -1,9 +1,9 @@
 """Does the gate follow harm? ``python benchmarks/gate.py [MODEL] [--recorded FOLDER]``.
 
 Every condition of `acq_isl.training.conditions.TABLE` is done to fields of the simulated microscope, of
-cultures that no model and no gate was fitted to, and to the halves of a recorded field where it is there. The
-engine says whether it refuses the stack, the truth what the condition costs in mean correlation: on average on
-that kind of field. Bars: at least 90 % refused under conditions that cost more than .07, at most 10 % under
+cultures that no model and no gate was fitted to, and to the halves of a recorded field where it is there.
+The engine says whether it refuses the stack, the truth what the condition costs in mean correlation, on
+average on that kind of field. Bars: at least 90 % refused under conditions that cost more than .07, at most 10 % under
 those that cost less than .02, and at most 5 % of the windows of stacks as they are beyond a limit.
 """
 
