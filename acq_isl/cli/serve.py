@@ -162,6 +162,7 @@ def predict_waiting(folder: Path, predicting: AbstractContextManager[Models], ke
 def recover(
     folder: Annotated[Path, typer.Argument(help="Run folder, or a spool.")],
     choose: Annotated[bool, typer.Option("--choose", help="Also rank the fields, as the run would.")] = False,
+    keep: Annotated[bool, typer.Option(help="Leave the stacks of a spool where they are.")] = False,
     model: ModelFiles = None,
     connect: Connect = None,
     keys: Keys = None,
@@ -175,10 +176,10 @@ def recover(
     configure_logging(verbose)
     predicting = predicting_for(folder, model, connect, keys, (threads, backend))
     if not (folder / "experiment.yaml").exists():
-        predict_waiting(folder, predicting)
+        predict_waiting(folder, predicting, keep)
         return
     with predicting as models:
-        done = recover(folder, models, choose=choose, tell=lambda text: out.print(escape(text)))
+        done = recover(folder, models, choose=choose, keep=keep, tell=lambda text: out.print(escape(text)))
     if done.report is None:
         out.print("nothing to recover: what is measured is predicted or refused, and the report is there")
     else:

@@ -117,14 +117,11 @@ def _estimate_rows(record: RunRecord, asked: Line) -> list[EstimateRow]:
     for label, some in by_label.items():
         known = [(each, _probability(each, causes, shares)) for each in some]
         sure = [(each, p) for each, p in known if p > 0]
-        counted = any(each.found or each.true for each, _ in sure)
-        if counted:
-            rows.append(
-                _row(record, f"{label}: {_OBJECTS}", sure, [float(each.true) for each, _ in sure], label)
-            )
-        rows.append(
-            _row(record, f"{label}: {_BRIGHT}", sure, [float(each.measured.mean()) for each, _ in sure])
-        )
+        if any(each.found or each.true for each, _ in sure):
+            objects = [float(each.true) for each, _ in sure]
+            rows.append(_row(record, f"{label}: {_OBJECTS}", sure, objects, label))
+        bright = [float(each.measured.mean()) for each, _ in sure]
+        rows.append(_row(record, f"{label}: {_BRIGHT}", sure, bright))
     return rows
 
 

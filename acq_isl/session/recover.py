@@ -48,18 +48,24 @@ class Recovered:
 
 
 def recover(
-    folder: Path, models: Models, *, choose: bool = False, tell: Tell = lambda text: None
+    folder: Path,
+    models: Models,
+    *,
+    choose: bool = False,
+    keep: bool = False,
+    tell: Tell = lambda text: None,
 ) -> Recovered:
     """Predict what is measured and not predicted, rank the fields anew if ``choose``, and write the report.
 
-    ``tell`` gets a sentence for each stack. StorageError: the run goes on, did not keep its plan, or its
-    predictions cannot be written; ModelError: a model of the run is not among ``models``.
+    ``keep`` leaves the stacks of the spool there, ``tell`` gets a sentence for each. StorageError: the run
+    goes on, did not keep its plan, or its predictions cannot be written; ModelError: a model of the run is not
+    among ``models``.
     """
     experiment = Experiment.from_yaml(folder / "experiment.yaml")
     labels = run_labels(experiment, models)
     from_spool = 0
     if (folder / "spool").is_dir():
-        for stack in predict_spool(folder, models):
+        for stack in predict_spool(folder, models, keep=keep):
             from_spool += stack.done
             tell(f"{stack.path.name}: {'; '.join(stack.results)}")
     with ExitStack() as opened:

@@ -96,7 +96,7 @@ class Ledger:
         return self._record(kind, entries, sync=True)
 
     def note(self, kind: str, **entries: Any) -> dict[str, Any]:
-        """As `write`, for what is not acted upon before the next line, which waits for the disk, is written."""
+        """As `write`, for what nobody acts upon before the next line, which waits for the disk."""
         return self._record(kind, entries, sync=False)
 
     def _record(self, kind: str, entries: Mapping[str, Any], sync: bool) -> dict[str, Any]:
