@@ -386,6 +386,8 @@ def test_prepared_fields_come_back_and_are_made_once(tmp_path):
     wanted = np.clip((recording.labels["nuclei"].astype(float) - 1000) / 20000, 0, 1)
     np.testing.assert_allclose(field.y[0] / 255, wanted, atol=0.003)
     assert field.present == (True, False)
+    # More fields than the memory holds: all that is large stays on disk.
+    assert all(isinstance(part, np.memmap) for part in (field.x, field.y, field.foreground, field.valid))
     assert abs(float(np.std(field.x.astype(float))) - 1) < 0.2
 
 

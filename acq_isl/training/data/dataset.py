@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -158,10 +159,28 @@ def _sample(field: Prepared, at: int) -> NDArray[np.float32]:
 
 
 def open_field(prepared: Prepared, ranges: Sequence[Range], first_labels: int = 2) -> Field:
-    """Truth scaled into memory; the stack stays on disk and is read patch by patch."""
-    x = np.load(prepared.folder / "x.npy", mmap_mode="r")
+    """All of it stays on disk and is read patch by patch, so that there may be more than the memory holds:
+    the stack, and the truth, which is scaled once for a training set."""
+    settings = f"{_LAYOUT} {[*ranges]} {prepared.present} {prepared.truth_range} {first_labels}"
+    truth = prepared.folder / f"truth-{hashlib.sha256(settings.encode()).hexdigest()[:16]}"
+    if not truth.is_dir():
+        _write_truth(prepared, ranges, first_labels, truth)
+    x, y, bright, valid = (
+        np.load(file, mmap_mode="r")
+        for file in (
+            prepared.folder / "x.npy",
+            truth / "y.npy",
+            truth / "bright.npy",
+            prepared.folder / "valid.npy",
+        )
+    )
+    return Field(x, y, bright, None if valid.all() else valid, prepared.name, prepared.live)
+
+
+def _write_truth(prepared: Prepared, ranges: Sequence[Range], first_labels: int, folder: Path) -> None:
+    """Truth scaled, and where it is bright; the processes of a group may do so at once."""
     raw = np.load(prepared.folder / "labels.npy", mmap_mode="r")
-    valid = np.load(prepared.folder / "valid.npy")
+    valid = np.load(prepared.folder / "valid.npy", mmap_mode="r")
     y = np.zeros(raw.shape, np.uint8)
     for at, span in enumerate(ranges):
         if prepared.present[at]:
@@ -169,4 +188,13 @@ def open_field(prepared: Prepared, ranges: Sequence[Range], first_labels: int = 
             shares = (raw[at].astype(np.float32) - np.float32(low)) / np.float32(high - low)
             y[at] = np.rint(255 * np.clip(shares, 0, 1))
     bright = np.argwhere((y * valid)[:first_labels].max(axis=0) > _FOREGROUND).astype(np.int32)
-    return Field(x, y, bright, None if valid.all() else valid, prepared.name, prepared.live)
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    partial.mkdir(exist_ok=True)
+    np.save(partial / "y.npy", y)
+    np.save(partial / "bright.npy", bright)
+    try:
+        partial.replace(folder)
+    except OSError:
+        if not folder.is_dir():  # else another process was as quick
+            raise
+        shutil.rmtree(partial)
