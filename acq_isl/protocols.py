@@ -127,6 +127,12 @@ class Microscope(Protocol):
     def set_preset(self, group: str, preset: str) -> None:
         """Select a configuration preset between two events; AcquisitionFailed if the core refuses."""
 
+    def set_property(self, device: str, name: str, value: str) -> None:
+        """Set a device property between two events; AcquisitionFailed if the core refuses."""
+
+    def move(self, x_um: float, y_um: float, z_um: float | None) -> None:
+        """Move the stage between two events; z stays if not given. AcquisitionFailed if it does not."""
+
     def images(self, request: StackRequest) -> Uint16Image:
         """The measured slices of an acquired request, (z, y, x) uint16; SliceLost if any is not there."""
 

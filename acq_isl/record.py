@@ -138,6 +138,8 @@ class RunRecord:
     """From the last slice of a field to its decision, all stages together, by one clock."""
     shortfall: str = ""
     """What was not predicted although the experiment requires it; empty if nothing is missing."""
+    light: tuple[str, ...] = ()
+    """Light that was spent and avoided, one sentence for each preset beside the overview's."""
     versions: dict[str, str] = field(default_factory=dict)
     """By package."""
     files: dict[str, str] = field(default_factory=dict)

@@ -40,6 +40,7 @@ from acq_isl.hooks.user_hooks import EventHooks, UserHooks
 from acq_isl.hooks.watchdog import Safety, Watchdog
 from acq_isl.protocols import SliceSink
 from acq_isl.rules import Limits, check_request
+from acq_isl.rules.actions import check_place, check_property
 from acq_isl.stack import Autofocus, StackRequest, Uint16Image
 
 logger = logging.getLogger(__name__)
@@ -257,6 +258,21 @@ class GuardedAcquisition:
         hardware.require_preset(group, preset, self._limits)
         limit_s = hardware.device_timeout_s() + self._safety.watchdog_s
         call_within(limit_s, f"setting {group} to {preset}", lambda: hardware.set_preset(group, preset))
+
+    def set_property(self, device: str, name: str, value: str) -> None:
+        """Set a device property between two events; raises as `set_preset`."""
+        hardware, what = self._opened().hardware, f"setting {name} of {device} to {value}"
+        check_property(what, device, name, value, self._limits)
+        hardware.require_property(device, name)
+        limit_s = hardware.device_timeout_s() + self._safety.watchdog_s
+        call_within(limit_s, what, lambda: hardware.set_property(device, name, value))
+
+    def move(self, x_um: float, y_um: float, z_um: float | None = None) -> None:
+        """Move the stage between two events; ActionRefused beyond the limits, else AcquisitionFailed."""
+        hardware, what = self._opened().hardware, f"moving to x {x_um:g}, y {y_um:g} um"
+        check_place(what, x_um, y_um, () if z_um is None else (z_um,), self._limits)
+        limit_s = hardware.device_timeout_s() + self._safety.watchdog_s
+        call_within(limit_s, what, lambda: hardware.move(x_um, y_um, z_um))
 
     def images(self, request: StackRequest) -> Uint16Image:
         """The measured slices of an acquired request, (z, y, x) uint16; SliceLost if any is not there."""

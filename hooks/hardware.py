@@ -8,8 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
+
 from acq_isl.errors import AcquisitionFailed, ActionRefused, ExperimentError, FocusFailed, ScopeError
 from acq_isl.rules import Limits
+from acq_isl.rules.pixels import PixelToStage
 from acq_isl.stack import Autofocus, StackRequest
 
 logger = logging.getLogger(__name__)
@@ -80,6 +83,35 @@ class Hardware:
         self.require_device(device)
         names = _names(self._core.get_device_property_names(device))
         _require(f"the device {device} has no property", name, names)
+
+    def require_property_value(self, device: str, name: str, value: str) -> None:
+        """Check that a property exists, may be set, and takes a value, as far as the core knows."""
+        self.require_property(device, name)
+        core, what = self._core, f"{name} of {device}"
+        if core.is_property_read_only(device, name):
+            raise ExperimentError(f"{what} cannot be set: it is read only")
+        allowed = _names(core.get_allowed_property_values(device, name))
+        if allowed and value not in allowed:
+            _require(f"{what} does not take", value, allowed)
+        if core.has_property_limits(device, name):
+            low, high = (
+                float(ask(device, name))
+                for ask in (core.get_property_lower_limit, core.get_property_upper_limit)
+            )
+            try:
+                within = low <= float(value) <= high
+            except ValueError:
+                within = False
+            if not within:
+                raise ExperimentError(f"{what} does not take {value}", wanted=f"{low:g} to {high:g}")
+
+    def require_autofocus(self, device: str) -> None:
+        """Check that there is an autofocus device, or the one of this name; ExperimentError if not."""
+        if device:
+            self.require_device(device)
+            self._require_autofocus(device)
+        elif not self._core.get_auto_focus_device():
+            raise ExperimentError("the microscope has no autofocus device", fix="leave autofocus out")
 
     def require_device(self, device: str) -> None:
         """Check that a device is loaded; ExperimentError names the nearest."""
@@ -195,16 +227,41 @@ class Hardware:
                 fix="check the devices of this preset in Micro-Manager",
             ) from error
 
-    def move(self, x_um: float, y_um: float, z_um: float) -> None:
+    def set_property(self, device: str, name: str, value: str) -> None:
+        """Set a property and wait for its device; AcquisitionFailed if the core refuses."""
+        try:
+            self._core.set_property(device, name, value)
+            self._core.wait_for_device(device)
+        except RuntimeError as error:
+            raise AcquisitionFailed(
+                f"the microscope did not set {name} of {device} to {value}",
+                got=str(error),
+                fix="check the values that this property takes in Micro-Manager's property browser",
+            ) from error
+
+    def pixel_to_stage(self) -> PixelToStage | None:
+        """Micro-Manager's own affine, whose residual is not known; None if there is none."""
+        core = self._core
+        values = [float(value) for value in core.get_pixel_size_affine(True)]
+        matrix = (values[0], values[1]), (values[3], values[4])
+        pixel_um = float(core.get_pixel_size_um(True))
+        # Without a calibration the core answers with pixels of 1 um, or with zeros.
+        known = abs(float(np.linalg.det(matrix))) > 0
+        if not known or (pixel_um != 1 and matrix == ((1.0, 0.0), (0.0, 1.0))):
+            return None
+        return PixelToStage(matrix=matrix, residual_um=0.0)
+
+    def move(self, x_um: float, y_um: float, z_um: float | None) -> None:
         """Go to a place and wait until all stages are there; AcquisitionFailed if one is not."""
         core = self._core
         try:
             core.set_xy_position(float(x_um), float(y_um))
-            core.set_position(float(z_um))
+            if z_um is not None:
+                core.set_position(float(z_um))
             core.wait_for_device(core.get_xy_stage_device())
             core.wait_for_device(core.get_focus_device())
         except RuntimeError as error:
-            place = f"x {x_um:g}, y {y_um:g}, z {z_um:g} um"
+            place = f"x {x_um:g}, y {y_um:g}" + ("" if z_um is None else f", z {z_um:g}") + " um"
             raise AcquisitionFailed(f"the stage did not go to {place}", got=str(error)) from error
 
     def find_focus(self, focus: Autofocus) -> float:

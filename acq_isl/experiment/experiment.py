@@ -20,6 +20,7 @@ from acq_isl.experiment.strict import Sequence, explain
 from acq_isl.experiment.trust import BiasGuard, SpotChecks
 from acq_isl.files import load_yaml, read_text
 from acq_isl.rules import Limits, Measurement, Ranking, Schedule, Trigger
+from acq_isl.rules.pixels import PixelToStage
 from acq_isl.rules.plugins import packages_of
 from acq_isl.stack import Modality, Polarity
 from acq_isl.stream.messages import MAX_DEADLINE_MS, MAX_MODELS
@@ -137,6 +138,8 @@ class Experiment(StrictModel):
     image it where the focus was found last, or else planned, or ``stop`` the run."""
     limits: Limits = Limits()
     """Nothing moves or is exposed beyond these."""
+    pixel_to_stage: PixelToStage | None = None
+    """Where pixels lie on the stage, as ``acq-isl affine`` measures it; needed to centre objects."""
     require: float = Field(default=1.0, ge=0, le=1)
     """Share of the overview fields that must be predicted, or the run ends with exit code 3."""
     plugins: dict[str, str] = Field(default_factory=dict)

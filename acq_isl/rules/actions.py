@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Protocol
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
 from acq_isl.base import StrictModel
 from acq_isl.errors import ActionRefused
+from acq_isl.rules.light import LightLimits
 from acq_isl.rules.measurements import Measured
 from acq_isl.rules.objects import FoundObject
+from acq_isl.rules.pixels import PixelToStage
 from acq_isl.rules.plugins import PluginPoint
 from acq_isl.stack import Prediction, StackInfo, StackKey, StackRequest
 
 FUNCTION = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 Bounds = tuple[float, float]
+
+
+class NotifyLimits(StrictModel):
+    """Who may be told of a run; nobody else is."""
+
+    hosts: tuple[str, ...] = ()
+    """Hosts of webhooks, such as ``hooks.slack.com`` or ``localhost:8080``."""
+    addresses: tuple[str, ...] = ()
+    """Of e-mail."""
+    smtp: str = ""
+    """Server that takes e-mail, as ``host:port``."""
+    sender: str = ""
+    """Address that e-mail comes from."""
 
 
 class Limits(StrictModel):
@@ -31,6 +48,12 @@ class Limits(StrictModel):
     """Longest exposure of one slice, in milliseconds."""
     presets: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Allowed presets by configuration group; groups that are not listed are not restricted."""
+    properties: dict[str, Bounds | tuple[str, ...]] = Field(default_factory=dict)
+    """Properties that actions may set, as ``Device.Property``: lowest and highest value, or all values."""
+    light: LightLimits = LightLimits()
+    """Budgets of light, and what a millisecond of it costs."""
+    notify: NotifyLimits = NotifyLimits()
+    """Hosts and addresses that actions may write to."""
 
     @property
     def stage(self) -> dict[str, Bounds]:
@@ -49,14 +72,101 @@ class Limits(StrictModel):
 class ActionTools(Protocol):
     """What an action may ask of the microscope; every call is held to the limits of the experiment."""
 
+    @property
+    def pixel_to_stage(self) -> PixelToStage:
+        """How pixels of the field lie on the stage; ActionRefused if nobody has measured it."""
+
     def set_preset(self, group: str, preset: str) -> None:
         """Select a configuration preset; ActionRefused if the limits do not allow it."""
 
+    def set_property(self, device: str, name: str, value: str) -> None:
+        """Set a device property; ActionRefused if it is not among the limits' properties."""
+
+    def move(self, x_um: float, y_um: float, z_um: float | None) -> None:
+        """Go to a place and wait until the stages are there; ActionRefused beyond the limits."""
+
     def acquire(self, request: StackRequest) -> None:
-        """Image a stack, unless it was imaged before; ActionRefused if the limits do not allow it."""
+        """Image a stack, unless it was imaged before; ActionRefused beyond limits or budgets of light."""
+
+    def focus(self, field: StackRequest, device: str) -> float:
+        """Find the focus of a field, which is kept for its later stacks; how far above the plan, in um."""
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass; the operator is listened to."""
+
+    def pause(self, why: str) -> None:
+        """Acquire nothing more until the operator goes on."""
+
+    def stop(self, why: str) -> None:
+        """End the run in order."""
+
+    def change(self, change: PlanChange) -> str:
+        """Change what is left of the plan; what that means, in words."""
+
+    def notify(self, message: Message) -> str:
+        """Tell somebody, on a thread of its own; what is on its way, in words."""
 
     def call(self, function: str) -> str:
         """Run the user's ``package.module:name`` with the decision; what became of it, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanChange:
+    """What is to be different from the next stack on; None is as it was."""
+
+    interval_s: float | None = None
+    exposure_ms: float | None = None
+    channels: tuple[str, ...] | None = None
+    """Presets of the overview that are imaged from here on, and no others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What somebody is told; ``webhook`` is a URL, ``email`` holds addresses."""
+
+    text: str
+    webhook: str = ""
+    email: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NeedsPreset:
+    """A configuration preset that the microscope must have."""
+
+    group: str
+    preset: str
+
+
+@dataclass(frozen=True, slots=True)
+class NeedsProperty:
+    """A device property that the microscope must have, and the value it shall get."""
+
+    device: str
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class NeedsFunction:
+    """A function of the user's, and what it is called with."""
+
+    name: str
+    arguments: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NeedsAutofocus:
+    """An autofocus device; empty for the one that is selected."""
+
+    device: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NeedsPixelToStage:
+    """Where pixels lie on the stage."""
+
+
+Need = NeedsPreset | NeedsProperty | NeedsFunction | NeedsAutofocus | NeedsPixelToStage
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +208,9 @@ class Action(PluginPoint):
 
     @classmethod
     def built_in(cls) -> tuple[type[Action], ...]:
-        return SetPreset, ImageField, Call
+        from acq_isl.rules import doing, imaging  # which derive from this class
+
+        return (*imaging.ACTIONS, *doing.ACTIONS)
 
     @property
     @abstractmethod
@@ -111,93 +223,21 @@ class Action(PluginPoint):
         Nothing is done before this has passed. `ActionTools` checks every single step as well.
         """
 
+    def needs(self) -> tuple[Need, ...]:
+        """What must be there; looked for before anything moves."""
+        return ()
+
     @abstractmethod
     def carry_out(self, occasion: Occasion, tools: ActionTools) -> str:
         """Do it, between two stacks; returns what became of it, such as ``done``. May raise AcqIslError."""
-
-
-class SetPreset(Action):
-    """Select a configuration preset before the next event."""
-
-    kind: Literal["set_preset"] = "set_preset"
-    group: str = Field(min_length=1)
-    preset: str = Field(min_length=1)
-
-    @property
-    def title(self) -> str:
-        return f"set {self.group} to {self.preset}"
-
-    def check(self, info: StackInfo, limits: Limits) -> None:
-        check_preset(self.title, self.group, self.preset, limits)
-
-    def carry_out(self, occasion: Occasion, tools: ActionTools) -> str:
-        tools.set_preset(self.group, self.preset)
-        return "done"
-
-
-class ImageField(Action):
-    """Image this field in fluorescence now, before the next event."""
-
-    kind: Literal["image"] = "image"
-    channels: tuple[str, ...] = Field(min_length=1)
-    """Presets, imaged in this order."""
-    exposure_ms: float = Field(gt=0, allow_inf_nan=False)
-    z_offsets_um: tuple[float, ...] = Field(default=(0.0,), min_length=1)
-    """Planes relative to the middle of the stack that triggered, in micrometres."""
-    group: str = Field(default="Channel", min_length=1)
-    """Micro-Manager configuration group of the presets."""
-
-    @property
-    def title(self) -> str:
-        planes = f", {len(self.z_offsets_um)} planes" if len(self.z_offsets_um) > 1 else ""
-        return f"image this field in {', '.join(self.channels)} ({self.exposure_ms:g} ms{planes})"
-
-    def check(self, info: StackInfo, limits: Limits) -> None:
-        for channel in self.channels:
-            check_preset(self.title, self.group, channel, limits)
-        _check_exposure(self.title, self.exposure_ms, limits)
-        _check_place(self.title, info.x_um, info.y_um, self._z_um(info.z_um), limits)
-
-    def carry_out(self, occasion: Occasion, tools: ActionTools) -> str:
-        field = occasion.field
-        z_um, light = self._z_um(field.z_um), self.exposure_ms
-        stack = replace(field, z_um=z_um, group=self.group, exposure_ms=light, predict=False)
-        stack = replace(stack, modality="fluorescence", polarity="unknown")
-        for channel in self.channels:
-            tools.acquire(replace(stack, key=replace(field.key, channel=channel), preset=channel))
-        return "done"
-
-    def _z_um(self, stack_z_um: Sequence[float]) -> tuple[float, ...]:
-        middle = (min(stack_z_um) + max(stack_z_um)) / 2
-        return tuple(middle + offset for offset in self.z_offsets_um)
-
-
-class Call(Action):
-    """Run a function of the user's, ``def act(decision, prediction)``: a `Decision` and a `Prediction`.
-
-    It is looked for beside the experiment file, then among installed packages. What it returns, if anything,
-    is written down as what became of the decision.
-    """
-
-    arguments: ClassVar[tuple[str, ...]] = ("decision", "prediction")
-    kind: Literal["call"] = "call"
-    function: str = Field(pattern=FUNCTION)
-    """``package.module:name``."""
-
-    @property
-    def title(self) -> str:
-        return f"call {self.function}"
-
-    def carry_out(self, occasion: Occasion, tools: ActionTools) -> str:
-        return tools.call(self.function)
 
 
 def check_request(request: StackRequest, limits: Limits) -> None:
     """ActionRefused if a stack would leave the limits; says which, what was asked for, and what to change."""
     what = f"acquire {request.key}"
     check_preset(what, request.group, request.preset, limits)
-    _check_exposure(what, request.exposure_ms, limits)
-    _check_place(what, request.x_um, request.y_um, request.z_um, limits)
+    check_exposure(what, request.exposure_ms, limits)
+    check_place(what, request.x_um, request.y_um, request.z_um, limits)
 
 
 def check_preset(what: str, group: str, preset: str, limits: Limits) -> None:
@@ -212,7 +252,7 @@ def check_preset(what: str, group: str, preset: str, limits: Limits) -> None:
         )
 
 
-def _check_exposure(what: str, exposure_ms: float, limits: Limits) -> None:
+def check_exposure(what: str, exposure_ms: float, limits: Limits) -> None:
     if limits.exposure_ms is not None and not exposure_ms <= limits.exposure_ms:
         raise ActionRefused(
             f"not done: {what}",
@@ -222,7 +262,7 @@ def _check_exposure(what: str, exposure_ms: float, limits: Limits) -> None:
         )
 
 
-def _check_place(what: str, x_um: float, y_um: float, z_um: Sequence[float], limits: Limits) -> None:
+def check_place(what: str, x_um: float, y_um: float, z_um: Sequence[float], limits: Limits) -> None:
     places = {"x": (x_um,), "y": (y_um,), "z": tuple(z_um)}
     for axis, (low, high) in limits.stage.items():
         for value in places[axis]:
@@ -233,3 +273,49 @@ def _check_place(what: str, x_um: float, y_um: float, z_um: Sequence[float], lim
                     got=f"{value:g} um",
                     fix=f"move the field, or widen limits.{axis}_um in the experiment if the stage is free",
                 )
+
+
+def check_property(what: str, device: str, name: str, value: str, limits: Limits) -> None:
+    """ActionRefused if a property may not be set to a value; only what is listed may."""
+    entry = f"{device}.{name}"
+    allowed = limits.properties.get(entry)
+    if allowed is None:
+        raise ActionRefused(
+            f"not done: {what}",
+            wanted=f"one of the properties {', '.join(limits.properties) or '(none is listed)'}",
+            got=entry,
+            fix=f"add {entry} to limits.properties in the experiment if it is safe",
+        )
+    if isinstance(allowed[0], str):
+        within = value in allowed
+    else:
+        within = _is_number(value) and allowed[0] <= float(value) <= allowed[1]
+    if not within:
+        told = (
+            ", ".join(map(str, allowed)) if isinstance(allowed[0], str) else f"{allowed[0]} to {allowed[1]}"
+        )
+        fix = f"correct the value, or limits.properties.{entry} if it is safe"
+        raise ActionRefused(f"not done: {what}", wanted=f"{entry}: {told}", got=value, fix=fix)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def check_message(message: Message, limits: NotifyLimits) -> None:
+    """ActionRefused if somebody is to be told who is not listed, or cannot be."""
+    host = urlsplit(message.webhook).netloc
+    strangers = [host] if message.webhook and host not in limits.hosts else []
+    strangers += [address for address in message.email if address not in limits.addresses]
+    if strangers:
+        raise ActionRefused(
+            "nobody is told",
+            wanted=f"one of {', '.join((*limits.hosts, *limits.addresses)) or 'nobody: none is listed'}",
+            got=", ".join(strangers),
+            fix="add them to limits.notify (hosts, addresses) if they may know of the run",
+        )
+    if message.email and not (limits.smtp and limits.sender):
+        raise ActionRefused("e-mail cannot be sent", fix="give limits.notify smtp (host:port) and sender")

@@ -9,14 +9,16 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from acq_isl.errors import AcqIslError, ActionRefused, SliceLost
-from acq_isl.protocols import Microscope
+from acq_isl.errors import AcqIslError, ActionRefused, FocusFailed, SliceLost
+from acq_isl.protocols import FocusingMicroscope, Microscope
 from acq_isl.rules import Decision, Limits, Occasion, check_request
-from acq_isl.rules.actions import check_preset
+from acq_isl.rules.actions import Message, PlanChange, check_place, check_preset, check_property
 from acq_isl.rules.deciding import Verdict
+from acq_isl.rules.pixels import PixelToStage
 from acq_isl.rules.reaction import AfterSlice, React, Then
-from acq_isl.session.operator import Stopped
-from acq_isl.stack import Prediction, StackRequest
+from acq_isl.session.changes import ChangedPlan
+from acq_isl.session.operator import Operator, Stopped
+from acq_isl.stack import Autofocus, Prediction, StackRequest
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +41,15 @@ class Hands:
 
     microscope: Microscope
     limits: Limits
+    operator: Operator
+    plan: ChangedPlan
+    pixel_to_stage: PixelToStage | None
     expose: Callable[[StackRequest], object]
     """Images a stack, unless it was imaged before."""
     call: Callable[[str, Decision, Prediction], str]
     """Runs a user's function by its name; what became of it, in words."""
+    wait: Callable[[float], None]
+    notify: Callable[[Message], str]
     now: Callable[[], float] = time.monotonic
 
 
@@ -120,9 +127,50 @@ class _ActionTools:
     hands: Hands
     occasion: Occasion
 
+    @property
+    def pixel_to_stage(self) -> PixelToStage:
+        if self.hands.pixel_to_stage is None:
+            raise ActionRefused(
+                "nobody has measured where pixels lie on the stage",
+                fix="acq-isl affine EXPERIMENT measures it; write the result into the experiment",
+            )
+        return self.hands.pixel_to_stage
+
     def set_preset(self, group: str, preset: str) -> None:
         check_preset(f"set {group} to {preset}", group, preset, self.hands.limits)
         self.hands.microscope.set_preset(group, preset)
+
+    def set_property(self, device: str, name: str, value: str) -> None:
+        check_property(f"set {name} of {device} to {value}", device, name, value, self.hands.limits)
+        self.hands.microscope.set_property(device, name, value)
+
+    def move(self, x_um: float, y_um: float, z_um: float | None) -> None:
+        check_place("move the stage", x_um, y_um, () if z_um is None else (z_um,), self.hands.limits)
+        self.hands.microscope.move(x_um, y_um, z_um)
+
+    def focus(self, field: StackRequest, device: str) -> float:
+        if not isinstance(self.hands.microscope, FocusingMicroscope):
+            raise FocusFailed("this microscope has no autofocus")
+        thought_um = (min(field.z_um) + max(field.z_um)) / 2
+        focus = Autofocus(site=field.key.position, z_um=thought_um, device=device)
+        moved_um = self.hands.microscope.focus(replace(field, autofocus=focus)) - thought_um
+        self.hands.plan.refocus(field.key.position, moved_um)
+        return moved_um
+
+    def wait(self, seconds: float) -> None:
+        self.hands.wait(seconds)
+
+    def pause(self, why: str) -> None:
+        self.hands.operator.pause(why)
+
+    def stop(self, why: str) -> None:
+        self.hands.operator.stop(why)
+
+    def change(self, change: PlanChange) -> str:
+        return self.hands.plan.change(change)
+
+    def notify(self, message: Message) -> str:
+        return self.hands.notify(message)
 
     def acquire(self, request: StackRequest) -> None:
         check_request(request, self.hands.limits)

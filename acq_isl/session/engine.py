@@ -15,6 +15,7 @@ from acq_isl.experiment.faults import of_engine
 from acq_isl.experiment.planning import Cycle
 from acq_isl.manifest import Manifest
 from acq_isl.rules.label_names import Labels, RunModel
+from acq_isl.rules.pixels import PixelToStage
 from acq_isl.session.engine_keeper import EngineKeeper
 from acq_isl.session.preflight import check_models, local_labels
 from acq_isl.session.saved_plan import SavedPlan
@@ -83,6 +84,7 @@ class RunPlan:
     folder: Path
     doubts: tuple[str, ...] = ()  # what preflight remarked
     saved: SavedPlan | None = None  # of a run that was cut off, and goes on
+    pixel_to_stage: PixelToStage | None = None  # None if nobody has measured it
 
 
 def open_engine(

@@ -40,6 +40,15 @@ class Operator:
     def stopping(self) -> bool:
         return self._state == "stopping"
 
+    def pause(self, why: str) -> None:
+        """Wait, from the next stack on, until the operator goes on; ``why`` is for people."""
+        if self._state == "running":
+            self._change("paused", why)
+
+    def stop(self, why: str) -> None:
+        """End the run in order before the next stack; ``why`` is for people."""
+        self._change("stopping", why)
+
     def listen(self, wait: Callable[[float], None]) -> None:
         """Carry out the commands; returns when the run may go on, or raises `Stopped`, once.
 

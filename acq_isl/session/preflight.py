@@ -12,13 +12,14 @@ from acq_isl.engines import describe
 from acq_isl.errors import ExperimentError, ModelError, StorageError
 from acq_isl.experiment.experiment import Experiment, LocalEngine, SimulatedMicroscope, measurements
 from acq_isl.experiment.planning import Cycle, Optics, Place, cycles, visits
-from acq_isl.hooks import Hardware, OpenMicroscope, UserMeasurements, check_function
-from acq_isl.rules.actions import Call, Limits, check_request
+from acq_isl.hooks import Hardware, OpenMicroscope, UserMeasurements
+from acq_isl.rules.actions import Limits, check_request
 from acq_isl.rules.label_names import Labels, RunModel
 from acq_isl.rules.measurements import ObjectMeasurement, check_countable
 from acq_isl.rules.over_time import innermost
 from acq_isl.rules.user import PythonFunction
-from acq_isl.session.sense import Camera, action_presets, check_fit, find_doubts
+from acq_isl.session.needs import check_light, check_need
+from acq_isl.session.sense import Camera, check_fit, find_doubts
 from acq_isl.session.trust import check_settings, check_stacks
 from acq_isl.stack import StackRequest
 from acq_isl.stream.model_registry import named
@@ -59,17 +60,15 @@ def prepare(
         _check_reach(request, scope.reach)
         hardware.require_preset(request.group, request.preset, experiment.limits)
         hardware.require_devices(request)
-    for group, preset in action_presets(experiment):
-        hardware.require_preset(group, preset, experiment.limits)
-    for trigger in experiment.triggers:
-        if isinstance(trigger.do, Call):
-            check_function(trigger.do.function, Call.arguments, experiment.folder)
     with UserMeasurements(experiment.folder) as functions:
         for rule in {each.function: each for each in map(innermost, measurements(experiment))
                      if isinstance(each, PythonFunction)}.values():  # fmt: skip
             functions.check(rule)
+    needs = {need: None for trigger in experiment.triggers for need in trigger.do.needs()}
+    unsure = [doubt for need in needs for doubt in check_need(need, experiment, scope)]
     camera = camera_of(scope)
-    doubts = (*_missing_limits(experiment), *find_doubts(experiment, plan, planned, camera))
+    check_light(experiment, plan)
+    doubts = (*_missing_limits(experiment), *unsure, *find_doubts(experiment, plan, planned, camera))
     if isinstance(experiment.engine, LocalEngine):
         doubts += check_models(experiment, plan, local_labels(experiment), camera)
     return plan, doubts

@@ -13,11 +13,13 @@ from acq_isl.errors import AcqIslError, ExperimentError, StorageError
 from acq_isl.events import EventHandler, FieldImaged, Predicted, Seen
 from acq_isl.experiment.experiment import Experiment, measurements
 from acq_isl.experiment.planning import Cycle
+from acq_isl.rules.light import LightLedger
 from acq_isl.session.engine import WithoutEngine
 from acq_isl.session.evidence import STORE
 from acq_isl.session.saved_plan import SavedPlan
-from acq_isl.session.session import Session, SessionTools
+from acq_isl.session.session import Session
 from acq_isl.session.so_far import SoFar, read_so_far
+from acq_isl.session.tools import SessionTools
 from acq_isl.stack import Slice, ZStack
 from acq_isl.storage.decision_log import verify
 from acq_isl.storage.prediction_store import PredictionStore, find, load
@@ -80,9 +82,12 @@ class Resumption:
         so_far = self.so_far
         fired = [so_far.fired[trigger.name] for trigger in so_far.experiment.triggers]
         session.take_up(so_far.fields, so_far.acquired, so_far.cache, fired, so_far.visits)
+        session.light.take_up(so_far.decisions)
         for request in so_far.cut_off:  # its light was not booked
             key, slices = request.key, so_far.measured.planes(request.key)
-            self._tools.ledger.dose(key.position, key.channel, request.exposure_ms, slices)
+            place = LightLedger.entries_of(request)
+            self._tools.ledger.dose(key.position, key.channel, request.exposure_ms, slices, place)
+            session.light.book(request, slices)
         sent = []
         for key, field in so_far.fields.items():
             if len(field.answers) < len(field.models):

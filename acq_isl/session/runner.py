@@ -40,14 +40,17 @@ from acq_isl.session.engine import RunPlan, WithoutEngine, open_engine, state
 from acq_isl.session.evidence import note_run, vouch_stored
 from acq_isl.session.grade import grade, true_cells
 from acq_isl.session.measured import MeasuredRun
+from acq_isl.session.needs import pixel_to_stage
+from acq_isl.session.notify import Notifier
 from acq_isl.session.preflight import camera_of, new_folder, prepare, simulated
 from acq_isl.session.progress import ProgressMeter
 from acq_isl.session.resume import Resumption, resumable
 from acq_isl.session.saved_plan import SavedPlan
-from acq_isl.session.session import Session, SessionTools
+from acq_isl.session.session import Session
 from acq_isl.session.so_far import read_decisions
 from acq_isl.session.summary import Stored, describe_bounds, describe_choice, run_files, summarise, versions
 from acq_isl.session.time_lapse import TimeLapse
+from acq_isl.session.tools import SessionTools
 from acq_isl.session.trust import write_pairs
 from acq_isl.session.truth import write_truth
 from acq_isl.session.views import Views
@@ -129,7 +132,7 @@ def run(
         saved = None if resume is None else resumable(resume, experiment)
         cycles, doubts = prepare(experiment, scope, saved.cycles if saved else ())
         folder = new_folder(experiment) if resume is None else resume.resolve()
-        plan = RunPlan(cycles, camera_of(scope), folder, doubts, saved)
+        plan = RunPlan(cycles, camera_of(scope), folder, doubts, saved, pixel_to_stage(experiment, scope))
         try:
             return _carry_out(experiment, scope, plan, Views(folder, watch, views), signals)
         except BaseException as error:
@@ -229,7 +232,6 @@ class _Parts:
         return lambda key, model: self.labels.rename(load(path, find(path, key, model)[-1]))
 
     def start(self, started: str, scope: OpenMicroscope, plan: RunPlan) -> RunStarted:
-        rows, columns = (side * plan.camera.pixel_size_um for side in plan.camera.shape)
         return RunStarted(
             name=self.experiment.name,
             started=started,
@@ -238,7 +240,7 @@ class _Parts:
             model=self.labels.titles,
             labels=self.labels.styles,
             fields=tuple(PlannedField.of(request) for cycle in plan.cycles for request in cycle.requests),
-            fov_um=(columns, rows),
+            fov_um=plan.camera.fov_um,
             limits=describe_bounds(self.experiment.limits),
             choice=describe_choice(self.experiment),
             models=len(self.labels.models),
@@ -273,6 +275,7 @@ def _opened(experiment: Experiment, plan: RunPlan, views: Views) -> Iterator[_Pa
         views.handle(Decided(None, "engine", what, why, done))
         ledger.write("engine", rule="engine", what=what, why=why, done=done)
 
+    notifier = Notifier(experiment.limits.notify, notes.append)
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger(folder / "decisions.jsonl"))
         source, labels, warnings = open_engine(experiment, plan, stack, tell)
@@ -294,18 +297,11 @@ def _opened(experiment: Experiment, plan: RunPlan, views: Views) -> Iterator[_Pa
         counters = (lambda: microscope.captured, lambda: source.accounts.counts.lost)
         meter = _meter(experiment, plan, labels, lapse.handle, counters, lambda: state(source))
         call = partial(call_user_function, folder=experiment.folder)
+        parts = microscope, source, store, ledger, call, meter.handle, views.commands
         tools = SessionTools(
-            microscope,
-            source,
-            store,
-            ledger,
-            call,
-            meter.handle,
-            views.commands,
-            labels=labels,
-            discard=source.discard,
-            ask=stack.enter_context(UserMeasurements(experiment.folder)),
+            *parts, labels=labels, ask=stack.enter_context(UserMeasurements(experiment.folder))
         )
+        tools = _equipped(tools, plan, stack.enter_context(notifier), source)
         notes += (*views.warnings, *map(str, broken_plugins()))
         yield _Parts(experiment, folder, tools, microscope, source, lapse, labels, notes)
         lapse.show_curves()
@@ -329,6 +325,15 @@ def _meter(
     if not any(cycle.restarts for cycle in plan.cycles):
         meter.last_start_s = plan.cycles[-1].start_s
     return meter
+
+
+def _equipped(
+    tools: SessionTools, plan: RunPlan, notifier: Notifier, source: EngineClient | WithoutEngine
+) -> SessionTools:
+    """With what actions need beside the microscope."""
+    fov_um, affine = plan.camera.fov_um, plan.pixel_to_stage
+    discard = source.discard
+    return replace(tools, notify=notifier.send, pixel_to_stage=affine, fov_um=fov_um, discard=discard)
 
 
 def _safety(experiment: Experiment) -> Safety:

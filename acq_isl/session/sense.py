@@ -15,18 +15,17 @@ from acq_isl.rules import (
     Area,
     AreaFraction,
     Best,
-    Call,
     Confluency,
     Diverse,
-    ImageField,
     Limits,
     Measurement,
     Pareto,
-    SetPreset,
     Trigger,
     Watershed,
     Weighted,
 )
+from acq_isl.rules.doing import ACTIONS as DOING
+from acq_isl.rules.imaging import Imaging
 from acq_isl.rules.label_names import Labels
 from acq_isl.rules.measurements import LineMeasurement, ObjectMeasurement
 from acq_isl.rules.over_time import innermost
@@ -44,6 +43,12 @@ class Camera:
 
     shape: tuple[int, int]
     pixel_size_um: float
+
+    @property
+    def fov_um(self) -> tuple[float, float]:
+        """Width and height of the field of view."""
+        rows, columns = (side * self.pixel_size_um for side in self.shape)
+        return columns, rows
 
 
 def find_doubts(
@@ -106,22 +111,10 @@ def announce(request: StackRequest, camera: Camera) -> StackInfo:
     )
 
 
-def action_presets(experiment: Experiment) -> Iterator[tuple[str, str]]:
-    """Group and preset of everything that triggers may select, as far as that is known."""
-    for action in (trigger.do for trigger in experiment.triggers):
-        match action:
-            case ImageField(group=group, channels=channels):
-                yield from ((group, channel) for channel in channels)
-            case SetPreset(group=group, preset=preset):
-                yield group, preset
-            case _:
-                continue  # what actions of other packages do is known when they do it
-
-
 def _check_action(trigger: Trigger, plan: Sequence[Cycle], limits: Limits, camera: Camera) -> Iterator[str]:
     """What a trigger would do, held to the limits on every field before it is decided on any."""
     fields = [request for cycle in plan for request in cycle.requests]
-    if isinstance(trigger.do, ImageField):
+    if isinstance(trigger.do, Imaging):
         again = {request.key.channel for request in fields} & set(trigger.do.channels)
         if again:
             named = ", ".join(sorted(again))
@@ -193,8 +186,8 @@ def _check_choice(experiment: Experiment, plan: Sequence[Cycle]) -> Iterator[str
 def _check_truth(experiment: Experiment, planned: Sequence[StackRequest]) -> Iterator[str]:
     imaged = {request.key.channel for request in planned}
     actions = [trigger.do for trigger in experiment.triggers]
-    imaged |= {channel for action in actions if isinstance(action, ImageField) for channel in action.channels}
-    foreign = [action.kind for action in actions if not isinstance(action, ImageField | SetPreset | Call)]
+    imaged |= {channel for action in actions if isinstance(action, Imaging) for channel in action.channels}
+    foreign = [action.kind for action in actions if not isinstance(action, (Imaging, *DOING))]
     for label, channel in experiment.truth.items():
         if channel in imaged:
             continue

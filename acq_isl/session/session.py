@@ -6,18 +6,15 @@ between two stacks, and after the last one the session waits no longer than the 
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 
-from acq_isl.commands import CommandSource, GoTo, no_commands
+from acq_isl.commands import GoTo
 from acq_isl.errors import AcqIslError, ActionRefused, SliceLost, StorageError
 from acq_isl.events import (
     Decided,
-    EventHandler,
     FieldFailed,
     FieldImaged,
     FieldsRanked,
@@ -30,52 +27,27 @@ from acq_isl.events import (
 from acq_isl.experiment.experiment import Experiment, measurements
 from acq_isl.experiment.planning import Cycle, visits
 from acq_isl.processing.display import preview
-from acq_isl.protocols import InterruptibleMicroscope, Microscope, PredictionSource, WaitingSource
-from acq_isl.rules import Choice, Decision, Measured, check_request
-from acq_isl.rules.cache import Ask, MeasurementCache
+from acq_isl.protocols import WaitingSource
+from acq_isl.rules import Choice, Measured, check_request
+from acq_isl.rules.cache import MeasurementCache
 from acq_isl.rules.deciding import Decider, Verdict
-from acq_isl.rules.label_names import Labels
+from acq_isl.rules.light import LightLedger
 from acq_isl.rules.rankings import explain_unranked
 from acq_isl.rules.reaction import AfterSlice, Then
 from acq_isl.rules.schedules import Rota
 from acq_isl.rules.trusted import propose
 from acq_isl.session.acting import Actor, Due, Hands
+from acq_isl.session.changes import ChangedPlan
 from acq_isl.session.evidence import note_fields, note_outcome, note_schedule, note_verdict
+from acq_isl.session.exposing import Exposer, Interruption
 from acq_isl.session.fields import Field, choose_fields
 from acq_isl.session.focus import FocusKeeper
 from acq_isl.session.operator import Operator, Stopped
+from acq_isl.session.tools import SessionTools
 from acq_isl.session.trust import CHECK, GUARD, RULE, Trust
 from acq_isl.stack import Outcome, Prediction, StackKey, StackRequest, Unpredicted
-from acq_isl.storage.decision_log import Ledger
 
 _WAIT_S = 0.5
-
-
-class PredictionStore(Protocol):
-    """Where predictions are kept."""
-
-    def put(self, prediction: Prediction) -> None:
-        """Keep a prediction; StorageError if that is not possible."""
-
-
-@dataclass(frozen=True, slots=True)
-class SessionTools:
-    """What a session works with; opened and closed by whoever starts it."""
-
-    microscope: Microscope
-    predictions: PredictionSource
-    store: PredictionStore
-    ledger: Ledger
-    call: Callable[[str, Decision, Prediction], str]
-    """Runs a user's function by its name, guarded; returns what became of it, in words."""
-    emit: EventHandler  # gets the events of the run; must return quickly
-    commands: CommandSource = no_commands  # an operator's commands since the last call
-    now: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
-    labels: Labels = dataclasses.field(default_factory=Labels)  # which model predicts what
-    discard: Callable[[StackKey], None] = lambda key: None
-    """Is told of a stack whose slices are not wanted any more, for it is imaged again."""
-    ask: Ask | None = None  # measures by a user's function, guarded
 
 
 class Session:
@@ -100,11 +72,21 @@ class Session:
         self._look_with(MeasurementCache(tools.ask))
         self._undecided: list[Prediction] = []
         self._visits, self._start_s = 0, 0.0
+        self._in_full: list[Prediction] = []
         self._focus = FocusKeeper(tools.microscope, experiment.when_focus_fails, self._note_focus)
         self._operator = Operator(tools.commands, self._visit, self._note_command, tools.emit)
         self._trust = Trust(experiment, tools.microscope, tools.ledger, tools.emit, self.warnings.append)
-        hands = Hands(tools.microscope, experiment.limits, self._acquire, tools.call, tools.now)
+        self._plan = ChangedPlan(plan)
+        self.dropped: set[StackKey] = set()
+        """Stacks of the plan that an action decided to leave out."""
+        self.light = LightLedger(experiment.limits.light, tools.fov_um)
+        own = self._operator, self._plan, tools.pixel_to_stage, self._acquire
+        asked = tools.call, self._wait, tools.notify, tools.now
+        hands = Hands(tools.microscope, experiment.limits, *own, *asked)
         self._actor = Actor(hands, self._note, self.warnings.append)
+        about = tools.emit, tools.discard
+        self._exposer = Exposer(tools.microscope, tools.ledger, self.light, *about)
+        self._interruption = Interruption(self._is_interrupted, self._decide)
         self._reacts = any(isinstance(trigger.react, AfterSlice) for trigger in experiment.triggers)
 
     def _look_with(self, cache: MeasurementCache) -> None:
@@ -143,9 +125,10 @@ class Session:
         """
         start = self._start_s = self._tools.now()
         try:
-            for cycle in self.cycles:
+            for number, cycle in enumerate(self.cycles):
                 start = self._tools.now() if cycle.restarts else start
-                self._wait_until(start + cycle.start_s)
+                self._wait_for_start(start, number)
+                self._plan.at = number
                 self._begin(cycle, self._tools.now() - start)
                 due = self._due(cycle)
                 self._overview(due)
@@ -181,12 +164,12 @@ class Session:
         for request in cycle.requests:
             self.fields.setdefault(request.key, Field(request, self.labels.models))
         self._decider.expect(note_fields(self._tools.ledger, cycle))
-        for done, request in enumerate(cycle.requests, start=1):
-            imaged = self._acquire(request)
-            for stack in self._trust.stacks(self.fields[request.key].request) if imaged else ():
-                self._acquire(stack, CHECK)
+        for done, planned in enumerate(cycle.requests, start=1):
+            imaged = self._acquire_planned(planned)
+            for stack in self._trust.stacks(self.fields[planned.key].request) if imaged else ():
+                self._acquire_if_lit(stack, CHECK)
             what = "imaged" if imaged else "skipped"
-            self._step("overview", done, len(cycle.requests), f"{what} {request.key.position}")
+            self._step("overview", done, len(cycle.requests), f"{what} {planned.key.position}")
             self._take_ready()
             self._trust.score()
         self._step("predict", self._predicted(cycle), len(cycle.requests), "waiting for the engine")
@@ -240,20 +223,25 @@ class Session:
         outcome = replace(outcome, times=replace(times, turn_ms=turn_ms))
         self._store(outcome)  # with the labels as its model names them
         renamed = self.labels.rename(outcome)
-        field.answers[outcome.model] = preview(renamed)
+        field.answers[outcome.model] = renamed
         self._trust.keep(renamed)
         measured = self._measured_of(renamed)
         spent_ms = (time.perf_counter() - began) * 1e3
         self._tools.emit(Predicted.of(renamed, measured, spent_ms))
         self.decide_ms.append(spent_ms)
         self._undecided.append(renamed)
+        self._in_full.append(renamed)
 
     def _decide(self) -> Then:
         """Act on what was predicted, but never while the operator has the microscope."""
         if self._operator.paused:
             return "finish"
         self._judge()
-        return self._actor.carry_out(self._operator.stopping)
+        then = self._actor.carry_out(self._operator.stopping)
+        while self._in_full:  # only now: an action does not wait for what is for display
+            prediction = self._in_full.pop()
+            self.fields[prediction.info.key].answers[prediction.model] = preview(prediction)
+        return then
 
     def _judge(self) -> None:
         """Let the triggers look at what was predicted."""
@@ -368,8 +356,25 @@ class Session:
             for request in visits(sequence, field.request, field.request.key.time)
         ]
         for done, (request, why) in enumerate(requests, start=1):
-            self._acquire(request, why)
+            self._acquire_if_lit(request, why)
             self._step("revisit", done, len(requests), f"{request.preset} at {request.key.position}")
+
+    def _acquire_if_lit(self, request: StackRequest, why: str) -> None:
+        """Image a stack, unless a budget of light does not allow it, which is told."""
+        try:
+            self._acquire(request, why)
+        except ActionRefused as error:
+            self.warnings.append(str(error))
+
+    def _acquire_planned(self, planned: StackRequest) -> bool:
+        """Image a stack of the plan as actions have changed it; False if it is left out."""
+        request = self._plan.request(planned)
+        if request is None:
+            self.dropped.add(planned.key)
+            return False
+        if planned.key not in {earlier.key for earlier in self.acquired}:
+            self.fields[planned.key].request = request
+        return self._acquire(request)
 
     def _acquire(self, request: StackRequest, why: str = RULE) -> bool:
         """Image a stack that was not imaged before, once operator and triggers have had their turn.
@@ -382,6 +387,8 @@ class Session:
             return True
         self._operator.listen(self._rest)
         self._decide()
+        if request.key not in self.fields:
+            self.light.check(request)
         focused = self._focus.find(request)
         if focused is None:
             return False
@@ -393,56 +400,18 @@ class Session:
     def _expose(self, request: StackRequest) -> None:
         self.asked.append(request)
         try:
-            request = self._image(request)
+            may = self._reacts and not self._actor.busy
+            request = self._exposer.image(request, self._interruption if may else None)
         except AcqIslError as error:
             self._tools.emit(FieldFailed(request.key, "the run ends", str(error)))
             raise
         self.acquired.append(request)
         if request.key in self.fields:
+            self.fields[request.key].request = request
             self.fields[request.key].imaged_s = self._tools.now()
             self._measured.imaged(request.key, self._tools.now() - self._start_s)
             self._rota.visited(request.key)
         self._tools.emit(FieldImaged(request))
-
-    def _image(self, request: StackRequest) -> StackRequest:
-        """Image a stack and book its light; the stack as it was imaged in the end."""
-        scope = self._tools.microscope
-        if self._reacts and not self._actor.busy and isinstance(scope, InterruptibleMicroscope):
-            return self._expose_in_parts(scope, request)
-        scope.acquire(request)
-        self._book(request, len(request.z_um))
-        return request
-
-    def _expose_in_parts(self, scope: InterruptibleMicroscope, request: StackRequest) -> StackRequest:
-        """Image a stack, interrupted where a decision wants it; the stack as it was imaged in the end."""
-        planes, done = len(request.z_um), 0
-        while (taken := scope.acquire_until(request, self._is_interrupted, done)) < planes:
-            self._book(request, taken - done)
-            then = self._decide()
-            self._note_interruption(request, taken, then)
-            done = taken
-            if then == "repeat" and taken:
-                self._tools.discard(request.key)
-                request, done = replace(request, attempt=request.attempt + 1), 0
-                if request.key in self.fields:
-                    self.fields[request.key].request = request
-                taken = scope.acquire_until(request, None)
-                break
-        self._book(request, taken - done)
-        return request
-
-    def _book(self, request: StackRequest, slices: int) -> None:
-        """Write down the light of so many slices."""
-        key = request.key
-        if slices:
-            self._tools.ledger.dose(key.position, key.channel, request.exposure_ms, slices, key.time)
-
-    def _note_interruption(self, request: StackRequest, taken: int, then: Then) -> None:
-        what = f"interrupt this stack after {taken} of {len(request.z_um)} slices"
-        ends: dict[Then, str] = {"finish": "the others follow", "repeat": "all of them are taken again"}
-        line = {"key": asdict(request.key), "rule": "react", "what": what, "why": "an action was due"}
-        self._tools.ledger.write("order", **line, done=ends[then])
-        self._tools.emit(Decided(request.key, "react", what, line["why"], ends[then]))
 
     def _rest(self, seconds: float) -> None:
         if isinstance(self._tools.predictions, WaitingSource):
@@ -467,6 +436,7 @@ class Session:
         place = replace(like, key=key, x_um=command.x_um, y_um=command.y_um, z_um=(z_um,), predict=False)
         try:
             check_request(place, self._experiment.limits)
+            self.light.check(place)
             self._expose(place)
         except ActionRefused as error:
             return f"refused: {error}"
@@ -496,8 +466,15 @@ class Session:
     def _predicted(self, cycle: Cycle) -> int:
         return sum(self.fields[request.key].status == "predicted" for request in cycle.requests)
 
-    def _wait_until(self, moment_s: float) -> None:
-        while (left_s := moment_s - self._tools.now()) > 0:
+    def _wait(self, seconds: float) -> None:
+        until_s = self._tools.now() + seconds
+        while (left_s := until_s - self._tools.now()) > 0:
+            self._operator.listen(self._rest)
+            self._rest(min(left_s, _WAIT_S))
+
+    def _wait_for_start(self, began_s: float, number: int) -> None:
+        """Wait until it is a cycle's turn, which an action may change meanwhile."""
+        while (left_s := began_s + self._plan.start_s(number) - self._tools.now()) > 0:
             self._operator.listen(self._rest)
             self._rest(min(left_s, 0.5))
 

@@ -18,6 +18,7 @@ from acq_isl.processing.display import preview
 from acq_isl.rules import Choice
 from acq_isl.rules.cache import Ask, MeasurementCache
 from acq_isl.rules.label_names import Labels
+from acq_isl.rules.light import LightLedger
 from acq_isl.session.evidence import LEDGERS, STORE
 from acq_isl.session.fields import Field
 from acq_isl.session.measured import MeasuredRun
@@ -53,6 +54,18 @@ class SoFar:
     @property
     def cycles(self) -> tuple[Cycle, ...]:
         return self.plan.cycles
+
+    @property
+    def dropped(self) -> set[StackKey]:
+        """What an action left out of the plan is not known any more."""
+        return set()
+
+    @property
+    def light(self) -> LightLedger:
+        """All light of the run, as its ledger has it."""
+        ledger = LightLedger(self.experiment.limits.light)
+        ledger.take_up(self.decisions)
+        return ledger
 
     @property
     def left(self) -> int:

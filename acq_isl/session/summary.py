@@ -22,6 +22,7 @@ from acq_isl.processing.display import reduced, stretched
 from acq_isl.processing.statistics import pearson
 from acq_isl.record import Comparison, FieldRecord, RunRecord, StageLatency
 from acq_isl.rules import Limits, Measurement
+from acq_isl.rules.light import LightLedger, explain_light
 from acq_isl.session.fields import Field
 from acq_isl.session.grading.scores import object_f1, pair_labels, to_bright_end
 from acq_isl.session.trust import truth_of
@@ -58,6 +59,13 @@ class RunParts(Protocol):
     def warnings(self) -> list[str]: ...
     @property
     def cycles(self) -> Sequence[Cycle]: ...
+    @property
+    def dropped(self) -> set[StackKey]:
+        """Stacks of the plan that an action decided to leave out."""
+        ...
+
+    @property
+    def light(self) -> LightLedger: ...
     @property
     def began(self) -> list[tuple[Cycle, float]]:
         """Every cycle with the second at which it began, as far as it is known."""
@@ -101,6 +109,7 @@ def summarise(experiment: Experiment, session: RunParts, stored: Stored, record:
         latencies=latencies([prediction.times for prediction in predictions], session.decide_ms),
         response=_latency("response", [field.response_ms for field in fields if field.predictions]),
         shortfall=shortfall(experiment, session),
+        light=_light(experiment, session),
         warnings=tuple(dict.fromkeys(warnings)),
     )
 
@@ -125,6 +134,7 @@ def _latency(stage: str, values_ms: Sequence[float]) -> StageLatency | None:
 def shortfall(experiment: Experiment, session: RunParts) -> str:
     """What a run lacks of the predictions that its experiment requires, for people; empty if nothing."""
     planned = [request.key for cycle in session.cycles for request in cycle.requests if request.predict]
+    planned = [key for key in planned if key not in session.dropped]
     if isinstance(experiment.engine, NoEngine) or not planned:
         return ""
     fields = (session.fields.get(key) for key in planned)
@@ -136,6 +146,14 @@ def shortfall(experiment: Experiment, session: RunParts) -> str:
     found = f"only {predicted} of {len(planned)} fields {'were' if predicted > 1 else 'was'} predicted"
     wanted = f"{experiment.require:.0%} of them" if experiment.require < 1 else "all of them"
     return f"{found}; the experiment requires {wanted} (require)"
+
+
+def _light(experiment: Experiment, session: RunParts) -> tuple[str, ...]:
+    """What light was spent, and what was avoided against imaging everything, for people."""
+    planned = [request for cycle in session.cycles for request in cycle.requests]
+    visits = len({(request.key.time, request.key.position) for request in planned})
+    presets = {request.preset for request in planned}
+    return tuple(explain_light(session.light, experiment.limits.light, visits, presets))
 
 
 def late_intervals(began: Sequence[tuple[Cycle, float]]) -> list[str]:

@@ -113,15 +113,23 @@ class Ledger:
             return line
 
     def dose(
-        self, position: str, channel: str, exposure_ms: float, slices: int = 1, time_point: int = 0
+        self,
+        position: str,
+        channel: str,
+        exposure_ms: float,
+        slices: int = 1,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
-        """Book the light of one stack, or of a part of it: ``slices`` exposures of ``exposure_ms`` each."""
+        """Book the light of one stack, or of a part of it: ``slices`` exposures of ``exposure_ms`` each.
+
+        ``about`` are further entries, such as where and when.
+        """
         total = exposure_ms * slices
         if not (math.isfinite(total) and total >= 0):
             raise ValueError(f"a dose is finite and not negative, not {slices} x {exposure_ms} ms")
         with self._lock:
             sum_ms = self._dose_ms.get(position, {}).get(channel, 0.0) + total
-            place = {"time_point": time_point, "position": position, "channel": channel}
+            place = {**(about or {}), "position": position, "channel": channel}
             self.write("dose", **place, exposure_ms=total, slices=slices, sum_ms=sum_ms)
 
     def _append(self, line: bytes, sync: bool) -> None:

@@ -94,6 +94,7 @@ class Ended:
         requests = [StackRequest(StackKey(0, f"p{n}", "Phase"), 0, 0, (0.0,), *light) for n in range(planned)]
         self.cycles = (Cycle(0, 0.0, tuple(requests)),)
         self.fields = {request.key: Field(request) for request in requests[:imaged]}
+        self.dropped: set[StackKey] = set()
         for request in requests[:predicted]:
             self.fields[request.key].answers[""] = prediction(1.0)
 
