@@ -73,7 +73,7 @@ class _Ranking(StrictModel):
 
     @abstractmethod
     def order(self, fields: Sequence[Candidate]) -> list[Placed]:
-        """All fields, best first; equal ones in the order given."""
+        """All fields, of which there is at least one, best first; equal ones in the order given."""
 
 
 class Best(_Ranking):
@@ -179,8 +179,6 @@ class Diverse(_Ranking):
         return min(self.k, fields)
 
     def order(self, fields: Sequence[Candidate]) -> list[Placed]:
-        if not fields:
-            return []
         points = _standardised(fields)
         left = sorted(range(len(fields)), key=lambda n: -fields[n].values[0])
         first = left.pop(0)
@@ -332,7 +330,7 @@ def rank(rule: Ranking, fields: Sequence[tuple[Outcome, Found]]) -> tuple[Choice
     enough = len(ranked) >= rule.require * len(fields) - _ROUNDING
     none = f"{explain_unranked(len(unranked), len(fields))}, so no choice was made"
     choices = []
-    for place, placed in enumerate(rule.order(ranked), start=1):
+    for place, placed in enumerate(rule.order(ranked) if ranked else (), start=1):
         word = "Chosen" if placed.chosen and enough else "Not chosen"
         why = f"{placed.why}.{placed.mind}" if enough else f"{none} ({placed.why})."
         chosen = placed.chosen and enough

@@ -252,6 +252,7 @@ class Rota:
         self._schedule, self._cache = schedule, cache
         self._fields: dict[str, FieldSoFar] = {}
         self._last: dict[str, tuple[StackKey, ...]] = {}
+        self._picked_s: dict[str, float] = {}
 
     def visited(self, key: StackKey) -> None:
         """Note that a stack was planned at its time point, and imaged."""
@@ -279,6 +280,8 @@ class Rota:
         if not any(each.visits for each in fields):  # the first time: in the order that was planned
             order = [Turn(position, True, "it was not imaged yet") for position in positions]
         due = [each.position for each in order if each.due]
+        # Not when each was imaged: its place within the time point must not make it late or early.
+        self._picked_s |= dict.fromkeys(due, now_s)
         for each in order:
             if not each.due:
                 before = self._fields.get(each.position, FieldSoFar(each.position))
@@ -290,7 +293,7 @@ class Rota:
 
     def _so_far(self, position: str) -> FieldSoFar:
         last = self._last.get(position, ())
-        at_s = self._cache.imaged_s(last[0]) if last else math.nan
+        at_s = self._picked_s.get(position, self._cache.imaged_s(last[0]) if last else math.nan)
         field = self._fields.get(position, FieldSoFar(position))
         return replace(field, last_s=at_s, measured=self._measured(last))
 
