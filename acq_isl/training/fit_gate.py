@@ -53,6 +53,7 @@ _LIMITS = np.arange(0.025, 0.0651, 0.0025)
 _BARS = (0.10, 0.10, 0.05)  # harmful let pass, harmless refused, clean windows flagged
 _FOLDS = 8
 _FARTHER = 1.2
+_LEAST_TRUTH = 1e-3  # between the darkest and the brightest pixel
 
 logger = logging.getLogger(__name__)
 
@@ -173,14 +174,10 @@ class Judge:
                 got=f"a grid of {distance[0].shape[2:]} on {counts.shape[1:]} px",
                 fix="train or export the model again with this version of acq-isl",
             )
-        if truth.shape[1:] != size:
-            truth = np.stack([resize(np.asarray(image, np.float32), size) for image in truth])
         part = slice(0, min(rows, size[0])), slice(0, min(columns, size[1]))
-        found = [_r(p[part], t[part]) for p, t in zip(mean[0], truth, strict=True)]
-        known = [r for r in found if r is not None]
         medians = [np.median(values, axis=(1, 2))[: len(self.names)] for values in (d[0] for d in distance)]
         return (
-            float(np.mean(known)) if known else math.nan,
+            mean_r(mean[0][:, *part], sized(truth, size)[:, *part]),
             statistics[0].reshape(statistics.shape[1], -1).T.astype(np.float64),
             np.asarray(medians[0] if medians else [], np.float64),
         )
@@ -195,12 +192,22 @@ def say(manifest: Manifest, name: str, pixels: Uint16Image, condition: Condition
     return ZStack(condition.say(info), pixels, (0.0,) * len(pixels))
 
 
-def _r(predicted: Float32Image, truth: Float32Image) -> float | None:
-    """Correlation; 0 of a prediction that is the same everywhere, None where the truth is or is not known."""
-    if not np.isfinite(truth).all() or np.ptp(truth) < 1e-3:
-        return None
-    found = pearson(predicted, truth)
-    return found if math.isfinite(found) else 0.0
+def sized(truth: Float32Image, size: tuple[int, ...]) -> Float32Image:
+    """(label, y, x) truth with as many rows and columns as the prediction has."""
+    if truth.shape[1:] == size:
+        return truth
+    return np.stack([resize(np.asarray(image, np.float32), size) for image in truth])
+
+
+def mean_r(predicted: Float32Image, truth: Float32Image) -> float:
+    """Mean correlation over the labels, (label, y, x) each; NaN without any. A prediction that is the same
+    everywhere counts 0, and a label whose truth is not known, or the same everywhere, does not."""
+    found = [
+        pearson(p, t)
+        for p, t in zip(predicted, truth, strict=True)
+        if np.isfinite(t).all() and np.ptp(t) > _LEAST_TRUTH
+    ]
+    return float(np.mean(np.nan_to_num(found))) if found else math.nan
 
 
 def simulated_scenes(manifest: Manifest, fields: int, seed: int = _SEED) -> Iterator[Scene]:

@@ -16,7 +16,7 @@ from openvino import properties
 
 from acq_isl.engines.backend import default_threads
 from acq_isl.engines.gate import Policy
-from acq_isl.engines.graph_tags import BackgroundTags
+from acq_isl.engines.graph_tags import IMAGES, BackgroundTags
 from acq_isl.engines.model_file import ModelFile, output_names, read_model
 from acq_isl.engines.openvino.background import plane_graph
 from acq_isl.engines.openvino.cache import CompiledCache, CompiledKey
@@ -53,6 +53,8 @@ class _Requests:
     """If not empty, ``front`` takes one plane of one tile and writes it here."""
     memory: Any = None
     """What the requests point to."""
+    gate_images: tuple[str, ...] = ()
+    """Of the images, those that the gate takes."""
     fresh: bool = True
     """Never run: what it does not write must not pass for an answer."""
 
@@ -127,6 +129,8 @@ class OpenVinoNetwork:
         trunk.infer()
         requests.fresh = False
         if gate is not None:
+            for name in requests.gate_images:  # their tensors are new in every run
+                gate.set_tensor(name, trunk.get_tensor(name))
             gate.infer()
             out.append(np.array(gate.get_tensor(self.outputs[-1]).data))
         return tuple(out)
@@ -163,6 +167,7 @@ class OpenVinoNetwork:
         trunk = self._request(parts.trunk, "trunk", shape, {NORMALISED: list(normalised.shape)})
         trunk.set_input_tensor(normalised)
         gate = None
+        images: tuple[str, ...] = ()
         if parts.gate is not None:
             names = [port.get_any_name() for port in parts.gate.inputs]
             tensors = {name: normalised if name == NORMALISED else trunk.get_tensor(name) for name in names}
@@ -170,7 +175,8 @@ class OpenVinoNetwork:
             gate = self._request(parts.gate, "gate", shape, ports)
             for name, tensor in tensors.items():
                 gate.set_tensor(name, tensor)
-        return _Requests(trunk, front, gate, planes, (normalised, memory))
+            images = tuple(name for name in names if name in IMAGES)
+        return _Requests(trunk, front, gate, planes, (normalised, memory), gate_images=images)
 
     def _compile_plane(
         self, background: BackgroundTags, shape: _Shape
