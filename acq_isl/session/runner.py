@@ -290,7 +290,7 @@ def _opened(experiment: Experiment, plan: RunPlan, views: Views) -> Iterator[_Pa
         note_run(ledger, folder, experiment, labels, versions())
         stack.enter_context(store)
         lapse = stack.enter_context(_time_lapse(experiment, plan, labels, views))
-        sink, safety = WatchedSink(source, lapse.see), _safety(experiment)
+        sink, safety = WatchedSink(source, lapse.see), safety_of(experiment)
         microscope = stack.enter_context(
             GuardedAcquisition(folder, "measured", sink=sink, limits=experiment.limits, safety=safety)
         )
@@ -336,7 +336,8 @@ def _equipped(
     return replace(tools, notify=notifier.send, pixel_to_stage=affine, fov_um=fov_um, discard=discard)
 
 
-def _safety(experiment: Experiment) -> Safety:
+def safety_of(experiment: Experiment) -> Safety:
+    """How patient the guard of an acquisition is."""
     # A slow computer takes seconds to compute a new field; that is no stuck microscope.
     microscope = experiment.microscope
     if isinstance(microscope, SimulatedMicroscope):

@@ -43,7 +43,7 @@ def read_pretrained(path: Path) -> Pretrained:
     """Read ``weights.safetensors`` of a run, or a model file. `ModelError`: neither, damaged, or a network
     that cannot be trained further."""
     if path.suffix != ".safetensors":
-        return _from_onnx(read_model(path))
+        return _from_onnx(read_model(str(path)))  # also "demo"
     kept = read_tensors(path)
     if "network" not in kept.metadata or "manifest" not in kept.metadata:
         raise ModelError(
