@@ -216,7 +216,8 @@ class GuardedAcquisition:
         parts, focus = self._opened(), request.autofocus
         if focus is None:
             raise ExperimentError(f"no autofocus is planned for {request.key}")
-        parts.rules.check(stack_events(request))
+        for event in stack_events(request):  # which may have been imaged: an action focuses afterwards
+            parts.rules.check_event(event)
         what = f"focusing at {request.key}"
         return call_within(_FOCUS_S, what, lambda: self._find_focus(parts.hardware, request, focus))
 

@@ -68,7 +68,7 @@ def opened(
     with (
         EngineClient("tcp://127.0.0.1:9", spool=Spool(tmp_path / "spool")) as client,
         GuardedAcquisition(
-            tmp_path, "measured", sink=client, limits=Limits(), safety=Safety(watchdog_s=5.0)
+            tmp_path, "measured", sink=client, limits=Limits(), safety=Safety(watchdog_s=20.0)
         ) as microscope,
     ):
         yield microscope, client, tmp_path

@@ -16,13 +16,15 @@ import pytest
 from acq_isl.errors import AcquisitionFailed, ActionRefused, ExperimentError
 from acq_isl.experiment.experiment import Experiment, SimulatedMicroscope
 from acq_isl.experiment.planning import Cycle
-from acq_isl.hooks import GuardedAcquisition, Hardware, OpenMicroscope, open_microscope
+from acq_isl.hooks import GuardedAcquisition, Hardware, OpenMicroscope, Safety, open_microscope
 from acq_isl.rules.actions import Limits, Message, NotifyLimits, PlanChange
 from acq_isl.session.changes import ChangedPlan
 from acq_isl.session.needs import pixel_to_stage
 from acq_isl.session.notify import Notifier
 from acq_isl.session.preflight import prepare
-from acq_isl.stack import StackKey, StackRequest
+from acq_isl.stack import Autofocus, StackKey, StackRequest
+
+PATIENT = Safety(watchdog_s=20.0)
 
 # ---- changes of the plan
 
@@ -139,7 +141,7 @@ def scope() -> Iterator[OpenMicroscope]:
 def test_properties_and_places_are_set_within_the_limits(scope: OpenMicroscope) -> None:
     limits = Limits(x_um=(-50, 50), properties={"Perfusion.Label": ("medium", "drug"), "Z.Position": (0, 5)})
     core = scope.core
-    with GuardedAcquisition(None, "m", limits=limits) as microscope:
+    with GuardedAcquisition(None, "m", limits=limits, safety=PATIENT) as microscope:
         microscope.set_property("Perfusion", "Label", "drug")
         assert core.get_state_label("Perfusion") == "drug"
         microscope.set_property("Perfusion", "Label", "medium")
@@ -217,8 +219,16 @@ def test_where_pixels_lie_is_measured_given_or_not_known(scope: OpenMicroscope) 
     assert np.linalg.det(found.matrix) > 0
 
 
+def test_the_focus_of_a_field_that_was_imaged_is_found(scope: OpenMicroscope) -> None:
+    stack = StackRequest(StackKey(0, "A1", "Phase"), 0.0, 0.0, (0.0, 1.0), "Channel", "Phase", 1.0)
+    with GuardedAcquisition(None, "m", limits=Limits(), safety=PATIENT) as microscope:
+        microscope.acquire(stack)
+        focus = Autofocus(site="A1", z_um=0.5)
+        assert abs(microscope.focus(replace(stack, autofocus=focus))) < 5
+
+
 def test_a_device_that_refuses_a_value_is_told(scope: OpenMicroscope) -> None:
     limits = Limits(properties={"Perfusion.State": (0, 999)})
     refused = pytest.raises(AcquisitionFailed, match="did not set State of Perfusion to 99")
-    with GuardedAcquisition(None, "m", limits=limits) as microscope, refused:
+    with GuardedAcquisition(None, "m", limits=limits, safety=PATIENT) as microscope, refused:
         microscope.set_property("Perfusion", "State", "99")
