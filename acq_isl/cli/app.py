@@ -12,7 +12,21 @@ from typing import NoReturn
 import typer
 from rich.markup import escape
 
-from acq_isl.cli import audit, build, calibrate, engines, models, predict, rules, run, serve, sim, train, view
+from acq_isl.cli import (
+    affine,
+    audit,
+    build,
+    calibrate,
+    engines,
+    models,
+    predict,
+    rules,
+    run,
+    serve,
+    sim,
+    train,
+    view,
+)
 from acq_isl.cli.console import err, show_error
 from acq_isl.errors import AcqIslError
 
@@ -24,7 +38,7 @@ cli = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for topic in (run, rules, audit, predict, view, sim, serve, engines, build, models, train, calibrate):
+for topic in (run, rules, affine, audit, predict, view, sim, serve, engines, build, models, train, calibrate):
     cli.add_typer(topic.commands)
 
 
