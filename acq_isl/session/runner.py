@@ -19,11 +19,12 @@ from acq_isl.events import (
     StateChanged,
     ignore_event,
 )
-from acq_isl.experiment.experiment import Experiment, measurements
+from acq_isl.experiment.experiment import Experiment, SimulatedMicroscope, measurements
 from acq_isl.experiment.planning import Cycle, count_images
 from acq_isl.hooks import (
     GuardedAcquisition,
     OpenMicroscope,
+    Safety,
     StopSignals,
     UserMeasurements,
     call_user_function,
