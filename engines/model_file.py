@@ -57,10 +57,9 @@ def _gate(gate: Gate | None) -> Iterator[Row]:
     if gate is None:
         yield "gate", "none: it cannot tell from a stack's looks whether it was trained for the like"
         return
-    limits = ", ".join(
-        f"{name} above {limit:.3g}" for name, limit in zip(gate.names, gate.limits, strict=True)
-    )
-    yield "gate", f"refuses {limits}; {100 * gate.false_alarms:.2g} % false alarms when fitted"
+    limits = ", ".join(f"{name} {limit:.3g}" for name, limit in zip(gate.names, gate.limits, strict=True))
+    words = "refuses stacks that look unlike its training set, and says in what and what to do"
+    yield "gate", f"{words}; of stacks like it, {100 * gate.false_alarms:.2g} % were refused, too ({limits})"
 
 
 def _evaluations(evaluations: Sequence[Evaluation]) -> Iterator[Row]:

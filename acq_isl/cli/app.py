@@ -67,7 +67,7 @@ def _insist(code: int) -> None:
         frame = frames.get(thread.ident or 0)
         if not thread.daemon and thread is not threading.main_thread() and frame is not None:
             where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
-            err.print(f"[yellow]mind[/] {escape(thread.name)} did not end; it was left at {escape(where)}")
+            err.print(f"[yellow]note[/] {escape(thread.name)} did not end; it was left at {escape(where)}")
     logging.shutdown()
     sys.stdout.flush()
     os._exit(code)

@@ -93,7 +93,7 @@ def replay(
     predicting = predicting_for(folder, model, connect, keys, (threads, backend))
     if rules is None:
         out.print(
-            "[yellow]mind[/] 'acq-isl recover RUN' predicts what waits and what is measured; 'replay' is"
+            "[yellow]note[/] 'acq-isl recover RUN' predicts what waits and what is measured; 'replay' is"
         )
         out.print("     for other rules now: acq-isl replay RUN --rules RULES.yaml")
         predict_waiting(folder, predicting, keep)
@@ -124,4 +124,4 @@ def _show_page(shown: ReplayPage) -> None:
     if len(changed) > _MOST_CHANGES:
         out.print(f"{len(changed) - _MOST_CHANGES} more are on the page")
     for note in shown.notes:
-        out.print(f"[yellow]mind[/] {escape(note)}")
+        out.print(f"[yellow]note[/] {escape(note)}")

@@ -135,7 +135,7 @@ def _say(built: BuiltPlan, gpu: GpuInfo | None) -> None:
         out.print(f"against fp32, on this processor: {escape(found)}")
     if key.precision == "int8" and "rtx" in key.flavour:
         out.print(
-            "[yellow]mind[/] TensorRT for RTX stores int8, but hardly computes in it: fp16 may be as fast"
+            "[yellow]note[/] TensorRT for RTX stores int8, but hardly computes in it: fp16 may be as fast"
         )
     out.print(f"kept in {escape(str(built.path))}")
     if gpu is not None:

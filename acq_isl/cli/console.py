@@ -23,6 +23,11 @@ def show_table(table: Table) -> None:
     out.print(table, soft_wrap=False)
 
 
+def counted(number: int, noun: str) -> str:
+    """Such as ``1 stack`` and ``2 stacks``."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 Advance = Callable[[str, int, int, str], None]
 """Told a phase, how many of how many are done, and a word about it."""
 

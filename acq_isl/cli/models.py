@@ -117,7 +117,7 @@ def import_reference(
     )
     out.print(f"made {escape(str(output))}: {escape(', '.join(made.label_names))}")
     if z_step_um is None and made.planes > 1:
-        out.print(f"[yellow]mind[/] {_GUESSED}")
+        out.print(f"[yellow]note[/] {_GUESSED}")
 
 
 @commands.command("evaluate")

@@ -202,7 +202,7 @@ def _show(summary: Summary, job: Job) -> None:
             out.print(f"[yellow]{what}[/] and {len(told) - _SHOWN} more, which are in fields.csv")
     if summary.pixel_sizes_um:
         sizes = ", ".join(f"{size:g}" for size in summary.pixel_sizes_um)
-        out.print(f"[yellow]mind[/] the fields have different pixel sizes: {sizes} um")
+        out.print(f"[yellow]note[/] the fields have different pixel sizes: {sizes} um")
     out.print(f"results  {escape(str(job.out))}")
     for file in summary.files:
         out.print(f"table    {escape(str(file))}")

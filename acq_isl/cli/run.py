@@ -150,7 +150,7 @@ def doctor(
     from acq_isl.session.doctor import examine
 
     settings = SimulatedMicroscope() if experiment is None else Experiment.from_yaml(experiment).microscope
-    marks = {"ok": "[green]ok[/]", "warning": "[yellow]mind[/]", "missing": "[red]missing[/]"}
+    marks = {"ok": "[green]ok[/]", "warning": "[yellow]note[/]", "missing": "[red]missing[/]"}
     table = Table(box=None, padding=(0, 2, 0, 0))
     for title in ("part", "", "found", "fix"):
         table.add_column(title, overflow="fold")
@@ -214,7 +214,7 @@ def _summary(record: RunRecord) -> None:
     if record.scorecard is not None:
         show_scorecard(record.scorecard)
     for warning in record.warnings:
-        out.print(f"[yellow]mind[/] {escape(warning)}")
+        out.print(f"[yellow]note[/] {escape(warning)}")
 
 
 class _ProgressBars:
@@ -256,7 +256,7 @@ def show_plan(experiment: Experiment, *, sim: bool) -> None:
         out.print(f"{escape(scope.description)}: nothing was moved")
     _table(plan, size)
     for doubt in doubts:
-        out.print(f"[yellow]mind[/] {escape(doubt)}")
+        out.print(f"[yellow]note[/] {escape(doubt)}")
 
 
 def _table(plan: tuple[Cycle, ...], bytes_per_slice: int) -> None:

@@ -12,10 +12,9 @@ import typer
 from rich.markup import escape
 
 from acq_isl.cli.build import field_size
-from acq_isl.cli.console import configure_logging, out
+from acq_isl.cli.console import configure_logging, counted, out
 from acq_isl.cli.sim import faulty
 from acq_isl.errors import ExperimentError
-from acq_isl.protocols import SelectedEngine
 
 if TYPE_CHECKING:
     from acq_isl.engines.gate import Policy
@@ -88,6 +87,7 @@ def serve(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what happens inside.")] = False,
 ) -> None:
     """Predict for clients until stopped with Ctrl-C."""
+    from acq_isl.protocols import SelectedEngine
     from acq_isl.stream.process import Parent, lower_priority, serve
     from acq_isl.stream.server import ServerSettings
     from acq_isl.stream.sockets import server_keys
@@ -133,7 +133,7 @@ def swap(
         title = f"{offer.name} {offer.model_sha256[:12]}".strip()
         out.print(f"{what:>4} {escape(title)} on {escape(offer.engine)}")
     for change in done.changes:
-        out.print(f"[yellow]mind[/] {escape(change)}")
+        out.print(f"[yellow]note[/] {escape(change)}")
 
 
 def predict_waiting(folder: Path, predicting: AbstractContextManager[Models], keep: bool = False) -> None:
@@ -141,7 +141,7 @@ def predict_waiting(folder: Path, predicting: AbstractContextManager[Models], ke
     from acq_isl.session.predict_spool import PredictedStack, predict_spool, waiting
 
     paths, store = waiting(folder)
-    out.print(f"{len(paths)} stacks wait in {escape(str(folder))}")
+    out.print(f"{counted(len(paths), 'stack')} wait in {escape(str(folder))}")
     if not paths:
         return
 
@@ -183,7 +183,7 @@ def recover(
     if done.report is None:
         out.print("nothing to recover: what is measured is predicted or refused, and the report is there")
     else:
-        words = f"{done.predicted} stacks predicted, {done.refused} refused, {done.left} left"
+        words = f"{counted(done.predicted, 'stack')} predicted, {done.refused} refused, {done.left} left"
         out.print(f"[bold]{words}[/]; {done.chosen} fields chosen" if choose else f"[bold]{words}[/]")
         out.print(f"report   {escape(str(done.report))}")
     if done.not_imaged:

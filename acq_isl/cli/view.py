@@ -135,7 +135,7 @@ def page(settings: PageSettings | None) -> Iterator[EventHandler]:
 
     def ready(where: Announcement | str) -> None:
         if isinstance(where, str):
-            out.print(f"[yellow]mind[/] {escape(where)}")
+            out.print(f"[yellow]note[/] {escape(where)}")
         else:
             _show(where, settings)
 
@@ -150,4 +150,4 @@ def _show(where: Announcement, settings: PageSettings) -> None:
     out.print(f"live page         {where.operate}")
     out.print(f"only to look      {where.read}")
     if not settings.local and settings.certificate is None:
-        out.print("[yellow]mind[/] without --tls everybody on the way can read along, the token included")
+        out.print("[yellow]note[/] without --tls everybody on the way can read along, the token included")

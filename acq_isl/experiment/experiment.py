@@ -162,6 +162,14 @@ class Experiment(StrictModel):
             raise ValueError("give either 'model' or 'models', not both")
         return self
 
+    @model_validator(mode="after")
+    def _names_differ(self) -> Experiment:
+        names = [trigger.name for trigger in self.triggers]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two triggers are called {', '.join(twice)}: give each a name of its own")
+        return self
+
     @property
     def model_files(self) -> tuple[str, ...]:
         """The models as they are written in the file."""

@@ -29,6 +29,7 @@ _NO_CELLS = (
     "absolute scale. Labels are held against the recorded stains, each from its 1st to its 99.8th percentile."
 )
 _DARK = "Everything else: no light reached the specimen in the overview."
+_EARLIER = "Fields imaged before the run was cut off: which light they got, only that process knew."
 _TOO_MANY = f"Labels and choices beyond the first {_MOST_FIELDS} fields."
 
 
@@ -79,7 +80,7 @@ def match_light(
     found: dict[StackKey, tuple[Taken, ...]] = {}
     began_s = -math.inf
     for line in booked:
-        key = StackKey(line["time_point"], line["position"], line["channel"])
+        key = StackKey(line.get("time_point", 0), line["position"], line["channel"])
         ended_s = datetime.datetime.fromisoformat(str(line["time"])).timestamp()
         if key in presets:
             found[key] = found.get(key, ()) + tuple(
@@ -119,7 +120,13 @@ class _Grading:
         )
         models = {style.name: style.model for style in session.labels.styles}
         labels = scores.score_labels(fields)
-        notes = ((not lit, _DARK), (not self._knows_cells, _NO_CELLS), (len(lit) > _MOST_FIELDS, _TOO_MANY))
+        earlier = any(field.answers and field not in lit for field in session.fields.values())
+        notes = (
+            (not lit, _DARK),
+            (bool(lit) and earlier, _EARLIER),
+            (not self._knows_cells, _NO_CELLS),
+            (len(lit) > _MOST_FIELDS, _TOO_MANY),
+        )
         return Scorecard(
             counts=scores.score_counts(fields),
             labels=tuple(replace(score, model=models.get(score.label, "")) for score in labels),

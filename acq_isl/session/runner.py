@@ -184,9 +184,9 @@ def _carry_out(
                 stored = Stored(images, parts.stored(folder / _STORE))
                 record = summarise(experiment, session, stored, record)
                 record = _with_ending(record, folder, failure)
-                # The light of an earlier process is known to nobody.
+                record = grade(record, experiment, session, stored, scope.simulated)
+                # The light of an earlier process is known to nobody, so such a truth would not be whole.
                 known = None if plan.saved else scope.simulated
-                record = grade(record, experiment, session, stored, known)
                 if cells := true_cells(session, known, record.decisions):
                     write_truth(folder, cells)
                 write_report(report, record)
@@ -280,13 +280,7 @@ def _opened(experiment: Experiment, plan: RunPlan, views: Views) -> Iterator[_Pa
         ledger = stack.enter_context(Ledger(folder / "decisions.jsonl"))
         source, labels, warnings = open_engine(experiment, plan, stack, tell)
         notes += warnings
-        store = PredictionStore(
-            folder / _STORE,
-            labels.store_colors,
-            timeout_s=_DISK_S,
-            extend=plan.saved is not None,
-            on_stored=vouch_stored(ledger.note),
-        )
+        store = _store(folder, labels, plan, ledger)
         note_run(ledger, folder, experiment, labels, versions())
         stack.enter_context(store)
         lapse = stack.enter_context(_time_lapse(experiment, plan, labels, views))
@@ -305,6 +299,16 @@ def _opened(experiment: Experiment, plan: RunPlan, views: Views) -> Iterator[_Pa
         notes += (*views.warnings, *map(str, broken_plugins()))
         yield _Parts(experiment, folder, tools, microscope, source, lapse, labels, notes)
         lapse.show_curves()
+
+
+def _store(folder: Path, labels: Labels, plan: RunPlan, ledger: Ledger) -> PredictionStore:
+    return PredictionStore(
+        folder / _STORE,
+        labels.store_colors,
+        timeout_s=_DISK_S,
+        extend=plan.saved is not None,
+        on_stored=vouch_stored(ledger.note),
+    )
 
 
 def _time_lapse(experiment: Experiment, plan: RunPlan, labels: Labels, views: Views) -> TimeLapse:

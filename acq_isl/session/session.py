@@ -136,7 +136,8 @@ class Session:
                 guarded = self._trust.guard(self._imaged(due))
                 self._revisit([*visited, *((self.fields[key], GUARD) for key in guarded)])
         except Stopped:
-            self.warnings.append(f"stopped by the operator after {len(self.acquired)} stacks")
+            n = len(self.acquired)
+            self.warnings.append(f"stopped by the operator after {n} stack{'s' * (n != 1)}")
             self._take_all()
         finally:
             self.warnings += self._measured.warnings

@@ -167,7 +167,7 @@ def _numbers(event: Predicted) -> str:
     table = rows or "<p>Nothing is measured on predictions in this run.</p>"
     times = event.times
     taken = f"<p><small>infer {times.infer_ms:.0f} ms, {_safe(event.engine)}</small></p>"
-    warnings = "".join(f"<p><b>Mind:</b> {_safe(warning)}</p>" for warning in event.warnings)
+    warnings = "".join(f"<p><b>Note:</b> {_safe(warning)}</p>" for warning in event.warnings)
     return table + taken + warnings
 
 

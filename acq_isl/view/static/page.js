@@ -244,7 +244,7 @@ function drawAbout() {
   if (ranked) say(ranked.reason);
   if (refused) { say(`${refused.state === "refused" ? "The model refused this stack" : "Not predicted"}: ${refused.reason}`, "warn"); say(`To do: ${refused.fix}`); }
   for (const measured of predicted?.event.measured || []) if (!ranked?.reason.includes(measured.name)) say(`${measured.name}: ${readable(measured)}`);
-  for (const text of predicted?.event.warnings || []) say(`Mind: ${text}`, "warn");
+  for (const text of predicted?.event.warnings || []) say(`Note: ${text}`, "warn");
   if (predicted) {
     const { times } = predicted.event;
     say(`predicted ${ms(times.transfer_ms + times.wait_ms + times.infer_ms + times.decode_ms)} after its last slice`, "soft");
