@@ -59,7 +59,7 @@ def test_it_costs_other_test_runs_next_to_nothing() -> None:
 
 def test_the_example_of_the_documentation_runs(tmp_path: Path) -> None:
     text = (ROOT / "examples" / "test_my_acquisition.py").read_text(encoding="utf-8")
-    said = run(tmp_path, text, "-W", "ignore::pytest.PytestUnraisableExceptionWarning")
+    said = run(tmp_path, text)
     assert "5 passed" in said, said
 
 

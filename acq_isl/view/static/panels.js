@@ -58,7 +58,7 @@ export function drawCounts(box, status) {
 export function drawDecisions(list, idle, run, look, show) {
   const all = [...run.decisions].sort(([a], [b]) => b - a);
   const acted = all.filter(([, decided]) => decided.done !== "nothing");
-  const chosen = [...run.fields.values()].filter((field) => field.ranked?.chosen).sort((a, b) => a.ranked.rank - b.ranked.rank);
+  const chosen = [...run.fields.values()].filter((field) => field.ranked?.chosen).sort((a, b) => b.key.time - a.key.time || a.ranked.rank - b.ranked.rank);
   const looked = all.length - acted.length;
   idle.textContent = looked ? `${looked} times a trigger looked and did nothing` : "";
   // Chosen fields stand together, best first, above what was done before they were chosen.
