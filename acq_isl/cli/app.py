@@ -38,8 +38,17 @@ cli = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for topic in (run, rules, affine, audit, predict, view, sim, serve, engines, build, models, train, calibrate):
-    cli.add_typer(topic.commands)
+TOPICS = {
+    "At the microscope": (run, rules, affine, view, sim),
+    "What was recorded": (predict, audit),
+    "Engines": (serve, engines, build),
+    "Models": (models, train, calibrate),
+}
+for title, topics in TOPICS.items():
+    for topic in topics:
+        for command in (*topic.commands.registered_commands, *topic.commands.registered_groups):
+            command.rich_help_panel = title
+        cli.add_typer(topic.commands)
 
 
 def main() -> NoReturn:
