@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from typer.testing import CliRunner, Result
 
 from acq_isl.bulk.executors import Processes
 from acq_isl.bulk.find import find_chunks
@@ -22,8 +24,10 @@ from acq_isl.bulk.output import Output
 from acq_isl.bulk.run import Summary, predict_stored
 from acq_isl.bulk.unit import Unit, open_engine
 from acq_isl.bulk.work import Failed, Job, Predicted
+from acq_isl.cli import cli
+from acq_isl.cli.run import INCOMPLETE
 from acq_isl.engines import load_engine
-from acq_isl.errors import StorageError
+from acq_isl.errors import ExperimentError, StorageError
 from acq_isl.readers.read import read_data_set, survey_data_set
 from acq_isl.stack import StackInfo, StackKey, ZStack
 from acq_isl.storage.prediction_store import load, stored
@@ -99,6 +103,53 @@ def test_files_of_one_folder_are_one_plate(model: Path, tmp_path: Path) -> None:
         assert predict_stored(data, job(model, out)).predicted == 3
         wells = [name.rpartition("/")[0] for name in stored(out / "screen_predicted.ome.zarr")]
         assert wells == ["A/1", "A/1", "B/3"]
+
+
+def ndtiff(folder: Path) -> Path:
+    from ndstorage.ndtiff_dataset import NDTiffDataset
+
+    data = NDTiffDataset(str(folder), writable=True, summary_metadata={})
+    for z, plane in enumerate(pixels(1)):
+        about = {"PixelSize_um": 0.3, "ZPosition_um": 1.5 * z}
+        data.put_image({"channel": "Phase", "position": "A1_003", "z": z, "time": 0}, plane, about)
+    data.finish()
+    data.close()
+    return folder
+
+
+def image_files(folder: Path) -> Path:
+    about = {"Summary": {"PixelSize_um": 0.3, "z-step_um": 1.5, "ChNames": ["Phase"], "Slices": 5}}
+    for z, plane in enumerate(pixels(1)):
+        name = f"img_channel000_position000_time000000000_z{z:03d}.tif"
+        tifffile.imwrite(folder / name, plane)
+    (folder / "metadata.txt").write_text(json.dumps(about))
+    return folder
+
+
+def imagej(folder: Path) -> Path:
+    about = {"axes": "ZYX", "unit": "um", "spacing": 1.5}
+    path = folder / "A1_003.tif"
+    tifffile.imwrite(path, pixels(1), imagej=True, resolution=(1 / 0.3, 1 / 0.3), metadata=about)
+    return path
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in.*NDTiffStack:pytest.PytestUnraisableExceptionWarning"
+)
+@pytest.mark.parametrize("write", [ndtiff, image_files, imagej], ids=lambda write: write.__name__)
+def test_every_format_that_is_read_is_predicted_alike(
+    write: Callable[[Path], Path], model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "A1"
+    folder.mkdir()
+    summary = predict_stored([write(folder)], job(model, tmp_path / "out"))
+    assert (summary.predicted, summary.complete) == (1, True), summary
+    (store,) = (tmp_path / "out").glob("*.ome.zarr")
+    (name,) = stored(store)
+    with load_engine(model, backend=ENGINE, threads=1) as engine:
+        live = engine.predict(tiny_model.stack(seed=1))
+    assert name.startswith("A/1/")
+    np.testing.assert_array_equal(load(store, name).mean, live.mean)
 
 
 # --- what is wrong with the data ------------------------------------------------------------------
@@ -226,6 +277,23 @@ def test_never_into_the_data_and_never_from_predictions(model: Path, plate: Path
     predict_stored([plate], job(model, tmp_path / "out"))
     with pytest.raises(StorageError, match="holds predictions"):
         predict_stored([tmp_path / "out" / "screen_1_predicted.ome.zarr"], job(model, tmp_path / "twice"))
+
+
+def test_the_command_says_what_it_did_and_its_code_tells(model: Path, plate: Path, tmp_path: Path) -> None:
+    given = ["predict", str(plate), "-m", str(model), "-o", str(tmp_path / "out"), "--threads", "1"]
+
+    def call(*more: str) -> Result:
+        return CliRunner().invoke(cli, [*given, *more])
+
+    other_pixels(plate)
+    first = call("--backend", ENGINE)
+    assert first.exit_code == INCOMPLETE, first.output
+    assert "5 fields predicted, 1 refused, 0 failed" in first.output
+    assert "A2_0 t0: stack A2_0 t0 Phase: pixels are 1.3 um" in first.output and "to fix:" in first.output
+    again = call()
+    assert again.exit_code == INCOMPLETE and "(6 done before)" in again.output
+    refused = call("--light", "moonlight")
+    assert isinstance(refused.exception, ExperimentError)
 
 
 # --- killed ---------------------------------------------------------------------------------------
