@@ -85,7 +85,7 @@ def load_engine(
     if named is not None and named.back is None:
         return FallbackEngine([named])
     automatic = {candidate.name: candidate for candidate in found.candidates if candidate.automatic}
-    missing = [f"{item.name} is not used: {item.why}" for item in found.unavailable]
+    missing = [f"{item.name} is not used: {item.why}" for item in found.unavailable if not item.quiet]
     if len(automatic) == 1:
         order, why = tuple(automatic), "; ".join((*automatic, *missing))
     else:
@@ -117,7 +117,7 @@ def not_used(model: Path | str) -> tuple[Unavailable, ...]:
     from acq_isl.engines.backends import find_engines
     from acq_isl.engines.model_file import read_model
 
-    return find_engines(read_model(model)).unavailable
+    return tuple(item for item in find_engines(read_model(model)).unavailable if not item.quiet)
 
 
 def describe(model: Path | str) -> ModelInfo:

@@ -146,6 +146,8 @@ class Unavailable:
     fix: str
     broken: bool = False
     """Somebody installed it, so it should work."""
+    quiet: bool = False
+    """Told only to who names it: nobody set it up."""
 
 
 class Backend(Protocol):

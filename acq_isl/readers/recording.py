@@ -34,6 +34,10 @@ _LIGHT: Mapping[Modality, re.Pattern[str]] = MappingProxyType({
     "phase contrast": re.compile(r"phase|\b(pc|ph\d?)\b", re.IGNORECASE),
     "DIC": re.compile(r"\bdic\b|nomarski|interference", re.IGNORECASE),
     "brightfield": re.compile(r"bright|\bbf\b", re.IGNORECASE),
+    "fluorescence": re.compile(
+        r"dapi|hoechst|fluor|alexa|mcherry|texas.?red|\b(e?gfp|rfp|yfp|fitc|tritc|cy[357]|draq5|sytox)\b",
+        re.IGNORECASE,
+    ),
 })  # fmt: skip
 # Labels of the model by the usual names of their stains; other channels keep their own name.
 _LABELS = MappingProxyType(
@@ -288,7 +292,7 @@ def well_of(position: str) -> str | None:
 
 
 def light_of(channel: str) -> Modality:
-    """The kind of transmitted light that a channel's name tells, or ``"unknown"``."""
+    """The kind of light that a channel's name tells, or ``"unknown"``."""
     name = channel.replace("_", " ")
     return next((light for light, pattern in _LIGHT.items() if pattern.search(name)), "unknown")
 

@@ -30,7 +30,8 @@ class FleetBackend:
     def unavailable(self) -> Unavailable | None:
         named = addresses()
         if not named:
-            return Unavailable(self.name, "no server is named", f"set {VARIABLE}=HOST:PORT,HOST:PORT")
+            fix = f"set {VARIABLE}=HOST:PORT,HOST:PORT"
+            return Unavailable(self.name, "no server is named", fix, quiet=True)
         if not is_installed():
             return Unavailable(
                 self.name, "tritonclient is not installed", 'pip install "acq-isl[fleet]"', broken=True

@@ -214,6 +214,26 @@ def test_what_is_bad_is_named_and_the_rest_goes_on(
                 field.channel(field.transmitted()).read()
 
 
+@pytest.mark.parametrize(
+    ("channel", "words"),
+    [
+        ("DAPI", "the stack is fluorescence"),
+        ("EGFP", "the stack is fluorescence"),
+        ("TL_DIC", "the stack is DIC"),
+        ("BF", "the stack is brightfield"),
+    ],
+)
+def test_light_that_the_name_tells_is_refused_where_it_does_not_fit(
+    channel: str, words: str, model: Path, tmp_path: Path
+) -> None:
+    write_image(tmp_path / "a.ome.zarr", pixels(1), name=channel)
+    todo = job(model, tmp_path / "out", transmitted=channel)
+    (refused,) = predict_stored([tmp_path / "a.ome.zarr"], todo).refused
+    assert words in refused
+    told = job(model, tmp_path / "told", transmitted=channel, light="phase contrast")
+    assert predict_stored([tmp_path / "a.ome.zarr"], told).complete
+
+
 def test_a_truncated_file_of_a_folder_is_told_and_the_others_are_read(tmp_path: Path) -> None:
     for number in range(3):
         tifffile.imwrite(tmp_path / f"A{number + 1}.tif", pixels(number), metadata={"axes": "ZYX"})

@@ -29,7 +29,7 @@ def write_image(folder: Path, stack: np.ndarray, *, pixel_um: float = 0.3, name:
     group.attrs["ome"] = {
         "version": "0.5",
         "multiscales": [{"axes": axes, "datasets": [{"path": "0", "coordinateTransformations": [scale]}]}],
-        "omero": {"channels": [{"label": name}, {"label": "DAPI"}]},
+        "omero": {"channels": [{"label": name}, {"label": "stain"}]},
     }
 
 
