@@ -69,7 +69,7 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def wait_until(there: Callable[[], bool], most_s: float = 90) -> None:
+def wait_until(there: Callable[[], bool], most_s: float = 400) -> None:
     until = time.monotonic() + most_s
     while not there():
         if time.monotonic() > until:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Self
@@ -16,6 +17,7 @@ from acq_isl.errors import EngineError, ModelError
 from acq_isl.manifest import Manifest
 from acq_isl.stack import Prediction, StackInfo, ZStack
 
+_STEADY_S = 60.0
 _log = logging.getLogger(__name__)
 
 
@@ -23,13 +25,14 @@ class FallbackEngine:
     """An `acq_isl.protocols.Engine` of candidates, best first: the next one takes over from one that fails.
 
     ``why`` says why the first of them. Threads may share it. If none can be loaded, the error is the last
-    one's. A first one that says when it is back (`Candidate.back`) is asked each ``look_s`` seconds, on a
-    thread of its own, and takes over again.
+    one's. A first one that says when it is back (`Candidate.back`) is asked after ``look_s`` seconds, on a
+    thread of its own, and takes over again; if it fails again within a minute, after twice as long each time.
     """
 
     def __init__(self, candidates: Sequence[Candidate], why: str = "", look_s: float = 1.0) -> None:
         self._candidates, self._look_s = tuple(candidates), look_s
         self._stopped = threading.Event()
+        self._falls, self._returned_s = 0, -_STEADY_S
         self._remaining = list(candidates)
         self._why = why
         self._failures: tuple[str, ...] = ()
@@ -88,11 +91,14 @@ class FallbackEngine:
     def _await_first(self) -> None:
         back = self._candidates[0].back
         if back is not None and len(self._remaining) == len(self._candidates) - 2:
-            threading.Thread(target=self._climb, args=(back,), name="engine-back", daemon=True).start()
+            steady = time.monotonic() - self._returned_s > _STEADY_S
+            self._falls = 0 if steady else self._falls + 1
+            wait_s = min(self._look_s * 2**self._falls, max(_STEADY_S, self._look_s))
+            threading.Thread(target=self._climb, args=(back, wait_s), name="engine-back", daemon=True).start()
 
-    def _climb(self, back: Callable[[], bool]) -> None:
+    def _climb(self, back: Callable[[], bool], wait_s: float) -> None:
         """Wait until the first candidate is back, and let it take over."""
-        while not self._stopped.wait(self._look_s):
+        while not self._stopped.wait(wait_s):
             try:
                 if not back():
                     continue
@@ -106,6 +112,7 @@ class FallbackEngine:
                     return
                 engine, self._engine = self._engine, engine
                 self._remaining, self._failures = list(self._candidates[1:]), ()
+                self._returned_s = time.monotonic()
             _log.warning("%s is back and takes over from %s", self._engine.name, engine.name)
             engine.close()  # whoever predicts with it just now asks the new one
             return

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -165,18 +165,14 @@ def _in_turn(
                 waiting[submit(chunk)] = chunk
         for future in wait(waiting, return_when=FIRST_COMPLETED).done:
             chunk = waiting.pop(future)
-            error: Any = future.exception()
+            error: Any = CancelledError("taken back") if future.cancelled() else future.exception()
             if error is None:
                 yield chunk, future.result()
             elif lost is None:
                 raise error
             else:
-                yield (
-                    chunk,
-                    Done(
-                        lost(f"the cluster gave it up: {type(error).__name__}: {error}", "look into its log")
-                    ),
-                )
+                why = f"the cluster gave it up: {type(error).__name__}: {error}"
+                yield chunk, Done(lost(why, "look into its log"))
 
 
 def _missing(extra: str, error: ModuleNotFoundError) -> EngineError:

@@ -62,20 +62,19 @@ class Output:
                 f"{self.folder} is being written by another process", fix="wait until it has ended"
             ) from error
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise self.unwritable(error) from error
         try:
             for begun in self._partial.iterdir():  # by a call that was killed
                 if begun.name != "lock":
                     _remove(begun)
             self._claim()
             yield
-        except OSError as error:
-            raise self._unwritable(error) from error
         finally:
             lock.release()
             shutil.rmtree(self._partial, ignore_errors=True)
 
-    def _unwritable(self, error: OSError) -> StorageError:
+    def unwritable(self, error: OSError) -> StorageError:
+        """What to say of an error of the disk."""
         return StorageError(
             f"{self.folder} cannot be written",
             got=str(error),
@@ -83,6 +82,12 @@ class Output:
         )
 
     def _claim(self) -> None:
+        try:
+            self._note_settings()
+        except OSError as error:
+            raise self.unwritable(error) from error
+
+    def _note_settings(self) -> None:
         """Note the settings, or compare them with those that are there."""
         path = self.folder / "predict.json"
         mine = self._settings.model_dump(mode="json")

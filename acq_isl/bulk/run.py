@@ -85,9 +85,12 @@ def predict_stored(
                 for chunk, done in results:
                     tally.take(chunk, done.outcome)
                     watch(chunk, done)
-        out.list_plates(chunk for chunk in found.chunks if chunk in tally.predicted)
         told = Results(found.chunks, tally.failed, found.unreadable)
-        files = write_tables(out, told, measure=job.settings.measure)
+        try:
+            out.list_plates(chunk for chunk in found.chunks if chunk in tally.predicted)
+            files = write_tables(out, told, measure=job.settings.measure)
+        except OSError as error:
+            raise out.unwritable(error) from error
     return _sum_up(found, tally, files)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from acq_isl.errors import EngineError
 from acq_isl.stack import Float32Image
 
 _LOOK_S = 1.0
+_LONGEST_S = 60.0
 _log = logging.getLogger(__name__)
 
 
@@ -39,7 +41,8 @@ BULK = Patience(priority=2, request_s=300.0, total_s=600.0)
 
 class FleetNetwork:
     """Runs tiles on the servers in turn. One that fails is left out until a thread that asks it each second
-    hears that it is ready. Threads may share it.
+    hears that it is ready; one that fails again and again, for twice as long each time, up to a minute.
+    Threads may share it.
     """
 
     def __init__(
@@ -51,7 +54,8 @@ class FleetNetwork:
     ) -> None:
         self.outputs, self._servers, self._patience, self._sleep = outputs, tuple(servers), patience, sleep
         self._lock = threading.Lock()
-        self._down: set[str] = set()
+        self._down: dict[str, float] = {}  # not before then
+        self._fails: Counter[str] = Counter()  # in a row
         self._turn = 0
         self._last = servers[0].address
         self._closed = threading.Event()
@@ -69,28 +73,36 @@ class FleetNetwork:
         wait_s, last = 0.05, EngineError("no server of the fleet is up", fix="start one, or wait")
         while not self._closed.is_set():
             for server in self._in_turn():
+                left_s = until - time.monotonic()
+                if left_s <= 0:
+                    break
                 try:
                     found = server.infer(
                         {"stack": tiles, "inv_sd": inv_sd},
                         self.outputs,
                         priority=self._patience.priority,
-                        timeout_s=self._patience.request_s,
+                        timeout_s=min(self._patience.request_s, left_s),
                     )
                 except ServerGone as error:
                     last = error
-                    with self._lock:
-                        self._down.add(server.address)
+                    self._leave_out(server.address)
                     _log.warning("%s is left out until it answers: %s", server.address, error.what)
                 except ServerBusy as error:
                     last = error
                 else:
+                    self._fails[server.address] = 0
                     self._last = server.address
                     return found
-            if time.monotonic() + wait_s > until or self._patience is LIVE:
+            if self._patience is LIVE or time.monotonic() + wait_s > until:
                 raise last
             self._sleep(wait_s)
             wait_s = min(2 * wait_s, 2.0)
         raise EngineError("the engine is closed", fix="load the engine again")
+
+    def _leave_out(self, address: str) -> None:
+        with self._lock:
+            self._down[address] = time.monotonic() + min(2.0 ** self._fails[address] - 1, _LONGEST_S)
+            self._fails[address] += 1
 
     def _in_turn(self) -> list[Server]:
         """Servers that are up, another one first each time."""
@@ -103,9 +115,10 @@ class FleetNetwork:
     def _ask(self) -> None:
         while not self._closed.wait(_LOOK_S):
             for server in self._servers:
-                if server.address in self._down and server.is_ready():
+                not_before = self._down.get(server.address)
+                if not_before is not None and time.monotonic() >= not_before and server.is_ready():
                     with self._lock:
-                        self._down.discard(server.address)
+                        del self._down[server.address]
                     _log.warning("%s is back", server.address)
 
     def close(self) -> None:

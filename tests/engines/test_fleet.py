@@ -97,6 +97,20 @@ def test_live_work_is_given_back_and_bulk_work_is_waited_for() -> None:
     assert (busy.asked, len(waits)) == ([2], 3)
 
 
+def test_live_work_waits_no_longer_for_two_slow_servers_than_for_one() -> None:
+    class Slow(FakeServer):
+        def infer(self, inputs, outputs, *, priority, timeout_s):
+            self.asked.append(timeout_s)
+            time.sleep(timeout_s)
+            raise ServerGone("no answer in time")
+
+    slow = [Slow("one:1"), Slow("two:1")]
+    began = time.monotonic()
+    with fleet(slow, Patience(priority=1, request_s=0.2, total_s=0.2)) as network, pytest.raises(EngineError):
+        network.run(TILES, INV_SD)
+    assert time.monotonic() - began < 0.35 + 1.0 and len(slow[0].asked + slow[1].asked) == 1
+
+
 def test_another_engine_takes_over_and_the_first_climbs_back(tmp_path: Path) -> None:
     model = tiny_model.write(tmp_path)
     back, local = threading.Event(), OnnxEngine(model, threads=1)
