@@ -18,7 +18,7 @@ _REACH = 0.4  # of a side: beyond that too little is left to compare
 def find_drift(before: NDArray[Any], after: NDArray[Any]) -> tuple[float, float] | None:
     """Rows and columns by which ``after`` shows what ``before`` shows; None if they have nothing in common.
 
-    Both (y, x) of one shape and any real type. By phase correlation (Guizar-Sicairos 2008); believed if the
+    Both (y, x) of one shape and any real type. By cross-correlation (Guizar-Sicairos 2008); believed if the
     parts that both show correlate by 0.3 afterwards.
     """
     if before.shape != after.shape:
@@ -28,7 +28,8 @@ def find_drift(before: NDArray[Any], after: NDArray[Any]) -> tuple[float, float]
     still, moved = ((picture - picture.mean()) * window for picture in pictures)
     if not (still.any() and moved.any()):
         return None
-    back, *_ = phase_cross_correlation(still, moved, upsample_factor=_FINE)
+    # Without whitening: the window, and noise, are alike in both, and would be what is found.
+    back, *_ = phase_cross_correlation(still, moved, upsample_factor=_FINE, normalization=None)
     drift = -float(back[0]), -float(back[1])
     if any(abs(by) > _REACH * side for by, side in zip(drift, before.shape, strict=True)):
         return None
