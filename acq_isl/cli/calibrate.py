@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,8 +19,10 @@ from acq_isl.cli.train import progress
 from acq_isl.errors import ExperimentError
 
 if TYPE_CHECKING:
+    from acq_isl.experiment.experiment import Experiment
     from acq_isl.session.calibration import CalibrationPlan
     from acq_isl.training.cross_fit import CrossFit
+    from acq_isl.training.data.pairs import Nominal
 
 commands = typer.Typer()
 _NAMES = {"imaging": "imaging"}
@@ -57,16 +60,8 @@ def calibrate(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what happens inside.")] = False,
 ) -> None:  # fmt: skip
     """Image a few fields with and without stain, teach a model this microscope, say what it is good for."""
-    from acq_isl.engines.model_file import read_model
     from acq_isl.experiment.experiment import Experiment
-    from acq_isl.hooks import open_microscope
-    from acq_isl.session.calibration import (
-        fit_model,
-        image_fields,
-        imaged_pairs,
-        keep_plan,
-        plan_calibration,
-    )
+    from acq_isl.session.calibration import imaged_pairs
     from acq_isl.session.preflight import simulated
     from acq_isl.training.cross_fit import CalibrationTask, cross_fit
 
@@ -75,35 +70,61 @@ def calibrate(
     loaded = Experiment.from_yaml(experiment)
     loaded = simulated(loaded) if sim else loaded
     stains = _stains(truth or ()) or loaded.truth
-    if not stains:
+    folder = output or Path(f"{experiment.stem}-calibrated")
+    file = Path(model or loaded.model_files[0])
+    began = time.monotonic()
+    plan, nominal, scope = _image(loaded, file, folder, _Wish(stains, fields, exposure, yes))
+    imaged_s = time.monotonic() - began
+    pairs = imaged_pairs(plan, folder)
+    task = CalibrationTask(file, pairs, stains, nominal, scope, minutes, seed, _free_cores(), average)
+    with progress() as tell:
+        fit = cross_fit(task, folder, tell)
+    facts = [("fields", str(fields)), ("microscope", scope), ("light of a field", _dose(plan)),
+             ("imaged in", f"{imaged_s / 60:.1f} min"), ("steps", str(fit.steps)),
+             ("took", f"{(time.monotonic() - began) / 60:.1f} min")]  # fmt: skip
+    _finish(fit, facts, swap_into)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """What is to be imaged: stain by label, how many fields, for how long, and whether to ask first."""
+
+    stains: dict[str, str]
+    fields: int
+    exposure_ms: float | None
+    yes: bool
+
+
+def _image(
+    experiment: Experiment, model: Path, folder: Path, wish: _Wish
+) -> tuple[CalibrationPlan, Nominal, str]:
+    """Image what the folder has not yet: the plan, the stacks it will be for, the microscope."""
+    from acq_isl.engines.model_file import read_model
+    from acq_isl.hooks import StopSignals, open_microscope
+    from acq_isl.session.calibration import fit_model, image_fields, keep_plan, plan_calibration
+
+    if not wish.stains:
         raise ExperimentError(
             "nobody says which channel shows which label",
             fix="give --truth nuclei=DAPI, or truth in the file",
         )
-    folder = output or Path(f"{experiment.stem}-calibrated")
-    file = Path(model or loaded.model_files[0])
-    began = time.monotonic()
-    with open_microscope(loaded.microscope) as scope:
-        manifest = read_model(str(file)).info.manifest
-        plan = keep_plan(plan_calibration(loaded, scope, stains, fields, exposure), scope.description, folder)
+    manifest = read_model(str(model)).info.manifest
+    with StopSignals(), open_microscope(experiment.microscope) as scope:
+        plan = plan_calibration(experiment, scope, wish.stains, wish.fields, wish.exposure_ms)
         nominal = fit_model(plan, manifest)
+        plan = keep_plan(plan, scope.description, folder)
         out.print(escape(_light(plan, scope.description)))
-        if not yes:
+        if not wish.yes:
             typer.confirm("Expose them?", abort=True)
         with progress_bars(_NAMES, TimeRemainingColumn()) as tell:
             image_fields(plan, scope, folder, lambda *done: tell("imaging", *done))
-        about = scope.description
-    imaged_s = time.monotonic() - began
-    task = CalibrationTask(
-        file, imaged_pairs(plan, folder), stains, nominal, about, minutes, seed,
-        min(os.cpu_count() or 1, _MOST_THREADS), average,
-    )  # fmt: skip
-    with progress() as tell_step:
-        fit = cross_fit(task, folder, tell_step)
-    facts = [("fields", str(fields)), ("microscope", about), ("light of a field", _dose(plan)),
-             ("imaged in", f"{imaged_s / 60:.1f} min"), ("steps", str(fit.steps)),
-             ("took", f"{(time.monotonic() - began) / 60:.1f} min")]  # fmt: skip
-    _finish(fit, facts, swap_into)
+        return plan, nominal, scope.description
+
+
+def _free_cores() -> int:
+    """Threads that would wait for each other are slower than one."""
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return max(min(round((os.cpu_count() or 1) - busy), _MOST_THREADS), 1)
 
 
 def _stains(texts: Sequence[str]) -> dict[str, str]:

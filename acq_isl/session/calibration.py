@@ -103,11 +103,12 @@ def _widen(overview: useq.MDASequence, fields: int) -> useq.MDASequence:
 
 
 def _stains(experiment: Experiment, channels: Sequence[str], exposure_ms: float | None) -> useq.MDASequence:
-    revisit = experiment.revisit or useq.MDASequence(axis_order="tpgcz")
+    revisit = experiment.revisit or useq.MDASequence(axis_order=tuple("tpgcz"))
     known = {channel.config: channel for channel in revisit.channels}
     found: list[Any] = []
     for name in channels:
-        channel = known.get(name) or useq.Channel(config=name, group=experiment.overview.channels[0].group)
+        group = experiment.overview.channels[0].group
+        channel = known.get(name) or useq.Channel(config=name, group=group, exposure=exposure_ms)
         exposure = exposure_ms or channel.exposure
         if exposure is None:
             raise ExperimentError(
@@ -119,14 +120,14 @@ def _stains(experiment: Experiment, channels: Sequence[str], exposure_ms: float 
 
 
 def fit_model(plan: CalibrationPlan, manifest: Manifest) -> Nominal:
-    """The stacks that the model is going to be for: those of the microscope if their planes are as many as
-    the model's, else the model's own. `ExperimentError`: stacks that no training could bring to the model."""
+    """The stacks that the model will be for: with the pixels of the microscope, and with its planes if they
+    are as many as the model's, else with those. `ExperimentError`: stacks that cannot be brought to it."""
     request, optics = plan.fields[0], plan.experiment.optics
     planes = len(request.z_um)
     step = abs(request.z_um[-1] - request.z_um[0]) / max(planes - 1, 1)
     own = planes == manifest.planes and step > 0
     nominal = Nominal(
-        manifest.planes, plan.pixel_size_um if own else manifest.pixel_size_um,
+        manifest.planes, plan.pixel_size_um,
         step if own else manifest.z_step_um or 1.0,
         optics.modality, optics.polarity,
     )  # fmt: skip
