@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 import zarr
 
 from acq_isl.bulk.executors import Here, Place, Processes
@@ -31,6 +32,7 @@ from acq_isl.engines.selection import sample_stack
 SIDE_PX, PIXEL_UM, Z_STEP_UM = 1024, 0.3, 1.5
 PLATES, WELLS, FIELDS = 100, 384, 4
 GPUS = (1, 2, 4, 8, 16, 32, 64)
+_SKIPPED = 3
 PER_GPU = 4  # worker processes, so that one reads while another computes
 NETWORK_MS = (0.3, 3.0)  # a field on an H100 and on an RTX 3090, docs/engines.md: estimates from rooflines
 STORAGES = {"10 Gbit/s": 1.0e9, "parallel file system": 10.0e9}  # bytes a second, all together
@@ -104,18 +106,33 @@ def measure(plate: Path, out: Path) -> Cost:
     return Cost(read, predict, host * predict, write, size(plate) / count, size(out) / count)
 
 
-def rate(plate: Path, out: Path, place: Place) -> float:
-    """Fields a second once all workers have done one, so that their start is not counted."""
-    at: list[float] = []
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Fields a second, and seconds of a core for each."""
+
+    per_s: float
+    core_s: float
+
+
+def rate(plate: Path, out: Path, place: Place) -> Rate:
+    """Once all workers have done a field, so that their start is not counted."""
+    at: list[tuple[float, float]] = []
 
     def note(chunk: Chunk, done: Done) -> None:
-        at.append(time.perf_counter())
+        at.append((time.perf_counter(), _core_s()))
 
     summary = predict_stored([plate], job(out), place, watch=note)
     if not summary.complete:
         raise SystemExit(f"not all was predicted: {summary.failed + summary.refused}")
-    skipped = 3
-    return (len(at) - skipped) / (at[-1] - at[skipped - 1])
+    (began, before), (ended, after), count = at[_SKIPPED - 1], at[-1], len(at) - _SKIPPED
+    return Rate(count / (ended - began), (after - before) / count)
+
+
+def _core_s() -> float:
+    """Of this process and its children."""
+    me = psutil.Process()
+    times = [process.cpu_times() for process in (me, *me.children())]
+    return sum(each.user + each.system for each in times)
 
 
 def hours(cost: Cost, gpus: int, network_ms: float, bytes_per_s: float) -> float:
@@ -151,14 +168,20 @@ def main() -> None:
             f"| {cost.write_s:.3f} | {cost.read_bytes / 1e6:.1f} MB | {cost.written_bytes / 1e6:.1f} MB |"
         )
         ways: dict[str, Place] = {"one": Here(), "two": Processes(2)}
-        rates: dict[str, list[float]] = {"one": [], "two": []}
+        rates: dict[str, list[Rate]] = {"one": [], "two": []}
         for turn in range(options.rounds):
             for way, place in list(ways.items())[:: 1 if turn % 2 else -1]:
                 rates[way].append(rate(plate, folder / f"{way}{turn}", place))
-        ratios = [two / one for one, two in zip(*rates.values(), strict=True)]
-        say("\n| round | one worker, fields/s | two | ratio |\n|---|---|---|---|")
-        for turn, ratio in enumerate(ratios):
-            say(f"| {turn + 1} | {rates['one'][turn]:.3f} | {rates['two'][turn]:.3f} | {ratio:.2f} |")
+        say(
+            "\n| round | one worker, fields/s | two | ratio | s of a core a field, one | two |\n|"
+            + "---|" * 6
+        )
+        for turn, (one, two) in enumerate(zip(*rates.values(), strict=True)):
+            ratio = two.per_s / one.per_s
+            say(
+                f"| {turn + 1} | {one.per_s:.3f} | {two.per_s:.3f} | {ratio:.2f} "
+                f"| {one.core_s:.2f} | {two.core_s:.2f} |"
+            )
     fast, slow = NETWORK_MS
     say(f"\nCOMPUTED, {PLATES * WELLS * FIELDS} chunks, hours:\n")
     columns = [f"{net:g} ms, {name}" for net in (fast, slow) for name in STORAGES]
