@@ -18,7 +18,6 @@ from acq_isl.experiment.experiment import Experiment, SimulatedMicroscope
 from acq_isl.experiment.planning import Cycle
 from acq_isl.hooks import GuardedAcquisition, Hardware, OpenMicroscope, Safety, open_microscope
 from acq_isl.rules.actions import Limits, Message, NotifyLimits, PlanChange
-from acq_isl.session.affine import measure_affine
 from acq_isl.session.changes import ChangedPlan
 from acq_isl.session.needs import pixel_to_stage
 from acq_isl.session.notify import Notifier
@@ -226,15 +225,6 @@ def test_the_focus_of_a_field_that_was_imaged_is_found(scope: OpenMicroscope) ->
         microscope.acquire(stack)
         focus = Autofocus(site="A1", z_um=0.5)
         assert abs(microscope.focus(replace(stack, autofocus=focus))) < 5
-
-
-def test_where_pixels_lie_is_measured_by_going_there(scope: OpenMicroscope) -> None:
-    found = measure_affine(Experiment.from_text(OVERVIEW), scope)
-    assert np.asarray(found.matrix) == pytest.approx(np.diag([0.3, 0.3]), abs=0.02)
-    assert found.residual_um < 0.3
-    beyond = Experiment.from_text(OVERVIEW + "limits: {x_um: [-1, 1]}\n")
-    with pytest.raises(ActionRefused, match="-1 to 1"):
-        measure_affine(beyond, scope)
 
 
 def test_a_device_that_refuses_a_value_is_told(scope: OpenMicroscope) -> None:
