@@ -58,7 +58,7 @@ def recover(
     """Predict what is measured and not predicted, rank the fields anew if ``choose``, and write the report.
 
     ``keep`` leaves the stacks of the spool there, ``tell`` gets a sentence for each. StorageError: the run
-    goes on, did not keep its plan, or its predictions cannot be written; ModelError: a model of the run is not
+    goes on, did not keep its plan, or its predictions cannot be written; ModelError: one of its models is not
     among ``models``.
     """
     experiment = Experiment.from_yaml(folder / "experiment.yaml")

@@ -36,7 +36,7 @@ from acq_isl.rules.rankings import Candidate
 from acq_isl.rules.segmenters import find_objects
 from acq_isl.scorecard import CellScore, ChoiceScore, CountScore, LabelScore, TriggerScore
 from acq_isl.sim import CellTruth
-from acq_isl.stack import Float32Image, NetworkLabel, ObjectCounting, Prediction, StackKey
+from acq_isl.stack import Counting, Float32Image, NetworkLabel, ObjectCounting, Prediction, StackKey
 
 # For labels that no rule looks at: half the brightness of an ordinary nucleus of the simulated truth, and
 # about the area of a condensed nucleus.
@@ -88,7 +88,7 @@ def pair_labels(
         if NetworkLabel(label) in prediction.counting:  # fragments of a network are no objects
             pairs.append(LabelPair(label, pearson(predicted, true), 0, 0, 0))
             continue
-        segmenter, pixel_um = segmenter_of(label, rules), prediction.info.pixel_size_um
+        segmenter, pixel_um = segmenter_of(label, rules, prediction.counting), prediction.info.pixel_size_um
         found, real = (find_objects(segmenter, image, pixel_um) for image in (predicted, true))
         score = object_score(found, real)
         pairs.append(LabelPair(label, pearson(predicted, true), score.found, score.true, score.matched))
@@ -108,12 +108,19 @@ def to_bright_end(image: NDArray[Any]) -> Float32Image:
     return scaled.astype(np.float32)
 
 
-def segmenter_of(label: str, rules: Sequence[Measurement]) -> Segmenter:
-    """What tells the objects of a label apart: as the rules do, where one looks at it."""
+def segmenter_of(label: str, rules: Sequence[Measurement], counting: Sequence[Counting] = ()) -> Segmenter:
+    """What tells the objects of a label apart: as a rule says that looks at it, else as the model was fitted."""
     looking = [rule for rule in rules if rule.label == label]
-    for rule in looking:
-        if isinstance(rule, ObjectMeasurement):
-            return rule.objects_by
+    objects = [rule for rule in looking if isinstance(rule, ObjectMeasurement)]
+    fitted = next((each for each in counting if each.label == label), None)
+    stated = (each for each in objects if each.segmenter or "above" in each.model_fields_set)
+    if rule := next(stated, None):
+        return rule.objects_by
+    if isinstance(fitted, ObjectCounting):
+        least_um2 = objects[0].min_area_um2 if objects else _LEAST_UM2
+        return Watershed(above=fitted.above, min_area_um2=least_um2)
+    if objects:
+        return objects[0].objects_by
     above = next((rule.above for rule in looking if isinstance(rule, AreaFraction)), _ABOVE)
     return Watershed(above=above, min_area_um2=_LEAST_UM2)
 
