@@ -20,7 +20,7 @@ from acq_isl.rules.over_time import innermost
 from acq_isl.rules.user import PythonFunction
 from acq_isl.session.needs import check_light, check_need
 from acq_isl.session.sense import Camera, check_fit, find_doubts
-from acq_isl.session.trust import check_settings, check_stacks
+from acq_isl.session.trust import check_bar, check_settings, check_stacks, truth_of
 from acq_isl.stack import StackRequest
 from acq_isl.stream.model_registry import named
 
@@ -153,7 +153,9 @@ def check_labels(experiment: Experiment, known: Labels) -> None:
     """ExperimentError for a label that no model predicts, naming the nearest, or for objects of a network."""
     labels = known.names
     rules = measurements(experiment)
-    wanted = {label for rule in rules for label in rule.labels} | set(experiment.truth)
+    wanted = (
+        {label for rule in rules for label in rule.labels} | set(experiment.truth) | set(truth_of(experiment))
+    )
     for label in sorted(wanted - set(labels)):
         same = [name for name in labels if known.name_in_model(name) == label]
         near = same or difflib.get_close_matches(label, labels, n=1)
@@ -167,6 +169,7 @@ def check_labels(experiment: Experiment, known: Labels) -> None:
             if near
             else "correct the label, or use another model",
         )
+    check_bar(experiment, known.counting)
     for rule in rules:
         inner = innermost(rule)
         if isinstance(inner, ObjectMeasurement):

@@ -24,9 +24,11 @@ from acq_isl.experiment.experiment import Experiment, measurements
 from acq_isl.experiment.planning import visits
 from acq_isl.files import load_yaml, read_text
 from acq_isl.rules import Decision, Limits, Occasion, check_request
-from acq_isl.rules.actions import check_preset
+from acq_isl.rules.actions import Message, PlanChange, check_preset
 from acq_isl.rules.deciding import Verdict
 from acq_isl.rules.label_names import Labels, RunModel
+from acq_isl.rules.light import LightLedger
+from acq_isl.rules.pixels import PixelToStage
 from acq_isl.session.evidence import STORE
 from acq_isl.session.measured import MeasuredRun
 from acq_isl.session.predict_spool import Models
@@ -122,7 +124,7 @@ def read_rules(path: Path, as_run: Experiment) -> Experiment:
 
 
 def compare_rules(
-    folder: Path, rules: Path, models: Models | None = None, tell: Callable[[str], None] = str
+    folder: Path, rules: Path, models: Models | None = None, tell: Callable[[str], object] = str
 ) -> Comparison:
     """Show a run's outcomes to the rules of a file.
 
@@ -191,7 +193,7 @@ class _Outcomes:
         self.notes = ("an older version made this run: outcomes are shown in the order of the store",)
         return ((load(path, name), math.nan) for name in names)
 
-    def predicted(self, models: Models, tell: Callable[[str], None]) -> Iterable[tuple[Outcome, float]]:
+    def predicted(self, models: Models, tell: Callable[[str], object]) -> Iterable[tuple[Outcome, float]]:
         """Every stack again, by other models; what was not measured to its end is left out."""
         measured = MeasuredRun(self._folder)
         ages: dict[StackKey, float] = {key_of(line): number(line["age_s"]) for line in self._seen}
@@ -255,9 +257,10 @@ class PlannedStacks:
     def __init__(self, experiment: Experiment, requests: Mapping[StackKey, StackRequest]) -> None:
         self._experiment, self._requests = experiment, requests
         self._taken: set[StackKey] = set(requests)
+        self._light = LightLedger(experiment.limits.light)
 
     def act(self, decision: Decision) -> Act:
-        recorder = _Recorder(self._experiment.limits)
+        recorder = _Recorder(self._experiment.limits, self._light)
         request = self._requests.get(decision.key)
         what = decision.what
         if request is not None and decision.action is not None:
@@ -291,17 +294,43 @@ def _occasion(request: StackRequest, decision: Decision) -> Occasion:
 
 @dataclass(slots=True)
 class _Recorder:
-    """`ActionTools` that note what would be imaged, and touch nothing."""
+    """`ActionTools` that note what would be imaged, and touch nothing and nobody."""
 
     limits: Limits
+    light: LightLedger
     asked: list[StackRequest] = field(default_factory=list)
+
+    @property
+    def pixel_to_stage(self) -> PixelToStage:
+        raise ActionRefused("where pixels lie on the stage is not known afterwards")
 
     def set_preset(self, group: str, preset: str) -> None:
         check_preset(f"set {group} to {preset}", group, preset, self.limits)
 
+    def set_property(self, device: str, name: str, value: str) -> None: ...
+
+    def move(self, x_um: float, y_um: float, z_um: float | None) -> None: ...
+
     def acquire(self, request: StackRequest) -> None:
         check_request(request, self.limits)
+        self.light.check(request)
+        self.light.book(request, len(request.z_um))
         self.asked.append(request)
+
+    def focus(self, field: StackRequest, device: str) -> float:
+        return 0.0
+
+    def wait(self, seconds: float) -> None: ...
+
+    def pause(self, why: str) -> None: ...
+
+    def stop(self, why: str) -> None: ...
+
+    def change(self, change: PlanChange) -> str:
+        return "not changed"
+
+    def notify(self, message: Message) -> str:
+        return "nobody was told"
 
     def call(self, function: str) -> str:
         return "not called"

@@ -83,6 +83,7 @@ class Resumption:
         fired = [so_far.fired[trigger.name] for trigger in so_far.experiment.triggers]
         session.take_up(so_far.fields, so_far.acquired, so_far.cache, fired, so_far.visits)
         session.light.take_up(so_far.decisions)
+        session.trust.take_up(so_far.decisions)
         for request in so_far.cut_off:  # its light was not booked
             key, slices = request.key, so_far.measured.planes(request.key)
             place = LightLedger.entries_of(request)

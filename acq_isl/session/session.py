@@ -75,7 +75,7 @@ class Session:
         self._in_full: list[Prediction] = []
         self._focus = FocusKeeper(tools.microscope, experiment.when_focus_fails, self._note_focus)
         self._operator = Operator(tools.commands, self._visit, self._note_command, tools.emit)
-        self._trust = Trust(experiment, tools.microscope, tools.ledger, tools.emit, self.warnings.append)
+        self.trust = Trust(experiment, tools.microscope, tools.ledger, tools.emit, self.warnings.append)
         self._plan = ChangedPlan(plan)
         self.dropped: set[StackKey] = set()
         """Stacks of the plan that an action decided to leave out."""
@@ -133,7 +133,7 @@ class Session:
                 due = self._due(cycle)
                 self._overview(due)
                 visited = [(field, RULE) for field in self._choose(due)]
-                guarded = self._trust.guard(self._imaged(due))
+                guarded = self.trust.guard(self._imaged(due))
                 self._revisit([*visited, *((self.fields[key], GUARD) for key in guarded)])
         except Stopped:
             n = len(self.acquired)
@@ -167,15 +167,15 @@ class Session:
         self._decider.expect(note_fields(self._tools.ledger, cycle))
         for done, planned in enumerate(cycle.requests, start=1):
             imaged = self._acquire_planned(planned)
-            for stack in self._trust.stacks(self.fields[planned.key].request) if imaged else ():
+            for stack in self.trust.stacks(self.fields[planned.key].request) if imaged else ():
                 self._acquire_if_lit(stack, CHECK)
             what = "imaged" if imaged else "skipped"
             self._step("overview", done, len(cycle.requests), f"{what} {planned.key.position}")
             self._take_ready()
-            self._trust.score()
+            self.trust.score()
         self._step("predict", self._predicted(cycle), len(cycle.requests), "waiting for the engine")
         self._take_all()
-        self._trust.score()
+        self.trust.score()
         self._close(cycle)
         self._step("predict", self._predicted(cycle), len(cycle.requests), "")
 
@@ -225,7 +225,7 @@ class Session:
         self._store(outcome)  # with the labels as its model names them
         renamed = self.labels.rename(outcome)
         field.answers[outcome.model] = renamed
-        self._trust.keep(renamed)
+        self.trust.keep(renamed)
         measured = self._measured_of(renamed)
         spent_ms = (time.perf_counter() - began) * 1e3
         self._tools.emit(Predicted.of(renamed, measured, spent_ms))
@@ -296,7 +296,7 @@ class Session:
         if isinstance(outcome, Unpredicted):  # it may still come
             return line, []
         found = []
-        for verdict in self._decider.decide(outcome, age_s, self._trust.propose_only):
+        for verdict in self._decider.decide(outcome, age_s, self.trust.propose_only):
             if verdict.kind == "act":
                 found.append(verdict)
             else:
@@ -317,7 +317,7 @@ class Session:
         began = time.perf_counter()
         fields = [self.fields[key] for key in self._imaged(cycle)]
         choices = choose_fields(rule, self.labels, fields, self._measured)
-        if why := self._trust.why_propose(rule.measurements):
+        if why := self.trust.why_propose(rule.measurements):
             choices = propose(choices, why)
         self.decide_ms.append((time.perf_counter() - began) * 1e3)
         for choice in choices:
@@ -382,20 +382,20 @@ class Session:
 
         ``why`` it is, if it is fluorescence. False if it is skipped, because its focus was not found.
         """
-        if request.key not in self.fields:
-            self._trust.note_visit(request, why)
-        if request.key in {earlier.key for earlier in self.acquired}:
-            return True
-        self._operator.listen(self._rest)
-        self._decide()
-        if request.key not in self.fields:
-            self.light.check(request)
-        focused = self._focus.find(request)
-        if focused is None:
-            return False
-        if request.key in self.fields:
-            self.fields[request.key].request = focused
-        self._expose(focused)
+        planned = request.key in self.fields
+        if request.key not in {earlier.key for earlier in self.acquired}:
+            self._operator.listen(self._rest)
+            self._decide()
+            if not planned:
+                self.light.check(request)
+            focused = self._focus.find(request)
+            if focused is None:
+                return False
+            if planned:
+                self.fields[request.key].request = focused
+            self._expose(focused)
+        if not planned:
+            self.trust.note_visit(request, why)
         return True
 
     def _expose(self, request: StackRequest) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from acq_isl.protocols import Microscope
 from acq_isl.rules import Measurement
 from acq_isl.rules.trusted import SpotJudge, SpotScore, is_drawn
 from acq_isl.session.grading.scores import pair_labels, to_bright_end
-from acq_isl.stack import Prediction, StackKey, StackRequest, Uint16Image
+from acq_isl.stack import Counting, NetworkLabel, Prediction, StackKey, StackRequest, Uint16Image
 from acq_isl.storage.decision_log import Ledger
 
 PAIRS = "pairs.yaml"
@@ -77,6 +78,19 @@ def check_settings(experiment: Experiment) -> None:
         )
 
 
+def check_bar(experiment: Experiment, counting: Sequence[Counting]) -> None:
+    """ExperimentError if a label is to have objects that its model says to be a network."""
+    settings = experiment.spot_checks
+    networks = [each.label for each in counting if isinstance(each, NetworkLabel)]
+    for label in truth_of(experiment):
+        if settings is not None and settings.at_least.f1 is not None and label in networks:
+            raise ExperimentError(
+                f"{label} (predicted) are a network, of which no objects can be compared",
+                got="spot_checks.at_least.f1",
+                fix="give spot_checks.at_least.r, or leave the label out of spot_checks.truth",
+            )
+
+
 def score_label(
     prediction: Prediction, label: str, images: Uint16Image, rules: Sequence[Measurement]
 ) -> SpotScore:
@@ -93,11 +107,21 @@ def score_label(
     return SpotScore(label, pearson(predicted, stain), pair.found, pair.true, pair.matched)
 
 
-def judge_of(settings: SpotChecks | None) -> SpotJudge:
-    """The judge of an experiment's spot checks; one that nobody asks if it has none."""
+def judge_of(settings: SpotChecks | None, before: Iterable[Mapping[str, Any]] = ()) -> SpotJudge:
+    """The judge of an experiment's spot checks, who knows those that ledger lines ``before`` tell of."""
     if settings is None:
         return SpotJudge(None, None, 1, 1)
-    return SpotJudge(settings.at_least.r, settings.at_least.f1, settings.least, settings.over)
+    judge = SpotJudge(settings.at_least.r, settings.at_least.f1, settings.least, settings.over)
+    for line in before:
+        if line["kind"] == "spot_check":
+            judge.add(score_of(line))
+    return judge
+
+
+def score_of(line: Mapping[str, Any]) -> SpotScore:
+    """The score that a line ``spot_check`` of a ledger holds."""
+    r = math.nan if line["r"] is None else float(line["r"])
+    return SpotScore(line["label"], r, line["found"], line["true"], line["matched"])
 
 
 def write_pairs(folder: Path, experiment: Experiment, channel: str) -> None:
@@ -131,6 +155,10 @@ class Trust:
     def propose_only(self) -> dict[str, str]:
         """Why labels are not acted upon."""
         return self._judge.propose_only
+
+    def take_up(self, before: Iterable[Mapping[str, Any]]) -> None:
+        """Go on where the ledger of an earlier run of the same plan ends."""
+        self._judge = judge_of(self._experiment.spot_checks, before)
 
     def why_propose(self, rules: Sequence[Measurement]) -> str:
         """Why what is measured is not acted upon; empty if it is."""

@@ -13,12 +13,12 @@ from acq_isl.engines import describe
 from acq_isl.errors import AcqIslError
 from acq_isl.rules import Choice, Measured
 from acq_isl.rules.deciding import Verdict
-from acq_isl.rules.trusted import SpotJudge, SpotScore, is_drawn, propose
+from acq_isl.rules.trusted import SpotJudge, is_drawn, propose
 from acq_isl.session.evidence import LEDGERS, STORE, file_hash
 from acq_isl.session.findings import Finding, State
 from acq_isl.session.predict_spool import Models
 from acq_isl.session.rerun import AsRun, Line, Logged, Rerun, StoredOutcomes, key_of, number, planned_requests
-from acq_isl.session.trust import CHECK, GUARD, judge_of
+from acq_isl.session.trust import CHECK, GUARD, judge_of, score_of
 from acq_isl.session.verify_pixels import check_pixels
 from acq_isl.stack import StackKey, StackRequest
 from acq_isl.storage.prediction_store import digest, stored
@@ -29,7 +29,7 @@ _OLD = "the ledger is of an older version, which did not vouch for"
 
 
 def verify_run(
-    folder: Path, files: Sequence[str] = (), models: Models | None = None, tell: Callable[[str], None] = str
+    folder: Path, files: Sequence[str] = (), models: Models | None = None, tell: Callable[[str], object] = str
 ) -> tuple[Finding, ...]:
     """Check the run in a folder; nothing in it is changed.
 
@@ -215,8 +215,8 @@ class _Again:
                 "decisions", "not verified", f"this version does not understand the experiment: {error}"
             )
             return
-        self._judge = judge_of(self._rerun.experiment.spot_checks)
         before = self._logged.lines[: line["n"]]
+        self._judge = judge_of(self._rerun.experiment.spot_checks, before)
         acted = (each for each in before if each["kind"] == "decision" and each["what"] != "nothing")
         self._rerun.take_fired(Counter(str(each["rule"]) for each in acted))
         for each in before:
@@ -233,8 +233,7 @@ class _Again:
         drawn = settings is not None and is_drawn(what, settings.seed, settings.share, key)
         self._compare("draws", f"{key}: {what}", {"drawn": (True, drawn)})
         if line["kind"] == "spot_check":
-            objects = (line["found"], line["true"], line["matched"])
-            self._judge.add(SpotScore(line["label"], number(line["r"]), *objects))
+            self._judge.add(score_of(line))
 
     def _take_stored(self, line: Line) -> None:
         if self._rerun is not None:

@@ -109,7 +109,7 @@ def to_bright_end(image: NDArray[Any]) -> Float32Image:
 
 
 def segmenter_of(label: str, rules: Sequence[Measurement], counting: Sequence[Counting] = ()) -> Segmenter:
-    """What tells the objects of a label apart: as a rule says that looks at it, else as the model was fitted."""
+    """What tells the objects of a label apart: as a rule says that looks at it, else as its model counts."""
     looking = [rule for rule in rules if rule.label == label]
     objects = [rule for rule in looking if isinstance(rule, ObjectMeasurement)]
     fitted = next((each for each in counting if each.label == label), None)
