@@ -63,7 +63,7 @@ def judge_distances(
 
 def _describe(distance: Distance) -> str:
     if distance.name == COST:
-        return f"an estimated cost of {_as_r(distance.value)} r, limit {_as_r(distance.limit)}"
+        return f"an estimated cost of {_as_r(distance.value)} r, limit {distance.limit / 100:.3f}"
     return f"{distance.name} {distance.value:.3g}, limit {distance.limit:.3g}"
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from acq_isl.engines.gate import COST
 from acq_isl.engines.model_safety import STANDARD_DOMAINS, check_bounded, check_self_contained
 from acq_isl.errors import ModelError
 from acq_isl.files import read_regular
@@ -57,9 +58,21 @@ def _gate(gate: Gate | None) -> Iterator[Row]:
     if gate is None:
         yield "gate", "none: it cannot tell from a stack's looks whether it was trained for the like"
         return
-    limits = ", ".join(f"{name} {limit:.3g}" for name, limit in zip(gate.names, gate.limits, strict=True))
+    limits = ", ".join(
+        f"an estimated cost of {limit / 100:.3f} r" if name == COST else f"{name} {limit:.3g}"
+        for name, limit in zip(gate.names, gate.limits, strict=True)
+    )
     words = "refuses stacks that look unlike its training set, and says in what and what to do"
+    if gate.judged is not None:
+        words = "refuses stacks on which predictions are estimated to be worse, and says by how much"
     yield "gate", f"{words}; of stacks like it, {100 * gate.false_alarms:.2g} % were refused, too ({limits})"
+    if gate.judged is not None:
+        judged = gate.judged
+        yield (
+            "gate judged",
+            f"refused {judged.caught:.0%} of {judged.harmful} stacks whose condition cost more than .07 r, "
+            f"{judged.refused:.0%} of {judged.harmless} that cost less than .02 ({judged.judged_on})",
+        )
 
 
 def _evaluations(evaluations: Sequence[Evaluation]) -> Iterator[Row]:

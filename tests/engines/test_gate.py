@@ -216,3 +216,15 @@ def test_tags_that_forget_the_gate_are_told_by_openvino(tmp_path):
     tags = GraphTags(counts="counts", normalised="clipped", heads=("answers",))
     with pytest.raises(ModelError, match=r"what its gate's distance follows from.*--tags"):
         split_model(None, file, tags)
+
+
+def test_an_estimated_cost_is_told_in_plain_words():
+    key, far = StackKey(0, "A1", "Phase"), [Distance("focus", 1.0, 4.0), Distance("cost", 12.3, 4.5)]
+    with pytest.raises(StackRefused, match=r"A1 t0 Phase is not predicted.*cost about \.12 r") as caught:
+        judge_distances(key, far, "refuse")
+    assert caught.value.got == "an estimated cost of .12 r, limit 0.045" and "focus" in caught.value.fix
+    with pytest.raises(StackRefused, match="not predicted"):
+        judge_distances(key, far, "refuse", RESAMPLED)
+    (warning,) = judge_distances(key, far, "warn")
+    assert "cost of .12 r" in warning
+    assert judge_distances(key, [Distance("cost", 4.4, 4.5)], "refuse") == ()

@@ -13,9 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acq_isl.compatibility import Refuse, check
-from acq_isl.engines.model_file import read_model
+from acq_isl.engines.agreement import agreement
+from acq_isl.engines.model_file import output_names, read_model
 from acq_isl.engines.onnx import OnnxEngine
+from acq_isl.engines.tensorrt import fp16
 from acq_isl.errors import ExperimentError, ModelError, StackRefused
+from acq_isl.manifest import Gate
 from acq_isl.stack import StackInfo
 from acq_isl.training.conditions import AS_IS, TABLE, draw
 from acq_isl.training.fit_gate import HARMFUL, Case, Judge, Scene, add_cost, fit_cost
@@ -170,3 +173,14 @@ def test_what_a_model_bears_is_used_with_a_note() -> None:
         assert not isinstance(verdict, Refuse) and word in str(verdict)
     flat = replace(info, z_um=tuple(z / 4 for z in info.z_um))
     assert isinstance(check(lenient, flat), Refuse)
+
+
+def test_in_fp16_the_estimate_stays_what_it_is() -> None:
+    stack = tiny.stack((SIDE, SIDE)).pixels
+    (statistics,) = run(with_statistics(tiny.content(), tiny.MANIFEST), stack, STATISTICS)
+    gate = Gate(names=("cost",), limits=(4.0,), false_alarms=0.0)
+    manifest = tiny.MANIFEST.model_copy(update={"gate": gate, "min_tile_px": 128})
+    fit = replace(some_fit(statistics.shape[1]), weights=np.full(20, 0.01), out=0.02)
+    made = with_cost(tiny.content(manifest=manifest), manifest, fit)
+    close = agreement(made, fp16.rehearsal(made, output_names(manifest)), manifest)
+    assert 0 < close.distance < 0.02
