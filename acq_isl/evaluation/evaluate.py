@@ -74,7 +74,7 @@ def evaluate(
     parts: list[_Part] = []
     shown: list[ShownField] = []
     refused: list[tuple[str, str]] = []
-    empty: list[bool] = []
+    bare, images = list[str](), 0
     warnings = [_UNKNOWN] * (file.info.manifest.training is None)
     # A stack that the gate would refuse is scored all the same: what it is worth is the question here.
     with (
@@ -88,9 +88,8 @@ def evaluate(
                 warnings += examine(recording, item.name, Checks())
                 scored = _score_field(engine, recording, truth, settings, (units[item.name], item.name))
                 true = {label: images[0] for label, images in scored[1].labels.items()}
-                bare = [label for label, image in true.items() if not shows_anything(image)]
-                empty.append(len(bare) == len(true))
-                warnings += [f"{item.name}: {label} {_BARE}" for label in bare]
+                bare += [f"{item.name}: {label} {_BARE}" for label in true if not shows_anything(true[label])]
+                images += len(true)
                 fitted = fit(replace(recording, labels=true), item.name, engine.manifest)
                 gate_test.add(fitted.stack, fitted.labels)
             except (PairRefused, StorageError, StackRefused) as error:
@@ -101,23 +100,28 @@ def evaluate(
             if len(shown) < _SHOWN and scored[1].unit not in {field.unit for field in shown}:
                 shown.append(scored[1])
         perturbations, name = gate_test.results(), engine.name
-    if not parts:
+    _require_cells(refused, images, len(bare))
+    return Report(
+        file.info, name, settings, _pool_units(_with_objects(parts, truth)), perturbations, truth.origins,
+        tuple(shown), tuple(refused), find_leaks(file.info, items), tuple(dict.fromkeys(warnings + bare)),
+        time.monotonic() - began_s,
+    )  # fmt: skip
+
+
+def _require_cells(refused: Sequence[tuple[str, str]], images: int, bare: int) -> None:
+    """`PairRefused` if no image of a stain was scored, or none shows a cell."""
+    if not images:
         got = "; ".join(f"{name}: {why}" for name, why in refused[:3]) or "no fields"
         raise PairRefused(
             "no field could be scored", wanted="at least one", got=got, fix="see the reasons above"
         )
-    if all(empty):
+    if bare == images:
         raise PairRefused(
             "no stain shows a cell",
             wanted="stained cells in at least one field",
-            got=f"noise and uneven light in {len(empty)} field{'s' * (len(empty) != 1)}",
+            got=f"noise and uneven light in {images} images",
             fix="check that the stain was imaged, or evaluate on fields with cells",
         )
-    return Report(
-        file.info, name, settings, _pool_units(_with_objects(parts, truth)), perturbations, truth.origins,
-        tuple(shown), tuple(refused), find_leaks(file.info, items), tuple(dict.fromkeys(warnings)),
-        time.monotonic() - began_s,
-    )  # fmt: skip
 
 
 def _name_units(items: Sequence[Item], split_unit: SplitUnit) -> dict[str, str]:
