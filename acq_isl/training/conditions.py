@@ -49,7 +49,9 @@ def zoom(images: np.ndarray, factor: float) -> Float32Image:
 
 
 def to_counts(values: NDArray[np.floating]) -> Uint16Image:
-    return np.clip(np.rint(values), 0, _FULL_SCALE).astype(np.uint16)
+    """Rounded, and within what a camera of 16 bits can count."""
+    counts: Uint16Image = np.clip(np.rint(values), 0, _FULL_SCALE).astype(np.uint16)
+    return counts
 
 
 def _sd(stack: Uint16Image) -> float:
@@ -208,6 +210,12 @@ def _black(stack: Uint16Image, _rng: Rng) -> Uint16Image:
     return dark
 
 
+def _coarsen(bits: int) -> Condition:
+    """A camera of fewer bits."""
+    step = np.uint16(1 << bits)
+    return Condition(lambda stack, _rng: stack // step * step)
+
+
 def _say_z(change: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Say:
     return lambda info: replace(info, z_um=tuple(change(np.array(info.z_um)).tolist()))
 
@@ -252,8 +260,8 @@ TABLE: dict[str, Condition] = {
     ),
     **{f"clipping {100 * share:.0f} %": clip(share) for share in (0.01, 0.03, 0.2)},
     "gain x.25, offset": Condition(lambda stack, _rng: to_counts(stack * 0.25 + 500)),
-    "8 bit": Condition(lambda stack, _rng: (stack >> 8) << 8),
-    "5 bit": Condition(lambda stack, _rng: (stack >> 11) << 11),
+    "8 bit": _coarsen(8),
+    "5 bit": _coarsen(11),
     "vignette 70 %": shade(0.7, 1),
     "ramp x3": shade(0, 3),
     "60 dust rings": dust(60),
