@@ -57,9 +57,9 @@ def simulated_scope(
     """A running simulated microscope: ``.core``, ``.truth()``, ``.view()``, ``.last_exposure``."""
     from acq_isl.sim import SimulatedScope
 
+    # ndstorage leaves handles of every data set open; under -W error tests would fail for what is not theirs.
+    # Pytest sets the filters back after each test.
+    warnings.filterwarnings("ignore", r"unclosed file .*NDTiff", ResourceWarning)
     with SimulatedScope(specimen, settings=scope_settings, faults=faults) as scope:
         yield scope
-    # ndstorage leaves a handle of every data set open, which under -W error would fail the test that is next.
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"unclosed file .*NDTiff", ResourceWarning)
-        gc.collect()
+    gc.collect()

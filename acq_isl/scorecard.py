@@ -136,6 +136,76 @@ class Scorecard:
     counts: tuple[CountScore, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class HeldAgainstStain:
+    """Predicted labels against stains measured in the same run, over fields; NaN where it is not known."""
+
+    label: str
+    fields: int
+    low: float  # correlations of the fields, least and largest
+    high: float
+    floor: float  # what the contrast of transmitted light alone scores, on average
+
+
+@dataclass(frozen=True, slots=True)
+class TrustFacts:
+    """What a run knows of how far its predictions can be trusted."""
+
+    fields: int
+    predicted: int
+    refused: int
+    chosen: int
+    stained: tuple[HeldAgainstStain, ...]
+    warned: int  # fields whose prediction came with a reason for less trust
+    scorecard: Scorecard | None
+
+
+def trust_sentences(facts: TrustFacts) -> tuple[str, ...]:
+    """How far a run's predictions can be trusted, for somebody who reads nothing else."""
+    if not facts.predicted:
+        return ("Nothing was predicted, so there is nothing to trust.",)
+    lines = [_checked(facts)]
+    if facts.refused:
+        refused = f"{facts.refused} of {facts.fields} fields"
+        lines.append(f"{refused} were refused, because they look unlike what the model was trained on.")
+    if facts.warned:
+        lines.append(f"{facts.warned} predictions came with a reason for less trust; it stands there.")
+    if facts.scorecard is not None:
+        lines.append(_simulated(facts.scorecard))
+    lines.append(
+        "A number with ± is one standard deviation as the model states it. What is wrong in all fields, "
+        "such as other cells or another focus than in training, is not in it."
+    )
+    return tuple(lines)
+
+
+def _checked(facts: TrustFacts) -> str:
+    if not facts.stained:
+        return (
+            "No prediction was held against a stain in this run: it is not known how right they are. "
+            "Stain a few fields and name the channel under 'truth', or use 'acq-isl evaluate'."
+        )
+    each = []
+    for held in facts.stained:
+        span = f"{held.low:.2f}" if held.low == held.high else f"{held.low:.2f} to {held.high:.2f}"
+        beside = f" (contrast alone {held.floor:.2f})" if math.isfinite(held.floor) else ""
+        each.append(f"{held.label} r = {span} in {held.fields} field{'s' * (held.fields != 1)}{beside}")
+    text = f"Held against the stain of this run: {'; '.join(each)}."
+    if facts.chosen:
+        text += " Fields that a rule chose are no fair sample of all."
+    return text
+
+
+def _simulated(card: Scorecard) -> str:
+    text = "The specimen was simulated"
+    counts = [field for score in card.counts for field in score.fields]
+    known = [field for field in counts if math.isfinite(field[2])]
+    if known:
+        right = sum(abs(count - true) <= doubt for _, count, doubt, true in known)
+        text += f"; {right} of {len(known)} counts were right within their ± (two thirds should be)"
+    return f"{text}. On real cells it can be worse: nothing here shows that it is not."
+
+
 def sentences(card: Scorecard) -> tuple[tuple[str, str], ...]:
     """The scorecard for a microscopist: what, and one or two sentences about it."""
     lines = []

@@ -15,6 +15,7 @@ from acq_isl.stack import Prediction, StackKey
 
 _MOSAIC_PX = 1500  # along its side; fields share it
 _PICTURES_PX = 6_000_000  # in all pictures of chosen fields together
+_TOTAL_PX = 512
 _HUE = r"#[0-9a-fA-F]{6}"
 _LEAST_TOP = 0.1
 _MOST_FIELDS = 48  # shown in large
@@ -87,6 +88,7 @@ def draw_chosen(record: RunRecord, colors: dict[str, str], tops: dict[str, float
                 "bar": display.scale_bar(field.info.shape[1] * field.info.pixel_size_um),
                 "rows": [_draw_row(pair, colors, tops, edge) for pair in compared.get(field.info.key, [])],
                 "layers": _layers(field, colors, tops, edge),
+                "total": _draw_total(field, compared.get(field.info.key, []), colors, tops),
                 "transmitted": _draw_gray(field, edge),
             }
             for field in few
@@ -97,6 +99,30 @@ def draw_chosen(record: RunRecord, colors: dict[str, str], tops: dict[str, float
 def rank_order(field: FieldRecord) -> tuple[bool, float]:
     """Chosen fields first, by their rank."""
     return not field.chosen, math.inf if field.rank is None else field.rank
+
+
+def _draw_total(
+    field: FieldRecord, compared: Sequence[Comparison], colors: dict[str, str], tops: dict[str, float]
+) -> tuple[tuple[str, str, list[tuple[int, str]], str], ...]:
+    """All labels predicted, and all stains measured, in the same hues and order: two large pictures."""
+    if len(compared) < 2:
+        return ()
+    order, black = list(colors), np.zeros(field.thumbnail.shape, np.uint8)
+    stains = []
+    for comparison in compared:
+        if comparison.label in colors:
+            plain = display.reduced(comparison.measured, _TOTAL_PX)
+            gray = display.stretched(plain, *display.display_range(plain)) / 255.0
+            picture = display.covering(gray, colors[comparison.label], 1.0)
+            stains.append((order.index(comparison.label), display.data_uri(picture, 72)))
+    below = display.data_uri(display.reduced(black, _TOTAL_PX).astype(np.uint8))
+    shown = {number for number, _ in stains}
+    predicted = [layer for layer in _layers(field, colors, tops, _TOTAL_PX) if layer[0] in shown]
+    names = ", ".join(order[number] for number in sorted(shown))
+    return (
+        (f"predicted: {names}", below, predicted, "PREDICTED"),
+        (f"measured stains of the same: {names}", below, sorted(stains, reverse=True), "MEASURED"),
+    )
 
 
 def _draw_row(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, assert_never
@@ -11,11 +12,12 @@ from acq_isl import scorecard
 from acq_isl.errors import StorageError
 from acq_isl.files import write_whole
 from acq_isl.record import Comparison, Counts, FieldRecord, RunRecord, StageLatency
+from acq_isl.report.curves import draw_curves
 from acq_isl.report.figures import draw_chosen, draw_mosaic, hues, rank_order, tops
 from acq_isl.report.trust import describe_trust
 from acq_isl.rules.measurements import readable
-from acq_isl.scorecard import sentences
-from acq_isl.stack import Prediction, Refusal, StackInfo, Unpredicted
+from acq_isl.scorecard import HeldAgainstStain, TrustFacts, sentences, trust_sentences
+from acq_isl.stack import Prediction, Refusal, StackInfo, StackKey, Unpredicted
 
 _MOST_LINES = 500
 _DECISIONS = ("decision", "proposed", "late", "order", "engine")
@@ -53,6 +55,8 @@ def render(record: RunRecord) -> str:
     return pages.get_template("report.html").render(
         record=record,
         headline=headline(record),
+        far=trust_sentences(trust_facts(record)),
+        charts=draw_curves(record.curves),
         duration=_run_time(record.duration_s),
         labels=[(name, color, model_of(record, name)) for name, color in colors.items()],
         models={comparison.label: model_of(record, comparison.label) for comparison in record.comparisons},
@@ -98,6 +102,31 @@ def _tell_fields(record: RunRecord) -> str:
     return text
 
 
+def trust_facts(record: RunRecord) -> TrustFacts:
+    """What a record says of how far its predictions can be trusted."""
+    made = [field.outcome for field in record.fields if isinstance(field.outcome, Prediction)]
+    by_label: dict[str, list[Comparison]] = {}
+    for comparison in record.comparisons:
+        if math.isfinite(comparison.pearson):
+            by_label.setdefault(comparison.label, []).append(comparison)
+    return TrustFacts(
+        fields=len(record.fields),
+        predicted=len(made),
+        refused=sum(isinstance(field.outcome, Refusal) for field in record.fields),
+        chosen=sum(field.chosen for field in record.fields),
+        stained=tuple(_held(label, some) for label, some in by_label.items()),
+        warned=sum(bool(prediction.warnings) for prediction in made),
+        scorecard=record.scorecard,
+    )
+
+
+def _held(label: str, some: Sequence[Comparison]) -> HeldAgainstStain:
+    scores = [comparison.pearson for comparison in some]
+    floors = [comparison.floor for comparison in some if math.isfinite(comparison.floor)]
+    floor = statistics.fmean(floors) if floors else math.nan
+    return HeldAgainstStain(label, len(some), min(scores), max(scores), floor)
+
+
 def _agreement(record: RunRecord) -> str:
     by_label: dict[str, list[Comparison]] = {}
     for comparison in record.comparisons:
@@ -130,8 +159,12 @@ def model_of(record: RunRecord, label: str) -> str:
 
 
 def describe_place(info: StackInfo) -> str:
-    time = f", time point {info.key.time}" if info.key.time else ""
-    return f"{info.key.position}{time}, x {info.x_um:.0f} µm, y {info.y_um:.0f} µm"
+    return f"{name_field(info.key)}, x {info.x_um:.0f} µm, y {info.y_um:.0f} µm"
+
+
+def name_field(key: StackKey) -> str:
+    """A field with its time point, counted from 1; the first one of a run goes without saying."""
+    return f"{key.position}, time {key.time + 1}" if key.time else key.position
 
 
 def describe_state(field: FieldRecord) -> str:
@@ -173,7 +206,7 @@ def _group_missing(fields: Sequence[FieldRecord]) -> list[dict[str, Any]]:
                     continue
                 case _:
                     assert_never(outcome)
-            groups.setdefault(key, []).append(str(field.info.key))
+            groups.setdefault(key, []).append(name_field(field.info.key))
     ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
     return [{"state": key[0], "reason": key[1], "fix": key[2], "places": places} for key, places in ordered]
 

@@ -240,8 +240,8 @@ def test_the_page_is_complete_and_guarded(run: LiveRun) -> None:
         assert get(where.read, "/static/../page.py")[0] == 404
         assert get(where.read, "/report")[0] == 404
         assert get(where.read, "/", Host="evil.example")[0] == 421
-        (run.folder / "report.html").write_text("<p>report</p>")
-        assert get(where.read, "/report")[2] == "<p>report</p>"
+        (run.folder / "report.html").write_text('<p>report <a href="measured_1">x</a><a href="#a">y</a></p>')
+        assert get(where.read, "/report")[2] == '<p>report x<a href="#a">y</a></p>', "no link leads nowhere"
 
 
 def test_a_visitor_sees_and_the_operator_commands(run: LiveRun) -> None:
