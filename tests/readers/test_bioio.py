@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,8 @@ import tifffile
 
 from acq_isl.errors import StorageError
 from acq_isl.readers.bioio import BioioReader
-from acq_isl.readers.read import find_reader, read_data_set, read_field
+from acq_isl.readers.read import find_reader, read_data_set
+from doubles.stored_plate import write_image
 
 STACKS = np.random.default_rng(5).integers(100, 4000, (2, 2, 5, 24, 32), dtype=np.uint16)  # t, c, z, y, x
 
@@ -67,15 +69,28 @@ def test_without_the_plug_in_it_says_what_to_install(ending: str, tmp_path: Path
         read_data_set(path)
 
 
-def test_bioio_itself_reads_what_our_own_reader_reads(tmp_path: Path) -> None:
+def write_tiff(folder: Path) -> Path:
     pytest.importorskip("bioio_ome_tiff", reason="needs bioio and bioio-ome-tiff")
-    path = tmp_path / "a.ome.tif"
+    path = folder / "a.ome.tif"
     about = {"PhysicalSizeX": 0.3, "PhysicalSizeY": 0.3, "PhysicalSizeZ": 1.5}
     names = {"Channel": {"Name": ["Phase", "DAPI"]}}
     tifffile.imwrite(path, STACKS, ome=True, metadata={"axes": "TCZYX"} | about | names)
-    ours, theirs = read_field(path, time=1), BioioReader().read(path).field(time=1)
-    assert ours.channels == theirs.channels
-    for name in ours.channels:
-        mine, other = ours.channel(name), theirs.channel(name)
-        np.testing.assert_array_equal(mine.read(), other.read())
-        assert mine.lengths_um() == other.lengths_um()
+    return path
+
+
+def write_zarr(folder: Path) -> Path:
+    pytest.importorskip("bioio_ome_zarr", reason="needs bioio and bioio-ome-zarr")
+    write_image(folder / "a.ome.zarr", STACKS[0, 0])
+    return folder / "a.ome.zarr"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("write", [write_tiff, write_zarr], ids=lambda write: write.__name__)
+def test_bioio_itself_reads_what_our_own_reader_reads(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    path = write(tmp_path)
+    for ours, theirs in zip(read_data_set(path).fields, BioioReader().read(path).fields, strict=True):
+        assert (ours.channels, ours.time) == (theirs.channels, theirs.time)
+        for name in ours.channels:
+            mine, other = ours.channel(name), theirs.channel(name)
+            np.testing.assert_array_equal(mine.read(), other.read())
+            assert mine.lengths_um() == other.lengths_um()
