@@ -138,7 +138,8 @@ def _position(recorded: RecordedField) -> str:
     well, name = recorded.well, recorded.name
     if well is None:
         return name
-    rest = re.sub(rf"^({re.escape(well)}|{re.escape(well[:1])}/{re.escape(well[1:])})(?=[/_\- ]|$)", "", name)
+    row = well.rstrip("0123456789")
+    rest = re.sub(rf"^{re.escape(row)}/?{re.escape(well[len(row) :])}(?=[/_\- ]|$)", "", name)
     rest = re.sub(r"[^A-Za-z0-9]+", "_", rest).strip("_")
     return f"{well}_{rest}" if rest else well
 

@@ -11,6 +11,7 @@ OUT/
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from acq_isl.storage.prediction_store import list_images
 
 _RECORD: TypeAdapter[Predicted | Refused] = TypeAdapter(Record)
 _SWAPS = 3
+log = logging.getLogger(__name__)
 
 
 def noted_settings(folder: Path) -> dict[str, object]:
@@ -119,8 +121,9 @@ class Output:
             found = _RECORD.validate_json(path.read_bytes())
         except FileNotFoundError:
             return None
-        except ValidationError as error:
-            raise StorageError(f"{path} is damaged", got=str(error), fix="remove it") from error
+        except ValidationError:
+            log.warning("%s is damaged, and made anew", path)
+            return None
         if isinstance(found, Predicted) and not self.image(chunk).exists():
             return None
         if found.input != chunk.input:

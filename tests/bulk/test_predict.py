@@ -19,7 +19,7 @@ import tifffile
 from typer.testing import CliRunner, Result
 
 from acq_isl.bulk.executors import Processes
-from acq_isl.bulk.find import find_chunks
+from acq_isl.bulk.find import _position, find_chunks
 from acq_isl.bulk.output import Output
 from acq_isl.bulk.run import Summary, predict_stored
 from acq_isl.bulk.unit import Unit, open_engine
@@ -29,6 +29,7 @@ from acq_isl.cli.run import INCOMPLETE
 from acq_isl.engines import load_engine
 from acq_isl.errors import ExperimentError, StorageError
 from acq_isl.readers.read import read_data_set, survey_data_set
+from acq_isl.readers.recording import RecordedChannel, RecordedField
 from acq_isl.stack import StackInfo, StackKey, ZStack
 from acq_isl.storage.prediction_store import load, stored
 from doubles import tiny_model
@@ -261,6 +262,25 @@ def test_a_full_disk_and_a_drive_that_vanished_leave_nothing_half(
     assert sorted(digest(todo.out)) == ["predict.json"]
     shutil.move(tmp_path / "elsewhere", plate)
     assert predict_stored([plate], todo).predicted == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "well", "position"),
+    [
+        ("A/1/0", "A1", "A1_0"),
+        ("AF/48/3", "AF48", "AF48_3"),
+        ("A1-Site_3", "A1", "A1_Site_3"),
+        ("A1", "A1", "A1"),
+        ("A10_2", "A1", "A1_A10_2"),
+        ("Pos0", None, "Pos0"),
+    ],
+)
+def test_positions_begin_with_their_well(name: str, well: str | None, position: str, tmp_path: Path) -> None:
+    def no_channel(number: int) -> RecordedChannel:
+        raise StorageError("nothing is opened")
+
+    found = RecordedField(tmp_path, name, ("Phase",), no_channel, (tmp_path,), well=well)
+    assert _position(found) == position
 
 
 # --- where it may go ------------------------------------------------------------------------------
