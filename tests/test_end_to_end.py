@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,13 +18,18 @@ import pytest
 
 import acq_isl
 from acq_isl.cli import app as cli
+from acq_isl.cli import serve
 from acq_isl.commands import Stop
 from acq_isl.errors import ExperimentError
 from acq_isl.events import Event, RunStatus
 from acq_isl.hooks import open_measured, read_slices
+from acq_isl.readers.ndtiff_headers import all_images
+from acq_isl.session.predict_spool import LocalModels
+from acq_isl.session.verify import verify_run
 from acq_isl.stack import Prediction, Unpredicted
 from acq_isl.storage.decision_log import verify
 from acq_isl.storage.prediction_store import load, stored
+from acq_isl.stream.model_registry import ModelRegistry
 from acq_isl.view.feed.address import read_address
 from acq_isl.view.feed.reader import FeedReader
 
@@ -124,6 +130,28 @@ def test_the_run_folder_is_complete(result: acq_isl.RunResult) -> None:
     prediction = load(result.folder / "predictions.ome.zarr", names[0])
     assert prediction.display_names[0] == "nuclei (predicted)"
     assert len(prediction.model_sha256) == 64
+
+
+def test_the_run_verifies_down_to_its_pixels_and_a_pixel_that_was_changed_is_found(
+    result: acq_isl.RunResult, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(result.folder, tmp_path / "run"))
+    served = serve.load("demo", threads=1)
+    models = LocalModels(ModelRegistry([served]))
+    findings = verify_run(folder, (), models)
+    assert {one.state for one in findings} == {"holds"}
+    assert any("3 stacks predicted again as they were stored" in one.text for one in findings)
+    (image, *_) = (one for one in all_images(folder / "measured_1") if one.axes["channel"] == "Phase")
+    planted = image.read()
+    planted[80:120, 80:120] = planted.mean()
+    data = bytearray(image.path.read_bytes())
+    place = data.find(image.read().tobytes())
+    data[place : place + planted.nbytes] = planted.tobytes()
+    image.path.write_bytes(data)
+    again = verify_run(folder, (), models)
+    served.engine.close()
+    (found,) = (one for one in again if one.state == "differs")
+    assert found.part == "measured pixels" and str(image.axes["position"]) in found.text
 
 
 def test_the_measured_data_is_what_pycromanager_wrote(result: acq_isl.RunResult) -> None:
