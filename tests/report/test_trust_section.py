@@ -81,10 +81,10 @@ def test_checks_and_what_became_of_the_label_are_told() -> None:
     assert (row.label, row.checks) == ("nuclei", 3)
     assert row.text == "r = 0.30, objects F1 = 0.40 (12 predicted, 18 in the stain)"
     page = render(made)
-    assert "How far it can be trusted" in page and "only proposed from then on: r = 0.30, below 0.5" in page
+    assert "Checked on the way" in page and "only proposed from then on: r = 0.30, below 0.5" in page
     assert "acq-isl adapt MODEL --pairs pairs.yaml" in page and "proposed: r = 0.30" in page
 
 
 def test_a_run_that_asked_for_nothing_of_it_says_nothing() -> None:
     plain = replace(record([], {}), decisions=({"kind": "run", "experiment": {}},))
-    assert describe_trust(plain) is None and "How far it can be trusted" not in render(plain)
+    assert describe_trust(plain) is None and "Checked on the way" not in render(plain)
