@@ -47,10 +47,10 @@ TOLERABLE: dict[Tolerated, Condition] = {
 }
 """Of what a model may bear that was not trained for it, the conditions by which that is known."""
 _LEAST_SCENES = 8
-_CENTRES, _WIDTH, _RIDGE = 600, 1.0, 2e-5
+_CENTRES, _WIDTH, _RIDGE = 600, 1.0, 1e-4
 _MOST_COST, _LEAST_COST = 0.2, -0.02  # what lies beyond is as bad, or noise
 _LIMITS = np.arange(0.025, 0.0651, 0.0025)
-_BARS = (0.10, 0.10, 0.05)  # harmful let pass, harmless refused, clean windows flagged
+_MOST_REFUSED, _MOST_FLAGGED = 0.10, 0.05  # of harmless stacks; of the windows of stacks as they are
 _FOLDS = 8
 _FARTHER = 1.2
 _LEAST_TRUTH = 1e-3  # between the darkest and the brightest pixel
@@ -284,7 +284,7 @@ def fit_cost(cases: Sequence[Case], judge: Judge, judged_on: str) -> tuple[CostF
         held[left] = solve.fit(~left).estimate(windows[left])
     estimated = np.array([np.median(held[of == number]) for number in range(len(cases))])
     clean = held[np.array([case.kind == AS_IS for case in cases])[of]]
-    limit = _choose_limit(estimated, clean, harmful, harmless)
+    limit = _choose_limit(estimated, clean, harmless)
     above = estimated > limit
     judgement = GateJudgement(
         judged_on=judged_on,
@@ -299,17 +299,12 @@ def fit_cost(cases: Sequence[Case], judge: Judge, judged_on: str) -> tuple[CostF
     return solve.fit(np.ones(len(of), bool)), gate
 
 
-def _choose_limit(
-    estimated: Rows, clean: Rows, harmful: NDArray[np.bool_], harmless: NDArray[np.bool_]
-) -> float:
-    """The limit whose worst error is smallest, each as a share of what it may be."""
-
-    def worst(limit: float) -> float:
-        above = estimated > limit
-        found = 1 - above[harmful].mean(), above[harmless].mean(), np.mean(clean > limit)
-        return float(max(error / bar for error, bar in zip(found, _BARS, strict=True)))
-
-    return float(min(_LIMITS.tolist(), key=worst))
+def _choose_limit(estimated: Rows, clean: Rows, harmless: NDArray[np.bool_]) -> float:
+    """The least limit under which few harmless stacks and few windows of clean ones are refused."""
+    for limit in _LIMITS.tolist():
+        if (estimated > limit)[harmless].mean() <= _MOST_REFUSED and np.mean(clean > limit) <= _MOST_FLAGGED:
+            break
+    return float(limit)
 
 
 def _widen(
