@@ -59,16 +59,19 @@ class Hardware:
         self._core = core
         self._focus_was_held = False
 
+    def presets(self, group: str) -> tuple[str, ...]:
+        """Presets of a configuration group; ExperimentError names the nearest if there is no such group."""
+        core = self._core
+        groups = _names(core.get_available_config_groups())
+        _require("the microscope has no configuration group", group, groups)
+        return _names(core.get_available_configs(group))
+
     def require_preset(self, group: str, preset: str, limits: Limits) -> None:
         """Check that a preset exists and is allowed; nothing is sent to the devices.
 
         ExperimentError names the nearest where there is none, ActionRefused if the limits do not allow it.
         """
-        core = self._core
-        _require(
-            "the microscope has no configuration group", group, _names(core.get_available_config_groups())
-        )
-        _require(f"the group {group} has no preset", preset, _names(core.get_available_configs(group)))
+        _require(f"the group {group} has no preset", preset, self.presets(group))
         allowed = limits.presets.get(group)
         if allowed is not None and preset not in allowed:
             raise ActionRefused(

@@ -1,18 +1,22 @@
-"""Rules of an experiment: explained and checked before anybody runs it."""
+"""Experiment files: begun by a few questions, explained and checked before anybody runs them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from acq_isl.cli.console import out, show_table
+from acq_isl.errors import ExperimentError, suggest
 
 if TYPE_CHECKING:
     from acq_isl.experiment.experiment import Experiment
+    from acq_isl.experiment.starter import Answers
+    from acq_isl.hooks import OpenMicroscope
+    from acq_isl.manifest import Manifest
     from acq_isl.rules.label_names import Labels
     from acq_isl.session.explain import Cost
 
@@ -75,3 +79,129 @@ def _show_costs(costs: tuple[Cost, ...]) -> None:
     show_table(table)
     total = sum(cost.total_s for cost in costs)
     out.print(f"in all at most {total:.1f} s of exposure, and so much time at least; moves come on top")
+
+
+@commands.command()
+def new(
+    file: Annotated[Path, typer.Argument(help="What to write; it must not exist yet.")] = Path(
+        "experiment.yaml"
+    ),
+    stage: Annotated[
+        str | None, typer.Option(help="survey, watch or screen.", show_default="is asked")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the run.", show_default="as the stage")] = None,
+    microscope: Annotated[
+        str | None,
+        typer.Option(help="running (Micro-Manager is open) or simulated.", show_default="is asked"),
+    ] = None,
+    model: Annotated[str, typer.Option(help="Model file (.onnx), or 'demo'.")] = "demo",
+    label: Annotated[str | None, typer.Option(help="What of the model to look at.")] = None,
+    group: Annotated[str, typer.Option(help="Configuration group of the channels.")] = "Channel",
+    transmitted: Annotated[str | None, typer.Option(help="Preset without stain.")] = None,
+    fluorescence: Annotated[str | None, typer.Option(help="Preset that shows the label truly.")] = None,
+    exposure_ms: Annotated[float | None, typer.Option(min=0.001, help="Without stain.")] = None,
+    fluorescence_ms: Annotated[float | None, typer.Option(min=0.001, help="In fluorescence.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: take what is usual.")] = False,
+) -> None:
+    """Ask a few questions and write a commented experiment file that passes the dry run.
+
+    Channels are those that the microscope has. Options answer questions; --yes answers the rest.
+    """
+    from acq_isl.engines import describe
+    from acq_isl.experiment.experiment import RunningMicroManager, SimulatedMicroscope
+    from acq_isl.experiment.starter import STAGES, Answers, Channel
+    from acq_isl.hooks import open_microscope
+
+    if file.exists():
+        raise ExperimentError(f"{file} is there already", fix="give another name, or move it away")
+    ask = _Questions(yes)
+    if stage is None and not yes:
+        for key, what in STAGES.items():
+            out.print(f"  {key:>6}  {what}")
+    chosen = ask.choice("stage of the work", stage, [*STAGES], "survey")
+    scope_kind = ask.choice("microscope", microscope, ["running", "simulated"], "running")
+    manifest = describe(model).manifest
+    looked_at = ask.choice("label", label, list(manifest.label_names), manifest.label_names[0])
+    settings = RunningMicroManager() if scope_kind == "running" else SimulatedMicroscope()
+    with open_microscope(settings) as scope:
+        out.print(escape(scope.description))
+        light, stain = _channels(ask, scope, group, manifest, looked_at, (transmitted, fluorescence))
+        core = scope.core
+        answers = Answers(
+            stage=chosen,
+            name=name or f"my first {chosen}",
+            microscope=scope_kind,
+            model=model,
+            manifest=manifest,
+            label=looked_at,
+            group=group,
+            transmitted=Channel(light, ask.number(f"exposure of {light} (ms)", exposure_ms, 10.0)),
+            fluorescence=Channel(stain, ask.number(f"exposure of {stain} (ms)", fluorescence_ms, 50.0)),
+            place_um=(core.get_x_position(), core.get_y_position(), core.get_position()),
+        )
+        _write(file, answers, scope)
+
+
+def _write(file: Path, answers: Answers, scope: OpenMicroscope) -> None:
+    """Write an experiment file, once it has passed the dry run."""
+    from acq_isl.experiment.experiment import Experiment
+    from acq_isl.experiment.starter import write_experiment
+    from acq_isl.files import write_whole
+    from acq_isl.session.preflight import prepare
+
+    text = write_experiment(answers, str(file))
+    _, doubts = prepare(Experiment.from_text(text, str(file)), scope)
+    write_whole(file, text)
+    for doubt in doubts:
+        out.print(f"[yellow]mind[/] {escape(doubt)}")
+    named = escape(str(file))
+    out.print(f"{named} is written and passes the dry run; next: acq-isl explain {named}")
+
+
+class _Questions:
+    """Asks at the terminal what no option has answered; or, if nobody is to be asked, takes the usual."""
+
+    def __init__(self, silent: bool) -> None:
+        self._silent = silent
+
+    def choice(self, what: str, given: str | None, valid: list[str], usual: str) -> Any:
+        """One of some names; ExperimentError for another."""
+        answer = given
+        if answer is None:
+            asked = f"{what} ({', '.join(valid)})"
+            answer = usual if self._silent else typer.prompt(asked, default=usual)
+        if answer not in valid:
+            raise ExperimentError(f"there is no {what} {answer!r}", fix=suggest(answer, valid))
+        return answer
+
+    def number(self, what: str, given: float | None, usual: float) -> float:
+        if given is not None or self._silent:
+            return usual if given is None else given
+        return float(typer.prompt(what, default=usual, type=float))
+
+
+def _channels(
+    ask: _Questions,
+    scope: OpenMicroscope,
+    group: str,
+    manifest: Manifest,
+    label: str,
+    given: tuple[str | None, str | None],
+) -> tuple[str, str]:
+    """Presets without stain and with, of those that the microscope has."""
+    from acq_isl.hooks import Hardware
+
+    presets = list(Hardware(scope.core).presets(group))
+    usual = next((one for one in presets if one.lower().startswith(_TRANSMITTED)), presets[0])
+    light = ask.choice("channel without stain", given[0], presets, usual)
+    others = [one for one in presets if one != light]
+    if not others:
+        raise ExperimentError(
+            f"the group {group} has no other preset than {light}", fix="make one, or name --group"
+        )
+    marker = next(one.marker for one in manifest.labels if one.name == label)
+    stain = next((one for one in others if marker and one.lower() == marker.lower()), others[0])
+    return light, ask.choice(f"channel that shows {label}", given[1], others, stain)
+
+
+_TRANSMITTED = ("phase", "bf", "bright", "dic", "trans", "ph")
