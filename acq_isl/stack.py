@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -254,8 +253,8 @@ class Prediction:
         How unlike the training set the stack looks; empty if the model cannot tell.
     counting : tuple of Counting
         How objects of its labels are counted, and which labels have none, as far as the model knows.
-    focus_offset_um : float
-        By how much the sharpest plane lies above the middle of the stack; NaN if that was not measured.
+    focus_offset_um : float, optional
+        By how much the focus lies above the middle of the stack. Default: that is not known.
     """
 
     info: StackInfo
@@ -271,7 +270,7 @@ class Prediction:
     model: str = ""
     distances: tuple[Distance, ...] = ()
     counting: tuple[Counting, ...] = ()
-    focus_offset_um: float = math.nan
+    focus_offset_um: float | None = None
 
     @property
     def display_names(self) -> tuple[str, ...]:

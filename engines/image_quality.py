@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from acq_isl.engines.pipeline import ParallelMap
 from acq_isl.errors import EngineError, StackRefused
+from acq_isl.processing.focus import contrast_at_scale, focus_offset
 from acq_isl.processing.normalize import ContrastMeter
 from acq_isl.stack import Float32Image, StackInfo, Uint16Image, ZStack
 
@@ -36,12 +37,14 @@ class StackStatistics:
         self._info = info
         self._contrast = ContrastMeter(info.planes, info.shape, high_pass_px)
         self._ranges: dict[int, _Range] = {}
+        self._contrasts: dict[int, float] = {}
 
     def add(self, z: int, plane: Uint16Image) -> None:
         """Measure plane number ``z``, (y, x) uint16, once its pixels will not change any more."""
         if z not in self._ranges:
             self._ranges[z] = _Range.of(plane)
             self._contrast.add(z, plane)
+            self._contrasts[z] = contrast_at_scale(plane, self._info.pixel_size_um)
 
     def complete(self, stack: ZStack, parallel_map: ParallelMap) -> None:
         """Measure the planes that are missing; EngineError if this is of another stack."""
@@ -57,6 +60,11 @@ class StackStatistics:
     def ranges(self) -> list[_Range]:
         """Of every plane in the order of z, once `complete`."""
         return [self._ranges[z] for z in range(self._info.planes)]
+
+    @property
+    def focus_offset_um(self) -> float | None:
+        """As `acq_isl.processing.focus.focus_offset`, once `complete`."""
+        return focus_offset(self._info.z_um, [self._contrasts[z] for z in range(self._info.planes)])
 
     @property
     def inverse_contrast(self) -> np.float32:

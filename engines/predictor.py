@@ -204,6 +204,7 @@ class Predictor:
             times=StageTimes(infer_ms=shares.network_ms, decode_ms=shares.total_ms - shares.network_ms),
             distances=distances,
             counting=self.manifest.counting,
+            focus_offset_um=statistics.focus_offset_um,
         )
         return prediction, shares
 

@@ -80,4 +80,5 @@ class FocusOffset(Measurement):
         return "focus offset of the stack"
 
     def measure(self, prediction: Prediction) -> tuple[float, float]:
-        return prediction.focus_offset_um, np.nan
+        known = prediction.focus_offset_um
+        return np.nan if known is None else known, np.nan

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 
@@ -113,9 +114,12 @@ class Session:
         self.acquired += acquired
         self._look_with(cache)
         self._visits = visits
-        self._decider.fired.update(dict(enumerate(fired)))
+        self._decider.expect([request.key for cycle in self.cycles for request in cycle.requests])
         for key in sorted(fields):
             self._rota.visited(key)
+            for outcome in fields[key].outcomes:  # decided on before, and remembered by conditions
+                self._decider.decide(outcome, 0.0, {})
+        self._decider.fired = Counter(dict(enumerate(fired)))
 
     def run(self) -> None:
         """Acquire, predict, choose and revisit, one time point after the other.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,12 +113,31 @@ class SoFar:
         return accounts
 
 
+def without_skipped(plan: SavedPlan, lines: Sequence[dict[str, Any]]) -> SavedPlan:
+    """A plan without the fields that the schedule of the run left out."""
+    skipped = {
+        (line["time_point"], field["position"])
+        for line in lines
+        if line["kind"] == "schedule"
+        for field in line["fields"]
+        if not field["due"]
+    }
+    kept = [
+        replace(
+            cycle, requests=tuple(r for r in cycle.requests if (r.key.time, r.key.position) not in skipped)
+        )
+        for cycle in plan.cycles
+    ]
+    return plan.model_copy(update={"cycles": tuple(cycle for cycle in kept if cycle.requests)})
+
+
 def read_so_far(folder: Path, experiment: Experiment, labels: Labels, ask: Ask | None = None) -> SoFar:
     """What was measured, predicted and chosen in a run; StorageError if that cannot be read."""
     decisions, problems = read_decisions(folder)
     cache = MeasurementCache(ask)
     found = SoFar(experiment, SavedPlan.read(folder), labels, MeasuredRun(folder), decisions, cache=cache)
     found.warnings += problems
+    found.plan = without_skipped(found.plan, decisions)
     planned = [request for cycle in found.plan.cycles for request in cycle.requests]
     for request in planned:
         planes = found.measured.planes(request.key)

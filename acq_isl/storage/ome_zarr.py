@@ -41,6 +41,7 @@ def read_field(folder: Path, provenance: Mapping[str, Any]) -> Prediction:
         model=provenance.get("asked_as", ""),
         distances=TypeAdapter(tuple[Distance, ...]).validate_python(provenance.get("distances", ())),
         counting=TypeAdapter(tuple[Counting, ...]).validate_python(provenance.get("counting", ())),
+        focus_offset_um=provenance.get("focus_offset_um"),
     )
 
 
@@ -108,6 +109,7 @@ def describe_prediction(prediction: Prediction) -> dict[str, Any]:
         "border_px": prediction.border_px,
         "distances": [asdict(distance) for distance in prediction.distances],
         "counting": [asdict(counting) for counting in prediction.counting],
+        "focus_offset_um": prediction.focus_offset_um,
         "stack": asdict(prediction.info),
         "software": {"acq-isl": version("acq-isl")},
     }

@@ -119,7 +119,7 @@ def slice_of(message: wire.SliceSent, buffers: Sequence[memoryview]) -> Slice:
 
 _SAME_IN_RESULT = (
     "labels", "model_sha256", "model_name", "engine", "warnings", "border_px", "times", "model", "distances",
-    "counting",
+    "counting", "focus_offset_um",
 )  # fmt: skip
 
 

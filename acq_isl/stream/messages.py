@@ -189,6 +189,8 @@ class Result(_Answer):
         tuple[Counting, ...], Field(max_length=MAX_LABELS, exclude_if=lambda counting: not counting)
     ] = ()
     """Not sent where there is none: version 0.1 does not know it."""
+    focus_offset_um: Annotated[float | None, Field(exclude_if=lambda offset: offset is None)] = None
+    """As ``counting``."""
     complete_s: Annotated[float, Field(allow_inf_nan=False)]
 
 
