@@ -563,3 +563,28 @@ def test_a_time_lapse_is_shown_over_time(run: LiveRun, chromium: Any) -> None:
         page.locator("#outlines [role=button]").nth(1).click()
         has_text(page, "#about", "no reflection")
         has_text(page, "#curves .key", "p1: 59.0 ± 2")
+
+
+def test_everything_is_reached_by_keys_and_one_sees_where_one_is(run: LiveRun, chromium: Any) -> None:
+    run.play_overview()
+    run.rank()
+    with served(run) as where, opened(chromium, where.operate) as page:
+        has_text(page, "#decisions", "chosen, rank 1")
+        page.locator("#stop:not([disabled])").wait_for()
+        seen: dict[str, str] = {}
+        for _ in range(40):
+            page.keyboard.press("Tab")
+            name, look = page.evaluate(
+                """() => { const e = document.activeElement; const s = getComputedStyle(e);
+                const fill = e.querySelector?.('.hit') ? getComputedStyle(e.querySelector('.hit')).fill : '';
+                return [e.id || e.dataset.field || e.tagName, `${s.outlineStyle} ${fill}`]; }"""
+            )
+            seen[name] = look
+        wanted = {"pause", "stop", "wall", "theme", "keys", "follow", "show-label-0", "opacity-doubt"}
+        assert wanted <= set(seen) and any("/" in name for name in seen), seen
+        assert all("solid" in seen[name] for name in wanted), seen
+        page.locator("#theme").focus()
+        page.keyboard.press("Enter")
+        has_text(page, "#theme", "Theme: light")
+        page.keyboard.press("Space")
+        has_text(page, "#theme", "Theme: dark")
