@@ -112,10 +112,10 @@ def _image(
     with StopSignals(), open_microscope(experiment.microscope) as scope:
         plan = plan_calibration(experiment, scope, wish.stains, wish.fields, wish.exposure_ms)
         nominal = fit_model(plan, manifest)
-        plan = keep_plan(plan, scope.description, folder)
         out.print(escape(_light(plan, scope.description)))
         if not wish.yes:
             typer.confirm("Expose them?", abort=True)
+        plan = keep_plan(plan, scope.description, folder)
         with progress_bars(_NAMES, TimeRemainingColumn()) as tell:
             image_fields(plan, scope, folder, lambda *done: tell("imaging", *done))
         return plan, nominal, scope.description

@@ -48,7 +48,10 @@ def test_good_fields_give_no_remark() -> None:
     ("made", "says"),
     [
         (fields(recording, 3), "too few fields"),
-        (fields(lambda seed: recording(seed, brightness=float(seed > 1))), "nothing in field 0, field 1"),
+        (
+            fields(lambda seed: recording(seed, brightness=float(seed > 2))),
+            "nothing in field 0, field 1, field 2",
+        ),
         (fields(lambda seed: recording(seed, brightness=0.6**seed)), "fades from field to field"),
         (fields(lambda seed: recording(seed, shift=(0, 12))), "not registered.*6.0 um in columns"),
     ],

@@ -12,7 +12,7 @@ from acq_isl.errors import PairRefused
 from acq_isl.training.data.pairs import Recording
 from acq_isl.training.data.registration import Registration, find_common_shift, structure
 
-LEAST_FIELDS = 4
+LEAST_FIELDS, _LEAST_SHOWING = 4, 3
 _SOMETHING_SD = 6.0  # of the noise, that what is brightest must lie above its surroundings
 _SMOOTH_UM, _SURROUNDINGS_UM = 1.0, 20.0
 _FADES, _FADED, _FALLING = 0.25, 0.5, -0.8
@@ -48,10 +48,10 @@ def judge_stain(label: str, seen: Sequence[StainInField]) -> tuple[str, ...]:
     """What a user should know of the stain; `PairRefused` if nothing can be learned from it."""
     there = [each for each in seen if each.contrast_sd >= _SOMETHING_SD]
     empty = [each.field for each in seen if each.contrast_sd < _SOMETHING_SD]
-    if len(there) < LEAST_FIELDS:
+    if len(there) < max(_LEAST_SHOWING, len(seen) / 2):
         raise PairRefused(
             f"{label}: there are too few fields with anything in them",
-            wanted=f"at least {LEAST_FIELDS} fields in which the stain shows cells",
+            wanted=f"{_LEAST_SHOWING} fields, and at least half of all, in which the stain shows cells",
             got=f"{len(there)}; nothing in {', '.join(empty)}" if empty else str(len(there)),
             fix="image where cells are, check filter and exposure, or take more fields",
         )
