@@ -25,6 +25,7 @@ revisit: {channels: [{config: DAPI, exposure: 50}, {config: MAP2, exposure: 50}]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_model_is_calibrated_from_the_microscope_to_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
