@@ -13,6 +13,7 @@ from acq_isl.rules.label_names import Labels
 from acq_isl.rules.lint import Lint, lint_model, lint_ranking, lint_schedule, lint_trigger
 from acq_isl.rules.series import ALL_FIELDS, well_name
 from acq_isl.session.replay import PlannedStacks
+from acq_isl.session.trust import GUARD, check_stacks, drawn_fields, explain_trust
 from acq_isl.stack import StackRequest
 
 _FIELD_UM = (200.0, 200.0)  # where nobody says: it counts for grids only that are given by their extent
@@ -99,6 +100,7 @@ def _sentences(experiment: Experiment, plan: Sequence[Cycle]) -> Iterator[str]:
         there = f"; if at least {rule.require:.0%} of the fields can be ranked" if rule.require < 1 else ""
         done = "imaged again as revisit says" if experiment.revisit is not None else "named, and no more"
         yield f"choose: at each time point {rule.title}{there}; they are {done}"
+    yield from explain_trust(experiment, [request.key for cycle in plan for request in cycle.requests])
     if not experiment.triggers and rule is None and experiment.schedule is None:
         yield "no rules: everything is imaged and predicted, nothing is decided"
 
@@ -132,6 +134,13 @@ def _costs(experiment: Experiment, plan: Sequence[Cycle]) -> Iterator[Cost]:
             chosen += experiment.choose.most(len(positions), len(set(map(well_name, positions))))
         for channel, asked in _by_channel(visits(experiment.revisit, first, 0)).items():
             yield Cost("choose", channel, sum(map(_light_ms, asked)), chosen)
+    drawn = drawn_fields(experiment, [request.key for request in overview])
+    for what, fields in drawn.items():
+        stacks = check_stacks(experiment, first)
+        if what == GUARD:
+            stacks = () if experiment.revisit is None else visits(experiment.revisit, first, 0)
+        for channel, asked in _by_channel(stacks).items():
+            yield Cost(what, channel, sum(map(_light_ms, asked)), len(fields))
 
 
 def _light_ms(request: StackRequest) -> float:

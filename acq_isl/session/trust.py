@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,36 @@ def score_of(line: Mapping[str, Any]) -> SpotScore:
     return SpotScore(line["label"], r, line["found"], line["true"], line["matched"])
 
 
+def drawn_fields(experiment: Experiment, fields: Iterable[StackKey]) -> dict[str, list[StackKey]]:
+    """Which fields of a plan chance draws, by what for: known before the run."""
+    asked = {CHECK: experiment.spot_checks, GUARD: experiment.bias_guard}
+    keys = list(fields)
+    return {
+        what: [key for key in keys if is_drawn(what, settings.seed, settings.share, key)]
+        for what, settings in asked.items()
+        if settings is not None
+    }
+
+
+def explain_trust(experiment: Experiment, fields: Sequence[StackKey]) -> Iterator[str]:
+    """Spot checks and bias guard in sentences, with the number of fields that chance draws."""
+    drawn = drawn_fields(experiment, fields)
+    if (settings := experiment.spot_checks) is not None:
+        bars = {"r": settings.at_least.r, "F1 of objects": settings.at_least.f1}
+        bar = " and ".join(f"{name} of at least {bar:g}" for name, bar in bars.items() if bar is not None)
+        shown = ", ".join(f"{label} in {preset}" for label, preset in truth_of(experiment).items())
+        yield (
+            f"spot checks: {len(drawn[CHECK])} of {len(fields)} stacks, drawn with probability "
+            f"{settings.share:g}, are also imaged ({shown}); a label that does not reach {bar} over the last "
+            f"{settings.over} is only proposed from then on"
+        )
+    if (guard := experiment.bias_guard) is not None:
+        yield (
+            f"bias guard: {len(drawn[GUARD])} of {len(fields)} stacks, drawn with probability "
+            f"{guard.share:g}, are revisited whatever the rules say"
+        )
+
+
 def write_pairs(folder: Path, experiment: Experiment, channel: str) -> None:
     """What `acq-isl adapt --pairs` reads: the stacks and stains of a run with spot checks, where they lie."""
     sets = sorted(path.name for path in folder.glob("measured_*") if path.is_dir())
@@ -178,7 +208,7 @@ class Trust:
         settings = self._experiment.bias_guard
         if settings is None:
             return []
-        drawn = [key for key in fields if is_drawn(GUARD, settings.seed, settings.share, key)]
+        drawn = drawn_fields(self._experiment, fields)[GUARD]
         for key in drawn:
             self._ledger.write("guard", key=asdict(key), probability=settings.share)
             why = f"drawn with probability {settings.share:g}"
