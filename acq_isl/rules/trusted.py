@@ -73,11 +73,9 @@ class SpotJudge:
         return self.propose_only.get(score.label, "")
 
 
-def propose(choices: Sequence[Choice], why: str) -> tuple[Choice, ...]:
-    """The same ranking, of which nothing is chosen, but proposed."""
-    return tuple(
-        replace(each, chosen=False, reason=f"Proposed only ({why}): {each.reason.partition(': ')[2]}")
-        if each.chosen
-        else each
-        for each in choices
-    )
+def propose(choice: Choice, why: str) -> Choice:
+    """The same place in a ranking, but not chosen: proposed."""
+    if not choice.chosen:
+        return choice
+    reason = f"Proposed only ({why}): {choice.reason.partition(': ')[2]}"
+    return replace(choice, chosen=False, reason=reason)

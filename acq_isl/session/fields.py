@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 from acq_isl.rules import Choice, Ranking, rank
 from acq_isl.rules.cache import MeasurementCache
+from acq_isl.rules.deciding import unlike_training
 from acq_isl.rules.label_names import Labels, Status, combine_status, merge_outcomes, status_of
-from acq_isl.stack import Outcome, Prediction, Refusal, StackInfo, StackRequest, Unpredicted
+from acq_isl.rules.trusted import propose
+from acq_isl.stack import Outcome, Prediction, Refusal, StackInfo, StackKey, StackRequest, Unpredicted
 
 
 @dataclass(slots=True)
@@ -60,14 +62,20 @@ class Field:
 def choose_fields(
     rule: Ranking, labels: Labels, fields: Sequence[Field], cache: MeasurementCache
 ) -> tuple[Choice, ...]:
-    """Rank fields by what the models said of them whose labels the rule looks at."""
+    """Rank fields by what the models said of them whose labels the rule looks at.
+
+    One that would be chosen and looks unlike a model's training set is only proposed.
+    """
     owners = [labels.owner(measurement.first_label) or "" for measurement in rule.measurements]
-    ranked = []
+    ranked, doubts = [], dict[StackKey, str]()
     for field in fields:
         answers = [field.answers.get(model) or _unanswered(field.request, model) for model in owners]
+        doubts[field.request.key] = next(filter(None, map(unlike_training, answers)), "")
         found = [cache.measure(each, m) for each, m in zip(answers, rule.measurements, strict=True)]
         ranked.append((next((a for a in answers if not isinstance(a, Prediction)), answers[0]), found))
-    return rank(rule, ranked)
+    return tuple(
+        propose(choice, doubts[choice.key]) if doubts[choice.key] else choice for choice in rank(rule, ranked)
+    )
 
 
 def _unanswered(request: StackRequest, model: str) -> Unpredicted:

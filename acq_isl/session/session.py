@@ -322,7 +322,7 @@ class Session:
         fields = [self.fields[key] for key in self._imaged(cycle)]
         choices = choose_fields(rule, self.labels, fields, self._measured)
         if why := self.trust.why_propose(rule.measurements):
-            choices = propose(choices, why)
+            choices = tuple(propose(choice, why) for choice in choices)
         self.decide_ms.append((time.perf_counter() - began) * 1e3)
         for choice in choices:
             self.fields[choice.key].choice = choice

@@ -103,18 +103,30 @@ def _check_files(folder: Path, logged: Logged) -> list[Finding]:
 
 
 def _check_models(logged: Logged, files: Sequence[str]) -> list[Finding]:
-    found = []
+    found, known = list[Finding](), {""}
     for line in logged.of("run"):
-        entries = files or line["experiment"].get("models") or [line["experiment"].get("model", "")]
+        asked = line["experiment"]
+        entries = files or asked.get("models") or [asked.get("model", "")]
+        served = not files and asked.get("engine", {}).get("kind") != "local"
+        known |= {model["model_sha256"] for model in line["models"]}
         for model, entry in zip(line["models"], entries, strict=False):
-            found.append(_check_model(model, str(entry)))
+            found.append(_check_model(model, "" if served else str(entry)))
+    later = {
+        str(line["model_sha256"]) for line in logged.of("outcome") if line["state"] == "predicted"
+    } - known
+    for sha256 in sorted(later):
+        text = f"{sha256[:12]} predicted, which nobody knew of at the start, or which was swapped in"
+        found.append(Finding("model file", "not verified", text))
     return list(dict.fromkeys(found))
 
 
 def _check_model(model: Mapping[str, Any], entry: str) -> Finding:
+    """Whether a file is the model of a run; ``entry`` is empty if a server had it."""
     title = model["title"] or model["asked_as"] or "the model"
     if not model["model_sha256"]:
         return Finding("model file", "not verified", f"{title}: nobody knew at the start which file it was")
+    if not entry:
+        return Finding("model file", "not verified", f"{title} was served; name its file: --model FILE")
     try:
         there = describe(named(entry)[1]).sha256
     except AcqIslError as error:
@@ -294,7 +306,7 @@ class _Again:
             keys = sorted((key for key in lines if key.time == time), key=lambda key: order.get(key, 0))
             choices, rules = self._rerun.choose(keys), self._rerun.ranked_by
             if why := next(filter(None, (self._judge.propose_only.get(rule, "") for rule in rules)), ""):
-                choices = propose(choices, why)
+                choices = tuple(propose(choice, why) for choice in choices)
             for choice in choices:
                 self._compare_choice(choice, lines[choice.key])
 

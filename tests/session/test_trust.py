@@ -88,6 +88,9 @@ def test_what_looks_unlike_the_training_set_is_proposed(tmp_path: Path) -> None:
     assert line["key"]["position"] == "p00_001" and "features 9 (limit 4)" in line["done"]
     done = [line["key"]["position"] for line in lines(run.folder, "decision") if line["done"] == "done"]
     assert done == ["p00_003", "p00_004"], "a proposal does not use up what the trigger may do"
+    chosen = {line["key"]["position"]: line["reason"] for line in lines(run.folder, "choice")}
+    assert chosen["p00_001"].startswith("Proposed only (the stack looks unlike")
+    assert {stack.key.position for stack in run.scope.taken if stack.preset == "MAP2"} == {"p00_003"}
     assert holds(run.folder)
 
 
