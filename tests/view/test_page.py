@@ -588,3 +588,17 @@ def test_everything_is_reached_by_keys_and_one_sees_where_one_is(run: LiveRun, c
         has_text(page, "#theme", "Theme: light")
         page.keyboard.press("Space")
         has_text(page, "#theme", "Theme: dark")
+
+
+def test_a_picture_is_saved_with_what_is_predicted_written_on_it(run: LiveRun, chromium: Any) -> None:
+    from PIL import Image
+
+    run.play_overview()
+    with served(run) as where, opened(chromium, where.read) as page:
+        has_text(page, "#badge", "PREDICTED")
+        with page.expect_download() as download:
+            page.locator("#save").click()
+        picture = Image.open(download.value.path())
+        assert picture.format == "PNG" and picture.size[0] == SIDE and picture.size[1] > SIDE
+        assert download.value.suggested_filename == "p3.png"
+        assert picture.convert("RGB").getpixel((1, 1)) == (0x7A, 0x4B, 0x00)

@@ -189,6 +189,7 @@ function drawField() {
   const on = predicted && look.labels.some((one) => one.on);
   $("frame").classList.toggle("predicted", Boolean(on));
   $("badge").textContent = on ? "PREDICTED – not measured" : picture ? "MEASURED – transmitted light" : "no picture kept";
+  $("save").disabled = !picture;
   if (picture) {
     put($("view"), picture);
     const shown = run.labels.filter((_, n) => on && look.labels[n].on).map((label) => `${label.name} (predicted)`);
@@ -199,6 +200,24 @@ function drawField() {
   $("place").textContent = where ? `${selected.key.position} ${run.several ? `· time ${selected.key.time + 1} ` : ""}· x ${where.x_um.toFixed(1)}, y ${where.y_um.toFixed(1)} µm` : selected.key.position;
   drawFluorescence();
   drawAbout();
+}
+
+/** The picture as a PNG; that it is predicted is written into it, so that it goes wherever the file goes. */
+function savePicture() {
+  const view = $("view"), strip = Math.max(Math.round(view.height / 16), 18);
+  const canvas = Object.assign(document.createElement("canvas"), { width: view.width, height: view.height + strip });
+  const context = canvas.getContext("2d");
+  context.fillStyle = $("frame").classList.contains("predicted") ? "#7a4b00" : "#333";
+  context.fillRect(0, 0, canvas.width, strip);
+  context.fillStyle = "#fff";
+  context.font = `bold ${Math.round(strip * 0.55)}px sans-serif`;
+  context.fillText(`${$("badge").textContent} · ${run.place(selected.key)}`, strip / 3, strip * 0.72, canvas.width - strip);
+  context.drawImage(view, 0, strip);
+  canvas.toBlob((blob) => {
+    const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: `${run.place(selected.key).replace(/[^\w.-]+/g, "_")}.png` });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  });
 }
 
 function scaleBar(width) {
@@ -296,6 +315,7 @@ $("ask-stop").onclose = () => $("ask-stop").returnValue === "yes" && connection.
 $("ask-stop").addEventListener("cancel", () => { $("ask-stop").returnValue = "no"; });
 $("keys").onclick = () => $("show-keys").showModal();
 $("follow").onclick = () => { follow = !follow; redraw(); };
+$("save").onclick = savePicture;
 $("wall").onclick = () => $("wall").setAttribute("aria-pressed", document.documentElement.classList.toggle("wall"));
 $("theme").onclick = () => {
   const next = { "": "light", light: "dark", dark: "" }[document.documentElement.dataset.theme || ""];
