@@ -11,7 +11,7 @@ from acq_isl.engines.model_file import ModelInfo
 from acq_isl.errors import StorageError
 from acq_isl.processing import display as pictures
 from acq_isl.stack import NetworkLabel, ObjectCounting
-from acq_isl.training.cross_fit import CrossFit, LabelResult, ShownField
+from acq_isl.training.cross_fit import AS_IT_IS, CrossFit, LabelResult, ShownField
 
 PAGE, CARD = "calibration.html", "card.md"
 _ABOVE_FLOOR, _USEFUL = 0.05, 0.5
@@ -91,9 +91,12 @@ def remarks(fit: CrossFit) -> tuple[str, ...]:
     else:
         refused, of = fit.refused
         lines.append(f"A gate fitted to the other fields refuses {refused} of {of} that it had not seen.")
-    lines.append(
-        "The model has learned from all fields; what is said here was found before it had seen them."
-    )
+    if fit.kept == AS_IT_IS:
+        lines.append(
+            "The network has learned nothing from these fields: only SD, counts and gate were fitted."
+        )
+    else:
+        lines.append("It has learned from all fields; what is said here was found before it had seen them.")
     return (*lines, *fit.remarks)
 
 

@@ -68,6 +68,7 @@ _DRAWS = 2000
 _FLOOR_UM = 1.2
 _TIMED = 3
 _ALL = -1  # in place of a fold: of all fields
+AS_IT_IS = "the model as it is"
 _AVERAGE = "adapted and trained from scratch, averaged"
 _CHECKS = Checks(saturated_warn=0.002, saturated_refuse=0.02)
 _TITLE = "fields of the microscope, each predicted by a network that had not seen it"
@@ -286,7 +287,7 @@ def _choose(run: _Run, average: bool) -> tuple[str, tuple[Start, ...]]:
         "trained from scratch": ("from scratch",),
     }
     if run.setup.task == "new microscope":
-        choices["the model as it is"] = ()
+        choices[AS_IT_IS] = ()
     if average:
         choices[_AVERAGE] = _STARTS
     scores: dict[str, float] = {}

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from acq_isl.engines.model_file import read_model
-from acq_isl.evaluation.calibration_page import advise, write_calibration
+from acq_isl.evaluation.calibration_page import advise, remarks, write_calibration
 from acq_isl.stack import NetworkLabel, ObjectCounting
-from acq_isl.training.cross_fit import CrossFit, LabelResult, ShownField
+from acq_isl.training.cross_fit import AS_IT_IS, CrossFit, LabelResult, ShownField
 
 COUNTS = ObjectCounting(
     "nuclei", 0.9, 0.15, 2.0, 0.0, 1.0, 0.0, 0.4, 0.0, 12, 0.03, 0.95, 0.7, 0.95, "6 held-out fields"
@@ -60,3 +60,13 @@ def test_the_page_holds_what_was_found_and_how_to_go_on(tmp_path: Path) -> None:
     assert page.count("<img") == 4 and "http" not in page.replace("http-equiv", "")
     card = (tmp_path / "card.md").read_text("utf-8")
     assert "* Use it to count nuclei" in card and "* Do not use it to measure" in card
+
+
+@pytest.mark.parametrize(("kept", "says"), [("adapted", "learned from all"), (AS_IT_IS, "learned nothing")])
+def test_the_page_says_what_was_learned_from(kept: str, says: str) -> None:
+    image = np.zeros((16, 16), np.float32)
+    fit = CrossFit(
+        Path("model.onnx"), kept, (GOOD,), ("p0",), 2, 100, 2.0, None, (), ShownField("p1", image, {})
+    )
+    told = " ".join(remarks(fit))
+    assert says in told and f"Kept: {kept}" in told and "2 times as long" in told and "no gate" in told
