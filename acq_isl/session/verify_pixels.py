@@ -14,7 +14,7 @@ from acq_isl.errors import AcqIslError
 from acq_isl.session.findings import Finding
 from acq_isl.session.measured import MeasuredRun
 from acq_isl.session.predict_spool import Models
-from acq_isl.session.rerun import Line, Logged, StoredOutcomes, key_of
+from acq_isl.session.rerun import Logged, StoredOutcomes, key_of
 from acq_isl.stack import Outcome, Prediction, Refusal, StackKey, StackRequest, ZStack
 
 _LEAST_SD = 0.02  # of a prediction, from 0 to 1; less is as good as flat
@@ -27,12 +27,13 @@ def check_pixels(
     """Predict every stack again from what was measured, and hold it against what was stored."""
     outcomes, measured = StoredOutcomes(folder, logged, requests), MeasuredRun(folder)
     found, worst, good = list[Finding](), 0.0, 0
-    for line in logged.of("outcome"):
-        key = key_of(line)
-        if line["state"] == "not predicted":
-            continue
+    lines = (line for line in logged.of("outcome") if line["state"] == "refused")
+    refused = {(key_of(line), str(line["model"])): line for line in lines}
+    for key, model in dict.fromkeys((*outcomes.names, *refused)):
+        line = refused.get((key, model))
         try:
-            off = _predict_again(line, outcomes, measured, requests, models)
+            before = outcomes.prediction(key, model) if line is None else outcomes.get(line)
+            off = _predict_again(before, measured, requests, models)
         except AcqIslError as error:
             found.append(Finding("measured pixels", "not verified", f"{key}: {error.what}"))
             continue
@@ -46,14 +47,13 @@ def check_pixels(
 
 
 def _predict_again(
-    line: Line,
-    outcomes: StoredOutcomes,
+    before: Outcome,
     measured: MeasuredRun,
     requests: Mapping[StackKey, StackRequest],
     models: Models,
 ) -> float | str:
     """How far off it is as a share of the limit, or in words what is wrong."""
-    before, key = outcomes.get(line), key_of(line)
+    key = before.info.key
     request = requests[key] if key in requests else _request(before)
     if isinstance(before, Prediction):
         stack = ZStack(before.info, measured.images(request), (0.0,) * before.info.planes)
