@@ -162,10 +162,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", default="demo")
     parser.add_argument("--recorded", type=Path, default=Path("../shared/data/isl_condition_b"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
     options = parser.parse_args()
     file = read_model(options.model)
-    materials = {"simulated": list(live_scenes(file.info.manifest, options.seeds))}
+    simulated = list(live_scenes(file.info.manifest, options.seeds))
+    materials = {"simulated": simulated} if simulated else {}
     if options.recorded.is_dir():
         materials["recorded"] = list(recorded_scenes(file.info.manifest, options.recorded))
     found = [one for material, scenes in materials.items() for one in judge(file, material, iter(scenes))]
