@@ -87,7 +87,7 @@ def _some(values: Sequence[str]) -> str:
     return ", ".join(values[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-SHIPPED = ("demo", "demo-fast")
+SHIPPED = ("demo",)
 _MOST_NOTE_BYTES = 4096
 _Ports = dict[str, tuple[str, tuple[str | int, ...]]]  # element type and axes by name
 

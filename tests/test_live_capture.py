@@ -34,7 +34,8 @@ def test_a_users_own_acquisition_is_predicted(tmp_path: Path) -> None:
         assert (live.counts.captured, live.counts.lost) == (13, 0)
     assert isinstance(outcome, Prediction)
     assert outcome.info.z_um[0] == -9 and outcome.info.pixel_size_um == pytest.approx(0.3)
-    assert outcome.display_names == ("nuclei (predicted)", "dendrites (predicted)", "axons (predicted)")
+    labels = ("nuclei", "dendrites", "axons", "dead")
+    assert outcome.display_names == tuple(f"{label} (predicted)" for label in labels)
 
 
 def test_slices_whose_z_axis_has_another_name_are_spooled_and_told(tmp_path: Path) -> None:

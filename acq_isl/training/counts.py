@@ -20,6 +20,7 @@ _SMOOTH_UM = (0.6, 0.9, 1.2)
 _ABOVE = (0.1, 0.15, 0.2, 0.25, 0.3)
 _LEAST_FIELDS, _LEAST_UNITS, _LEAST_OBJECTS = 8, 4, 3.0
 _GOOD_ENOUGH = 0.5  # correlation below which a count would mislead
+_MOST_BIAS = 0.15  # of the true count, on units left out of the fit
 _TRUE = "true is what the stain shows"
 
 logger = logging.getLogger(__name__)
@@ -104,6 +105,12 @@ def fit_counts(label: str, fields: Sequence[CountedField], judged_on: str) -> Ob
             "counts of %s are not calibrated: they do not follow the truth (r %.2f)", label, correlation
         )
         return None
+    bias = float((held - true).mean() / true.mean())
+    if abs(bias) > _MOST_BIAS:
+        logger.warning(
+            "counts of %s are not calibrated: on other units they are off by %+.0f %%", label, 100 * bias
+        )
+        return None
     area_mm2 = best.rows[:, 0]
     per_object, per_mm2 = _fit_variance(held, area_mm2, held - true)
     away = np.abs(held - true) / np.sqrt(per_object * held + per_mm2 * area_mm2)
@@ -111,7 +118,7 @@ def fit_counts(label: str, fields: Sequence[CountedField], judged_on: str) -> Ob
     return ObjectCounting(
         label, best.smooth_um, best.above, APART_UM,
         area, maxima, intensity, per_object, per_mm2, len(fields),
-        bias=float((held - true).mean() / true.mean()), correlation=correlation,
+        bias=bias, correlation=correlation,
         within_1_sd=float((away <= 1).mean()), within_2_sd=float((away <= 2).mean()),
         judged_on=judged_on,
     )  # fmt: skip

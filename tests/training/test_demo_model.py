@@ -13,6 +13,7 @@ import pytest
 import tifffile
 from scipy import ndimage
 
+from acq_isl.experiment.simulated import Life
 from acq_isl.manifest import MANIFEST_KEY, Manifest
 from acq_isl.processing.normalize import contrast_sd
 from acq_isl.sim.specimen.sensor import Sensor
@@ -59,13 +60,13 @@ def floor(stack):
 
 def test_the_file_is_small_and_says_what_it_takes(session, manifest):
     assert (MODELS / "demo.onnx").stat().st_size <= 5_000_000
-    assert [label.name for label in manifest.labels] == ["nuclei", "dendrites", "axons"]
-    assert [label.marker for label in manifest.labels] == ["DAPI", "MAP2", "NFH"]
+    assert [label.name for label in manifest.labels] == ["nuclei", "dendrites", "axons", "dead"]
+    assert [label.marker for label in manifest.labels] == ["DAPI", "MAP2", "NFH", "PI"]
     assert (manifest.planes, manifest.pixel_size_um, manifest.polarity) == (13, 0.3, "dark")
     assert manifest.modality == "phase contrast"
     assert manifest.min_tile_px % manifest.size_step_px == 0
     assert manifest.halo_px % manifest.size_step_px == 0
-    assert len(manifest.spread_scale) == len(manifest.spread_slope) == 3
+    assert len(manifest.spread_scale) == len(manifest.spread_slope) == 4
     assert {i.name: i.type for i in session.get_inputs()} == {
         "stack": "tensor(uint8)",
         "inv_sd": "tensor(float)",
@@ -89,8 +90,9 @@ def test_the_manifest_follows_from_the_training_file(manifest):
 
 @pytest.fixture(scope="module")
 def simulated():
-    """A stack of a culture that no training field was drawn from, as a camera would record it."""
-    specimen = SyntheticSpecimen(seed=20_261_122, sensor=Sensor(5))
+    """A stack of a culture that no training field was drawn from, as a camera would record it; some cells are
+    dying."""
+    specimen = SyntheticSpecimen(seed=20_261_122, sensor=Sensor(5), life=Life(prevalence=0.1))
     views = [View(160.0, 0.0, 1.5 * (k - 6), "Phase", 0.3, (320, 320)) for k in range(13)]
     light = np.stack([specimen.render(view) for view in views])
     noise = np.random.default_rng(0).normal(0, 0.012, light.shape)
@@ -105,6 +107,29 @@ def test_it_beats_the_floor_on_simulated_neurons(session, manifest, simulated):
     for label, image in zip(manifest.labels, mean, strict=True):
         score = pearson(image, truth[label.name])
         assert score > pearson(floor(stack), truth[label.name]) + 0.08, label.name
+
+
+def test_what_is_bright_is_predicted_bright(session, manifest, simulated):
+    """In light that it was not trained on, .56 and .64 of it; version 3 gave .42 and .59."""
+    stack, truth = simulated
+    mean, _ = predict(session, manifest, stack)
+    for label, image in zip(manifest.labels[:2], mean, strict=False):
+        assert np.percentile(image, 99) > 0.5 * np.percentile(truth[label.name], 99), label.name
+
+
+@pytest.mark.parametrize("spoil", ["blurred", "one plane"])
+def test_doubt_grows_when_the_stack_is_spoilt(session, manifest, simulated, spoil):
+    """That of version 3 fell to .67-.87: its network had never seen such a stack."""
+    stack, truth = simulated
+    noise = np.random.default_rng(1).normal(0, 0.1 * stack[6].std(), stack.shape)
+    spoilt = {
+        "blurred": ndimage.gaussian_filter(stack, (0, 3, 3)),
+        "one plane": np.clip(stack[6] + noise, 0, 65535).astype(np.uint16),
+    }[spoil]
+    (_, plain), (_, doubted) = (predict(session, manifest, each) for each in (stack, spoilt))
+    for at, name in enumerate(("nuclei", "dendrites")):
+        bright = truth[name] > 0.3
+        assert doubted[at][bright].mean() > 1.05 * plain[at][bright].mean(), name
 
 
 def test_gain_and_offset_do_not_matter(session, manifest, simulated):
@@ -146,7 +171,7 @@ def test_the_spread_covers_what_is_predicted_bright_on_the_recorded_field(sessio
 def test_it_beats_the_floor_on_the_recorded_field(session, manifest):
     stack = tifffile.imread(RECORDED / "phase_contrast.ome.tif")
     mean, _ = predict(session, manifest, stack)
-    for image, (name, at_least) in zip(mean, RECORDED_FLOOR.items(), strict=True):
+    for image, (name, at_least) in zip(mean[:3], RECORDED_FLOOR.items(), strict=True):
         label = tifffile.imread(RECORDED / f"{name}.ome.tif")
         score = pearson(image, np.clip(label, *np.percentile(label, (1, 99.8))))
         assert score > at_least, f"{name}: {score:.3f}"
