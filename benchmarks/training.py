@@ -46,7 +46,7 @@ def train(folder: Path, steps: int) -> None:
         took = time.perf_counter() - began
         if group.leads:
             samples = steps * config.optimisation.batch * group.size
-            sys.stdout.write(f"{samples / took:.3f} {config.optimisation.batch} {took / steps:.3f}\\n")
+            sys.stdout.write(f"{samples / took:.3f} {config.optimisation.batch} {took / steps:.3f}\n")
 
 
 def measure(processes: int, folder: Path, steps: int) -> tuple[float, int, float]:
