@@ -208,8 +208,8 @@ def export(
 
     cited = [(text, doi) for text, _, doi in (c.rpartition("=") for c in cite or ())]
     export_bioimage(model, output, author or (), cited)
-    made = escape(str(output))
-    out.print(f"made {made}; try it with: bioimageio test {made}")
+    package = escape(str(output))
+    out.print(f"made {package}; try it with: bioimageio test {package}")
 
 
 def _pairs_of_names(texts: list[str]) -> dict[str, str]:
