@@ -40,7 +40,7 @@ from acq_isl.rules.over_time import Change, GrowthRate, Visit
 from acq_isl.rules.rankings import Best, Choice, Diverse, Pareto, Quota, Ranking, Weighted, rank
 from acq_isl.rules.rules import Trigger, decide
 from acq_isl.rules.schedules import Queue, Rate, RevisitWhen, Schedule, TimeBudget
-from acq_isl.rules.segmenters import Segmenter, Watershed
+from acq_isl.rules.segmenters import Cellpose, Segmenter, StarDist, Watershed
 from acq_isl.rules.similarity import FocusOffset, Novelty, Quality
 from acq_isl.rules.units import Unit
 from acq_isl.rules.user import PythonFunction
@@ -55,6 +55,7 @@ __all__ = [
     "Best",
     "BranchPoints",
     "Call",
+    "Cellpose",
     "CentreObject",
     "Change",
     "ChangePlan",
@@ -100,6 +101,7 @@ __all__ = [
     "SetPreset",
     "SetProperty",
     "Share",
+    "StarDist",
     "StopRun",
     "Threshold",
     "TimeBudget",

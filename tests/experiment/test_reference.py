@@ -8,8 +8,10 @@ import jsonschema
 import pytest
 import yaml
 
+from acq_isl.base import StrictModel
 from acq_isl.experiment.experiment import Experiment
-from acq_isl.experiment.reference import describe_schema, write_reference
+from acq_isl.experiment.reference import EXAMPLES as PARTS
+from acq_isl.experiment.reference import _objects, _subclasses, describe_schema, write_reference
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
@@ -33,3 +35,16 @@ def test_editors_underline_what_the_program_refuses(text: str) -> None:
     check = jsonschema.Draft202012Validator(describe_schema())
     assert check.is_valid(whole)
     assert not check.is_valid(whole | yaml.safe_load(text))
+
+
+@pytest.mark.parametrize("title", PARTS)
+def test_every_example_is_read(title: str) -> None:
+    models = {model.__name__: model for model in _subclasses(StrictModel)}
+    assert models[title].model_validate(yaml.safe_load(PARTS[title]))
+
+
+def test_every_rule_has_an_example() -> None:
+    rules = (model for model in _subclasses(StrictModel) if model.__module__.startswith("acq_isl.rules."))
+    parts = {part.get("title") for part in _objects(describe_schema())}
+    wanted = {m.__name__ for m in rules if m.__name__ in parts and m.__module__ != "acq_isl.rules.actions"}
+    assert wanted - {"AfterStack", "AfterSlice"} <= PARTS.keys()

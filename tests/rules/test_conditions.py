@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
@@ -181,6 +181,7 @@ TREES = st.recursive(
 )
 
 
+@settings(max_examples=40)
 @given(TREES, st.floats(0, 1), st.floats(0, 1))
 def test_what_holds_can_be_satisfied_and_what_is_contradictory_never_holds(
     tree: dict[str, Any], cells: float, area: float
@@ -192,6 +193,7 @@ def test_what_holds_can_be_satisfied_and_what_is_contradictory_never_holds(
     assert any(within_units(term) for term in possible)
 
 
+@settings(max_examples=40)
 @given(TREES)
 def test_conditions_are_read_back_as_they_are_written(tree: dict[str, Any]) -> None:
     condition = read(tree)
@@ -199,6 +201,7 @@ def test_conditions_are_read_back_as_they_are_written(tree: dict[str, Any]) -> N
     assert len(list(walk(condition))) >= len(thresholds(condition)) >= 1
 
 
+@settings(max_examples=40)
 @given(TREES, st.floats(0, 1), st.floats(0, 1))
 def test_a_tree_and_its_negation_never_agree(tree: dict[str, Any], cells: float, area: float) -> None:
     found = [evaluate(read(each), values(cells, area))[0].holds for each in (tree, {"not": tree})]

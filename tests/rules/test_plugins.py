@@ -172,7 +172,7 @@ def test_the_file_beside_a_run_names_the_packages(install: Install) -> None:
             "no measurement 'brigthest'; did you mean 'brightest'",
         ),
         ("kind: two_presets", "kind: preset", "there is no action 'preset'; did you mean 'set_preset'"),
-        ("kind: every_pixel", "kind: cellpose", "there is no segmenter 'cellpose'"),
+        ("kind: every_pixel", "kind: cellopse", "there is no segmenter 'cellopse'; did you mean 'cellpose'"),
         ("kind: brightest, ", "", "every measurement needs its kind, one of area, area_fraction"),
         ("above: 0.3", "abov: 0.3", "'abov' in choose.measurement.object_count.segmenter.*'above'"),
         ("presets: [DAPI, Phase]", "presets: [DAPI]", "triggers.0.do.two_presets.presets"),

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
@@ -85,6 +85,7 @@ SOME_FIELDS = st.dictionaries(
 )
 
 
+@settings(max_examples=40)
 @given(st.sampled_from(EXAMPLES), SOME_FIELDS)
 def test_every_ranking_has_every_field_once_and_takes_what_it_says(
     written: dict[str, Any], fields: dict[str, tuple[float, float]]
@@ -99,6 +100,7 @@ def test_every_ranking_has_every_field_once_and_takes_what_it_says(
     )
 
 
+@settings(max_examples=40)
 @given(SOME_FIELDS)
 def test_nobody_beats_a_field_of_the_first_front(fields: dict[str, tuple[float, float]]) -> None:
     written = {"kind": "pareto", "k": 9, "goals": [{"measurement": A}, {"measurement": B}]}

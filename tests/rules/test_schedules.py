@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
@@ -87,6 +87,7 @@ def test_without_a_schedule_all_fields_are_imaged() -> None:
     assert Rota(None, MeasurementCache()).pick([request], 0.0) == ((request,), ())
 
 
+@settings(max_examples=40)
 @given(st.sampled_from(EXAMPLES), st.lists(st.tuples(*[st.floats(0, 1)] * 4), min_size=1, max_size=6))
 def test_no_field_is_invented_or_imaged_twice_and_the_same_again_is_the_same(
     written: dict[str, Any], levels: list[tuple[float, float, float, float]]
