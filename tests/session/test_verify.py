@@ -12,7 +12,8 @@ import pytest
 from acq_isl.session.evidence import STORE
 from acq_isl.session.findings import Finding
 from acq_isl.session.verify import verify_run
-from acq_isl.stack import Refusal, StackRequest
+from acq_isl.session.verify_pixels import weigh
+from acq_isl.stack import Refusal, StackKey, StackRequest
 from acq_isl.storage.decision_log import Ledger, read
 from doubles.run_folder import Scope, SmallRun, index_of, predict
 
@@ -164,3 +165,22 @@ def test_of_a_run_of_an_older_version_it_is_said_what_cannot_be_verified(run: Pa
     unsure = {each.part for each in findings if each.state == "not verified"}
     assert {"experiment file", "decisions", "measured pixels"} <= unsure
     assert json.loads(path.read_text().splitlines()[0])["kind"] != "run"
+
+
+def key(n: int) -> StackKey:
+    return StackKey(0, f"p{n}", "Phase")
+
+
+@pytest.mark.parametrize(
+    "offs, states",
+    [
+        ({key(1): 0.0, key(2): 0.0}, ["holds"]),
+        ({key(1): 0.01, key(2): 0.02}, ["holds"]),  # another engine, within the limit
+        ({key(1): 0.0, key(2): 0.02, key(3): 0.0}, ["differs", "holds"]),  # an engine that can be exact
+        ({}, ["not verified"]),
+    ],
+)
+def test_a_stack_that_is_off_where_others_are_exact_was_changed(
+    offs: dict[StackKey, float], states: list[str]
+) -> None:
+    assert [one.state for one in weigh(offs)] == states
