@@ -274,6 +274,9 @@ def test_a_run_is_gone_on_with_in_its_own_folder(tmp_path: Path) -> None:
     assert any("2 of 3 fields had been imaged" in words for words in result.record.warnings)
     assert verify(folder / "decisions.jsonl").closed and (folder / "decisions_damaged_1.jsonl").exists()
     assert "measured_2" in result.report.read_text(encoding="utf-8")
+    card = result.record.scorecard  # of what this process imaged
+    assert card is not None and sum(card.light.overview_ms.values()) == 3 * 5
+    assert any("before the run was cut off" in note for note in card.ungraded)
 
 
 def test_another_experiment_is_not_gone_on_with(tmp_path: Path) -> None:
