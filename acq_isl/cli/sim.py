@@ -215,7 +215,7 @@ def on_recording(experiment: Experiment, settings: RecordedSpecimen) -> tuple[Ex
 
     from acq_isl.experiment.experiment import OpticsSettings, SimulatedMicroscope
     from acq_isl.hooks.connect import recorded_specimen
-    from acq_isl.rules.actions import ImageField
+    from acq_isl.rules.imaging import Imaging
     from acq_isl.sim.specimen.recorded import is_published
 
     specimen = recorded_specimen(settings)
@@ -230,7 +230,7 @@ def on_recording(experiment: Experiment, settings: RecordedSpecimen) -> tuple[Ex
         "triggers": tuple(
             trigger
             for trigger in experiment.triggers
-            if not isinstance(trigger.do, ImageField) or set(trigger.do.channels) <= set(fluorescent)
+            if not isinstance(trigger.do, Imaging) or set(trigger.do.channels) <= set(fluorescent)
         ),
         "revisit": None,
     }

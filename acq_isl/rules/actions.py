@@ -166,7 +166,12 @@ class NeedsPixelToStage:
     """Where pixels lie on the stage."""
 
 
-Need = NeedsPreset | NeedsProperty | NeedsFunction | NeedsAutofocus | NeedsPixelToStage
+@dataclass(frozen=True, slots=True)
+class NeedsOperator:
+    """Somebody who goes on with the run."""
+
+
+Need = NeedsOperator | NeedsPreset | NeedsProperty | NeedsFunction | NeedsAutofocus | NeedsPixelToStage
 
 
 @dataclass(frozen=True, slots=True)

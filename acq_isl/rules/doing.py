@@ -15,6 +15,7 @@ from acq_isl.rules.actions import (
     Need,
     NeedsAutofocus,
     NeedsFunction,
+    NeedsOperator,
     NeedsPreset,
     NeedsProperty,
     Occasion,
@@ -157,6 +158,9 @@ class PauseRun(Action):
     @property
     def title(self) -> str:
         return "pause until the operator goes on"
+
+    def needs(self) -> tuple[Need, ...]:
+        return (NeedsOperator(),)
 
     def carry_out(self, occasion: Occasion, tools: ActionTools) -> str:
         tools.pause(f"{occasion.decision.rule}: {occasion.decision.why}")

@@ -26,15 +26,12 @@ class ChangedPlan:
         left = len(self._cycles) - self.at - 1
         if change.interval_s is not None:
             self._changed_start_s, self._changed_at = self.start_s(self.at), self.at
-        merged = {
-            name: getattr(self._change, name) if value is None else value
-            for name, value in (
-                ("interval_s", change.interval_s),
-                ("exposure_ms", change.exposure_ms),
-                ("channels", change.channels),
-            )
-        }
-        self._change = PlanChange(**merged)
+        before = self._change
+        self._change = PlanChange(
+            before.interval_s if change.interval_s is None else change.interval_s,
+            before.exposure_ms if change.exposure_ms is None else change.exposure_ms,
+            before.channels if change.channels is None else change.channels,
+        )
         return f"done: {left} time point{'s' * (left != 1)} to come"
 
     def refocus(self, position: str, moved_um: float) -> None:

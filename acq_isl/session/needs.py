@@ -13,6 +13,7 @@ from acq_isl.rules.actions import (
     Need,
     NeedsAutofocus,
     NeedsFunction,
+    NeedsOperator,
     NeedsPixelToStage,
     NeedsPreset,
     NeedsProperty,
@@ -41,6 +42,8 @@ def check_need(need: Need, experiment: Experiment, scope: OpenMicroscope) -> Ite
             hardware.require_property_value(device, name, value)
         case NeedsFunction(name=name, arguments=arguments):
             check_function(name, arguments, experiment.folder)
+        case NeedsOperator():
+            yield "a trigger pauses the run until somebody goes on, in the page (--web) or in the window"
         case NeedsAutofocus(device=device):
             hardware.require_autofocus(device)
         case NeedsPixelToStage():

@@ -208,6 +208,11 @@ def test_what_cannot_be_done_is_known_before_anything_moves(
         prepare(experiment, scope)
 
 
+def test_a_pause_that_only_a_person_ends_is_told_before(scope: OpenMicroscope) -> None:
+    experiment = Experiment.from_text(f"{OVERVIEW}triggers:\n{WHEN}{{kind: pause}}\n")
+    assert any("until somebody goes on" in doubt for doubt in prepare(experiment, scope)[1])
+
+
 def test_where_pixels_lie_is_measured_given_or_not_known(scope: OpenMicroscope) -> None:
     assert Hardware(scope.core).pixel_to_stage() is None, "nobody calibrated it in Micro-Manager"
     experiment = Experiment.from_text(OVERVIEW)
