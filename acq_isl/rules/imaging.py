@@ -103,7 +103,7 @@ class ImageField(_Planes):
         for number in range(self.times):
             if number and self.every_s:
                 tools.wait(self.every_s)
-            name = f"_n{number:04d}" if self.times > 1 else ""
+            name = f"_n{number:04d}" if number else ""
             try:
                 self._image(occasion.field, tools, name)
             except ActionRefused as error:

@@ -159,7 +159,7 @@ def explain_light(
     found = []
     for preset in dict.fromkeys(dose.preset for dose in ledger.doses if dose.preset not in planned):
         doses = [dose for dose in ledger.doses if dose.preset == preset]
-        lit = {(dose.time, dose.position) for dose in doses}
+        lit = {(dose.time, round(dose.x_um), round(dose.y_um)) for dose in doses}  # whatever it is called
         spent_ms = sum(dose.ms for dose in doses)
         all_ms = spent_ms / len(lit) * max(fields, len(lit))
         text = f"{preset}: {_amount(limits, preset, spent_ms)} of light on {len(lit)} of {fields} fields"

@@ -82,7 +82,7 @@ IMAGED = {
     "planes of it": ({"kind": "image", "z_offsets_um": (-1, 1)}, [(100, -50, (11.0, 13.0), "A1")]),
     "a series": (
         {"kind": "image", "times": 2},
-        [(100, -50, (12.0,), "A1_n0000"), (100, -50, (12.0,), "A1_n0001")],
+        [(100, -50, (12.0,), "A1"), (100, -50, (12.0,), "A1_n0001")],
     ),
     "a z-stack": (
         {"kind": "z_stack", "range_um": 2, "step_um": 0.5},
@@ -327,7 +327,8 @@ def test_what_was_avoided_is_said() -> None:
     limits = LightLimits(irradiance_mw_cm2={"DAPI": 10})
     ledger = LightLedger(limits, (10, 10))
     ledger.book(light(0, 100, "A1"), 1)
-    ledger.book(light(50, 300, "A2"), 1)
+    ledger.book(light(50, 100, "A2"), 1)
+    ledger.book(light(50, 200, "A2_n0001"), 1)
     ledger.book(light(50, 300, "A2", preset="Phase"), 1)
     assert explain_light(ledger, limits, 20, ["Phase"]) == [
         "DAPI: 0.4 s (4 mJ/cm2 in sum) of light on 2 of 20 fields; imaging all of them would have taken 4 s "

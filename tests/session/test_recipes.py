@@ -48,7 +48,7 @@ def run_small(name: str, output: Path, *faults: Fault) -> RunRecord:
         "overview": experiment.overview.replace(grid_plan=grid),
         "microscope": microscope.model_copy(update={"faults": faults}),
         "choose": choose.model_copy(update={"k": 1}),
-        "prediction_timeout_s": 30.0,
+        "prediction_timeout_s": 30.0 if faults else 600.0,
     }
     return run(experiment.model_copy(update=changes)).record
 

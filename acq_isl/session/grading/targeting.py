@@ -30,12 +30,13 @@ def score_light(imaged: Sequence[Imaged], overview: set[StackKey]) -> LightScore
     """
     overview_ms: dict[str, float] = {}
     stain_ms: dict[str, float] = {}
-    places: dict[str, set[tuple[int, str]]] = {}
+    places: dict[str, set[tuple[int, int, int]]] = {}
     transmitted = {key.channel for key in overview}
     for stack in imaged:
         key = stack.request.key
         if key.channel not in transmitted:
-            places.setdefault(key.channel, set()).add((key.time, key.position))
+            where = key.time, round(stack.request.x_um), round(stack.request.y_um)
+            places.setdefault(key.channel, set()).add(where)  # a series has several names
         sums = overview_ms if key.channel in transmitted else stain_ms
         sums[key.channel] = sums.get(key.channel, 0.0) + sum(
             exposure.light.dose_ms for exposure in stack.exposures
