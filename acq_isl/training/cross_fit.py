@@ -316,8 +316,9 @@ def _with_doubt(score: HeldOutScore, units: Sequence[PixelSums]) -> HeldOutScore
         return score
     fit = calibrate_bright(units)
     return replace(
-        score, scale=fit.scale, slope=fit.slope, coverage=fit.covered, bright_coverage=fit.bright_covered
-    )
+        score, scale=fit.scale, slope=fit.slope, coverage=fit.covered,
+        bright_coverage=fit.bright_covered, predicted_coverage=None,
+    )  # fmt: skip
 
 
 def _result(
