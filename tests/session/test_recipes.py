@@ -56,7 +56,7 @@ def run_small(name: str, output: Path, *faults: Fault) -> RunRecord:
 @pytest.mark.slow
 def test_the_survey_images_the_best_field_within_its_light(tmp_path: Path) -> None:
     record = run_small("survey", tmp_path)
-    assert [field.rank for field in record.fields if field.chosen] == [1]
+    assert [field.rank for field in record.fields if field.chosen] == [1], record.warnings
     assert record.scorecard is not None
     assert record.scorecard.light.fluorescence_ms == {"DAPI": 50.0, "MAP2": 100.0}
     assert [sentence.split(":")[0] for sentence in record.light] == ["DAPI", "MAP2"]
