@@ -67,6 +67,6 @@ class Exposer:
     def _note(self, request: StackRequest, taken: int, then: Then) -> None:
         what = f"interrupt this stack after {taken} of {len(request.z_um)} slices"
         ends: dict[Then, str] = {"finish": "the others follow", "repeat": "all of them are taken again"}
-        line = {"key": asdict(request.key), "rule": "react", "what": what, "why": "an action was due"}
-        self.ledger.write("order", **line, done=ends[then])
-        self.emit(Decided(request.key, "react", what, line["why"], ends[then]))
+        why, key = "an action was due", asdict(request.key)
+        self.ledger.write("order", key=key, rule="react", what=what, why=why, done=ends[then])
+        self.emit(Decided(request.key, "react", what, why, ends[then]))

@@ -64,9 +64,9 @@ def prepare(
         for rule in {each.function: each for each in map(innermost, measurements(experiment))
                      if isinstance(each, PythonFunction)}.values():  # fmt: skip
             functions.check(rule)
-    for rule in map(innermost, measurements(experiment)):
-        if isinstance(rule, ObjectMeasurement):
-            rule.objects_by.check()
+    for measurement in map(innermost, measurements(experiment)):
+        if isinstance(measurement, ObjectMeasurement):
+            measurement.objects_by.check()
     needs = {need: None for trigger in experiment.triggers for need in trigger.do.needs()}
     unsure = [doubt for need in needs for doubt in check_need(need, experiment, scope)]
     camera = camera_of(scope)
