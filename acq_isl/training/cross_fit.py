@@ -7,6 +7,7 @@ In the end a network learns from all fields.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from acq_isl.errors import ExperimentError
+from acq_isl.errors import ExperimentError, TrainingFailed
 from acq_isl.files import write_whole
 from acq_isl.manifest import Label
 from acq_isl.processing.statistics import pearson
@@ -197,6 +198,7 @@ def cross_fit(task: CalibrationTask, folder: Path, tell: OnProgress = lambda _: 
     pretrained = read_pretrained(task.model)
     remarks = check_fields([(item.name, item.load()) for item in task.items])
     config, recipe = _configure(task, pretrained, folder)
+    _check_same(config, pretrained, folder)
     torch.set_num_threads(recipe.threads)
     data, ranges, warnings = _prepare(task, config, folder, tell)
     kind: Task = "new microscope" if {*task.truth} & {*pretrained.manifest.label_names} else "new label"
@@ -225,6 +227,20 @@ def cross_fit(task: CalibrationTask, folder: Path, tell: OnProgress = lambda _: 
         network.config.members / pretrained.network.config.members, _refusals(judged, data),
         (*remarks, *warnings), _show(judged[len(judged) // 2], config),
     )  # fmt: skip
+
+
+def _check_same(config: TrainConfig, pretrained: Pretrained, folder: Path) -> None:
+    """`TrainingFailed` if what lies in the folder was learned from another model, or for other labels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    about = f"{pretrained.manifest.model_dump_json()} {config.model_dump_json(exclude={'data'})}"
+    digest, kept = hashlib.sha256(about.encode()).hexdigest(), folder / "learned.sha256"
+    if not kept.exists():
+        write_whole(kept, digest)
+    elif kept.read_text(encoding="utf-8") != digest:
+        raise TrainingFailed(
+            f"{folder} belongs to a calibration of another model, or with other labels or settings",
+            fix="give another --output, or bring back what was changed",
+        )
 
 
 def _configure(task: CalibrationTask, pretrained: Pretrained, folder: Path) -> tuple[TrainConfig, Recipe]:

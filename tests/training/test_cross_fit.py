@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from acq_isl.errors import PairRefused
+from acq_isl.errors import PairRefused, TrainingFailed
 from acq_isl.manifest import Label, Manifest
 from acq_isl.training import cross_fit as fitting
 from acq_isl.training import fine_tune
@@ -153,3 +153,13 @@ def test_a_saturated_stain_is_refused_before_anything_is_learned(model: Path, tm
     with pytest.raises(PairRefused, match="p0: nuclei is saturated"):
         cross_fit(task(model, saturated), tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*.safetensors"))
+
+
+def test_another_task_in_the_same_folder_is_refused(model: Path, tmp_path: Path) -> None:
+    def saturated(number: int) -> Recording:
+        return recorded(number, brightest=3000)
+
+    with pytest.raises(PairRefused):
+        cross_fit(task(model, saturated), tmp_path / "out")
+    with pytest.raises(TrainingFailed, match="another model"):
+        cross_fit(task(model, saturated, seed=1), tmp_path / "out")
