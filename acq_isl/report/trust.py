@@ -9,7 +9,7 @@ from typing import Any
 
 from acq_isl.processing.sampling import MeanEstimate, horvitz_thompson, naive_mean
 from acq_isl.record import Comparison, RunRecord
-from acq_isl.rules.trusted import SpotScore
+from acq_isl.rules.trusted import SpotScore, score_of
 from acq_isl.stack import Prediction, StackKey
 
 Line = Mapping[str, Any]
@@ -80,8 +80,7 @@ def _check_rows(lines: Sequence[Line]) -> list[CheckRow]:
     scores: dict[str, list[SpotScore]] = {}
     for line in lines:
         if line.get("kind") == "spot_check":
-            r = math.nan if line["r"] is None else float(line["r"])
-            score = SpotScore(line["label"], r, line["found"], line["true"], line["matched"])
+            score = score_of(line)
             scores.setdefault(score.label, []).append(score)
     fallen = {line["label"]: line["why"] for line in lines if line.get("kind") == "trust"}
     return [

@@ -6,8 +6,9 @@ import hashlib
 import math
 import statistics
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from acq_isl.rules.rankings import Choice
 from acq_isl.stack import StackKey
@@ -42,6 +43,12 @@ def object_f1(scores: Sequence[SpotScore]) -> float:
     """2 matched / (found + true), of all together; NaN without any object."""
     objects = sum(score.found + score.true for score in scores)
     return 2 * sum(score.matched for score in scores) / objects if objects else math.nan
+
+
+def score_of(line: Mapping[str, Any]) -> SpotScore:
+    """The score that a line ``spot_check`` of a ledger holds."""
+    r = math.nan if line["r"] is None else float(line["r"])
+    return SpotScore(line["label"], r, line["found"], line["true"], line["matched"])
 
 
 class SpotJudge:

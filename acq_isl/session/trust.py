@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from acq_isl.files import write_whole
 from acq_isl.processing.statistics import pearson
 from acq_isl.protocols import Microscope
 from acq_isl.rules import Measurement
-from acq_isl.rules.trusted import SpotJudge, SpotScore, is_drawn
+from acq_isl.rules.trusted import SpotJudge, SpotScore, is_drawn, score_of
 from acq_isl.session.grading.scores import pair_labels, to_bright_end
 from acq_isl.stack import Counting, NetworkLabel, Prediction, StackKey, StackRequest, Uint16Image
 from acq_isl.storage.decision_log import Ledger
@@ -116,12 +115,6 @@ def judge_of(settings: SpotChecks | None, before: Iterable[Mapping[str, Any]] = 
         if line["kind"] == "spot_check":
             judge.add(score_of(line))
     return judge
-
-
-def score_of(line: Mapping[str, Any]) -> SpotScore:
-    """The score that a line ``spot_check`` of a ledger holds."""
-    r = math.nan if line["r"] is None else float(line["r"])
-    return SpotScore(line["label"], r, line["found"], line["true"], line["matched"])
 
 
 def drawn_fields(experiment: Experiment, fields: Iterable[StackKey]) -> dict[str, list[StackKey]]:

@@ -13,12 +13,12 @@ from acq_isl.engines import describe
 from acq_isl.errors import AcqIslError
 from acq_isl.rules import Choice, Measured
 from acq_isl.rules.deciding import Verdict
-from acq_isl.rules.trusted import SpotJudge, is_drawn, propose
+from acq_isl.rules.trusted import SpotJudge, is_drawn, propose, score_of
 from acq_isl.session.evidence import LEDGERS, STORE, file_hash
 from acq_isl.session.findings import Finding, State
 from acq_isl.session.predict_spool import Models
 from acq_isl.session.rerun import AsRun, Line, Logged, Rerun, StoredOutcomes, key_of, number, planned_requests
-from acq_isl.session.trust import CHECK, GUARD, judge_of, score_of
+from acq_isl.session.trust import CHECK, GUARD, judge_of
 from acq_isl.session.verify_pixels import check_pixels
 from acq_isl.stack import StackKey, StackRequest
 from acq_isl.storage.prediction_store import digest, stored
