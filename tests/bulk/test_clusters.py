@@ -90,7 +90,7 @@ def test_ray(alone: tuple[Path, Path, dict[str, str]], ray_address: str, tmp_pat
     model, plate, expected = alone
     kill, out = Kill("ray::do_chunk"), tmp_path / "out"
     summary = predict_stored([plate], job(model, out, measure=True), Ray(ray_address), watch=kill)
-    assert summary.complete, summary.failed
+    assert kill.killed and summary.complete, summary.failed
     assert digest(out) == expected
 
 
