@@ -53,8 +53,8 @@ def _chart(name: str, curves: Sequence[Curve]) -> Chart:
 
 def _line(curve: Curve, scale: float, strong: bool) -> Line:
     points = curve.points
-    columns = (tuple(scale * value for value in some) for some in _columns(curve))
-    return Line(curve.place, tuple(point.elapsed_s for point in points), *columns, strong)
+    y, doubt = (tuple(scale * value for value in some) for some in _columns(curve))
+    return Line(curve.place, tuple(point.elapsed_s for point in points), y, doubt, strong)
 
 
 def _columns(curve: Curve) -> tuple[list[float], list[float]]:

@@ -192,7 +192,7 @@ def say(manifest: Manifest, name: str, pixels: Uint16Image, condition: Condition
     return ZStack(condition.say(info), pixels, (0.0,) * len(pixels))
 
 
-def sized(truth: Float32Image, size: tuple[int, ...]) -> Float32Image:
+def sized(truth: Float32Image, size: tuple[int, int]) -> Float32Image:
     """(label, y, x) truth with as many rows and columns as the prediction has."""
     if truth.shape[1:] == size:
         return truth
@@ -346,7 +346,8 @@ class _Solver:
         near, costs = self.near[used], self.costs[used]
         out = float(costs.mean())
         square = near.T @ near + _RIDGE * len(near) * np.eye(near.shape[1])
-        return replace(self.start, out=out, weights=np.linalg.solve(square, near.T @ (costs - out)))
+        weights = np.asarray(np.linalg.solve(square, near.T @ (costs - out)), np.float64)
+        return replace(self.start, out=out, weights=weights)
 
 
 def main(words: Sequence[str] | None = None) -> None:

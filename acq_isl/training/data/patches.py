@@ -70,8 +70,8 @@ class Patches:
             ys.append(both)
             live.append(field.live)
         truth, weight = torch.from_numpy(np.stack(ys)).chunk(2, dim=1)
-        known = (weight > 0.999).float()
-        return Batch(torch.from_numpy(np.stack(xs)), truth.contiguous(), known, torch.tensor(live))
+        trusted = (weight > 0.999).float()
+        return Batch(torch.from_numpy(np.stack(xs)), truth.contiguous(), trusted, torch.tensor(live))
 
 
 def _corner(field: Field, rng: np.random.Generator, side_px: int, on_foreground: bool) -> tuple[int, int]:

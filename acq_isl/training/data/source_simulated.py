@@ -106,7 +106,8 @@ def _draw(config: SimulationConfig, index: int) -> _Draw:
     seed = int(rng.integers(2**31))
     x_um, y_um = rng.uniform(-5000, 5000, 2)
     step = rng.uniform(*config.z_step_um) * (-1 if rng.random() < config.reversed_z else 1)
-    z_um = rng.uniform(*config.focus_um) + step * (np.arange(config.planes) - (config.planes - 1) / 2)
+    planes = np.arange(config.planes, dtype=np.float64) - (config.planes - 1) / 2
+    z_um = np.asarray(rng.uniform(*config.focus_um) + step * planes, np.float64)
     pixel = rng.uniform(*config.pixel_um)
     # What is switched off draws nothing, so that older configurations give what they gave.
     life, time_s = (Life(), 0.0) if config.dying == _OFF else _dying(config, rng)
