@@ -184,7 +184,8 @@ def recover(
         out.print("nothing to recover: what is measured is predicted or refused, and the report is there")
     else:
         words = f"{counted(done.predicted, 'stack')} predicted, {done.refused} refused, {done.left} left"
-        out.print(f"[bold]{words}[/]; {done.chosen} fields chosen" if choose else f"[bold]{words}[/]")
+        chosen = f"; {counted(done.chosen, 'field')} chosen" if choose else ""
+        out.print(f"[bold]{words}[/]{chosen}")
         out.print(f"report   {escape(str(done.report))}")
     if done.not_imaged:
         out.print(f"{done.not_imaged} fields were not imaged; 'acq-isl run EXPERIMENT --resume RUN' goes on")

@@ -177,7 +177,7 @@ class StopRun(Action):
         return "stop the run"
 
     def carry_out(self, occasion: Occasion, tools: ActionTools) -> str:
-        tools.stop(f"{occasion.decision.rule}: {occasion.decision.why}")
+        tools.stop(f"stopped by the trigger {occasion.decision.rule!r}")
         return "done"
 
 

@@ -11,8 +11,11 @@ from acq_isl.events import EventHandler, StateChanged
 _LOOK_S = 0.1
 
 
+_BY_OPERATOR = "stopped by the operator"
+
+
 class Stopped(Exception):
-    """The operator ended the run; it is wound up in order."""
+    """The operator or a rule, as its text says, ended the run; it is wound up in order."""
 
 
 class Operator:
@@ -31,6 +34,7 @@ class Operator:
     ) -> None:
         self._commands, self._visit, self._note, self._emit = commands, visit, note, emit
         self._state: Literal["running", "paused", "stopping"] = "running"
+        self._why = ""
 
     @property
     def paused(self) -> bool:
@@ -39,6 +43,11 @@ class Operator:
     @property
     def stopping(self) -> bool:
         return self._state == "stopping"
+
+    @property
+    def stopped_it(self) -> bool:
+        """Whether the operator ended the run, not a rule."""
+        return self.stopping and self._why == _BY_OPERATOR
 
     def pause(self, why: str) -> None:
         """Wait, from the next stack on, until the operator goes on; ``why`` is for people."""
@@ -63,7 +72,7 @@ class Operator:
         for command in self._commands():
             self._note(describe(command), self._carry_out(command))
         if self._state == "stopping":
-            raise Stopped
+            raise Stopped(self._why)
 
     def _carry_out(self, command: Command) -> str:
         if self._state == "stopping":
@@ -74,7 +83,7 @@ class Operator:
             case Resume():
                 self._change("running", "")
             case Stop():
-                self._change("stopping", "stopped by the operator")
+                self._change("stopping", _BY_OPERATOR)
             case GoTo():
                 done = self._visit(command)
                 # Going on at once would drive away again before anybody has looked.
@@ -85,5 +94,5 @@ class Operator:
         return "done"
 
     def _change(self, state: Literal["running", "paused", "stopping"], why: str) -> None:
-        self._state = state
+        self._state, self._why = state, why
         self._emit(StateChanged(state, why))

@@ -98,7 +98,7 @@ class Session:
     @property
     def stopped(self) -> bool:
         """Whether an operator has ended it."""
-        return self._operator.stopping
+        return self._operator.stopped_it
 
     def take_up(
         self,
@@ -139,9 +139,9 @@ class Session:
                 visited = [(field, RULE) for field in self._choose(due)]
                 guarded = self.trust.guard(self._imaged(due))
                 self._revisit([*visited, *((self.fields[key], GUARD) for key in guarded)])
-        except Stopped:
+        except Stopped as stopped:
             n = len(self.acquired)
-            self.warnings.append(f"stopped by the operator after {n} stack{'s' * (n != 1)}")
+            self.warnings.append(f"{stopped} after {n} stack{'s' * (n != 1)}")
             self._take_all()
         finally:
             self.warnings += self._measured.warnings

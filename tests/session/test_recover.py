@@ -317,7 +317,7 @@ def test_a_killed_program_loses_nothing(tmp_path: Path) -> None:
     for index in (folder / "measured_1").glob(INDEX):
         index.write_bytes(index.read_bytes()[:50])  # as if the power had failed
     done = program("recover", folder, "--choose")
-    assert done.returncode == 0 and "1 fields chosen" in done.stdout and "--resume" in done.stdout, done
+    assert done.returncode == 0 and "1 field chosen" in done.stdout and "--resume" in done.stdout, done
     assert "nothing to recover" in program("recover", folder, "--choose").stdout
     done = program("run", path, "--resume", folder)
     assert done.returncode == 0, done.stdout + done.stderr
