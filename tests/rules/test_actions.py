@@ -140,7 +140,7 @@ DONE = {
     "focus": ({"kind": "autofocus", "device": "PFS"}, ("focus", "A1", "PFS")),
     "wait": ({"kind": "wait", "seconds": 2}, ("wait", 2.0)),
     "pause": ({"kind": "pause"}, ("pause", "bright: it is bright")),
-    "stop": ({"kind": "stop"}, ("stop", "bright: it is bright")),
+    "stop": ({"kind": "stop"}, ("stop", "stopped by the trigger 'bright'")),
     "change": ({"kind": "change", "interval_s": 9}, PlanChange(interval_s=9.0)),
     "notify": (
         {"kind": "notify", "text": "Look.", "email": ("a@b.c",)},
