@@ -1,7 +1,8 @@
 """A process of its own for one function of the user's that measures: whatever it does, the run goes on.
 
-``python -m acq_isl.hooks.user_process FOLDER FUNCTION`` reads predictions from its standard input, each a
-length (8 bytes) and a pickle, and answers each with a line of JSON. What the function prints is not shown.
+``python -m acq_isl.hooks.user_process FOLDER FUNCTION`` reads predictions from its standard input: each is
+its stack's description and the frames of a result on the wire, all with their lengths (8 bytes) before them.
+It answers each with a line of JSON. What the function prints is not shown.
 """
 
 from __future__ import annotations
@@ -10,21 +11,26 @@ import contextlib
 import json
 import math
 import os
-import pickle
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pydantic import TypeAdapter
+
 from acq_isl.errors import AcqIslError, AcquisitionFailed, ExperimentError
 from acq_isl.hooks.user_calls import call_within, check_function, find_function
 from acq_isl.rules.user import PythonFunction
-from acq_isl.stack import Prediction
+from acq_isl.stack import Prediction, StackInfo
+from acq_isl.stream.codec import decode, prediction_of, result_of
+from acq_isl.stream.messages import Result
 
 _START_S = 60.0  # its module may import what is large
 _LENGTH = 8
 _STARTS = 3
+_FRAMES = 4  # the stack; header, mean and spread of a result
+_INFO = TypeAdapter(StackInfo)
 
 
 class UserProcess:
@@ -58,7 +64,7 @@ class UserProcess:
             raise AcquisitionFailed(f"{self._function} is not called again: {self._given_up}")
         if self._process is None:
             self.start()
-        value, doubt = self._exchange(pickle.dumps(prediction), limit_s)["measured"]
+        value, doubt = self._exchange(_pack(prediction), limit_s)["measured"]
         return math.nan if value is None else value, math.nan if doubt is None else doubt
 
     def close(self) -> None:
@@ -78,7 +84,7 @@ class UserProcess:
 
         def talk() -> bytes:
             if data:
-                to.write(len(data).to_bytes(_LENGTH, "big") + data)
+                to.write(data)
                 to.flush()
             return answers.readline()
 
@@ -129,6 +135,22 @@ class UserMeasurements:
         )
 
 
+def _pack(prediction: Prediction) -> bytes:
+    frames = [_INFO.dump_json(prediction.info), *map(bytes, result_of(0, prediction, 0.0))]
+    return b"".join(len(frame).to_bytes(_LENGTH, "big") + frame for frame in frames)
+
+
+def _unpack(stream: BinaryIO) -> Prediction | None:
+    """The next prediction; None where there is none any more."""
+    frames = [stream.read(int.from_bytes(stream.read(_LENGTH), "big")) for _ in range(_FRAMES)]
+    if not frames[0]:
+        return None
+    message, buffers = decode(frames[1:])
+    if not isinstance(message, Result):
+        raise AcquisitionFailed("what came is no prediction", got=message.type)
+    return prediction_of(message, buffers, _INFO.validate_json(frames[0]))
+
+
 def read_answer(result: Any) -> tuple[float | None, float | None]:
     """What a function returned: a number, or a number and its doubt; ValueError if it is neither."""
     values = result if isinstance(result, tuple) and len(result) == 2 else (result, math.nan)
@@ -165,8 +187,7 @@ def _serve(folder: Path, name: str, tell: Callable[[dict[str, Any]], None], pred
         tell({"error": error.what if error.got is None else f"{error.what}: {error.got}", "fix": error.fix})
         return
     tell({"ready": True})
-    while head := predictions.read(_LENGTH):
-        prediction: Prediction = pickle.loads(predictions.read(int.from_bytes(head, "big")))
+    while (prediction := _unpack(predictions)) is not None:
         tell(_answer(function, name, prediction))
 
 

@@ -40,7 +40,8 @@ Door = Callable[[Heights], object]
 
 MODEL = tiny.MANIFEST
 PIXELS = np.random.default_rng(0).integers(500, 4000, (12, 48, 48), dtype=np.uint16)
-STAIN = np.random.default_rng(1).integers(500, 4000, (48, 48), dtype=np.uint16)
+STAIN = np.random.default_rng(1).integers(500, 900, (48, 48), dtype=np.uint16)
+STAIN[8:22, 8:22] += 8000  # a cell: a stain without any is refused by name
 
 
 def stack(z_um: Heights) -> ZStack:

@@ -39,8 +39,8 @@ def test_the_main_job_needs_nothing_that_only_linux_has(tmp_path: Path) -> None:
     path.write_text(ONE_FIELD, encoding="utf-8")
     done = run_poorer("-m", "acq_isl", "run", str(path), "--output", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert "13 captured, 13 predicted" in " ".join(done.stdout.split())
     (folder,) = tmp_path.glob("*_poorer")
+    assert list(folder.glob("predictions.ome.zarr/*/*/p00*")), done.stdout
     assert verify(folder / "decisions.jsonl").closed
     assert Experiment.from_yaml(folder / "experiment.yaml").name == "poorer"
 

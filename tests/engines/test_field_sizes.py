@@ -21,7 +21,7 @@ def predicted(rows, columns, timeout_s):
 
 
 def check(found, shape, least_windows):
-    assert tuple(found["shape"]) == (3, *shape) and found["finite"]
+    assert tuple(found["shape"]) == (4, *shape) and found["finite"]
     assert len(found["compared"]) >= 2 * least_windows  # of mean and spread
     for difference, contrast in found["compared"]:
         assert difference < 1e-5

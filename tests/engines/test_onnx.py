@@ -267,9 +267,9 @@ def test_a_model_that_is_not_there_is_named(tmp_path):
 
 
 def test_without_the_demo_model_it_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr("acq_isl.engines.model_file._DEMO_FILE", "gone.onnx")
+    monkeypatch.setattr("acq_isl.engines.model_file.SHIPPED", ("gone",))
     with pytest.raises(ModelError, match=r"gone\.onnx.*to fix: install acq-isl again"):
-        load_engine("demo")
+        load_engine("gone")
 
 
 def test_the_demo_model_loads_and_predicts_alike_in_tiles():

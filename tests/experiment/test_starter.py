@@ -76,7 +76,7 @@ COUNT = "{kind: object_count, label: nuclei}"
             2,
             "wrong the trigger 't' is contradictory",
         ),
-        ("{measurement: {kind: length, label: dead}, above: 5, unit: um}", 2, "there is no label 'dead'"),
+        ("{measurement: {kind: length, label: glia}, above: 5, unit: um}", 2, "there is no label 'glia'"),
     ],
 )
 def test_an_experiment_is_explained(tmp_path: Path, when: str, code: int, says: str) -> None:

@@ -55,7 +55,8 @@ def field(
 
 def imaged(name: str, channel: str, *taken: Taken, exposure_ms: float = 10.0) -> Imaged:
     z_um = tuple(one.light.z_um for one in taken)
-    return Imaged(StackRequest(key(name, channel), 0.0, 0.0, z_um, "Channel", channel, exposure_ms), taken)
+    x_um = 50.0 if name == "b" else 0.0
+    return Imaged(StackRequest(key(name, channel), x_um, 0.0, z_um, "Channel", channel, exposure_ms), taken)
 
 
 def discs(centres: list[tuple[int, int]], bright: float = 1.0) -> np.ndarray:
@@ -236,7 +237,9 @@ def test_light_is_matched_to_stacks_between_entries_of_the_ledger() -> None:
         Taken(Light(0, 0, 0, 0, 1, 1, channel, 5.0), began_s + after_s)
         for channel, after_s in (("Phase", 0.1), ("DAPI", 0.2), ("Phase", 0.9), ("DAPI", 1.5), ("DAPI", 2.5))
     ]
-    lines = [{"kind": "decision"}, *({"kind": "dose", "time": time} for time in times)]
+    places = [{"position": one.key.position, "channel": one.key.channel} for one in requests]
+    doses = [{"kind": "dose", "time": time, **place} for time, place in zip(times, places, strict=True)]
+    lines = [{"kind": "decision"}, *doses]
     found = match_light(requests, taken, lines)
     assert found == {key("b"): (taken[0], taken[2]), key("b", "DAPI"): (taken[3],)}
 

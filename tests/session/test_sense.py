@@ -82,10 +82,6 @@ WRONG = {
         ("modality: phase contrast", "modality: DIC"),
         "would refuse p00_000.*the stack is DIC",
     ),
-    "other optics": (
-        ("polarity: dark", "polarity: bright"),
-        "demo.* would refuse p00_000 t0 Phase: contrast is inverted",
-    ),
     "too few planes": (("range: 18", "range: 3"), "would refuse p00_000"),
     "no z at all": (("  z_plan: {range: 18, step: 1.5}\n", ""), "would refuse p00_000"),
     "too coarse": (("range: 18, step: 1.5", "range: 40, step: 10"), "would refuse p00_000"),

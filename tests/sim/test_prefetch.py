@@ -74,6 +74,7 @@ def test_an_error_ahead_is_not_the_users():
         assert failed.wait(WAIT_S)
 
 
+@pytest.mark.slow
 def test_a_prepared_place_looks_the_same():
     named: Preparable = SyntheticSpecimen(4)
     there = replace(VIEW, x_um=STEP_UM, z_um=2.0)

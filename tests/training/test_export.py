@@ -110,7 +110,14 @@ def test_the_file_says_what_it_is(model_path):
     assert [o.name for o in model.graph.output] == ["mean", "spread"]
 
 
-@pytest.mark.parametrize(("kind", "members"), [("unet", 1), ("separable", 1), ("convnext", 2)])
+@pytest.mark.parametrize(
+    ("kind", "members"),
+    [
+        ("unet", 1),
+        pytest.param("separable", 1, marks=pytest.mark.slow),
+        pytest.param("convnext", 2, marks=pytest.mark.slow),
+    ],
+)
 def test_the_file_says_where_its_parts_are(kind, members, tmp_path):
     network = LiveNetwork(replace(CONFIG, kind=kind, members=members)).eval()
     path = tmp_path / "model.onnx"

@@ -102,6 +102,7 @@ def test_training_learns(fields, precision):
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
 
 
+@pytest.mark.slow
 def test_a_weight_on_what_is_bright_brightens_what_is_in_doubt():
     """A stack that tells nothing: all there is to learn is one brightness, the weighted mean of the truth."""
     rng = np.random.default_rng(0)

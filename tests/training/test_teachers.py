@@ -129,6 +129,7 @@ def test_another_file_at_the_same_place_is_another_run(tmp_path):
     assert teaching.digest() != before
 
 
+@pytest.mark.slow
 def test_a_pupil_that_looks_at_fewer_planes_becomes_a_model_of_those(tmp_path):
     """The teacher looks at all of them."""
     five = replace(SIZE, planes=5)
