@@ -43,8 +43,8 @@ def rows(manifest):
         ("wells seen", "A1, A2, A3, A4, A5, A6 and 3 more"),
         ("held out by", "well"),
         ("data licence", "CC BY 4.0"),
-        ("gate", "refuses stacks that look unlike its training set, and says in what and what to do; of stacks "
-         "like it, 3 % were refused, too (features 1.03, focus 1.85)"),
+        ("gate", "refuses stacks that look unlike its training set, and says in what and what to do; of "
+         "stacks like it, 3 % were refused, too (features 1.03, focus 1.85)"),
         ("evaluated nuclei", "pearson 0.912, mae 0.05 (held-out wells; n = 4, split by well)"),
         ("tiles", "from 32 px to 96 px in steps of 8 px, halo 4 px"),
         ("statistic", "median of each pixel's intensity, and its spread"),
