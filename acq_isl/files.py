@@ -91,8 +91,9 @@ def load_yaml(text: str) -> Any:
     Raises
     ------
     yaml.YAMLError
-        It is no YAML, or larger, more deeply nested or more often repeated by aliases than anybody writes:
-        a few lines of aliases may stand for a billion values, which whoever checks them would go through.
+        It is no YAML, gives a key twice (YAML takes the last in silence), or is larger, more deeply nested or
+        more often repeated by aliases than anybody writes: a few lines of aliases may stand for a billion
+        values, which whoever checks them would go through.
     """
     import yaml
 
@@ -103,6 +104,8 @@ def load_yaml(text: str) -> Any:
             return None
         if _count_values(node, {}) > _MOST_VALUES:
             raise yaml.YAMLError(f"it stands for more than {_MOST_VALUES} values")
+        if twice := _find_repeated_key(node, set()):
+            raise yaml.YAMLError(twice)
         return loader.construct_document(node)
     except RecursionError as error:
         raise yaml.YAMLError("it is nested too deeply, or contains itself") from error
@@ -110,6 +113,23 @@ def load_yaml(text: str) -> Any:
         raise yaml.YAMLError(str(error)) from error
     finally:
         loader.dispose()
+
+
+def _find_repeated_key(node: yaml.Node, seen: set[int]) -> str:
+    """The first key that a mapping gives twice, and where; empty if there is none."""
+    if id(node) in seen or not isinstance(node.value, list):
+        return ""
+    seen.add(id(node))
+    keys: set[tuple[str, str]] = set()
+    for part in node.value:
+        key, value = part if isinstance(part, tuple) else (None, part)
+        if key is not None and isinstance(key.value, str):
+            if (key.tag, key.value) in keys:
+                return f"line {key.start_mark.line + 1}: {key.value!r} is given twice; keep one of them"
+            keys.add((key.tag, key.value))
+        if found := _find_repeated_key(value, seen):
+            return found
+    return ""
 
 
 def _count_values(node: yaml.Node, known: dict[int, int]) -> int:

@@ -103,7 +103,9 @@ class UserProcess:
             raise AcquisitionFailed(f"{self._function} ended its process", fix="let it return instead")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise ExperimentError(answer["error"], wanted=answer.get("wanted"), fix=answer.get("fix"))
+            # Whatever a function raises must be fit for a report: no halves of characters.
+            what = str(answer["error"]).encode("utf-8", "replace").decode()
+            raise ExperimentError(what, wanted=answer.get("wanted"), fix=answer.get("fix"))
         return answer
 
 
@@ -160,7 +162,7 @@ def read_answer(result: Any) -> tuple[float | None, float | None]:
             raise ValueError(f"returned {value!r}")
         try:
             number = float(value)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"returned {type(value).__name__}") from error
         if math.isinf(number):
             raise ValueError("returned what is not finite")
@@ -187,8 +189,12 @@ def _serve(folder: Path, name: str, tell: Callable[[dict[str, Any]], None], pred
         tell({"error": error.what if error.got is None else f"{error.what}: {error.got}", "fix": error.fix})
         return
     tell({"ready": True})
+    process = os.getpid()
     while (prediction := _unpack(predictions)) is not None:
-        tell(_answer(function, name, prediction))
+        answer = _answer(function, name, prediction)
+        if os.getpid() != process:  # the function forked: one answer is enough
+            os._exit(0)
+        tell(answer)
 
 
 def main() -> None:

@@ -43,6 +43,10 @@ def test_what_nobody_writes_is_an_error_of_yaml_and_of_the_experiment(text: str)
 
 def test_what_people_write_is_read() -> None:
     assert load_yaml("") is None
+    for twice in ("a: 1\nb: 2\na: 3\n", "limits: {x: 1, x: 2}", "- {b: [{c: 1, c: 1}]}"):
+        with pytest.raises(yaml.YAMLError, match="given twice"):
+            load_yaml(twice)
+    assert load_yaml("[{a: 1}, {a: 2}]") == [{"a": 1}, {"a": 2}]
     assert load_yaml("a: &x {b: 1}\nc: *x\n") == {"a": {"b": 1}, "c": {"b": 1}}
     assert load_yaml("when: 2026-02-28T10:00:00") == yaml.safe_load("when: 2026-02-28T10:00:00")
 

@@ -64,7 +64,8 @@ def _show_findings(findings: Sequence[Finding]) -> None:
     show_table(table)
     off = sum(finding.state == "differs" for finding in findings)
     unsure = sum(finding.state == "not verified" for finding in findings)
-    words = f"[red bold]{off} things differ[/]" if off else "[green]nothing differs[/]"
+    differ = f"{off} thing{'s differ' if off != 1 else ' differs'}"
+    words = f"[red bold]{differ}[/]" if off else "[green]nothing differs[/]"
     out.print(words + (f"; {unsure} could not be verified" if unsure else ""))
 
 

@@ -47,6 +47,12 @@ class SpotChecks(StrictModel):
     seed: int = 0
     """Of the draw: the same seed draws the same fields."""
 
+    @model_validator(mode="after")
+    def _enough(self) -> SpotChecks:
+        if self.over < self.least:
+            raise ValueError(f"least {self.least} is more than over {self.over}, so nothing would be judged")
+        return self
+
 
 class BiasGuard(StrictModel):
     """A random share of the fields is revisited whatever the rules say, so that means over all are known."""

@@ -112,9 +112,12 @@ def _estimate_rows(record: RunRecord, asked: Line) -> list[EstimateRow]:
     by_label: dict[str, list[Comparison]] = {}
     for comparison in record.comparisons:
         by_label.setdefault(comparison.label, []).append(comparison)
-    rows = []
+    rows, presets = [], _presets(asked)
     for label, some in by_label.items():
-        known = [(each, _probability(each, causes, shares)) for each in some]
+        known = []
+        for each in some:
+            own = {why: p for why, p in shares.items() if each.channel in presets[why] or not presets[why]}
+            known.append((each, _probability(each, causes, own)))
         sure = [(each, p) for each, p in known if p > 0]
         if any(each.found or each.true for each, _ in sure):
             objects = [float(each.true) for each, _ in sure]
@@ -122,6 +125,14 @@ def _estimate_rows(record: RunRecord, asked: Line) -> list[EstimateRow]:
         bright = [float(each.measured.mean()) for each, _ in sure]
         rows.append(_row(record, f"{label}: {_BRIGHT}", sure, bright))
     return rows
+
+
+def _presets(asked: Line) -> dict[str, set[str]]:
+    """Which presets spot checks and bias guard each stain with."""
+    truth = (asked.get("spot_checks") or {}).get("truth") or asked.get("truth") or {}
+    channels = (asked.get("revisit") or {}).get("channels") or ()
+    revisited = {each if isinstance(each, str) else each["config"] for each in channels}
+    return {_CHECK: set(truth.values()), _GUARD: revisited}
 
 
 def _probability(each: Comparison, causes: Mapping[StackKey, set[str]], shares: Mapping[str, float]) -> float:

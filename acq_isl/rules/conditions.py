@@ -92,8 +92,8 @@ class Threshold(StrictModel):
         """What is wanted of the value, for people, such as ``above 10.0 % of the area``."""
         unit, (low, high) = self.measurement.measured_in, self.interval
         if self.between is not None:
-            return f"between {unit.write_plain(low)} and {unit.write(high)}"
-        return f"{self.side} {unit.write(self.value)}"
+            return f"between {unit.write_limit(low)} and {unit.write_limit(high)}"
+        return f"{self.side} {unit.write_limit(self.value)}"
 
     def _own(self, value: float) -> float:
         return value if self.unit is None else convert(value, self.unit, self.measurement.measured_in)
@@ -200,7 +200,7 @@ def describe(condition: Condition) -> str:
             words = f"{condition.measurement.title} is {condition.wanted}"
             if condition.hysteresis:
                 unit = condition.measurement.measured_in
-                words += f", and then until it has come back by {unit.write(condition.own_hysteresis)}"
+                words += f", and then until it has come back by {unit.write_limit(condition.own_hysteresis)}"
         case AllOf(all=parts):
             words = f"({' and '.join(map(describe, parts))})" if len(parts) > 1 else describe(parts[0])
         case AnyOf(any=parts):

@@ -172,18 +172,20 @@ class Decider:
         if (index, key.time, place) in self._closed or not (close or len(seen) == len(members)):
             return
         self._closed.add((index, key.time, place))
-        known = {each: one.values for each, one in seen.items() if one.values is not None}
+        known = {each: one.values for each, one in seen.items() if one.values and _is_known(one.values)}
         named = "the run" if whole else named_well(key.position)
         if len(known) < max(trigger.require * len(members) - _ROUNDING, 1):
             missing = f"{len(members) - len(known)} of {len(members)} fields"
-            why = f"No decision: {missing} of {named} are not predicted."
+            predicted = sum(one.values is not None for one in seen.values())
+            what = "predicted" if predicted < len(members) else "measured"
+            why = f"No decision: {missing} of {named} are not {what}."
             yield Verdict(index, hold_back(trigger, key, why), "nothing")
             return
         values = {
             m: _summary(trigger, m, [v[m] for v in known.values()], named) for m in trigger.measurements
         }
         found = self._evaluate(index, place, values)
-        at = _strongest(trigger, known)  # a decision on several fields is carried out at one of them
+        at = _most_concerned(trigger, known)  # a decision on several fields is carried out at one of them
         doubt = next(filter(None, (one.doubt for one in seen.values())), "")
         yield self._weigh(index, conclude(trigger, at, found, self.fired[index]), doubt, age_s)
 
@@ -202,6 +204,11 @@ class Decider:
             return Verdict(index, decision, "late", explain_late(age_s, deadline_s))
         self.fired[index] += 1
         return Verdict(index, decision, "act")
+
+
+def _is_known(values: Values) -> bool:
+    """Whether a field has a number of everything that is measured."""
+    return all(each is not None and math.isfinite(each.value) for each in values.values())
 
 
 def _light(outcome: Outcome) -> Outcome:
@@ -232,16 +239,17 @@ def _doubt(statistic: Statistic, doubts: Sequence[float]) -> float:
     return math.hypot(*doubts) / (len(doubts) if statistic == "mean" else 1)
 
 
-def _strongest(trigger: Trigger, fields: Mapping[StackKey, Values]) -> StackKey:
-    """The field that has most to do with the decision."""
+def _most_concerned(trigger: Trigger, fields: Mapping[StackKey, Values]) -> StackKey:
+    """Of the fields that meet the condition by themselves, or of all if none does, the most extreme one."""
     first = trigger.thresholds[0]
-    sign = -1 if first.side == "below" else 1
+    own = [key for key, values in fields.items() if evaluate(trigger.when, values)[0].holds]
 
     def strength(key: StackKey) -> float:
         found = fields[key][first.measurement]
-        return sign * found.value if found is not None and math.isfinite(found.value) else -math.inf
+        value = found.value if found is not None and math.isfinite(found.value) else -math.inf
+        return -value if first.side == "below" else value
 
-    return max(fields, key=strength)
+    return max(own or fields, key=strength)
 
 
 def unlike_training(outcome: Outcome) -> str:

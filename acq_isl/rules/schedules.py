@@ -85,7 +85,7 @@ class RevisitWhen(_Schedule):
 
     @property
     def title(self) -> str:
-        rest = f"others at every {self.else_every}. time point" if self.else_every else "others never again"
+        rest = f"others once in {self.else_every} time points" if self.else_every else "others never again"
         return f"a field is imaged again while {describe(self.when)}; {rest}"
 
     @property

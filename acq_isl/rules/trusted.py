@@ -66,7 +66,8 @@ class SpotJudge:
         scores.append(score)
         if score.label in self.propose_only or len(scores) < self._least:
             return ""
-        known = [one.r for one in scores if math.isfinite(one.r)]
+        # A prediction without any contrast does not resemble a stain that has objects.
+        known = [one.r if math.isfinite(one.r) else 0.0 for one in scores if math.isfinite(one.r) or one.true]
         found = {"r": statistics.fmean(known) if known else math.nan, "F1": object_f1(list(scores))}
         bars = {"r": self._r, "F1": self._f1}
         low = [

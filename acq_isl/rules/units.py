@@ -37,6 +37,13 @@ class Unit:
         high = f" to {self.high:g}" if np.isfinite(self.high) else " on" if low else ""
         return f"{self.name}{low}{high}"
 
+    def write_limit(self, value: float) -> str:
+        """A threshold as `write` does, but with all its digits: above .5 objects is not above 0."""
+        exact = value * self.scale
+        if abs(float(self.write_plain(value)) - exact) <= 1e-9 * max(abs(exact), 1.0):
+            return self.write(value)
+        return f"{exact:g} {self.text or self.name}"
+
     def write_plain(self, value: float) -> str:
         """The number alone, in the unit that `write` puts behind it."""
         return f"{value * self.scale:.{self.digits}f}"

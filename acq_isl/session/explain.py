@@ -12,7 +12,7 @@ from acq_isl.rules.conditions import describe
 from acq_isl.rules.label_names import Labels
 from acq_isl.rules.lint import Lint, lint_model, lint_ranking, lint_schedule, lint_trigger
 from acq_isl.rules.series import ALL_FIELDS, well_name
-from acq_isl.session.replay import PlannedStacks
+from acq_isl.session.replay import Act, PlannedStacks
 from acq_isl.session.trust import GUARD, check_stacks, drawn_fields, explain_trust
 from acq_isl.stack import StackRequest
 
@@ -70,6 +70,9 @@ def lint(experiment: Experiment, plan: Sequence[Cycle], labels: Labels | None = 
     found: list[Lint] = []
     for trigger in experiment.triggers:
         found += lint_trigger(trigger, times, len(wells))
+        if plan and plan[0].requests and (said := _act_at(plan[0].requests[0], experiment, trigger).what):
+            where = f"the trigger {trigger.name!r}"
+            found.append(Lint("warning", where, said.strip(" ()"), "change what it does, or the limits"))
         found += lint_model(f"the trigger {trigger.name!r}", trigger.measurements, labels) if labels else ()
     if experiment.choose is not None:
         found += lint_ranking(experiment.choose, times)
@@ -122,8 +125,7 @@ def _costs(experiment: Experiment, plan: Sequence[Cycle]) -> Iterator[Cost]:
         return
     first = overview[0]
     for trigger in experiment.triggers:
-        decision = Decision(first.key, trigger.name, "", "", 0.0, 0.0, trigger.do)
-        stacks = PlannedStacks(experiment, {first.key: first}).act(decision).stacks
+        stacks = _act_at(first, experiment, trigger).stacks
         for channel, asked in _by_channel(stacks).items():
             name = f"trigger {trigger.name!r}"
             yield Cost(name, channel, sum(map(_light_ms, asked)), min(trigger.at_most, len(overview)))
@@ -141,6 +143,12 @@ def _costs(experiment: Experiment, plan: Sequence[Cycle]) -> Iterator[Cost]:
             stacks = () if experiment.revisit is None else visits(experiment.revisit, first, 0)
         for channel, asked in _by_channel(stacks).items():
             yield Cost(what, channel, sum(map(_light_ms, asked)), len(fields))
+
+
+def _act_at(field: StackRequest, experiment: Experiment, trigger: Trigger) -> Act:
+    """What a trigger does at a field; its ``what`` is empty unless something is in its way."""
+    decision = Decision(field.key, trigger.name, "", "", 0.0, 0.0, trigger.do)
+    return PlannedStacks(experiment, {field.key: field}).act(decision)
 
 
 def _light_ms(request: StackRequest) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
+from acq_isl.errors import ActionRefused
 from acq_isl.events import Decided, EventHandler
 from acq_isl.protocols import InterruptibleMicroscope, Microscope
 from acq_isl.rules.light import LightLedger
@@ -46,6 +47,8 @@ class Exposer:
         while (taken := microscope.acquire_until(request, interruption.wanted, done)) < planes:
             self._book(request, taken - done)
             then = interruption.act()
+            if then == "repeat" and not self._is_allowed(replace(request, attempt=request.attempt + 1)):
+                then = "finish"
             self._note(request, taken, then)
             done = taken
             if then == "repeat" and taken:
@@ -55,6 +58,14 @@ class Exposer:
                 break
         self._book(request, taken - done)
         return request
+
+    def _is_allowed(self, request: StackRequest) -> bool:
+        """Whether the budgets of light leave room for a stack."""
+        try:
+            self.light.check(request)
+        except ActionRefused:
+            return False
+        return True
 
     def _book(self, request: StackRequest, slices: int) -> None:
         """Write down the light of so many slices."""

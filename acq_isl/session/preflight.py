@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from acq_isl.engines import describe
@@ -70,11 +70,25 @@ def prepare(
     needs = {need: None for trigger in experiment.triggers for need in trigger.do.needs()}
     unsure = [doubt for need in needs for doubt in check_need(need, experiment, scope)]
     camera = camera_of(scope)
+    _check_budgeted(experiment, hardware, {request.group for request in planned})
     check_light(experiment, plan)
     doubts = (*_missing_limits(experiment), *unsure, *find_doubts(experiment, plan, planned, camera))
     if isinstance(experiment.engine, LocalEngine):
         doubts += check_models(experiment, plan, local_labels(experiment), camera)
     return plan, doubts
+
+
+def _check_budgeted(experiment: Experiment, hardware: Hardware, groups: Collection[str]) -> None:
+    """ExperimentError for a budget of a preset that there is not: it would never hold."""
+    light = experiment.limits.light
+    named = {preset for budget in light.budgets for preset in budget.presets} | set(light.irradiance_mw_cm2)
+    there = {preset for group in groups for preset in hardware.presets(group)}
+    if unknown := sorted(named - there):
+        raise ExperimentError(
+            f"limits.light names a preset that there is not: {unknown[0]}",
+            wanted=f"some of {', '.join(sorted(there))}",
+            fix="correct its name, or its budget would never hold",
+        )
 
 
 def camera_of(scope: OpenMicroscope) -> Camera:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from acq_isl.errors import AcqIslError, ExperimentError, StorageError
+from acq_isl.errors import AcqIslError, ExperimentError
 from acq_isl.events import EventHandler, FieldImaged, Predicted, Seen
 from acq_isl.experiment.experiment import Experiment, measurements
 from acq_isl.experiment.planning import Cycle
+from acq_isl.files import write_whole
 from acq_isl.rules.light import LightLedger
 from acq_isl.session.engine import WithoutEngine
 from acq_isl.session.evidence import STORE
@@ -21,7 +22,7 @@ from acq_isl.session.session import Session
 from acq_isl.session.so_far import SoFar, read_so_far
 from acq_isl.session.tools import SessionTools
 from acq_isl.stack import Slice, ZStack
-from acq_isl.storage.decision_log import verify
+from acq_isl.storage.decision_log import read_intact
 from acq_isl.storage.prediction_store import PredictionStore, find, load
 from acq_isl.stream.client import EngineClient
 from acq_isl.view.feed.previews import preview_of
@@ -43,13 +44,19 @@ def resumable(folder: Path, experiment: Experiment) -> SavedPlan:
 
 
 def _set_damaged_aside(ledger: Path) -> None:
-    """A ledger whose last line was cut off is kept as it is, and another one begun."""
-    try:
-        verify(ledger)
-    except StorageError:
-        if ledger.exists():
-            number = len(list(ledger.parent.glob("decisions_damaged_*.jsonl"))) + 1
-            ledger.rename(ledger.with_name(f"decisions_damaged_{number}.jsonl"))
+    """A ledger whose last line was cut off is kept as it is; another one goes on behind its whole lines.
+
+    What they say was spent of light and done by triggers is still true.
+    """
+    if not ledger.exists():
+        return
+    lines, broken = read_intact(ledger)
+    if broken is not None:
+        number = len(list(ledger.parent.glob("decisions_damaged_*.jsonl"))) + 1
+        aside = ledger.rename(ledger.with_name(f"decisions_damaged_{number}.jsonl"))
+        if lines:
+            whole = aside.read_bytes().split(b"\n")[: len(lines)]
+            write_whole(ledger, b"\n".join(whole) + b"\n", durable=True)
 
 
 def cycles_from_now(cycles: tuple[Cycle, ...], so_far: SoFar) -> tuple[Cycle, ...]:

@@ -25,6 +25,7 @@ from acq_isl.rules import (
     Weighted,
 )
 from acq_isl.rules.doing import ACTIONS as DOING
+from acq_isl.rules.doing import ChangePlan
 from acq_isl.rules.imaging import Imaging
 from acq_isl.rules.label_names import Labels
 from acq_isl.rules.measurements import LineMeasurement, ObjectMeasurement
@@ -120,6 +121,15 @@ def _check_action(trigger: Trigger, plan: Sequence[Cycle], limits: Limits, camer
             named = ", ".join(sorted(again))
             what = f"the trigger {trigger.name!r} images {named}, which the overview has imaged"
             raise ExperimentError(what, fix="leave it out, or make a second preset for it")
+    if isinstance(trigger.do, ChangePlan) and trigger.do.channels is not None:
+        there = {request.key.channel for request in fields}
+        if unknown := sorted(set(trigger.do.channels) - there):
+            raise ExperimentError(
+                f"the trigger {trigger.name!r} would leave only channels that the overview has not",
+                wanted=f"some of {', '.join(sorted(there))}",
+                got=", ".join(unknown),
+                fix="name channels of the overview; 'image' takes others",
+            )
     refused: list[ActionRefused] = []
     for request in fields:
         try:

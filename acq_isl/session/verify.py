@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from acq_isl.engines import describe
-from acq_isl.errors import AcqIslError
+from acq_isl.errors import AcqIslError, StorageError
 from acq_isl.rules import Choice, Measured
 from acq_isl.rules.deciding import Verdict
 from acq_isl.rules.trusted import SpotJudge, is_drawn, propose, score_of
@@ -34,8 +34,10 @@ def verify_run(
     """Check the run in a folder; nothing in it is changed.
 
     ``files`` are its model files, if they are not where the experiment says. With ``models`` every stack is
-    predicted again from what was measured. ``tell`` hears how far it came.
+    predicted again from what was measured. ``tell`` hears how far it came. StorageError if there is no run.
     """
+    if not any((folder / name).is_file() for name in LEDGERS):
+        raise StorageError(f"there is no run in {folder}", wanted=f"{LEDGERS[0]} in it", fix="check the path")
     logged = Logged.read(folder)
     requests = planned_requests(folder)
     tell("ledger and files")

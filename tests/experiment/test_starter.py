@@ -63,6 +63,7 @@ triggers:
     when: WHEN
     do: {kind: set_preset, group: Channel, preset: DAPI}
 """
+SETS = "{kind: set_preset, group: Channel, preset: DAPI}"
 COUNT = "{kind: object_count, label: nuclei}"
 
 
@@ -76,6 +77,7 @@ COUNT = "{kind: object_count, label: nuclei}"
             2,
             "wrong the trigger 't' is contradictory",
         ),
+        (f"{{measurement: {COUNT}, above: 0.5}}", 0, "is above 0.5 objects"),
         ("{measurement: {kind: length, label: glia}, above: 5, unit: um}", 2, "there is no label 'glia'"),
     ],
 )
@@ -84,3 +86,11 @@ def test_an_experiment_is_explained(tmp_path: Path, when: str, code: int, says: 
     answer = CliRunner().invoke(cli, ["explain", str(tmp_path / "x.yaml")])
     assert answer.exit_code == code, answer.output
     assert says in answer.output
+
+
+def test_an_action_against_the_limits_is_explained(tmp_path: Path) -> None:
+    when = f"{{measurement: {COUNT}, above: 5}}"
+    text = EXPLAINED.replace("WHEN", when).replace(SETS, "{kind: image, channels: [DAPI], exposure_ms: 500}")
+    (tmp_path / "x.yaml").write_text(text + "limits: {exposure_ms: 100}\n")
+    answer = CliRunner().invoke(cli, ["explain", str(tmp_path / "x.yaml")])
+    assert answer.exit_code == 0 and "would be refused" in answer.output, answer.output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from acq_isl.errors import AcqIslError
+from acq_isl.errors import AcqIslError, ExperimentError
 from acq_isl.hooks import UserMeasurements
 from acq_isl.hooks.user_process import read_answer
 from acq_isl.rules import PythonFunction
@@ -104,3 +105,32 @@ def test_without_a_run_nobody_calls_it() -> None:
     measured = cache.measure(predicted(0), function())
     assert measured is not None and math.isnan(measured.value)
     assert "measure in a run only" in cache.warnings[0]
+
+
+ODD = """
+import os
+
+def forks(prediction):
+    case = float(prediction.label("a").max())
+    if case < 3:
+        os.fork()
+    return case
+
+def half(prediction):
+    raise ValueError("no file \\udcff")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
+def test_an_answer_is_that_of_its_own_question(tmp_path: Path) -> None:
+    (tmp_path / "my_module.py").write_text(ODD)
+    with UserMeasurements(tmp_path) as ask:
+        found = [ask(function("my_module:forks"), predicted(case))[0] for case in (1, 2, 3, 4)]
+    assert found == [1, 2, 3, 4]
+
+
+def test_what_a_function_raises_can_be_written_down(tmp_path: Path) -> None:
+    (tmp_path / "my_module.py").write_text(ODD)
+    with UserMeasurements(tmp_path) as ask, pytest.raises(ExperimentError) as raised:
+        ask(function("my_module:half"), predicted(0))
+    assert str(raised.value).encode()

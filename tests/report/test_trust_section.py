@@ -88,3 +88,13 @@ def test_checks_and_what_became_of_the_label_are_told() -> None:
 def test_a_run_that_asked_for_nothing_of_it_says_nothing() -> None:
     plain = replace(record([], {}), decisions=({"kind": "run", "experiment": {}},))
     assert describe_trust(plain) is None and "Checked on the way" not in render(plain)
+
+
+def test_a_stain_that_only_one_of_two_draws_takes_has_the_chance_of_that_one() -> None:
+    asked = {**SHARES, "truth": {"nuclei": "DAPI"}, "revisit": {"channels": [{"config": "MAP2"}]}}
+    run = {"kind": "run", "experiment": asked}
+    one = record([visit(2, "spot check")], {2: 3})
+    section = describe_trust(replace(one, decisions=(run, visit(2, "spot check"))))
+    assert section is not None
+    share = SHARES["spot_checks"]["share"]
+    assert section.estimates[0].weighted.startswith(f"{3 / share / FIELDS:.3g} (")

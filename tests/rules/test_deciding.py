@@ -162,3 +162,25 @@ def test_a_trigger_acts_at_most_so_often_and_what_it_saw_is_kept() -> None:
     assert (first.kind, second.kind) == ("act", "nothing")
     assert [each.value for each in first.decision.measured] == [pytest.approx(0.9)]
     assert "may act only 1 x" in second.decision.why
+
+
+def test_a_field_that_gave_no_number_is_missing_to_its_well() -> None:
+    made = decider(scope="well", statistic="sum", when={"measurement": MEAN, "below": 5})
+    (verdict,) = course(made, field("A1_0", 0.2), field("A1_1", np.nan))
+    assert verdict.kind == "nothing"
+    assert verdict.decision.why == "No decision: 1 of 2 fields of well A1 are not measured."
+
+
+@pytest.mark.parametrize(
+    ("when", "place"),
+    [
+        ({"not": {"measurement": MEAN, "above": 0.9}}, "A1_1"),
+        ({"measurement": MEAN, "between": [0.4, 0.6]}, "A1_1"),
+        ({"measurement": MEAN, "above": 0.1}, "A1_0"),
+    ],
+    ids=["not above", "between", "above"],
+)
+def test_a_well_is_acted_upon_where_the_condition_holds(when: dict[str, Any], place: str) -> None:
+    made = decider(scope="well", statistic="median", when=when)
+    verdicts = course(made, field("A1_0", 0.95), field("A1_1", 0.5), field("A1_2", 0.3))
+    assert at(verdicts)[-1] == (place, True)

@@ -59,3 +59,13 @@ def test_a_label_that_fell_stays_down_and_others_do_not_fall_with_it() -> None:
     judge = SpotJudge(0.5, None, least=1, over=1)
     assert judge.add(POOR) and not judge.add(GOOD)
     assert judge.add(SpotScore("b", 0.9, 0, 0, 0)) == "" and list(judge.propose_only) == ["a"]
+
+
+def test_a_blank_prediction_of_stained_cells_is_below_the_bar() -> None:
+    judge = SpotJudge(0.5, None, least=2, over=4)
+    blank = SpotScore("nuclei", math.nan, 0, 7, 0)
+    assert judge.add(blank) == "" and "r = 0.00, below 0.5" in judge.add(blank)
+    # Without cells nothing can be said.
+    judge = SpotJudge(0.5, None, least=2, over=4)
+    empty = SpotScore("nuclei", math.nan, 0, 0, 0)
+    assert judge.add(empty) == judge.add(empty) == ""

@@ -103,6 +103,14 @@ WRONG = {
         (DO + "\n", DO.replace("20}", "50}") + "\nlimits: {exposure_ms: 30}\n"),
         "not done: image this field in MAP2.*at most 30 ms",
     ),
+    "channels that the overview has not": (
+        (DO, "{kind: change, channels: [DAPI]}"),
+        "only channels that the overview has not.*Phase.*DAPI",
+    ),
+    "a budget of a misspelt preset": (
+        (DO + "\n", DO + "\nlimits: {light: {budgets: [{per: run, presets: [DAPi], ms: 50}]}}\n"),
+        "a preset that there is not: DAPi",
+    ),
     "other arguments": ((DO, "{kind: call, function: 'math:sqrt'}"), "math:sqrt takes other arguments"),
 }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from acq_isl.errors import StorageError
 from acq_isl.session.evidence import STORE
 from acq_isl.session.findings import Finding
 from acq_isl.session.verify import verify_run
@@ -184,3 +185,8 @@ def test_a_stack_that_is_off_where_others_are_exact_was_changed(
     offs: dict[StackKey, float], states: list[str]
 ) -> None:
     assert [one.state for one in weigh(offs)] == states
+
+
+def test_a_folder_without_a_run_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="there is no run in"):
+        verify_run(tmp_path / "nosuch")
