@@ -18,22 +18,33 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 
 
-def test_the_page_is_the_one_that_is_written() -> None:
+@pytest.fixture(scope="module")
+def written() -> str:
+    return write_reference()
+
+
+@pytest.fixture(scope="module")
+def check() -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(describe_schema())
+
+
+def test_the_page_is_the_one_that_is_written(written: str) -> None:
     page = (ROOT / "docs" / "experiment.md").read_text(encoding="utf-8")
-    assert page == write_reference(), "acq-isl schema --reference > docs/experiment.md"
+    assert page == written, "acq-isl schema --reference > docs/experiment.md"
 
 
-def test_every_key_of_ours_says_what_it_is() -> None:
-    page = write_reference()
+def test_every_key_of_ours_says_what_it_is(written: str) -> None:
+    page = written
     for key in Experiment.model_fields:
         [row] = [line for line in page.split("## ")[1].splitlines() if line.startswith(f"| `{key}` |")]
         assert row.split("|")[4].strip(), key
 
 
 @pytest.mark.parametrize("text", ["choose: {k: 2}", "overvew: {}", "triggers: [{do: {kind: image}}]"])
-def test_editors_underline_what_the_program_refuses(text: str) -> None:
+def test_editors_underline_what_the_program_refuses(
+    check: jsonschema.Draft202012Validator, text: str
+) -> None:
     whole = yaml.safe_load((ROOT / "examples" / "my_scope.yaml").read_text(encoding="utf-8"))
-    check = jsonschema.Draft202012Validator(describe_schema())
     assert check.is_valid(whole)
     assert not check.is_valid(whole | yaml.safe_load(text))
 

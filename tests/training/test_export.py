@@ -84,7 +84,7 @@ def test_the_spread_is_wider_where_more_is_predicted(deployed, tmp_path):
     assert (spread[:, 0] > 1.5 * flat.numpy()[:, 0]).any()
 
 
-@pytest.mark.parametrize("members", [1, 3])
+@pytest.mark.parametrize("members", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_pixels_are_unfolded_once_however_many_members(members, tmp_path):
     """A shuffle of every member's pixels costs as much as a convolution."""
     torch.manual_seed(2)

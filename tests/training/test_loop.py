@@ -385,6 +385,7 @@ train.main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_processes_train_one_network(tmp_path):
     """gloo on the processor: what torchrun does on two GPUs."""
