@@ -15,7 +15,7 @@ from acq_isl.processing.statistics import pearson
 from acq_isl.stack import Float32Image, Uint16Image
 
 _FATAL_ONLY = 4
-_LEAST_SD = 0.02  # of an image of intensities, 0 to 1; less is as good as flat
+LEAST_SD = 0.02  # of an image of intensities, 0 to 1; less is as good as flat
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Agreement:
     pearson: dict[str, float]
     """`correlation` of the mean of each label over all pixels."""
     rms: float
-    """Of the mean's or spread's difference as a share of its SD, or of `_LEAST_SD`; the larger one."""
+    """Of the mean's or spread's difference as a share of its SD, or of `LEAST_SD`; the larger one."""
     distance: float = 0.0
     """Largest change of a distance's median over a tile, which the gate looks at, as a share of its limit, or
     of 1 where that is larger, since limits may be 0; 0 without a gate."""
@@ -67,7 +67,7 @@ def compare(wanted: tuple[Float32Image, ...], got: tuple[Float32Image, ...], man
             name: correlation(wanted[0][:, index], got[0][:, index])
             for index, name in enumerate(manifest.label_names)
         },
-        max(_rms(d) / max(float(w.std()), _LEAST_SD) for d, w in zip(off[:2], wanted[:2], strict=True)),
+        max(_rms(d) / max(float(w.std()), LEAST_SD) for d, w in zip(off[:2], wanted[:2], strict=True)),
         0.0 if manifest.gate is None else _gate_change(wanted[2], got[2], manifest.gate),
     )
 

@@ -17,6 +17,7 @@ import psutil
 from PIL import Image, ImageDraw, ImageFont
 from pydantic_core import to_json
 
+from acq_isl.engines.agreement import LEAST_SD
 from acq_isl.engines.backend import Candidate, LoadOptions
 from acq_isl.engines.backends import find_engines
 from acq_isl.engines.model_file import read_model
@@ -137,7 +138,10 @@ def _row(model: str, name: str, device: str, side: int, runs: dict[str, _Runs], 
     if reference is not None and reference.last is not None and not reference.error:
         ratio = float(np.median(np.array([s.total_ms for s in reference.shares]) / totals))
         pairs = list(zip(run.last.mean, reference.last.mean, strict=True))
-        alike = min(pearson(got, wanted) for got, wanted in pairs)
+        # A label that is nowhere in the picture is noise about zero, which correlates with nothing.
+        alike = min(
+            (pearson(got, wanted) for got, wanted in pairs if wanted.std() >= LEAST_SD), default=float("nan")
+        )
         difference = max(float(np.abs(got - wanted).max()) for got, wanted in pairs)
     middle = run.shares[int(np.argsort(totals)[len(totals) // 2])]
     p50, p95 = (float(np.percentile(totals, percent)) for percent in (50, 95))

@@ -206,8 +206,6 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     except OSError as error:
         what = f"the ledger {path} cannot be read"
         raise StorageError(what, got=error.strerror, fix="check the path") from error
-    if data and not data.endswith(b"\n"):
-        raise _broken(path, data.count(b"\n"), "a last line that was cut off, as after a power failure")
     seal = _START
     for number, raw in enumerate(data.split(b"\n")[:-1]):
         try:
@@ -222,6 +220,8 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             raise _broken(path, number, got)
         seal = held
         yield {**line, _SEAL: held}
+    if data and not data.endswith(b"\n"):
+        raise _broken(path, data.count(b"\n"), "a last line that was cut off, as after a power failure")
 
 
 def _broken(path: Path, number: int, got: str) -> StorageError:

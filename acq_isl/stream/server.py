@@ -150,6 +150,7 @@ class EngineServer:
                 poller.poll(int(_LOOP_S * 1000))
                 self._waker.clear()
                 self._receive()
+                self._unfinished.cut_off()
                 while not self._answers.empty():
                     job, frames = self._answers.get()
                     self._send(self._sessions.answer(job, frames), frames)
@@ -168,7 +169,6 @@ class EngineServer:
             try:
                 identity, *frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
-                self._unfinished.cut_off()
                 return
             self._unfinished.note([identity, *frames])
             try:

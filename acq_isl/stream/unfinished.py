@@ -47,7 +47,10 @@ class UnfinishedMessages:
         """Count a message that was received."""
         if not self._works or not frames:
             return
-        connection = int(frames[-1].get(zmq.SRCFD))
+        try:
+            connection = int(frames[-1].get(zmq.SRCFD))
+        except zmq.ZMQError:  # a way of getting here that has no connection
+            return
         size = sum(len(frame) for frame in frames)
         if connection not in self._taken:  # its beginning was missed: all so far was taken
             size = self._received(connection) or 0
@@ -56,7 +59,7 @@ class UnfinishedMessages:
     def cut_off(self) -> int:
         """End the connections that keep most, until all keep little; how many were ended.
 
-        Call it when all whole messages were received.
+        Call it after receiving: whole messages that wait count as kept.
         """
         if not self._works:
             return 0

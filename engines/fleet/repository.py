@@ -27,7 +27,8 @@ output [
 ]
 instance_group [ {{ kind: KIND_GPU count: 1 }} ]
 
-# Plans are kept beside the model, so that a server that starts again does not build them again.
+# Plans are kept beside the model, which only its owner writes, so that a server that starts again does not
+# build them again. Correct the path where the repository lies elsewhere for the server.
 optimization {{
   execution_accelerators {{
     gpu_execution_accelerator : [ {{
@@ -35,7 +36,7 @@ optimization {{
       parameters {{ key: "precision_mode" value: "{precision}" }}
       parameters {{ key: "max_workspace_size_bytes" value: "4294967296" }}
       parameters {{ key: "trt_engine_cache_enable" value: "true" }}
-      parameters {{ key: "trt_engine_cache_path" value: "/tmp/acq-isl-plans" }}
+      parameters {{ key: "trt_engine_cache_path" value: "{plans}" }}
     }} ]
   }}
 }}
@@ -70,14 +71,15 @@ def write_repository(model: Path | str, folder: Path, *, fp16: bool = True) -> P
     try:
         (place / "1").mkdir(parents=True, exist_ok=True)
         write_whole(place / "1" / "model.onnx", file.content)
-        write_whole(place / "config.pbtxt", write_config(file, fp16=fp16))
+        (place / "plans").mkdir(mode=0o700, exist_ok=True)
+        write_whole(place / "config.pbtxt", write_config(file, place / "plans", fp16=fp16))
     except OSError as error:
         raise ModelError(f"{place} cannot be written", got=str(error), fix="choose another folder") from error
     return place
 
 
-def write_config(file: ModelFile, *, fp16: bool = True) -> str:
-    """What Triton must know of a model, as text of its ``ModelConfig``."""
+def write_config(file: ModelFile, plans: Path, *, fp16: bool = True) -> str:
+    """What Triton must know of a model, as text of its ``ModelConfig``; TensorRT's plans go to ``plans``."""
     manifest = file.info.manifest
     image = f"{len(manifest.labels)}, -1, -1"
     shapes = {name: image for name in file.info.output_names}
@@ -89,5 +91,5 @@ def write_config(file: ModelFile, *, fp16: bool = True) -> str:
     return _CONFIG.format(
         title=f"{manifest.name} {manifest.version}", sha256=file.info.sha256, name=served_name(file.info),
         batch=_BATCH, planes=manifest.planes, outputs=outputs, precision="FP16" if fp16 else "FP32",
-        wait_s=_LIVE_WAIT_US / 1e6, wait_us=_LIVE_WAIT_US, live=_LIVE_QUEUE,
+        plans=plans.resolve().as_posix(), wait_s=_LIVE_WAIT_US / 1e6, wait_us=_LIVE_WAIT_US, live=_LIVE_QUEUE,
     )  # fmt: skip

@@ -170,7 +170,8 @@ def test_the_repository_is_the_model_and_its_queues(tmp_path: Path) -> None:
     assert [output.name for output in config.output] == ["mean", "spread"]
     assert config.optimization.execution_accelerators.gpu_execution_accelerator[0].name == "tensorrt"
     gated = tiny_model.write(tmp_path, manifest=tiny_model.GATED, defect=tiny_model.gated)
-    assert '"distance"' in write_config(read_model(gated))
+    text = write_config(read_model(gated), tmp_path / "plans")
+    assert '"distance"' in text and f'value: "{(tmp_path / "plans").as_posix()}"' in text
 
 
 # --- a real server of the protocol ------------------------------------------------------------------

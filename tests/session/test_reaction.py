@@ -129,3 +129,14 @@ def test_one_stack_may_be_interrupted_at_every_slice_and_is_still_whole(tmp_path
     assert phase == [*slices("Phase", 0), *slices("Phase", 1), *slices("Phase", 2)]
     assert [line for line in scope.log if line.startswith("DAPI")] == [f"DAPI {n} z0" for n in range(3)]
     assert not session.warnings
+
+
+def test_a_stack_is_not_imaged_again_against_a_budget_of_light(tmp_path: Path) -> None:
+    """Five planes of 10 ms, two of them taken: 70 ms with a second attempt, where 60 are allowed."""
+    budget = "{per: field, presets: [Phase], ms: 60}"
+    react = f"{REPEAT}\nlimits: {{light: {{budgets: [{budget}]}}}}"
+    scope, _ = run(tmp_path, react)
+    assert scope.log == [*slices("Phase", 0), *WAYS["it is finished afterwards"][1]]
+    assert not scope.discarded
+    (told,) = [line for line in read(tmp_path / "decisions.jsonl") if line.get("rule") == "react"]
+    assert told["done"] == "the others follow"

@@ -273,6 +273,8 @@ def test_a_run_is_gone_on_with_in_its_own_folder(tmp_path: Path) -> None:
     assert result.record.counts.captured == 9 and result.record.counts.open == 0
     assert any("2 of 3 fields had been imaged" in words for words in result.record.warnings)
     assert verify(folder / "decisions.jsonl").closed and (folder / "decisions_damaged_1.jsonl").exists()
+    booked = {line["position"] for line in read(folder / "decisions.jsonl") if line["kind"] == "dose"}
+    assert booked == {"p00_000", "p00_001", "p00_002"}, "light that was spent before is not forgotten"
     assert "measured_2" in result.report.read_text(encoding="utf-8")
     card = result.record.scorecard  # of what this process imaged
     assert card is not None and sum(card.light.overview_ms.values()) == 3 * 5
