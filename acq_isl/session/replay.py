@@ -141,7 +141,8 @@ def compare_rules(
     cost = _Cost(logged)
     before = _acts_as_run(logged, was.experiment, requests)
     rerun = Rerun(AsRun(experiment, labels), requests, logged)
-    after, proposed = _acts_of(rerun, requests, shown)
+    demoted_after = outcomes.demoted_after if models is None else lambda time: {}
+    after, proposed = _acts_of(rerun, requests, shown, demoted_after)
     label = next((labels.name_in_model(r.first_label) for r in measurements(experiment) if r.labels), "")
     truth = read_truth(folder)
 
@@ -174,8 +175,12 @@ def _check_labels(experiment: Experiment, labels: Labels) -> None:
             )
 
 
+Shown = tuple[Outcome, float, Mapping[str, str]]
+"""An outcome, the age of its field in s, and why labels were only proposed then."""
+
+
 class _Outcomes:
-    """What the rules are shown, in the order in which the run saw it, with the age of the field in s."""
+    """What the rules are shown, in the order in which the run saw it."""
 
     def __init__(
         self, folder: Path, logged: Logged, requests: Mapping[StackKey, StackRequest], labels: Labels
@@ -184,17 +189,26 @@ class _Outcomes:
         self._seen = [line for line in logged.of("outcome") if line["state"] != "not predicted"]
         self.notes: tuple[str, ...] = ()
 
-    def stored(self) -> Iterable[tuple[Outcome, float]]:
+    def stored(self) -> Iterable[Shown]:
         known = StoredOutcomes(self._folder, self._logged, self._requests)
         if self._seen:
-            return ((known.get(line), number(line["age_s"])) for line in self._seen)
+            return (
+                (known.get(line), number(line["age_s"]), _demoted(self._logged, line["n"]))
+                for line in self._seen
+            )
         path = self._folder / STORE
         names = stored(path) if path.exists() else ()
         self.notes = ("an older version made this run: outcomes are shown in the order of the store",)
-        return ((load(path, name), math.nan) for name in names)
+        return ((load(path, name), math.nan, {}) for name in names)
 
-    def predicted(self, models: Models, tell: Callable[[str], object]) -> Iterable[tuple[Outcome, float]]:
-        """Every stack again, by other models; what was not measured to its end is left out."""
+    def demoted_after(self, time: int) -> Mapping[str, str]:
+        """Why labels were only proposed when the fields of a time point were ranked."""
+        later = (line["n"] for line in self._seen if key_of(line).time > time)
+        return _demoted(self._logged, min(later, default=math.inf))
+
+    def predicted(self, models: Models, tell: Callable[[str], object]) -> Iterable[Shown]:
+        """Every stack again, by other models, which spot checks said nothing of; what was not measured to its
+        end is left out."""
         measured = MeasuredRun(self._folder)
         ages: dict[StackKey, float] = {key_of(line): number(line["age_s"]) for line in self._seen}
         keys = [*ages, *(key for key in self._requests if key not in ages)]
@@ -205,7 +219,13 @@ class _Outcomes:
             except (AcqIslError, KeyError):
                 continue
             for outcome in models.predict(stack, self._labels.models):
-                yield outcome, ages.get(key, math.nan)
+                yield outcome, ages.get(key, math.nan), {}
+
+
+def _demoted(logged: Logged, before: float) -> dict[str, str]:
+    """Why labels were only proposed, as spot checks had found before a line of the ledger."""
+    lines = (line for line in logged.of("trust") if line["n"] < before)
+    return {line["label"]: line["why"] for line in lines if line["state"] == "propose only"}
 
 
 def _acts_as_run(
@@ -229,24 +249,33 @@ def _acts_as_run(
 
 
 def _acts_of(
-    rerun: Rerun, requests: Mapping[StackKey, StackRequest], shown: Iterable[tuple[Outcome, float]]
+    rerun: Rerun,
+    requests: Mapping[StackKey, StackRequest],
+    shown: Iterable[Shown],
+    demoted_after: Callable[[int], Mapping[str, str]],
 ) -> tuple[list[Act], int]:
-    """What rules do about outcomes, and how much they only propose."""
+    """What rules do about outcomes, and how much they only propose.
+
+    ``demoted_after`` says why labels were only proposed once a time point was over.
+    """
     plan = PlannedStacks(rerun.experiment, requests)
     verdicts, seen = list[Verdict](), dict[StackKey, None]()
     rerun.expect(list(requests))
-    for outcome, age_s in shown:
+    for outcome, age_s, demoted in shown:
         seen[outcome.info.key] = None
         rerun.take(outcome)
-        verdicts += rerun.decide(outcome.info.key, outcome.model, age_s, {})
+        verdicts += rerun.decide(outcome.info.key, outcome.model, age_s, demoted)
     for time in sorted({key.time for key in seen}):
         verdicts += rerun.close(time)
     found = [plan.act(verdict.decision) for verdict in verdicts if verdict.kind == "act"]
     proposed = sum(verdict.kind == "proposed" for verdict in verdicts)
     order = [key for key in requests if key in seen] or list(seen)
     for time in dict.fromkeys(key.time for key in order):
+        why = rerun.why_propose(demoted_after(time))
         for choice in rerun.choose([key for key in order if key.time == time]):
-            if choice.chosen and rerun.experiment.revisit is not None:
+            if choice.chosen and why:
+                proposed += 1
+            elif choice.chosen and rerun.experiment.revisit is not None:
                 found.append(plan.revisit(choice.key))
     return found, proposed
 

@@ -184,6 +184,10 @@ class Rerun:
             choose_fields(rule, self.labels, [self._field(key) for key in keys], self._cache) if rule else ()
         )
 
+    def why_propose(self, demoted: Mapping[str, str]) -> str:
+        """Why fields are not revisited by what the choice measures; empty if they are."""
+        return next(filter(None, (demoted.get(label, "") for label in self.ranked_by)), "")
+
     def _field(self, key: StackKey) -> Field:
         if key not in self._fields:
             request = self._requests.get(key) or StackRequest(key, 0.0, 0.0, (0.0,), "", key.channel, 0.0)

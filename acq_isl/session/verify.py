@@ -306,8 +306,8 @@ class _Again:
         order = {key: place for place, key in enumerate(self._requests)}
         for time in sorted({key.time for key in lines}):
             keys = sorted((key for key in lines if key.time == time), key=lambda key: order.get(key, 0))
-            choices, rules = self._rerun.choose(keys), self._rerun.ranked_by
-            if why := next(filter(None, (self._judge.propose_only.get(rule, "") for rule in rules)), ""):
+            choices = self._rerun.choose(keys)
+            if why := self._rerun.why_propose(self._judge.propose_only):
                 choices = tuple(propose(choice, why) for choice in choices)
             for choice in choices:
                 self._compare_choice(choice, lines[choice.key])

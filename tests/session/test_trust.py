@@ -14,6 +14,7 @@ from acq_isl.errors import ExperimentError
 from acq_isl.events import Decided
 from acq_isl.experiment.experiment import Experiment
 from acq_isl.rules.trusted import is_drawn
+from acq_isl.session.replay import compare_rules
 from acq_isl.session.trust import CHECK, GUARD, check_settings, check_stacks
 from acq_isl.session.verify import verify_run
 from acq_isl.stack import Distance, Prediction, StackKey, StackRequest, Uint16Image
@@ -75,6 +76,9 @@ def test_a_model_that_fails_its_checks_only_proposes_from_then_on(tmp_path: Path
     assert any("only proposed from now on" in event.what for event in told)
     assert any("only proposed from now on" in warning for warning in session.warnings)
     assert holds(run.folder)
+    own = compare_rules(run.folder, run.folder / "experiment.yaml")
+    assert {change.kind for change in own.changes} == {"kept"}, "replay knows that it was demoted"
+    assert own.after.proposed >= own.before.proposed > 0
 
 
 def test_what_looks_unlike_the_training_set_is_proposed(tmp_path: Path) -> None:
