@@ -147,13 +147,21 @@ def doors(
         config, _ = read_pairs(folder / "pairs.yaml", MODEL, None)
         evaluate(model, [item(z_um, config)], Settings(threads=1))
 
+    # Named, not lambdas: Hypothesis would print those by parsing this file, and the parser of
+    # Python before 3.11.8 raises SystemError when another thread reads a .npy file at that moment.
+    def predict(z_um: Heights) -> None:
+        engine.predict(stack(z_um))
+
+    def files(z_um: Heights) -> None:
+        read_stack(write(z_um), MODEL)
+
     with ExitStack() as opened:
         engine = opened.enter_context(OnnxEngine(model, threads=1))
         yield {
             "dry run": dry_run,
             "hook and engine": captured,
-            "engine": lambda z_um: engine.predict(stack(z_um)),
-            "files": lambda z_um: read_stack(write(z_um), MODEL),
+            "engine": predict,
+            "files": files,
             "train": train,
             "adapt": adapt,
             "evaluate": evaluated,
