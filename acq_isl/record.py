@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from acq_isl.processing.statistics import Amplitude
 from acq_isl.rules.measurements import Measured
 from acq_isl.rules.series import Curve
 from acq_isl.scorecard import Scorecard
@@ -60,6 +61,8 @@ class Comparison:
     """As ``pearson``, of the contrast of transmitted light alone (log z-variance), which is no prediction."""
     ceiling: float = float("nan")
     """As ``pearson``, of the stain exposed again: its noise drawn anew, displaced by 1 um."""
+    amplitude: Amplitude = field(default_factory=Amplitude)
+    """How bright the prediction is beside the stain, this from its 1st to its 99.8th percentile."""
 
 
 @dataclass(frozen=True, slots=True)

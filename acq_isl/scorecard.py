@@ -7,9 +7,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from acq_isl.processing.statistics import Amplitude
+
 _MOST_COUNTS = 12
 _SURE = (0.60, 0.76)  # shares within one SD that are as good as .68
 _NARROW, _TELLING = 0.1, 0.02  # differences of r that say nothing
+_ALIKE = (0.75, 4 / 3)  # slopes and ratios of bright ends that are as good as 1
+_UNKNOWN = Amplitude()
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,7 @@ class LabelScore:
     true: int  # objects really there
     fields: int
     model: str = ""  # which predicts it, if there are several and the label does not say
+    amplitude: Amplitude = _UNKNOWN  # means over fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +150,7 @@ class HeldAgainstStain:
     low: float  # correlations of the fields, least and largest
     high: float
     floor: float  # what the contrast of transmitted light alone scores, on average
+    amplitude: Amplitude = _UNKNOWN  # means over fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +195,8 @@ def _checked(facts: TrustFacts) -> str:
     for held in facts.stained:
         span = f"{held.low:.2f}" if held.low == held.high else f"{held.low:.2f} to {held.high:.2f}"
         beside = f" (contrast alone {held.floor:.2f})" if math.isfinite(held.floor) else ""
-        each.append(f"{held.label} r = {span} in {held.fields} field{'s' * (held.fields != 1)}{beside}")
+        text = f"{held.label} r = {span} in {held.fields} field{'s' * (held.fields != 1)}{beside}"
+        each.append(text + _in_short(held.amplitude))
     text = f"Held against the stain of this run: {'; '.join(each)}."
     if facts.chosen:
         text += " Fields that a rule chose are no fair sample of all."
@@ -226,8 +233,47 @@ def sentences(card: Scorecard) -> tuple[tuple[str, str], ...]:
     return tuple(lines)
 
 
-def weigh(r: float, floor: float, ceiling: float) -> str:
-    """What the correlation of a prediction with its stain says, beside its floor and its ceiling."""
+def weigh(r: float, floor: float, ceiling: float, amplitude: Amplitude = _UNKNOWN) -> str:
+    """What a prediction's correlation with its stain says, beside floor, ceiling and how bright it is."""
+    bright = describe_amplitude(amplitude) if math.isfinite(r) else ""
+    return f"{_place(r, floor, ceiling)} As to brightness, {bright}." if bright else _place(r, floor, ceiling)
+
+
+def describe_amplitude(amplitude: Amplitude) -> str:
+    """Whether a prediction is as bright as its stain; empty where nothing is known."""
+    numbers = []
+    if math.isfinite(amplitude.top):
+        numbers.append(f"its bright end (99th percentile) is {amplitude.top:.2f} of the stain's")
+    if math.isfinite(amplitude.slope):
+        numbers.append(f"where it rises by 1 the stain rises by {amplitude.slope:.2f}")
+    return f"{', and '.join(numbers)}: {_brightness(amplitude)}" if numbers else ""
+
+
+def brightness_is_right(amplitude: Amplitude) -> bool:
+    """Whether neither bright end nor slope, as far as they are known, are far from 1."""
+    known = [value for value in (amplitude.slope, amplitude.top) if math.isfinite(value)]
+    return all(_ALIKE[0] <= value <= _ALIKE[1] for value in known)
+
+
+def _brightness(amplitude: Amplitude) -> str:
+    if brightness_is_right(amplitude):
+        return "about right"
+    top, slope = amplitude.top, amplitude.slope
+    if top < _ALIKE[0] or (slope > _ALIKE[1] and not top > _ALIKE[1]):
+        return "too pale for levels or thresholds of a stain"
+    if top > _ALIKE[1]:
+        return "too bright for levels or thresholds of a stain"
+    return "its bright places are often not the stain's"
+
+
+def _in_short(amplitude: Amplitude) -> str:
+    """For a list of labels."""
+    if not math.isfinite(amplitude.top):
+        return ""
+    return f", bright end {amplitude.top:.2f} of the stain's"
+
+
+def _place(r: float, floor: float, ceiling: float) -> str:
     if not math.isfinite(r):
         return "No score: one of the two pictures is the same everywhere."
     if not (math.isfinite(floor) and math.isfinite(ceiling)):
@@ -358,5 +404,5 @@ def _labels(scores: Sequence[LabelScore]) -> str:
         by = f" ({score.model})" if score.model else ""
         objects = f", objects F1 {score.f1:.2f} ({score.found} found, {score.true} true)"
         shown = objects if score.found or score.true else ""
-        texts.append(f"{score.label}{by} r = {score.pearson:.2f}{shown}")
+        texts.append(f"{score.label}{by} r = {score.pearson:.2f}{_in_short(score.amplitude)}{shown}")
     return f"Predicted against true labels: {'; '.join(texts)}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, assert_never
 from acq_isl.engines.model_file import ModelInfo
 from acq_isl.errors import StorageError
 from acq_isl.processing import display as pictures
+from acq_isl.scorecard import brightness_is_right, describe_amplitude
 from acq_isl.stack import NetworkLabel, ObjectCounting
 from acq_isl.training.cross_fit import AS_IT_IS, CrossFit, LabelResult, ShownField
 
@@ -45,6 +47,8 @@ def advise(result: LabelResult) -> Advice:
             f"to choose fields by {label}: r {r} is not clearly better than the light alone "
             f"({result.floor:.2f}), or too low to be of use (below {_USEFUL:g})"
         )
+    if not brightness_is_right(result.amplitude):
+        avoid.append(f"by its brightness: {describe_amplitude(result.amplitude)}")
     _advise_counts(result, use, avoid)
     covers = result.doubt_covers
     if covers is None:
@@ -133,7 +137,9 @@ def _row(result: LabelResult) -> tuple[str, ...]:
     before = "-" if result.as_it_is is None else f"{result.as_it_is:.2f}"
     covers = "-" if result.doubt_covers is None else f"{result.doubt_covers:.0%}"
     r = f"{result.r:.2f} ({result.low:.2f} to {result.high:.2f})"
-    return result.label, before, r, f"{result.floor:.2f}", covers
+    bright = (result.amplitude.top, result.amplitude.slope)
+    amplitude = (f"{value:.2f}" if math.isfinite(value) else "-" for value in bright)
+    return result.label, before, r, f"{result.floor:.2f}", *amplitude, covers
 
 
 def _pictures(field: ShownField) -> dict[str, Any]:

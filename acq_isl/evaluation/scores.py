@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from acq_isl.processing.segmentation import Mask, ObjectScore, object_score, segment, smooth
-from acq_isl.processing.statistics import pearson_of_sums
+from acq_isl.processing.statistics import (
+    Amplitude,
+    bright_end,
+    pearson_of_sums,
+    ratio_of_tops,
+    slope_of_sums,
+)
 from acq_isl.stack import Float32Image
 
 IOUS = (0.5, 0.3)
@@ -36,7 +42,7 @@ class _Sums:
 class PixelScore(_Sums):
     """Agreement of two images pixel by pixel, as sums over one or more fields. Sums over ``n`` pixels of
     predicted (a) and true (b) intensity, of their squares and product, and of absolute differences;
-    ``structure`` is structural similarity times pixels."""
+    ``structure`` is structural similarity times pixels, ``tops`` are bright ends of both times pixels."""
 
     n: int
     a: float
@@ -46,11 +52,18 @@ class PixelScore(_Sums):
     ab: float
     absolute: float
     structure: float
+    tops: NDArray[np.float64] = field(compare=False, default_factory=lambda: np.full(2, np.nan))
 
     @property
     def pearson(self) -> float:
         """Correlation over all pixels together; NaN where either image is constant."""
         return pearson_of_sums(self.n, self.a, self.b, self.aa, self.bb, self.ab)
+
+    @property
+    def amplitude(self) -> Amplitude:
+        """How bright the prediction is; bright ends are means over fields."""
+        tops = (self.tops / self.n).tolist() if self.n else (np.nan, np.nan)
+        return Amplitude(slope_of_sums(self.n, self.a, self.b, self.aa, self.ab), ratio_of_tops(*tops))
 
     @property
     def ssim(self) -> float:
@@ -111,7 +124,8 @@ def score_pixels(
     if min(truth.shape) >= _SSIM_WINDOW_PX and a.size:
         ssim = float(structural_similarity(truth, predicted, data_range=1.0, full=True)[1][where].mean())
     sums = float(a.sum()), float(b.sum()), float(a @ a), float(b @ b), float(a @ b)
-    return PixelScore(a.size, *sums, float(np.abs(a - b).sum()), ssim * a.size)
+    tops = a.size * np.array([bright_end(a), bright_end(b)])
+    return PixelScore(a.size, *sums, float(np.abs(a - b).sum()), ssim * a.size, tops)
 
 
 def score_blocks(

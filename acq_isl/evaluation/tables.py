@@ -138,6 +138,8 @@ def _label(report: Report, label: str) -> Row:
         "ceiling": _finite(found.ceiling),
         "resampled": found.of,
         "better_than_floor": _finite(found.better),
+        "slope_of_stain_on_prediction": _finite(found.amplitude.slope),
+        "bright_end_of_stain": _finite(found.amplitude.top),
         "counts": [
             dict(zip(("field", "counted", "sd", "true"), map(_finite, row), strict=True))
             for row in worth.count(report, label).fields

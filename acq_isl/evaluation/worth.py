@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from acq_isl.evaluation.results import CEILING, FLOOR, MODEL, Report, Score
 from acq_isl.evaluation.scores import PixelScore
-from acq_isl.processing.statistics import pearson_of_sums
+from acq_isl.processing.statistics import Amplitude, pearson_of_sums
 from acq_isl.scorecard import CountScore, say_counts, say_cover, weigh
 
 _RESAMPLES = 1000
@@ -39,6 +39,7 @@ class Agreement:
     ceiling: float
     better: float
     of: str
+    amplitude: Amplitude
 
     @property
     def sentence(self) -> str:
@@ -46,7 +47,7 @@ class Agreement:
         text = f"{self.label}: r = {self.pearson:.2f}"
         if math.isfinite(self.low):
             text += f" (95 % interval {self.low:.2f} to {self.high:.2f} over {self.of})"
-        text += f". {weigh(self.pearson, self.floor, self.ceiling)}"
+        text += f". {weigh(self.pearson, self.floor, self.ceiling, self.amplitude)}"
         if math.isfinite(self.better) and self.better < _SURELY and self.pearson > self.floor:
             text += f" That it is above contrast at all holds in {self.better:.0%} of the resamples."
         return text
@@ -63,7 +64,8 @@ def agree(report: Report, label: str) -> Agreement:
     edge = (1 - _LEVEL) / 2
     low, high = np.quantile(model, (edge, 1 - edge)).tolist() if model.size else (math.nan, math.nan)
     better = float(np.mean(model > floor)) if model.size else math.nan
-    return Agreement(label, values[MODEL], low, high, values[FLOOR], values[CEILING], better, of)
+    bright = Amplitude.mean(score.pixels.amplitude for score in ways[MODEL])
+    return Agreement(label, values[MODEL], low, high, values[FLOOR], values[CEILING], better, of, bright)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,8 +1,10 @@
-"""How alike two images are. Pure."""
+"""How alike two images are, in pattern and in brightness. Pure."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,3 +37,49 @@ def pearson_of_sums(n: float, a: float, b: float, aa: float, bb: float, ab: floa
     if not (var_a > _CONSTANT * aa and var_b > _CONSTANT * bb):
         return math.nan
     return float(np.clip((ab - a * b / n) / math.sqrt(var_a * var_b), -1.0, 1.0))
+
+
+_TOP = 99.0
+_DARK = 0.02  # a bright end below which an image shows too little to be compared by it
+
+
+@dataclass(frozen=True, slots=True)
+class Amplitude:
+    """How bright a prediction is beside its stain, which a correlation does not say; NaN where not known.
+
+    ``slope`` is by how much the stain rises where the prediction rises by 1 (least squares), ``top`` the 99th
+    percentile of the prediction over the stain's. Both are 1 if the brightness is right.
+    """
+
+    slope: float = math.nan
+    top: float = math.nan
+
+    @classmethod
+    def of(cls, predicted: NDArray[Any], truth: NDArray[Any]) -> Amplitude:
+        """Of two images of one shape in which 0 is background and 1 the bright end of the stain."""
+        a, b = (np.asarray(values, np.float64).ravel() for values in (predicted, truth))
+        slope = slope_of_sums(a.size, a.sum(), b.sum(), a @ a, a @ b)
+        return cls(slope, ratio_of_tops(bright_end(a), bright_end(b)))
+
+    @classmethod
+    def mean(cls, found: Iterable[Amplitude]) -> Amplitude:
+        """Of several fields, each number of those where it is known."""
+        values = np.array([(each.slope, each.top) for each in found], np.float64).reshape(-1, 2).T
+        known = (own[np.isfinite(own)] for own in values)
+        return cls(*(float(own.mean()) if own.size else math.nan for own in known))
+
+
+def bright_end(values: NDArray[Any]) -> float:
+    """99th percentile; NaN of nothing."""
+    return float(np.percentile(values, _TOP)) if values.size else math.nan
+
+
+def ratio_of_tops(predicted: float, true: float) -> float:
+    """Of the bright ends of prediction and stain; NaN where the stain has none."""
+    return predicted / true if true > _DARK else math.nan
+
+
+def slope_of_sums(n: float, a: float, b: float, aa: float, ab: float) -> float:
+    """Slope of b on a, by least squares, from sums as of `pearson_of_sums`; NaN where a is constant."""
+    variance = aa - a * a / n if n > 0 else 0.0
+    return float((ab - a * b / n) / variance) if variance > _CONSTANT * aa else math.nan

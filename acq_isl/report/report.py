@@ -11,6 +11,7 @@ from typing import Any, assert_never
 from acq_isl import scorecard
 from acq_isl.errors import StorageError
 from acq_isl.files import write_whole
+from acq_isl.processing.statistics import Amplitude
 from acq_isl.record import Comparison, Counts, FieldRecord, RunRecord, StageLatency
 from acq_isl.report.curves import draw_curves
 from acq_isl.report.figures import draw_chosen, draw_mosaic, hues, rank_order, tops
@@ -124,7 +125,8 @@ def _held(label: str, some: Sequence[Comparison]) -> HeldAgainstStain:
     scores = [comparison.pearson for comparison in some]
     floors = [comparison.floor for comparison in some if math.isfinite(comparison.floor)]
     floor = statistics.fmean(floors) if floors else math.nan
-    return HeldAgainstStain(label, len(some), min(scores), max(scores), floor)
+    amplitude = Amplitude.mean(comparison.amplitude for comparison in some)
+    return HeldAgainstStain(label, len(some), min(scores), max(scores), floor, amplitude)
 
 
 def _agreement(record: RunRecord) -> str:
@@ -182,8 +184,8 @@ def describe_objects(comparison: Comparison) -> str:
 
 
 def weigh(comparison: Comparison) -> str:
-    """What the correlation of prediction and stain says, beside its floor and its ceiling."""
-    return scorecard.weigh(comparison.pearson, comparison.floor, comparison.ceiling)
+    """What the correlation of prediction and stain says, beside floor, ceiling, and how bright it is."""
+    return scorecard.weigh(comparison.pearson, comparison.floor, comparison.ceiling, comparison.amplitude)
 
 
 def score(value: float) -> str:

@@ -279,4 +279,7 @@ def compare(
         )
     (pair,) = pair_labels(prediction, {label: to_bright_end(stain)}, rules)
     objects = object_f1(pair), pair.found, pair.true
-    return Comparison(prediction.info, label, channel, predicted, stain, pearson(predicted, stain), *objects)
+    return Comparison(
+        prediction.info, label, channel, predicted, stain, pearson(predicted, stain), *objects,
+        amplitude=pair.amplitude,
+    )  # fmt: skip

@@ -20,7 +20,7 @@ import torch
 from acq_isl.errors import ExperimentError, TrainingFailed
 from acq_isl.files import write_whole
 from acq_isl.manifest import Label
-from acq_isl.processing.statistics import pearson
+from acq_isl.processing.statistics import Amplitude, pearson
 from acq_isl.stack import Counting, Float32Image
 from acq_isl.training.adapt import WORTH
 from acq_isl.training.adapt_config import SHARED, Recipe
@@ -107,6 +107,7 @@ class LabelResult:
     doubt_covers: float | None
     """Share of truly bright pixels within one SD that was fitted to the other fields."""
     counting: Counting | None
+    amplitude: Amplitude = field(default_factory=Amplitude)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -355,6 +356,7 @@ def _result(
         label, float(found.mean()), low, high, float(np.mean(old)) if old else None,
         float(np.nanmean(floor)), _doubt_of_others(own),
         next((each for each in counts if each.label == label), None),
+        Amplitude.mean(each.amplitude for each in own.values()),
     )  # fmt: skip
 
 

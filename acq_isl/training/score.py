@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq, minimize_scalar
 
 from acq_isl.processing.normalize import contrast_sd
-from acq_isl.processing.statistics import pearson_of_sums
+from acq_isl.processing.statistics import (
+    Amplitude,
+    bright_end,
+    pearson_of_sums,
+    ratio_of_tops,
+    slope_of_sums,
+)
 from acq_isl.training.data.dataset import Field
 from acq_isl.training.data.source_simulated import Pair
 from acq_isl.training.network import LiveNetwork
@@ -114,10 +120,12 @@ class BrightFit:
 @dataclass(slots=True, eq=False)
 class PixelSums:
     """Of one label in one unit; no image is kept. ``levels`` are, by predicted mean: pixels, sum of means,
-    sum of (error / SD)^2. ``ratios`` are pixels by dark or bright truth, predicted mean, and error / SD."""
+    sum of (error / SD)^2. ``ratios`` are pixels by dark or bright truth, predicted mean, and error / SD.
+    ``tops`` are bright ends of prediction and truth, times pixels."""
 
     moments: _Array = field(default_factory=lambda: np.zeros(6))
     absolute: float = 0.0
+    tops: _Array = field(default_factory=lambda: np.zeros(2))
     levels: _Array = field(default_factory=lambda: np.zeros((3, len(_LEVELS) - 1)))
     ratios: _Array = field(default_factory=lambda: np.zeros((2, len(_LEVELS) - 1, len(_RATIOS) - 1)))
 
@@ -127,6 +135,7 @@ class PixelSums:
         ratio = error / np.maximum(std, 1e-9)
         self.moments += [p.size, p.sum(), t.sum(), (p * p).sum(), (t * t).sum(), (p * t).sum()]
         self.absolute += float(error.sum())
+        self.tops += [p.size * bright_end(p), p.size * bright_end(t)]
         level = np.searchsorted(_LEVELS, p, "right") - 1
         self.levels += [np.bincount(level, weight, len(_LEVELS) - 1) for weight in (None, p, ratio * ratio)]
         at = (t > _BRIGHT, level, np.searchsorted(_RATIOS, ratio, "right") - 1)
@@ -138,6 +147,12 @@ class PixelSums:
         """Over all pixels; 0 where it is not defined."""
         found = pearson_of_sums(*self.moments)
         return found if math.isfinite(found) else 0.0
+
+    @property
+    def amplitude(self) -> Amplitude:
+        """How bright the prediction is beside the truth."""
+        n, p, t, pp, _, pt = self.moments.tolist()
+        return Amplitude(slope_of_sums(n, p, t, pp, pt), ratio_of_tops(*(self.tops / max(n, 1)).tolist()))
 
 
 def _mean_levels(levels: _Array) -> _Array:

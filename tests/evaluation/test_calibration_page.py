@@ -11,6 +11,7 @@ import pytest
 
 from acq_isl.engines.model_file import read_model
 from acq_isl.evaluation.calibration_page import advise, remarks, write_calibration
+from acq_isl.processing.statistics import Amplitude
 from acq_isl.stack import NetworkLabel, ObjectCounting
 from acq_isl.training.cross_fit import AS_IT_IS, CrossFit, LabelResult, ShownField
 
@@ -36,6 +37,12 @@ GOOD = LabelResult("nuclei", 0.74, 0.70, 0.79, 0.55, 0.48, 0.66, COUNTS)
         ),
         (replace(GOOD, doubt_covers=0.9), ["choose", "count"], ["how bright", "SD, which is too large"]),
         (replace(GOOD, doubt_covers=None), ["choose", "count"], ["how bright", "no field showed"]),
+        (
+            replace(GOOD, r=0.9, amplitude=Amplitude(2.0, 0.4)),
+            ["choose", "count", "SD"],
+            ["how bright", "by its brightness: .* 0.40 of the stain's.* 2.00: too pale"],
+        ),
+        (replace(GOOD, amplitude=Amplitude(1.2, 0.9)), ["choose", "count", "SD"], ["how bright"]),
     ],
 )
 def test_what_held_out_fields_allow(result: LabelResult, use: list[str], avoid: list[str]) -> None:

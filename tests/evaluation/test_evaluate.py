@@ -287,7 +287,7 @@ def test_every_score_has_an_interval_and_is_said_beside_floor_and_ceiling(report
     said = dict(say(report))
     assert "3 fields" in said["too few"]
     assert "95 % interval" in found.sentence and "log z-variance" in found.sentence
-    assert "second exposure" in found.sentence
+    assert "second exposure" in found.sentence and "As to brightness, its bright end" in found.sentence
     for text in (as_markdown(report), json.loads(as_json(report))["says"][1]["sentence"]):
         assert found.sentence in text
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from acq_isl.processing.statistics import pearson, pearson_of_sums
+from acq_isl.processing.statistics import Amplitude, pearson, pearson_of_sums
 
 IMAGES = arrays(np.float32, (6, 5), elements=st.floats(-100, 100, width=32))
 
@@ -55,3 +55,18 @@ def test_sums_give_the_same_correlation(seed: int) -> None:
 @pytest.mark.parametrize("sums", [(0, 0, 0, 0, 0, 0), (3, 3, 6, 3, 14, 6)], ids=["nothing", "constant"])
 def test_sums_without_variance_give_no_number(sums: tuple[float, ...]) -> None:
     assert np.isnan(pearson_of_sums(*sums))
+
+
+@pytest.mark.parametrize("share", [0.4, 1.0, 2.5])
+def test_a_pale_prediction_correlates_and_is_told_by_slope_and_bright_end(share: float) -> None:
+    truth = np.random.default_rng(0).beta(0.5, 3, (64, 64))
+    found = Amplitude.of(share * truth, truth)
+    assert pearson(share * truth, truth) == pytest.approx(1)
+    assert (found.slope, found.top) == pytest.approx((1 / share, share))
+
+
+def test_amplitudes_that_are_not_defined_are_left_out_of_a_mean() -> None:
+    nothing = Amplitude.of(np.zeros((8, 8)), np.zeros((8, 8)))
+    assert np.isnan(nothing.slope) and np.isnan(nothing.top)
+    assert Amplitude.mean([nothing, Amplitude(2.0, 0.5)]) == Amplitude(2.0, 0.5)
+    assert np.isnan(Amplitude.mean([nothing]).top)

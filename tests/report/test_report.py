@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from acq_isl.errors import StorageError
 from acq_isl.processing import display as pictures
+from acq_isl.processing.statistics import Amplitude
 from acq_isl.record import Comparison, Counts, FieldRecord, Measured, RunRecord, StageLatency
 from acq_isl.report.report import duration, headline, render, weigh, write_report
 from acq_isl.rules.series import Curve, CurveBook, Point
@@ -347,6 +348,25 @@ def test_a_score_is_weighed_between_floor_and_ceiling(
     assert text in weigh(replace(first, pearson=pearson, floor=floor, ceiling=ceiling))
 
 
+@pytest.mark.parametrize(
+    "amplitude, text",
+    [
+        (Amplitude(1.1, 0.9), "about right"),
+        (Amplitude(1.9, 0.45), "0.45 of the stain's, and where it rises by 1 the stain rises by 1.90: too"),
+        (Amplitude(0.6, 1.6), "too bright"),
+        (Amplitude(0.6, 1.0), "often not the stain's"),
+        (Amplitude(1.5, math.nan), "too pale"),
+    ],
+)
+def test_a_score_says_whether_the_prediction_is_as_bright_as_the_stain(
+    amplitude: Amplitude, text: str
+) -> None:
+    (first, _) = record().comparisons
+    good = replace(first, pearson=0.9, floor=0.4, ceiling=0.9)
+    assert text in weigh(replace(good, amplitude=amplitude))
+    assert "brightness" not in weigh(good)  # nothing is known of it
+
+
 def test_what_is_missing_comes_first() -> None:
     html = render(record(shortfall="only 4 of 6 fields were predicted; the experiment requires all of them"))
     assert (
@@ -487,6 +507,7 @@ HELD = HeldAgainstStain("nuclei", 2, 0.5, 0.7, 0.3)
         ({}, "held against a stain in this run: it is not known"),
         ({"stained": (HELD,)}, "nuclei r = 0.50 to 0.70 in 2 fields (contrast alone 0.30)"),
         ({"stained": (replace(HELD, floor=math.nan),), "chosen": 1}, "no fair sample"),
+        ({"stained": (replace(HELD, amplitude=Amplitude(2.0, 0.4)),)}, ", bright end 0.40 of the stain's"),
         ({"refused": 3}, "3 of 9 fields were refused"),
         ({"warned": 2}, "2 predictions came with a reason"),
     ],

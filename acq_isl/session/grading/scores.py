@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from acq_isl.processing.counting import count_on_stain
 from acq_isl.processing.display import display_range
 from acq_isl.processing.segmentation import object_score
-from acq_isl.processing.statistics import pearson
+from acq_isl.processing.statistics import Amplitude, pearson
 from acq_isl.rules import (
     AreaFraction,
     Best,
@@ -53,6 +53,7 @@ class LabelPair:
     found: int
     true: int
     matched: int
+    amplitude: Amplitude = dataclasses.field(default_factory=Amplitude)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,13 +86,15 @@ def pair_labels(
         if label not in truth:
             continue
         predicted, true = prediction.label(label), np.asarray(truth[label], np.float32)
+        bright = Amplitude.of(predicted, true)
         if NetworkLabel(label) in prediction.counting:  # fragments of a network are no objects
-            pairs.append(LabelPair(label, pearson(predicted, true), 0, 0, 0))
+            pairs.append(LabelPair(label, pearson(predicted, true), 0, 0, 0, bright))
             continue
         segmenter, pixel_um = segmenter_of(label, rules, prediction.counting), prediction.info.pixel_size_um
         found, real = (find_objects(segmenter, image, pixel_um) for image in (predicted, true))
         score = object_score(found, real)
-        pairs.append(LabelPair(label, pearson(predicted, true), score.found, score.true, score.matched))
+        objects = score.found, score.true, score.matched
+        pairs.append(LabelPair(label, pearson(predicted, true), *objects, bright))
     return tuple(pairs)
 
 
@@ -163,7 +166,8 @@ def _score_label(label: str, pairs: Sequence[LabelPair]) -> LabelScore:
     finite = [pair.pearson for pair in pairs if math.isfinite(pair.pearson)]
     mean = sum(finite) / len(finite) if finite else math.nan
     found, true = sum(pair.found for pair in pairs), sum(pair.true for pair in pairs)
-    return LabelScore(label, mean, object_f1(*pairs), found, true, len(pairs))
+    bright = Amplitude.mean(pair.amplitude for pair in pairs)
+    return LabelScore(label, mean, object_f1(*pairs), found, true, len(pairs), amplitude=bright)
 
 
 def score_counts(fields: Sequence[KnownField]) -> tuple[CountScore, ...]:
