@@ -134,7 +134,7 @@ class GuardedAcquisition:
         hooks = EventHooks(self._user, rules, self._progress, none_drops=uses_python_backend())
         images = ImageHooks(self._capture, self._progress, self._user)
         functions = {**hooks.functions(), **images.functions()}
-        run = open_run(self._directory, self._name, functions, self._progress)
+        run = open_run(self._directory, self._name, functions, self._progress, hooks.withdraws)
         images.connect(run)
         watchdog = Watchdog(run, self._progress, hardware, self._safety.watchdog_s)
         self._open = _Open(run, watchdog, hardware, rules, hooks)
@@ -338,8 +338,9 @@ class GuardedAcquisition:
         self._progress.expect(keys, max([*exposures, parts.hardware.exposure_ms()]))
         parts.run.submit([{k: v for k, v in event.items() if k != "min_start_time"} for event in events])
         parts.watchdog.wait_captured(None if interruption is None else interruption.ask)
-        parts.rules.note_withdrawn(parts.event_hooks.withdrawn)
-        return len(events) - len(parts.event_hooks.withdrawn)
+        withdrawn = self._progress.withdrawn
+        parts.rules.note_withdrawn(withdrawn)
+        return len(events) - len(withdrawn)
 
     def _stop(self, parts: _Open, error: BaseException) -> None:
         """After a failure: no further events, light off."""

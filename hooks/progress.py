@@ -46,6 +46,7 @@ class Progress:
         self._awaited: set[AxesKey] = set()
         self._unsaved: set[AxesKey] = set()
         self._triggered: set[AxesKey] = set()
+        self._withdrawn: set[AxesKey] = set()
         self._failure: AcqIslError | None = None
         self.images = 0
         self.saved = 0
@@ -60,6 +61,7 @@ class Progress:
         with self._changed:
             self._awaited.update(keys)
             self._triggered.clear()
+            self._withdrawn.clear()
             self.longest_ms, self.life_s = longest_ms, time.monotonic()
 
     def allow_exposure(self, exposure_ms: float) -> None:
@@ -105,13 +107,19 @@ class Progress:
                 logger.info("the event of %s was cancelled by a hook", axes_text(key))
                 self._changed.notify_all()
 
-    def withdraw(self, keys: Iterable[AxesKey]) -> frozenset[AxesKey]:
-        """The guard dropped the events of these slices; those that were still awaited."""
+    def withdraw(self, keys: Iterable[AxesKey]) -> None:
+        """The guard dropped the events of these slices, as their list was interrupted."""
         with self._changed:
             found = frozenset(keys) & self._awaited
+            self._withdrawn |= found
             self._awaited -= found
             self._changed.notify_all()
-            return found
+
+    @property
+    def withdrawn(self) -> frozenset[AxesKey]:
+        """Slices of the present list that were not taken, because it was interrupted."""
+        with self._changed:
+            return frozenset(self._withdrawn)
 
     def rename(self, old: AxesKey, new: AxesKey) -> None:
         """A user's hook changed the axes of an event."""

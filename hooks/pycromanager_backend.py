@@ -55,11 +55,18 @@ def uses_python_backend() -> bool:
     return bool(is_pymmcore_active())
 
 
-def open_run(directory: Path | None, name: str, functions: dict[str, Any], progress: Progress) -> Run:
+Withdraws = Callable[[Callable[[], Event]], bool]
+"""Whether an event is not to be carried out after all; what it is given reads the event."""
+
+
+def open_run(
+    directory: Path | None, name: str, functions: dict[str, Any], progress: Progress, withdraws: Withdraws
+) -> Run:
     """Open an acquisition with hooks as Pycro-Manager's keyword arguments.
 
-    Without a directory the images stay in memory; ``progress`` gets storage failures. StorageError if the
-    directory cannot be made, ScopeError if Pycro-Manager refuses to start.
+    Without a directory the images stay in memory; ``progress`` gets storage failures; ``withdraws`` is asked
+    about each event just before the Python engine takes it. StorageError if the directory cannot be made,
+    ScopeError if Pycro-Manager refuses to start.
     """
     from pycromanager import Acquisition
 
@@ -77,7 +84,7 @@ def open_run(directory: Path | None, name: str, functions: dict[str, Any], progr
     except RuntimeError as error:
         raise ScopeError("Pycro-Manager could not start the acquisition", got=str(error)) from error
     path = None if directory is None else Path(acquisition.get_dataset().path)
-    return PythonRun(acquisition, path, progress) if python else Run(acquisition, path)
+    return PythonRun(acquisition, path, progress, withdraws) if python else Run(acquisition, path)
 
 
 class Run:
@@ -162,7 +169,9 @@ class PythonRun(Run):
     gets a storage that does not raise.
     """
 
-    def __init__(self, acquisition: Any, path: Path | None, progress: Progress) -> None:
+    def __init__(
+        self, acquisition: Any, path: Path | None, progress: Progress, withdraws: Withdraws
+    ) -> None:
         from pycromanager.acquisition.acq_eng_py.internal.engine import Engine
 
         super().__init__(acquisition, path)
@@ -176,7 +185,8 @@ class PythonRun(Run):
         submit: Callable[[Any], Future[Any]] = self._engine.submit_event_iterator
 
         def submit_and_keep(events: Any) -> Future[Any]:
-            future = submit(events)
+            # Left out here, many events end at once; each that reaches a hook costs about a millisecond.
+            future = submit(event for event in events if not withdraws(event.to_json))
             self._running.append(future)
             return future
 

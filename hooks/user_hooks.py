@@ -88,8 +88,6 @@ class EventHooks:
         self._dropped_early: set[AxesKey] = set()
         self._carry: Event = {}
         self._interrupted = threading.Event()
-        self.withdrawn: set[AxesKey] = set()
-        """Slices of the present list that were not taken, because it was interrupted."""
 
     def functions(self) -> dict[str, EventHook]:
         """Keyword arguments for ``pycromanager.Acquisition``; always a pre-hardware hook, as it can stop."""
@@ -119,9 +117,16 @@ class EventHooks:
         if self._none_drops:
             self._interrupted.set()
 
+    def withdraws(self, read: Callable[[], Event]) -> bool:
+        """Whether an event does not even reach the engine, as its list was interrupted; ``read`` gives it."""
+        if not self._interrupted.is_set():
+            return False
+        self._progress.withdraw(_keys(read()))
+        return True
+
     def _before(self, event: EventOrList) -> EventOrList | None:
         if self._interrupted.is_set():
-            self.withdrawn |= self._progress.withdraw(_keys(event))
+            self._progress.withdraw(_keys(event))
             return None
         changed: EventOrList | None = event
         if self._dropped_early:
@@ -161,7 +166,6 @@ class EventHooks:
         """A new list of events begins: nothing of the last one is handed on."""
         self._carry.clear()
         self._dropped_early.clear()
-        self.withdrawn = set()
         self._interrupted.clear()
 
     def _ask(self, name: str, function: EventHook | None, event: EventOrList) -> EventOrList | None:

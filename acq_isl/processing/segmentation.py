@@ -99,8 +99,13 @@ def _drop_small(objects: NDArray[Any], min_px: float) -> NDArray[Any]:
     return np.where(small[objects], 0, objects)
 
 
-def spots(image: NDArray[Any], apart_px: int, labels: NDArray[Any] | None = None) -> NDArray[np.intp]:
-    """Row and column of local maxima at least ``apart_px`` apart, (spot, 2)."""
+def spots(
+    image: NDArray[Any], apart_px: int, labels: NDArray[Any] | None = None, above: float | None = None
+) -> NDArray[np.intp]:
+    """Row and column of local maxima at least ``apart_px`` apart, (spot, 2); only of those ``above``."""
     from skimage.feature import peak_local_max
 
-    return np.asarray(peak_local_max(image, min_distance=apart_px, labels=labels, exclude_border=False))
+    found = peak_local_max(
+        image, min_distance=apart_px, labels=labels, threshold_abs=above, exclude_border=False
+    )
+    return np.asarray(found)

@@ -45,7 +45,7 @@ class Exposer:
     ) -> StackRequest:
         planes, done = len(request.z_um), 0
         while (taken := microscope.acquire_until(request, interruption.wanted, done)) < planes:
-            self._book(request, taken - done)
+            self._book(request, taken - done, sync=False)  # an action is due: the disk has time
             then = interruption.act()
             if then == "repeat" and not self._is_allowed(replace(request, attempt=request.attempt + 1)):
                 then = "finish"
@@ -67,13 +67,13 @@ class Exposer:
             return False
         return True
 
-    def _book(self, request: StackRequest, slices: int) -> None:
+    def _book(self, request: StackRequest, slices: int, sync: bool = True) -> None:
         """Write down the light of so many slices."""
         key = request.key
         if slices:
             self.light.book(request, slices)
             about = self.light.entries_of(request)
-            self.ledger.dose(key.position, key.channel, request.exposure_ms, slices, about)
+            self.ledger.dose(key.position, key.channel, request.exposure_ms, slices, about, sync)
 
     def _note(self, request: StackRequest, taken: int, then: Then) -> None:
         what = f"interrupt this stack after {taken} of {len(request.z_um)} slices"

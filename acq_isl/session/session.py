@@ -243,7 +243,7 @@ class Session:
             return "finish"
         self._judge()
         then = self._actor.carry_out(self._operator.stopping)
-        while self._in_full:  # only now: an action does not wait for what is for display
+        while self._in_full and not self._actor.busy:  # an action does not wait for what is for display
             prediction = self._in_full.pop()
             self.fields[prediction.info.key].answers[prediction.model] = preview(prediction)
         return then

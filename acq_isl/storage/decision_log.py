@@ -119,10 +119,11 @@ class Ledger:
         exposure_ms: float,
         slices: int = 1,
         about: Mapping[str, Any] | None = None,
+        sync: bool = True,
     ) -> None:
         """Book the light of one stack, or of a part of it: ``slices`` exposures of ``exposure_ms`` each.
 
-        ``about`` are further entries, such as where and when.
+        ``about`` are further entries, such as where and when. Without ``sync`` as `note`.
         """
         total = exposure_ms * slices
         if not (math.isfinite(total) and total >= 0):
@@ -130,7 +131,8 @@ class Ledger:
         with self._lock:
             sum_ms = self._dose_ms.get(position, {}).get(channel, 0.0) + total
             place = {**(about or {}), "position": position, "channel": channel}
-            self.write("dose", **place, exposure_ms=total, slices=slices, sum_ms=sum_ms)
+            entries = {**place, "exposure_ms": total, "slices": slices, "sum_ms": sum_ms}
+            self._record("dose", entries, sync)
 
     def _append(self, line: bytes, sync: bool) -> None:
         if self._file is None:
