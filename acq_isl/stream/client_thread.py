@@ -134,6 +134,7 @@ class ClientThread:
                 self._queue.fail(stack, model, "deadline", stack.overdue_text)
             case wire.Result(model=model):
                 try:
+                    self._connection.require_promised(answer)
                     prediction = prediction_of(answer, buffers, stack.info)
                 except WireError as error:
                     self._queue.fail(stack, model, "failed", str(error))

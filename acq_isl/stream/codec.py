@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import astuple
 from typing import Annotated, Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from acq_isl.errors import WireError
+from acq_isl.processing.normalize import all_finite
 from acq_isl.stack import Prediction, Slice, StackInfo
 from acq_isl.stream import messages as wire
 
@@ -143,13 +145,15 @@ def result_of(stack: int, prediction: Prediction, complete_s: float) -> list[Fra
 
 
 def prediction_of(message: wire.Result, buffers: Sequence[memoryview], info: StackInfo) -> Prediction:
-    """The prediction of a result (views of the received frames); WireError if it is of another shape."""
+    """The prediction of a result (views of the received frames); WireError if it is none of this stack."""
     if message.shape != info.shape:
         raise WireError(
             "a prediction is not of its stack's shape", wanted=f"{info.shape}", got=f"{message.shape}"
         )
     shape = (len(message.labels), *message.shape)
     mean, spread = (np.frombuffer(buffer.toreadonly(), "<f4").reshape(shape) for buffer in buffers)
+    if not (all_finite(mean) and all_finite(spread)):
+        raise WireError("a prediction holds values that are not numbers", wanted="finite means and SDs")
     same: dict[str, Any] = {name: getattr(message, name) for name in _SAME_IN_RESULT}
     return Prediction(info=info, mean=mean, spread=spread, **same)
 
@@ -188,6 +192,9 @@ def _check(message: wire.Message) -> None:
         rows, columns = message.shape
         if not (0 < rows <= wire.MAX_SIDE_PX and 0 < columns <= wire.MAX_SIDE_PX):
             raise WireError("a prediction of this size cannot exist", got=f"{message.shape}")
+        numbers = (*astuple(message.times), message.focus_offset_um or 0.0)
+        if not all(math.isfinite(number) for number in numbers):
+            raise WireError("a prediction has a time or a focus that is not a number", got=f"{numbers}")
 
 
 def _check_sizes(message: wire.Message, got: list[int]) -> None:

@@ -25,6 +25,7 @@ from zmq.utils.monitor import recv_monitor_message
 from acq_isl.errors import EngineError, WireError
 from acq_isl.stream import messages as wire
 from acq_isl.stream.codec import Frame, decode, encode
+from acq_isl.stream.promises import other_models, require_promised
 from acq_isl.stream.repeats import LimitRepeats
 from acq_isl.stream.shared_memory import Block
 from acq_isl.stream.sockets import ClientKeys, open_dealer
@@ -65,6 +66,7 @@ class Connection:
         self._attempt = 0
         self._heard_s = self._beat_s = self._hello_s = float("-inf")
         self._best_rtt_s = float("inf")
+        self._first_offers: tuple[wire.Offer, ...] = ()
         self.welcome: wire.Welcome | None = None
         """The server's greeting while connected, else None."""
         self.trouble = "it has not answered yet"
@@ -138,16 +140,35 @@ class Connection:
                     self._lose(f"the server ended the connection: {reason}")
                     self._attempt += 1
                 case wire.Models(models=models):
-                    if self.welcome is not None:
+                    if self.welcome is not None and self._keeps_models(models):
                         log.info("the engine at %s serves other models from now on", self._endpoint)
                         self.welcome = self.welcome.model_copy(update={"models": models})
                 case wire.Welcome(attempt=attempt):
                     # Not the answer to a repeated greeting, or on an earlier connection.
-                    if self.welcome is None and attempt == self._attempt:
+                    if (
+                        self.welcome is None
+                        and attempt == self._attempt
+                        and self._keeps_models(message.models)
+                    ):
                         self.welcome = message
                         yield message, buffers
                 case _:
                     yield message, buffers
+
+    def require_promised(self, result: wire.Result) -> None:
+        """WireError unless a prediction has the labels that the server said its model has."""
+        if self.welcome is not None and not self._settings.any_model:
+            require_promised(self.welcome.models, result)
+
+    def _keeps_models(self, offers: tuple[wire.Offer, ...]) -> bool:
+        """Whether a client that relies on the models it began with can go on; else the server is lost."""
+        self._first_offers = self._first_offers or offers
+        changed = "" if self._settings.any_model else other_models(self._first_offers, offers)
+        if not changed:
+            return True
+        log.warning("the engine at %s is not used: it has other models (%s)", self._endpoint, changed)
+        self._lose(f"it came back with other models ({changed}); stacks wait for those it had")
+        return False
 
     def tick(self) -> None:
         """Greet, beat, and notice that the server is gone. Call it several times a second."""
