@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, StringConstraints, ValidationError, field_serializer, model_validator
 
 from acq_isl.base import StrictModel
 from acq_isl.errors import ModelError
@@ -209,6 +209,11 @@ class Manifest(StrictModel):
     instrument: Instrument | None = None
     training: Training | None = None
     evaluations: tuple[Evaluation, ...] = ()
+
+    @field_serializer("tolerates")
+    def _in_order(self, tolerates: frozenset[Tolerated]) -> list[Tolerated]:
+        """A set comes in another order in every process; a model's text, and hashes of it, must not."""
+        return sorted(tolerates)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -3,7 +3,10 @@
 import dataclasses
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -215,6 +218,22 @@ def test_a_manifest_from_before_slopes_has_none():
     assert "spread_slope" not in text
     assert Manifest.from_json(text) == MANIFEST
     assert Manifest.from_json(text).spread_slope == ()
+
+
+@pytest.mark.parametrize("hash_seed", ["1", "2"])
+def test_the_text_of_a_manifest_is_the_same_in_every_process(hash_seed):
+    """Text is hashed, to know again what was learned from which model; sets have no order of their own."""
+    code = """if True:
+        from acq_isl.engines.model_file import read_model
+        manifest = read_model("demo").info.manifest
+        every = frozenset(["polarity", "half the z range"])
+        print(manifest.model_copy(update={"tolerates": every}).model_dump_json())
+    """
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert '"tolerates":["half the z range","polarity"]' in run.stdout
 
 
 def test_a_manifest_survives_its_json():
