@@ -61,6 +61,10 @@ class AcquisitionFailed(AcqIslError):
     """The acquisition stopped early: hardware error, hook error, time-out, or abort."""
 
 
+class StackSkipped(AcqIslError):
+    """A stack could not be imaged and is left out; the run goes on."""
+
+
 class FocusFailed(AcqIslError):
     """The autofocus device found no focus; the acquisition can go on elsewhere."""
 

@@ -159,6 +159,18 @@ class FocusingMicroscope(Protocol):
         """
 
 
+@runtime_checkable
+class RecoverableMicroscope(Protocol):
+    """A `Microscope` that can go on after a stack failed."""
+
+    @property
+    def captured(self) -> int:
+        """Number of images so far."""
+
+    def recover(self) -> None:
+        """Make ready for the next stack after one failed; AcqIslError if that cannot be done."""
+
+
 class RunView(Protocol):
     """What watches a run; handed to ``acq_isl.run(..., views=[...])`` and called on one thread of its own.
 
@@ -186,6 +198,7 @@ __all__ = [
     "MeasuredSink",
     "Microscope",
     "PredictionSource",
+    "RecoverableMicroscope",
     "RunView",
     "RunningStatistics",
     "SelectedEngine",

@@ -5,6 +5,7 @@ from acq_isl.hooks.connect import OpenMicroscope, open_microscope
 from acq_isl.hooks.guard import GuardedAcquisition
 from acq_isl.hooks.hardware import Hardware
 from acq_isl.hooks.measured_data import open_measured, read_slices
+from acq_isl.hooks.renewing import RenewingAcquisition
 from acq_isl.hooks.signals import StoppedBySignal, StopSignals
 from acq_isl.hooks.user_calls import call_user_function, check_function
 from acq_isl.hooks.user_hooks import UserHooks
@@ -16,6 +17,7 @@ __all__ = [
     "GuardedAcquisition",
     "Hardware",
     "OpenMicroscope",
+    "RenewingAcquisition",
     "Safety",
     "StopSignals",
     "StoppedBySignal",

@@ -175,6 +175,17 @@ class GuardedAcquisition:
         return self._progress.images
 
     @property
+    def failed(self) -> bool:
+        """Whether it has stopped: nothing more can be acquired."""
+        return self._raised is not None
+
+    @property
+    def patience_s(self) -> float:
+        """Longest time that a device which does not answer holds one event: it is tried six times."""
+        timeout_s = 0.0 if self._open is None else self._open.hardware.device_timeout_s()
+        return 6 * timeout_s + self._safety.watchdog_s
+
+    @property
     def cancelled(self) -> int:
         """Number of events a user's hook dropped on purpose."""
         return self._progress.cancelled
@@ -189,6 +200,10 @@ class GuardedAcquisition:
         if not request.z_um:
             raise ExperimentError(f"the stack {request.key} has no slices", wanted="at least one z")
         self.acquire_until(request, None)
+
+    def check(self, request: StackRequest) -> None:
+        """ExperimentError or ActionRefused if a stack cannot or may not be acquired; nothing moves."""
+        self._opened().rules.check(stack_events(request))
 
     def acquire_until(self, request: StackRequest, stop: Callable[[], bool] | None, first: int = 0) -> int:
         """As `acquire`, from slice ``first`` on, until ``stop`` wants it interrupted between two slices.

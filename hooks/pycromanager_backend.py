@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,29 @@ def uses_python_backend() -> bool:
 
 Withdraws = Callable[[Callable[[], Event]], bool]
 """Whether an event is not to be carried out after all; what it is given reads the event."""
+
+
+def forget_places(timeout_s: float) -> bool:
+    """Wait until the engine's threads are free, and let it move everything anew; False if one never is.
+
+    After a failure it thinks that stage and wheels are where it last was, and leaves out a move to there. The
+    Java backend cannot be asked.
+    """
+    if not uses_python_backend():
+        return True
+    from pycromanager.acquisition.acq_eng_py.internal.engine import Engine
+
+    engine = Engine.get_instance()
+    if engine is None:
+        return False
+    ends_s = time.monotonic() + timeout_s
+    for executor in (engine.acq_executor, engine.event_generator_executor):
+        try:
+            executor.submit(engine.sequenced_events.clear).result(max(ends_s - time.monotonic(), 0.1))
+        except FutureTimeout:
+            return False
+    engine.last_event = None
+    return True
 
 
 def open_run(

@@ -15,6 +15,7 @@ from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from acq_isl.base import Folder, StrictModel
 from acq_isl.errors import ExperimentError
+from acq_isl.experiment.failures import OnFailure, SkipStack
 from acq_isl.experiment.simulated import RecordedSpecimen, SimulatedMicroscope, SyntheticSpecimen
 from acq_isl.experiment.strict import Sequence, explain
 from acq_isl.experiment.trust import BiasGuard, SpotChecks
@@ -136,6 +137,8 @@ class Experiment(StrictModel):
     when_focus_fails: FocusPolicy = "skip"
     """What becomes of a field whose focus the ``autofocus_plan`` does not find: ``skip`` it, ``go_on`` and
     image it where the focus was found last, or else planned, or ``stop`` the run."""
+    on_failure: OnFailure = SkipStack()
+    """What becomes of a stack at which stage, camera or another device fails, and of the run."""
     limits: Limits = Limits()
     """Nothing moves or is exposed beyond these."""
     pixel_to_stage: PixelToStage | None = None

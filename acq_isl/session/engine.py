@@ -50,7 +50,7 @@ class WithoutEngine:
     def poll(self) -> list[Outcome]:
         return []
 
-    def discard(self, key: StackKey) -> None:
+    def discard(self, key: StackKey, again: bool = True) -> None:
         self._infos.pop(key, None)
 
     def drain(self, timeout_s: float) -> list[Outcome]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from acq_isl.rules import Choice, Ranking, rank
 from acq_isl.rules.cache import MeasurementCache
 from acq_isl.rules.deciding import unlike_training
 from acq_isl.rules.label_names import Labels, Status, combine_status, merge_outcomes, status_of
+from acq_isl.rules.rankings import explain_unranked
 from acq_isl.rules.trusted import propose
 from acq_isl.stack import Outcome, Prediction, Refusal, StackInfo, StackKey, StackRequest, Unpredicted
 
@@ -76,6 +77,24 @@ def choose_fields(
     return tuple(
         propose(choice, doubts[choice.key]) if doubts[choice.key] else choice for choice in rank(rule, ranked)
     )
+
+
+def warn_unranked(
+    choices: Sequence[Choice], fields: Mapping[StackKey, Field], time: int | None
+) -> tuple[str, ...]:
+    """What to say of fields that could not be ranked, of one time point of several; nothing if all could."""
+    missing = [choice for choice in choices if choice.rank is None]
+    if not missing:
+        return ()
+    when = "" if time is None else f" at time point {time}"
+    text = f"{explain_unranked(len(missing), len(choices))}{when}"
+    if any(choice.chosen for choice in choices):
+        text += "; the choice was made among the others (choose.require)"
+    else:
+        text += "; no choice was made. To allow one among the others, lower choose.require"
+    if any(fields[each.key].status not in ("predicted", "refused") for each in missing):
+        text += ". To finish: 'acq-isl recover RUN --choose' predicts them and chooses again"
+    return (text,)
 
 
 def _unanswered(request: StackRequest, model: str) -> Unpredicted:

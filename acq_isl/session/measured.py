@@ -19,7 +19,8 @@ class MeasuredRun:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.sets = tuple(path.name for path in sorted(folder.glob("measured_*")) if path.is_dir())
+        sets = (path.name for path in folder.glob("measured_*") if path.is_dir())
+        self.sets = tuple(sorted(sets, key=lambda name: (len(name), name)))  # measured_2 before measured_10
         self._images: dict[StackKey, dict[int, NdtiffImage]] = {}
         self.captured = 0
         """Number of images."""

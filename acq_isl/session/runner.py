@@ -24,6 +24,7 @@ from acq_isl.experiment.planning import Cycle, count_images
 from acq_isl.hooks import (
     GuardedAcquisition,
     OpenMicroscope,
+    RenewingAcquisition,
     Safety,
     StopSignals,
     UserMeasurements,
@@ -221,7 +222,7 @@ class _Parts:
     experiment: Experiment
     folder: Path
     tools: SessionTools
-    microscope: GuardedAcquisition
+    microscope: RenewingAcquisition
     source: EngineClient | WithoutEngine
     lapse: TimeLapse
     labels: Labels
@@ -285,9 +286,10 @@ def _opened(experiment: Experiment, plan: RunPlan, views: Views) -> Iterator[_Pa
         stack.enter_context(store)
         lapse = stack.enter_context(_time_lapse(experiment, plan, labels, views))
         sink, safety = WatchedSink(source, lapse.see), safety_of(experiment)
-        microscope = stack.enter_context(
-            GuardedAcquisition(folder, "measured", sink=sink, limits=experiment.limits, safety=safety)
+        guarded = partial(
+            GuardedAcquisition, folder, "measured", sink=sink, limits=experiment.limits, safety=safety
         )
+        microscope = stack.enter_context(RenewingAcquisition(guarded))
         counters = (lambda: microscope.captured, lambda: source.accounts.counts.lost)
         meter = _meter(experiment, plan, labels, lapse.handle, counters, lambda: state(source))
         call = partial(call_user_function, folder=experiment.folder)

@@ -11,9 +11,10 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 
 from acq_isl.commands import GoTo
-from acq_isl.errors import AcqIslError, ActionRefused, SliceLost, StorageError
+from acq_isl.errors import AcqIslError, ActionRefused, SliceLost, StackSkipped, StorageError
 from acq_isl.events import (
     Decided,
     FieldFailed,
@@ -29,11 +30,10 @@ from acq_isl.experiment.experiment import Experiment, measurements
 from acq_isl.experiment.planning import Cycle, visits
 from acq_isl.processing.display import preview
 from acq_isl.protocols import WaitingSource
-from acq_isl.rules import Choice, Measured, check_request
+from acq_isl.rules import Measured, check_request
 from acq_isl.rules.cache import MeasurementCache
 from acq_isl.rules.deciding import Decider, Verdict
 from acq_isl.rules.light import LightLedger
-from acq_isl.rules.rankings import explain_unranked
 from acq_isl.rules.reaction import AfterSlice, Then
 from acq_isl.rules.schedules import Rota
 from acq_isl.rules.trusted import propose
@@ -41,7 +41,8 @@ from acq_isl.session.acting import Actor, Due, Hands
 from acq_isl.session.changes import ChangedPlan
 from acq_isl.session.evidence import note_fields, note_outcome, note_schedule, note_verdict
 from acq_isl.session.exposing import Exposer, Interruption
-from acq_isl.session.fields import Field, choose_fields
+from acq_isl.session.failures import OF_MICROSCOPE, FailureKeeper
+from acq_isl.session.fields import Field, choose_fields, warn_unranked
 from acq_isl.session.focus import FocusKeeper
 from acq_isl.session.operator import Operator, Stopped
 from acq_isl.session.tools import SessionTools
@@ -74,7 +75,10 @@ class Session:
         self._undecided: list[Prediction] = []
         self._visits, self._start_s = 0, 0.0
         self._in_full: list[Prediction] = []
-        self._focus = FocusKeeper(tools.microscope, experiment.when_focus_fails, self._note_focus)
+        tell = partial(self._note_failure, "autofocus")
+        self._focus = FocusKeeper(tools.microscope, experiment.when_focus_fails, tell)
+        tell = partial(self._note_failure, "on_failure")
+        self._failures = FailureKeeper(tools.microscope, experiment.on_failure, tools.discard, tell)
         self._operator = Operator(tools.commands, self._visit, self._note_command, tools.emit)
         self.trust = Trust(experiment, tools.microscope, tools.ledger, tools.emit, self.warnings.append)
         self._plan = ChangedPlan(plan)
@@ -328,27 +332,14 @@ class Session:
             self.fields[choice.key].choice = choice
             self._tools.ledger.write("choice", **asdict(choice))
         self._tools.emit(FieldsRanked(choices))
-        self._warn_unranked(cycle, choices)
+        at = cycle.time if len(self.cycles) > 1 else None
+        self.warnings += warn_unranked(choices, self.fields, at)
         return [self.fields[choice.key] for choice in choices if choice.chosen]
 
     def _imaged(self, cycle: Cycle) -> list[StackKey]:
         """Fields of a time point, without those whose focus was not found."""
         imaged = {request.key for request in self.acquired}
         return [request.key for request in cycle.requests if request.key in imaged]
-
-    def _warn_unranked(self, cycle: Cycle, choices: Sequence[Choice]) -> None:
-        missing = [choice for choice in choices if choice.rank is None]
-        if not missing:
-            return
-        when = f" at time point {cycle.time}" if len(self.cycles) > 1 else ""
-        text = f"{explain_unranked(len(missing), len(choices))}{when}"
-        if any(choice.chosen for choice in choices):
-            text += "; the choice was made among the others (choose.require)"
-        else:
-            text += "; no choice was made. To allow one among the others, lower choose.require"
-        if any(self.fields[each.key].status not in ("predicted", "refused") for each in missing):
-            text += ". To finish: 'acq-isl recover RUN --choose' predicts them and chooses again"
-        self.warnings.append(text)
 
     def _revisit(self, fields: Sequence[tuple[Field, str]]) -> None:
         """Image fields in fluorescence, each with the reason why."""
@@ -365,9 +356,11 @@ class Session:
             self._step("revisit", done, len(requests), f"{request.preset} at {request.key.position}")
 
     def _acquire_if_lit(self, request: StackRequest, why: str) -> None:
-        """Image a stack, unless a budget of light does not allow it, which is told."""
+        """Image a stack, unless a budget of light does not allow it, or it fails, which is told."""
         try:
             self._acquire(request, why)
+        except StackSkipped:  # told already
+            return
         except ActionRefused as error:
             self.warnings.append(str(error))
 
@@ -379,36 +372,47 @@ class Session:
             return False
         if planned.key not in {earlier.key for earlier in self.acquired}:
             self.fields[planned.key].request = request
-        return self._acquire(request)
+        try:
+            return self._acquire(request)
+        except StackSkipped:  # told already
+            return False
 
     def _acquire(self, request: StackRequest, why: str = RULE) -> bool:
         """Image a stack that was not imaged before, once operator and triggers have had their turn.
 
-        ``why`` it is, if it is fluorescence. False if it is skipped, because its focus was not found.
+        ``why`` it is, if it is fluorescence. False if it is skipped, because its focus was not found;
+        StackSkipped if the microscope failed.
         """
         planned = request.key in self.fields
         if request.key not in {earlier.key for earlier in self.acquired}:
             self._operator.listen(self._rest)
             self._decide()
-            if not planned:
-                self.light.check(request)
-            focused = self._focus.find(request)
-            if focused is None:
+            if not self._failures.image(request, self._focus_and_expose):
                 return False
-            if planned:
-                self.fields[request.key].request = focused
-            self._expose(focused)
         if not planned:
             self.trust.note_visit(request, why)
         return True
 
-    def _expose(self, request: StackRequest) -> None:
-        self.asked.append(request)
+    def _focus_and_expose(self, request: StackRequest) -> bool:
+        planned = request.key in self.fields
+        if not planned:
+            self.light.check(request)
+        focused = self._focus.find(request)
+        if focused is None:
+            return False
+        if planned:
+            self.fields[request.key].request = focused
+        return self._expose(focused)
+
+    def _expose(self, request: StackRequest) -> bool:
+        if request.key not in {earlier.key for earlier in self.asked}:  # else it is another attempt
+            self.asked.append(request)
+        may = self._reacts and not self._actor.busy
         try:
-            may = self._reacts and not self._actor.busy
             request = self._exposer.image(request, self._interruption if may else None)
         except AcqIslError as error:
-            self._tools.emit(FieldFailed(request.key, "the run ends", str(error)))
+            if not isinstance(error, OF_MICROSCOPE):  # which the keeper of failures tells
+                self._tools.emit(FieldFailed(request.key, "the run ends", str(error)))
             raise
         self.acquired.append(request)
         if request.key in self.fields:
@@ -417,6 +421,7 @@ class Session:
             self._measured.imaged(request.key, self._tools.now() - self._start_s)
             self._rota.visited(request.key)
         self._tools.emit(FieldImaged(request))
+        return True
 
     def _rest(self, seconds: float) -> None:
         if isinstance(self._tools.predictions, WaitingSource):
@@ -442,16 +447,19 @@ class Session:
         try:
             check_request(place, self._experiment.limits)
             self.light.check(place)
-            self._expose(place)
+            self._failures.image(place, self._expose)
         except ActionRefused as error:
             return f"refused: {error}"
+        except StackSkipped as error:
+            return f"failed: {error}"
         return "done"
 
-    def _note_focus(self, request: StackRequest, what: str, why: str) -> None:
-        line = {"key": asdict(request.key), "rule": "autofocus", "what": what, "why": why, "done": "done"}
+    def _note_failure(self, rule: str, request: StackRequest, what: str, why: str) -> None:
+        line = {"key": asdict(request.key), "rule": rule, "what": what, "why": why, "done": "done"}
         self._tools.ledger.write("order", **line)
-        self.warnings.append(f"{request.key}: {what}, as its focus was not found: {why}")
-        self._tools.emit(Decided(request.key, "autofocus", what, why, "done"))
+        reason = ", as its focus was not found" if rule == "autofocus" else ""
+        self.warnings.append(f"{request.key}: {what}{reason}: {why}")
+        self._tools.emit(Decided(request.key, rule, what, why, "done"))
         self._tools.emit(FieldFailed(request.key, what, why))
 
     def _note_command(self, what: str, done: str) -> None:

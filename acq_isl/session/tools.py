@@ -45,6 +45,6 @@ class SessionTools:
     notify: Callable[[Message], str] = lambda message: "nobody listens"
     pixel_to_stage: PixelToStage | None = None  # None if nobody has measured it
     fov_um: tuple[float, float] = (1.0, 1.0)  # width and height of the field of view
-    discard: Callable[[StackKey], None] = lambda key: None
-    """Is told of a stack whose slices are not wanted any more, for it is imaged again."""
+    discard: Callable[[StackKey, bool], None] = lambda key, again: None
+    """Is told of a stack whose slices are not wanted any more, and whether it is imaged again."""
     ask: Ask | None = None  # measures by a user's function, guarded

@@ -14,6 +14,7 @@ Fate = Literal["predicted", "refused", "spooled", "not wanted", "lost"]
 SECOND_IMAGE = "second image of the slice"
 AFTER_DRAIN = "came after drain"
 INTERRUPTED = "its stack was interrupted and imaged again"
+CUT_OFF = "its stack failed and was left out"
 
 
 class SliceAccounts:

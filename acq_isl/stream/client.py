@@ -179,12 +179,12 @@ class EngineClient:
         self._thread.wake()
         return found
 
-    def discard(self, key: StackKey) -> None:
-        """A stack that misses slices is going to be imaged again: what came of it is not wanted any more.
+    def discard(self, key: StackKey, again: bool = True) -> None:
+        """A stack that misses slices is imaged again, or left out: what came of it is not wanted any more.
 
         It has no outcome; its slices, which are in the measured data, are counted as not wanted.
         """
-        self._queue.discard(key)
+        self._queue.discard(key, again)
         self._thread.wake()
 
     def wait(self, timeout_s: float) -> bool:

@@ -186,8 +186,8 @@ class PendingQueue:
                 self._give_up(stack, "cancelled", "it was cancelled")
             return bool(found)
 
-    def discard(self, key: StackKey) -> None:
-        """Stacks under that key that miss slices will be imaged again: nobody wants their slices any more.
+    def discard(self, key: StackKey, again: bool = True) -> None:
+        """Stacks under that key that miss slices will be imaged again, or not: nobody wants their slices.
 
         They have no outcome, and the next slice under that key begins another stack.
         """
@@ -198,7 +198,7 @@ class PendingQueue:
                     self._close(stack)
                 else:
                     with self._changing(stack):
-                        if stack.discard():
+                        if stack.discard(again):
                             self._forget.append(stack.id)
                 self._ended.pop(stack.identity, None)
 

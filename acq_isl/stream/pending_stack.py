@@ -11,7 +11,7 @@ import numpy as np
 
 from acq_isl.record import Counts
 from acq_isl.stack import Prediction, Refusal, Slice, StackInfo, Unpredicted
-from acq_isl.stream.accounts import INTERRUPTED, Fate
+from acq_isl.stream.accounts import CUT_OFF, INTERRUPTED, Fate
 from acq_isl.stream.assembler import OpenStack
 from acq_isl.stream.messages import Wanted
 from acq_isl.stream.schedule import priority
@@ -118,7 +118,8 @@ class PendingStack:
         self._failures: dict[str, _Failure] = {}
         self._sent: set[int] = set()
         self._copying: set[int] = set()
-        self._refused = self._lost = self._discarded = False
+        self._refused = self._lost = False
+        self._discarded = ""
 
     # ---- what can be asked of it
 
@@ -171,7 +172,7 @@ class PendingStack:
     def fate(self) -> tuple[Fate, str]:
         """What became of its slices, now that it is done, and why."""
         if self._discarded:
-            return "not wanted", INTERRUPTED
+            return "not wanted", self._discarded
         if self._lost:
             return "lost", "the disk did not take or keep them"
         if self._failures:
@@ -316,15 +317,15 @@ class PendingStack:
         self._become(State.ENDING, only_from=(State.FINISHING,))
         return at_server
 
-    def discard(self) -> bool:
-        """It misses slices, and is imaged again: no outcome. Whether the server has to forget it."""
+    def discard(self, again: bool = True) -> bool:
+        """It misses slices, and is imaged again or left out. Whether the server has to forget it."""
         if self.slices.complete:
             raise RuntimeError(f"stack {self.info.key} is complete, and is not imaged again")
         at_server = bool(self._sent)
         self._become(State.DONE, only_from=_FILLING)
         self._waits_for.clear()
         self._failures.clear()
-        self._discarded = True
+        self._discarded = INTERRUPTED if again else CUT_OFF
         return at_server
 
     # ---- the disk
