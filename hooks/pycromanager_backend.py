@@ -194,9 +194,7 @@ class PythonRun(Run):
     gets a storage that does not raise.
     """
 
-    def __init__(
-        self, acquisition: Any, path: Path | None, progress: Progress, withdraws: Withdraws
-    ) -> None:
+    def __init__(self, acquisition: Any, path: Path | None, progress: Progress, withdraws: Withdraws) -> None:
         from pycromanager.acquisition.acq_eng_py.internal.engine import Engine
 
         super().__init__(acquisition, path)

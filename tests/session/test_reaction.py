@@ -84,7 +84,13 @@ def run(folder: Path, react: str, late: int = 2, at_most: int = 1) -> tuple[Scop
     with Ledger(folder / "decisions.jsonl") as ledger:
         store = type("Store", (), {"put": lambda self, prediction: None})()
         tools = SessionTools(
-            scope, scope, store, ledger, call, lambda event: None, discard=scope.discarded.append
+            scope,
+            scope,
+            store,
+            ledger,
+            call,
+            lambda event: None,
+            discard=lambda key, _: scope.discarded.append(key),
         )
         session = Session(experiment, plan, tools)
         session.run()
