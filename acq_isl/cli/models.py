@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 
 from acq_isl.cli.console import out
+from acq_isl.cli.train import Register
 from acq_isl.errors import ModelError, PairRefused
 
 if TYPE_CHECKING:
@@ -131,10 +132,12 @@ def evaluate(
     z_step_um: FileZStep = None,
     registration_um: Registration = 1.0,
     own_range: OwnRange = False,
+    register: Register = False,
     threads: Threads = None,
 ) -> None:
     """Hold a model's predictions against real stains: one table and one page with pictures."""
     from acq_isl.evaluation.results import Settings
+    from acq_isl.training.data.pairs import Checks
 
     settings = Settings(
         split_unit=split_unit,
@@ -143,6 +146,7 @@ def evaluate(
         truth_range="pairs" if own_range else "model",
         registration_um=registration_um,
         threads=threads,
+        checks=Checks(register_labels=register),
     )
     _evaluated(model, (pairs, z_step_um), settings, output)
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 
+Register = Annotated[
+    bool, typer.Option("--register", help="Move stains that are surely shifted to where the structure is.")
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what happens inside.")]
 _NAMES = {"fields": "reading fields", "training": "training"}
 
@@ -31,6 +34,7 @@ def train(
         Path | None,
         typer.Option("--output", "-o", help="Folder of the run; a stopped run in it goes on."),
     ] = None,
+    register: Register = False,
     verbose: Verbose = False,
 ) -> None:
     """Train a model on pairs of z-stacks and labels."""
@@ -39,6 +43,7 @@ def train(
 
     _configure(verbose)
     loaded = load_config(config)
+    loaded = loaded.registered() if register else loaded
     folder = output or Path(f"{config.stem}-run")
     with progress() as tell:
         model = run(loaded, folder, tell)
@@ -58,14 +63,16 @@ def adapt(
         typer.Option(min=1, help="Fields, wells or blocks to learn from; may be repeated.",
                      show_default="1, 2, 4, 8 as far as there are"),
     ] = None,
+    register: Register = False,
     verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Teach a model a new label or a new microscope from a few pairs, and say what that bought."""
     from acq_isl.training.adapt import adapt
+    from acq_isl.training.adapt_config import Pairs
 
     _configure(verbose)
     with progress() as tell:
-        made = adapt(model, pairs, label, k or (1, 2, 4, 8), output, tell)
+        made = adapt(model, Pairs(pairs, register), label, k or (1, 2, 4, 8), output, tell)
     out.print((output / "transfer.csv").read_text(encoding="utf-8"), markup=False)
     show_scores(made)
 

@@ -33,7 +33,8 @@ from acq_isl.rules import ObjectCount
 from acq_isl.rules.measurements import measure
 from acq_isl.stack import Float32Image, Prediction
 from acq_isl.training.data.geometry import fit, make_stack
-from acq_isl.training.data.pairs import Checks, Item, Recording, examine
+from acq_isl.training.data.pairs import Item, Recording
+from acq_isl.training.data.register import load_checked
 from acq_isl.training.data.registration import structure
 
 _SHOWN = 6
@@ -84,8 +85,8 @@ def evaluate(
         for item in items:
             tell(item.name)
             try:
-                recording = item.load()
-                warnings += examine(recording, item.name, Checks())
+                recording, said = load_checked(item, settings.checks)
+                warnings += said
                 scored = _score_field(engine, recording, truth, settings, (units[item.name], item.name))
                 true = {label: images[0] for label, images in scored[1].labels.items()}
                 bare += [f"{item.name}: {label} {_BARE}" for label in true if not shows_anything(true[label])]

@@ -15,6 +15,7 @@ from acq_isl.evaluation.results import Settings
 from acq_isl.manifest import Label, Manifest
 from acq_isl.stack import Float32Image
 from acq_isl.training.data.pairs import Item, Recording
+from acq_isl.training.data.register import leave_out_holes
 
 _PERCENTILES = (1.0, 99.8)
 _SAMPLED_PX = 2**18
@@ -115,12 +116,13 @@ def _pool_ranges(items: Sequence[Item], keys: Mapping[str, str]) -> dict[str, _R
     samples: dict[str, list[NDArray[Any]]] = {label: [] for label in keys}
     for item in items if keys else ():
         try:
-            recording = item.load()
+            recording, _ = leave_out_holes(item.load(), item.name)
         except (PairRefused, StorageError):
             continue  # told with its reason when its turn comes to be scored
         for label, key in keys.items():
             if key in recording.labels:
-                image = np.asarray(recording.labels[key]).ravel()
+                image = np.asarray(recording.labels[key])
+                image = image[recording.valid[key]] if key in recording.valid else image.ravel()
                 samples[label].append(image[:: max(image.size // _SAMPLED_PX, 1)])
     ranges = {}
     for label, parts in samples.items():

@@ -11,6 +11,7 @@ from acq_isl.evaluation.gate_test import PerturbationScore
 from acq_isl.evaluation.scores import PixelScore, StdScore, add_objects
 from acq_isl.processing.segmentation import ObjectScore
 from acq_isl.stack import Float32Image, Uint16Image
+from acq_isl.training.data.pairs import Checks
 
 SplitUnit = Literal["field", "well"]
 MODEL, FLOOR, CEILING = "model", "floor", "ceiling"
@@ -24,7 +25,7 @@ class Settings:
     ``truth_of`` names recorded stains by label where names do not tell; ``objects`` are labels whose
     separate objects are compared, nuclei if empty. ``truth_range`` says which counts stand for 0 and 1:
     those of the model file, or percentiles of these pairs. ``registration_um`` is how far stain and
-    transmitted light may be apart.
+    transmitted light may be apart; ``checks.register_labels`` moves stains to where the structure is.
     """
 
     split_unit: SplitUnit = "field"
@@ -33,6 +34,7 @@ class Settings:
     truth_range: Literal["model", "pairs"] = "model"
     registration_um: float = 1.0
     threads: int | None = None
+    checks: Checks = Checks()
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ import numpy as np
 
 from acq_isl.errors import StorageError
 from acq_isl.readers.recording import DataSet, Lengths, Pixels, RecordedChannel, RecordedField, well_of
-from acq_isl.readers.tiff import read_file
+from acq_isl.readers.tiff import read_file, stem
 
 TRANSMITTED = ("BRIGHTFIELD", "PHASE_CONTRAST", "DIC")
 MASK = " (where it can be trusted)"
@@ -250,6 +250,12 @@ def _png_field(folder: Path, about: Mapping[str, str], files: Sequence[tuple[Nam
     read = _Files(folder, stacks | flat, Lengths(known[0] if known else None), read_png)
     place = " ".join(about[key] for key in sorted(about) if key in _PLACE)
     return read.field(place, well=about.get("well"), plate=plate)
+
+
+def png_field(path: Path) -> RecordedField:
+    """Any gray PNG as a field of one channel and plane, whose pixel size nobody knows."""
+    name = stem(path)
+    return _Files(path.parent, {name: [_Plane(path, 0)]}, Lengths(), read_png).field(name)
 
 
 def read_png(path: Path) -> Pixels:

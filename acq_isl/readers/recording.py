@@ -6,7 +6,7 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, Self, runtime_checkable
@@ -102,6 +102,15 @@ class RecordedChannel:
         if self.z_um is not None and self.has_heights:
             order = np.argsort(self.z_um).tolist()
         return self.read_planes(order)
+
+    def only(self, plane: int) -> RecordedChannel:
+        """The channel of this plane alone, by its number as stored; `StorageError`: there is none."""
+        if plane >= self.shape[0]:
+            raise StorageError(f"{self.source} has no plane {plane}", wanted=f"0 to {self.shape[0] - 1}")
+        z_um = None if self.z_um is None else (self.z_um[plane],)
+        return replace(
+            self, shape=(1, *self.shape[1:]), z_um=z_um, read_planes=lambda _: self.read_planes([plane])
+        )
 
     def lengths_um(
         self, pixel_size_um: float | None = None, z_step_um: float | None = None

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from acq_isl.errors import PairRefused
-from acq_isl.training.adapt_config import read_pairs
+from acq_isl.training.adapt_config import Pairs, read_pairs
 from acq_isl.training.counts import count_held_out
 from acq_isl.training.data.dataset import Field
 from acq_isl.training.data.pairs import Item
@@ -80,7 +80,7 @@ class _Job:
         return [Row(k, start, seed, score, unit) for unit, score in scores if score.n]
 
 
-def adapt(model: Path, pairs: Path, label: str | None, ks: Sequence[int], folder: Path,
+def adapt(model: Path, pairs: Path | Pairs, label: str | None, ks: Sequence[int], folder: Path,
           on_progress: OnProgress = lambda _: None) -> Path:  # fmt: skip
     """Adapt a model to pairs and say what it bought; returns the path of the new model file.
 
@@ -92,7 +92,9 @@ def adapt(model: Path, pairs: Path, label: str | None, ks: Sequence[int], folder
     Raises `ModelError`, `ExperimentError`, `PairRefused` and `StorageError`.
     """
     pretrained = read_pretrained(model)
-    config, recipe = read_pairs(pairs, pretrained.manifest, label)
+    asked = pairs if isinstance(pairs, Pairs) else Pairs(pairs)
+    config, recipe = read_pairs(asked.path, pretrained.manifest, label)
+    config = config.registered() if asked.register else config
     torch.set_num_threads(recipe.threads)
     division = config.divide()
     data = prepare_datasets(config, division, folder, ProcessGroup(), on_progress)

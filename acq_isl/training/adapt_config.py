@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +40,14 @@ class Recipe(StrictModel):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     threads: int = Setting(default=1, gt=0)
     augmentation: Augmentation = Augmentation()
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """A file of pairs, and whether their labels are to be moved to where the structure is."""
+
+    path: Path
+    register: bool = False
 
 
 def read_pairs(path: Path, manifest: Manifest, label: str | None) -> tuple[TrainConfig, Recipe]:

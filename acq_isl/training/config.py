@@ -146,6 +146,10 @@ class TrainConfig(StrictModel):
             raise ValueError("held_out: a simulated source says itself how many fields are held out")
         return self
 
+    def registered(self) -> TrainConfig:
+        """The same, with labels moved to where the structure is (``checks.register_labels``)."""
+        return self.model_copy(update={"checks": self.checks.model_copy(update={"register_labels": True})})
+
     @property
     def network(self) -> NetworkConfig:
         """Size of the network that follows from the rest."""

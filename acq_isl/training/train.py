@@ -191,7 +191,8 @@ def _identify(config: TrainConfig, data: Datasets) -> str:
     """A hash of all that must stay the same while a run goes on."""
     settings = config.model_dump_json(exclude=_FREE)  # type: ignore[arg-type]
     taught = f" {config.teaching.digest()}" if config.teaching.paths else ""
-    return hashlib.sha256(f"{settings} {data.digest}{taught}".encode()).hexdigest()
+    moved = " registered" * config.checks.register_labels
+    return hashlib.sha256(f"{settings} {data.digest}{taught}{moved}".encode()).hexdigest()
 
 
 def main() -> None:

@@ -19,7 +19,8 @@ from acq_isl.errors import PairRefused
 from acq_isl.processing.normalize import contrast_sd
 from acq_isl.stack import Uint16Image
 from acq_isl.training.data.geometry import Geometry, bring_to_model
-from acq_isl.training.data.pairs import Checks, Item, examine
+from acq_isl.training.data.pairs import Checks, Item
+from acq_isl.training.data.register import load_checked
 from acq_isl.training.network import Normalise
 
 _FOREGROUND = 77  # of 255
@@ -95,8 +96,7 @@ def prepare(item: Item, geometry: Geometry, checks: Checks, folder: Path) -> Pre
 
 
 def _write(item: Item, geometry: Geometry, checks: Checks, folder: Path) -> None:
-    recording = item.load()
-    warnings = examine(recording, item.name, checks)
+    recording, warnings = load_checked(item, checks)
     fitted = bring_to_model(recording, geometry, item.name)
     shape = fitted.stack.shape[1:]
     labels = [fitted.labels.get(name, np.zeros(shape, np.uint8)) for name in geometry.labels]

@@ -17,12 +17,11 @@ from acq_isl.manifest import Tolerated
 from acq_isl.processing.normalize import contrast_sd
 from acq_isl.readers.recording import require_finite
 from acq_isl.stack import Modality, Polarity, Uint16Image
-from acq_isl.training.data.registration import find_shift, structure
+from acq_isl.training.data.registration import find_shift_in
 
 Truth = NDArray[Any]
 
 _LEAST_SD = 0.5
-_PEAK = 6.0
 _NOTHING_COMMON = 4.5
 _ALIKE_HERE = 3.0  # where a pair is expected to agree there are fewer chances to agree by chance
 _LARGE_PX = 400
@@ -54,6 +53,8 @@ class Checks(StrictModel):
     saturated_warn: float = Field(default=0.01, ge=0, le=1)
     """Share of pixels at the top of the range."""
     saturated_refuse: float = Field(default=0.2, ge=0, le=1)
+    register_labels: bool = False
+    """Move labels that are surely shifted to where the structure is."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -173,13 +174,11 @@ def _saturated(what: str, image: NDArray[Any], checks: Checks) -> list[str]:
 def _registered(recording: Recording, name: str, checks: Checks) -> list[str]:
     if min(recording.stack.shape[1:]) < 64:
         return []
-    light = structure(recording.stack)
-    found = {label: find_shift(light, image) for label, image in recording.labels.items()}
+    found = {label: find_shift_in(recording.stack, image) for label, image in recording.labels.items()}
     warnings = []
     for label, shift in found.items():
         shift_um = shift.length_px * recording.pixel_size_um
-        sure = shift.peak >= _PEAK and shift.widespread and shift.gain >= 1.0
-        if not sure or shift_um <= checks.shift_warn_um:
+        if not shift.sure or (shift_um <= checks.shift_warn_um and not shift.costs):
             continue
         text = f"{shift_um:.1f} um ({shift.shift_px[0]} rows, {shift.shift_px[1]} columns)"
         if shift_um > checks.shift_refuse_um:
@@ -187,9 +186,9 @@ def _registered(recording: Recording, name: str, checks: Checks) -> list[str]:
                 f"{name}: {label} and the stack are not registered",
                 wanted=f"a shift of at most {checks.shift_refuse_um:g} um",
                 got=text,
-                fix="register the images, or raise checks.shift_refuse_um if you know better",
+                fix="use --register, or raise checks.shift_refuse_um if you know better",
             )
-        warnings.append(f"{name}: {label} seems to be shifted against the stack by {text}")
+        warnings.append(f"{name}: {label} seems to be shifted against the stack by {text}; see --register")
     large = min(recording.stack.shape[1:]) >= _LARGE_PX
     alike = any(shift.peak >= _NOTHING_COMMON or shift.here >= _ALIKE_HERE for shift in found.values())
     if found and large and not alike:

@@ -3,7 +3,8 @@
 Cells scatter light differently from plane to plane, so the variance through focus is bright where there is
 something to stain. Its logarithm and the label are correlated at every shift. A single bright cell fits to
 something elsewhere by chance, so a shift is worth a claim only if it is found as well without the places that
-speak for it most.
+speak for it most. A single plane has no variance through focus: there it is edges, or brightness where that is
+clearly of one sign (bacteria are dark in phase contrast; the relief of DIC is of both, and lies beside the cell).
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ _REACH_PX = 80
 _PLACES = 2
 _PLACE_PX = 40.0
 _SAME_PX = 6.0
+_ONE_SIGN = 3.0  # how much better a plane must agree with a label than with its inverse, or the other way
+_CLEARLY = 0.35  # correlation with the brightness of a plane below which it tells nothing
+SURE_PEAK, _SURE_GAIN, _COSTS = 6.0, 1.0, 0.1
 _MAD_TO_SD = 1.4826
 
 
@@ -47,6 +51,16 @@ class Registration:
         """Length of the shift in pixels."""
         return float(np.hypot(*self.shift_px))
 
+    @property
+    def sure(self) -> bool:
+        """Whether the label is shifted, and not by chance."""
+        return self.peak >= SURE_PEAK and self.widespread and self.gain >= _SURE_GAIN
+
+    @property
+    def costs(self) -> bool:
+        """Whether the shift, however short, takes a tenth of the agreement: of bacteria a few pixels do."""
+        return self.sure and self.gain >= _COSTS * self.peak
+
 
 def structure(stack: NDArray[np.uint16], smooth_px: float = _FINE_PX) -> Image:
     """Where a (z, y, x) stack shows anything: log of the variance over z; of one plane, of its gradient."""
@@ -67,6 +81,23 @@ def find_shift(seen: Image, label: NDArray[Any]) -> Registration:
     band, structures = _band(_brightness(label)), _band(seen)
     found = _measure(_near(band, structures))
     return replace(found, widespread=_widespread(band, structures, found.shift_px))
+
+
+def find_shift_in(stack: NDArray[np.uint16], label: NDArray[Any]) -> Registration:
+    """`find_shift` of a label in its (z, y, x) stack; in one plane by edges or by brightness, whichever tells
+    it more clearly."""
+    found = find_shift(structure(stack), label)
+    if len(stack) > 1:
+        return found
+    band, plane = _band(_brightness(label)), _band(stack[0].astype(np.float32))
+    near = _near(band, plane)
+    up, down = float(near.max()), float(-near.min())
+    if max(up, down) < max(_ONE_SIGN * min(up, down), _CLEARLY):
+        return found
+    sign = np.float32(1 if up > down else -1)
+    bright = _measure(sign * near)
+    bright = replace(bright, widespread=_widespread(band, sign * plane, bright.shift_px))
+    return max(found, bright, key=lambda each: (each.widespread, each.peak))
 
 
 def find_common_shift(fields: Sequence[tuple[Image, NDArray[Any]]]) -> Registration:

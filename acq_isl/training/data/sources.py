@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field
 
 from acq_isl.base import StrictModel
 from acq_isl.errors import PairRefused, StorageError
-from acq_isl.readers.image_folder import MASK, ImageFolderReader, is_plane_of_stack
+from acq_isl.readers.image_folder import MASK, ImageFolderReader, is_plane_of_stack, png_field
 from acq_isl.readers.ndtiff import INDEX, NdtiffReader
 from acq_isl.readers.ome_zarr import OmeZarrReader
 from acq_isl.readers.read import read_data_set
@@ -86,6 +86,8 @@ class Image(StrictModel):
     for the same in stack and labels."""
     channel: str | int | None = None
     """Name or number, for files of several channels."""
+    plane: int | None = Field(default=None, ge=0)
+    """The only plane that counts, for files whose pages are channels and do not say so."""
 
 
 def _as_image(value: object) -> object:
@@ -97,7 +99,8 @@ Pattern = Annotated[Image, BeforeValidator(_as_image)]
 
 
 class TiffSource(RecordedSource):
-    """TIFF files, or folders of Micro-Manager's image files; every image of a file of several is a field."""
+    """TIFF files, gray PNG files, or folders of Micro-Manager's image files; every image of a file of several is
+    a field."""
 
     kind: Literal["tiff"]
     folder: Path
@@ -149,12 +152,12 @@ class TiffSource(RecordedSource):
         positions = list(dict.fromkeys(field.name for field in fields))
         for number, field in enumerate(fields):
             place = base if len(positions) == 1 else f"{base}#{positions.index(field.name)}"
-            openers = {n: _opener(p, number, self.labels[n].channel) for n, p in labels.items()}
+            openers = {n: _opener(p, number, self.labels[n]) for n, p in labels.items()}
             yield Item(
                 name=source.name(well, _at(place, field.time)),
                 well=None if well is None else source.name(well),
                 stamp=stamp([*field.files, *labels.values()], self.model_dump(mode="json"), number),
-                load=partial(self.load, _opener(path, number, self.stack.channel), openers, {}),
+                load=partial(self.load, _opener(path, number, self.stack), openers, {}),
                 labels=tuple(labels),
                 plate=source.plate,
                 field=source.name(well, place),
@@ -162,11 +165,13 @@ class TiffSource(RecordedSource):
 
 
 def _tiff_fields(path: Path) -> Sequence[RecordedField]:
+    if path.suffix.lower() == ".png":
+        return [png_field(path)]
     return ImageFolderReader().read(path).fields if path.is_dir() else read_file(path)
 
 
-def _opener(path: Path, number: int, channel: Which) -> Opener:
-    """What opens a channel of one of the fields of a file."""
+def _opener(path: Path, number: int, image: Image) -> Opener:
+    """What opens a channel, or one plane of it, of one of the fields of a file."""
 
     def open_channel() -> RecordedChannel:
         fields = _tiff_fields(path)
@@ -177,7 +182,8 @@ def _opener(path: Path, number: int, channel: Which) -> Opener:
                 got=f"{len(fields)} images",
                 fix="save one field and time point per file",
             )
-        return fields[number].channel(channel)
+        channel = fields[number].channel(image.channel)
+        return channel if image.plane is None else channel.only(image.plane)
 
     return open_channel
 
