@@ -105,6 +105,16 @@ class Evaluation(StrictModel):
     """Mean over the units, by name."""
 
 
+class Looks(StrictModel):
+    """How often a set of images was scored while the model was made: what was looked at often flatters."""
+
+    dataset: str
+    why: str
+    times: int = Field(ge=0)
+    last: str
+    """Time of the last look, ISO 8601; empty: not known."""
+
+
 class GateJudgement(StrictModel):
     """How a gate did on stacks that it was not fitted to, under conditions at random strength."""
 
@@ -209,6 +219,7 @@ class Manifest(StrictModel):
     instrument: Instrument | None = None
     training: Training | None = None
     evaluations: tuple[Evaluation, ...] = ()
+    looks: tuple[Looks, ...] = ()
 
     @field_serializer("tolerates")
     def _in_order(self, tolerates: frozenset[Tolerated]) -> list[Tolerated]:

@@ -34,6 +34,7 @@ class FallbackEngine:
         self._stopped = threading.Event()
         self._falls, self._returned_s = 0, -_STEADY_S
         self._remaining = list(candidates)
+        self._views = 1
         self._why = why
         self._failures: tuple[str, ...] = ()
         self._lock = threading.Lock()  # guards the change from one engine to the next
@@ -63,6 +64,12 @@ class FallbackEngine:
         """Why this back end, how close it is to ONNX Runtime, and what happened to those before it."""
         why = self._failures or (self._why,)
         return "; ".join(text for text in (*why, self._engine.parity) if text)
+
+    def use_views(self, count: int) -> None:
+        """As `Predictor.use_views`, of every engine that comes to work."""
+        with self._lock:
+            self._views = count
+            self._engine.use_views(count)
 
     def begin_statistics(self, info: StackInfo) -> StackStatistics:
         """What may be shown the slices of a stack as they arrive; good for every engine."""
@@ -103,6 +110,7 @@ class FallbackEngine:
                 if not back():
                     continue
                 engine = self._candidates[0].load()
+                engine.use_views(self._views)
             except (EngineError, ModelError) as error:
                 _log.info("%s is not back: %s", self._candidates[0].name, error.what)
                 continue
@@ -129,6 +137,7 @@ class FallbackEngine:
                 failures.append(f"{candidate.name} cannot be used: {error.what}")
                 last = error
                 continue
+            engine.use_views(self._views)
             for text in failures:
                 _log.warning("%s; going on with %s", text, engine.name)
             self._failures += tuple(f"{text}; predicted with {engine.name}" for text in failures)

@@ -15,16 +15,16 @@ from acq_isl.engines.gate import COST
 from acq_isl.engines.model_safety import STANDARD_DOMAINS, check_bounded, check_self_contained
 from acq_isl.errors import ModelError
 from acq_isl.files import read_regular
-from acq_isl.manifest import MANIFEST_KEY, Evaluation, Gate, Instrument, Manifest, Training
+from acq_isl.manifest import MANIFEST_KEY, Evaluation, Gate, Instrument, Looks, Manifest, Training
 
 Row = tuple[str, str]
 _SHOWN = 6  # names; the manifest holds all of them
 
 
 def provenance(manifest: Manifest) -> tuple[Row, ...]:
-    """Rows of name and value: instrument, training set, gate and evaluations, as far as they are known."""
+    """Rows of name and value: instrument, training set, gate, evaluations and looks, if known."""
     return (*_instrument(manifest.instrument), *_training(manifest.training), *_gate(manifest.gate),
-            *_evaluations(manifest.evaluations))  # fmt: skip
+            *_evaluations(manifest.evaluations), *_looks(manifest.looks))  # fmt: skip
 
 
 def _instrument(instrument: Instrument | None) -> Iterator[Row]:
@@ -80,6 +80,12 @@ def _evaluations(evaluations: Sequence[Evaluation]) -> Iterator[Row]:
         values = ", ".join(f"{name} {value:.3g}" for name, value in evaluation.metrics.items())
         about = f"{evaluation.dataset}; n = {evaluation.n}, split by {evaluation.split_unit}"
         yield f"evaluated {evaluation.label}", f"{values} ({about})"
+
+
+def _looks(looks: Sequence[Looks]) -> Iterator[Row]:
+    for look in looks:
+        when = f", last {look.last[:10]}" if look.last else ""
+        yield "looked at", f"{look.dataset}: scored {look.times} times while choosing{when} ({look.why})"
 
 
 def _some(values: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self, assert_never
 
 import numpy as np
@@ -29,6 +29,7 @@ from acq_isl.engines.pipeline import (
     worker_count,
     worker_threads,
 )
+from acq_isl.engines.views import average, first_views
 from acq_isl.errors import EngineError, ModelError, StackRefused
 from acq_isl.manifest import Manifest
 from acq_isl.processing.normalize import inverse_contrast, map_back, resample
@@ -124,6 +125,8 @@ class Predictor:
         self._workers = worker_count(network)
         least_px = max(rules.size_step_px, rules.blank_px)
         self._border_px = least_px if border_px is None else max(border_px, rules.blank_px)
+        self.views = first_views(1)
+        """Whose predictions are averaged; see `use_views`."""
         self.parity = ""
         """How close it is to ONNX Runtime (`acq_isl.engines.parity`); empty if that was not asked."""
 
@@ -148,6 +151,10 @@ class Predictor:
     def at_once(self) -> int:
         """How many stacks several threads may hand it to be done sooner than one after the other."""
         return AT_ONCE if isinstance(self._network, AsyncNetwork) else 1
+
+    def use_views(self, count: int) -> None:
+        """Average over so many views of each stack, 1 to 8, from now on; each takes as long as the first."""
+        self.views = first_views(count)
 
     def begin_statistics(self, info: StackInfo) -> StackStatistics:
         """Empty statistics, to be filled as slices arrive, so that `predict` has less to do."""
@@ -182,7 +189,7 @@ class Predictor:
         began_s = time.perf_counter()
         field_px = prepared.pixels.shape[1], prepared.pixels.shape[2]
         plan = plan_tiles(field_px, self._rule, tile_px=self._tile_px, border_px=self._border_px)
-        outputs = self._run(Field(prepared.pixels, plan, prepared.inv_sd), shares, parallel_map)
+        outputs = self._run_views(Field(prepared.pixels, plan, prepared.inv_sd), shares, parallel_map)
         shares.tile_ms = max(_since_ms(began_s) - shares.network_ms, 0.0)
         began_s = time.perf_counter()
         check_finite((outputs.mean, outputs.std, *outputs.windows), stack, parallel_map)
@@ -198,7 +205,7 @@ class Predictor:
             spread=std,
             model_sha256=self._model.sha256,
             model_name=f"{self.manifest.name} {self.manifest.version}",
-            engine=self._network.name,
+            engine=self._network.name + f", mean of {len(self.views)} views" * (len(self.views) > 1),
             warnings=(*prepared.warnings, *warnings),
             border_px=min(border_px, *((n + 1) // 2 for n in stack.info.shape)),
             times=StageTimes(infer_ms=shares.network_ms, decode_ms=shares.total_ms - shares.network_ms),
@@ -237,6 +244,22 @@ class Predictor:
         distances = measure_distances(self.manifest.gate, outputs.windows)
         return distances, judge_distances(stack.info.key, distances, policy, excused)
 
+    def _run_views(self, field: Field, shares: Shares, parallel_map: ParallelMap) -> _Outputs:
+        """The mean over views; distances are of the stack as it is."""
+        others = self.views[1:]
+        outputs = self._run(field, shares, parallel_map)
+        if not others:
+            return outputs
+        means, stds, network_ms = [outputs.mean], [outputs.std], shares.network_ms
+        for view in others:
+            seen = self._run(replace(field, pixels=view.show(field.pixels)), shares, parallel_map)
+            means.append(view.turn_back(seen.mean))
+            stds.append(view.turn_back(seen.std))
+            network_ms += shares.network_ms
+        outputs.mean, outputs.std = average(means, stds)
+        shares.network_ms = network_ms
+        return outputs
+
     def _run(self, field: Field, shares: Shares, parallel_map: ParallelMap) -> _Outputs:
         """The network's outputs for the whole field; adds its time to the shares."""
         up_ms, down_ms = _copies_ms(self._network)
@@ -247,7 +270,8 @@ class Predictor:
                 outputs = self._blend(results, field.plan)
         after_ms = _copies_ms(self._network)
         shares.network_ms = outputs.busy_ms
-        shares.upload_ms, shares.download_ms = after_ms[0] - up_ms, after_ms[1] - down_ms
+        shares.upload_ms += after_ms[0] - up_ms
+        shares.download_ms += after_ms[1] - down_ms
         return outputs
 
     def _crop(self, result: Result, plan: TilePlan, parallel_map: ParallelMap) -> _Outputs:

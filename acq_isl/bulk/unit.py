@@ -59,7 +59,9 @@ def open_engine(job: Job) -> Engine:
     wanted = job.settings
     file = read_model(job.model, sha256=wanted.model_sha256)
     options = LoadOptions(job.threads, gate=wanted.gate, work="bulk")
-    return FallbackEngine([find_engines(file, options).named(wanted.engine)])
+    engine = FallbackEngine([find_engines(file, options).named(wanted.engine)])
+    engine.use_views(wanted.views)
+    return engine
 
 
 class Unit:

@@ -30,6 +30,8 @@ class Settings(StrictModel):
     z_step_um: float | None = Field(default=None, gt=0)
     output: Literal["ome-zarr", "ome-tiff"] = "ome-zarr"
     measure: bool = False
+    views: int = Field(default=1, ge=1, le=8)
+    """Over how many views of each stack predictions are averaged."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from acq_isl.cli import (
     build,
     calibrate,
     engines,
+    looks,
     models,
     predict,
     rules,
@@ -42,7 +43,7 @@ TOPICS = {
     "At the microscope": (run, rules, affine, view, sim),
     "What was recorded": (predict, audit),
     "Engines": (serve, engines, build),
-    "Models": (models, train, calibrate),
+    "Models": (models, train, calibrate, looks),
 }
 for title, topics in TOPICS.items():
     for topic in topics:

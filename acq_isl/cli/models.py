@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 
 from acq_isl.cli.console import out
+from acq_isl.cli.serve import Views
 from acq_isl.cli.train import Register
 from acq_isl.errors import ModelError, PairRefused
 
@@ -65,6 +66,13 @@ Registration = Annotated[
 ]
 OwnRange = Annotated[
     bool, typer.Option("--own-range", help="Scale the truth by these pairs, not by the model file.")
+]
+
+LooksLog = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="LOG", help="Note this look at these images in a log, for the card: see acq-isl looks."
+    ),
 ]
 
 Package = Annotated[
@@ -133,6 +141,8 @@ def evaluate(
     registration_um: Registration = 1.0,
     own_range: OwnRange = False,
     register: Register = False,
+    views: Views = 1,
+    looks: LooksLog = None,
     threads: Threads = None,
 ) -> None:
     """Hold a model's predictions against real stains: one table and one page with pictures."""
@@ -146,12 +156,20 @@ def evaluate(
         truth_range="pairs" if own_range else "model",
         registration_um=registration_um,
         threads=threads,
+        views=views,
         checks=Checks(register_labels=register),
     )
-    _evaluated(model, (pairs, z_step_um), settings, output)
+    leaks = _evaluated(model, (pairs, z_step_um), settings, output)
+    if looks is not None:
+        from acq_isl.training.looks import note_look
+
+        note_look(looks, ", ".join(path.name for path in pairs), [model], "acq-isl evaluate")
+    if leaks:
+        raise typer.Exit(1)
 
 
-def _evaluated(model: str, pairs: tuple[list[Path], float | None], settings: Settings, folder: Path) -> None:
+def _evaluated(model: str, pairs: tuple[list[Path], float | None], settings: Settings, folder: Path) -> bool:
+    """Evaluate and write; whether something was trained on."""
     from acq_isl.engines import describe
     from acq_isl.evaluation.evaluate import evaluate
     from acq_isl.evaluation.inputs import find_items
@@ -163,8 +181,7 @@ def _evaluated(model: str, pairs: tuple[list[Path], float | None], settings: Set
     page, *_ = write_evaluation(folder, report)
     out.print(escape(as_markdown(report)))
     out.print(f"report {escape(str(page))}")
-    if report.leaks:
-        raise typer.Exit(1)
+    return bool(report.leaks)
 
 
 @commands.command("export")

@@ -13,7 +13,7 @@ from rich.progress import TimeRemainingColumn
 
 from acq_isl.cli.console import Advance, configure_logging, err, out, progress_bars
 from acq_isl.cli.run import INCOMPLETE
-from acq_isl.cli.serve import Backend, Threads
+from acq_isl.cli.serve import Backend, Threads, Views
 from acq_isl.errors import ExperimentError
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def predict(
     gate: Gate = "refuse",
     backend: Backend = "auto",
     threads: Threads = None,
+    views: Views = 1,
     workers: Workers = 1,
     dask: DaskAddress = None,
     ray: RayAddress = None,
@@ -82,7 +83,7 @@ def predict(
     place = _place(workers, dask, ray)
     job = _job(model, output, backend, threads if place is None else threads or 1, {
         "gate": gate, "transmitted": transmitted, "light": _light(light), "pixel_size_um": pixel_size,
-        "z_step_um": z_step, "output": form, "measure": measure,
+        "z_step_um": z_step, "output": form, "measure": measure, "views": views,
     })  # fmt: skip
     out.print(f"{escape(job.settings.model)} with {escape(job.settings.engine)}")
     try:

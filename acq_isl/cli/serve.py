@@ -28,6 +28,13 @@ Backend = Annotated[
     str, typer.Option(help="'auto' (measured once), 'onnxruntime', 'openvino', 'tensorrt', ...")
 ]
 Keys = Annotated[Path | None, typer.Option(help="Folder of keys, to go to or from other computers.")]
+Views = Annotated[
+    int,
+    typer.Option(
+        min=1, max=8, help="Average over so many views of each stack, mirrored and turned about: "
+        "each takes as long as a prediction.",
+    ),
+]  # fmt: skip
 _Served = Annotated[
     list[str] | None,
     typer.Option(
@@ -59,16 +66,18 @@ def load(
     backend: str = "auto",
     field_px: tuple[int, int] | None = None,
     gate: Policy = "refuse",
+    views: int = 1,
 ) -> ServedModel:
     """Make a model ready to be served, given as ``FILE`` or ``NAME=FILE``; ModelError or EngineError.
 
-    The rest as for `acq_isl.engines.load_engine`.
+    The rest as for `acq_isl.engines.load_engine`; predictions are averaged over ``views``.
     """
     from acq_isl.engines import load_engine
     from acq_isl.stream.model_registry import ServedModel, named
 
     name, file = named(model)
     engine = load_engine(file, threads=threads, backend=backend, field_px=field_px, gate=gate)
+    engine.use_views(views)
     return ServedModel(engine, name or engine.manifest.name, engine.model.sha256, engine.name)
 
 
@@ -80,6 +89,7 @@ def serve(
     backend: Backend = "auto",
     field: _Field = None,
     gate: _Gate = "refuse",
+    views: Views = 1,
     keys: Keys = None,
     announce: Annotated[Path | None, typer.Option(hidden=True)] = None,
     stop_with_stdin: Annotated[bool, typer.Option(hidden=True)] = False,
@@ -98,7 +108,7 @@ def serve(
     field_px = field_size(field) if field else None
 
     def load_here(name: str) -> ServedModel:
-        model = load(name, threads=threads, backend=backend, field_px=field_px, gate=gate)
+        model = load(name, threads=threads, backend=backend, field_px=field_px, gate=gate, views=views)
         return replace(model, engine=faulty(model.engine, fault))
 
     models = [load_here(name) for name in model or ["demo"]]

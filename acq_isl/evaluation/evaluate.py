@@ -82,6 +82,7 @@ def evaluate(
         OnnxEngine(model, threads=settings.threads, gate="warn") as engine,
         closing(GateTest(file, settings.threads)) as gate_test,
     ):
+        engine.use_views(settings.views)
         for item in items:
             tell(item.name)
             try:
@@ -91,8 +92,9 @@ def evaluate(
                 true = {label: images[0] for label, images in scored[1].labels.items()}
                 bare += [f"{item.name}: {label} {_BARE}" for label in true if not shows_anything(true[label])]
                 images += len(true)
-                fitted = fit(replace(recording, labels=true), item.name, engine.manifest)
-                gate_test.add(fitted.stack, fitted.labels)
+                if settings.perturb:
+                    fitted = fit(replace(recording, labels=true), item.name, engine.manifest)
+                    gate_test.add(fitted.stack, fitted.labels)
             except (PairRefused, StorageError, StackRefused) as error:
                 refused.append((item.name, str(error)))
                 continue

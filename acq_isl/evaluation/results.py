@@ -26,6 +26,8 @@ class Settings:
     separate objects are compared, nuclei if empty. ``truth_range`` says which counts stand for 0 and 1:
     those of the model file, or percentiles of these pairs. ``registration_um`` is how far stain and
     transmitted light may be apart; ``checks.register_labels`` moves stains to where the structure is.
+    ``perturb``: stacks that do not fit are tried too, which takes most of the time.
+    ``views``: over how many views predictions are averaged.
     """
 
     split_unit: SplitUnit = "field"
@@ -34,7 +36,9 @@ class Settings:
     truth_range: Literal["model", "pairs"] = "model"
     registration_um: float = 1.0
     threads: int | None = None
-    checks: Checks = Checks()
+    checks: Checks = field(default_factory=Checks)
+    perturb: bool = True
+    views: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ def agree(report: Report, label: str) -> Agreement:
         for way in (MODEL, FLOOR, CEILING)
     }
     values = {way: _mean([score.pixels.pearson for score in own]) for way, own in ways.items()}
-    model, floor, of = _resample(ways[MODEL], ways[FLOOR], report.settings.split_unit)
+    model, floor, of = resample(ways[MODEL], ways[FLOOR], report.settings.split_unit)
     edge = (1 - _LEVEL) / 2
     low, high = np.quantile(model, (edge, 1 - edge)).tolist() if model.size else (math.nan, math.nan)
     better = float(np.mean(model > floor)) if model.size else math.nan
@@ -73,7 +73,7 @@ def _mean(values: Sequence[float]) -> float:
     return sum(finite) / len(finite) if finite else math.nan
 
 
-def _resample(
+def resample(
     model: Sequence[Score], floor: Sequence[Score], unit: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], str]:
     """Pearson of prediction and floor in each resample, (resample,) float64; empty of too few."""

@@ -59,6 +59,8 @@ class LocalEngine(StrictModel):
     kind: Literal["local"] = "local"
     threads: int | None = Field(default=None, ge=1)
     """Processor threads for inference; by default some cores are left to the acquisition."""
+    views: int = Field(default=1, ge=1, le=8)
+    """Predictions are averaged over so many views of each stack, each of which takes as long."""
 
 
 class RemoteEngine(StrictModel):

@@ -72,7 +72,9 @@ def _serve_command(experiment: Experiment, field_px: tuple[int, int]) -> tuple[s
     planted = of_engine(microscope.faults) if isinstance(microscope, SimulatedMicroscope) else ()
     rows, columns = field_px
     faults = (word for fault in planted for word in ("--fault", str(fault)))
-    return (*SERVE, "--field", f"{rows}x{columns}", *faults)
+    engine = experiment.engine
+    views = ("--views", str(engine.views)) if isinstance(engine, LocalEngine) and engine.views > 1 else ()
+    return (*SERVE, "--field", f"{rows}x{columns}", *views, *faults)
 
 
 @dataclass(frozen=True, slots=True)

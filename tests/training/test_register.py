@@ -34,7 +34,7 @@ def bacteria(shift, seed=0, side=192, grey=4000):
 @pytest.mark.parametrize("shift", [(1, 6), (-5, 3), (9, -12)])
 def test_a_stain_is_moved_back_and_what_comes_in_is_not_known(shift):
     recording = bacteria(shift)
-    moved, (said,) = register(recording, "A1")
+    moved, (said,) = register(recording, "A1", Checks())
     rows, columns = (-int(px) for px in shift)
     assert f"dna was moved by {rows} rows and {columns} columns" in said
     there = bacteria((0, 0))
@@ -43,12 +43,12 @@ def test_a_stain_is_moved_back_and_what_comes_in_is_not_known(shift):
     same = np.corrcoef(moved.labels["dna"][where], there.labels["dna"][where])[0, 1]
     assert same > 0.98
     assert valid.sum() == (192 - abs(rows)) * (192 - abs(columns))
-    assert register(moved, "A1")[1] == []
+    assert register(moved, "A1", Checks())[1] == []
 
 
 def test_what_fits_is_left_alone():
     recording = bacteria((0, 0))
-    same, said = register(recording, "A1")
+    same, said = register(recording, "A1", Checks())
     assert said == [] and same.valid == {}
     np.testing.assert_array_equal(same.labels["dna"], recording.labels["dna"])
 
@@ -57,7 +57,7 @@ def test_what_resembles_nothing_is_not_moved():
     other = bacteria((0, 0), seed=7).labels
     recording = bacteria((0, 0))
     mixed = Recording(recording.stack, other, 0.1, (0.0,))
-    same, (said,) = register(mixed, "A1")
+    same, (said,) = register(mixed, "A1", Checks())
     assert "resembles nothing" in said
     np.testing.assert_array_equal(same.labels["dna"], other["dna"])
 

@@ -178,7 +178,7 @@ def _registered(recording: Recording, name: str, checks: Checks) -> list[str]:
     warnings = []
     for label, shift in found.items():
         shift_um = shift.length_px * recording.pixel_size_um
-        if not shift.sure or (shift_um <= checks.shift_warn_um and not shift.costs):
+        if not shift.is_worth_moving(recording.pixel_size_um, checks.shift_warn_um):
             continue
         text = f"{shift_um:.1f} um ({shift.shift_px[0]} rows, {shift.shift_px[1]} columns)"
         if shift_um > checks.shift_refuse_um:

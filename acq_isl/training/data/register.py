@@ -20,7 +20,7 @@ def load_checked(item: Item, checks: Checks) -> tuple[Recording, list[str]]:
     """Read a pair and what is to be known of it. Raises as sources and `examine` do."""
     recording, said = leave_out_holes(item.load(), item.name)
     if checks.register_labels and not item.simulated:
-        recording, moved = register(recording, item.name)
+        recording, moved = register(recording, item.name, checks)
         said += moved
     return recording, said + examine(recording, item.name, checks)
 
@@ -39,7 +39,7 @@ def find_hole(image: Truth) -> NDArray[np.bool_] | None:
 
 
 def leave_out_holes(recording: Recording, name: str) -> tuple[Recording, list[str]]:
-    """The recording with holes of its labels marked as not known, filled with the median, and what was found."""
+    """The recording with holes of its labels filled and marked as not known, and what was found."""
     labels, valid, said = dict(recording.labels), dict(recording.valid), list[str]()
     for label, image in recording.labels.items() if recording.truth_range is None else ():
         hole = find_hole(image)
@@ -50,18 +50,20 @@ def leave_out_holes(recording: Recording, name: str) -> tuple[Recording, list[st
     return replace(recording, labels=labels, valid=valid), said
 
 
-def register(recording: Recording, name: str) -> tuple[Recording, list[str]]:
+def register(recording: Recording, name: str, checks: Checks) -> tuple[Recording, list[str]]:
     """The recording with labels that are surely shifted moved by whole pixels to where the structure is, what
     comes in from outside marked as not known; and what was done. A truth that is known is left alone."""
     labels, valid, said = dict(recording.labels), dict(recording.valid), list[str]()
     for label, image in recording.labels.items() if recording.truth_range is None else ():
         found = find_shift_in(recording.stack, image)
         rows, columns = found.shift_px
-        if found.sure and found.length_px > 0:
+        if found.is_worth_moving(recording.pixel_size_um, checks.shift_warn_um):
             known = valid.get(label, np.ones(image.shape, bool))
             labels[label] = _moved(image, (-rows, -columns), np.median(image))
             valid[label] = _moved(known, (-rows, -columns), False)
-            said.append(f"{name}: {label} was moved by {-rows} rows and {-columns} columns onto the structure")
+            said.append(
+                f"{name}: {label} was moved by {-rows} rows and {-columns} columns onto the structure"
+            )
         elif found.peak < SURE_PEAK:
             said.append(f"{name}: {label} resembles nothing clearly enough to be registered; it stays")
     return replace(recording, labels=labels, valid=valid), said
@@ -70,7 +72,9 @@ def register(recording: Recording, name: str) -> tuple[Recording, list[str]]:
 def _moved(image: NDArray[Any], by_px: tuple[int, int], outside: float) -> NDArray[Any]:
     """By rows and columns; ``outside`` is what comes in."""
     out = np.full_like(image, outside)
-    to, of = zip(*(_overlap(shift, side) for shift, side in zip(by_px, image.shape, strict=True)), strict=True)
+    to, of = zip(
+        *(_overlap(shift, side) for shift, side in zip(by_px, image.shape, strict=True)), strict=True
+    )
     out[to] = image[of]
     return out
 

@@ -99,8 +99,8 @@ Pattern = Annotated[Image, BeforeValidator(_as_image)]
 
 
 class TiffSource(RecordedSource):
-    """TIFF files, gray PNG files, or folders of Micro-Manager's image files; every image of a file of several is
-    a field."""
+    """TIFF files, gray PNG files, or folders of Micro-Manager's image files; every image of a file of
+    several is a field."""
 
     kind: Literal["tiff"]
     folder: Path

@@ -1,0 +1,505 @@
+"""The cross-lab card: images of several laboratories, against what ships and what learns from one image.
+
+    python benchmarks/cross_lab.py ../shared/data OUT [--models MODEL ...] [--sets NAME ...] [--steps 200]
+
+For each set: the *floor* (smoothed logarithm of the variance through focus; of one plane, of its edges), each
+shipped model *as it is* (its score, or its refusal, and whether that was right), *adapted* from one image
+(`acq-isl adapt`), a small network trained *from scratch* on the same image (`acq-isl train`), and a *ridge*
+regression on local features of it. All are scored on the same other images, or on the rest of the image
+where there is only one, through `acq-isl evaluate`. Writes ``cross_lab.json``, ``.md`` and ``.png`` into OUT.
+What is done is kept in OUT/work by what it was made of, so a run that was stopped goes on. Nothing is tuned
+on any of these images; every run is a look at them, and is written down in OUT/looks.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tifffile
+import yaml
+from cross_lab_picture import draw_card
+from cross_lab_ridge import fit_ridge
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+
+from acq_isl.compatibility import Refuse, check
+from acq_isl.engines.model_file import read_model
+from acq_isl.engines.onnx import OnnxEngine
+from acq_isl.errors import AcqIslError, PairRefused, StackRefused
+from acq_isl.evaluation.evaluate import evaluate
+from acq_isl.evaluation.inputs import find_items
+from acq_isl.evaluation.results import FLOOR, MODEL, Report, Score, Settings
+from acq_isl.evaluation.scores import score_blocks, score_pixels
+from acq_isl.evaluation.worth import agree, resample
+from acq_isl.manifest import Manifest
+from acq_isl.processing.statistics import pearson
+from acq_isl.stack import Modality, StackInfo, StackKey, ZStack
+from acq_isl.training.adapt import adapt
+from acq_isl.training.adapt_config import Pairs
+from acq_isl.training.config import validate_config
+from acq_isl.training.data.pairs import Checks, Nominal, Recording
+from acq_isl.training.data.register import leave_out_holes, register
+from acq_isl.training.data.sources import Source
+from acq_isl.training.looks import note_look
+from acq_isl.training.train import run
+
+_GAP_PX = 32
+_HELD_OF_ONE = 0.25  # of the one image, to the right: what adapting decides by
+_CELL_PX, _BLOCK_UM = 40, 40.0
+Measure = Literal["pixels", "total of each cell"]
+
+
+@dataclass(frozen=True)
+class LabSet:
+    """A set of pairs. ``learned`` and ``judged`` are sources below ``folder``; where an image is the same in
+    both, its columns up to ``cut_px`` are learned from and those beyond a gap are judged. ``pixel_size_um``
+    is what files or notes say; None: nobody does, and ``nominal_um`` is what a model of its own is told."""
+
+    name: str
+    what: str
+    folder: str
+    light: Modality
+    learned: Mapping[str, Any] = field(default_factory=dict)
+    judged: Sequence[Mapping[str, Any]] = ()
+    cut_px: int | None = None
+    gap_px: int = _GAP_PX
+    pixel_size_um: float | None = None
+    nominal_um: float = 0.1
+    z_step_um: float = 1.5
+    register: bool = False
+    measure: Measure = "pixels"
+
+    def recordings(self, data: Path, sources: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Recording]]:
+        """By name, as the project's sources read them."""
+        for source in sources:
+            given = {"kind": "tiff", "pixel_size_um": self.pixel_size_um or self.nominal_um}
+            given |= {"z_step_um": self.z_step_um, **source, "folder": data / self.folder}
+            for item in TypeAdapter(Source).validate_python(given).items(Nominal(1, 0.1, 1.5)):
+                yield item.name, item.load()
+
+    def parts(self, data: Path) -> tuple[list[tuple[str, Recording]], list[tuple[str, Recording]]]:
+        """What one image shows, and what is judged."""
+        one = list(self.recordings(data, [self.learned]))
+        if self.cut_px is None:
+            return one, list(self.recordings(data, self.judged))
+        first = self.cut_px + self.gap_px
+        width = one[0][1].stack.shape[2]
+        left = [(name, each.columns(0, self.cut_px)) for name, each in one]
+        return left, [(name, each.columns(first, width)) for name, each in one]
+
+
+def _pair(light: str, **labels: str) -> dict[str, Any]:
+    return {"stack": light, "labels": labels}
+
+
+_H9C2 = {
+    n: _pair(f"transmitted/{n}_{{field}}.png", mitochondria=f"mitochondria/{n}_{{field}}.png") | {"plate": n}
+    for n in ("009_t050_z005", "010", "011", "012")
+}
+_SAUREUS = _pair("phase.tif", membrane="membrane.tif", dna="dna.tif")
+_YEAST = {
+    "stack": {"file": "cerevisiae.tif", "plane": 0},
+    "labels": {"FITC": {"file": "cerevisiae.tif", "plane": 1}},
+}
+_ECOLI = "ds1_{0}_brightfield.tif", "ds1_{0}_fluorescence.tif"
+SETS = (
+    LabSet("recorded", "human neurons, 13 planes", "isl_condition_b", "phase contrast",
+           _pair("phase_contrast.ome.tif", nuclei="dapi.ome.tif", dendrites="map2.ome.tif",
+                 axons="nfh.ome.tif"),
+           cut_px=336, pixel_size_um=0.3),
+    LabSet("mcf7", "MCF7 cells, one plane", "cross_lab/mcf7_bright_field", "brightfield",
+           _pair("bright_field.ome.tif", nuclei="hoechst.ome.tif"), cut_px=160, pixel_size_um=0.3112),
+    LabSet("h9c2", "H9C2 cells, one plane", "cross_lab/h9c2_mitochondria", "unknown",
+           _H9C2["009_t050_z005"], [_H9C2[n] for n in ("010", "011", "012")]),
+    LabSet("jurkat", "Jurkat cells in flow, one plane; total DNA of each cell", "cross_lab/jurkat_flow",
+           "brightfield", _pair("{field}_brightfield.tif", dna="{field}_dna.tif"), cut_px=560, gap_px=80,
+           nominal_um=0.3, measure="total of each cell"),
+    LabSet("ecoli", "E. coli, one plane", "cross_lab/ecoli_bright_field", "brightfield",
+           _pair(_ECOLI[0].format("00010"), cytosol=_ECOLI[1].format("00010")),
+           [_pair(_ECOLI[0].format("0000{field}"), cytosol=_ECOLI[1].format("0000{field}"))]),
+    LabSet("saureus", "S. aureus, one plane, stains shifted", "cross_lab/saureus_misregistered",
+           "phase contrast", _SAUREUS, cut_px=672),
+    LabSet("saureus, registered", "the same with --register", "cross_lab/saureus_misregistered",
+           "phase contrast", _SAUREUS, cut_px=672, register=True),
+    LabSet("yeast", "budding yeast, one plane", "cross_lab/yeast_dic", "DIC", _YEAST, cut_px=128,
+           pixel_size_um=0.1083),
+    LabSet("organoids", "mouse intestinal organoids, 11 planes, no stain", "cross_lab/organoid_stack",
+           "brightfield", {"stack": "A01_zyx.tif", "labels": {"none": "no_such.tif"}}, pixel_size_um=4.323,
+           z_step_um=200.6),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One place of the table: a score with its 95 % interval over ``of``, NaN where there is none, or why
+    there is no score. ``right`` is whether taking or refusing was: above the floor, or not."""
+
+    score: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    of: str = ""
+    says: str = ""
+    right: bool | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A label of a set. ``cells`` by column."""
+
+    set: str
+    what: str
+    label: str
+    images: int
+    measure: Measure
+    cells: dict[str, Cell]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A shipped one."""
+
+    path: str
+    sha256: str
+    manifest: Manifest
+
+    @property
+    def title(self) -> str:
+        return f"{self.manifest.name} {self.manifest.version}"
+
+
+class Bench:
+    """One set, its files in a folder of its own, and what was made of them."""
+
+    def __init__(self, lab: LabSet, data: Path, folder: Path, steps: int) -> None:
+        self.lab, self._steps = lab, steps
+        self._checks = Checks(register_labels=lab.register, shift_refuse_um=1e3)
+        self.one, self.judged = lab.parts(data)
+        self.labels = tuple(dict.fromkeys(name for _, each in self.judged for name in each.labels))
+        content = "".join(each.digest for _, each in (*self.one, *self.judged))
+        key = hashlib.sha256(f"{lab} {steps} {content}".encode()).hexdigest()[:16]
+        self.folder = folder / f"{lab.name.replace(', ', '-')}-{key}"
+        self.planes = len(self.judged[0][1].stack) if self.judged else len(self.one[0][1].stack)
+
+    def write(self) -> None:
+        """Every image as OME-TIFF, once."""
+        for part, fields in (("one", self.one), ("judged", self.judged)):
+            (self.folder / part).mkdir(parents=True, exist_ok=True)
+            for number, (_, recording) in enumerate(fields):
+                size = recording.pixel_size_um
+                about = {"PhysicalSizeX": size, "PhysicalSizeY": size, "PhysicalSizeZ": self.lab.z_step_um}
+                images = {"light": recording.stack} | {
+                    k: image[None] for k, image in recording.labels.items()
+                }
+                for name, image in images.items():
+                    path = self.folder / part / f"{number:03d}_{name}.ome.tif"
+                    if not path.exists():
+                        tifffile.imwrite(path, image, ome=True, metadata=about | {"axes": "ZYX"})
+
+    def source(self, part: str) -> dict[str, Any]:
+        """For YAML files."""
+        labels = {name: f"{{field}}_{name}.ome.tif" for name in self.labels}
+        folder = str((self.folder / part).resolve())
+        return {"kind": "tiff", "folder": folder, "stack": "{field}_light.ome.tif", "labels": labels}
+
+    def split(self) -> dict[str, Any]:
+        """A strip of the one image, to the right, is what adapting decides by."""
+        width = min(each.stack.shape[2] for _, each in self.one)
+        gap = min(_GAP_PX, width // 8)
+        cut = round(width * (1 - _HELD_OF_ONE)) // 16 * 16
+        return {"by": "columns", "cuts_px": [cut], "held_out": [1], "gap_px": gap, "margin_px": min(gap, 32)}
+
+    @cached_property
+    def items(self) -> list[Any]:
+        """What is judged, as `acq-isl evaluate` finds it."""
+        listed = self.folder / "judged.yaml"
+        listed.write_text(yaml.safe_dump([self.source("judged")]), encoding="utf-8")
+        nominal = read_model("demo").info.manifest
+        return find_items([listed], nominal)
+
+    @property
+    def patch_px(self) -> int:
+        """Of training patches: half of the narrower side of what is trained on."""
+        cut = self.split()["cuts_px"][0] - self.split()["gap_px"] // 2
+        side = min(cut, *(min(each.stack.shape[1:]) for _, each in self.one))
+        return max(min(side // 16 * 16, 96), 32)
+
+    def from_scratch(self) -> Path:
+        """The model file of a small network that has seen the one image only."""
+        pixel = self.one[0][1].pixel_size_um
+        content = {
+            "name": f"{self.lab.name} from scratch", "version": "1", "description": "One image.",
+            "planes": self.planes, "pixel_size_um": pixel, "z_step_um": self.lab.z_step_um,
+            "high_pass_um": 60 * pixel, "modality": self.lab.light, "polarity": "unknown",
+            "labels": [{"name": name, "marker": name} for name in self.labels],
+            "data": [self.source("one")], "split": self.split(), "network": {"base": 16},
+            "optimisation": {"steps": self._steps, "patch_px": self.patch_px, "average": 0.98},
+        }  # fmt: skip
+        folder = self.folder / "scratch"
+        if not (folder / "model.onnx").exists():
+            config = validate_config(content, self.folder / "scratch.yaml")
+            run(config.registered() if self.lab.register else config, folder)
+        return folder / "model.onnx"
+
+    def adapted(self, model: Model) -> Path:
+        """The model file of a shipped model that has learned from the one image; `AcqIslError`: it cannot."""
+        folder = self.folder / f"adapted-{model.sha256[:12]}"
+        recipe = {"steps": self._steps, "patch_px": self.patch_px}
+        content = {"data": [self.source("one")], "split": self.split(), "recipe": recipe}
+        known = set(model.manifest.label_names)
+        content["labels"] = [{"name": n, "marker": n} for n in self.labels if n not in known]
+        new = None if known & set(self.labels) else self.labels[0]
+        pairs = self.folder / f"{folder.name}.yaml"
+        pairs.write_text(yaml.safe_dump(content), encoding="utf-8")
+        if not (folder / "model.onnx").exists():
+            adapt(Path(model.path), Pairs(pairs, self.lab.register), new, (len(self.one),), folder)
+        return folder / "model.onnx"
+
+    def evaluated(self, model: Path | str) -> Report:
+        """On what is judged, whatever the gate says."""
+        settings = Settings(truth_range="pairs", threads=1, perturb=False, checks=self._checks)
+        return evaluate(model, self.items, settings)
+
+    def seen(self, recording: Recording) -> Recording:
+        """As training and evaluation see it."""
+        whole = leave_out_holes(recording, self.lab.name)[0]
+        return register(whole, self.lab.name, self._checks)[0] if self.lab.register else whole
+
+
+def as_it_is(bench: Bench, model: Model) -> tuple[Cell, Report | None]:
+    """Whether a model takes the judged stacks as they would come to an engine, what it is worth where it can
+    predict at all, and whether that was right."""
+    fields = bench.judged or bench.one
+    stacks = [_as_captured(bench.lab, name, recording) for name, recording in fields]
+    refusals = [why for why in (_refusal(model, stack) for stack in stacks) if why]
+    shared = [name for name in bench.labels if name in model.manifest.label_names]
+    try:
+        report = bench.evaluated(model.path) if shared else None
+    except (PairRefused, StackRefused):
+        report = None
+    if refusals:
+        # What cannot be predicted is refused rightly; else only where the floor is not reached.
+        right = report is None or not _above_floor(report)
+        return Cell(says=f"refused: {refusals[0]}", right=right), report
+    if report is None:
+        return Cell(says=f"taken, shows {', '.join(model.manifest.label_names)}", right=False), None
+    return Cell(says="taken", right=_above_floor(report)), report
+
+
+def _above_floor(report: Report) -> bool:
+    return all(found.pearson >= found.floor for found in (agree(report, label) for label in report.labels))
+
+
+def _as_captured(lab: LabSet, name: str, recording: Recording) -> ZStack:
+    size = math.nan if lab.pixel_size_um is None else lab.pixel_size_um
+    shape = recording.stack.shape[1], recording.stack.shape[2]
+    info = StackInfo(StackKey(0, name, "light"), recording.z_um, shape, size, modality=lab.light)
+    return ZStack(info, recording.stack, (0.0,) * len(recording.stack))
+
+
+def _refusal(model: Model, stack: ZStack) -> str:
+    """Why a stack is refused; empty if it is taken."""
+    verdict = check(model.manifest, stack.info)
+    if isinstance(verdict, Refuse):
+        return verdict.reason
+    with OnnxEngine(model.path, threads=1) as engine:
+        try:
+            engine.predict(stack)
+        except StackRefused as error:
+            return error.what
+    return ""
+
+
+def of_report(bench: Bench, report: Report, label: str, way: str = MODEL) -> Cell:
+    """A score of an evaluation with its interval; of cells, the correlation of their totals."""
+    if bench.lab.measure == "pixels":
+        own, floor = ([s for s in report.scores if (s.label, s.way) == (label, w)] for w in (way, FLOOR))
+        return interval(own, floor)
+    fields = [field.labels[label] for field in report.shown]
+    if way == FLOOR:
+        return Cell()
+    return of_totals([(truth, mean) for truth, mean, _ in fields])
+
+
+def interval(own: Sequence[Score], floor: Sequence[Score]) -> Cell:
+    """Mean r over images with the interval of a bootstrap over images, or blocks of the only one."""
+    values = [score.pixels.pearson for score in own]
+    found, _, of = resample(own, floor, "image")
+    low, high = np.quantile(found, (0.025, 0.975)).tolist() if found.size else (math.nan, math.nan)
+    return Cell(float(np.nanmean(values)), low, high, of)
+
+
+def of_totals(images: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]]) -> Cell:
+    """Correlation over cells of the sums of truth and guess in squares of 40 px, bootstrap over cells."""
+    truth, guess = (np.concatenate([_totals(pair[at]) for pair in images]) for at in (0, 1))
+    rng = np.random.default_rng(0)
+    chosen = rng.integers(truth.size, size=(1000, truth.size))
+    found = [pearson(truth[rows], guess[rows]) for rows in chosen]
+    low, high = np.quantile(found, (0.025, 0.975)).tolist()
+    return Cell(pearson(truth, guess), low, high, f"{truth.size} cells")
+
+
+def _totals(image: NDArray[np.float32]) -> NDArray[np.float64]:
+    rows, columns = (side // _CELL_PX for side in image.shape)
+    cut = np.asarray(image[: rows * _CELL_PX, : columns * _CELL_PX], np.float64)
+    return cut.reshape(rows, _CELL_PX, columns, _CELL_PX).sum(axis=(1, 3)).ravel()
+
+
+def ridge_cell(bench: Bench, report: Report, label: str) -> Cell:
+    """A ridge on local features of the one image, scored as a model is."""
+    learned = [bench.seen(each) for _, each in bench.one]
+    guesser = fit_ridge([(each.stack, each.labels[label], each.valid.get(label)) for each in learned])
+    scores, totals = [], []
+    for name, raw in bench.judged:
+        recording = bench.seen(raw)
+        guess, truth = guesser(recording.stack), recording.labels[label].astype(np.float32)
+        valid = recording.valid.get(label)
+        side = round(_BLOCK_UM / recording.pixel_size_um)
+        blocks = score_blocks(guess, truth, valid, side)
+        scores.append(Score(name, label, "ridge", score_pixels(guess, truth, valid), blocks=blocks))
+        totals.append((truth, guess))
+    if bench.lab.measure != "pixels":
+        return of_totals(totals)
+    return interval(scores, [s for s in report.scores if (s.label, s.way) == (label, FLOOR)])
+
+
+def judge(bench: Bench, models: Sequence[Model]) -> tuple[list[Row], dict[str, Report]]:
+    """All rows of a set, and the evaluations behind them by column."""
+    images = len(bench.judged or bench.one)
+    verdicts: dict[str, Cell] = {}
+    reports: dict[str, Report] = {}
+    for model in models:
+        verdicts[f"{model.title} as it is"], report = as_it_is(bench, model)
+        if report is not None:
+            reports[f"{model.title} as it is"] = report
+    if not bench.judged:
+        return [Row(bench.lab.name, bench.lab.what, "-", images, bench.lab.measure, verdicts)], {}
+    for model in models:
+        column = f"{model.title} adapted"
+        try:
+            reports[column] = bench.evaluated(bench.adapted(model))
+        except AcqIslError as error:
+            verdicts[column] = Cell(says=f"cannot: {error.what}")
+    reports["from scratch"] = scratch = bench.evaluated(bench.from_scratch())
+    rows = []
+    for label in bench.labels:
+        cells = {"floor": of_report(bench, scratch, label, FLOOR)}
+        for column in (*verdicts, *(name for name in reports if name not in verdicts)):
+            report = reports.get(column)
+            if report is not None and label in report.labels:
+                scored = of_report(bench, report, label)
+                about = verdicts.get(column, Cell())
+                cells[column] = replace(scored, says=about.says, right=about.right)
+            else:
+                cells[column] = verdicts.get(column, Cell(says="does not know this label"))
+        cells["ridge"] = ridge_cell(bench, scratch, label)
+        rows.append(Row(bench.lab.name, bench.lab.what, label, images, bench.lab.measure, cells))
+    return rows, reports
+
+
+def shipped() -> list[str]:
+    """Every model of the package."""
+    folder = Path(str(resources.files("acq_isl.models")))
+    return [str(path) for path in sorted(folder.glob("*.onnx"))]
+
+
+def as_table(rows: Sequence[Row]) -> str:
+    """Markdown."""
+    columns = list(dict.fromkeys(column for row in rows for column in row.cells))
+    columns = [
+        "floor",
+        *(c for c in columns if c not in ("floor", "from scratch", "ridge")),
+        "from scratch",
+        "ridge",
+    ]
+    lines = ["| set | label | n | " + " | ".join(columns) + " |", "|" + "---|" * (3 + len(columns))]
+    for row in rows:
+        cells = [as_text(row.cells.get(column, Cell())) for column in columns]
+        lines.append(f"| {row.set}: {row.what} | {row.label} | {row.images} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def as_text(cell: Cell) -> str:
+    """A cell for people."""
+    text = "" if math.isnan(cell.score) else f"{cell.score:.2f}"
+    if math.isfinite(cell.low):
+        text += f" ({cell.low:.2f} to {cell.high:.2f})"
+    judged = {True: ", rightly", False: ", **wrongly**", None: ""}[cell.right]
+    said = f"{cell.says}{judged}" if cell.says else ""
+    return "; ".join(part for part in (said, text) if part) or "-"
+
+
+def as_json(rows: Sequence[Row], models: Sequence[Model]) -> str:
+    """Everything; numbers that are not known are null."""
+    content = {
+        "models": {model.title: model.sha256 for model in models},
+        "rows": [
+            asdict(row) | {"cells": {
+                name: {key: _finite(value) for key, value in asdict(cell).items()}
+                for name, cell in row.cells.items()
+            }}
+            for row in rows
+        ],
+    }  # fmt: skip
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def tell(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def make_card(
+    data: Path, out: Path, sets: Sequence[LabSet], models: Sequence[str], steps: int = 200
+) -> list[Row]:
+    """Judge the sets that are there, write the card, and return its rows."""
+    found = [(path, read_model(path).info) for path in models]
+    judged = [Model(path, info.sha256, info.manifest) for path, info in found]
+    rows: list[Row] = []
+    pictures: list[tuple[str, dict[str, Report]]] = []
+    for lab in sets:
+        if not (data / lab.folder).is_dir():
+            where = data / lab.folder
+            tell(f"skipped {lab.name}: {where} is not here; recorded images are no part of the project")
+            continue
+        bench = Bench(lab, data, out / "work", steps)
+        bench.write()
+        own, reports = judge(bench, judged)
+        note_look(out / "looks.jsonl", lab.name, [model.sha256 for model in judged], "cross-lab card")
+        tell(as_table(own))
+        rows += own
+        pictures.append((lab.name, reports))
+        (out / "cross_lab.json").write_text(as_json(rows, judged), encoding="utf-8")
+        (out / "cross_lab.md").write_text(as_table(rows), encoding="utf-8")
+        draw_card(pictures, out / "cross_lab.png")
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--models", nargs="*", default=shipped())
+    parser.add_argument("--sets", nargs="*", default=[lab.name for lab in SETS])
+    parser.add_argument("--steps", type=int, default=200)
+    options = parser.parse_args()
+    chosen = [lab for lab in SETS if lab.name in options.sets]
+    make_card(options.data, options.out, chosen, options.models, options.steps)
+
+
+if __name__ == "__main__":
+    main()
