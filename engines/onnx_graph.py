@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import onnx
-from onnx import TensorProto, helper, inliner
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, inliner, numpy_helper
 
 from acq_isl.engines.graph_tags import IMAGES, read_tags
 from acq_isl.errors import ModelError
@@ -42,6 +44,8 @@ class Graph:
         _keep_outputs(graph, outputs)
         _cast_bytes_first(graph)
         del graph.value_info[:]
+        self.tags = read_tags(self.model)
+        _multiply_by_convolutions(self.model, self.tags.heads if self.tags else ())
         try:
             inferred = onnx.shape_inference.infer_shapes(self.model, check_type=True, strict_mode=True).graph
         except onnx.shape_inference.InferenceError as error:
@@ -51,7 +55,6 @@ class Graph:
                 fix="export the model again with this version of acq-isl",
             ) from error
         values = (*inferred.value_info, *inferred.input, *inferred.output)
-        self.tags = read_tags(self.model)
         self.weights = {weight.name: weight for weight in graph.initializer}
         self.types = {value.name: value.type.tensor_type.elem_type for value in values}
         self.types |= {name: weight.data_type for name, weight in self.weights.items()}
@@ -126,6 +129,52 @@ def half_nodes(graph: Graph) -> set[int]:
     decoding = _find_decoding(nodes, following_from(nodes, tags.heads))
     places = following_from(nodes, (tags.normalised,)) & leading_to(nodes, IMAGES)
     return {index for index in places - decoding if list(graph.floats(nodes[index]))}
+
+
+def _multiply_by_convolutions(model: onnx.ModelProto, heads: Sequence[str]) -> None:
+    """Turn products of each pixel's features, (n, h, w, f), with a matrix into 1x1 convolutions, heads apart.
+
+    It is the same sum; TensorRT for RTX has no fp32 product of matrices for Turing.
+    """
+    graph = model.graph
+    if not any(node.op_type == "MatMul" for node in graph.node):
+        return
+    weights = {weight.name: weight for weight in graph.initializer}
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in inferred.value_info}
+    nodes: list[onnx.NodeProto] = []
+    for original in graph.node:
+        node = onnx.NodeProto.FromString(original.SerializeToString())
+        matrix = weights.get(node.input[1]) if node.op_type == "MatMul" else None
+        fits = matrix is not None and len(matrix.dims) <= 2 and ranks.get(node.input[0]) == 4
+        if matrix is None or not fits or node.output[0] in heads:
+            nodes.append(node)
+            continue
+        instead, added = _as_convolution(node, numpy_helper.to_array(matrix))
+        nodes += instead
+        graph.initializer.extend(added)
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _as_convolution(
+    node: onnx.NodeProto, matrix: NDArray[np.float32]
+) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """The nodes and weights that stand for a product with an (f, g) matrix, or a vector."""
+    name = node.output[0]
+    image, product, axis = f"{name}_image", f"{name}_product", f"{name}_axis"
+    kernel = np.ascontiguousarray(np.atleast_2d(matrix.T)[:, :, None, None])
+    added = [numpy_helper.from_array(kernel, f"{name}_kernel")]
+    instead = [
+        helper.make_node("Transpose", [node.input[0]], [image], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", [image, f"{name}_kernel"], [product]),
+    ]
+    if matrix.ndim == 2:
+        instead.append(helper.make_node("Transpose", [product], [name], perm=[0, 2, 3, 1]))
+    else:
+        added.append(numpy_helper.from_array(np.array([1]), axis))
+        instead.append(helper.make_node("Squeeze", [product, axis], [name]))
+    return instead, added
 
 
 def head_nodes(graph: Graph) -> set[int]:

@@ -48,6 +48,11 @@ GPUS = (
 )
 
 
+def find_gpu(device: str) -> Gpu | None:
+    """The card of this name in the list, if it is there."""
+    return next((gpu for gpu in GPUS if re.search(gpu.called, device)), None)
+
+
 @dataclass(frozen=True, slots=True)
 class Measured:
     """What one card took for one field in fp16."""

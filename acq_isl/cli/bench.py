@@ -75,26 +75,32 @@ def bench(
     *,
     rounds: int = 7,
     threads: int | None = None,
+    engines: Sequence[str] = (),
     tell: Callable[[str], None] = lambda text: None,
 ) -> list[Row]:
     """Measure every engine that is installed on square fields; ModelError if a model cannot be read.
 
     ``rounds`` are measured predictions of each engine and size, after one to warm up. Engines take turns
-    within each, so that whatever else the machine does meets all of them.
+    within each, so that whatever else the machine does meets all of them. ``engines`` are names of those to
+    measure; all if none are given.
     """
     rows: list[Row] = []
     for model in models:
         file = read_model(model)
-        found = find_engines(file, LoadOptions(threads)).candidates
+        found = [
+            candidate
+            for candidate in find_engines(file, LoadOptions(threads)).candidates
+            if not engines or candidate.name in engines
+        ]
         with ExitStack() as opened:
-            engines, failed = _open(found, opened)
+            ready, failed = _open(found, opened)
             for side in sides_px:
-                tell(f"{file.info.manifest.name}, {side}x{side}: {', '.join(engines)}")
+                tell(f"{file.info.manifest.name}, {side}x{side}: {', '.join(ready)}")
                 stack = sample_stack(file, side)
-                runs = _take_turns(engines, stack, rounds)
+                runs = _take_turns(ready, stack, rounds)
                 for name, run in runs.items():
                     memory = _peak_mib(model, name, side, threads) if not run.error else float("nan")
-                    row = _row(str(model), name, engines[name].name, side, runs, memory)
+                    row = _row(str(model), name, ready[name].name, side, runs, memory)
                     refused = next(candidate.refused for candidate in found if candidate.name == name)
                     rows.append(replace(row, note=f"not accepted: {refused}") if refused else row)
             rows += [_failure(str(model), name, why) for name, why in failed.items()]

@@ -15,6 +15,7 @@ from acq_isl.cli.console import out, show_table
 
 if TYPE_CHECKING:
     from acq_isl.cli.bench import Row
+    from acq_isl.cli.gpu_kit.steps import Row as Proof
 
 commands = typer.Typer()
 
@@ -48,8 +49,20 @@ def bench(
         Path | None,
         typer.Option(help="With a GPU: also write estimates for GPUs and what this one took (Markdown)."),
     ] = None,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Have a card prove itself, step by step.")] = False,
+    report_: Annotated[Path, typer.Option("--report", help="With --gpu: the file it leaves.")] = Path(
+        "gpu.html"
+    ),
+    minutes: Annotated[float, typer.Option(min=0.01, help="With --gpu: no step begins after so long.")] = 10,
 ) -> None:
-    """Measure every installed engine: latency, memory, difference to fp32, where the time goes."""
+    """Measure every installed engine: latency, memory, difference to fp32, where the time goes.
+
+    With --gpu: plans, parity, latency, throughput, memory, and known traps of a GPU, into one file; without
+    a card as far as that goes. Exit code 1: a step failed.
+    """
+    if gpu:
+        _prove(models or ["demo"], tuple(side or ()), rounds, report_, minutes)
+        return
     from acq_isl.cli.bench import SIDES_PX, as_json, bench, plot
     from acq_isl.engines.roofline import report
 
@@ -67,6 +80,34 @@ def bench(
     if png is not None:
         plot(rows, png)
     _estimates(report([asdict(row) for row in rows]), estimates, silent=as_json_)
+
+
+def _prove(models: list[str], sides: tuple[int, ...], rounds: int, report: Path, minutes: float) -> None:
+    """Run the GPU kit with one model; what it found is in the report, and told as it comes."""
+    from tempfile import TemporaryDirectory
+
+    from acq_isl.cli.gpu_kit.card import SIDES_PX, Card
+    from acq_isl.cli.gpu_kit.kit import Wish, run_kit
+    from acq_isl.cli.gpu_kit.page import count_verdicts
+    from acq_isl.engines import describe
+
+    if len(models) > 1:
+        raise typer.BadParameter("the kit looks at one model at a time")
+    describe(models[0])
+
+    def tell(row: Proof) -> None:
+        color = {"passed": "green", "failed": "red bold"}.get(row.verdict, "yellow")
+        title = escape(f"{row.group}: {row.title}")
+        out.print(f"[{color}]{row.verdict:14}[/] {title}: {escape(row.found)}")
+
+    model = models[0] if models[0] == "demo" else str(Path(models[0]).resolve())
+    with TemporaryDirectory(prefix="acq-isl-gpu-", ignore_cleanup_errors=True) as folder:
+        card = Card(model, Path(folder), sides or SIDES_PX, rounds)
+        rows = run_kit(card, Wish(report.resolve(), minutes), tell)
+    counts = count_verdicts(rows)
+    out.print(f"{', '.join(f'{n} {verdict}' for verdict, n in counts.items())}; report {escape(str(report))}")
+    if "failed" in counts:
+        raise typer.Exit(1)
 
 
 def _estimates(text: str, path: Path | None, *, silent: bool) -> None:

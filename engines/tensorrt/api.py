@@ -33,6 +33,8 @@ class Flavour:
     """
 
     trt: Any
+    graphs: bool = True
+    """Whether CUDA graphs are captured; without them only to measure what they bring."""
 
     @property
     def name(self) -> str:
@@ -98,6 +100,16 @@ def load_flavour(name: FlavourName = "auto", *, capability: str | None = None) -
         else:
             return flavour
     raise reasons[0]
+
+
+def default_targets(flavour: Flavour, capability: str) -> tuple[str, ...]:
+    """What a plan is built for where nobody named targets: portable ones leave out GPUs before Ampere."""
+    return (capability,) if flavour.portable and is_before_ampere(capability) else ()
+
+
+def is_before_ampere(capability: str) -> bool:
+    """Whether a GPU, such as ``"sm75"``, needs plans of its own: others run on sm80 and up."""
+    return int(capability.removeprefix("sm")) < 80
 
 
 def check_gpu(flavour: Flavour, capability: str) -> None:

@@ -15,7 +15,7 @@ from acq_isl.engines.int8.store import TENSORRT_FILES, Int8Judgement
 from acq_isl.engines.model_file import ModelFile, read_model
 from acq_isl.engines.sealed_file import SealedFile
 from acq_isl.engines.tensorrt import fp16
-from acq_isl.engines.tensorrt.api import Flavour, Progress, load_flavour
+from acq_isl.engines.tensorrt.api import Flavour, Progress, default_targets, load_flavour
 from acq_isl.engines.tensorrt.compile import compile_plan
 from acq_isl.engines.tensorrt.cuda import GpuInfo
 from acq_isl.engines.tensorrt.int8 import MOST_DISTANCE, stored_form
@@ -101,10 +101,16 @@ def plan_key(file: ModelFile, options: BuildOptions, flavour: Flavour, gpu: GpuI
         precision=options.precision,
         profile=options.profile,
         shapes=profile_shapes(file.info.manifest, options),
-        targets=tuple(sorted(options.targets)) if flavour.portable else (),
+        targets=_targets(options, flavour, gpu),
         gpu="" if flavour.portable or gpu is None else gpu_key(gpu),
         flags=_flags(file, options),
     )
+
+
+def _targets(options: BuildOptions, flavour: Flavour, gpu: GpuInfo | None) -> tuple[str, ...]:
+    if options.targets or gpu is None:
+        return tuple(sorted(options.targets)) if flavour.portable else ()
+    return default_targets(flavour, gpu.capability)
 
 
 def _flags(file: ModelFile, options: BuildOptions) -> tuple[str, ...]:

@@ -85,7 +85,7 @@ class ExecutionContext:
         self.host["inv_sd"][:] = 1
         self.start()
         self.finish(_FIRST_RUN_S)
-        if not self._program.flavour.native_graphs:
+        if self._program.flavour.graphs and not self._program.flavour.native_graphs:
             try:
                 with self._device.capture(self._streams.compute, self._graphs):
                     self._execute()

@@ -152,6 +152,12 @@ class Device:
     def free(self, address: int) -> None:
         self._do("free GPU memory", self._cu.cuMemFree, address)
 
+    def memory_bytes(self) -> tuple[int, int]:
+        """What is free, and all there is."""
+        error, *found = self._call("read the GPU's memory", self._cu.cuMemGetInfo)
+        self._check(error, "read its memory")
+        return int(found[0]), int(found[1])
+
     def pinned(self, nbytes: int) -> NDArray[np.uint8]:
         """Page-locked host memory, (nbytes,) uint8; give it back with `free_pinned`."""
         what = f"page-lock {nbytes / 2**20:.0f} MiB of host memory"
@@ -170,6 +176,15 @@ class Device:
         """Queue a copy from device to host."""
         address, size = target.ctypes.data, target.nbytes
         self._do("copy from the GPU", self._cu.cuMemcpyDtoHAsync, address, source, size, stream)
+
+    def copy_within(self, target: int, source: int, nbytes: int, stream: Any) -> None:
+        """Queue a copy from device to device."""
+        self._do("copy on the GPU", self._cu.cuMemcpyDtoDAsync, target, source, nbytes, stream)
+
+    @property
+    def count(self) -> int:
+        """GPUs in this machine."""
+        return int(self._do("count GPUs", self._cu.cuDeviceGetCount))
 
     def record(self, event: Any, stream: Any) -> None:
         self._do("set an event", self._cu.cuEventRecord, event, stream)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -111,6 +112,12 @@ class TensorRTEngine(Predictor):
         _log.warning("%s", self._note)
 
 
+def kernels_name(plan_sha256: str, gpu: GpuInfo) -> str:
+    """Of the file of compiled kernels: they fit one plan, one model of GPU and one driver only."""
+    card = hashlib.sha256(gpu.name.encode()).hexdigest()[:8]
+    return f"{plan_sha256[:16]}-{gpu.capability}-{card}-{gpu.driver}.kernels"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Loader:
     """Finds or builds a plan and has the runtime take it."""
@@ -137,6 +144,6 @@ class _Loader:
         return build(self.file, self.options, store=self.store, gpu=self.gpu, flavour=self.flavour)
 
     def _program(self, built: BuiltPlan) -> Program:
-        name = f"{built.note.plan_sha256[:16]}-{self.gpu.capability}-{self.gpu.driver}.kernels"
+        name = kernels_name(built.note.plan_sha256, self.gpu)
         cache = SealedFile(self.store.folder / name) if self.flavour.has_runtime_cache else None
         return Program(self.flavour, built.content, self.file.info.manifest, cache)

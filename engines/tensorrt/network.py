@@ -62,6 +62,16 @@ class TensorRTNetwork:
     def copies_ms(self) -> tuple[float, float]:
         return self.times.upload_ms, self.times.download_ms
 
+    @property
+    def kept_kernels(self) -> bool:
+        """See `Program.kept_kernels`."""
+        return self._program.kept_kernels
+
+    @property
+    def specialises_early(self) -> bool:
+        """See `Program.specialises_early`."""
+        return self._program.specialises_early
+
     def run(self, tiles: NDArray[np.uint8], inv_sd: Float32Image) -> tuple[Float32Image, ...]:
         """Infer a batch of tiles; see `acq_isl.engines.backend.Network`."""
         request = GpuRequest(self, self._wait_for_context(tiles.shape))

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from acq_isl.engines.model_file import ModelFile
-from acq_isl.engines.tensorrt.api import PACKAGES, Flavour, FlavourName
+from acq_isl.engines.tensorrt.api import PACKAGES, Flavour, FlavourName, is_before_ampere
 from acq_isl.engines.tensorrt.cuda import GpuInfo
-from acq_isl.engines.tensorrt.plan_cache import PlanNote, PlanStore, Precision, ProfileName, Shapes
+from acq_isl.engines.tensorrt.plan_cache import PlanKey, PlanNote, PlanStore, Precision, ProfileName, Shapes
 from acq_isl.manifest import Manifest
 from acq_isl.processing.tiling import TileRule, plan_tiles
 
@@ -120,6 +120,11 @@ def _fits(note: PlanNote, wish: LastBuilt, file: ModelFile, gpu: GpuInfo, flavou
         and (key.flavour == package if package else importlib.util.find_spec(key.flavour) is not None)
         and key.onnx_sha256 == file.info.sha256
         and key.precision == wish.precision
-        and (not key.targets or gpu.capability in key.targets)
-        and (not key.gpu or key.gpu == gpu_key(gpu))
+        and _runs_on(key, gpu)
     )
+
+
+def _runs_on(key: PlanKey, gpu: GpuInfo) -> bool:
+    if key.gpu:
+        return key.gpu == gpu_key(gpu)
+    return gpu.capability in key.targets if key.targets else not is_before_ampere(gpu.capability)

@@ -63,6 +63,8 @@ class Program:
         self.ports = self._read_ports()
         self._check_ports()
         self._cache: Any = None
+        self.kept_kernels = False
+        """Whether kernels that were compiled before are used."""
         self._config: Any = self._configure()
 
     def _start_runtime(self) -> Any:
@@ -137,17 +139,36 @@ class Program:
         # We lend the memory for intermediate results, so that running out of it is ours to handle.
         config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if self.flavour.native_graphs:
-            config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            graphs = trt.CudaGraphStrategy
+            config.cuda_graph_strategy = (
+                graphs.WHOLE_GRAPH_CAPTURE if self.flavour.graphs else graphs.DISABLED
+            )
             # Kernels for the very shape are compiled at warm-up, not while stacks are waiting.
             strategies = trt.DynamicShapesKernelSpecializationStrategy
             config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
         if self.flavour.has_runtime_cache:
             self._cache = config.create_runtime_cache()
             content = self._cache_file.load() if self._cache_file else None
-            if content is not None and not self._cache.deserialize(content):
+            self.kept_kernels = content is not None and bool(self._cache.deserialize(content))
+            if content is not None and not self.kept_kernels:
                 _log.warning("kept kernels do not fit any more, they will be compiled again")
             config.set_runtime_cache(self._cache)
         return config
+
+    @property
+    def specialises_early(self) -> bool:
+        """Whether kernels for a shape are compiled before its graph is captured, which would go stale."""
+        if not self.flavour.native_graphs:
+            return True
+        strategies = self.flavour.trt.DynamicShapesKernelSpecializationStrategy
+        found: bool = self._config.dynamic_shapes_kernel_specialization_strategy == strategies.EAGER
+        return found
+
+    def layers(self) -> str:
+        """What TensorRT tells of every layer as built, types included, as JSON; empty if it tells nothing."""
+        inspector = self._engine.create_engine_inspector()
+        kind = self.flavour.trt.LayerInformationFormat.JSON
+        return str(inspector.get_engine_information(kind) or "")
 
     def port(self, name: str) -> Port:
         return next(port for port in self.ports if port.name == name)

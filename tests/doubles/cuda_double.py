@@ -176,6 +176,11 @@ class Driver:
 
     # -- memory
 
+    def cuMemGetInfo(self):
+        with self._lock:
+            used = sum(ctypes.sizeof(block) for block in self.device.values())
+            return self._guarded(), self.memory_bytes - used, self.memory_bytes
+
     def cuMemAlloc(self, bytesize):
         with self._lock:
             used = sum(ctypes.sizeof(block) for block in self.device.values())
@@ -226,6 +231,12 @@ class Driver:
             "run",
             lambda: ctypes.memmove(dstHost, bytes(self.view(srcDevice, ByteCount)), ByteCount),
         )
+
+    def cuMemcpyDtoDAsync(self, dstDevice, srcDevice, ByteCount, hStream):
+        def copy():
+            self.view(dstDevice, ByteCount)[:] = bytes(self.view(srcDevice, ByteCount))
+
+        return self._push(hStream, "run", copy)
 
     # -- streams and events
 

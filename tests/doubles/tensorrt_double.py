@@ -57,6 +57,35 @@ class DynamicShapesKernelSpecializationStrategy(enum.Enum):
     LAZY, EAGER, NONE = range(3)
 
 
+class LayerInformationFormat(enum.Enum):
+    ONELINE, JSON = range(2)
+
+
+class EngineInspector:
+    """Tells each node's outputs and their types, as a plan with detailed verbosity does."""
+
+    def __init__(self, content):
+        self._content = content
+
+    def get_engine_information(self, format):
+        graph = onnx.shape_inference.infer_shapes(onnx.load_from_string(self._content)).graph
+        values = (*graph.value_info, *graph.output)
+        types = {v.name: v.type.tensor_type.elem_type for v in values}
+        words = {onnx.TensorProto.FLOAT: "Float", onnx.TensorProto.FLOAT16: "Half"}
+        layers = [
+            {
+                "Name": node.name,
+                "LayerType": node.op_type,
+                "Outputs": [
+                    {"Name": name, "Format/Datatype": words.get(types.get(name), "Int")}
+                    for name in node.output
+                ],
+            }
+            for node in graph.node
+        ]
+        return json.dumps({"Layers": layers})
+
+
 class EngineValidity(enum.Enum):
     VALID, SUBOPTIMAL, INVALID = range(3)
 
@@ -256,21 +285,23 @@ class IExecutionContext:
         if self._addresses.keys() != engine.ports.keys():
             log(ILogger.ERROR, "not every address is set")
             return False
-        wanted = self.update_device_memory_size_for_shapes()
-        if self._scratch is None or self._scratch[1] < wanted:
-            log(ILogger.ERROR, "no scratch memory, or too little")
-            return False
+        if self._config.strategy is ExecutionContextAllocationStrategy.USER_MANAGED:
+            wanted = self.update_device_memory_size_for_shapes()
+            if self._scratch is None or self._scratch[1] < wanted:
+                log(ILogger.ERROR, "no scratch memory, or too little")
+                return False
         if engine.refuses_to_run:
             log(ILogger.ERROR, "kernel launch failed")
             return False
-        addresses, shapes, scratch = dict(self._addresses), dict(self._shapes), self._scratch
+        shapes = self._shapes or {name: span[1] for name, span in engine.spans.items()}
+        addresses, shapes, scratch = dict(self._addresses), dict(shapes), self._scratch
         engine.driver.queue(int(stream_handle), lambda: self._execute(addresses, shapes, scratch))
         return True
 
     def _execute(self, addresses, shapes, scratch):
         engine, view = self._engine, self._engine.driver.view
         cache = getattr(self._config, "cache", None)
-        if cache is not None and shapes["stack"] not in cache.shapes:
+        if cache is not None and "stack" in shapes and shapes["stack"] not in cache.shapes:
             cache.shapes.add(shapes["stack"])
             engine.trt.compiled += 1
         if scratch is not None:
@@ -327,6 +358,9 @@ class ICudaEngine:
             raise IndexError(profile_index)
         return list(self.spans[name])
 
+    def create_engine_inspector(self):
+        return EngineInspector(self._content)
+
     def create_runtime_config(self):
         return self.trt.runtime_config()
 
@@ -362,7 +396,8 @@ class Builder:
             entry = f"{config._measures} {hashlib.sha256(network.content).hexdigest()[:8]}"
             self._trt.timed += entry not in config.timings.known
             config.timings.known.add(entry)
-        spans = json.dumps(config.profiles[0].spans).encode()
+        fixed = {port.name: (dims(port),) * 3 for port in network._inputs}
+        spans = json.dumps(config.profiles[0].spans if config.profiles else fixed).encode()
         header = HEADER.pack(b"vtrt", b"", self._trt.mark)
         return IHostMemory(header + struct.pack("<I", len(spans)) + spans + network.content)
 
@@ -402,6 +437,8 @@ SHARED += (
     OnnxParser,
     ICudaEngine,
     IExecutionContext,
+    EngineInspector,
+    LayerInformationFormat,
 )
 RTX_ONLY = (ComputeCapability, CudaGraphStrategy, DynamicShapesKernelSpecializationStrategy)
 RTX_ONLY += (EngineValidity, IRuntimeCache)

@@ -17,7 +17,7 @@ HERE = Path(__file__).resolve().parent
 ENGINES = HERE.parents[1] / "engines" / "tensorrt"
 LIST = HERE / "tensorrt_surface.json"
 SURFACES = ("trt10", "trt11", "rtx")
-FILES = ("api.py", "compile.py", "program.py", "context.py")
+FILES = ("api.py", "compile.py", "program.py", "context.py", "raw.py")
 
 # Which TensorRT object each name stands for, by file. Everything typed Any in these files must be here.
 MODULE = "module"
@@ -50,6 +50,17 @@ NAMES: dict[str, dict[str, str | None]] = {
         "context": "IExecutionContext",
         "kinds": "DataType",
         "strategies": "DynamicShapesKernelSpecializationStrategy",
+        "graphs": "CudaGraphStrategy",
+        "inspector": "EngineInspector",
+    },
+    "raw.py": {
+        "flavour.trt": MODULE,
+        "builder": "Builder",
+        "network": None,
+        "config": None,
+        "runtime": "Runtime",
+        "engine": "ICudaEngine",
+        "context": "IExecutionContext",
     },
     "context.py": {
         "self._context": "IExecutionContext",
