@@ -233,7 +233,9 @@ def cross_fit(task: CalibrationTask, folder: Path, tell: OnProgress = lambda _: 
 def _check_same(config: TrainConfig, pretrained: Pretrained, folder: Path) -> None:
     """`TrainingFailed` if what lies in the folder was learned from another model, or for other labels."""
     folder.mkdir(parents=True, exist_ok=True)
-    about = f"{pretrained.manifest.model_dump_json()} {config.model_dump_json(exclude={'data'})}"
+    # Cores are not asked for: how many are free is another number in an hour.
+    asked = config.model_dump_json(exclude={"data": True, "optimisation": {"threads"}})
+    about = f"{pretrained.manifest.model_dump_json()} {asked}"
     digest, kept = hashlib.sha256(about.encode()).hexdigest(), folder / "learned.sha256"
     if not kept.exists():
         write_whole(kept, digest)

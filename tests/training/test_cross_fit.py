@@ -56,7 +56,7 @@ def task(model: Path, load: Callable[[int], Recording] = recorded, **more: Any) 
     )
     nominal = Nominal(3, 0.3, 1.5, "DIC", "unknown")
     return CalibrationTask(
-        model, items, {"nuclei": "DAPI"}, nominal, "a scope", minutes=0.0001, threads=1, **more
+        model, items, {"nuclei": "DAPI"}, nominal, "a scope", minutes=0.0001, **{"threads": 1, **more}
     )
 
 
@@ -161,5 +161,7 @@ def test_another_task_in_the_same_folder_is_refused(model: Path, tmp_path: Path)
 
     with pytest.raises(PairRefused):
         cross_fit(task(model, saturated), tmp_path / "out")
+    with pytest.raises(PairRefused):  # the same task, on a machine that is less busy now
+        cross_fit(task(model, saturated, threads=2), tmp_path / "out")
     with pytest.raises(TrainingFailed, match="another model"):
         cross_fit(task(model, saturated, seed=1), tmp_path / "out")
