@@ -52,13 +52,14 @@ def _view(name: str, z: int, y: int, x: int) -> View:
     return View(name, lambda stack: reverse(stack, z, y, x), lambda image: reverse(image, 1, y, x))
 
 
+# Mirrored first: on the recorded field views with the focus reversed add nothing (docs/models.md).
 _VIEWS = (
     _view("as it is", 1, 1, 1),
-    _view("turned, focus reversed", -1, -1, -1),
-    _view("mirrored in x", 1, 1, -1),
-    _view("mirrored in y, focus reversed", -1, -1, 1),
     _view("turned", 1, -1, -1),
-    _view("focus reversed", -1, 1, 1),
+    _view("mirrored in x", 1, 1, -1),
     _view("mirrored in y", 1, -1, 1),
+    _view("focus reversed", -1, 1, 1),
+    _view("turned, focus reversed", -1, -1, -1),
     _view("mirrored in x, focus reversed", -1, 1, -1),
+    _view("mirrored in y, focus reversed", -1, -1, 1),
 )

@@ -111,6 +111,12 @@ def covering(image: NDArray[Any], color: str, top: float) -> Uint8Image:
     return picture
 
 
+def covering_ramp(color: str, steps: int = 32) -> tuple[tuple[float, float, float, float], ...]:
+    """As `covering`, for programs that take a table: red, green, blue and opacity from 0 to 1."""
+    red, green, blue = (int(color.lstrip("#")[i : i + 2], 16) / 255 for i in (0, 2, 4))
+    return tuple((red, green, blue, (n / steps) ** 2) for n in range(steps + 1))
+
+
 def additive_error(predicted: NDArray[np.float32], truth: NDArray[np.float32]) -> Uint8Image:
     """Truth and prediction in one picture, (y, x, 3), as in Christiansen et al., Cell 2018.
 

@@ -94,7 +94,7 @@ class TrainConfig(StrictModel):
         default=(
             Label(name="nuclei", marker="DAPI", color="#56B4E9"),
             Label(name="dendrites", marker="MAP2", color="#E69F00"),
-            Label(name="axons", marker="NFH", color="#CC79A7"),
+            Label(name="axons", marker="NFH", color="#B030D8"),
         ),
         min_length=1,
     )

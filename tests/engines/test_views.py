@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from doubles import tiny_model as tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -15,6 +14,7 @@ from acq_isl.engines.onnx import OnnxEngine
 from acq_isl.engines.views import MOST_VIEWS, average, first_views
 from acq_isl.experiment.experiment import LocalEngine
 from acq_isl.stack import ZStack
+from doubles import tiny_model as tiny
 
 ALL = first_views(MOST_VIEWS)
 

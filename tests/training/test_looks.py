@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from doubles import tiny_model as tiny
 from typer.testing import CliRunner
 
 from acq_isl.cli.app import cli
@@ -12,6 +11,7 @@ from acq_isl.engines.model_file import provenance
 from acq_isl.errors import StorageError
 from acq_isl.manifest import Looks
 from acq_isl.training.looks import count_looks, note_look, read_looks
+from doubles import tiny_model as tiny
 
 
 def test_looks_are_counted_by_set_and_purpose(tmp_path):
@@ -26,7 +26,10 @@ def test_looks_are_counted_by_set_and_purpose(tmp_path):
 
 def test_a_log_that_has_grown_replaces_its_own_counts_only(tmp_path):
     log = tmp_path / "looks.jsonl"
-    before = (Looks(dataset="field", why="rates", times=1, last=""), Looks(dataset="old", why="x", times=9, last=""))
+    before = (
+        Looks(dataset="field", why="rates", times=1, last=""),
+        Looks(dataset="old", why="x", times=9, last=""),
+    )
     note_look(log, "field", [], "rates")
     note_look(log, "field", [], "rates")
     once = count_looks(before, read_looks(log))
@@ -38,7 +41,7 @@ def test_a_line_that_is_no_look_is_named(tmp_path):
     log = tmp_path / "looks.jsonl"
     note_look(log, "field", [], "rates")
     log.write_text(log.read_text() + '{"dataset": 3}\n')
-    with pytest.raises(StorageError, match="line 2 .*no look"):
+    with pytest.raises(StorageError, match=r"line 2 .*no look"):
         read_looks(log)
     with pytest.raises(StorageError, match="cannot be read"):
         read_looks(tmp_path / "none.jsonl")

@@ -102,7 +102,7 @@ def test_the_misregistered_set_is_found_and_corrected(shared_data):
     folder = shared_data / "cross_lab" / "saureus_misregistered"
     phase, dna = (tifffile.imread(folder / f"{name}.tif")[:512, :800] for name in ("phase", "dna"))
     item = Item("one", None, "", lambda: Recording(phase[None], {"dna": dna}, 0.1, (0.0,)))
-    recording, said = load_checked(item, Checks(register_labels=True))
+    _, said = load_checked(item, Checks(register_labels=True))
     # The set's own notes say (1, 6), measured in another way.
     assert any("dna has a hole" in text for text in said)
     assert any("dna was moved by 2 rows and 6 columns onto the structure" in text for text in said)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from importlib import resources
 from itertools import pairwise
 
@@ -11,6 +12,8 @@ import pytest
 from numpy.typing import NDArray
 from skimage.color import rgb2lab
 
+from acq_isl.engines import describe
+from acq_isl.engines.model_file import SHIPPED
 from acq_isl.processing.display import PALETTE
 
 # Machado, Oliveira and Fernandes 2009, severity 1.0, on linear RGB.
@@ -48,11 +51,27 @@ def test_ranks_become_darker_from_best_to_last(vision: str) -> None:
     assert all(a - b > 4 for a, b in pairwise(lightness)), lightness
 
 
-@pytest.mark.parametrize("labels", [PALETTE[:3], ("#56B4E9", "#E69F00", "#CC79A7")], ids=["palette", "demo"])
+def hues(labels: Iterable[str]) -> list[tuple[int, ...]]:
+    return [tuple(int(one[i : i + 2], 16) for i in (1, 3, 5)) for one in labels]
+
+
+def least_apart(lab: NDArray[np.float64]) -> float:
+    return min(float(np.linalg.norm(a - b)) for n, a in enumerate(lab) for b in lab[n + 1 :])
+
+
 @pytest.mark.parametrize("vision", VISIONS)
-def test_labels_are_told_apart(vision: str, labels: tuple[str, ...]) -> None:
+def test_labels_are_told_apart(vision: str) -> None:
     """At least four times the difference of 2.3 that is just noticeable."""
-    colors = [tuple(int(one[i : i + 2], 16) for i in (1, 3, 5)) for one in labels]
-    lab = seen(colors, vision)
-    apart = [float(np.linalg.norm(a - b)) for n, a in enumerate(lab) for b in lab[n + 1 :]]
-    assert min(apart) > 4 * 2.3, apart
+    assert least_apart(seen(hues(PALETTE[:3]), vision)) > 4 * 2.3
+
+
+@pytest.mark.parametrize("model", SHIPPED)
+@pytest.mark.parametrize("vision", VISIONS)
+def test_labels_of_a_shipped_model_are_told_apart_and_from_light(vision: str, model: str) -> None:
+    """Laid over dim light, which they cover by half: six times the difference that is just noticeable. With the
+    reddish purple and vermilion of Okabe and Ito, axons were gray as light, and dead cells dendrites."""
+    light = (77, 77, 77)
+    labels = hues(label.color for label in describe(model).manifest.labels)
+    shown = [tuple((a + b) // 2 for a, b in zip(label, light, strict=True)) for label in labels]
+    lab = seen([*shown, light], vision)
+    assert least_apart(lab) > 6 * 2.3, lab

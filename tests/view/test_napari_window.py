@@ -509,6 +509,9 @@ def test_a_run_folder_opens_as_any_file_does(window: Window, tmp_path: Path) -> 
     assert (doubt.name, doubt.visible) == ("nuclei (predicted, doubt) p0", False)
     assert np.allclose(picture.translate, [10.0 - (SIDE - 1) / 4, 100.0 - (SIDE - 1) / 4])
     assert picture.colormap.name == "#56B4E9" and tuple(picture.contrast_limits) == (0.0, 1.0)
+    assert picture.blending == "translucent"  # as while it ran: labels that add up are cream
+    half = picture.colormap.map(0.5).ravel()
+    np.testing.assert_allclose([*half[:3] * 255, half[3]], [0x56, 0xB4, 0xE9, 0.25], atol=1)
 
 
 def actions(menu: Any) -> Iterator[Any]:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acq_isl.events import Predicted, Seen
-from acq_isl.processing.display import Layout
+from acq_isl.processing.display import Layout, covering_ramp
 from acq_isl.view.napari.marks import badge
 from acq_isl.view.napari.model import FieldView
 from acq_isl.view.napari.mosaic import Mosaic, Shade
@@ -195,10 +195,7 @@ class PictureLayers:
         counts = empty.astype(np.uint16)
         self._add(LIGHT, counts, contrast_limits=(0, 65535), colormap=_colormap("gray, dimmed", _DIMMED))
         for label, hue in reversed(list(self._hues.items())):
-            red, green, blue = (int(hue[i : i + 2], 16) / 255 for i in (1, 3, 5))
-            # Squared, so that what is faint hides nothing.
-            covers = tuple((red, green, blue, (n / _STEPS) ** 2) for n in range(_STEPS + 1))
-            colormap = _colormap(predicted(label), covers)
+            colormap = _colormap(predicted(label), covering_ramp(hue, _STEPS))
             options = {"blending": "translucent", "contrast_limits": (0, 255), "metadata": dict(_PREDICTED)}
             layer = self._add(predicted(label), empty.copy(), colormap=colormap, **options)
             if model := self._models.get(label):

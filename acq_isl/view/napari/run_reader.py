@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from acq_isl.errors import StorageError
-from acq_isl.processing.display import PALETTE
+from acq_isl.processing.display import PALETTE, covering_ramp
 from acq_isl.readers.read import find_reader
 from acq_isl.readers.recording import RecordedChannel, RecordedField
 from acq_isl.stack import StackInfo
@@ -77,7 +77,6 @@ class _Field:
             "scale": (pixel_um,) * 2,
             "translate": corner,
             "units": _UNITS,
-            "blending": "additive",
         }
 
     def layers(self, with_doubt: bool) -> Iterator[LayerData]:
@@ -93,7 +92,8 @@ class _Field:
                     planes[2 * number + offset],
                     {
                         "name": f"{label} (predicted{what}) {self.info.key.position}",
-                        "colormap": _ramp(hue),
+                        "colormap": {"name": hue, "colors": covering_ramp(hue)},
+                        "blending": "translucent",
                         "contrast_limits": (0.0, bright),
                         "visible": not what,
                         "metadata": told,
@@ -140,6 +140,7 @@ def _plane(recorded: RecordedField, channel: RecordedChannel, field: _Field) -> 
     settings = field.place(tuple(shape)) | {
         "name": f"{channel.name} (measured) {recorded.name}",
         "colormap": _ramp(_DIM if light else "#ffffff"),
+        "blending": "additive",
         "visible": light,
     }
     plane = dask.array.from_delayed(read, tuple(shape), channel.dtype)  # type: ignore[no-untyped-call]
