@@ -28,25 +28,28 @@ _CONTRADICTORY = 2
 def explain(experiment: Annotated[Path, typer.Argument(help="Experiment file (.yaml).")]) -> None:
     """Say every rule of an experiment in plain words, what is odd in it, and what it costs at worst.
 
-    Nothing is opened or moved. Exit codes: 0, with or without remarks; 2 if a rule contradicts itself or can
-    never act, so that no run is started; 1 if the file cannot be read.
+    Nothing is opened or moved; functions that are named are imported. Exit codes: 0, with or without
+    remarks; 2 if a rule contradicts itself or can never act, so that no run is started; 1 if the file cannot
+    be read.
     """
     from acq_isl.experiment.experiment import Experiment
     from acq_isl.session.explain import explain as explain_rules
     from acq_isl.session.explain import plan_without_scope
+    from acq_isl.session.functions import lint_functions
 
     loaded = Experiment.from_yaml(experiment)
     labels, note = _labels(loaded)
     found = explain_rules(loaded, plan_without_scope(loaded), labels)
+    remarks = (*lint_functions(loaded), *found.lints)
     for sentence in found.sentences:
         out.print(escape(sentence))
     _show_costs(found.costs)
     if note:
         out.print(f"[yellow]mind[/] {escape(note)}")
     marks = {"error": "[red bold]wrong[/]", "warning": "[yellow]mind[/]"}
-    for remark in found.lints:
+    for remark in remarks:
         out.print(f"{marks[remark.level]} {escape(str(remark))}")
-    if any(remark.level == "error" for remark in found.lints):
+    if any(remark.level == "error" for remark in remarks):
         raise typer.Exit(_CONTRADICTORY)
 
 

@@ -64,8 +64,9 @@ AREA = Unit("um2", digits=1, low=0.0)
 DIAMETER = Unit("um", digits=2, low=0.0)
 RATIO = Unit("ratio", low=0.0, high=1.0)
 RATE = Unit("1/h", "per hour", digits=3)
-NOVELTY = Unit("of the gate's limit", digits=2, low=0.0)
-MARGIN = Unit("of the gate's limit", digits=2, high=1.0)
+# Beyond the limit of the gate a stack is refused, or only proposed.
+NOVELTY = Unit("of the gate's limit", digits=2, low=0.0, high=1.0)
+MARGIN = Unit("of the gate's limit", digits=2, low=0.0, high=1.0)
 SPREAD = Unit("relative intensity", low=0.0)
 
 _NAMED = {unit.name: unit for unit in (OBJECTS, DENSITY, LENGTH, AREA, RATE, BRANCHES)}

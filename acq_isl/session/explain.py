@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from acq_isl.experiment.experiment import Experiment, measurements
 from acq_isl.experiment.planning import Cycle, Optics, Place, cycles, visits
 from acq_isl.rules import Decision, Trigger
 from acq_isl.rules.conditions import describe
 from acq_isl.rules.label_names import Labels
-from acq_isl.rules.lint import Lint, lint_model, lint_ranking, lint_schedule, lint_trigger
+from acq_isl.rules.lint import Lint, lint_action, lint_model, lint_ranking, lint_schedule, lint_trigger
 from acq_isl.rules.series import ALL_FIELDS, well_name
+from acq_isl.session.checks import NO_CAMERA, Camera, find_odd
 from acq_isl.session.replay import Act, PlannedStacks
 from acq_isl.session.trust import GUARD, check_stacks, drawn_fields, explain_trust
 from acq_isl.stack import StackRequest
@@ -63,26 +65,53 @@ def explain(experiment: Experiment, plan: Sequence[Cycle], labels: Labels | None
     )
 
 
-def lint(experiment: Experiment, plan: Sequence[Cycle], labels: Labels | None = None) -> tuple[Lint, ...]:
-    """What is odd in the rules of an experiment."""
-    times = len({cycle.time for cycle in plan})
-    wells = {well_name(request.key.position) for cycle in plan for request in cycle.requests} - {ALL_FIELDS}
-    found: list[Lint] = []
-    for trigger in experiment.triggers:
-        found += lint_trigger(trigger, times, len(wells))
-        if plan and plan[0].requests and (said := _act_at(plan[0].requests[0], experiment, trigger).what):
-            where = f"the trigger {trigger.name!r}"
-            found.append(Lint("warning", where, said.strip(" ()"), "change what it does, or the limits"))
-        found += lint_model(f"the trigger {trigger.name!r}", trigger.measurements, labels) if labels else ()
+def lint(
+    experiment: Experiment, plan: Sequence[Cycle], labels: Labels | None = None, camera: Camera = NO_CAMERA
+) -> tuple[Lint, ...]:
+    """What is odd in an experiment, errors first."""
+    found = [*_lint_rules(experiment, plan), *find_odd(experiment, plan, camera)]
+    found += () if labels is None else lint_labels(experiment, labels)
+    return tuple(dict.fromkeys(sorted(found, key=lambda remark: remark.level != "error")))
+
+
+def _at(key: str, part: str, remarks: Iterable[Lint]) -> list[Lint]:
+    """Remarks with their keys as they stand in the file; one that names none is about ``part``."""
+    return [replace(each, key=".".join(filter(None, (key, each.key or part)))) for each in remarks]
+
+
+def lint_labels(experiment: Experiment, labels: Labels) -> Iterator[Lint]:
+    """What rules and actions look for that the models of an experiment do not have."""
+    for number, trigger in enumerate(experiment.triggers):
+        key, where = f"triggers.{number}", f"the trigger {trigger.name!r}"
+        yield from _at(key, "when", lint_model(where, trigger.measurements, labels))
+        yield from _at(key, "do.label", lint_action(where, trigger.do, labels))
     if experiment.choose is not None:
-        found += lint_ranking(experiment.choose, times)
-        found += lint_model("choose", experiment.choose.measurements, labels) if labels else ()
-        if experiment.revisit is None:
-            found.append(Lint("warning", "choose", _UNUSED, "write a revisit"))
+        yield from _at("choose", "", lint_model("choose", experiment.choose.measurements, labels))
     if experiment.schedule is not None:
-        found += lint_schedule(experiment.schedule, times)
-        found += lint_model("schedule", experiment.schedule.measurements, labels) if labels else ()
-    return tuple(dict.fromkeys(found))
+        yield from _at("schedule", "", lint_model("schedule", experiment.schedule.measurements, labels))
+
+
+def _lint_rules(experiment: Experiment, plan: Sequence[Cycle]) -> Iterator[Lint]:
+    requests = [request for cycle in plan for request in cycle.requests]
+    visited = Counter(position for position, _ in {(r.key.position, r.key.time) for r in requests})
+    most = max(visited.values(), default=0)
+    times = len({cycle.time for cycle in plan})
+    starts_s = [cycle.start_s for cycle in plan if not cycle.restarts] or [0.0]
+    wells = {well_name(request.key.position) for cycle in plan for request in cycle.requests} - {ALL_FIELDS}
+    for number, trigger in enumerate(experiment.triggers):
+        key, where = f"triggers.{number}", f"the trigger {trigger.name!r}"
+        visits_of_one = times if trigger.scope in ("well", "run") else most
+        yield from _at(key, "when", lint_trigger(trigger, visits_of_one, len(wells)))
+        if requests and (said := _act_at(requests[0], experiment, trigger).what):
+            text, fix = said.strip(" ()"), "change what it does, or the limits"
+            yield Lint("warning", where, text, fix, f"{key}.do")
+    if experiment.choose is not None:
+        yield from _at("choose", "", lint_ranking(experiment.choose, times, len(wells)))
+        if experiment.revisit is None:
+            yield Lint("warning", "choose", _UNUSED, "write a revisit", "revisit")
+    if experiment.schedule is not None:
+        lasts_s = max(starts_s) - min(starts_s)
+        yield from _at("schedule", "", lint_schedule(experiment.schedule, times, len(visited), lasts_s))
 
 
 def _sentences(experiment: Experiment, plan: Sequence[Cycle]) -> Iterator[str]:

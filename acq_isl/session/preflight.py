@@ -12,15 +12,16 @@ from acq_isl.engines import describe
 from acq_isl.errors import ExperimentError, ModelError, StorageError
 from acq_isl.experiment.experiment import Experiment, LocalEngine, SimulatedMicroscope, measurements
 from acq_isl.experiment.planning import Cycle, Optics, Place, cycles, visits
-from acq_isl.hooks import Hardware, OpenMicroscope, UserMeasurements
-from acq_isl.rules.actions import Limits, check_request
+from acq_isl.hooks import Hardware, OpenMicroscope
+from acq_isl.rules.actions import Limits
 from acq_isl.rules.label_names import Labels, RunModel
 from acq_isl.rules.measurements import ObjectMeasurement, check_countable
 from acq_isl.rules.over_time import innermost
-from acq_isl.rules.user import PythonFunction
-from acq_isl.session.needs import check_light, check_need
-from acq_isl.session.sense import Camera, check_fit, find_doubts
-from acq_isl.session.trust import check_bar, check_settings, check_stacks, truth_of
+from acq_isl.session.explain import lint_labels
+from acq_isl.session.functions import lint_functions
+from acq_isl.session.needs import check_need
+from acq_isl.session.sense import Camera, check_fit, find_doubts, refuse_errors
+from acq_isl.session.trust import check_bar, check_stacks, truth_of
 from acq_isl.stack import StackRequest
 from acq_isl.stream.model_registry import named
 
@@ -52,27 +53,19 @@ def prepare(
             "choose ranks the fields of a time point, and a position has times of its own",
             fix="give all positions the same time_plan, or leave choose out",
         )
-    check_settings(experiment)
+    camera = camera_of(scope)
+    doubts = find_doubts(experiment, plan, camera)
     hardware = Hardware(core)
     planned = list(_all_requests(experiment, plan))
     for request in planned:
-        check_request(request, experiment.limits)
         _check_reach(request, scope.reach)
         hardware.require_preset(request.group, request.preset, experiment.limits)
         hardware.require_devices(request)
-    with UserMeasurements(experiment.folder) as functions:
-        for rule in {each.function: each for each in map(innermost, measurements(experiment))
-                     if isinstance(each, PythonFunction)}.values():  # fmt: skip
-            functions.check(rule)
-    for measurement in map(innermost, measurements(experiment)):
-        if isinstance(measurement, ObjectMeasurement):
-            measurement.objects_by.check()
+    refuse_errors(lint_functions(experiment))
     needs = {need: None for trigger in experiment.triggers for need in trigger.do.needs()}
     unsure = [doubt for need in needs for doubt in check_need(need, experiment, scope)]
-    camera = camera_of(scope)
     _check_budgeted(experiment, hardware, {request.group for request in planned})
-    check_light(experiment, plan)
-    doubts = (*_missing_limits(experiment), *unsure, *find_doubts(experiment, plan, planned, camera))
+    doubts = (*_missing_limits(experiment), *unsure, *doubts)
     if isinstance(experiment.engine, LocalEngine):
         doubts += check_models(experiment, plan, local_labels(experiment), camera)
     return plan, doubts
@@ -102,7 +95,7 @@ def check_models(
 ) -> tuple[str, ...]:
     """What models would remark on a plan; ExperimentError for a label or a stack that is not for them."""
     check_labels(experiment, labels)
-    return check_fit(labels, plan, camera)
+    return (*refuse_errors(lint_labels(experiment, labels)), *check_fit(labels, plan, camera))
 
 
 def _missing_limits(experiment: Experiment) -> tuple[str, ...]:
