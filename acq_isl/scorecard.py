@@ -321,7 +321,7 @@ def say_counts(score: CountScore) -> str:
     )
     more = f" and {len(found) - _MOST_COUNTS} more fields" if len(found) > _MOST_COUNTS else ""
     bias = statistics.fmean(found) - statistics.fmean(true)
-    text = f"{score.label} counted, and truly there: {each}{more}. On average {bias:+.1f}"
+    text = f"{score.label} counted (and in the true label): {each}{more}. On average {bias:+.1f}"
     if len(found) > 2 and len(set(found)) > 1 and len(set(true)) > 1:
         text += f", r = {statistics.correlation(found, true):.2f}"
     if not all(map(math.isfinite, doubts)):
@@ -336,7 +336,8 @@ def _cells(score: CellScore) -> str:
     random, best = (f"{100 * some / score.wanted:.0f} %" for some in (score.at_random, score.at_best))
     each = " of the same time points" if score.rounds > 1 else ""
     text = (
-        f"{score.imaged} of {score.wanted} cells with {score.label} ({100 * score.recall:.0f} %) lie in the "
+        f"{score.imaged} of the {score.wanted} cells with {score.label} that the simulator knows "
+        f"({100 * score.recall:.0f} %) lie in the "
         f"{score.fields} of {score.of_fields} fields{each} imaged in fluorescence; "
         f"as many fields drawn at random would hold {random}, the best {best}."
     )
@@ -402,7 +403,6 @@ def _labels(scores: Sequence[LabelScore]) -> str:
     texts = []
     for score in scores:
         by = f" ({score.model})" if score.model else ""
-        objects = f", objects F1 {score.f1:.2f} ({score.found} found, {score.true} true)"
-        shown = objects if score.found or score.true else ""
+        shown = f", objects F1 {score.f1:.2f}" if score.found or score.true else ""
         texts.append(f"{score.label}{by} r = {score.pearson:.2f}{_in_short(score.amplitude)}{shown}")
     return f"Predicted against true labels: {'; '.join(texts)}."

@@ -19,6 +19,12 @@ from acq_isl.manifest import MANIFEST_KEY, Evaluation, Gate, Instrument, Looks, 
 
 Row = tuple[str, str]
 _SHOWN = 6  # names; the manifest holds all of them
+_METRICS = {
+    "pearson": "correlation r with the truth {:.3g}",
+    "mae": "mean error {:.2g} of full scale",
+    "coverage of 1 SD": "one stated SD holds for {:.0%} of the pixels",
+    "where truly bright": "for {:.0%} of the bright ones (68 % would be right)",
+}
 
 
 def provenance(manifest: Manifest) -> tuple[Row, ...]:
@@ -65,19 +71,22 @@ def _gate(gate: Gate | None) -> Iterator[Row]:
     words = "refuses stacks that look unlike its training set, and says in what and what to do"
     if gate.judged is not None:
         words = "refuses stacks on which predictions are estimated to be worse, and says by how much"
-    yield "gate", f"{words}; of stacks like it, {100 * gate.false_alarms:.2g} % were refused, too ({limits})"
+    yield "gate", f"{words}; of stacks like it, {100 * gate.false_alarms:.2g} % were refused, too"
     if gate.judged is not None:
         judged = gate.judged
         yield (
             "gate judged",
-            f"refused {judged.caught:.0%} of {judged.harmful} stacks whose condition cost more than .07 r, "
-            f"{judged.refused:.0%} of {judged.harmless} that cost less than .02 ({judged.judged_on})",
+            f"refused {judged.caught:.0%} of {judged.harmful} stacks that cost more than .07 of the "
+            f"correlation r, {judged.refused:.0%} of {judged.harmless} that cost less than .02 "
+            f"({judged.judged_on})",
         )
+    yield "gate's limits", limits
 
 
 def _evaluations(evaluations: Sequence[Evaluation]) -> Iterator[Row]:
     for evaluation in evaluations:
-        values = ", ".join(f"{name} {value:.3g}" for name, value in evaluation.metrics.items())
+        metrics = evaluation.metrics.items()
+        values = ", ".join(_METRICS.get(name, name + " {:.3g}").format(value) for name, value in metrics)
         about = f"{evaluation.dataset}; n = {evaluation.n}, split by {evaluation.split_unit}"
         yield f"evaluated {evaluation.label}", f"{values} ({about})"
 
@@ -133,7 +142,8 @@ class ModelInfo:
         m = self.manifest
         span = f"{m.z_offsets_um[0]:+g} to {m.z_offsets_um[-1]:+g} um around the middle"
         most = "" if m.max_tile_px is None else f" to {m.max_tile_px} px"
-        tiles = f"from {m.min_tile_px} px{most} in steps of {m.size_step_px} px, halo {m.halo_px} px"
+        tiles = f"from {m.min_tile_px} px{most} in steps of {m.size_step_px} px, {m.halo_px} px around each"
+        told = {value for evaluation in m.evaluations for value in evaluation.metrics.values()}
         return (
             ("model", f"{m.name} {m.version}"),
             ("description", m.description),
@@ -141,12 +151,12 @@ class ModelInfo:
             ("optics", f"{m.modality}, dense matter {m.polarity}"),
             ("pixel size", f"{m.pixel_size_um:g} um"),
             ("planes", f"{m.planes}, {m.z_step_um:.3g} um apart, {span}"),
-            ("background removed", f"Gaussian, sigma {m.high_pass_um:g} um"),
+            ("background removed", f"what varies over more than {m.high_pass_um:g} um (Gaussian, one sigma)"),
             ("tiles", tiles),
-            ("statistic", f"{m.statistic} of each pixel's intensity, and its spread"),
+            ("shown", f"the {m.statistic} of what each pixel's brightness may be; its SD is the doubt"),
             ("trained on", m.trained_on),
             *provenance(m),
-            *((f"metric {name}", f"{value:.3g}") for name, value in m.metrics.items()),
+            *((f"metric {name}", f"{x:.3g}") for name, x in m.metrics.items() if x not in told),
             ("licence", m.licence),
             ("file", f"{self.where}, {self.size_bytes / 2**20:.1f} MiB, ONNX opset {self.opset}"),
             ("sha256", self.sha256),

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
 
 from acq_isl.cli.console import out
 
@@ -23,6 +22,8 @@ def affine(
     The stage goes a sixth of a field to and fro around the first field, within the limits; one plane in
     transmitted light is taken at each of nine places.
     """
+    import yaml
+
     from acq_isl.experiment.experiment import Experiment
     from acq_isl.hooks import open_microscope
     from acq_isl.session.affine import measure_affine

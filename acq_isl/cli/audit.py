@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, nullcontext
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -82,7 +83,10 @@ def replay(
     threads: Threads = None,
     backend: Backend = "auto",
     page: Annotated[
-        Path | None, typer.Option(help="Where the picture is written.", show_default="RUN/replay.html")
+        Path | None,
+        typer.Option(
+            help="Where the picture is written.", show_default="RUN/replay.html, then replay_2.html"
+        ),
     ] = None,
     keep: Annotated[bool, typer.Option(help="Leave the stacks in the spool.", hidden=True)] = False,
 ) -> None:
@@ -106,9 +110,15 @@ def replay(
     with predicting if model or connect else nullcontext() as models:
         shown = make_page(folder, rules, compare_rules(folder, rules, models))
     _show_page(shown)
-    path = page or folder / "replay.html"
+    path = page or free_page(folder)
     write_replay_page(path, shown)
     out.print(f"page     {escape(str(path))}")
+
+
+def free_page(folder: Path) -> Path:
+    """Replays are compared with each other: none replaces the page of another."""
+    names = chain(("replay.html",), (f"replay_{number}.html" for number in count(2)))
+    return next(folder / name for name in names if not (folder / name).exists())
 
 
 def _show_page(shown: ReplayPage) -> None:

@@ -22,8 +22,9 @@ COLUMNS = (
 _SUMMED = ("fields", "pixels", "objects_found", "objects_true", "count_bias")
 _SHORT = {
     "pearson": "Pearson", "ssim": "SSIM", "mae": "MAE", "f1_iou_0.5": "F1 @.5", "f1_iou_0.3": "F1 @.3",
-    "objects_found": "found", "objects_true": "true", "count_bias": "bias", "coverage": "cover",
-    "coverage_foreground": "cover, bright", "spread_error_rank_correlation": "rank corr.",
+    "objects_found": "objects", "objects_true": "in the stain", "count_bias": "too many",
+    "coverage": "within 1 SD", "coverage_foreground": "where bright",
+    "spread_error_rank_correlation": "SD follows error",
 }  # fmt: skip
 LABEL_TITLES = ("label", "way", "n", *_SHORT.values())
 
@@ -180,7 +181,8 @@ def label_rows(report: Report) -> Iterator[tuple[str, ...]]:
 
 
 def perturbation_titles(report: Report) -> tuple[str, ...]:
-    return ("perturbation", *report.labels, "Pearson lost", "gate AUROC", "tiles flagged", "SD AUROC")
+    told = "told by the gate", "tiles refused", "told by the SD"
+    return ("what was done to the stack", *report.labels, "Pearson lost", *told)
 
 
 def perturbation_rows(report: Report) -> Iterator[tuple[str, ...]]:

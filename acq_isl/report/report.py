@@ -179,8 +179,8 @@ def describe_objects(comparison: Comparison) -> str:
     """How many separate objects agree; empty without any."""
     if not math.isfinite(comparison.f1):
         return ""
-    counts = f"{comparison.found} predicted, {comparison.true} in the stain"
-    return f"Separate objects: F1 = {comparison.f1:.2f} ({counts})."
+    cut = f"{comparison.found} in the prediction, {comparison.true} in the stain"
+    return f"Bright spots that overlap: F1 = {comparison.f1:.2f} (cut from both pictures alike: {cut})."
 
 
 def weigh(comparison: Comparison) -> str:

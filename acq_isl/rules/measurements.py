@@ -177,14 +177,15 @@ class Confluency(Measurement):
         return f"area covered by {', '.join(self.labels)} (predicted) above {self.above:g}"
 
     def measure(self, prediction: Prediction) -> tuple[float, float]:
-        from skimage.morphology import remove_small_holes
+        from skimage.measure import label
 
         planes = [inner_planes(prediction, label) for label in self.labels]
         if not all(np.isfinite(mean).all() for mean, _ in planes):
             return np.nan, np.nan
         covered = np.any([mean > self.above for mean, _ in planes], axis=0)
         most_px = int(self.gaps_um2 / prediction.info.pixel_size_um**2)
-        covered = remove_small_holes(covered, max_size=most_px) if most_px else covered
+        gaps = label(~covered, connectivity=1)
+        covered |= (np.bincount(gaps.ravel()) <= most_px)[gaps]
         p = np.max([probability_above(mean, spread, self.above) for mean, spread in planes], axis=0)
         return float(np.mean(covered)), float(np.sqrt(np.mean(p * (1 - p)) / _patches(p.size, prediction)))
 

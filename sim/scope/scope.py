@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Self
@@ -146,9 +147,13 @@ def _add_metadata(core: Any, entries: Mapping[str, str]) -> None:
 @contextmanager
 def _headless(make_core: Callable[[type], Any], buffer_size_mb: int) -> Iterator[Any]:
     """Pycro-Manager's headless core and engine, made by ``make_core`` and undone without a trace."""
-    from mmpycorex import is_pymmcore_active, launcher
-    from pycromanager import start_headless
-    from pycromanager.acquisition.acq_eng_py.internal.engine import Engine
+    with warnings.catch_warnings():
+        # uv installs sources uncompiled; Python warns of theirs at the first import: fatal under -W error.
+        warnings.simplefilter("ignore", SyntaxWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from mmpycorex import is_pymmcore_active, launcher
+        from pycromanager import start_headless
+        from pycromanager.acquisition.acq_eng_py.internal.engine import Engine
 
     adapters = _adapter_path()
     if is_pymmcore_active():

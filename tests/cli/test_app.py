@@ -102,3 +102,11 @@ def test_a_thread_that_never_returns_does_not_keep_the_process(tmp_path: Path) -
     ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 3
     assert "a hook did not end" in ended.stderr
+
+
+def test_no_replay_replaces_the_page_of_another(tmp_path: Path) -> None:
+    from acq_isl.cli.audit import free_page
+
+    for name in ("replay.html", "replay_2.html", "replay_3.html"):
+        assert free_page(tmp_path) == tmp_path / name
+        (tmp_path / name).touch()

@@ -279,7 +279,8 @@ def test_objects_of_a_comparison_in_words() -> None:
     )
     assert describe_objects(compared) == ""
     assert describe_objects(replace(compared, f1=0.5, found=3, true=1)) == (
-        "Separate objects: F1 = 0.50 (3 predicted, 1 in the stain)."
+        "Bright spots that overlap: F1 = 0.50 "
+        "(cut from both pictures alike: 3 in the prediction, 1 in the stain)."
     )
 
 
@@ -308,9 +309,9 @@ def test_the_card_reads_like_a_report() -> None:
     assert dict(sentences(card())) == {
         "choice": "The chosen field is not truly the best of 2 (number of objects in nuclei (predicted)). "
         "Wrong: b (truly rank 2); better would have been a.",
-        "cells": "1 of 5 cells with nuclei (20 %) lie in the 1 of 2 fields imaged in fluorescence; as many "
-        "fields drawn at random would hold 50 %, the best 80 %. Of the 1 cells imaged there, 100 % were "
-        "wanted.",
+        "cells": "1 of the 5 cells with nuclei that the simulator knows (20 %) lie in the 1 of 2 fields "
+        "imaged in fluorescence; as many fields drawn at random would hold 50 %, the best 80 %. Of the 1 "
+        "cells imaged there, 100 % were wanted.",
         "triggers": "'many' acted 1 time and was right about 2 of 4 fields, acted without cause at a, should "
         "have acted at b; 3 more came after it had acted as often as it may.",
         "light": "0.04 s of transmitted light and 0.06 s of fluorescence light, where all fields would have "
@@ -319,7 +320,7 @@ def test_the_card_reads_like_a_report() -> None:
         "had them, and 1.0 µm (at most 1.0 µm) in z from the focus.",
         "speed": "0.1 s (at most 12 s) from the last slice of a field to the decision, 1.0 s (at most 30 s) "
         "to its first fluorescence light.",
-        "labels": "Predicted against true labels: nuclei r = 0.70, objects F1 0.57 (4 found, 3 true).",
+        "labels": "Predicted against true labels: nuclei r = 0.70, objects F1 0.57.",
         "not graded": "Nothing else.",
     }
 

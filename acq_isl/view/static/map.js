@@ -155,10 +155,7 @@ export class StageMap {
     const word = refused ? (refused.state === "refused" ? "refused" : "waits") : failed && !predicted ? "failed" : "";
     if (node.word.textContent !== word) node.word.textContent = word;
     const text = `${run.place(field.key)}: ${ranked ? ranked.reason : refused ? refused.reason : failed ? `${failed.what}: ${failed.why}` : predicted ? "predicted" : field.thumb ? "imaged, prediction on its way" : "planned"}`;
-    if (node.title.textContent !== text) {
-      node.title.textContent = text;
-      node.group.setAttribute("aria-label", text);
-    }
+    if (node.title.textContent !== text) node.title.textContent = text; // and the name of the button
     set(node.group, "aria-pressed", selected);
   }
 
