@@ -40,7 +40,7 @@ from acq_isl.errors import AcqIslError, PairRefused, StackRefused
 from acq_isl.evaluation.evaluate import evaluate
 from acq_isl.evaluation.inputs import find_items
 from acq_isl.evaluation.results import FLOOR, MODEL, Report, Score, Settings
-from acq_isl.evaluation.scores import score_blocks, score_pixels
+from acq_isl.evaluation.scores import PixelScore, score_blocks, score_pixels
 from acq_isl.evaluation.worth import agree, resample
 from acq_isl.manifest import Manifest
 from acq_isl.processing.statistics import pearson
@@ -50,13 +50,14 @@ from acq_isl.training.adapt_config import Pairs
 from acq_isl.training.config import validate_config
 from acq_isl.training.data.pairs import Checks, Nominal, Recording
 from acq_isl.training.data.register import leave_out_holes, register
+from acq_isl.training.data.registration import structure
 from acq_isl.training.data.sources import Source
 from acq_isl.training.looks import note_look
 from acq_isl.training.train import run
 
 _GAP_PX = 32
 _HELD_OF_ONE = 0.25  # of the one image, to the right: what adapting decides by
-_CELL_PX, _BLOCK_UM = 40, 40.0
+_CELL_PX, _FLOOR_UM = 40, 1.2
 Measure = Literal["pixels", "total of each cell"]
 
 
@@ -323,18 +324,28 @@ def _refusal(model: Model, stack: ZStack) -> str:
 def of_report(bench: Bench, report: Report, label: str, way: str = MODEL) -> Cell:
     """A score of an evaluation with its interval; of cells, the correlation of their totals."""
     if bench.lab.measure == "pixels":
-        own, floor = ([s for s in report.scores if (s.label, s.way) == (label, w)] for w in (way, FLOOR))
-        return interval(own, floor)
+        own = [score for score in report.scores if (score.label, score.way) == (label, way)]
+        if len(own) == 1:
+            own = [replace(own[0], blocks=_blocks(bench, report, label, way))]
+        return interval(own)
     fields = [field.labels[label] for field in report.shown]
     if way == FLOOR:
         return Cell()
     return of_totals([(truth, mean) for truth, mean, _ in fields])
 
 
-def interval(own: Sequence[Score], floor: Sequence[Score]) -> Cell:
+def _blocks(bench: Bench, report: Report, label: str, way: str) -> tuple[PixelScore, ...]:
+    """Of the only image, squares of a quarter of its shorter side; 40 um are too few of them for bacteria."""
+    truth, mean, _ = report.shown[0].labels[label]
+    recording = bench.judged[0][1]
+    floor = structure(recording.stack, _FLOOR_UM / recording.pixel_size_um) if way == FLOOR else mean
+    return score_blocks(floor, truth, None, max(min(truth.shape) // 4, 16))
+
+
+def interval(own: Sequence[Score]) -> Cell:
     """Mean r over images with the interval of a bootstrap over images, or blocks of the only one."""
     values = [score.pixels.pearson for score in own]
-    found, _, of = resample(own, floor, "image")
+    found, _, of = resample(own, own, "image")
     low, high = np.quantile(found, (0.025, 0.975)).tolist() if found.size else (math.nan, math.nan)
     return Cell(float(np.nanmean(values)), low, high, of)
 
@@ -355,7 +366,7 @@ def _totals(image: NDArray[np.float32]) -> NDArray[np.float64]:
     return cut.reshape(rows, _CELL_PX, columns, _CELL_PX).sum(axis=(1, 3)).ravel()
 
 
-def ridge_cell(bench: Bench, report: Report, label: str) -> Cell:
+def ridge_cell(bench: Bench, label: str) -> Cell:
     """A ridge on local features of the one image, scored as a model is."""
     learned = [bench.seen(each) for _, each in bench.one]
     guesser = fit_ridge([(each.stack, each.labels[label], each.valid.get(label)) for each in learned])
@@ -364,13 +375,12 @@ def ridge_cell(bench: Bench, report: Report, label: str) -> Cell:
         recording = bench.seen(raw)
         guess, truth = guesser(recording.stack), recording.labels[label].astype(np.float32)
         valid = recording.valid.get(label)
-        side = round(_BLOCK_UM / recording.pixel_size_um)
-        blocks = score_blocks(guess, truth, valid, side)
+        blocks = score_blocks(guess, truth, valid, max(min(truth.shape) // 4, 16))
         scores.append(Score(name, label, "ridge", score_pixels(guess, truth, valid), blocks=blocks))
         totals.append((truth, guess))
     if bench.lab.measure != "pixels":
         return of_totals(totals)
-    return interval(scores, [s for s in report.scores if (s.label, s.way) == (label, FLOOR)])
+    return interval(scores)
 
 
 def judge(bench: Bench, models: Sequence[Model]) -> tuple[list[Row], dict[str, Report]]:
@@ -402,7 +412,7 @@ def judge(bench: Bench, models: Sequence[Model]) -> tuple[list[Row], dict[str, R
                 cells[column] = replace(scored, says=about.says, right=about.right)
             else:
                 cells[column] = verdicts.get(column, Cell(says="does not know this label"))
-        cells["ridge"] = ridge_cell(bench, scratch, label)
+        cells["ridge"] = ridge_cell(bench, label)
         rows.append(Row(bench.lab.name, bench.lab.what, label, images, bench.lab.measure, cells))
     return rows, reports
 

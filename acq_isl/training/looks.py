@@ -62,8 +62,8 @@ def read_looks(log: Path) -> list[Look]:
 
 
 def count_looks(before: Sequence[Looks], looks: Sequence[Look]) -> tuple[Looks, ...]:
-    """What a card says: for each set and purpose how often, and when last. It takes the place of what was said of
-    the same before, so that a log may be written into a card again when it has grown."""
+    """What a card says: for each set and purpose how often, and when last. It replaces what was said of the
+    same before, so that a log may be written into a card again when it has grown."""
     counts: dict[tuple[str, str], Looks] = {}
     for look in looks:
         key = look.dataset, look.why

@@ -68,8 +68,8 @@ def test_labels_are_told_apart(vision: str) -> None:
 @pytest.mark.parametrize("model", SHIPPED)
 @pytest.mark.parametrize("vision", VISIONS)
 def test_labels_of_a_shipped_model_are_told_apart_and_from_light(vision: str, model: str) -> None:
-    """Laid over dim light, which they cover by half: six times the difference that is just noticeable. With the
-    reddish purple and vermilion of Okabe and Ito, axons were gray as light, and dead cells dendrites."""
+    """Laid over dim light, which they cover by half: six times the difference that is just noticeable. With
+    the reddish purple and vermilion of Okabe and Ito, axons were gray as light, and dead cells dendrites."""
     light = (77, 77, 77)
     labels = hues(label.color for label in describe(model).manifest.labels)
     shown = [tuple((a + b) // 2 for a, b in zip(label, light, strict=True)) for label in labels]
