@@ -144,6 +144,11 @@ class Predictor:
         return self._network.name
 
     @property
+    def way(self) -> str:
+        """The back end's name, and over how many views it averages: how predictions are made."""
+        return self.name + f", mean of {len(self.views)} views" * (len(self.views) > 1)
+
+    @property
     def network(self) -> Network:
         return self._network
 
@@ -205,7 +210,7 @@ class Predictor:
             spread=std,
             model_sha256=self._model.sha256,
             model_name=f"{self.manifest.name} {self.manifest.version}",
-            engine=self._network.name + f", mean of {len(self.views)} views" * (len(self.views) > 1),
+            engine=self.way,
             warnings=(*prepared.warnings, *warnings),
             border_px=min(border_px, *((n + 1) // 2 for n in stack.info.shape)),
             times=StageTimes(infer_ms=shares.network_ms, decode_ms=shares.total_ms - shares.network_ms),

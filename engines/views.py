@@ -36,11 +36,9 @@ def first_views(count: int) -> tuple[View, ...]:
 
 def average(means: Sequence[Float32Image], stds: Sequence[Float32Image]) -> tuple[Float32Image, Float32Image]:
     """Mean and SD, (label, y, x), of views that are equally likely: within a view and between views."""
-    mean = np.mean(means, axis=0, dtype=np.float32)
-    square = np.mean(
-        [np.square(std) + np.square(own - mean) for own, std in zip(means, stds, strict=True)], axis=0
-    )
-    return mean, np.sqrt(square, dtype=np.float32)
+    mean: Float32Image = np.asarray(np.mean(means, axis=0), np.float32)
+    squares = [np.square(std) + np.square(own - mean) for own, std in zip(means, stds, strict=True)]
+    return mean, np.asarray(np.sqrt(np.mean(squares, axis=0)), np.float32)
 
 
 def _view(name: str, z: int, y: int, x: int) -> View:

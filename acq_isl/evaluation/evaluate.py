@@ -77,12 +77,10 @@ def evaluate(
     refused: list[tuple[str, str]] = []
     bare, images = list[str](), 0
     warnings = [_UNKNOWN] * (file.info.manifest.training is None)
-    # A stack that the gate would refuse is scored all the same: what it is worth is the question here.
     with (
-        OnnxEngine(model, threads=settings.threads, gate="warn") as engine,
+        _open_engine(model, settings) as engine,
         closing(GateTest(file, settings.threads)) as gate_test,
     ):
-        engine.use_views(settings.views)
         for item in items:
             tell(item.name)
             try:
@@ -102,13 +100,20 @@ def evaluate(
             warnings += [f"{item.name}: {text}" for text in scored[2]]
             if len(shown) < _SHOWN and scored[1].unit not in {field.unit for field in shown}:
                 shown.append(scored[1])
-        perturbations, name = gate_test.results(), engine.name
+        perturbations, name = gate_test.results(), engine.way
     _require_cells(refused, images, len(bare))
     return Report(
         file.info, name, settings, _pool_units(_with_objects(parts, truth)), perturbations, truth.origins,
         tuple(shown), tuple(refused), find_leaks(file.info, items), tuple(dict.fromkeys(warnings + bare)),
         time.monotonic() - began_s,
     )  # fmt: skip
+
+
+def _open_engine(model: Path | str, settings: Settings) -> OnnxEngine:
+    """One that also scores what the gate would refuse: what that is worth is the question here."""
+    engine = OnnxEngine(model, threads=settings.threads, gate="warn")
+    engine.use_views(settings.views)
+    return engine
 
 
 def _require_cells(refused: Sequence[tuple[str, str]], images: int, bare: int) -> None:

@@ -117,6 +117,7 @@ def test_sets_that_are_not_here_are_told_and_left_out(bench, tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_whole_card(bench, tmp_path):
     """Trains and adapts for real, a few steps."""
     write_set(tmp_path / "data" / "set", tiny.PLANES)
