@@ -25,7 +25,7 @@ engines.half engines.tensorrt.network; engines.judgement engines.int8.accuracy;
 engines.ladder engines.fallback; engines.network engines.backend;
 engines.openvino_background engines.openvino.background; engines.openvino_cache engines.openvino.cache;
 engines.openvino_int8 engines.openvino.int8;
-engines.plans engines.tensorrt.plan_cache; engines.precision engines.tensorrt.fp16;
+engines.plans engines.tensorrt.plan_cache; engines.precision engines.fp16; engines.tensorrt.fp16 engines.fp16;
 engines.precision_graph engines.onnx_graph; engines.provenance engines.model_file;
 engines.stack_file readers.read; engines.trt_api engines.tensorrt.api;
 engines.trt_build engines.tensorrt.build; engines.trt_compile engines.tensorrt.build;

@@ -10,11 +10,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import assert_never
 
+from acq_isl.engines import fp16
 from acq_isl.engines.agreement import agreement
 from acq_isl.engines.int8.store import TENSORRT_FILES, Int8Judgement
 from acq_isl.engines.model_file import ModelFile, read_model
 from acq_isl.engines.sealed_file import SealedFile
-from acq_isl.engines.tensorrt import fp16
 from acq_isl.engines.tensorrt.api import Flavour, Progress, default_targets, load_flavour
 from acq_isl.engines.tensorrt.compile import compile_plan
 from acq_isl.engines.tensorrt.cuda import GpuInfo

@@ -17,7 +17,7 @@ from acq_isl.cli.gpu_kit.page import read_page, render
 from acq_isl.cli.gpu_kit.steps import Row, Step, Wrong, take
 from acq_isl.engines.tensorrt.api import Flavour
 from acq_isl.engines.tensorrt.cuda import Device
-from acq_isl.engines.tensorrt.fp16 import full
+from acq_isl.engines.fp16 import full
 from acq_isl.errors import StorageError
 from doubles import cuda_double
 from doubles import tensorrt_double as trt_double

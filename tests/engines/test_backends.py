@@ -118,7 +118,7 @@ def test_a_back_end_that_cannot_load_is_passed_over(install, model):
 def test_our_own_back_ends_are_registered_in_the_same_way():
     settings = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))
     ours = settings["project"]["entry-points"][GROUP]
-    assert set(ours) == {"fleet", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"}
+    assert set(ours) == {"fleet", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "torch"}
     for entry in entry_points(group=GROUP):
         if entry.name in ours:
             assert entry.value == ours[entry.name] and entry.load()().name == entry.name

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from acq_isl.engines import fp16 as precision
 from acq_isl.engines.agreement import agreement, as_inputs, sample_tiles
 from acq_isl.engines.model_file import output_names
-from acq_isl.engines.tensorrt import fp16 as precision
 from acq_isl.errors import ModelError
 from acq_isl.manifest import MANIFEST_KEY
 from doubles import tiny_model as tiny

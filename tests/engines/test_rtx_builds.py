@@ -13,10 +13,10 @@ import onnx
 import onnxruntime
 import pytest
 
+from acq_isl.engines import fp16 as precision
 from acq_isl.engines.agreement import as_inputs, sample_tiles
 from acq_isl.engines.graph_tags import GRAPH_KEY, GraphTags, extract
 from acq_isl.engines.model_file import read_model
-from acq_isl.engines.tensorrt import fp16 as precision
 from acq_isl.engines.tensorrt.api import Messages, load_flavour
 from acq_isl.engines.tensorrt.build import build
 from acq_isl.engines.tensorrt.compile import check_network, parse

@@ -12,12 +12,12 @@ import numpy as np
 import onnx
 import pytest
 
+from acq_isl.engines import fp16 as precision
 from acq_isl.engines.agreement import as_inputs, sample_tiles
 from acq_isl.engines.model_file import read_model
 from acq_isl.engines.onnx import OnnxEngine, OnnxNetwork
 from acq_isl.engines.sealed_file import SealedFile
 from acq_isl.engines.tensorrt import api as trt_api
-from acq_isl.engines.tensorrt import fp16 as precision
 from acq_isl.engines.tensorrt.api import Flavour, Messages, load_flavour
 from acq_isl.engines.tensorrt.build import build
 from acq_isl.engines.tensorrt.compile import check_network, parse

@@ -1,0 +1,1 @@
+"""PyTorch on a GPU: for cards that TensorRT is not installed for."""
