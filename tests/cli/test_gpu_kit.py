@@ -1,4 +1,4 @@
-"""The GPU kit: every trap is seen when it is there, nothing takes the rest with it, and it runs without a card."""
+"""The GPU kit: each trap is seen when it is there, no step takes others with it, and it runs without a card."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from acq_isl.cli.gpu_kit.card import Card, NeedsCard
 from acq_isl.cli.gpu_kit.kit import Wish, all_steps, run_kit
 from acq_isl.cli.gpu_kit.page import read_page, render
 from acq_isl.cli.gpu_kit.steps import Row, Step, Wrong, take
+from acq_isl.engines.fp16 import full
 from acq_isl.engines.tensorrt.api import Flavour
 from acq_isl.engines.tensorrt.cuda import Device
-from acq_isl.engines.fp16 import full
 from acq_isl.errors import StorageError
 from doubles import cuda_double
 from doubles import tensorrt_double as trt_double

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acq_isl.compatibility import Refuse, check
+from acq_isl.engines import fp16
 from acq_isl.engines.agreement import agreement
 from acq_isl.engines.model_file import output_names, read_model
 from acq_isl.engines.onnx import OnnxEngine
-from acq_isl.engines import fp16
 from acq_isl.errors import ExperimentError, ModelError, StackRefused
 from acq_isl.manifest import Gate
 from acq_isl.stack import StackInfo
