@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Literal
 
@@ -116,17 +116,21 @@ class _Captured:
         self._graph = graph
         self._up = {name: torch.empty_like(value, pin_memory=True) for name, value in example.items()}
         self._inputs = {name: value.to(device) for name, value in example.items()}
-        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(4)]
-        self._replayed = self._capture() if captures else None
-        self._outputs = self._graph.run(self._inputs) if self._replayed is None else self._outputs
+        make_event: Callable[..., torch.cuda.Event] = torch.cuda.Event
+        self._events = [make_event(enable_timing=True) for _ in range(4)]
+        self._replayed: torch.cuda.CUDAGraph | None = None
+        self._outputs = graph.run(self._inputs)
+        if captures:
+            self._capture()
         self._down = {
             name: torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
             for name, value in self._outputs.items()
         }
 
-    def _capture(self) -> torch.cuda.CUDAGraph | None:
-        """The graph, once it was seen to write all outputs; None, with a warning, if there can be none."""
-        beside = torch.cuda.Stream()
+    def _capture(self) -> None:
+        """Replay a graph from now on, once it was seen to write all outputs; warns if there can be none."""
+        make_stream: Callable[[], torch.cuda.Stream] = torch.cuda.Stream
+        beside = make_stream()
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):
             for _ in range(_WARM_RUNS):
@@ -134,22 +138,22 @@ class _Captured:
         torch.cuda.current_stream().wait_stream(beside)
         captured = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(captured):
-                self._outputs = self._graph.run(self._inputs)
+            with torch.cuda.graph(captured, capture_error_mode="thread_local"):
+                outputs = self._graph.run(self._inputs)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             _log.warning("no CUDA graph, kernels are launched one by one: %s", str(error).partition("\n")[0])
-            return None
-        for values in self._outputs.values():
+            return
+        for values in outputs.values():
             values.fill_(torch.nan)
         captured.replay()
-        for name, values in self._outputs.items():
+        for name, values in outputs.items():
             if bool(values.isnan().all()):
                 raise EngineError(
                     f"the captured CUDA graph does not write {name}", fix="update torch and the NVIDIA driver"
                 )
-        return captured
+        self._replayed, self._outputs = captured, outputs
 
     def run(self, inputs: dict[str, Tensor]) -> tuple[dict[str, Float32Image], float, float]:
         """Outputs, and milliseconds up and down."""

@@ -1,4 +1,4 @@
-"""The GPU kit: each trap is seen when it is there, no step takes others with it, and it runs without a card."""
+"""The GPU kit: each trap is seen when it is there, no step ends the others, and it needs no card to run."""
 
 from __future__ import annotations
 
