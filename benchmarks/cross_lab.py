@@ -28,7 +28,7 @@ from typing import Any, Literal
 import numpy as np
 import tifffile
 import yaml
-from cross_lab_picture import draw_card
+from cross_lab_picture import Shown, draw_card
 from cross_lab_ridge import fit_ridge
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
@@ -184,6 +184,7 @@ class Bench:
 
     def __init__(self, lab: LabSet, data: Path, folder: Path, steps: int) -> None:
         self.lab, self._steps = lab, steps
+        self.ridge: dict[str, NDArray[np.float32]] = {}
         self._checks = Checks(register_labels=lab.register, shift_refuse_um=1e3)
         self.one, self.judged = lab.parts(data)
         self.labels = tuple(dict.fromkeys(name for _, each in self.judged for name in each.labels))
@@ -374,6 +375,7 @@ def ridge_cell(bench: Bench, label: str) -> Cell:
     for name, raw in bench.judged:
         recording = bench.seen(raw)
         guess, truth = guesser(recording.stack), recording.labels[label].astype(np.float32)
+        bench.ridge.setdefault(label, guess)
         valid = recording.valid.get(label)
         blocks = score_blocks(guess, truth, valid, max(min(truth.shape) // 4, 16))
         scores.append(Score(name, label, "ridge", score_pixels(guess, truth, valid), blocks=blocks))
@@ -399,7 +401,7 @@ def judge(bench: Bench, models: Sequence[Model]) -> tuple[list[Row], dict[str, R
         try:
             reports[column] = bench.evaluated(bench.adapted(model))
         except AcqIslError as error:
-            verdicts[column] = Cell(says=f"cannot: {error.what}")
+            verdicts[column] = Cell(says=f"cannot: {error.what.rpartition(': ')[2]}")
     reports["from scratch"] = scratch = bench.evaluated(bench.from_scratch())
     rows = []
     for label in bench.labels:
@@ -480,7 +482,7 @@ def make_card(
     found = [(path, read_model(path).info) for path in models]
     judged = [Model(path, info.sha256, info.manifest) for path, info in found]
     rows: list[Row] = []
-    pictures: list[tuple[str, dict[str, Report]]] = []
+    pictures: list[Shown] = []
     for lab in sets:
         if not (data / lab.folder).is_dir():
             where = data / lab.folder
@@ -492,7 +494,7 @@ def make_card(
         note_look(out / "looks.jsonl", lab.name, [model.sha256 for model in judged], "cross-lab card")
         tell(as_table(own))
         rows += own
-        pictures.append((lab.name, reports))
+        pictures.append(Shown(lab.name, reports, bench.ridge))
         (out / "cross_lab.json").write_text(as_json(rows, judged), encoding="utf-8")
         (out / "cross_lab.md").write_text(as_table(rows), encoding="utf-8")
         draw_card(pictures, out / "cross_lab.png")
