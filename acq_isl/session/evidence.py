@@ -6,6 +6,7 @@
 * ``time_point``, ``time_point_over``: the fields that triggers on wells and runs wait for, until it is over
 * ``outcome``: what triggers are about to look at, with everything that was measured on it
 * ``decision``, ``proposed``, ``late``: what a trigger made of that outcome
+* ``files``: hashes of the tables that the run has left beside its ledger, once they are complete
 * ``choice``: where a field stands; ``spot_check``, ``trust``: see `acq_isl.session.trust`
 """
 
@@ -36,6 +37,7 @@ from acq_isl.storage.prediction_store import OnStored
 FORMAT = 1
 STORE = "predictions.ome.zarr"
 LEDGERS = ("decisions.jsonl", "recovery.jsonl")
+TABLES = ("measurements.csv", "dose.csv", "pairs.yaml", "truth.json")
 _log = logging.getLogger(__name__)
 
 
@@ -101,6 +103,19 @@ class LazyLedger:
         if self._ledger is None:
             self._ledger = self._stack.enter_context(Ledger(self._path))
         return self._ledger.write(kind, **entries)
+
+
+def vouch_files(folder: Path) -> None:
+    """Write the hashes of the tables of a run that is over; told in the log if that is not possible."""
+    there = {name: folder / name for name in TABLES if (folder / name).is_file()}
+    try:
+        found = {
+            name: {"sha256": file_hash(path), "bytes": path.stat().st_size} for name, path in there.items()
+        }
+        with Ledger(folder / LEDGERS[0]) as ledger:
+            ledger.write("files", files=found)
+    except (StorageError, OSError) as error:
+        _log.warning("nobody vouches for %s: %s", ", ".join(there), error)
 
 
 def vouch_stored(write: Callable[..., object]) -> OnStored:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from acq_isl.errors import AcqIslError
 from acq_isl.events import (
     Decided,
     EventHandler,
@@ -37,8 +38,10 @@ from acq_isl.report.report import write_report
 from acq_isl.rules.label_names import Labels
 from acq_isl.rules.plugins import broken_plugins
 from acq_isl.rules.series import well_name
+from acq_isl.session.dose_table import FILE as DOSES
+from acq_isl.session.dose_table import write_doses
 from acq_isl.session.engine import RunPlan, WithoutEngine, open_engine, state
-from acq_isl.session.evidence import note_run, vouch_stored
+from acq_isl.session.evidence import note_run, vouch_files, vouch_stored
 from acq_isl.session.grade import grade, true_cells
 from acq_isl.session.measured import MeasuredRun
 from acq_isl.session.needs import pixel_to_stage
@@ -179,17 +182,18 @@ def _carry_out(
         finally:
             if session is not None:
                 # Only now is everything on disk that the pictures are read from.
-                write_pairs(folder, experiment, plan.cycles[0].requests[0].key.channel)
                 record = parts.record(started, time.monotonic() - began, scope.description)
                 images = MeasuredRun(folder).images if plan.saved else parts.microscope.images
                 stored = Stored(images, parts.stored(folder / _STORE))
                 record = summarise(experiment, session, stored, record)
+                record = _with_tables(record, experiment, session, stored, plan)
                 record = _with_ending(record, folder, failure)
                 record = grade(record, experiment, session, stored, scope.simulated)
                 # The light of an earlier process is known to nobody, so such a truth would not be whole.
                 known = None if plan.saved else scope.simulated
                 if cells := true_cells(session, known, record.decisions):
                     write_truth(folder, cells)
+                vouch_files(folder)
                 write_report(report, record)
             failure = failure or (record.shortfall if record is not None else "")
             views.handle(RunEnded(failure, str(report) if record is not None else ""))
@@ -206,6 +210,19 @@ def _session(plan: RunPlan, parts: _Parts, views: Views) -> Session:
     earlier.show(views.handle)
     earlier.hand_over(session, parts.source)
     return session
+
+
+def _with_tables(
+    record: RunRecord, experiment: Experiment, session: Session, stored: Stored, plan: RunPlan
+) -> RunRecord:
+    """Leave the tables of a run beside it; what they come to, or why they are not there, is in the record."""
+    folder = plan.folder
+    write_pairs(folder, experiment, plan.cycles[0].requests[0].key.channel)
+    try:
+        light = write_doses(folder, experiment, session, stored, plan.pixel_to_stage)
+    except (AcqIslError, OSError) as error:
+        return replace(record, warnings=(*record.warnings, f"{DOSES} was not written: {error}"))
+    return replace(record, light=(*record.light, *light), files=run_files(folder))
 
 
 def _with_ending(record: RunRecord, folder: Path, failure: str) -> RunRecord:

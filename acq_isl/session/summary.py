@@ -80,6 +80,7 @@ def run_files(folder: Path) -> dict[str, str]:
         "predictions (OME-Zarr)": "predictions.ome.zarr",
         "decisions": "decisions.jsonl",
         "measurements (table)": "measurements.csv",
+        "light per field and object (table)": "dose.csv",
         "decisions of the recovery": "recovery.jsonl",
         "experiment as run": "experiment.yaml",
         "true cells": "truth.json",

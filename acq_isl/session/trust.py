@@ -173,6 +173,7 @@ class Trust:
         self._truth, self._judge = truth_of(experiment), judge_of(experiment.spot_checks)
         self._stained: dict[StackKey, tuple[StackRequest, ...]] = {}
         self._predicted: list[Prediction] = []
+        self._imaged: set[StackKey] = set()
 
     @property
     def propose_only(self) -> dict[str, str]:
@@ -210,6 +211,7 @@ class Trust:
 
     def note_visit(self, stack: StackRequest, why: str) -> None:
         """Write down that a field is imaged in fluorescence, and because of whom."""
+        self._imaged.add(stack.key)
         self._ledger.note("visit", key=asdict(stack.key), why=why)
 
     def keep(self, prediction: Prediction) -> None:
@@ -223,7 +225,8 @@ class Trust:
             prediction = self._predicted.pop(0)
             stacks = {stack.preset: stack for stack in self._stained[prediction.info.key]}
             for label, preset in self._truth.items():
-                if label in prediction.labels:
+                # One that a budget or a failure left out was told of then.
+                if label in prediction.labels and stacks[preset].key in self._imaged:
                     self._score(prediction, label, stacks[preset])
 
     def _score(self, prediction: Prediction, label: str, stack: StackRequest) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections import Counter
@@ -14,7 +15,7 @@ from acq_isl.errors import AcqIslError, StorageError
 from acq_isl.rules import Choice, Measured
 from acq_isl.rules.deciding import Verdict
 from acq_isl.rules.trusted import SpotJudge, is_drawn, propose, score_of
-from acq_isl.session.evidence import LEDGERS, STORE, file_hash
+from acq_isl.session.evidence import LEDGERS, STORE, TABLES, file_hash
 from acq_isl.session.findings import Finding, State
 from acq_isl.session.predict_spool import Models
 from acq_isl.session.rerun import AsRun, Line, Logged, Rerun, StoredOutcomes, key_of, number, planned_requests
@@ -101,7 +102,35 @@ def _check_files(folder: Path, logged: Logged) -> list[Finding]:
             "is as it was run" if there == sha256 else "is not the one that was run" if there else "is gone"
         )
         found.append(Finding("experiment file", "holds" if there == sha256 else "differs", f"{name} {text}"))
-    return found
+    return found + _check_tables(folder, logged)
+
+
+def _check_tables(folder: Path, logged: Logged) -> list[Finding]:
+    """Tables beside the ledger; one that a later process went on with is held against what it was before."""
+    vouched = tuple(logged.of("files"))
+    if not vouched:
+        there = [name for name in TABLES if (folder / name).exists()]
+        text = f"nobody vouches for {' and '.join(there)}: the run ended hard, or is of an older version"
+        return [Finding("table", "not verified", text)] if there else []
+    went_on = any(line["kind"] not in ("files", "closed") for line in logged.lines[int(vouched[-1]["n"]) :])
+    last = {name: about for line in vouched for name, about in line["files"].items()}
+    found = [_check_table(folder / name, about, went_on) for name, about in last.items()]
+    new = [name for name in TABLES if (folder / name).exists() and name not in last]
+    return found + [Finding("table", "not verified", f"nobody vouches for {name}") for name in new]
+
+
+def _check_table(path: Path, about: Mapping[str, Any], went_on: bool) -> Finding:
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return Finding("table", "differs", f"{path.name} is gone")
+    size = int(about["bytes"])
+    if hashlib.sha256(content[:size] if went_on else content).hexdigest() != about["sha256"]:
+        return Finding("table", "differs", f"{path.name} is not as the run left it")
+    if len(content) > size:
+        text = f"{path.name}: {len(content) - size} bytes were added by a process that ended hard"
+        return Finding("table", "not verified", text)
+    return Finding("table", "holds", f"{path.name} is as the run left it")
 
 
 def _check_models(logged: Logged, files: Sequence[str]) -> list[Finding]:

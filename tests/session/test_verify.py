@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from acq_isl.errors import StorageError
-from acq_isl.session.evidence import STORE
+from acq_isl.session.evidence import STORE, TABLES, vouch_files
 from acq_isl.session.findings import Finding
 from acq_isl.session.verify import verify_run
 from acq_isl.session.verify_pixels import weigh
@@ -190,3 +190,35 @@ def test_a_stack_that_is_off_where_others_are_exact_was_changed(
 def test_a_folder_without_a_run_is_told(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="there is no run in"):
         verify_run(tmp_path / "nosuch")
+
+
+def with_tables(run: Path) -> None:
+    (run / "measurements.csv").write_text("state,value\nimaged,1\n")
+    (run / "pairs.yaml").write_text("data: []\n")
+    (run / "truth.json").write_text("{}")
+    (run / "dose.csv").write_text("ms\n5\n")
+    vouch_files(run)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_changed_byte_of_any_table_is_found(run: Path, name: str) -> None:
+    with_tables(run)
+    assert differing(verify_run(run)) == ""
+    flip(run / name, 1)
+    assert differing(verify_run(run)) == f"table: {name} is not as the run left it"
+    (run / name).unlink()
+    assert differing(verify_run(run)) == f"table: {name} is gone"
+
+
+def test_a_table_that_a_killed_process_went_on_with_is_told(run: Path) -> None:
+    with_tables(run)
+    lines = (run / "decisions.jsonl").read_bytes()
+    with Ledger(run / "decisions.jsonl") as ledger:
+        ledger.write("order", rule="somebody", what="goes on", why="", done="done")
+    table = run / "measurements.csv"
+    table.write_bytes(table.read_bytes() + b"imaged,2\n")
+    findings = verify_run(run)
+    assert differing(findings) == ""
+    assert any("9 bytes were added" in each.text for each in findings if each.state == "not verified")
+    (run / "decisions.jsonl").write_bytes(lines)  # nobody went on: then nothing may be added
+    assert "measurements.csv is not as" in differing(verify_run(run))
