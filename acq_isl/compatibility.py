@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from acq_isl.manifest import SLACK, Tolerated
+from acq_isl.manifest import SLACK, AnyPlanes, Tolerated
 from acq_isl.stack import Modality, Polarity, StackInfo
 
 # Ratios of the stack's pixel size to the model's; from the mismatch measurements in docs/design.md.
@@ -22,6 +22,7 @@ _RESAMPLE_RATIO = (0.6, 1.6)
 _Z_STEP_RATIO = (0.5, 2.0)
 _USE_Z_STEP_RATIO = (0.8, 1.25)
 _UNEVEN = 1.5
+_EVENLY = 0.1  # of a step: what a stage may be off
 _COST = "it costs less than .02 of the mean correlation with the truth"
 
 
@@ -41,6 +42,11 @@ class Wanted(Protocol):
 
     @property
     def z_step_um(self) -> float: ...
+    @property
+    def any_planes(self) -> AnyPlanes | None:
+        """Absent: stacks must have these planes."""
+        ...
+
     @property
     def tolerates(self) -> frozenset[Tolerated]:
         """What may differ, as it was measured to cost little."""
@@ -93,13 +99,16 @@ def check(model: Wanted, info: StackInfo) -> Verdict:
     use, 2 resample, else refuse; missing or repeated planes, other modality or polarity refuse. More
     planes than needed, or half a step too little range, resample. Both ends of a range belong to it.
     Planes that are not in order of z are sorted. What a model was measured to bear is used, with a note.
+    Models for any planes take one or more, evenly spaced or not, as far apart as they were trained for.
     """
-    unfit = _check_optics(model, info) or check_heights(info.z_um)
+    unfit = _check_optics(model, info) or check_heights(info.z_um, evenly=model.any_planes is None)
     if unfit is not None:
         return unfit
     order = np.argsort(info.z_um)
     rising = np.asarray(info.z_um, dtype=float)[order]
-    scale, planes = _xy_scale(model, info), _z_planes(model, rising)
+    scale = _xy_scale(model, info)
+    taken = model.any_planes
+    planes = _z_planes(model, rising) if taken is None else _spread(taken, len(model.z_offsets_um), rising)
     if isinstance(scale, Refuse):
         return scale
     if isinstance(planes, Refuse):
@@ -117,7 +126,7 @@ def check(model: Wanted, info: StackInfo) -> Verdict:
 
 
 @np.errstate(over="ignore")
-def check_heights(z_um: Sequence[float]) -> Refuse | None:
+def check_heights(z_um: Sequence[float], *, evenly: bool = True) -> Refuse | None:
     """What is wrong with the z of planes, in any order, whatever the model; None if nothing is."""
     steps = np.diff(np.sort(np.asarray(z_um, dtype=float)))
     if not len(z_um) or not np.isfinite(z_um).all():
@@ -132,7 +141,7 @@ def check_heights(z_um: Sequence[float]) -> Refuse | None:
             f"{which} of the {len(z_um)} planes have the same z",
             "acquire each plane once; check that the focus device moves",
         )
-    if steps.size and steps.max() > _UNEVEN * steps.min():
+    if evenly and steps.size and steps.max() > _UNEVEN * steps.min():
         return Refuse(
             f"planes are missing: z steps vary from {steps.min():.2g} to {steps.max():.2g} um",
             "acquire equidistant planes, none left out",
@@ -223,3 +232,24 @@ def _z_planes(model: Wanted, have: NDArray[np.float64]) -> tuple[tuple[float, ..
         f"{len(wanted)} planes {model.z_step_um:.2g} um apart"
     )
     return tuple(planes.tolist()), warning
+
+
+def _spread(
+    taken: AnyPlanes, count: int, have: NDArray[np.float64]
+) -> tuple[tuple[float, ...], str] | Refuse:
+    """As `_z_planes`, of a model that takes any: so many planes, from the first to the last of the stack."""
+    span, most = have[-1] - have[0], taken.most_step_um
+    widest = max(*np.diff(have), span / max(count - 1, 1), 0.0)
+    if widest > most * (1 + SLACK):
+        return Refuse(
+            f"planes are up to {widest:.3g} um apart, the model was trained for {most:g} um at most",
+            f"acquire planes at most {most:g} um apart over {most * (count - 1):g} um or less, or only one",
+        )
+    places = np.linspace(have[0], have[-1], count)
+    if len(have) == 1 and count > 1:
+        return tuple(places.tolist()), "a single plane was shown, the model looks at more where there are"
+    if len(have) == count and np.abs(have - places).max() <= _EVENLY * span / max(count - 1, 1):
+        return tuple(have.tolist()), ""
+    return tuple(
+        places.tolist()
+    ), f"{len(have)} planes over {span:.3g} um were spread over the model's {count}"

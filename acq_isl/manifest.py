@@ -162,6 +162,16 @@ class Gate(StrictModel):
         return self
 
 
+class AnyPlanes(StrictModel):
+    """Stacks of one plane or more, evenly spaced or not, which are spread evenly over the model's own planes.
+
+    Between two planes of a stack is interpolated; a single plane stands for all.
+    """
+
+    most_step_um: float = Field(gt=0, le=1000)
+    """Largest distance of neighbouring planes that it was trained for, of the stack and once spread."""
+
+
 class Manifest(StrictModel):
     """What must be true of a stack, and what comes out.
 
@@ -182,6 +192,8 @@ class Manifest(StrictModel):
 
     The middle is halfway between the first and the last plane, so the offsets are symmetric about 0.
     """
+    any_planes: AnyPlanes | None = None
+    """Absent: stacks need the planes of ``z_offsets_um``; else these say how many the network looks at."""
     high_pass_um: float = Field(ge=0)
     """Sigma of the Gaussian background that is removed, in micrometres of specimen."""
     labels: tuple[Label, ...] = Field(min_length=1, max_length=64)

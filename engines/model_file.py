@@ -97,6 +97,14 @@ def _looks(looks: Sequence[Looks]) -> Iterator[Row]:
         yield "looked at", f"{look.dataset}: scored {look.times} times while choosing{when} ({look.why})"
 
 
+def _describe_planes(manifest: Manifest) -> str:
+    if manifest.any_planes is not None:
+        most = manifest.any_planes.most_step_um
+        return f"one or more, at most {most:g} um apart, evenly or not, spread over {manifest.planes}"
+    low, high = manifest.z_offsets_um[0], manifest.z_offsets_um[-1]
+    return f"{manifest.planes}, {manifest.z_step_um:.3g} um apart, {low:+g} to {high:+g} um around the middle"
+
+
 def _some(values: Sequence[str]) -> str:
     more = len(values) - _SHOWN
     return ", ".join(values[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
@@ -140,7 +148,6 @@ class ModelInfo:
     def lines(self) -> tuple[tuple[str, str], ...]:
         """Rows of name and value for people, units included."""
         m = self.manifest
-        span = f"{m.z_offsets_um[0]:+g} to {m.z_offsets_um[-1]:+g} um around the middle"
         most = "" if m.max_tile_px is None else f" to {m.max_tile_px} px"
         tiles = f"from {m.min_tile_px} px{most} in steps of {m.size_step_px} px, {m.halo_px} px around each"
         told = {value for evaluation in m.evaluations for value in evaluation.metrics.values()}
@@ -150,7 +157,7 @@ class ModelInfo:
             ("labels", ", ".join(f"{label.name} (predicted; {label.marker})" for label in m.labels)),
             ("optics", f"{m.modality}, dense matter {m.polarity}"),
             ("pixel size", f"{m.pixel_size_um:g} um"),
-            ("planes", f"{m.planes}, {m.z_step_um:.3g} um apart, {span}"),
+            ("planes", _describe_planes(m)),
             ("background removed", f"what varies over more than {m.high_pass_um:g} um (Gaussian, one sigma)"),
             ("tiles", tiles),
             ("shown", f"the {m.statistic} of what each pixel's brightness may be; its SD is the doubt"),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 from acq_isl.errors import ScopeError
 from acq_isl.experiment.experiment import (
+    EpithelialSpecimen,
     HeadlessMicroManager,
     MicroscopeSettings,
     RecordedSpecimen,
@@ -82,6 +83,10 @@ def _simulated(settings: SimulatedMicroscope) -> Iterator[OpenMicroscope]:
         case SyntheticSpecimen(seed=seed, life=life, optics=optics):
             specimen = sim.SyntheticSpecimen(seed=seed, life=life, optics=transmitted_light(optics))
             what = f"synthetic neurons (seed {seed})"
+        case EpithelialSpecimen(seed=seed, optics=optics) as asked:
+            culture = sim.Monolayer(**asked.model_dump(include={"confluency", "cell_um", "mitotic", "dead"}))
+            specimen = sim.EpithelialSpecimen(seed, transmitted_light(optics), culture)
+            what = f"synthetic epithelial cells (seed {seed})"
         case RecordedSpecimen():
             specimen = recorded_specimen(settings.specimen)
             # One pixel of the camera is one of the recording, so that its counts come back unchanged.

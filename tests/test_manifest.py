@@ -8,13 +8,14 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from acq_isl.compatibility import Refuse, Resample, Sort, Use, check, check_heights
 from acq_isl.errors import ModelError
-from acq_isl.manifest import FORMAT, MANIFEST_KEY, Label, Manifest
+from acq_isl.manifest import FORMAT, MANIFEST_KEY, AnyPlanes, Label, Manifest
 from acq_isl.stack import StackInfo, StackKey
 
 OFFSETS = tuple(1.5 * (i - 6) for i in range(13))
@@ -169,6 +170,42 @@ def test_a_model_of_one_plane_takes_the_middle_of_a_stack():
     verdict = check(single, FITTING)
     assert isinstance(verdict, Resample) and verdict.z_um == pytest.approx((50.0,))
     assert "only the middle of 13 planes is used" in verdict.warnings[0]
+
+
+ANY = MANIFEST.model_copy(update={"any_planes": AnyPlanes(most_step_um=5.0)})
+
+
+@pytest.mark.parametrize(
+    ("z_um", "kind", "said"),
+    [
+        ((50.0,), Resample, "single plane"),
+        ((50.0, 55.0), Resample, "2 planes over 5 um were spread over the model's 13"),
+        ((50.0, 51.0, 51.5, 56.0, 60.0, 61.0), Resample, "6 planes over 11 um"),
+        ((61.0, 51.0, 50.0, 51.5, 60.0, 56.0), Resample, "6 planes over 11 um.*sorted by z"),
+        (planes(13, 0.3), Use, ""),
+        (planes(13, 4.9), Use, ""),
+        (planes(13, -1.0), Sort, "sorted"),
+        (planes(40, 0.5), Resample, "40 planes"),
+        ((50.0, 55.2), Refuse, "up to 5.2 um apart, the model was trained for 5 um.*or only one"),
+        (planes(30, 4.0), Refuse, "up to 9.67 um apart"),
+        ((50.0, 50.0), Refuse, "same z"),
+        ((math.nan,), Refuse, "z of the planes is not known"),
+        ((), Refuse, "z of the planes is not known"),
+        ((-1e308, 1e308), Refuse, "um apart"),
+    ],
+)
+def test_a_model_for_any_planes_takes_one_or_more_evenly_spaced_or_not(z_um, kind, said):
+    verdict = check(ANY, dataclasses.replace(FITTING, z_um=z_um))
+    assert type(verdict) is kind and re.search(said, words(verdict))
+    if isinstance(verdict, Resample):
+        steps = np.diff(verdict.z_um)
+        assert len(verdict.z_um) == ANY.planes and steps == pytest.approx(steps[0])
+        assert (verdict.z_um[0], verdict.z_um[-1]) == (min(z_um), max(z_um))
+
+
+def test_other_light_or_pixels_are_refused_whatever_planes_a_model_takes():
+    for changes in ({"modality": "DIC"}, {"pixel_size_um": 4.3}):
+        assert isinstance(check(ANY, dataclasses.replace(FITTING, z_um=(50.0,), **changes)), Refuse)
 
 
 @given(

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
@@ -58,11 +58,11 @@ def planted(experiment: Experiment, faults: Sequence[str] | None, *, sim: bool =
 
 
 def seeded(experiment: Experiment, seed: int) -> Experiment:
-    """The experiment on other simulated neurons; ExperimentError on a recording."""
-    from acq_isl.experiment.experiment import SimulatedMicroscope, SyntheticSpecimen
+    """The experiment on other simulated cells; ExperimentError on a recording."""
+    from acq_isl.experiment.experiment import EpithelialSpecimen, SimulatedMicroscope, SyntheticSpecimen
 
-    scope = experiment.microscope
-    if not isinstance(scope, SimulatedMicroscope) or not isinstance(scope.specimen, SyntheticSpecimen):
+    scope, computed = experiment.microscope, (SyntheticSpecimen, EpithelialSpecimen)
+    if not isinstance(scope, SimulatedMicroscope) or not isinstance(scope.specimen, computed):
         raise ExperimentError("a recording has no seed", fix="leave out --seed, or --specimen")
     specimen = scope.specimen.model_copy(update={"seed": seed})
     return experiment.model_copy(update={"microscope": scope.model_copy(update={"specimen": specimen})})
@@ -92,7 +92,10 @@ def sim(
         Path | None,
         typer.Option(help="Your own recording instead of simulated neurons: TIFF, NDTiff or OME-Zarr."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the simulated neurons.")] = 1,
+    kind: Annotated[
+        Literal["neurons", "epithelial"], typer.Option(help="Of the simulated cells.")
+    ] = "neurons",
+    seed: Annotated[int, typer.Option(help="Of the simulated cells.")] = 1,
     camera: Annotated[
         tuple[int, int], typer.Option(min=16, max=33000, help="Rows and columns of the camera.")
     ] = (512, 512),
@@ -100,11 +103,17 @@ def sim(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what happens inside.")] = False,
 ) -> None:
     """Start the simulated microscope: a prompt with it, or your own Pycro-Manager script on it."""
-    from acq_isl.experiment.experiment import RecordedSpecimen, SimulatedMicroscope, SyntheticSpecimen
+    from acq_isl.experiment.experiment import (
+        EpithelialSpecimen,
+        RecordedSpecimen,
+        SimulatedMicroscope,
+        SyntheticSpecimen,
+    )
     from acq_isl.experiment.faults import parse_fault
 
     configure_logging(verbose)
-    source = RecordedSpecimen(folder=specimen) if specimen else SyntheticSpecimen(seed=seed)
+    computed = EpithelialSpecimen if kind == "epithelial" else SyntheticSpecimen
+    source = RecordedSpecimen(folder=specimen) if specimen else computed(seed=seed)
     planted = tuple(map(parse_fault, fault or ()))
     microscope = SimulatedMicroscope(specimen=source, camera_px=camera, faults=planted)
     if script and not Path(script[0]).is_file():

@@ -16,7 +16,12 @@ from pydantic import Field, PrivateAttr, ValidationError, model_validator
 from acq_isl.base import Folder, StrictModel
 from acq_isl.errors import ExperimentError
 from acq_isl.experiment.failures import OnFailure, SkipStack
-from acq_isl.experiment.simulated import RecordedSpecimen, SimulatedMicroscope, SyntheticSpecimen
+from acq_isl.experiment.simulated import (
+    EpithelialSpecimen,
+    RecordedSpecimen,
+    SimulatedMicroscope,
+    SyntheticSpecimen,
+)
 from acq_isl.experiment.strict import Sequence, explain
 from acq_isl.experiment.trust import BiasGuard, SpotChecks
 from acq_isl.files import load_yaml, read_text
@@ -27,6 +32,7 @@ from acq_isl.stack import Modality, Polarity
 from acq_isl.stream.messages import MAX_DEADLINE_MS, MAX_MODELS
 
 __all__ = [
+    "EpithelialSpecimen",
     "Experiment",
     "FocusPolicy",
     "Folder",

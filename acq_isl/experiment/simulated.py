@@ -140,6 +140,23 @@ class SyntheticSpecimen(StrictModel):
     """The light it is seen in. `Experiment.optics` says what the model is told of it."""
 
 
+class EpithelialSpecimen(StrictModel):
+    """Adherent, epithelial-like cells that are computed, without end in x and y, the same at all times."""
+
+    kind: Literal["epithelial"] = "epithelial"
+    seed: int = 1
+    confluency: float = Field(default=0.6, ge=0, le=1)
+    """Share of the glass that living cells cover."""
+    cell_um: float = Field(default=24.0, ge=12, le=40)
+    """Distance of neighbours where they touch."""
+    mitotic: float = Field(default=0.03, ge=0, le=1)
+    """Share of living cells that divide: round, with condensed chromatin."""
+    dead: float = Field(default=0.04, ge=0, le=2)
+    """Dead cells for each living one."""
+    optics: SimulatedOptics = BrightfieldOptics()
+    """The light it is seen in. `Experiment.optics` says what the model is told of it."""
+
+
 class RecordedSpecimen(StrictModel):
     """A z-stack and label images that somebody recorded, tiled over the stage."""
 
@@ -159,7 +176,7 @@ class SimulatedMicroscope(StrictModel):
     """The real Micro-Manager core with demo devices and a computed or recorded specimen."""
 
     kind: Literal["simulated"] = "simulated"
-    specimen: SyntheticSpecimen | RecordedSpecimen = Field(
+    specimen: SyntheticSpecimen | EpithelialSpecimen | RecordedSpecimen = Field(
         default_factory=SyntheticSpecimen, discriminator="kind"
     )
     camera_px: tuple[_Side, _Side] = (512, 512)

@@ -129,7 +129,7 @@ def fit_model(plan: CalibrationPlan, manifest: Manifest) -> Nominal:
     nominal = Nominal(
         manifest.planes, plan.pixel_size_um,
         step if own else manifest.z_step_um or 1.0,
-        optics.modality, optics.polarity,
+        optics.modality, optics.polarity, any_planes=manifest.any_planes,
     )  # fmt: skip
     camera = StackInfo(request.key, request.z_um, (1, 1), plan.pixel_size_um)
     verdict = check(nominal, camera)

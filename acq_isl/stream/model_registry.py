@@ -120,6 +120,10 @@ def changes(old: Manifest, new: Manifest) -> tuple[str, ...]:
         old.z_offsets_um, new.z_offsets_um, rtol=0, atol=max(SLACK * old.z_step_um, 1e-6)
     ):
         found.append(f"planes: {old.planes} of {old.z_step_um:g} um -> {new.planes} of {new.z_step_um:g} um")
+    if old.any_planes != new.any_planes:
+        found.append(
+            "planes: the other one takes any" if old.any_planes is None else "planes: other ones are taken"
+        )
     if abs(old.pixel_size_um - new.pixel_size_um) > SLACK * old.pixel_size_um:
         found.append(f"pixel size: {old.pixel_size_um:g} um -> {new.pixel_size_um:g} um")
     for what in ("modality", "polarity"):

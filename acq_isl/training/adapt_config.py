@@ -85,6 +85,7 @@ def read_pairs(path: Path, manifest: Manifest, label: str | None) -> tuple[Train
         "description": f"{manifest.name} {manifest.version}, adapted.", "modality": manifest.modality,
         "polarity": manifest.polarity, "planes": manifest.planes, "pixel_size_um": manifest.pixel_size_um,
         "z_step_um": manifest.z_step_um or 1.0, "high_pass_um": manifest.high_pass_um,
+        "any_planes": manifest.any_planes,
         "labels": labels, "optimisation": settings, "augmentation": recipe.augmentation,
     }  # fmt: skip
     return validate_config(basis | content, path), recipe

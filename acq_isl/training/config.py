@@ -11,12 +11,12 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_v
 from acq_isl.base import StrictModel
 from acq_isl.errors import ExperimentError, PairRefused
 from acq_isl.files import load_yaml, read_text
-from acq_isl.manifest import Instrument, Label
+from acq_isl.manifest import AnyPlanes, Instrument, Label
 from acq_isl.stack import Modality, Polarity
 from acq_isl.training.data.augment import Augmentation
 from acq_isl.training.data.pairs import Checks, Nominal
 from acq_isl.training.data.source_simulated import SimulationConfig
-from acq_isl.training.data.sources import SimulatedSource, Source
+from acq_isl.training.data.sources import Simulated, SimulatedSource, Source
 from acq_isl.training.data.splits import Division, Split, divide, simulated_only
 from acq_isl.training.network import Kind, NetworkConfig
 from acq_isl.training.teachers import Teaching
@@ -87,6 +87,8 @@ class TrainConfig(StrictModel):
     planes: int = Field(default=13, gt=0)
     pixel_size_um: float = Field(default=0.3, gt=0)
     z_step_um: float = Field(default=1.5, gt=0)
+    any_planes: AnyPlanes | None = None
+    """Fields may have other planes: they are spread evenly over these, see `acq_isl.manifest.AnyPlanes`."""
     every_plane: int = Field(default=1, gt=0)
     """The network looks at every so many of the planes of a field; its teachers look at all of them."""
     high_pass_um: float = Field(default=6.0, gt=0)
@@ -133,8 +135,8 @@ class TrainConfig(StrictModel):
             raise ValueError("every_plane: the last plane must be one of those that the network looks at")
         known = {label.name for label in self.labels}
         for source in (*self.data, *self.held_out):
-            if isinstance(source, SimulatedSource):
-                if source.simulation.planes != self.planes:
+            if isinstance(source, Simulated):
+                if isinstance(source, SimulatedSource) and source.simulation.planes != self.planes:
                     raise ValueError(
                         f"simulated stacks have {source.simulation.planes} planes, not {self.planes}"
                     )
@@ -142,7 +144,7 @@ class TrainConfig(StrictModel):
             strange = sorted(set(source.labels) - known)
             if strange and source.kind != "google_png":
                 raise ValueError(f"{source.kind}: labels must say what {', '.join(strange)} is")
-        if any(isinstance(source, SimulatedSource) for source in self.held_out):
+        if any(isinstance(source, Simulated) for source in self.held_out):
             raise ValueError("held_out: a simulated source says itself how many fields are held out")
         return self
 
@@ -163,7 +165,10 @@ class TrainConfig(StrictModel):
     @property
     def nominal(self) -> Nominal:
         """The stacks that the model is for."""
-        return Nominal(self.planes, self.pixel_size_um, self.z_step_um, self.modality, self.polarity)
+        return Nominal(
+            self.planes, self.pixel_size_um, self.z_step_um, self.modality, self.polarity,
+            any_planes=self.any_planes,
+        )  # fmt: skip
 
     def divide(self) -> Division:
         """Find all fields and part them; see `acq_isl.training.data.splits.divide` for what is refused."""
@@ -177,7 +182,7 @@ class TrainConfig(StrictModel):
             )
         if self.split is None and not held and all(item.simulated for item in items):
             for source in self.data:
-                if isinstance(source, SimulatedSource):
+                if isinstance(source, Simulated):
                     held += source.held_out_items(self.nominal)
             return simulated_only(items, held)
         return divide(items, held, self.split)

@@ -259,7 +259,8 @@ def _configure(task: CalibrationTask, pretrained: Pretrained, folder: Path) -> t
         description=f"{manifest.name} {manifest.version}, calibrated on {task.scope}.",
         modality=task.nominal.modality, polarity=task.nominal.polarity, planes=manifest.planes,
         pixel_size_um=task.nominal.pixel_size_um, z_step_um=task.nominal.z_step_um,
-        high_pass_um=manifest.high_pass_um, labels=labels, data=(source,), checks=_CHECKS,
+        any_planes=task.nominal.any_planes, high_pass_um=manifest.high_pass_um, labels=labels,
+        data=(source,), checks=_CHECKS,
         optimisation=Optimisation(**shared), augmentation=recipe.augmentation,
     )  # fmt: skip
     return config, recipe

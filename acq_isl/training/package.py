@@ -108,7 +108,7 @@ def manifest_of(
         name=config.name, version=config.version, licence=config.licence, description=config.description,
         modality=config.modality, polarity=config.polarity, pixel_size_um=config.pixel_size_um,
         z_offsets_um=tuple(config.z_step_um * (plane - middle) for plane in shown),
-        high_pass_um=config.high_pass_um,
+        any_planes=config.any_planes, high_pass_um=config.high_pass_um,
         labels=tuple(label.model_copy(update={"truth_range": span}) for label, span in labels),
         min_tile_px=8 * step, halo_px=border_px[0], margin_px=border_px[1], size_step_px=step,
         spread_scale=tuple(one.scale for one in trained.scores),

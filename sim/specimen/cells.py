@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
@@ -134,6 +135,18 @@ def join(first: Table, second: Table) -> Table:
     return replace(
         first, **{name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in names}
     )
+
+
+def regions_around(edges_um: tuple[float, float, float, float], reach_um: float) -> Iterator[tuple[int, int]]:
+    """Column and row of each region that may reach into a rectangle of these left, top, right, bottom."""
+    left, top, right, bottom = edges_um
+
+    def touched(low: float, high: float) -> range:
+        return range(int((low - reach_um) // REGION_UM), int((high + reach_um) // REGION_UM) + 1)
+
+    for row in touched(top, bottom):
+        for column in touched(left, right):
+            yield column, row
 
 
 def to_seed(value: int) -> int:

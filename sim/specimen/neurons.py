@@ -79,15 +79,15 @@ def _draw_beads(
         n = int(rng.poisson(count * culture.debris))
         place = origin + rng.uniform(0, REGION_UM, (n, 2))
         radius, index = rng.uniform(low, high, n), rng.uniform(0.03, 0.08, n)
-        rows.append(_make_rows(place, radius, index, rng.choice(3, n)))
+        rows.append(make_rows(place, radius, index, rng.choice(3, n)))
     for _ in range(int(rng.poisson(14 * culture.debris))):
-        rows.append(_draw_dead_cell(rng, origin + rng.uniform(0, REGION_UM, 2)))
+        rows.append(draw_remains(rng, origin + rng.uniform(0, REGION_UM, 2)))
     loose = sum(map(len, rows))
     for number, cell in enumerate(neurons):
         n = int(rng.integers(1, 4))
         cells += [number] * n
         place = np.array([cell.x, cell.y]) + rng.normal(0, 0.22 * cell.short, (n, 2))
-        rows.append(_make_rows(place, rng.uniform(0.5, 0.9, n), np.full(n, 0.02), cell.layer))
+        rows.append(make_rows(place, rng.uniform(0.5, 0.9, n), np.full(n, 0.02), cell.layer))
     table = np.concatenate(rows)
     x, y, radius, index, layer, dna, mtubules = table.T
     owner = np.array([-1] * loose + cells, np.int32)
@@ -97,13 +97,13 @@ def _draw_beads(
     )
 
 
-def _make_rows(place: Floats, radius: Floats, index: Floats, layer: int | NDArray[np.int64]) -> Floats:
+def make_rows(place: Floats, radius: Floats, index: Floats, layer: int | NDArray[np.int64]) -> Floats:
     """Beads without any stain: x, y, radius, index, layer, and two zeros."""
     n = len(place)
     return np.column_stack([place, radius, index, np.broadcast_to(layer, n), np.zeros((n, 2))])
 
 
-def _draw_dead_cell(rng: np.random.Generator, place: Floats) -> Floats:
+def draw_remains(rng: np.random.Generator, place: Floats) -> Floats:
     """A shrunken ball with a bright, compact nucleus and lumps of condensed matter."""
     size, layer = rng.uniform(2.1, 4.6), rng.integers(0, 3)
     ball = [*place, size, rng.uniform(0.012, 0.03), layer, 0.0, rng.uniform(0.3, 0.9)]
@@ -111,5 +111,5 @@ def _draw_dead_cell(rng: np.random.Generator, place: Floats) -> Floats:
     nucleus = [*middle, 0.65 * size, 0.008, layer, rng.uniform(0.8, 1.3), 0.0]
     n = int(rng.integers(4, 17))
     around = place + rng.normal(0, 0.5 * size, (n, 2))
-    lumps = _make_rows(around, rng.uniform(0.3, 1.1, n), rng.uniform(0.02, 0.06, n), int(layer))
+    lumps = make_rows(around, rng.uniform(0.3, 1.1, n), rng.uniform(0.02, 0.06, n), int(layer))
     return np.vstack([ball, nucleus, lumps])

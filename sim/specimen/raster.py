@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +28,7 @@ from acq_isl.stack import Float32Image
 
 GRID_UM = 0.3
 """Pixel of the grid; pixel (0, 0) has its middle at x = y = GRID_UM / 2."""
-_PAD_PX = 48
+PAD_PX = 48
 _BLOCK_PX = 256
 _LAYERS = len(LAYER_HEIGHTS_UM)
 
@@ -42,29 +42,27 @@ class Window:
     rows: int
     columns: int
 
+    @property
+    def edges_um(self) -> tuple[float, float, float, float]:
+        """Left, top, right, bottom."""
+        left, top = self.column * GRID_UM, self.row * GRID_UM
+        return left, top, left + self.columns * GRID_UM, top + self.rows * GRID_UM
+
     def grown(self, pad: int) -> Window:
         return Window(self.row - pad, self.column - pad, self.rows + 2 * pad, self.columns + 2 * pad)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Raster:
-    """Optical path differences (layer, y, x) in a window, and true labels (y, x), 0..1."""
+    """Optical path differences (layer, y, x) in a window, and true labels (y, x), 0..1, by name."""
 
     path_um: Float32Image
-    nuclei: Float32Image
-    dendrites: Float32Image
-    axons: Float32Image
-    dead: Float32Image
-
-    def label(self, name: str) -> Float32Image:
-        """A true label by its name."""
-        labels = {"nuclei": self.nuclei, "dendrites": self.dendrites, "axons": self.axons, "dead": self.dead}
-        return labels[name]
+    labels: Mapping[str, Float32Image]
 
 
 def draw_raster(regions: Iterable[Region], window: Window, seed: int, culture: Culture) -> Raster:
     """Draw all regions that reach into a window. Neighbouring windows agree where they overlap."""
-    big = window.grown(_PAD_PX)
+    big = window.grown(PAD_PX)
     path = np.zeros((_LAYERS, big.rows, big.columns), np.float32)
     soma = np.zeros_like(path)
     nuclei = np.zeros(path.shape[1:], np.float32)
@@ -73,36 +71,38 @@ def draw_raster(regions: Iterable[Region], window: Window, seed: int, culture: C
     for region in regions:
         for cell in region.cells:
             _draw_cell(cell, big, soma, (nuclei, bodies, dead))
-        _draw_beads(region.beads, big, path, (nuclei, bodies, dead))
-    texture = _draw_noise(big, (seed, 1))
-    grain = 0.14 * _blur_noise(texture, 1.2) + 0.12 * _blur_noise(texture, 2.5)
+        draw_beads(region.beads, big, path, (nuclei, bodies, dead))
+    texture = draw_noise(big, (seed, 1))
+    grain = 0.14 * blur_noise(texture, 1.2) + 0.12 * blur_noise(texture, 2.5)
     path += soma * (1 + grain)
     lines, dendrites, axons = _draw_strokes(regions, big)
     path += lines
-    carpet = _draw_noise(big, (seed, 2))
+    carpet = draw_noise(big, (seed, 2))
     for sigma, amount in ((10.0, 0.006), (2.5, 0.0016)):
-        path[0] += culture.carpet * amount * _blur_noise(carpet, sigma)
-    cut = (slice(_PAD_PX, -_PAD_PX), slice(_PAD_PX, -_PAD_PX))
-    return Raster(
-        np.ascontiguousarray(path[(slice(None), *cut)]), _resolve(nuclei * (1 + 0.6 * grain), cut),
-        _resolve(np.maximum(bodies, dendrites), cut), _resolve(np.maximum(axons, 0.06 * bodies), cut),
-        _resolve(dead, cut),
-    )  # fmt: skip
+        path[0] += culture.carpet * amount * blur_noise(carpet, sigma)
+    cut = (slice(PAD_PX, -PAD_PX), slice(PAD_PX, -PAD_PX))
+    labels = {
+        "nuclei": resolve(nuclei * (1 + 0.6 * grain), cut),
+        "dendrites": resolve(np.maximum(bodies, dendrites), cut),
+        "axons": resolve(np.maximum(axons, 0.06 * bodies), cut),
+        "dead": resolve(dead, cut),
+    }
+    return Raster(np.ascontiguousarray(path[(slice(None), *cut)]), labels)
 
 
-def _resolve(image: NDArray[np.floating], cut: tuple[slice, slice]) -> Float32Image:
+def resolve(image: NDArray[np.floating], cut: tuple[slice, slice]) -> Float32Image:
     # What a fluorescence microscope resolves of it: about 0.3 um.
     resolved: Float32Image = np.clip(ndimage.gaussian_filter(image, 0.9)[cut], 0, 1).astype(np.float32)
     return resolved
 
 
-def _blur_noise(white: Float32Image, sigma: float) -> Float32Image:
+def blur_noise(white: Float32Image, sigma: float) -> Float32Image:
     """White noise blurred by a Gaussian, which leaves the variance 1 / (4 pi sigma^2), brought back to 1."""
     noise: Float32Image = ndimage.gaussian_filter(white, sigma) * np.float32(2 * np.sqrt(np.pi) * sigma)
     return noise
 
 
-def _draw_noise(window: Window, key: tuple[int, int]) -> Float32Image:
+def draw_noise(window: Window, key: tuple[int, int]) -> Float32Image:
     """White noise that belongs to the plane, not to the window: drawn per block of the grid."""
     out = np.empty((window.rows, window.columns), np.float32)
     blocks = (
@@ -113,7 +113,7 @@ def _draw_noise(window: Window, key: tuple[int, int]) -> Float32Image:
         place = [2 * abs(v) + (v < 0) for v in (row, column)]
         block = np.random.default_rng([*key, *place]).standard_normal((_BLOCK_PX, _BLOCK_PX), np.float32)
         top, left = row * _BLOCK_PX - window.row, column * _BLOCK_PX - window.column
-        there = _clip(top, left, _BLOCK_PX, _BLOCK_PX, out.shape)
+        there = clip_patch(top, left, _BLOCK_PX, _BLOCK_PX, out.shape)
         if there is not None:
             target, source = there
             out[target] = block[source]
@@ -123,7 +123,7 @@ def _draw_noise(window: Window, key: tuple[int, int]) -> Float32Image:
 _Slices = tuple[slice, slice]
 
 
-def _clip(
+def clip_patch(
     top: int, left: int, rows: int, columns: int, shape: tuple[int, ...]
 ) -> tuple[_Slices, _Slices] | None:
     """Where a patch lands in an image and which part of the patch does; None if it misses."""
@@ -134,7 +134,7 @@ def _clip(
     return (slice(r0, r1), slice(c0, c1)), (slice(r0 - top, r1 - top), slice(c0 - left, c1 - left))
 
 
-def _place_patch(
+def place_patch(
     x_um: float, y_um: float, reach_um: float, window: Window
 ) -> tuple[int, int, NDArray[np.floating], NDArray[np.floating]]:
     """Top and left of a square patch about a point, and the offsets of its pixels from it in um."""
@@ -149,8 +149,8 @@ def _place_patch(
 def _draw_cell(
     cell: Cell, window: Window, soma: Float32Image, labels: tuple[Float32Image, Float32Image, Float32Image]
 ) -> None:
-    top, left, dy, dx = _place_patch(cell.x, cell.y, 1.35 * cell.long, window)
-    there = _clip(top, left, len(dy), len(dx), soma.shape[1:])
+    top, left, dy, dx = place_patch(cell.x, cell.y, 1.35 * cell.long, window)
+    there = clip_patch(top, left, len(dy), len(dx), soma.shape[1:])
     if there is None:
         return
     target, source = there
@@ -167,19 +167,19 @@ def _draw_cell(
     edge = 0.35 / cell.short
     nuclei, bodies, dead = labels
     nucleus = special.expit((cell.nucleus - rho) / edge)
-    _brighten(nuclei, target, cell.dna * nucleus)
+    brighten(nuclei, target, cell.dna * nucleus)
     if cell.dead > 0:
-        _brighten(dead, target, cell.dead * nucleus)
+        brighten(dead, target, cell.dead * nucleus)
     filled = special.expit((1 - rho) / edge) * (0.75 + 0.25 * rho.clip(0, 1))
-    _brighten(bodies, target, cell.mtubules * filled)
+    brighten(bodies, target, cell.mtubules * filled)
 
 
-def _brighten(image: Float32Image, target: tuple[slice, slice], light: NDArray[np.floating]) -> None:
+def brighten(image: Float32Image, target: tuple[slice, slice], light: NDArray[np.floating]) -> None:
     # A maximum, as in the confocal maximum projections that truth is made from: discs stay separate.
     np.maximum(image[target], light, out=image[target], casting="same_kind")
 
 
-def _draw_beads(
+def draw_beads(
     beads: Beads, window: Window, path: Float32Image, labels: tuple[Float32Image, Float32Image, Float32Image]
 ) -> None:
     column, row = beads.x / GRID_UM - window.column, beads.y / GRID_UM - window.row
@@ -188,8 +188,8 @@ def _draw_beads(
     near &= (row > -reach) & (row < window.rows + reach)
     for i in np.flatnonzero(near):
         radius = float(beads.radius[i])
-        top, left, dy, dx = _place_patch(float(beads.x[i]), float(beads.y[i]), radius, window)
-        there = _clip(top, left, len(dy), len(dx), path.shape[1:])
+        top, left, dy, dx = place_patch(float(beads.x[i]), float(beads.y[i]), radius, window)
+        there = clip_patch(top, left, len(dy), len(dx), path.shape[1:])
         if there is None:
             continue
         target, source = there
@@ -198,7 +198,7 @@ def _draw_beads(
         path[(int(beads.layer[i]), *target)] += (beads.index[i] * chord).astype(np.float32)
         for image, light in zip(labels, (beads.dna[i], beads.mtubules[i], beads.dead[i]), strict=True):
             if light > 0:
-                _brighten(image, target, light * special.expit((radius - np.sqrt(square)) / 0.3))
+                brighten(image, target, light * special.expit((radius - np.sqrt(square)) / 0.3))
 
 
 def _draw_strokes(

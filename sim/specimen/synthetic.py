@@ -2,48 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-
-import numpy as np
+from collections.abc import Iterator
 
 from acq_isl.experiment.simulated import Life
-from acq_isl.sim.optics.fluorescence import STAINS, Stain, StainedField, Widefield
-from acq_isl.sim.optics.illumination import LIVE_PHASE_CONTRAST, Transmitted, describe_optics
-from acq_isl.sim.optics.resampling import centred_positions, lanczos_matrix, resample
-from acq_isl.sim.optics.transmitted import MARGIN_UM, Matter, TransmittedField, extents_um, prepare
+from acq_isl.sim.optics.fluorescence import STAINS
+from acq_isl.sim.optics.illumination import LIVE_PHASE_CONTRAST, Transmitted
 from acq_isl.sim.specimen.aging import age_region
 from acq_isl.sim.specimen.cache import ResultCache
-from acq_isl.sim.specimen.cells import LAYER_HEIGHTS_UM, REACH_UM, REGION_UM, Culture, Region
+from acq_isl.sim.specimen.cells import LAYER_HEIGHTS_UM, REACH_UM, Culture, Region, regions_around
+from acq_isl.sim.specimen.computed import ComputedSpecimen
 from acq_isl.sim.specimen.culture import Moment, find_moment
-from acq_isl.sim.specimen.dose import DoseMap
 from acq_isl.sim.specimen.neurons import grow_region
-from acq_isl.sim.specimen.raster import GRID_UM, Raster, Window, draw_raster
-from acq_isl.sim.specimen.sensor import Sensor, on_sensor
+from acq_isl.sim.specimen.raster import Raster, Window, draw_raster
+from acq_isl.sim.specimen.sensor import Sensor
 from acq_isl.sim.specimen.truth import CellTruth, Rectangle, list_cells
 from acq_isl.sim.view import UNTOUCHED, History, View
-from acq_isl.stack import Float32Image
 
 FOCUS_UM = 4.0
 """Height above the glass that is in focus at ``z_um = 0``: the middle of the cells."""
-_NATIVE_UM = 0.3
-_BACKGROUND = 0.5
-_STAIN_LIGHT = 0.75
-_STAIN_BACKGROUND = 0.02
 _REGIONS_KEPT = 32
-_FIELDS_KEPT = 5
 
 
-class SyntheticSpecimen:
-    """Neurons on glass, unbounded in x and y, the same wherever one looks first. Safe to use from threads.
+class SyntheticSpecimen(ComputedSpecimen):
+    """Neurons on glass; see `ComputedSpecimen`.
 
-    A picture depends on seed, place, time and what was done to the specimen (both in the `View`), not on what
-    was looked at before. Transmitted light by `acq_isl.sim.optics.wave_optics`, stains in wide-field
-    fluorescence, which bleaches; no noise: the camera adds it. The pixel size tells objectives apart:
-    apertures scale as (0.3 um / unbinned pixel)^0.7, which gives NA .30 at 10x, .49 at 20x and .80 at 40x.
-
-    ``optics`` (`LIVE_PHASE_CONTRAST` by default) are those at 0.3 um per unbinned pixel; the dust and grain
-    of ``sensor`` stay in place on the camera, in the first channel only. Without a ``life`` nothing changes
-    with time.
+    A picture depends on seed, place, time and what was done to the specimen (both in the `View`), not on
+    what was looked at before. ``optics`` are `LIVE_PHASE_CONTRAST` by default. Without a ``life`` nothing
+    changes with time.
     """
 
     def __init__(
@@ -54,47 +39,13 @@ class SyntheticSpecimen:
         sensor: Sensor | None = None,
         life: Life | None = None,
     ) -> None:
-        self.seed = seed
-        self.optics = optics or LIVE_PHASE_CONTRAST
         self.culture = culture or Culture()
         self.life = life or Life()
-        self._pattern = (sensor or Sensor(seed)).pattern()
-        self._stains = {stain.channel: stain for stain in STAINS}
+        heights = tuple(self.culture.height * height for height in LAYER_HEIGHTS_UM)
+        super().__init__(
+            seed, optics or LIVE_PHASE_CONTRAST, sensor or Sensor(seed), STAINS, (heights, FOCUS_UM)
+        )
         self._regions: ResultCache[Region] = ResultCache(_REGIONS_KEPT)
-        self._rasters: ResultCache[Raster] = ResultCache(_FIELDS_KEPT)
-        self._fields: ResultCache[TransmittedField] = ResultCache(_FIELDS_KEPT)
-        self._stained_fields: ResultCache[tuple[StainedField, Window]] = ResultCache(_FIELDS_KEPT)
-
-    @property
-    def channels(self) -> tuple[str, ...]:
-        """Phase contrast first, then the stains."""
-        return ("Phase", *self._stains)
-
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        """Optics (at 0.3 um per unbinned pixel) and seed, for the metadata of each image."""
-        return {"SimulatedOptics": describe_optics(self.optics), "SimulatedSeed": str(self.seed)}
-
-    def render(self, view: View) -> Float32Image:
-        """Noise-free light, (y, x) float32; empty medium is 0.5 in transmitted light, 0.02 in a stain.
-
-        A channel that is not one of `channels` is dark.
-        """
-        if view.channel == self.channels[0]:
-            light = self._field(view).light(view.z_um + FOCUS_UM)
-            light *= np.float32(_BACKGROUND)
-            return light
-        if view.channel in self._stains:
-            return self._fluorescent(view, self._stains[view.channel])
-        return np.zeros(view.shape, np.float32)
-
-    def truth(self, view: View) -> dict[str, Float32Image]:
-        """True ``nuclei``, ``dendrites``, ``axons`` and ``dead``, each (y, x) float32 in 0..1, at any z."""
-        window, raster = self._raster(view)
-        return {
-            stain.label: self._on_pixels(view, window, raster.label(stain.label)).clip(0, 1)
-            for stain in STAINS
-        }
 
     def cells(
         self, area: Rectangle, time_s: float = 0.0, history: History = UNTOUCHED
@@ -102,7 +53,7 @@ class SyntheticSpecimen:
         """All cells with their middle in an area, and the remains of dead ones, at a time."""
         now = find_moment(self.life, time_s, history)
         # Cells drift over the borders of their region, but not as far as neurites reach.
-        regions = list(self._around(area.left, area.top, area.right, area.bottom))
+        regions = list(self._around((area.left, area.top, area.right, area.bottom)))
         return tuple(
             cell
             for region in regions
@@ -112,95 +63,18 @@ class SyntheticSpecimen:
             if area.holds(cell.x_um, cell.y_um)
         )
 
-    def prepare(self, view: View) -> None:
-        """Do what pictures at this place have in common at any focus, so that `render` has less to do."""
-        if view.channel == self.channels[0]:
-            self._field(view)
-        elif view.channel in self._stains:
-            self._stained(view, self._stains[view.channel])
-
-    def _field(self, view: View) -> TransmittedField:
-        return self._fields.get(self._key(view), lambda: self._prepare(view))
-
-    def _key(self, view: View) -> tuple[object, ...]:
-        place = (view.x_um, view.y_um, view.pixel_size_um, view.shape)
-        now = find_moment(self.life, view.time_s, view.history)
-        return (*place, view.sensor_origin_px, view.binning, now)
-
-    def _prepare(self, view: View) -> TransmittedField:
-        window, raster = self._raster(view)
-        matter = Matter(raster.path_um, GRID_UM, _middle_um(view, window), _heights(self.culture))
-        static = 1 + on_sensor(self._pattern, view.sensor_origin_px, view.shape, view.binning)
-        return prepare(self._objective(view), view, matter, static)
-
-    def _objective(self, view: View) -> Transmitted:
-        return self.optics.scaled((_NATIVE_UM * view.binning / view.pixel_size_um) ** 0.7)
-
-    def _fluorescent(self, view: View, stain: Stain) -> Float32Image:
-        microscope = Widefield(self._objective(view).numerical_aperture, self.optics.medium_index)
-        field, window = self._stained(view, stain)
-        image = field.image(microscope, stain.emission_um, view.z_um + FOCUS_UM)
-        light = np.float32(_STAIN_LIGHT) * self._on_pixels(view, window, image)
-        dose = DoseMap.of(view.history.light, stain.channel).project(view)
-        if dose is not None:
-            light *= np.exp(-dose / np.float32(stain.lifetime_ms))
-        lit: Float32Image = np.maximum(light, 0) + np.float32(_STAIN_BACKGROUND)
-        return lit
-
-    def _stained(self, view: View, stain: Stain) -> tuple[StainedField, Window]:
-        def make() -> tuple[StainedField, Window]:
-            window, raster = self._raster(view)
-            label = raster.label(stain.label)
-            return StainedField.of(label, raster.path_um, GRID_UM, _heights(self.culture)), window
-
-        return self._stained_fields.get((stain, *self._key(view)), make)
-
-    def _raster(self, view: View) -> tuple[Window, Raster]:
-        # 4 um more than the optics need: the grid is rounded up to a good FFT length.
-        reach = [extent * 1.04 / 2 + MARGIN_UM + 4.0 for extent in extents_um(view)]
-        row, column = (int((c - r) // GRID_UM) for c, r in zip((view.y_um, view.x_um), reach, strict=True))
-        rows, columns = (int(np.ceil(2 * r / GRID_UM)) + 1 for r in reach)
-        window = Window(row, column, rows, columns)
-        now = find_moment(self.life, view.time_s, view.history)
-        return window, self._rasters.get((window, now), lambda: self._draw(window, now))
+    def _moment(self, view: View) -> Moment | None:
+        return find_moment(self.life, view.time_s, view.history)
 
     def _draw(self, window: Window, now: Moment | None) -> Raster:
-        left, top = window.column * GRID_UM, window.row * GRID_UM
-        right, bottom = left + window.columns * GRID_UM, top + window.rows * GRID_UM
         regions = (
-            age_region(region, self.seed, self.life, now).region
-            for region in self._around(left, top, right, bottom)
+            age_region(region, self.seed, self.life, now).region for region in self._around(window.edges_um)
         )
         return draw_raster(regions, window, self.seed, self.culture)
 
-    def _around(self, left: float, top: float, right: float, bottom: float) -> Iterator[Region]:
-        """Regions of which something may lie in a rectangle in um."""
-
-        def touched(low: float, high: float) -> range:
-            return range(int((low - REACH_UM) // REGION_UM), int((high + REACH_UM) // REGION_UM) + 1)
-
-        for row in touched(top, bottom):
-            for column in touched(left, right):
-                yield self._region(column, row)
+    def _around(self, edges_um: tuple[float, float, float, float]) -> Iterator[Region]:
+        """Regions of which something may lie in a rectangle: left, top, right, bottom."""
+        return (self._region(column, row) for column, row in regions_around(edges_um, REACH_UM))
 
     def _region(self, column: int, row: int) -> Region:
         return self._regions.get((column, row), lambda: grow_region(self.seed, column, row, self.culture))
-
-    def _on_pixels(self, view: View, window: Window, source: Float32Image) -> Float32Image:
-        starts = _middle_um(view, window)
-        rows, columns = (
-            lanczos_matrix(
-                centred_positions(side, view.pixel_size_um) + start, GRID_UM, count, view.pixel_size_um
-            )
-            for side, start, count in zip(view.shape, starts, source.shape, strict=True)
-        )
-        return resample(rows, source, columns)
-
-
-def _heights(culture: Culture) -> tuple[float, ...]:
-    return tuple(culture.height * height for height in LAYER_HEIGHTS_UM)
-
-
-def _middle_um(view: View, window: Window) -> tuple[float, float]:
-    """The view's middle from the middle of the window's first pixel: y, x."""
-    return view.y_um - (window.row + 0.5) * GRID_UM, view.x_um - (window.column + 0.5) * GRID_UM

@@ -13,7 +13,7 @@ from acq_isl.sim.specimen.cells import LAYER_HEIGHTS_UM, REGION_UM, Cell, to_see
 from acq_isl.sim.view import History
 
 CellState = Literal["alive", "dying", "dead"]
-CellKind = Literal["neuron", "glia", "remains"]
+CellKind = Literal["neuron", "glia", "epithelial", "remains"]
 
 
 @dataclass(frozen=True, slots=True)

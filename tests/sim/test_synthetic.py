@@ -85,7 +85,7 @@ def test_windows_agree_where_they_overlap_and_across_region_borders():
     whole = draw_raster(regions, Window(960, -60, 128, 128), 3, culture)
     part = draw_raster(regions, Window(992, -20, 64, 72), 3, culture)
     np.testing.assert_allclose(whole.path_um[:, 32:96, 40:112], part.path_um, atol=2e-5)
-    np.testing.assert_allclose(whole.nuclei[32:96, 40:112], part.nuclei, atol=1e-5)
+    np.testing.assert_allclose(whole.labels["nuclei"][32:96, 40:112], part.labels["nuclei"], atol=1e-5)
 
 
 @pytest.mark.parametrize(("column", "row"), [(0, 0), (-3, 2)])

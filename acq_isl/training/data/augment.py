@@ -55,6 +55,8 @@ class Augmentation(StrictModel):
     """Distance of planes."""
     plane_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Chance of each plane to be blank; one is always left."""
+    fewer_planes: float = Field(default=0.0, ge=0, le=1)
+    """Share of patches as if some of their planes had not been taken, for models that take any planes."""
     optics: float = Field(default=0.0, ge=0, le=1)
     """Share of patches as other optics might show them: what is finer than some pixels is strengthened or
     weakened by up to .6, and up to half of the mean over all planes gets into each."""
@@ -86,6 +88,8 @@ def augment(
     if settings.optics > 0 and rng.random() < settings.optics:
         x = _other_optics(x, rng)
     x = _light(x, settings, rng)
+    if settings.fewer_planes > 0 and rng.random() < settings.fewer_planes:
+        x = _fewer_planes(x, rng)
     if settings.spoilt > 0 and rng.random() < settings.spoilt:
         return _SPOILERS[int(rng.integers(len(_SPOILERS)))](x, y, rng)
     return x, y
@@ -109,6 +113,16 @@ def _light(x: Singles, settings: Augmentation, rng: np.random.Generator) -> Sing
         blank[int(rng.integers(len(x)))] = False
         x[blank] = 0
     return x.astype(np.float32, copy=False)
+
+
+def _fewer_planes(x: Singles, rng: np.random.Generator) -> Singles:
+    """Some planes, spread over all as `acq_isl.compatibility.check` has it, with the contrast there was."""
+    count = int(rng.integers(1, max(len(x), 2)))
+    taken = np.sort(rng.choice(len(x), count, replace=False))
+    places = np.interp(np.linspace(taken[0], taken[-1], len(x)), taken, np.arange(count))
+    spread = _between(x[taken], places, 0)
+    changed: Singles = spread * (x.std() / max(spread.std(), np.float32(1e-3)))
+    return changed
 
 
 def _other_optics(x: Singles, rng: np.random.Generator) -> Singles:

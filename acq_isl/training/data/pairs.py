@@ -13,7 +13,7 @@ from pydantic import Field
 
 from acq_isl.base import StrictModel
 from acq_isl.errors import PairRefused
-from acq_isl.manifest import Tolerated
+from acq_isl.manifest import AnyPlanes, Tolerated
 from acq_isl.processing.normalize import contrast_sd
 from acq_isl.readers.recording import require_finite
 from acq_isl.stack import Modality, Polarity, Uint16Image
@@ -37,6 +37,7 @@ class Nominal:
     modality: Modality = "unknown"
     polarity: Polarity = "unknown"
     tolerates: frozenset[Tolerated] = frozenset()
+    any_planes: AnyPlanes | None = None
 
     @property
     def z_offsets_um(self) -> tuple[float, ...]:

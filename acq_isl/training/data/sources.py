@@ -23,6 +23,8 @@ from acq_isl.readers.read import read_data_set
 from acq_isl.readers.recording import DataSet, RecordedChannel, RecordedField, as_counts
 from acq_isl.readers.tiff import read_file, stem
 from acq_isl.training.data.pairs import Item, Nominal, Recording
+from acq_isl.training.data.source_epithelium import LABELS as EPITHELIAL_LABELS
+from acq_isl.training.data.source_epithelium import EpitheliumConfig, simulate_epithelium
 from acq_isl.training.data.source_simulated import LABELS as SIMULATED_LABELS
 from acq_isl.training.data.source_simulated import SimulationConfig, is_live, simulate
 
@@ -365,7 +367,43 @@ def _simulate(config: SimulationConfig, index: int, nominal: Nominal) -> Recordi
     return Recording(pair.stack, labels, *lengths, truth_range=(0.0, 255.0))
 
 
+class EpithelialSource(StrictModel):
+    """Fields of simulated epithelial-like cultures, each of another specimen, in any light and planes."""
+
+    kind: Literal["simulated_epithelium"]
+    simulation: EpitheliumConfig = EpitheliumConfig()
+
+    def items(self, nominal: Nominal) -> Iterator[Item]:
+        """The fields to train on."""
+        return self._items(nominal, range(self.simulation.fields))
+
+    def held_out_items(self, nominal: Nominal) -> Iterator[Item]:
+        """Fields of other specimens, for validation where nothing was recorded."""
+        first = self.simulation.fields
+        return self._items(nominal, range(first, first + self.simulation.held_out))
+
+    def _items(self, nominal: Nominal, indices: range) -> Iterator[Item]:
+        for index in indices:
+            name = f"simulated epithelium {self.simulation.seed}/{index}"
+            yield Item(
+                name=name,
+                well=name,
+                stamp=stamp((), asdict(self.simulation), index),
+                load=partial(_simulate_epithelium, self.simulation, index, nominal.pixel_size_um),
+                simulated=True,
+                labels=EPITHELIAL_LABELS,
+            )
+
+
+def _simulate_epithelium(config: EpitheliumConfig, index: int, pixel_size_um: float) -> Recording:
+    """Pixel size varies about the nominal one on purpose, and is not resampled; planes are."""
+    pair = simulate_epithelium(config, index)
+    labels = dict(zip(EPITHELIAL_LABELS, pair.labels, strict=True))
+    return Recording(pair.stack, labels, pixel_size_um, pair.z_um, truth_range=(0.0, 255.0))
+
+
+Simulated = SimulatedSource | EpithelialSource
 Source = Annotated[
-    SimulatedSource | TiffSource | NdtiffSource | ZarrSource | GooglePngSource | RecordingSource,
+    Simulated | TiffSource | NdtiffSource | ZarrSource | GooglePngSource | RecordingSource,
     Field(discriminator="kind"),
 ]
