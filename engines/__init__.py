@@ -13,7 +13,7 @@ from acq_isl.engines.backend import Backend, Candidate, LoadOptions, Network, Un
 from acq_isl.engines.gate import Policy
 
 if TYPE_CHECKING:
-    from acq_isl.engines.fallback import FallbackEngine
+    from acq_isl.engines.fallback import FallbackEngine, Ladder
     from acq_isl.engines.model_file import ModelFile, ModelInfo
     from acq_isl.engines.predictor import Predictor
 
@@ -31,7 +31,7 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'acq_isl.engines' has no attribute {name!r}")
 
 
-def load_engine(
+def load_engine(  # noqa: PLR0913  all but the model have defaults
     model: Path | str,
     *,
     threads: int | None = None,
@@ -39,6 +39,7 @@ def load_engine(
     backend: str = "auto",
     field_px: tuple[int, int] | None = None,
     gate: Policy = "refuse",
+    ladder: Ladder | None = None,
 ) -> FallbackEngine:
     """Load a model and make it ready to predict.
 
@@ -60,6 +61,8 @@ def load_engine(
         for. The plan that ``acq-isl build`` made is used whatever it is.
     gate : "refuse" or "warn"
         What becomes of a stack that looks unlike the training set.
+    ladder : Ladder, optional
+        Which of the engines may be used. By default all, from the best down.
 
     Returns
     -------
@@ -75,15 +78,15 @@ def load_engine(
         The network cannot be run, or there is no such back end here.
     """
     from acq_isl.engines.backends import AUTO, find_engines
-    from acq_isl.engines.fallback import FallbackEngine
+    from acq_isl.engines.fallback import FallbackEngine, Ladder
     from acq_isl.engines.model_file import read_model
     from acq_isl.engines.selection import select
 
-    file = read_model(model, sha256=sha256)
+    file, ladder = read_model(model, sha256=sha256), ladder or Ladder()
     found = find_engines(file, LoadOptions(threads, field_px, gate))
     named = None if backend == AUTO else found.named(backend)
     if named is not None and named.back is None:
-        return FallbackEngine([named])
+        return FallbackEngine([named], remark=ladder.remark)
     automatic = {candidate.name: candidate for candidate in found.candidates if candidate.automatic}
     missing = [f"{item.name} is not used: {item.why}" for item in found.unavailable if not item.quiet]
     if len(automatic) == 1:
@@ -92,7 +95,8 @@ def load_engine(
         selected = select(file, tuple(automatic.values()), threads=threads)
         order, why = selected.order, "; ".join((selected.reason(selected.order[0]), *missing))
     first = [] if named is None else [named]  # on other computers: those here take over while it is gone
-    return FallbackEngine([*first, *(automatic[name] for name in order)], named.name if named else why)
+    rungs = ladder.rungs([*first, *(automatic[name] for name in order)])
+    return FallbackEngine(rungs, named.name if named else why, remark=ladder.remark)
 
 
 def resolve(model: Path | str, backend: str = "auto", *, threads: int | None = None) -> str:

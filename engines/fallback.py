@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Self
 
 from acq_isl.engines.backend import Candidate
@@ -18,19 +18,48 @@ from acq_isl.manifest import Manifest
 from acq_isl.stack import Prediction, StackInfo, ZStack
 
 _STEADY_S = 60.0
+_RETRY_S, _RETRY_MOST_S = 60.0, 1800.0  # for engines that cannot say when they are back
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Ladder:
+    """Which of a model's engines may be used; they are ordered from the best down."""
+
+    skip: int = 0
+    """So many of the best are left out; the last one never is."""
+    alone: bool = False
+    """None takes over from the first, where a run must not mix engines."""
+    remark: str = ""
+    """Told with every prediction."""
+
+    def rungs(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """What is left of the candidates."""
+        left = list(candidates[self.skip :] or candidates[-1:])
+        return left[:1] if self.alone else left
 
 
 class FallbackEngine:
     """An `acq_isl.protocols.Engine` of candidates, best first: the next one takes over from one that fails.
 
     ``why`` says why the first of them. Threads may share it. If none can be loaded, the error is the last
-    one's. A first one that says when it is back (`Candidate.back`) is asked after ``look_s`` seconds, on a
-    thread of its own, and takes over again; if it fails again within a minute, after twice as long each time.
+    one's. A first one that failed takes over again, on a thread of its own: one that says when it is back
+    (`Candidate.back`) is asked after ``look_s`` seconds, another is loaded again, and so held against ONNX
+    Runtime, after ``retry_s``; if that is in vain, or it fails again within a minute, after twice as long.
+    ``remark`` is told with every prediction.
     """
 
-    def __init__(self, candidates: Sequence[Candidate], why: str = "", look_s: float = 1.0) -> None:
-        self._candidates, self._look_s = tuple(candidates), look_s
+    def __init__(
+        self,
+        candidates: Sequence[Candidate],
+        why: str = "",
+        look_s: float = 1.0,
+        *,
+        retry_s: float = _RETRY_S,
+        remark: str = "",
+    ) -> None:
+        self._candidates, self._look_s, self._retry_s = tuple(candidates), look_s, retry_s
+        self._remarks = (remark,) if remark else ()
         self._stopped = threading.Event()
         self._falls, self._returned_s = 0, -_STEADY_S
         self._remaining = list(candidates)
@@ -53,6 +82,11 @@ class FallbackEngine:
     def name(self) -> str:
         """Back end, device and precision at work now."""
         return self._engine.name
+
+    @property
+    def rungs(self) -> tuple[str, ...]:
+        """All candidates, best first."""
+        return tuple(candidate.name for candidate in self._candidates)
 
     @property
     def at_once(self) -> int:
@@ -84,7 +118,7 @@ class FallbackEngine:
             except EngineError as error:
                 self._use_next(engine, error)
                 continue
-            return replace(prediction, warnings=(*prediction.warnings, *self._failures))
+            return replace(prediction, warnings=(*prediction.warnings, *self._remarks, *self._failures))
 
     def _use_next(self, failed: Predictor, error: EngineError) -> None:
         with self._lock:
@@ -96,23 +130,29 @@ class FallbackEngine:
                 self._await_first()
 
     def _await_first(self) -> None:
+        """Once nobody waits for the first candidate yet: wait for it."""
+        if len(self._remaining) != len(self._candidates) - 2:
+            return
+        steady = time.monotonic() - self._returned_s > _STEADY_S
+        self._falls = 0 if steady else self._falls + 1
         back = self._candidates[0].back
-        if back is not None and len(self._remaining) == len(self._candidates) - 2:
-            steady = time.monotonic() - self._returned_s > _STEADY_S
-            self._falls = 0 if steady else self._falls + 1
+        if back is None:
+            wait_s = min(self._retry_s * 2**self._falls, _RETRY_MOST_S)
+        else:
             wait_s = min(self._look_s * 2**self._falls, max(_STEADY_S, self._look_s))
-            threading.Thread(target=self._climb, args=(back, wait_s), name="engine-back", daemon=True).start()
+        threading.Thread(target=self._climb, args=(back, wait_s), name="engine-back", daemon=True).start()
 
-    def _climb(self, back: Callable[[], bool], wait_s: float) -> None:
+    def _climb(self, back: Callable[[], bool] | None, wait_s: float) -> None:
         """Wait until the first candidate is back, and let it take over."""
         while not self._stopped.wait(wait_s):
             try:
-                if not back():
+                if back is not None and not back():
                     continue
                 engine = self._candidates[0].load()
                 engine.use_views(self._views)
             except (EngineError, ModelError) as error:
                 _log.info("%s is not back: %s", self._candidates[0].name, error.what)
+                wait_s = wait_s if back else min(2 * wait_s, _RETRY_MOST_S)
                 continue
             with self._lock:
                 if self._closed:

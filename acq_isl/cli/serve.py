@@ -17,6 +17,7 @@ from acq_isl.cli.sim import faulty
 from acq_isl.errors import ExperimentError
 
 if TYPE_CHECKING:
+    from acq_isl.engines.fallback import Ladder
     from acq_isl.engines.gate import Policy
     from acq_isl.session.predict_spool import Models
     from acq_isl.stream.model_registry import ServedModel
@@ -67,6 +68,7 @@ def load(
     field_px: tuple[int, int] | None = None,
     gate: Policy = "refuse",
     views: int = 1,
+    ladder: Ladder | None = None,
 ) -> ServedModel:
     """Make a model ready to be served, given as ``FILE`` or ``NAME=FILE``; ModelError or EngineError.
 
@@ -76,9 +78,10 @@ def load(
     from acq_isl.stream.model_registry import ServedModel, named
 
     name, file = named(model)
-    engine = load_engine(file, threads=threads, backend=backend, field_px=field_px, gate=gate)
+    engine = load_engine(file, threads=threads, backend=backend, field_px=field_px, gate=gate, ladder=ladder)
     engine.use_views(views)
-    return ServedModel(engine, name or engine.manifest.name, engine.model.sha256, engine.name)
+    name = name or engine.manifest.name
+    return ServedModel(engine, name, engine.model.sha256, engine.name, engine.rungs)
 
 
 @commands.command("serve")
@@ -94,9 +97,15 @@ def serve(
     announce: Annotated[Path | None, typer.Option(hidden=True)] = None,
     stop_with_stdin: Annotated[bool, typer.Option(hidden=True)] = False,
     fault: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
+    skip: Annotated[int, typer.Option(min=0, hidden=True)] = 0,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="Let no other engine take over from one that fails.")
+    ] = False,
+    remark: Annotated[str, typer.Option(hidden=True)] = "",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what happens inside.")] = False,
 ) -> None:
     """Predict for clients until stopped with Ctrl-C."""
+    from acq_isl.engines.fallback import Ladder
     from acq_isl.protocols import SelectedEngine
     from acq_isl.stream.process import Parent, lower_priority, serve
     from acq_isl.stream.server import ServerSettings
@@ -106,9 +115,18 @@ def serve(
     lower_priority()  # before the engines make their threads, which inherit it
     allowed = None if keys is None else server_keys(keys)
     field_px = field_size(field) if field else None
+    ladder = Ladder(skip, alone, remark)
 
     def load_here(name: str) -> ServedModel:
-        model = load(name, threads=threads, backend=backend, field_px=field_px, gate=gate, views=views)
+        model = load(
+            name,
+            threads=threads,
+            backend=backend,
+            field_px=field_px,
+            gate=gate,
+            views=views,
+            ladder=ladder,
+        )
         return replace(model, engine=faulty(model.engine, fault))
 
     models = [load_here(name) for name in model or ["demo"]]

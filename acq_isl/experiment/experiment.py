@@ -67,6 +67,18 @@ class LocalEngine(StrictModel):
     """Processor threads for inference; by default some cores are left to the acquisition."""
     views: int = Field(default=1, ge=1, le=8)
     """Predictions are averaged over so many views of each stack, each of which takes as long."""
+    degrade: bool = True
+    """Whether a slower engine of the same model may take over from one that fails, as each of its predictions
+    says. Without, all predictions of a run are of one engine, and stacks wait on disk while it is gone."""
+    smaller_model: str | None = None
+    """Model file of the same labels, planes and optics that predicts where no engine runs ``model``, as each
+    of its predictions says. By default the run then goes on without predictions."""
+
+    @model_validator(mode="after")
+    def _may_degrade(self) -> LocalEngine:
+        if self.smaller_model is not None and not self.degrade:
+            raise ValueError("smaller_model takes over only with degrade: true")
+        return self
 
 
 class RemoteEngine(StrictModel):
@@ -171,6 +183,8 @@ class Experiment(StrictModel):
     def _model_or_models(self) -> Experiment:
         if self.models and "model" in self.model_fields_set:
             raise ValueError("give either 'model' or 'models', not both")
+        if self.models and isinstance(self.engine, LocalEngine) and self.engine.smaller_model:
+            raise ValueError("smaller_model stands in for 'model'; of several models none has one")
         return self
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import assert_never
@@ -17,6 +18,7 @@ from acq_isl.manifest import Manifest
 from acq_isl.rules.label_names import Labels, RunModel
 from acq_isl.rules.pixels import PixelToStage
 from acq_isl.session.engine_keeper import EngineKeeper
+from acq_isl.session.engine_ladder import rungs
 from acq_isl.session.preflight import check_models, local_labels
 from acq_isl.session.saved_plan import SavedPlan
 from acq_isl.session.sense import Camera
@@ -26,7 +28,7 @@ from acq_isl.stream.client import ClientSettings, EngineClient
 from acq_isl.stream.client_thread import Patience
 from acq_isl.stream.connection import ConnectionSettings
 from acq_isl.stream.messages import Wanted, Welcome
-from acq_isl.stream.process import SERVE, EngineProcess
+from acq_isl.stream.process import SERVE, EngineProcess, Rung
 from acq_isl.stream.sockets import client_keys
 from acq_isl.stream.spool import Spool
 
@@ -77,6 +79,11 @@ def _serve_command(experiment: Experiment, field_px: tuple[int, int]) -> tuple[s
     return (*SERVE, "--field", f"{rows}x{columns}", *views, *faults)
 
 
+def _rungs(process: EngineProcess, settings: LocalEngine) -> list[Rung]:
+    """The ladder, once it is known which engines there are."""
+    return rungs(process.engines, settings)
+
+
 @dataclass(frozen=True, slots=True)
 class RunPlan:
     """What a run is going to acquire, with which camera, and where it is kept."""
@@ -102,15 +109,16 @@ def open_engine(
     match experiment.engine:
         case NoEngine():
             return WithoutEngine(), Labels(), ("this run has no engine: nothing was predicted",)
-        case LocalEngine(threads=threads):
+        case LocalEngine(threads=threads) as local:
             labels = local_labels(experiment)
             try:
-                command = _serve_command(experiment, plan.camera.shape)
+                command = (*_serve_command(experiment, plan.camera.shape), *rungs((), local)[0].options)
                 process = EngineProcess(experiment.model_files, threads=threads, command=command)
                 address = stack.enter_context(process).endpoint
             except EngineError as error:
                 return WithoutEngine(), Labels(), (f"the engine did not start: {error}",)
-            stack.enter_context(EngineKeeper(process, tell))
+            ladder = partial(_rungs, process, local)
+            stack.enter_context(EngineKeeper(process, tell, rungs=ladder))
             # It may be started again just now: stacks wait for it as long as the run does.
             patience = Patience(absent_s=experiment.prediction_timeout_s)
             settings = ClientSettings(patience=patience, wanted=choose_models(experiment, labels))

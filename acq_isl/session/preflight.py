@@ -13,6 +13,7 @@ from acq_isl.errors import ExperimentError, ModelError, StorageError
 from acq_isl.experiment.experiment import Experiment, LocalEngine, SimulatedMicroscope, measurements
 from acq_isl.experiment.planning import Cycle, Optics, Place, cycles, visits
 from acq_isl.hooks import Hardware, OpenMicroscope
+from acq_isl.manifest import Manifest
 from acq_isl.rules.actions import Limits
 from acq_isl.rules.label_names import Labels, RunModel
 from acq_isl.rules.measurements import ObjectMeasurement, check_countable
@@ -23,7 +24,7 @@ from acq_isl.session.needs import check_need
 from acq_isl.session.sense import Camera, check_fit, find_doubts, refuse_errors
 from acq_isl.session.trust import check_bar, check_stacks, truth_of
 from acq_isl.stack import StackRequest
-from acq_isl.stream.model_registry import named
+from acq_isl.stream.model_registry import changes, named
 
 
 def simulated(experiment: Experiment) -> Experiment:
@@ -111,10 +112,24 @@ def _missing_limits(experiment: Experiment) -> tuple[str, ...]:
     return (f"limits do not state {', '.join(missing)}: {left}",)
 
 
+def _require_alike(experiment: Experiment, manifest: Manifest) -> None:
+    """ModelError if the smaller model could not take the place of the model."""
+    engine = experiment.engine
+    smaller = engine.smaller_model if isinstance(engine, LocalEngine) else None
+    if smaller is not None and (changed := changes(manifest, describe(smaller).manifest)):
+        raise ModelError(
+            f"the smaller model {smaller} cannot take the place of the model",
+            wanted="the same labels, planes, pixel size and optics",
+            got="; ".join(changed),
+            fix="name another one, or leave out smaller_model",
+        )
+
+
 def local_labels(experiment: Experiment) -> Labels:
     """What models of our own engine predict; ModelError if one cannot be had, or two have one name."""
     if not experiment.models:
         info = describe(experiment.model)
+        _require_alike(experiment, info.manifest)
         return Labels([RunModel("", info.manifest, info.sha256)])
     models = []
     for entry in experiment.models:

@@ -25,6 +25,7 @@ class ServedModel:
     name: str = ""  # by which clients ask for it; the manifest's name if empty
     sha256: str = ""  # of the model file
     backend: str = ""  # what runs it, for people
+    rungs: tuple[str, ...] = ()  # engines that could run it here, best first
 
     @property
     def offer(self) -> Offer:

@@ -29,6 +29,15 @@ _SILENT = "nothing on standard error"
 SERVE = (sys.executable, "-m", "acq_isl", "serve")
 
 
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One way to run an engine's process, from the best down."""
+
+    title: str
+    options: tuple[str, ...] = ()
+    model: str = ""  # instead of the models that it was made for
+
+
 class EngineProcess:
     """An engine in its own process: it cannot slow down or crash the acquisition.
 
@@ -52,6 +61,8 @@ class EngineProcess:
         self._startup_timeout_s = startup_timeout_s * len(self._models)
         self._command = tuple(command)
         self._endpoint = ""
+        self.engines: tuple[str, ...] = ()
+        """What could run its first model here, best first, as it said when it was started first."""
         self._child: ChildProcess | None = None
         self._stopped = False
 
@@ -89,12 +100,12 @@ class EngineProcess:
         """Exit code of the process; None while it runs."""
         return None if self._child is None else self._child.ended_with
 
-    def restart(self) -> None:
-        """After it has ended: start it again at the same address, where its clients find it; EngineError."""
+    def restart(self, rung: Rung | None = None) -> None:
+        """End it, and start it again, perhaps in another way, where its clients find it; EngineError."""
         if self._child is not None:
             self._child.end()
         self._bind = self._endpoint
-        self._start()
+        self._start(rung)
 
     def stop(self) -> None:
         """End it for good, also one that `restart` waits for: first politely, then by force."""
@@ -102,8 +113,9 @@ class EngineProcess:
         if self._child is not None:
             self._child.end(politely=bool(self._endpoint))
 
-    def _start(self) -> None:
-        arguments = [*self._model_arguments, "--bind", self._bind]
+    def _start(self, rung: Rung | None = None) -> None:
+        model = ["--model", rung.model] if rung is not None and rung.model else self._model_arguments
+        arguments = [*model, "--bind", self._bind, *(() if rung is None else rung.options)]
         if self._threads is not None:
             arguments += ["--threads", str(self._threads)]
         try:
@@ -135,7 +147,9 @@ class EngineProcess:
                     f"takes so long: acq-isl serve --verbose {' '.join(self._model_arguments)}",
                 )
             time.sleep(_LOOK_S)
-        return str(json.loads(announcement)["endpoint"])
+        said = json.loads(announcement)
+        self.engines = self.engines or tuple(map(str, said.get("engines", ())))
+        return str(said["endpoint"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +181,8 @@ def serve(
         if parent.stop_with_stdin:
             follow_parent(stop.set)
         if parent.announce is not None:
-            write_whole(parent.announce, json.dumps({"endpoint": server.endpoint, "pid": os.getpid()}))
+            said = {"endpoint": server.endpoint, "pid": os.getpid(), "engines": models[0].rungs}
+            write_whole(parent.announce, json.dumps(said))
         while not stop.wait(_STOP_LOOK_S):
             if not server.running:
                 raise EngineError("the server's thread failed", fix="see the log above, and start it again")

@@ -13,7 +13,7 @@ import pytest
 
 from acq_isl.errors import EngineError
 from acq_isl.session.engine_keeper import RECOVERED_S, EngineKeeper
-from acq_isl.stream.process import EngineProcess
+from acq_isl.stream.process import EngineProcess, Rung
 
 
 class Process:
@@ -22,6 +22,7 @@ class Process:
     def __init__(self, *starts: bool, code: int | None = -9, lives_s: float = 0.0) -> None:
         self._code: int | None = code
         self._starts = list(starts)
+        self.started: list[str] = []
         self.now_s = 0.0
         self.lives_s = lives_s
 
@@ -30,7 +31,8 @@ class Process:
         self.now_s += self.lives_s
         return self._code
 
-    def restart(self) -> None:
+    def restart(self, rung: Rung | None = None) -> None:
+        self.started.append("" if rung is None else rung.title)
         self.now_s += 2.0
         if not self._starts.pop(0):
             raise EngineError("it does not serve")

@@ -1,4 +1,4 @@
-"""An engine that comes back with other models is not used, and labels that nobody promised are no prediction."""
+"""An engine that comes back with other models is not used; answers nobody promised are no predictions."""
 
 from __future__ import annotations
 
