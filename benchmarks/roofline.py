@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from acq_isl.engines.model_file import read_model
-from acq_isl.engines.roofline import from_bench, table
+from acq_isl.engines.roofline import PUBLISHED, error_of_published, from_bench, table
 
 
 def main() -> None:
@@ -26,7 +26,14 @@ def main() -> None:
     chosen = parser.parse_args()
     rows = json.loads(chosen.measured.read_text("utf-8"))["rows"] if chosen.measured else []
     measured = from_bench(rows, chosen.model)
-    sys.stdout.write("\n".join(table(read_model(chosen.model), chosen.side, measured)) + "\n")
+    sys.stdout.write("\n".join(table(read_model(chosen.model), chosen.side, measured)) + "\n\n")
+    sys.stdout.write(
+        "| published | TFLOP/s of fp16 peak | shortest, longest estimate / measured |\n|---|---|---|\n"
+    )
+    for one in PUBLISHED:
+        short, long = error_of_published(one)
+        reached = f"{one.reached:g} of {one.peak:.0f} ({one.efficiency:.0%})"
+        sys.stdout.write(f"| {one.what} | {reached} | {short:.2f}, {long:.2f} |\n")
 
 
 if __name__ == "__main__":

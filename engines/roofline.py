@@ -3,6 +3,7 @@
 time = max(2 MAC / (e_c P), f B / (e_m BW)) + K t_launch; copies (2 planes + 4 labels) H W / PCIe beside it.
 P: dense fp16 with fp32 sums, BW: memory, both from NVIDIA's data sheets. The range is from everything going
 well (e_c .5, e_m .8, f 1.0, t_launch 1 us) to not so well (.25, .6, 1.5, 2.5 us); take it as +- 2x.
+`PUBLISHED` is what others measured, and `error_of_published` how far the range is from it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import onnxruntime
 from acq_isl.engines.model_file import ModelFile, read_model
 
 _HALF_BYTES = 2
+_RANGE = ((0.5, 0.8, 1.0, 1.0), (0.25, 0.6, 1.5, 2.5))  # e_c, e_m, f, t_launch in us: well, not so well
 _HEAVY = ("Conv", "ConvTranspose")
 # Operators TensorRT does not merge into the convolution before them.
 _KERNELS = (*_HEAVY, "AveragePool", "MaxPool", "Resize", "Concat", "Softmax", "CumSum", "Exp", "DepthToSpace")
@@ -114,7 +116,7 @@ def _at_size(content: bytes, side: int) -> onnx.ModelProto:
 def estimate_ms(cost: Work, gpu: Gpu) -> tuple[float, float, float]:
     """Shortest and longest time on the GPU, and the copies, in milliseconds."""
     times = []
-    for compute, memory, extra, launch_us in ((0.5, 0.8, 1.0, 1.0), (0.25, 0.6, 1.5, 2.5)):
+    for compute, memory, extra, launch_us in _RANGE:
         arithmetic_s = 2 * cost.macs / (compute * gpu.tflops * 1e12)
         traffic_s = extra * cost.traffic_bytes / (memory * gpu.tbytes * 1e12)
         times.append(max(arithmetic_s, traffic_s) * 1e3 + cost.kernels * launch_us * 1e-3)
@@ -133,6 +135,32 @@ def from_bench(rows: Sequence[Mapping[str, Any]], model: str) -> list[Measured]:
         for row in rows
         if row["model"] == model and row["backend"] == "tensorrt fp16" and row["shares_ms"]
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """Arithmetic that somebody measured of a U-Net in fp16, and the peak of the card, in TFLOP/s."""
+
+    what: str
+    peak: float
+    reached: float
+
+    @property
+    def efficiency(self) -> float:
+        """Share of the peak: what e_c stands for."""
+        return self.reached / self.peak
+
+
+PUBLISHED = (
+    # 44 and 46 % of the peak, as published with the numbers; arithmetic bounds 64 channels and more.
+    Published("U-Net of 64 channels, RTX 2080 Ti", 47.8 / 0.44, 47.8),
+    Published("U-Net of 64 channels, RTX 3060 Laptop", 23.7 / 0.46, 23.7),
+)
+
+
+def error_of_published(published: Published) -> tuple[float, float]:
+    """By what factor the shortest and the longest estimate differ from what was measured; 1 is right."""
+    return published.efficiency / _RANGE[0][0], published.efficiency / _RANGE[1][0]
 
 
 def report(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -11,7 +11,16 @@ from acq_isl.cli import app as cli
 from acq_isl.cli import bench
 from acq_isl.cli.bench import REFERENCE, Row, as_json, plot
 from acq_isl.engines.model_file import read_model
-from acq_isl.engines.roofline import GPUS, estimate_ms, report, work
+from acq_isl.engines.roofline import (
+    GPUS,
+    PUBLISHED,
+    Gpu,
+    Work,
+    error_of_published,
+    estimate_ms,
+    report,
+    work,
+)
 from acq_isl.errors import EngineError, ModelError
 
 SHARES = {"prepare": 5.0, "tiling": 1.0, "upload": 2.0, "compute": 90.0, "download": 1.0, "decode": 1.0}
@@ -124,6 +133,18 @@ def test_estimates_grow_with_the_field_and_shrink_with_the_gpu():
     by_name = {gpu.name: estimate_ms(large, gpu) for gpu in GPUS}
     assert by_name["H100 SXM"] < by_name["RTX 4090"] < by_name["RTX 3090"]
     assert all(low < high for low, high, _ in by_name.values())
+
+
+@pytest.mark.parametrize("published", PUBLISHED, ids=lambda one: one.what)
+def test_what_others_measured_lies_within_the_estimates(published):
+    """Convolutions of 64 channels are bound by arithmetic: time is work / (efficiency x peak)."""
+    short, long = error_of_published(published)
+    assert short <= 1 <= long <= 2  # within the range, and the range within 2x of it
+    macs = 10**12
+    card = Gpu(published.what, published.peak, 1e9, 1.0, "")
+    low, high, _ = estimate_ms(Work(macs, 0, 0, 0), card)
+    took_ms = 2 * macs / (published.reached * 1e12) * 1e3
+    assert low == pytest.approx(short * took_ms) and high == pytest.approx(long * took_ms)
 
 
 def test_the_command_writes_the_estimates_where_a_gpu_was_measured(monkeypatch, tmp_path, capsys):
