@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -105,6 +107,10 @@ def new(
     exposure_ms: Annotated[float | None, typer.Option(min=0.001, help="Without stain.")] = None,
     fluorescence_ms: Annotated[float | None, typer.Option(min=0.001, help="In fluorescence.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: take what is usual.")] = False,
+    page: Annotated[bool, typer.Option("--page", help="Ask in the browser, by a form.")] = False,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Of the form.", show_default="8765, or a free one")
+    ] = None,
 ) -> None:
     """Ask a few questions and write a commented experiment file that passes the dry run.
 
@@ -117,15 +123,15 @@ def new(
 
     if file.exists():
         raise ExperimentError(f"{file} is there already", fix="give another name, or move it away")
-    ask = _Questions(yes)
-    if stage is None and not yes:
+    ask = _Questions(yes or page)
+    if stage is None and not (yes or page):
         for key, what in STAGES.items():
             out.print(f"  {key:>6}  {what}")
     chosen = ask.choice("stage of the work", stage, [*STAGES], "survey")
-    scope_kind = ask.choice("microscope", microscope, ["running", "simulated"], "running")
+    kind = _Questions(yes).choice("microscope", microscope, ["running", "simulated"], "running")
     manifest = describe(model).manifest
     looked_at = ask.choice("label", label, list(manifest.label_names), manifest.label_names[0])
-    settings = RunningMicroManager() if scope_kind == "running" else SimulatedMicroscope()
+    settings = RunningMicroManager() if kind == "running" else SimulatedMicroscope()
     with open_microscope(settings) as scope:
         out.print(escape(scope.description))
         light, stain = _channels(ask, scope, group, manifest, looked_at, (transmitted, fluorescence))
@@ -133,7 +139,7 @@ def new(
         answers = Answers(
             stage=chosen,
             name=name or f"my first {chosen}",
-            microscope=scope_kind,
+            microscope=kind,
             model=model,
             manifest=manifest,
             label=looked_at,
@@ -142,19 +148,81 @@ def new(
             fluorescence=Channel(stain, ask.number(f"exposure of {stain} (ms)", fluorescence_ms, 50.0)),
             place_um=(core.get_x_position(), core.get_y_position(), core.get_position()),
         )
-        _write(file, answers, scope)
+        if page:
+            _ask_on_page(file, answers, scope, port)
+        else:
+            _tell_written(file, _write(file, answers, scope)[1])
 
 
-def _write(file: Path, answers: Answers, scope: OpenMicroscope) -> None:
-    """Write an experiment file, once it has passed the dry run."""
+def _ask_on_page(file: Path, usual: Answers, scope: OpenMicroscope, port: int | None) -> None:
+    """Have the rest answered in a browser; ``usual`` stands in the form to begin with."""
+    from acq_isl.experiment.starter import STAGES, Channel
+    from acq_isl.hooks import Hardware
+    from acq_isl.view.web.form import FormAnswers, FormQuestions, Written
+    from acq_isl.view.web.server import serve_form
+
+    presets, labels = Hardware(scope.core).presets(usual.group), usual.manifest.label_names
+    doubts: list[str] = []
+
+    def write(given: FormAnswers) -> Written:
+        ask = _Questions(silent=True)
+        stage = ask.choice("stage of the work", given.stage, [*STAGES], "survey")
+        label = ask.choice("label", given.label, list(labels), labels[0])
+        light = ask.choice("channel without stain", given.transmitted, list(presets), presets[0])
+        stain = ask.choice(f"channel that shows {label}", given.fluorescence, list(presets), presets[0])
+        if light == stain:
+            raise ExperimentError(f"{light} cannot be the channel without stain and that of the stain")
+        answers = replace(
+            usual, stage=stage, name=given.name, label=label,
+            transmitted=Channel(light, given.transmitted_ms),
+            fluorescence=Channel(stain, given.fluorescence_ms),
+        )  # fmt: skip
+        text, found = _write(file, answers, scope)
+        doubts.extend(found)
+        return Written(text=text, doubts=found)
+
+    stains = {name: _stain(presets, usual.manifest, name) for name in labels}
+    first = FormAnswers(
+        stage=usual.stage,
+        name=usual.name,
+        label=usual.label,
+        transmitted=usual.transmitted.preset,
+        transmitted_ms=usual.transmitted.exposure_ms,
+        fluorescence=usual.fluorescence.preset,
+        fluorescence_ms=usual.fluorescence.exposure_ms,
+    )
+    questions = FormQuestions(
+        file=str(file), microscope=scope.description, stages=dict(STAGES), labels=labels,
+        stains={name: stain for name, stain in stains.items() if stain}, presets=presets, usual=first,
+    )  # fmt: skip
+    if serve_form(questions, write, lambda address: out.print(f"fill in the form at  {address}"), port):
+        _tell_written(file, tuple(doubts))
+    else:
+        out.print("nothing was written")
+
+
+def _stain(presets: Sequence[str], manifest: Manifest, label: str) -> str | None:
+    """The preset that is called as the marker of a label."""
+    marker = next(one.marker for one in manifest.labels if one.name == label)
+    return next((one for one in presets if marker and one.lower() == marker.lower()), None)
+
+
+def _write(file: Path, answers: Answers, scope: OpenMicroscope) -> tuple[str, tuple[str, ...]]:
+    """Write an experiment file, once it has passed the dry run; its text, and what the dry run minds."""
     from acq_isl.experiment.experiment import Experiment
     from acq_isl.experiment.starter import write_experiment
     from acq_isl.files import write_whole
     from acq_isl.session.preflight import prepare
 
+    if file.exists():
+        raise ExperimentError(f"{file} is there already", fix="give another name, or move it away")
     text = write_experiment(answers, str(file))
     _, doubts = prepare(Experiment.from_text(text, str(file)), scope)
     write_whole(file, text)
+    return text, doubts
+
+
+def _tell_written(file: Path, doubts: tuple[str, ...]) -> None:
     for doubt in doubts:
         out.print(f"[yellow]mind[/] {escape(doubt)}")
     named = escape(str(file))
@@ -202,8 +270,7 @@ def _channels(
         raise ExperimentError(
             f"the group {group} has no other preset than {light}", fix="make one, or name --group"
         )
-    marker = next(one.marker for one in manifest.labels if one.name == label)
-    stain = next((one for one in others if marker and one.lower() == marker.lower()), others[0])
+    stain = _stain(others, manifest, label) or others[0]
     return light, ask.choice(f"channel that shows {label}", given[1], others, stain)
 
 

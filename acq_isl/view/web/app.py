@@ -137,7 +137,7 @@ class Page:
             Mount("/static", StaticFiles(directory=static)),
         ]
         app = Starlette(routes=routes, lifespan=self._living)
-        app.add_middleware(_Guarded, access=self._access)
+        app.add_middleware(Guarded, access=self._access)
         return app
 
     @asynccontextmanager
@@ -247,7 +247,7 @@ class Page:
         return answer.model_copy(update={"id": ordered.id})
 
 
-class _Guarded:
+class Guarded:
     """Every answer carries the security headers; requests under a foreign name get none."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:

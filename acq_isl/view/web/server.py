@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from acq_isl.base import StrictModel
 from acq_isl.errors import ExperimentError
@@ -19,6 +19,9 @@ from acq_isl.stream.child import ChildProcess, follow_parent
 from acq_isl.view.feed.address import new_token, read_address
 from acq_isl.view.feed.reader import FeedReader
 from acq_isl.view.feed.source import FinishedRun, OpenableSource
+
+if TYPE_CHECKING:
+    from acq_isl.view.web.form import FormAnswers, FormQuestions, Written
 
 DEFAULT_PORT = 8765
 _STARTUP_S = 30.0
@@ -84,11 +87,7 @@ def serve_page(
 
         from acq_isl.view.web.app import Access, Page
     except ImportError as error:
-        raise ExperimentError(
-            "the web page needs packages that are not installed",
-            got=str(error),
-            fix='pip install "acq-isl[web]"',
-        ) from error
+        raise _without_extra(error) from error
     source, tokens = _source(folder, finished)
     listening = _listen(settings)
     port = listening.getsockname()[1]
@@ -117,6 +116,55 @@ def serve_page(
         read = settings.address(port, "" if settings.local else tokens[0])
         announce(Announcement(read=read, operate=settings.address(port, tokens[1])))
         server.run(sockets=[listening])
+
+
+def serve_form(
+    questions: FormQuestions,
+    write: Callable[[FormAnswers], Written],
+    announce: Callable[[str], None],
+    port: int | None = None,
+) -> bool:
+    """Serve a form on this computer until it was answered, or Ctrl-C; whether a file was written.
+
+    ``announce`` gets its address. ExperimentError: no extra [web], or the port is taken.
+    """
+    try:
+        import uvicorn
+
+        from acq_isl.view.web.app import Access
+        from acq_isl.view.web.form import FormPage
+    except ImportError as error:
+        raise _without_extra(error) from error
+    settings, token = PageSettings(port=port), new_token()
+    answered: list[bool] = []
+
+    def done() -> None:
+        answered.append(True)
+        server.should_exit = True  # once the answer is sent
+
+    access = Access(new_token(), token, _LOOPBACK_NAMES)
+    app = FormPage(questions, write, access, done).app()
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        ws="none",
+        timeout_graceful_shutdown=2,
+    )
+    server = uvicorn.Server(config)
+    with _listen(settings) as listening:
+        announce(settings.address(listening.getsockname()[1], token))
+        server.run(sockets=[listening])
+    return bool(answered)
+
+
+def _without_extra(error: ImportError) -> ExperimentError:
+    return ExperimentError(
+        "the web page needs packages that are not installed",
+        got=str(error),
+        fix='pip install "acq-isl[web]"',
+    )
 
 
 def _source(folder: Path, finished: FinishedRun | None) -> tuple[OpenableSource, tuple[str, str]]:
