@@ -10,7 +10,9 @@ from typer.testing import CliRunner
 from acq_isl.cli.app import cli
 from acq_isl.engines.model_file import read_model
 from acq_isl.errors import ExperimentError
-from acq_isl.training import cross_fit
+
+pytest.importorskip("torch", reason="pip install acq-isl[train] to calibrate")
+from acq_isl.training import cross_fit  # noqa: E402
 
 TEXT = """
 name: small
