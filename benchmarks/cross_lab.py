@@ -28,7 +28,7 @@ from typing import Any, Literal
 import numpy as np
 import tifffile
 import yaml
-from cross_lab_picture import Shown, draw_card
+from cross_lab_picture import Strip, draw_card, make_strip
 from cross_lab_ridge import fit_ridge
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
@@ -482,23 +482,47 @@ def make_card(
     found = [(path, read_model(path).info) for path in models]
     judged = [Model(path, info.sha256, info.manifest) for path, info in found]
     rows: list[Row] = []
-    pictures: list[Shown] = []
+    strips: list[Strip] = []
     for lab in sets:
-        if not (data / lab.folder).is_dir():
-            where = data / lab.folder
+        where = data / lab.folder
+        if not where.is_dir():
             tell(f"skipped {lab.name}: {where} is not here; recorded images are no part of the project")
             continue
-        bench = Bench(lab, data, out / "work", steps)
-        bench.write()
-        own, reports = judge(bench, judged)
-        note_look(out / "looks.jsonl", lab.name, [model.sha256 for model in judged], "cross-lab card")
+        own, strip = judge_once(Bench(lab, data, out / "work", steps), judged, out / "looks.jsonl")
         tell(as_table(own))
         rows += own
-        pictures.append(Shown(lab.name, reports, bench.ridge))
+        strips += [strip] if strip is not None else []
         (out / "cross_lab.json").write_text(as_json(rows, judged), encoding="utf-8")
         (out / "cross_lab.md").write_text(as_table(rows), encoding="utf-8")
-        draw_card(pictures, out / "cross_lab.png")
+        draw_card(strips, out / "cross_lab.png")
     return rows
+
+
+def judge_once(bench: Bench, models: Sequence[Model], looks: Path) -> tuple[list[Row], Strip | None]:
+    """`judge`, or what it found before of the same images, models and steps."""
+    done = (
+        bench.folder
+        / f"rows-{hashlib.sha256(''.join(m.sha256 for m in models).encode()).hexdigest()[:12]}.json"
+    )
+    picture = done.with_suffix(".npz")
+    if not done.exists():
+        bench.write()
+        rows, reports = judge(bench, models)
+        note_look(looks, bench.lab.name, [model.sha256 for model in models], "cross-lab card")
+        if reports:
+            make_strip(bench.lab.name, reports, bench.ridge).save(picture)
+        done.write_text(as_json(rows, models), encoding="utf-8")
+    found = [_row(**row) for row in json.loads(done.read_text(encoding="utf-8"))["rows"]]
+    return found, Strip.load(picture, bench.lab.name, found[0].label) if picture.exists() else None
+
+
+def _row(cells: dict[str, dict[str, Any]], **row: Any) -> Row:
+    """As it stands in JSON."""
+    known = {
+        name: {k: math.nan if v is None and k != "right" else v for k, v in cell.items()}
+        for name, cell in cells.items()
+    }
+    return Row(cells={name: Cell(**cell) for name, cell in known.items()}, **row)
 
 
 def main() -> None:
