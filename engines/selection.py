@@ -25,7 +25,7 @@ from acq_isl.stack import StackInfo, StackKey, ZStack
 
 _log = logging.getLogger(__name__)
 
-_FIELD_PX = 512
+FIELD_PX = 512
 _ROUNDS = 6
 _ENOUGH_S = 6.0  # a slow network is not run often on a slow machine to learn what is clear
 _HASH_DIGITS = 24
@@ -53,7 +53,7 @@ class Selection(StrictModel):
     def reason(self, name: str) -> str:
         """Why this engine, in a sentence."""
         others = [f"{other} {self.took_ms[other]:.0f} ms" for other in self.order if other != name]
-        text = f"{name}: {self.took_ms[name]:.0f} ms for {_FIELD_PX}x{_FIELD_PX} pixels"
+        text = f"{name}: {self.took_ms[name]:.0f} ms for {FIELD_PX}x{FIELD_PX} pixels"
         text += f"; {', '.join(others)}" if others else "; nothing else is installed"
         text += "".join(f"; {other} cannot be used: {why}" for other, why in self.failed.items())
         return f"{text}; measured on this machine on {self.chosen_at[:10]}"
@@ -110,7 +110,7 @@ def _measured(model: ModelFile, candidates: Sequence[Candidate], machine: tuple[
                 engines[candidate.name] = opened.enter_context(candidate.load())
             except (EngineError, ModelError) as error:
                 failed[candidate.name] = str(error)
-        took_ms = _shortest_ms(engines, sample_stack(model, _FIELD_PX), failed)
+        took_ms = shortest_ms(engines, sample_stack(model, FIELD_PX), failed)
     for name, why in failed.items():
         _log.warning("engine %s cannot be used: %s", name, why)
     if not took_ms:
@@ -123,7 +123,7 @@ def _measured(model: ModelFile, candidates: Sequence[Candidate], machine: tuple[
     return Selection(machine=machine, took_ms=took_ms, failed=failed, chosen_at=now)
 
 
-def _shortest_ms(engines: dict[str, Predictor], stack: ZStack, failed: dict[str, str]) -> dict[str, float]:
+def shortest_ms(engines: dict[str, Predictor], stack: ZStack, failed: dict[str, str]) -> dict[str, float]:
     """Time of the fastest prediction after a first one; they take turns, so that all are disturbed alike."""
     took_ms: dict[str, list[float]] = {}
     began_s = time.perf_counter()

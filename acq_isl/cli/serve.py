@@ -14,11 +14,12 @@ from rich.markup import escape
 from acq_isl.cli.build import field_size
 from acq_isl.cli.console import configure_logging, counted, out
 from acq_isl.cli.sim import faulty
-from acq_isl.errors import ExperimentError
+from acq_isl.errors import ExperimentError, ModelError
 
 if TYPE_CHECKING:
     from acq_isl.engines.fallback import Ladder
     from acq_isl.engines.gate import Policy
+    from acq_isl.engines.model_size import Work
     from acq_isl.session.predict_spool import Models
     from acq_isl.stream.model_registry import ServedModel
 
@@ -58,6 +59,7 @@ Connect = Annotated[
     str | None, typer.Option(help="Address of a running 'acq-isl serve' to predict with instead.")
 ]
 _DEFAULT = "tcp://127.0.0.1:5599"
+FIELD_PX = (1024, 1024)  # where nobody says
 
 
 def load(
@@ -84,6 +86,30 @@ def load(
     return ServedModel(engine, name, engine.model.sha256, engine.name, engine.rungs)
 
 
+def pick_size(models: Sequence[str], smaller: str, deadline_ms: float, work: Work) -> tuple[str, str]:
+    """Of a model and a smaller one the best that keeps the deadline, and why.
+
+    ExperimentError for several models, ModelError if one could not take the place of the other.
+    """
+    from acq_isl.engines import describe
+    from acq_isl.engines.model_size import SHARE, choose_size, measure_size
+    from acq_isl.stream.model_registry import changes, named
+
+    if len(models) > 1:
+        raise ExperimentError("--smaller stands in for one model", got=", ".join(models), fix="serve one")
+    files = list(dict.fromkeys((named(models[0])[1], smaller)))
+    old, new = (describe(file).manifest for file in (files[0], files[-1]))
+    if changed := changes(old, new):
+        raise ModelError(
+            f"{smaller} cannot take the place of {files[0]}",
+            wanted="the same labels, planes, pixel size and optics",
+            got="; ".join(changed),
+            fix="name another smaller model, or leave it out",
+        )
+    chosen, why = choose_size([measure_size(file, work, SHARE * deadline_ms) for file in files], deadline_ms)
+    return models[0] if chosen.model == files[0] else chosen.model, why
+
+
 @commands.command("serve")
 def serve(
     model: _Served = None,
@@ -102,10 +128,18 @@ def serve(
         bool, typer.Option("--alone", help="Let no other engine take over from one that fails.")
     ] = False,
     remark: Annotated[str, typer.Option(hidden=True)] = "",
+    smaller: Annotated[
+        str | None,
+        typer.Option(help="Smaller model of the same labels, served instead if only it keeps the deadline."),
+    ] = None,
+    deadline: Annotated[
+        float | None, typer.Option(min=0.001, help="With --smaller: ms that a prediction may take.")
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what happens inside.")] = False,
 ) -> None:
     """Predict for clients until stopped with Ctrl-C."""
     from acq_isl.engines.fallback import Ladder
+    from acq_isl.engines.model_size import Work
     from acq_isl.protocols import SelectedEngine
     from acq_isl.stream.process import Parent, lower_priority, serve
     from acq_isl.stream.server import ServerSettings
@@ -129,7 +163,14 @@ def serve(
         )
         return replace(model, engine=faulty(model.engine, fault))
 
-    models = [load_here(name) for name in model or ["demo"]]
+    names = model or ["demo"]
+    if smaller is not None and deadline is not None:
+        work = Work(field_px or FIELD_PX, views, threads, backend, skip)
+        name, why = pick_size(names, smaller, deadline, work)
+        out.print(escape(why))
+        if name not in names:
+            names, ladder = [name], replace(ladder, remark="; ".join(filter(None, (remark, why))))
+    models = [load_here(name) for name in names]
     for served in models:
         out.print(f"{escape(served.name)} at {bind} on {escape(served.backend)}; stop with Ctrl-C")
         if isinstance(served.engine, SelectedEngine) and served.engine.why:

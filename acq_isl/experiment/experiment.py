@@ -71,8 +71,9 @@ class LocalEngine(StrictModel):
     """Whether a slower engine of the same model may take over from one that fails, as each of its predictions
     says. Without, all predictions of a run are of one engine, and stacks wait on disk while it is gone."""
     smaller_model: str | None = None
-    """Model file of the same labels, planes and optics that predicts where no engine runs ``model``, as each
-    of its predictions says. By default the run then goes on without predictions."""
+    """Model file of the same labels, planes and optics that predicts where no engine runs ``model``, or where
+    ``model`` would not keep ``deadline_ms`` on this computer, as measured, and this one would. Each of its
+    predictions says so. By default the run goes on with ``model``, or without predictions."""
 
     @model_validator(mode="after")
     def _may_degrade(self) -> LocalEngine:

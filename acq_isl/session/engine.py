@@ -76,7 +76,15 @@ def _serve_command(experiment: Experiment, field_px: tuple[int, int]) -> tuple[s
     faults = (word for fault in planted for word in ("--fault", str(fault)))
     engine = experiment.engine
     views = ("--views", str(engine.views)) if isinstance(engine, LocalEngine) and engine.views > 1 else ()
-    return (*SERVE, "--field", f"{rows}x{columns}", *views, *faults)
+    return (*SERVE, "--field", f"{rows}x{columns}", *views, *_sizes(experiment), *faults)
+
+
+def _sizes(experiment: Experiment) -> tuple[str, ...]:
+    """That the engine weighs the deadline, where there is a smaller model to keep it with."""
+    engine, deadline_ms = experiment.engine, experiment.deadline_ms
+    if not isinstance(engine, LocalEngine) or engine.smaller_model is None or deadline_ms is None:
+        return ()
+    return ("--smaller", engine.smaller_model, "--deadline", f"{deadline_ms:g}")
 
 
 def _rungs(process: EngineProcess, settings: LocalEngine) -> list[Rung]:

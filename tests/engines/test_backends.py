@@ -48,7 +48,7 @@ def install(tmp_path, monkeypatch):
         monkeypatch.syspath_prepend(str(site))
 
     monkeypatch.setenv("ACQ_ISL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(selection, "_FIELD_PX", 64)
+    monkeypatch.setattr(selection, "FIELD_PX", 64)
     monkeypatch.setattr(selection, "_ROUNDS", 1)
     yield put
     sys.modules.pop("onnx_reference", None)
