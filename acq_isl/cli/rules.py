@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from acq_isl.manifest import Manifest
     from acq_isl.rules.label_names import Labels
     from acq_isl.session.explain import Cost
+    from acq_isl.view.web.form import FormQuestions
 
 commands = typer.Typer()
 _CONTRADICTORY = 2
@@ -158,7 +159,7 @@ def _ask_on_page(file: Path, usual: Answers, scope: OpenMicroscope, port: int | 
     """Have the rest answered in a browser; ``usual`` stands in the form to begin with."""
     from acq_isl.experiment.starter import STAGES, Channel
     from acq_isl.hooks import Hardware
-    from acq_isl.view.web.form import FormAnswers, FormQuestions, Written
+    from acq_isl.view.web.form import FormAnswers, Written
     from acq_isl.view.web.server import serve_form
 
     presets, labels = Hardware(scope.core).presets(usual.group), usual.manifest.label_names
@@ -181,6 +182,18 @@ def _ask_on_page(file: Path, usual: Answers, scope: OpenMicroscope, port: int | 
         doubts.extend(found)
         return Written(text=text, doubts=found)
 
+    questions = _questions(file, usual, scope.description, presets)
+    if serve_form(questions, write, lambda address: out.print(f"fill in the form at  {address}"), port):
+        _tell_written(file, tuple(doubts))
+    else:
+        out.print("nothing was written")
+
+
+def _questions(file: Path, usual: Answers, scope: str, presets: tuple[str, ...]) -> FormQuestions:
+    from acq_isl.experiment.starter import STAGES
+    from acq_isl.view.web.form import FormAnswers, FormQuestions
+
+    labels = usual.manifest.label_names
     stains = {name: _stain(presets, usual.manifest, name) for name in labels}
     first = FormAnswers(
         stage=usual.stage,
@@ -191,14 +204,10 @@ def _ask_on_page(file: Path, usual: Answers, scope: OpenMicroscope, port: int | 
         fluorescence=usual.fluorescence.preset,
         fluorescence_ms=usual.fluorescence.exposure_ms,
     )
-    questions = FormQuestions(
-        file=str(file), microscope=scope.description, stages=dict(STAGES), labels=labels,
+    return FormQuestions(
+        file=str(file), microscope=scope, stages=dict(STAGES), labels=labels,
         stains={name: stain for name, stain in stains.items() if stain}, presets=presets, usual=first,
     )  # fmt: skip
-    if serve_form(questions, write, lambda address: out.print(f"fill in the form at  {address}"), port):
-        _tell_written(file, tuple(doubts))
-    else:
-        out.print("nothing was written")
 
 
 def _stain(presets: Sequence[str], manifest: Manifest, label: str) -> str | None:
