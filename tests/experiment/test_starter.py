@@ -93,4 +93,5 @@ def test_an_action_against_the_limits_is_explained(tmp_path: Path) -> None:
     text = EXPLAINED.replace("WHEN", when).replace(SETS, "{kind: image, channels: [DAPI], exposure_ms: 500}")
     (tmp_path / "x.yaml").write_text(text + "limits: {exposure_ms: 100}\n")
     answer = CliRunner().invoke(cli, ["explain", str(tmp_path / "x.yaml")])
-    assert answer.exit_code == 0 and "would be refused" in answer.output, answer.output
+    assert answer.exit_code == 2, answer.output  # the dry run refuses it, too
+    assert "would be refused" in answer.output and "triggers.0.do" in answer.output
