@@ -18,9 +18,9 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -39,8 +39,8 @@ from acq_isl.engines.onnx import OnnxEngine
 from acq_isl.errors import AcqIslError, PairRefused, StackRefused
 from acq_isl.evaluation.evaluate import evaluate
 from acq_isl.evaluation.inputs import find_items
-from acq_isl.evaluation.results import FLOOR, MODEL, Report, Score, Settings
-from acq_isl.evaluation.scores import PixelScore, score_blocks, score_pixels
+from acq_isl.evaluation.results import MODEL, Report, Score, Settings
+from acq_isl.evaluation.scores import score_blocks, score_pixels
 from acq_isl.evaluation.worth import agree, resample
 from acq_isl.manifest import Manifest
 from acq_isl.processing.statistics import pearson
@@ -322,25 +322,15 @@ def _refusal(model: Model, stack: ZStack) -> str:
     return ""
 
 
-def of_report(bench: Bench, report: Report, label: str, way: str = MODEL) -> Cell:
-    """A score of an evaluation with its interval; of cells, the correlation of their totals."""
-    if bench.lab.measure == "pixels":
-        own = [score for score in report.scores if (score.label, score.way) == (label, way)]
-        if len(own) == 1:
-            own = [replace(own[0], blocks=_blocks(bench, report, label, way))]
-        return interval(own)
-    fields = [field.labels[label] for field in report.shown]
-    if way == FLOOR:
-        return Cell()
-    return of_totals([(truth, mean) for truth, mean, _ in fields])
-
-
-def _blocks(bench: Bench, report: Report, label: str, way: str) -> tuple[PixelScore, ...]:
-    """Of the only image, squares of a quarter of its shorter side; 40 um are too few of them for bacteria."""
-    truth, mean, _ = report.shown[0].labels[label]
-    recording = bench.judged[0][1]
-    floor = structure(recording.stack, _FLOOR_UM / recording.pixel_size_um) if way == FLOOR else mean
-    return score_blocks(floor, truth, None, max(min(truth.shape) // 4, 16))
+def of_report(bench: Bench, report: Report, label: str) -> Cell:
+    """A model's score in an evaluation with its interval; of cells, the correlation of their totals."""
+    if bench.lab.measure != "pixels":
+        return of_totals([field.labels[label][:2] for field in report.shown])
+    own = [score for score in report.scores if (score.label, score.way) == (label, MODEL)]
+    if len(own) == 1:  # of the only image blocks of 40 um would be too few, of bacteria
+        truth, mean, _ = report.shown[0].labels[label]
+        own = [replace(own[0], blocks=score_blocks(mean, truth, None, max(min(truth.shape) // 4, 16)))]
+    return interval(own)
 
 
 def interval(own: Sequence[Score]) -> Cell:
@@ -371,18 +361,31 @@ def ridge_cell(bench: Bench, label: str) -> Cell:
     """A ridge on local features of the one image, scored as a model is."""
     learned = [bench.seen(each) for _, each in bench.one]
     guesser = fit_ridge([(each.stack, each.labels[label], each.valid.get(label)) for each in learned])
+
+    def guess(recording: Recording) -> NDArray[np.float32]:
+        image = guesser(recording.stack)
+        bench.ridge.setdefault(label, image)
+        return image
+
+    return guessed(bench, label, guess)
+
+
+def floor_cell(bench: Bench, label: str) -> Cell:
+    """What needs no learning."""
+    return guessed(bench, label, lambda each: structure(each.stack, _FLOOR_UM / each.pixel_size_um))
+
+
+def guessed(bench: Bench, label: str, guess: Callable[[Recording], NDArray[np.float32]]) -> Cell:
+    """How good a guess is that is made from the light alone."""
     scores, totals = [], []
     for name, raw in bench.judged:
         recording = bench.seen(raw)
-        guess, truth = guesser(recording.stack), recording.labels[label].astype(np.float32)
-        bench.ridge.setdefault(label, guess)
+        image, truth = guess(recording), recording.labels[label].astype(np.float32)
         valid = recording.valid.get(label)
-        blocks = score_blocks(guess, truth, valid, max(min(truth.shape) // 4, 16))
-        scores.append(Score(name, label, "ridge", score_pixels(guess, truth, valid), blocks=blocks))
-        totals.append((truth, guess))
-    if bench.lab.measure != "pixels":
-        return of_totals(totals)
-    return interval(scores)
+        blocks = score_blocks(image, truth, valid, max(min(truth.shape) // 4, 16))
+        scores.append(Score(name, label, "guess", score_pixels(image, truth, valid), blocks=blocks))
+        totals.append((truth, image))
+    return interval(scores) if bench.lab.measure == "pixels" else of_totals(totals)
 
 
 def judge(bench: Bench, models: Sequence[Model]) -> tuple[list[Row], dict[str, Report]]:
@@ -396,16 +399,16 @@ def judge(bench: Bench, models: Sequence[Model]) -> tuple[list[Row], dict[str, R
             reports[f"{model.title} as it is"] = report
     if not bench.judged:
         return [Row(bench.lab.name, bench.lab.what, "-", images, bench.lab.measure, verdicts)], {}
-    for model in models:
-        column = f"{model.title} adapted"
+    makers = {f"{model.title} adapted": partial(bench.adapted, model) for model in models}
+    for column, make in (makers | {"from scratch": bench.from_scratch}).items():
         try:
-            reports[column] = bench.evaluated(bench.adapted(model))
+            reports[column] = bench.evaluated(make())
         except AcqIslError as error:
-            verdicts[column] = Cell(says=f"cannot: {error.what.rpartition(': ')[2]}")
-    reports["from scratch"] = scratch = bench.evaluated(bench.from_scratch())
+            why = error.got if isinstance(error, PairRefused) and error.got else error.what
+            verdicts[column] = Cell(says=f"cannot: {why.partition(';')[0].rpartition(': ')[2]}")
     rows = []
     for label in bench.labels:
-        cells = {"floor": of_report(bench, scratch, label, FLOOR)}
+        cells = {"floor": floor_cell(bench, label)}
         for column in (*verdicts, *(name for name in reports if name not in verdicts)):
             report = reports.get(column)
             if report is not None and label in report.labels:
