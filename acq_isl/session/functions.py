@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from acq_isl.errors import AcqIslError
 from acq_isl.experiment.experiment import Experiment
@@ -21,11 +22,8 @@ def lint_functions(experiment: Experiment) -> Iterator[Lint]:
     for number, trigger in enumerate(experiment.triggers):
         for need in trigger.do.needs():
             if isinstance(need, NeedsFunction):
-                name, arguments = need.name, need.arguments
-                yield from _lint(
-                    f"triggers.{number}.do.function",
-                    lambda name=name, arguments=arguments: check_function(name, arguments, experiment.folder),
-                )
+                check = partial(check_function, need.name, need.arguments, experiment.folder)
+                yield from _lint(f"triggers.{number}.do.function", check)
     places: dict[Measurement, str] = {}
     for number, trigger in enumerate(experiment.triggers):
         _place(places, f"triggers.{number}.when", trigger.measurements)
@@ -34,7 +32,7 @@ def lint_functions(experiment: Experiment) -> Iterator[Lint]:
     with UserMeasurements(experiment.folder) as functions:
         for measurement, key in places.items():
             if isinstance(measurement, PythonFunction):
-                yield from _lint(key, lambda rule=measurement: functions.check(rule))
+                yield from _lint(key, partial(functions.check, measurement))
             elif isinstance(measurement, ObjectMeasurement):
                 yield from _lint(key, measurement.objects_by.check)
 
