@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Literal, Self
 
 import onnx
+from onnx import helper
 from onnx.utils import Extractor
 from pydantic import Field, ValidationError, model_validator
 
@@ -74,6 +75,12 @@ def read_tags(model: onnx.ModelProto | bytes) -> GraphTags | None:
     except ValidationError as error:
         _log.warning("the tags of the model's graph are left out, so it runs slower: %s", error)
         return None
+
+
+def write_tags(model: onnx.ModelProto, tags: GraphTags) -> None:
+    """Put tags into a model, in place of those that it has."""
+    entries = {entry.key: entry.value for entry in model.metadata_props}
+    helper.set_model_props(model, entries | {GRAPH_KEY: tags.model_dump_json()})
 
 
 def extract(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:

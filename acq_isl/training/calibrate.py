@@ -1,6 +1,6 @@
 """What a model file says of its own doubt, fitted again to simulated fields: ``MODEL`` in, ``MODEL`` out.
 
-    python -m acq_isl.training.calibrate MODEL.onnx [--fields 64] [--out OTHER.onnx]
+    python -m acq_isl.training.calibrate MODEL.onnx [--fields 64] [--keep-counts] [--out OTHER.onnx]
 
 Weights and predicted means stay as they are, to the bit. The fields are those of the simulated microscope,
 each of another culture that no model was trained on. So this is for models of simulated light; training
@@ -27,6 +27,7 @@ from acq_isl.manifest import MANIFEST_KEY, Evaluation, Manifest
 from acq_isl.stack import Float32Image, NetworkLabel, Prediction, StackInfo, StackKey, ZStack
 from acq_isl.training.counts import CountedField, fit_counts
 from acq_isl.training.data.source_simulated import LABELS, SimulationConfig, simulate
+from acq_isl.training.doubt_head import SCALE, SLOPE
 from acq_isl.training.score import BrightFit, PixelSums, calibrate_bright
 
 _SEED = 77
@@ -65,8 +66,9 @@ def predict_fields(
         yield info.key.position, prediction, truth
 
 
-def calibrate(model: Path | str, out: Path, fields: int = _FIELDS) -> Manifest:
+def calibrate(model: Path | str, out: Path, fields: int = _FIELDS, *, keep_counts: bool = False) -> Manifest:
     """Fit counts and SD to simulated fields and write the model file with them; returns its new manifest.
+    Counts follow from means alone, so they may be kept where only the SD is another.
 
     Raises
     ------
@@ -79,7 +81,8 @@ def calibrate(model: Path | str, out: Path, fields: int = _FIELDS) -> Manifest:
     manifest = file.info.manifest
     networks = {each.label for each in manifest.counting if isinstance(each, NetworkLabel)}
     judged = [label for label in manifest.label_names if label in LABELS]
-    counted: dict[str, list[CountedField]] = {label: [] for label in judged if label not in networks}
+    objects = [label for label in judged if label not in networks and not keep_counts]
+    counted: dict[str, list[CountedField]] = {label: [] for label in objects}
     sums: dict[str, list[PixelSums]] = {label: [] for label in judged}
     with Predictor(file.info, OnnxNetwork(file)) as predictor:
         for name, prediction, truth in predict_fields(predictor, live_fields(manifest, fields)):
@@ -90,8 +93,11 @@ def calibrate(model: Path | str, out: Path, fields: int = _FIELDS) -> Manifest:
                 parts.append(_pixels(prediction, label, truth[label], manifest))
     counts = (fit_counts(label, found, _JUDGED_ON) for label, found in counted.items())
     known = (*(each for each in counts if each is not None), *map(NetworkLabel, sorted(networks)))
-    spreads = {label: calibrate_bright(parts) for label, parts in sums.items()}
-    calibrated = _with_spreads(manifest.model_copy(update={"counts": known}), spreads, fields)
+    if not keep_counts:
+        manifest = manifest.model_copy(update={"counts": known})
+    sloped = SLOPE in _weights(file.content)
+    spreads = {label: calibrate_bright(parts, sloped=sloped) for label, parts in sums.items()}
+    calibrated = _with_spreads(manifest, spreads, fields)
     write_manifest(_rescale(file.content, calibrated), calibrated, out)
     return calibrated
 
@@ -151,7 +157,9 @@ def _with_spreads(manifest: Manifest, fits: dict[str, BrightFit], fields: int) -
 def _rescale(content: bytes, manifest: Manifest) -> bytes:
     """The graph with the manifest's factors of the SD; ModelError if it has no place for them."""
     model = onnx.load_from_string(content)
-    wanted = {"spread_scale": manifest.spread_scale, "spread_slope": manifest.spread_slope}
+    wanted = {SCALE: manifest.spread_scale}
+    if SLOPE in _weights(content):
+        wanted[SLOPE] = manifest.spread_slope
     for weight in model.graph.initializer:
         if weight.name in wanted:
             values = np.asarray(wanted.pop(weight.name), np.float32).reshape(tuple(weight.dims))
@@ -164,6 +172,11 @@ def _rescale(content: bytes, manifest: Manifest) -> bytes:
         )
     scaled: bytes = model.SerializeToString()
     return scaled
+
+
+def _weights(content: bytes) -> set[str]:
+    """Names of the graph's weights: an SD of its own (`acq_isl.training.doubt_head`) knows no slope."""
+    return {weight.name for weight in onnx.load_from_string(content).graph.initializer}
 
 
 def write_manifest(content: bytes, manifest: Manifest, out: Path) -> None:
@@ -185,8 +198,10 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--out", type=Path, help="by default the model itself")
     parser.add_argument("--fields", type=int, default=_FIELDS)
+    parser.add_argument("--keep-counts", action="store_true", help="fit the SD alone")
     options = parser.parse_args(words)
-    manifest = calibrate(options.model, options.out or options.model, options.fields)
+    out = options.out or options.model
+    manifest = calibrate(options.model, out, options.fields, keep_counts=options.keep_counts)
     for found in (*manifest.counts, *manifest.evaluations):
         logger.info("%s", found)
 

@@ -175,32 +175,38 @@ def calibrate(levels: _Array) -> tuple[float, float]:
     """Scale and slope under which the errors are likeliest, if they are Gaussian. The RMS of error / (SD *
     scale * (1 + slope * mean)) over all pixels is then 1. ``levels`` is (3, k) float64, by predicted mean:
     pixels, sum of means, sum of (error / SD)^2."""
-    pixels, mean, squares = levels[0], _mean_levels(levels), levels[2]
-
-    def scale(slope: float) -> float:
-        return max(float(np.sqrt(np.sum(squares / (1 + slope * mean) ** 2) / pixels.sum())), 1e-6)
+    pixels, mean = levels[0], _mean_levels(levels)
 
     def surprise(slope: float) -> float:
-        return float(np.log(scale(slope)) + pixels @ np.log1p(slope * mean) / pixels.sum())
+        scale = _likeliest_scale(levels, slope)
+        return float(np.log(scale) + pixels @ np.log1p(slope * mean) / pixels.sum())
 
     found = minimize_scalar(surprise, bounds=(0.0, _MOST_SLOPE), method="bounded")
     slope = float(found.x) if found.fun < surprise(0.0) - 1e-9 else 0.0
-    return scale(slope), slope
+    return _likeliest_scale(levels, slope), slope
 
 
-def calibrate_bright(units: Sequence[PixelSums]) -> BrightFit:
+def _likeliest_scale(levels: _Array, slope: float) -> float:
+    shape = (1 + slope * _mean_levels(levels)) ** 2
+    return max(float(np.sqrt(np.sum(levels[2] / shape) / levels[0].sum())), 1e-6)
+
+
+def calibrate_bright(units: Sequence[PixelSums], *, sloped: bool = True) -> BrightFit:
     """Scale and slope under which one SD holds for `_SURE` of the pixels whose truth is bright.
 
     Most pixels are background, and what makes all errors likeliest is far too narrow where something is.
     Of the slopes tried, each with the scale that does it, the likeliest; nothing bright: as `calibrate`.
+    Not ``sloped``: the slope is 0, since the SD was learned where the truth is bright.
     """
     levels = np.sum([unit.levels for unit in units], axis=0)
     ratios = np.sum([unit.ratios for unit in units], axis=0)
     if not ratios[1].any():
-        return BrightFit(*calibrate(levels), _cover(ratios.sum(axis=0), np.ones(len(levels[0]))) or 0.0, None)
+        scale, slope = calibrate(levels) if sloped else (_likeliest_scale(levels, 0.0), 0.0)
+        covered = _cover(ratios.sum(axis=0), scale * (1 + slope * _mean_levels(levels)))
+        return BrightFit(scale, slope, covered or 0.0, None)
     pixels, mean, squares = levels[0], _mean_levels(levels), levels[2]
     fits = []
-    for slope in _SLOPES:
+    for slope in _SLOPES if sloped else _SLOPES[:1]:
         shape = 1 + slope * mean
         log_scale = brentq(
             lambda log, shape=shape: (_cover(ratios[1], np.exp(log) * shape) or 0) - _SURE, -9, 9

@@ -15,9 +15,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from acq_isl.engines.graph_tags import GRAPH_KEY, GraphTags, read_tags
+from acq_isl.engines.graph_tags import GraphTags, read_tags, write_tags
 from acq_isl.errors import ModelError
 from acq_isl.manifest import Manifest
+from acq_isl.training.doubt_head import SPREAD_BEFORE
 from acq_isl.training.ood_gate import WINDOW_PX
 from acq_isl.training.reference.onnx_graph import OnnxGraph
 
@@ -90,8 +91,9 @@ def with_cost(content: bytes, manifest: Manifest, fit: CostFit) -> bytes:
     model.graph.output.append(
         helper.make_tensor_value_info("distance", TensorProto.FLOAT, ["n", None, "rows", "columns"])
     )
-    takes = tuple(dict.fromkeys((*tags.gate, tags.normalised, "mean", "spread")))
-    _set_tags(model, tags.model_copy(update={"gate": takes}))
+    asked = (name for name in tags.gate if name != SPREAD_BEFORE)  # now it is the SD as it is given
+    takes = tuple(dict.fromkeys((*asked, tags.normalised, "mean", "spread")))
+    write_tags(model, tags.model_copy(update={"gate": takes}))
     onnx.checker.check_model(model)
     made: bytes = model.SerializeToString()
     return made
@@ -119,11 +121,6 @@ def _without_cost(content: bytes) -> tuple[onnx.ModelProto, GraphTags]:
         for port in [port for port in model.graph.output if port.name not in made]:
             model.graph.output.remove(port)
     return model, tags
-
-
-def _set_tags(model: onnx.ModelProto, tags: GraphTags) -> None:
-    entries = {entry.key: entry.value for entry in model.metadata_props}
-    helper.set_model_props(model, entries | {GRAPH_KEY: tags.model_dump_json()})
 
 
 def _statistics(graph: OnnxGraph, tags: GraphTags, manifest: Manifest) -> str:

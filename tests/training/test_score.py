@@ -73,3 +73,16 @@ def test_without_anything_bright_the_sd_is_that_of_all_pixels():
     sums.add(np.zeros(1000), np.full(1000, 0.1), np.full(1000, 0.05))
     fit = calibrate_bright([sums])
     assert fit.scale == pytest.approx(2.0, rel=0.02) and fit.bright_covered is None
+
+
+def test_an_sd_that_was_learned_where_it_is_bright_gets_one_factor():
+    rng, sums = np.random.default_rng(0), PixelSums()
+    truth = np.where(rng.random(50_000) < 0.03, rng.uniform(0.4, 1.0, 50_000), 0.0)
+    mean = np.clip(0.4 * truth + rng.normal(0, 0.02, truth.size), 0, None)
+    std = np.where(truth > 0, 0.2, 0.02)
+    sums.add(mean, truth, std)
+    fit = calibrate_bright([sums], sloped=False)
+    assert fit.slope == 0 and fit.bright_covered == pytest.approx(0.68, abs=0.01)
+    dark = PixelSums()
+    dark.add(np.linspace(0, 1, 1000), np.full(1000, 0.1), np.full(1000, 0.05))
+    assert calibrate_bright([dark], sloped=False).slope == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 from onnx import helper, numpy_helper
 
-from acq_isl.engines.graph_tags import GRAPH_KEY, IMAGES, BackgroundTags, GraphTags, extract
+from acq_isl.engines.graph_tags import IMAGES, BackgroundTags, GraphTags, extract, write_tags
 from acq_isl.engines.model_file import read_model
 from acq_isl.errors import ModelError, StorageError
 from acq_isl.files import write_whole
@@ -51,8 +51,7 @@ def tag_model(model: onnx.ModelProto) -> onnx.ModelProto:
         ) from error
     extract(model, (tags.counts, "inv_sd"), (tags.normalised,))
     extract(model, (tags.normalised,), IMAGES)
-    entries = {entry.key: entry.value for entry in model.metadata_props}
-    helper.set_model_props(model, entries | {GRAPH_KEY: tags.model_dump_json()})
+    write_tags(model, tags)
     for item in (*model.graph.node, *model.graph.value_info):
         helper.set_model_props(
             item, {entry.key: entry.value for entry in item.metadata_props if entry.key == _SCOPES}
