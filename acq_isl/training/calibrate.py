@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +28,12 @@ from acq_isl.manifest import MANIFEST_KEY, Evaluation, Manifest
 from acq_isl.stack import Float32Image, NetworkLabel, Prediction, StackInfo, StackKey, ZStack
 from acq_isl.training.counts import CountedField, fit_counts
 from acq_isl.training.data.source_simulated import LABELS, SimulationConfig, simulate
-from acq_isl.training.doubt_head import SCALE, SLOPE
+from acq_isl.training.doubt_head import SCALE, SLOPE, without_floor
 from acq_isl.training.score import BrightFit, PixelSums, calibrate_bright
 
 _SEED = 77
 _FIELDS, _SIDE_PX = 64, 512
+_NO_FLOOR = "before its floor: "
 _DATASET = "simulated microscope, fitted"
 _JUDGED_ON = "fields of other cultures on the simulated microscope; true is what their true label shows"
 
@@ -84,7 +86,9 @@ def calibrate(model: Path | str, out: Path, fields: int = _FIELDS, *, keep_count
     objects = [label for label in judged if label not in networks and not keep_counts]
     counted: dict[str, list[CountedField]] = {label: [] for label in objects}
     sums: dict[str, list[PixelSums]] = {label: [] for label in judged}
-    with Predictor(file.info, OnnxNetwork(file)) as predictor:
+    bare = without_floor(file.content)
+    network = file if bare is None else replace(file, content=bare)
+    with Predictor(network.info, OnnxNetwork(network)) as predictor:
         for name, prediction, truth in predict_fields(predictor, live_fields(manifest, fields)):
             for label, found in counted.items():
                 pixel_um = prediction.info.pixel_size_um
@@ -97,7 +101,7 @@ def calibrate(model: Path | str, out: Path, fields: int = _FIELDS, *, keep_count
         manifest = manifest.model_copy(update={"counts": known})
     sloped = SLOPE in _weights(file.content)
     spreads = {label: calibrate_bright(parts, sloped=sloped) for label, parts in sums.items()}
-    calibrated = _with_spreads(manifest, spreads, fields)
+    calibrated = _with_spreads(manifest, spreads, fields, "" if bare is None else _NO_FLOOR)
     write_manifest(_rescale(file.content, calibrated), calibrated, out)
     return calibrated
 
@@ -124,8 +128,8 @@ def _pixels(prediction: Prediction, label: str, truth: Float32Image, manifest: M
     return sums
 
 
-def _with_spreads(manifest: Manifest, fits: dict[str, BrightFit], fields: int) -> Manifest:
-    """With the new factors of the SD, and what of it was true before taken out."""
+def _with_spreads(manifest: Manifest, fits: dict[str, BrightFit], fields: int, of: str = "") -> Manifest:
+    """With the new factors of the SD, without what was true of it before; ``of`` says which SD it is."""
     factors = [
         (fits[name].scale, fits[name].slope) if name in fits else old
         for name, old in zip(manifest.label_names, _factors(manifest), strict=True)
@@ -139,8 +143,8 @@ def _with_spreads(manifest: Manifest, fits: dict[str, BrightFit], fields: int) -
     new = tuple(
         Evaluation(
             label=label, dataset=_DATASET, split_unit="field", n=fields,
-            metrics={stale[0]: fit.covered}
-            | ({stale[1]: fit.bright_covered} if fit.bright_covered is not None else {}),
+            metrics={of + stale[0]: fit.covered}
+            | ({of + stale[1]: fit.bright_covered} if fit.bright_covered is not None else {}),
         )
         for label, fit in fits.items()
     )  # fmt: skip

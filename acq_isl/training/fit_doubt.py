@@ -1,6 +1,6 @@
 """A doubt that ranks errors and grows with them: ``MODEL`` in, ``MODEL`` with another SD out.
 
-    python -m acq_isl.training.fit_doubt MODEL.onnx [--out OTHER.onnx] [--seed 0]
+    python -m acq_isl.training.fit_doubt MODEL.onnx [--out OTHER.onnx] [--floor nuclei] [--seed 0]
 
 The SD that a network learned beside its means is smallest where something bright is missed altogether: most
 pixels are background, and there it is right. Here a small head (`acq_isl.training.doubt_head`) learns the
@@ -181,22 +181,30 @@ def _balance(bright: Tensor, weight: Tensor) -> Callable[[Tensor], Tensor]:
     return of
 
 
-def add_doubt(model: Path | str, scenes: Iterable[Scene], out: Path, seed: int = 0) -> None:
+def add_doubt(
+    model: Path | str, scenes: Iterable[Scene], out: Path, seed: int = 0, floored: Sequence[str] = ()
+) -> None:
     """Fit a head to scenes and write the model file with it; the scale of its SD is not known yet.
+
+    ``floored`` are labels whose SD is not below the network's own where much is predicted.
 
     Raises
     ------
     ExperimentError
-        Nothing in the scenes is bright.
+        Nothing in the scenes is bright, or the model has not such a label.
     ModelError
         The model cannot be used, or has no tags.
     StorageError
         The file cannot be written.
     """
     file = read_model(model)
-    content = with_doubt(file.content, learn(gather(file, scenes), seed))
-    labels = len(file.info.manifest.labels)
-    unscaled = {"spread_scale": (1.0,) * labels, "spread_slope": ()}
+    names = file.info.manifest.label_names
+    strange = [label for label in floored if label not in names]
+    if strange:
+        raise ExperimentError(f"the model has no label {strange[0]}", wanted=", ".join(names))
+    head = learn(gather(file, scenes), seed)
+    content = with_doubt(file.content, head, [label in floored for label in names])
+    unscaled = {"spread_scale": (1.0,) * len(names), "spread_slope": ()}
     write_manifest(content, file.info.manifest.model_copy(update=unscaled), out)
 
 
@@ -206,15 +214,14 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--out", type=Path, help="by default the model itself")
     parser.add_argument("--fields", type=int, default=_FIELDS)
-    parser.add_argument(
-        "--scaled", type=int, default=_SCALED, help="other fields, to fit its scale to"
-    )
+    parser.add_argument("--scaled", type=int, default=_SCALED, help="other fields, to fit its scale to")
+    parser.add_argument("--floor", nargs="*", default=[], help="labels that are predicted pale elsewhere")
     parser.add_argument("--seed", type=int, default=0, help="of the fit")
     options = parser.parse_args(words)
     manifest = read_model(options.model).info.manifest
     scenes = simulated_scenes(manifest, options.fields, _SEED)
     out = options.out or options.model
-    add_doubt(options.model, scenes, out, options.seed)
+    add_doubt(options.model, scenes, out, options.seed, options.floor)
     calibrate(out, out, options.scaled, keep_counts=True)
 
 

@@ -15,7 +15,14 @@ from scipy.stats import spearmanr
 from acq_isl.engines.graph_tags import extract, read_tags
 from acq_isl.engines.model_file import read_model
 from acq_isl.errors import ExperimentError, ModelError
-from acq_isl.training.doubt_head import SPREAD_BEFORE, DoubtHead, last_activations, with_doubt
+from acq_isl.training.calibrate import _rescale
+from acq_isl.training.doubt_head import (
+    SPREAD_BEFORE,
+    DoubtHead,
+    last_activations,
+    with_doubt,
+    without_floor,
+)
 from acq_isl.training.fit_doubt import Cells, _fold, add_doubt, learn
 from acq_isl.training.fit_gate import Scene
 from acq_isl.training.window_cost import STATISTICS, CostFit, with_cost, with_statistics
@@ -57,15 +64,31 @@ def gated() -> bytes:
 
 def test_means_and_distances_stay_to_the_bit_and_the_sd_is_the_heads() -> None:
     before, head = gated(), some_head()
-    made = with_doubt(before, head)
+    made = with_doubt(before, head, (True, False))
     for old, new in zip(run(before, "mean", "distance"), run(made, "mean", "distance"), strict=True):
         np.testing.assert_array_equal(new, old)
     shown = onnx.load_from_string(made)
     shown.graph.output.append(helper.make_tensor_value_info("active", onnx.TensorProto.FLOAT, None))
-    active, spread = run(shown.SerializeToString(), "active", "spread")
+    active, spread, mean = run(shown.SerializeToString(), "active", "spread", "mean")
     hidden = np.einsum("hc,nc...->nh...", head.first, active) + head.first_bias[:, None, None]
     log = np.einsum("lh,nh...->nl...", head.second, hidden.clip(0)) + head.second_bias[:, None, None]
-    np.testing.assert_allclose(spread, np.exp(log.clip(-9, 3) / 2), rtol=1e-4)
+    (before_sd,) = run(before, "spread")
+    floor = before_sd * ((mean - 0.25) / 0.05).clip(0, 1)
+    wanted = np.exp(log.clip(-9, 3) / 2)
+    wanted[:, 0] = np.maximum(wanted[:, 0], floor[:, 0])  # of the first label alone
+    np.testing.assert_allclose(spread, wanted, rtol=1e-4)
+    assert 0.05 < (wanted[:, 0] == floor[:, 0]).mean() < 0.95  # both are tried
+
+
+def test_the_scale_is_fitted_to_the_head_alone() -> None:
+    made = with_doubt(gated(), some_head(), (True, True))
+    bare = without_floor(made)
+    assert bare is not None
+    assert without_floor(gated()) is without_floor(with_doubt(gated(), some_head())) is None
+    floored, alone = run(made, "spread")[0], run(bare, "spread")[0]
+    assert (floored >= alone).all() and (floored > alone).any()
+    scaled_by = _rescale(made, tiny.MANIFEST.model_copy(update={"spread_scale": (2.0, 2.0)}))
+    np.testing.assert_allclose(run(without_floor(scaled_by) or b"", "spread")[0], 2 * alone, rtol=1e-6)
 
 
 def test_a_head_is_replaced_by_another_and_the_gate_goes_on_looking_at_the_first_sd() -> None:
@@ -155,3 +178,5 @@ def test_a_model_file_is_written_whose_scale_is_not_fitted_yet(tmp_path: Path) -
     add_doubt(model, scenes, tmp_path / "with doubt.onnx")
     found = read_model(tmp_path / "with doubt.onnx").info.manifest
     assert found.spread_scale == (1.0, 1.0) and found.spread_slope == ()
+    with pytest.raises(ExperimentError, match="no label cells"):
+        add_doubt(model, scenes, tmp_path / "other.onnx", floored=["cells"])
