@@ -1,8 +1,8 @@
 """An SD of its own in a model's graph: two small convolutions on the last activations. Pure.
 
 Means stay as they are, to the bit, and the gate goes on looking at the SD that it was fitted to. What the
-convolutions weigh is found by `acq_isl.training.fit_doubt`. Labels that are predicted pale off the simulator may
-have a floor where much is predicted: the SD that the network had, which alone is wide enough there.
+convolutions weigh is found by `acq_isl.training.fit_doubt`. Labels that are predicted pale off the simulator
+may have a floor where much is predicted: the SD that the network had, which alone is wide enough there.
 """
 
 from __future__ import annotations
