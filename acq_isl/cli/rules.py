@@ -205,7 +205,8 @@ def _questions(file: Path, usual: Answers, scope: str, presets: tuple[str, ...])
         fluorescence_ms=usual.fluorescence.exposure_ms,
     )
     return FormQuestions(
-        file=str(file), microscope=scope, stages={str(key): what for key, what in STAGES.items()}, labels=labels,
+        file=str(file), microscope=scope, labels=labels,
+        stages={str(key): what for key, what in STAGES.items()},
         stains={name: stain for name, stain in stains.items() if stain}, presets=presets, usual=first,
     )  # fmt: skip
 
