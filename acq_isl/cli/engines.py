@@ -90,6 +90,7 @@ def _prove(models: list[str], sides: tuple[int, ...], rounds: int, report: Path,
     from acq_isl.cli.gpu_kit.kit import Wish, run_kit
     from acq_isl.cli.gpu_kit.page import count_verdicts
     from acq_isl.engines import describe
+    from acq_isl.engines.model_file import SHIPPED
 
     if len(models) > 1:
         raise typer.BadParameter("the kit looks at one model at a time")
@@ -100,7 +101,7 @@ def _prove(models: list[str], sides: tuple[int, ...], rounds: int, report: Path,
         title = escape(f"{row.group}: {row.title}")
         out.print(f"[{color}]{row.verdict:14}[/] {title}: {escape(row.found)}")
 
-    model = models[0] if models[0] == "demo" else str(Path(models[0]).resolve())
+    model = models[0] if models[0] in SHIPPED else str(Path(models[0]).resolve())
     with TemporaryDirectory(prefix="acq-isl-gpu-", ignore_cleanup_errors=True) as folder:
         card = Card(model, Path(folder), sides or SIDES_PX, rounds)
         rows = run_kit(card, Wish(report.resolve(), minutes), tell)

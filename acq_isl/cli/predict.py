@@ -133,8 +133,9 @@ def _job(model: str, folder: Path, backend: str, threads: int | None, changes: d
     from acq_isl.bulk.output import noted_settings
     from acq_isl.bulk.work import Job, Settings
     from acq_isl.engines import describe, resolve
+    from acq_isl.engines.model_file import SHIPPED
 
-    file = model if model == "demo" else str(Path(model).resolve())
+    file = model if model in SHIPPED else str(Path(model).resolve())
     info = describe(file)
     before = noted_settings(folder).get("engine")
     engine = str(before) if before and backend == "auto" else resolve(file, backend, threads=threads)

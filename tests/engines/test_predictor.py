@@ -12,7 +12,7 @@ from scipy import ndimage
 from acq_isl.engines.model_file import ModelInfo
 from acq_isl.engines.predictor import Predictor
 from acq_isl.errors import EngineError, StackRefused
-from acq_isl.manifest import Label, Manifest
+from acq_isl.manifest import AnyPlanes, Label, Manifest
 from acq_isl.processing.normalize import contrast_sd
 from acq_isl.stack import StackInfo, StackKey, ZStack
 
@@ -254,6 +254,28 @@ def test_answers_too_large_to_square_are_numbers_all_the_same():
 def test_what_nobody_could_check_is_a_warning():
     stack = stack_of(culture((64, 64)), modality="unknown")
     assert "not checked" in Predictor(MODEL, BlurNetwork()).predict(stack).warnings[0]
+
+
+@pytest.mark.parametrize("z_um", [(3.0,), (0.0, 4.0), (0.0, 1.0, 5.0), (0.0, 0.5, 3.0, 3.5, 7.0, 9.0)])
+def test_a_model_for_any_planes_sees_those_of_a_stack_spread_over_its_own(z_um):
+    manifest = MANIFEST.model_copy(update={"any_planes": AnyPlanes(most_step_um=5.0)})
+    pixels = culture((64, 64), len(z_um))
+    engine = Predictor(dataclasses.replace(MODEL, manifest=manifest), BlurNetwork())
+    prediction = engine.predict(stack_of(pixels, z_um=z_um))
+    order = tuple(reversed(range(len(z_um))))  # planes may come in any order
+    turned = stack_of(pixels[list(order)], z_um=tuple(z_um[i] for i in order))
+    np.testing.assert_array_equal(engine.predict(turned).mean, prediction.mean)
+    spread = spread_by_hand(pixels, z_um, np.linspace(z_um[0], z_um[-1], 3))
+    if len(z_um) > 1:  # one image at several heights is refused where it is said to be a stack
+        fixed = Predictor(MODEL, BlurNetwork()).predict(stack_of(spread))
+        np.testing.assert_allclose(fixed.mean, prediction.mean, atol=1e-3)
+    assert prediction.mean.shape == (2, 64, 64) and prediction.mean.std() > 0.05
+
+
+def spread_by_hand(pixels, z_um, spread):
+    planes = pixels.reshape(len(z_um), -1).astype(np.float64)
+    out = np.stack([np.interp(spread, z_um, column) for column in planes.T], axis=1)
+    return np.rint(out).astype(np.uint16).reshape(3, *pixels.shape[1:])
 
 
 def test_a_stack_that_does_not_fit_is_refused_before_the_network_runs():

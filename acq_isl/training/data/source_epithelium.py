@@ -90,11 +90,11 @@ def simulate_epithelium(config: EpitheliumConfig, index: int) -> EpithelialPair:
     optics = _draw_optics(config, rng)
     specimen = EpithelialSpecimen(int(rng.integers(2**31)), optics, culture, Sensor(0, 0.0, 0.0))
     z_um = _draw_heights(config, rng)
-    pixel_um, place_um = rng.uniform(*config.pixel_um), rng.uniform(-5000, 5000, 2)
+    pixel_um, place_um = rng.uniform(*config.pixel_um), rng.uniform(-5000, 5000, 2).tolist()
     shape = (config.side_px, config.side_px)
     # Apertures are those drawn, whatever the pixel.
     specimen.optics = optics.scaled((pixel_um / 0.3) ** 0.7)
-    view = View(*place_um, 0.0, "Phase", pixel_um, shape)
+    view = View(place_um[0], place_um[1], 0.0, "Phase", pixel_um, shape)
     light = np.stack([specimen.render(replace(view, z_um=z)) for z in z_um])
     if rng.random() < 0.5:  # the stage counts the other way
         light, z_um = light[::-1], tuple(-z for z in reversed(z_um))
@@ -162,4 +162,5 @@ def _shading(config: EpitheliumConfig, rng: np.random.Generator, shape: tuple[in
     y, x = (np.linspace(-0.5, 0.5, side) for side in shape)
     along = np.cos(angle) * x + np.sin(angle) * y[:, None]
     log = slope * along / (abs(np.cos(angle)) + abs(np.sin(angle))) - bowl * (x**2 + y[:, None] ** 2)
-    return np.exp(log).astype(np.float32)
+    shading: Float32Image = np.exp(log).astype(np.float32)
+    return shading

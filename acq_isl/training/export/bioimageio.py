@@ -189,6 +189,16 @@ def _output(manifest: Manifest, name: str) -> dict[str, Any]:
     }
 
 
+def _other_planes(manifest: Manifest) -> str:
+    """What is to be done with stacks of other planes, if the model takes them."""
+    if manifest.any_planes is None:
+        return ""
+    return (
+        "Stacks of other planes, evenly spaced or not, are first interpolated to as many, evenly from the first "
+        "to the last, which acq-isl does itself; a single plane is repeated. "
+    )
+
+
 def _readme(manifest: Manifest) -> str:
     labels = "\n".join(f"* {label.name} (predicted), after {label.marker}" for label in manifest.labels)
     numbers = "\n".join(f"* {name}: {value:.3g}" for name, value in manifest.metrics.items())
@@ -205,7 +215,7 @@ def _readme(manifest: Manifest) -> str:
 
 Input: {manifest.planes} planes {manifest.z_step_um:g} um apart of {manifest.modality}, dense matter
 {manifest.polarity}, pixels of {manifest.pixel_size_um:g} um, uint16 counts of the camera, z rising. Nothing
-else needs to be done to them. {_NOTE}
+else needs to be done to them. {_other_planes(manifest)}{_NOTE}
 
 Trained on: {manifest.trained_on}. Licence: {manifest.licence}.
 
