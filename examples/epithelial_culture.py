@@ -1,4 +1,4 @@
-"""An epithelial-like culture from sparse to confluent in three kinds of light: draws docs/images/epithelial.png.
+"""An epithelial-like culture, sparse to confluent, in three kinds of light: draws docs/images/epithelial.png.
 
 python examples/epithelial_culture.py epithelial.png
 """

@@ -1,4 +1,4 @@
-"""Simulated epithelial-like fields for training: reproducible, of any planes, brought to those of the model."""
+"""Simulated epithelial-like fields to train on: reproducible, of any planes, brought to the model's."""
 
 from __future__ import annotations
 

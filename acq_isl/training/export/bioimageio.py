@@ -194,8 +194,8 @@ def _other_planes(manifest: Manifest) -> str:
     if manifest.any_planes is None:
         return ""
     return (
-        "Stacks of other planes, evenly spaced or not, are first interpolated to as many, evenly from the first "
-        "to the last, which acq-isl does itself; a single plane is repeated. "
+        "Stacks of other planes, evenly spaced or not, are first interpolated to as many, evenly from the "
+        "first to the last, which acq-isl does itself; a single plane is repeated. "
     )
 
 
