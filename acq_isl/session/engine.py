@@ -104,10 +104,20 @@ class RunPlan:
     pixel_to_stage: PixelToStage | None = None  # None if nobody has measured it
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class OpenedEngine:
+    """The way to a run's engine, the labels, and what is to be warned of."""
+
+    source: EngineClient | WithoutEngine
+    labels: Labels
+    warnings: tuple[str, ...] = ()
+    why: str = ""  # this engine, and how close it is to ONNX Runtime, as far as our own process says
+
+
 def open_engine(
     experiment: Experiment, plan: RunPlan, stack: ExitStack, tell: Callable[[str, str, str], None]
-) -> tuple[EngineClient | WithoutEngine, Labels, tuple[str, ...]]:
-    """The way to the engine, the labels, and warnings; a run without one goes on and acquires everything.
+) -> OpenedEngine:
+    """The way to the engine; a run without one goes on and acquires everything.
 
     The spool lies in the run's folder; ``stack`` closes what is opened; ``tell`` gets what is done to keep
     the engine running, as in `EngineKeeper`. The labels have no names where no engine is known yet.
@@ -116,7 +126,7 @@ def open_engine(
     spool = Spool(folder / "spool")
     match experiment.engine:
         case NoEngine():
-            return WithoutEngine(), Labels(), ("this run has no engine: nothing was predicted",)
+            return OpenedEngine(WithoutEngine(), Labels(), ("this run has no engine: nothing was predicted",))
         case LocalEngine(threads=threads) as local:
             labels = local_labels(experiment)
             try:
@@ -124,22 +134,24 @@ def open_engine(
                 process = EngineProcess(experiment.model_files, threads=threads, command=command)
                 address = stack.enter_context(process).endpoint
             except EngineError as error:
-                return WithoutEngine(), Labels(), (f"the engine did not start: {error}",)
+                return OpenedEngine(WithoutEngine(), Labels(), (f"the engine did not start: {error}",))
             ladder = partial(_rungs, process, local)
             stack.enter_context(EngineKeeper(process, tell, rungs=ladder))
             # It may be started again just now: stacks wait for it as long as the run does.
             patience = Patience(absent_s=experiment.prediction_timeout_s)
             settings = ClientSettings(patience=patience, wanted=choose_models(experiment, labels))
-            return stack.enter_context(EngineClient(address, spool=spool, settings=settings)), labels, ()
+            client = stack.enter_context(EngineClient(address, spool=spool, settings=settings))
+            return OpenedEngine(client, labels, why=process.why)
         case RemoteEngine(address=address, keys=keys):
             asked = Labels([RunModel(name) for name in experiment.models or ("",)])
             link = ConnectionSettings(keys=client_keys(keys) if keys is not None else None)
             settings = ClientSettings(link=link, wanted=choose_models(experiment, asked))
             client = stack.enter_context(EngineClient(address, spool=spool, settings=settings))
             if not client.wait_connected(_REMOTE_WAIT_S) or (welcome := client.engine) is None:
-                return client, asked, (_nobody(address, asked),)
+                return OpenedEngine(client, asked, (_nobody(address, asked),))
             labels = remote_labels(experiment, welcome)
-            return client, labels, check_models(experiment, plan.cycles, labels, plan.camera)
+            doubts = check_models(experiment, plan.cycles, labels, plan.camera)
+            return OpenedEngine(client, labels, doubts)
         case _:
             assert_never(experiment.engine)
 
@@ -150,7 +162,7 @@ def ask_server(experiment: Experiment, cycles: tuple[Cycle, ...], camera: Camera
         return ()
     with TemporaryDirectory(prefix="acq-isl-dry-run-") as folder, ExitStack() as stack:
         plan = RunPlan(cycles, camera, Path(folder))
-        return open_engine(experiment, plan, stack, lambda *_: None)[2]
+        return open_engine(experiment, plan, stack, lambda *_: None).warnings
 
 
 def choose_models(experiment: Experiment, labels: Labels) -> Wanted:

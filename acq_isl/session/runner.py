@@ -244,6 +244,7 @@ class _Parts:
     lapse: TimeLapse
     labels: Labels
     notes: list[str]  # warnings; the engine's keeper adds to them
+    versions: dict[str, str]  # of the software, and what its engine was measured to be
 
     def stored(self, path: Path) -> Callable[[StackKey, str], Prediction]:
         """How to read a model's prediction of a stack back, with labels called as in this run."""
@@ -274,7 +275,7 @@ class _Parts:
             model=self.labels.titles,
             model_colors=self.labels.colors,
             counts=self.source.accounts.counts,
-            versions=versions(),
+            versions=self.versions,
             files=run_files(self.folder),
             warnings=(*self.notes, *self.lapse.warnings),
             curves=self.lapse.curves,
@@ -296,10 +297,12 @@ def _opened(experiment: Experiment, plan: RunPlan, views: Views) -> Iterator[_Pa
     notifier = Notifier(experiment.limits.notify, notes.append)
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger(folder / "decisions.jsonl"))
-        source, labels, warnings = open_engine(experiment, plan, stack, tell)
-        notes += warnings
+        engine = open_engine(experiment, plan, stack, tell)
+        source, labels, software = engine.source, engine.labels, versions()
+        software |= {"engine": engine.why} if engine.why else {}
+        notes += engine.warnings
         store = _store(folder, labels, plan, ledger)
-        note_run(ledger, folder, experiment, labels, versions())
+        note_run(ledger, folder, experiment, labels, software)
         stack.enter_context(store)
         lapse = stack.enter_context(_time_lapse(experiment, plan, labels, views))
         sink, safety = WatchedSink(source, lapse.see), safety_of(experiment)
@@ -316,7 +319,7 @@ def _opened(experiment: Experiment, plan: RunPlan, views: Views) -> Iterator[_Pa
         )
         tools = _equipped(tools, plan, stack.enter_context(notifier), source)
         notes += (*views.warnings, *map(str, broken_plugins()))
-        yield _Parts(experiment, folder, tools, microscope, source, lapse, labels, notes)
+        yield _Parts(experiment, folder, tools, microscope, source, lapse, labels, notes, software)
         lapse.show_curves()
 
 

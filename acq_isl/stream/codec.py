@@ -215,7 +215,7 @@ def _explained(error: ValidationError) -> WireError:
     """The most telling of pydantic's complaints: another version explains all others."""
     complaints = error.errors(include_url=False, include_input=False)
     first = next((c for c in complaints if c["loc"][-1:] == ("version",)), complaints[0])
-    where = ".".join(str(part) for part in first["loc"]) or "header"
+    where = wire.printable(".".join(str(part) for part in first["loc"])) or "header"
     return WireError(
         f"a message does not follow protocol version {wire.VERSION}: {where}: {first['msg']}",
         fix="run the same version of acq-isl on both sides",

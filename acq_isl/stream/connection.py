@@ -132,12 +132,17 @@ class Connection:
                 message, buffers = decode([frame.buffer for frame in frames])
             except WireError as error:
                 log.warning("ignored a message of the engine: %s", error)
+                if (
+                    self.welcome is not None
+                ):  # it may have been an answer: what was not understood is sent anew
+                    self._lose(f"it cannot be understood: {error}")
+                    self._attempt += 1
                 continue
             match message:
                 case wire.Alive():
                     self._note_clock(message)
                 case wire.Bye(reason=reason):
-                    self._lose(f"the server ended the connection: {reason}")
+                    self._lose(f"the server ended the connection: {wire.printable(reason)}")
                     self._attempt += 1
                 case wire.Models(models=models):
                     if self.welcome is not None and self._keeps_models(models):
@@ -164,6 +169,7 @@ class Connection:
         """Whether a client that relies on the models it began with can go on; else the server is lost."""
         self._first_offers = self._first_offers or offers
         changed = "" if self._settings.any_model else other_models(self._first_offers, offers)
+        changed = wire.printable(changed)
         if not changed:
             return True
         log.warning("the engine at %s is not used: it has other models (%s)", self._endpoint, changed)

@@ -27,6 +27,11 @@ def cut(text: str) -> str:
     return text[:8000]
 
 
+def printable(text: str) -> str:
+    """The beginning of a peer's text as it may stand in a log: what steers terminals is spelled out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:500])
+
+
 _Id = Annotated[int, Field(ge=0, lt=1 << 53)]
 _Name = Annotated[str, Field(max_length=MAX_NAME)]
 _Text = Annotated[str, Field(max_length=8192)]

@@ -17,6 +17,7 @@ from types import FrameType
 
 from acq_isl.errors import EngineError
 from acq_isl.files import write_whole
+from acq_isl.protocols import SelectedEngine
 from acq_isl.stream.child import ChildProcess, follow_parent
 from acq_isl.stream.model_registry import ServedModel
 from acq_isl.stream.server import EngineServer, ServerSettings
@@ -63,6 +64,8 @@ class EngineProcess:
         self._endpoint = ""
         self.engines: tuple[str, ...] = ()
         """What could run its first model here, best first, as it said when it was started first."""
+        self.why = ""
+        """Why this engine, and how close it is to ONNX Runtime, as it said when it was started last."""
         self._child: ChildProcess | None = None
         self._stopped = False
 
@@ -149,6 +152,7 @@ class EngineProcess:
             time.sleep(_LOOK_S)
         said = json.loads(announcement)
         self.engines = self.engines or tuple(map(str, said.get("engines", ())))
+        self.why = str(said.get("why", ""))
         return str(said["endpoint"])
 
 
@@ -181,7 +185,9 @@ def serve(
         if parent.stop_with_stdin:
             follow_parent(stop.set)
         if parent.announce is not None:
-            said = {"endpoint": server.endpoint, "pid": os.getpid(), "engines": models[0].rungs}
+            first = models[0].engine
+            why = first.why if isinstance(first, SelectedEngine) else ""
+            said = {"endpoint": server.endpoint, "pid": os.getpid(), "engines": models[0].rungs, "why": why}
             write_whole(parent.announce, json.dumps(said))
         while not stop.wait(_STOP_LOOK_S):
             if not server.running:

@@ -34,6 +34,9 @@ log.addFilter(LimitRepeats())
 _LOOP_S = 0.1
 _MESSAGES_PER_ROUND = 256
 _UNFINISHED_BYTES = 256 << 20  # a slice is one message
+# Whoever floods this thread takes the engine's time: so much talk that is no work is heard, then there is a
+# pause, in which ZMQ stops who sends on. ZMQ takes turns among peers, so work comes through.
+_TALK_PER_ROUND, _TALK_PAUSE_S = 32, 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +168,11 @@ class EngineServer:
             self._socket.close(linger=100)
 
     def _receive(self) -> None:
+        talk = 0
         for _ in range(_MESSAGES_PER_ROUND):
+            if talk >= _TALK_PER_ROUND:
+                self._stopping.wait(_TALK_PAUSE_S)
+                return
             try:
                 identity, *frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
@@ -174,9 +181,11 @@ class EngineServer:
             try:
                 message, buffers = decode([frame.buffer for frame in frames])
             except WireError as error:
+                talk += 1
                 log.warning("ignored a message: %s", error)
                 self._send(identity.bytes, encode(wire.Bye(reason=wire.cut(str(error)))))
                 continue
+            talk += not isinstance(message, wire.SliceSent | wire.Done)
             self._handle(identity.bytes, message, buffers)
 
     def _handle(self, identity: bytes, message: wire.Message, buffers: Sequence[memoryview]) -> None:

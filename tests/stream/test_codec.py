@@ -298,3 +298,10 @@ def test_what_version_0_1_does_not_know_is_not_sent_without_need() -> None:
     timed = dataclasses.replace(PREDICTION, times=dataclasses.replace(PREDICTION.times, turn_ms=3.0))
     header = bytes(result_of(0, timed, 0.0)[0])
     assert b"counting" not in header and b"turn_ms" not in header and b"infer_ms" in header
+
+
+def test_a_peer_cannot_steer_the_terminal_or_fake_lines_of_the_log() -> None:
+    nasty = {"type": "BYE", "version": 2, "\x1b[2J\n12:00 all is well": 1}
+    with pytest.raises(WireError) as refused:
+        decode([json.dumps(nasty).encode()])
+    assert str(refused.value).isprintable() and "all is well" in str(refused.value)

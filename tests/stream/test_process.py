@@ -31,6 +31,7 @@ from acq_isl.stream.process import Parent, serve
 from acq_isl.stack import Prediction
 
 class Mean:
+    why = "fake: as ONNX Runtime on a stored stack"
     manifest = Manifest(
         name="mean", version="1", licence="BSD-3-Clause", description="mean over z", modality="unknown",
         polarity="dark", pixel_size_um=0.3, z_offsets_um=(-1.0, 0.0, 1.0), high_pass_um=0.0,
@@ -55,7 +56,8 @@ if options.model.endswith("damaged"):
     raise SystemExit("the model file is damaged")
 if options.model.endswith("slow"):
     time.sleep(60)
-serve([ServedModel(Mean())], options.bind, parent=Parent(options.announce, options.stop_with_stdin))
+parent = Parent(options.announce, options.stop_with_stdin)
+serve([ServedModel(Mean(), rungs=("fake", "slower"))], options.bind, parent=parent)
 """
 PARENT = """
 import sys
@@ -107,6 +109,8 @@ def client_of(endpoint: str, folder: Path) -> EngineClient:
 
 def test_it_serves_gives_way_and_ends(tmp_path: Path, command: tuple[str, str]) -> None:
     with EngineProcess(tmp_path / "model", command=command, threads=1) as process:
+        assert process.why == "fake: as ONNX Runtime on a stored stack"  # a run keeps it in its record
+        assert process.engines == ("fake", "slower")
         assert process.endpoint.startswith("tcp://127.0.0.1:")
         assert process.running
         child = psutil.Process(process.pid)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import zmq
 
 from acq_isl.errors import WireError
 from acq_isl.manifest import Manifest
 from acq_isl.stack import Prediction, StackInfo, StackKey, StageTimes
 from acq_isl.stream.client import ClientSettings, EngineClient
-from acq_isl.stream.codec import decode, prediction_of, result_of
+from acq_isl.stream.codec import Frame, decode, encode, prediction_of, result_of, slice_frames
 from acq_isl.stream.connection import ConnectionSettings
-from acq_isl.stream.messages import Offer, Result
+from acq_isl.stream.messages import Beat, Hello, Offer, Result
 from acq_isl.stream.model_registry import ServedModel
 from acq_isl.stream.promises import other_models, require_promised
 from acq_isl.stream.server import EngineServer
@@ -100,3 +103,63 @@ def test_an_engine_that_comes_back_with_other_labels_gets_nothing_until_the_righ
             outcomes = client.drain(20)
     assert [type(outcome) for outcome in outcomes] == [Prediction]
     assert again.asked == [0]
+
+
+class GarblingServer(EngineServer):
+    """Its first answer is cut short on the way."""
+
+    garbled = False
+
+    def _send(self, identity: bytes | None, frames: Sequence[Frame] | None) -> None:
+        if frames and not self.garbled and b'"RESULT"' in bytes(frames[0]):
+            self.garbled, frames = True, frames[:1]
+        super()._send(identity, frames)
+
+
+def test_an_answer_that_cannot_be_understood_is_asked_for_again(tmp_path: Path) -> None:
+    """It used to keep its place at the engine for good; two of them, and nothing was predicted any more."""
+    settings = ClientSettings(memory_bytes=4 << 20, link=QUICK)
+    with (
+        GarblingServer([ServedModel(fake.MeanEngine(), "m", "ab", "fake")], fake.ANY_PORT) as server,
+        EngineClient(server.endpoint, spool=Spool(tmp_path), settings=settings) as client,
+    ):
+        for time in range(3):
+            for z in range(fake.PLANES):
+                client.put(fake.slice_of(time, z))
+        outcomes = client.drain(30)
+    assert [type(outcome) for outcome in outcomes] == [Prediction] * 3
+    assert server.garbled and client.counts.reconnects == 1
+
+
+class Firehose:
+    """A socket on which the same message never ends."""
+
+    def __init__(self, message: Sequence[Frame]) -> None:
+        self._message, self.heard = message, 0
+
+    def recv_multipart(self, *options: object, **more: object) -> list[zmq.Frame]:
+        self.heard += 1
+        return [zmq.Frame(frame) for frame in (b"somebody", *self._message)]
+
+    def send_multipart(self, *options: object, **more: object) -> None:
+        """Nobody reads."""
+
+
+@pytest.mark.parametrize(
+    ("message", "heard"),
+    [
+        ([b"nonsense"], 32),
+        (encode(Hello(session="0f" * 16, attempt=1)), 32),
+        (encode(Beat(sent_s=0.0)), 32),
+        (slice_frames(1, fake.slice_of(0, 0)), 256),
+    ],
+)
+def test_talk_that_is_no_work_gets_little_of_the_servers_time(message: list[Frame], heard: int) -> None:
+    """`benchmarks/fuzz.py` measures what that is good for: the latency of others."""
+    with EngineServer([ServedModel(fake.MeanEngine())], fake.ANY_PORT) as open_server:
+        pass  # what it needs is there, and its thread has ended
+    hose = Firehose(message)
+    open_server._socket = hose  # type: ignore[assignment]
+    open_server._unfinished = SimpleNamespace(note=lambda frames: None)  # type: ignore[assignment]
+    open_server._receive()
+    assert hose.heard == heard
