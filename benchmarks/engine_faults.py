@@ -375,8 +375,11 @@ def broken(
     counts, recovered = client.counts.slices, recover(rig)
     found = Counter(one.info.key for one in outcomes if isinstance(one, Prediction)) + recovered
     right = {read_model(path).info.sha256 for path in rig.models[:2]}
-    if counts.open or any(isinstance(one, Prediction) and one.model_sha256 not in right for one in outcomes):
-        raise SystemExit(f"broken: {counts}")
+    others = {
+        one.model_name for one in outcomes if isinstance(one, Prediction) and one.model_sha256 not in right
+    }
+    if counts.open or others:
+        raise SystemExit(f"broken: {counts}; predicted by {others or 'the right models'}")
     if any(isinstance(one, Prediction) and not np.isfinite(one.mean).all() for one in outcomes):
         raise SystemExit("broken: a prediction of NaN was taken")
     return seconds, Seed(

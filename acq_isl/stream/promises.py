@@ -16,13 +16,13 @@ def other_models(before: Sequence[Offer], now: Sequence[Offer]) -> str:
     found = []
     for number, offer in enumerate(before):
         new = now[0] if number == 0 else _find(now, offer.name)
-        old_model, new_model = _manifest(offer.manifest), new and _manifest(new.manifest)
-        if old_model is None or new is None:
-            continue  # nobody knows what was relied on, or the engine will refuse what is asked of it
-        if new_model is None:
-            found.append(f"{new.name}: nobody can read what it predicts")
-        else:
+        if new is None:
+            continue  # the engine will refuse what is asked of it
+        old_model, new_model = _manifest(offer.manifest), _manifest(new.manifest)
+        if old_model is not None and new_model is not None:
             found += changes(old_model, new_model)
+        elif not new.model_sha256 or new.model_sha256 != offer.model_sha256:
+            found.append(f"{new.name}: another model, and nobody here can read what it predicts")
     return "; ".join(dict.fromkeys(found))
 
 

@@ -29,9 +29,9 @@ QUICK = ConnectionSettings(beat_s=0.05, silence_s=10.0, reconnect_s=0.02, reconn
 INFO = StackInfo(StackKey(0, "A1", "Phase"), (0.0, 1.0, 2.0), (4, 5), 0.3)
 
 
-def offer(name: str = "a", manifest: Manifest | str | None = None) -> Offer:
+def offer(name: str = "a", manifest: Manifest | str | None = None, sha256: str = "") -> Offer:
     text = manifest if isinstance(manifest, str) else (manifest or fake.manifest()).model_dump_json()
-    return Offer(name=name, manifest=text, model_sha256="ab", engine="fake")
+    return Offer(name=name, manifest=text, model_sha256=sha256, engine="fake")
 
 
 @pytest.mark.parametrize(
@@ -40,14 +40,23 @@ def offer(name: str = "a", manifest: Manifest | str | None = None) -> Offer:
         ((offer("b", fake.manifest("other weights")),), ""),
         ((offer(manifest=fake.manifest(labels=("axons",))),), "labels: nuclei -> axons"),
         ((offer(manifest=fake.manifest(pixel_size_um=0.6)),), "pixel size"),
-        ((offer(manifest="[1, 2"),), "nobody can read"),
-        ((offer(manifest="{}"),), "nobody can read"),
+        ((offer(manifest="[1, 2"),), "nobody here can read"),
+        ((offer(manifest="{}"),), "nobody here can read"),
         ((offer(), offer("b", fake.manifest(labels=("axons",)))), ""),
     ],
 )
 def test_what_a_client_relies_on_must_stay(now: tuple[Offer, ...], told: str) -> None:
     found = other_models((offer(),), now)
     assert told in found and bool(told) == bool(found)
+
+
+def test_of_models_that_nobody_here_can_read_only_the_same_is_used() -> None:
+    """A server of a newer version may say more of its models than this one knows."""
+    before = (offer(manifest="{}", sha256="ab"),)
+    assert other_models(before, (offer(manifest="{}", sha256="ab"),)) == ""
+    assert "nobody here can read" in other_models(before, (offer(sha256="cd"),))
+    lie = offer(manifest=fake.manifest(labels=("axons",)), sha256="ab")
+    assert "labels" in other_models((offer(sha256="ab"),), (lie,))
 
 
 def result(**changes: object) -> tuple[Result, tuple[memoryview, ...]]:
