@@ -57,7 +57,7 @@ def draw_card(strips: Sequence[Strip], path: Path) -> None:
             else:
                 draw.text((left + 50, top + _TITLE_PX + _SIDE_PX // 2), "no prediction", "gray", font)
     with whole_file(path) as partial:
-        sheet.save(partial, "PNG")
+        sheet.convert("L").save(partial, "PNG")
 
 
 def make_strip(name: str, reports: Mapping[str, Report], ridge: Mapping[str, NDArray[np.float32]]) -> Strip:
