@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from acq_isl.errors import ActionRefused
+from acq_isl.errors import ActionRefused, ExperimentError
 from acq_isl.experiment.experiment import Experiment
 from acq_isl.hooks import OpenMicroscope
 from acq_isl.session.affine import measure_affine
@@ -46,7 +46,9 @@ def test_where_pixels_lie_is_measured_by_going_there() -> None:
     with SimulatedScope(Texture(), settings=settings) as scope:
         opened = OpenMicroscope(scope.core, "a turned camera", simulated=scope)
         found = measure_affine(Experiment.from_text(OVERVIEW), opened)
-        with pytest.raises(ActionRefused, match="-1 to 1"):
+        with pytest.raises(ActionRefused, match="0 to 6"):  # the field lies within, a step beside it does not
+            measure_affine(Experiment.from_text(OVERVIEW + "limits: {x_um: [0, 6]}\n"), opened)
+        with pytest.raises(ExperimentError, match="-1 to 1"):  # not even the field: told before it moves
             measure_affine(Experiment.from_text(OVERVIEW + "limits: {x_um: [-1, 1]}\n"), opened)
     assert np.asarray(found.matrix) == pytest.approx(np.array([[0.0, 0.3], [-0.3, 0.0]]), abs=0.01)
     assert found.residual_um < 0.2, "the stage goes by whole pixels here"
