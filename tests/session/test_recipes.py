@@ -11,7 +11,7 @@ from acq_isl import run
 from acq_isl.engines import describe
 from acq_isl.experiment.experiment import Experiment, measurements
 from acq_isl.experiment.faults import EngineDead, EngineSlow, Fault
-from acq_isl.experiment.simulated import SimulatedMicroscope
+from acq_isl.experiment.simulated import SimulatedMicroscope, SyntheticSpecimen
 from acq_isl.hooks import open_microscope
 from acq_isl.record import RunRecord
 from acq_isl.rules import Best
@@ -69,3 +69,33 @@ def test_without_its_engine_the_survey_spends_no_fluorescence_light(tmp_path: Pa
     assert not any(field.chosen for field in record.fields) and not record.light
     assert any("no choice was made" in warning for warning in record.warnings)
     assert record.counts.captured == 4 * 13 and record.counts.open == 0 and not record.counts.lost
+
+
+def watch_dying(output: Path, fault: Fault) -> RunRecord:
+    """The recipe on four fields in which every cell is dying, with an engine that fails."""
+    experiment = recipe("dying", output)
+    microscope = experiment.microscope
+    assert isinstance(microscope, SimulatedMicroscope) and isinstance(microscope.specimen, SyntheticSpecimen)
+    life = microscope.specimen.life.model_copy(update={"prevalence": 1.0})
+    specimen = microscope.specimen.model_copy(update={"life": life})
+    changes = {
+        "overview": experiment.overview.replace(grid_plan=useq.GridRowsColumns(rows=2, columns=2)),
+        "microscope": microscope.model_copy(update={"faults": (fault,), "specimen": specimen}),
+        "prediction_timeout_s": 30.0,
+        "require": 0.0,
+    }
+    record = run(experiment.model_copy(update=changes)).record
+    assert record.counts.captured >= 4 * 13 and record.counts.open == record.counts.lost == 0
+    assert record.scorecard is not None
+    spent_ms = record.scorecard.light.fluorescence_ms
+    assert sum(spent_ms.values()) <= 2000, "the budget of the run"
+    return record
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_watching_goes_on_without_an_engine_and_spends_no_light(tmp_path: Path) -> None:
+    record = watch_dying(tmp_path, EngineDead())
+    assert record.counts.spooled == 4 * 13 and not record.light
+    assert not [line for line in record.decisions if line["kind"] == "decision" and line["action"]]
+    assert any("engine" in warning for warning in record.warnings)
