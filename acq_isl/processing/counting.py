@@ -24,7 +24,7 @@ def find_maxima(
     apart_um: float = APART_UM,
     above: float | None = None,
 ) -> NDArray[np.float32]:
-    """Heights of the local maxima of a (y, x) image after a Gaussian; only those ``above``, which is quicker."""
+    """Heights of local maxima of a (y, x) image after a Gaussian; only those ``above``, which is quicker."""
     smoothed = ndimage.gaussian_filter(np.asarray(image, np.float32), smooth_um / pixel_size_um)
     apart_px = max(int(apart_um / pixel_size_um), 1)
     heights: NDArray[np.float32] = smoothed[tuple(spots(smoothed, apart_px, above=above).T)]

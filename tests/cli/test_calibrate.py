@@ -12,7 +12,7 @@ from acq_isl.engines.model_file import read_model
 from acq_isl.errors import ExperimentError
 
 pytest.importorskip("torch", reason="pip install acq-isl[train] to calibrate")
-from acq_isl.training import cross_fit  # noqa: E402
+from acq_isl.training import cross_fit
 
 TEXT = """
 name: small
