@@ -58,7 +58,7 @@ class Amplitude:
     def of(cls, predicted: NDArray[Any], truth: NDArray[Any]) -> Amplitude:
         """Of two images of one shape in which 0 is background and 1 the bright end of the stain."""
         a, b = (np.asarray(values, np.float64).ravel() for values in (predicted, truth))
-        slope = slope_of_sums(a.size, a.sum(), b.sum(), a @ a, a @ b)
+        slope = slope_of_sums(a.size, float(a.sum()), float(b.sum()), float(a @ a), float(a @ b))
         return cls(slope, ratio_of_tops(bright_end(a), bright_end(b)))
 
     @classmethod

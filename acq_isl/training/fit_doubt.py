@@ -149,8 +149,9 @@ def learn(cells: Cells, seed: int = 0, steps: int = _STEPS) -> DoubtHead:
             fix="use more fields, or fields with more cells",
         )
     balance = _balance(bright, weight)
-    network = nn.Sequential(nn.Linear(x.shape[1], _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, squares.shape[1]))
-    nn.init.constant_(network[2].bias, _FIRST_LOG)  # type: ignore[arg-type]
+    first, second = nn.Linear(x.shape[1], _HIDDEN), nn.Linear(_HIDDEN, squares.shape[1])
+    network = nn.Sequential(first, nn.ReLU(), second)
+    nn.init.constant_(second.bias, _FIRST_LOG)
     optimiser = torch.optim.Adam(network.parameters(), _RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _RATE, total_steps=steps)
     for _ in range(steps):
@@ -162,8 +163,8 @@ def learn(cells: Cells, seed: int = 0, steps: int = _STEPS) -> DoubtHead:
         total.backward()
         optimiser.step()
         schedule.step()
-    first, second = ((part.weight, part.bias) for part in (network[0], network[2]))
-    return DoubtHead(*(np.asarray(part.detach(), np.float32) for part in (*first, *second)))  # type: ignore[union-attr]
+    parts = (first.weight, first.bias, second.weight, second.bias)
+    return DoubtHead(*(np.asarray(part.detach(), np.float32) for part in parts))
 
 
 def _balance(bright: Tensor, weight: Tensor) -> Callable[[Tensor], Tensor]:
