@@ -31,7 +31,7 @@ import typer
 from scipy import ndimage
 
 from acq_isl.engines.model_file import read_model
-from acq_isl.hooks import GuardedAcquisition
+from acq_isl.hooks import GuardedAcquisition, Safety
 from acq_isl.hooks.events import stack_events
 from acq_isl.manifest import Manifest
 from acq_isl.rules.actions import Limits
@@ -47,6 +47,7 @@ from acq_isl.stream.spool import Spool
 _SAMPLE_S = 5.0
 _STACKS_A_PART = 500
 _AHEAD = 4
+_PATIENT = Safety(watchdog_s=120)  # on a busy machine nothing comes for seconds
 _COLUMNS = (
     "way", "seconds", "slices", "rss_mib", "threads", "files",
     "engine_mib", "engine_threads", "engine_files", "latency_ms", "latency_p99_ms", "load",
@@ -173,7 +174,7 @@ def whole(out: Path, slices: int, side: int, model: str) -> dict[str, Any]:
             colors = {label.name: label.color for label in manifest.labels}
             with (
                 PredictionStore(folder / "predictions.ome.zarr", colors) as store,
-                GuardedAcquisition(folder, "whole", limits=Limits(), sink=client) as guard,
+                GuardedAcquisition(folder, "whole", limits=Limits(), sink=client, safety=_PATIENT) as guard,
             ):
 
                 def take(outcomes: list[Any]) -> None:

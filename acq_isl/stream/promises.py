@@ -13,7 +13,7 @@ from acq_isl.stream.model_registry import changes
 
 def other_models(before: Sequence[Offer], now: Sequence[Offer]) -> str:
     """What would change for a client that began with other offers, in words; empty if nothing does."""
-    found = []
+    found = list[str]()
     for number, offer in enumerate(before):
         new = now[0] if number == 0 else _find(now, offer.name)
         if new is None:

@@ -133,7 +133,13 @@ class Spool:
                 if tag is None:
                     raise ValueError("it holds no acq-isl record")
                 record = _Record.model_validate_json(tag.value)
-                pixels = tiff.asarray().reshape(len(record.present), *record.info.shape)
+                # Page by page: the sizes in OME metadata, which tifffile believes, may be anything.
+                pages = [tiff.pages[number] for number in range(len(record.present))]
+                if sum(page.nbytes for page in pages) > path.stat().st_size:
+                    raise ValueError("it announces more pixels than it holds")
+                pixels = np.stack([page.asarray() for page in pages]).reshape(
+                    len(record.present), *record.info.shape
+                )
                 record.check(pixels)
         # tifffile raises what its parsers stumble over, from KeyError to struct.error.
         except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from pathlib import Path
 
@@ -149,3 +150,18 @@ def test_a_failing_job_does_not_stop_the_worker(caplog: pytest.LogCaptureFixture
         worker.submit(done.set)
     assert done.is_set()
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_file_that_announces_more_than_it_holds_takes_no_memory(tmp_path: Path) -> None:
+    """Found by libFuzzer: the sizes in its metadata were believed, and gigabytes taken."""
+    path = Spool(tmp_path).write(stack())
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        tag = tiff.pages.first.tags["ImageDescription"]
+        announced = re.sub('SizeZ="[0-9]+"', 'SizeZ="300000000"', tag.value)
+        assert announced != tag.value
+        tag.overwrite(announced.encode("utf-8"))
+    assert np.array_equal(Spool(tmp_path).read(path).pixels, stack().pixels)
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        tiff.pages.first.tags["ImageLength"].overwrite(60_000)
+    with pytest.raises(StorageError, match="announces more"):
+        Spool(tmp_path).read(path)
