@@ -90,10 +90,11 @@ def simulate_epithelium(config: EpitheliumConfig, index: int) -> EpithelialPair:
     optics = _draw_optics(config, rng)
     specimen = EpithelialSpecimen(int(rng.integers(2**31)), optics, culture, Sensor(0, 0.0, 0.0))
     z_um = _draw_heights(config, rng)
-    pixel_um, place_um = rng.uniform(*config.pixel_um), rng.uniform(-5000, 5000, 2).tolist()
+    pixel_um, place_um = rng.uniform(*config.pixel_um), rng.uniform(-5000, 5000, 2)
     shape = (config.side_px, config.side_px)
     # Apertures are those drawn, whatever the pixel.
     specimen.optics = optics.scaled((pixel_um / 0.3) ** 0.7)
+    # As float64: rounding is then that with which the shipped model was trained.
     view = View(place_um[0], place_um[1], 0.0, "Phase", pixel_um, shape)
     light = np.stack([specimen.render(replace(view, z_um=z)) for z in z_um])
     if rng.random() < 0.5:  # the stage counts the other way
