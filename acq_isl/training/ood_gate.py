@@ -184,7 +184,8 @@ def fit_gate(
     its own windows a fit with many axes always looks too good. ``false_alarms`` is the share of usual windows
     that may lie above a limit. `ExperimentError`: too few windows to know what is usual.
     """
-    described = [tuple(describe(network, seen) for seen in _vary(stack)) for stack in stacks]
+    step_px = network.config.size_step_px
+    described = [tuple(describe(network, seen) for seen in _vary(stack, step_px)) for stack in stacks]
     count = sum(seen[0][0][..., 0].size for seen in described)
     if count < _LEAST_WINDOWS:
         raise ExperimentError(
@@ -235,13 +236,13 @@ def leave_out(limits: Mapping[str, float], told: float) -> dict[str, float]:
     return left
 
 
-def _vary(stack: Tensor) -> Iterator[Tensor]:
+def _vary(stack: Tensor, step_px: int) -> Iterator[Tensor]:
     """A normalised (Z, H, W) stack as it is, and as it may look within the tolerances of its metadata."""
     yield stack
     planes = stack.shape[0]
     middle, at = (planes - 1) / 2, torch.arange(planes)
     for scale in (0.93, 1.07):
-        sides = [max(round(side * scale) // 16 * 16, WINDOW_PX) for side in stack.shape[1:]]
+        sides = [max(round(side * scale) // step_px * step_px, WINDOW_PX) for side in stack.shape[1:]]
         yield F.interpolate(stack[None], sides, mode="bilinear", antialias=True)[0]
         z = (middle + scale**2 * (at - middle)).clamp(0, planes - 1)
         low = z.floor().long().clamp(max=max(planes - 2, 0))

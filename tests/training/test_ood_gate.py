@@ -201,6 +201,13 @@ def test_a_gate_fitted_to_one_half_of_a_field_does_not_refuse_the_other(name: st
         assert not flagged(head, gate, network, other)[1]
 
 
+def test_a_network_of_coarser_steps_gets_a_gate_too() -> None:
+    coarse = network_of(NetworkConfig(planes=5, labels=1, base=4, levels=4, high_pass_px=10.0, fold=4))
+    assert coarse.config.size_step_px == 32
+    _, gate = fit_gate(coarse, [soft_stack(n, side=384) for n in range(2)])
+    assert all(limit > 0 for limit in gate.limits)
+
+
 def test_too_few_windows_are_an_error_with_a_number() -> None:
     with pytest.raises(ExperimentError, match="too few") as caught:
         fit_gate(network_of(SMALL), [soft_stack(0, side=256)])
