@@ -37,7 +37,7 @@ from doubles import tiny_model as tiny
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("ACQ_ISL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(choice, "_FIELD_PX", 64)  # nothing here depends on who is fastest
+    monkeypatch.setattr(choice, "FIELD_PX", 64)  # nothing here depends on who is fastest
     monkeypatch.setattr(choice, "_ROUNDS", 1)
     monkeypatch.setattr(trt_options, "FIELD_PX", (96, 96))
     return tmp_path / "cache"

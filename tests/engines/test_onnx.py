@@ -143,7 +143,7 @@ def test_what_a_model_says_of_itself(model_path):
     assert lines["pixel size"] == "0.3 um"
     assert lines["planes"] == "3, 1 um apart, -1 to +1 um around the middle"
     assert lines["optics"] == "phase contrast, dense matter dark"
-    assert lines["tiles"] == "from 32 px in steps of 8 px, halo 2 px"
+    assert lines["tiles"] == "from 32 px in steps of 8 px, 2 px around each"
     assert lines["metric pearson nuclei"] == "0.5"
     assert lines["licence"] == "BSD-3-Clause" and lines["sha256"] == info.sha256
 

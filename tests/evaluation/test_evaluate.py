@@ -119,7 +119,7 @@ def test_nine_perturbations_with_the_gate_beside_the_sd(report) -> None:
     for one in report.perturbations:
         assert set(one.pearson) == {"nuclei", "axons"}
         assert 0 <= one.gate <= 1 and 0 <= one.std <= 1 and 0 <= one.flagged <= 1
-    assert "flagged as trained are false alarms" in as_markdown(report)
+    assert "refused as trained are false alarms" in as_markdown(report)
 
 
 def test_a_field_that_cannot_be_scored_is_named_with_its_reason(tmp_path: Path, model: Path) -> None:
