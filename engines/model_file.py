@@ -110,7 +110,7 @@ def _some(values: Sequence[str]) -> str:
     return ", ".join(values[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-SHIPPED = ("demo",)
+SHIPPED = ("demo", "cells")
 _MOST_NOTE_BYTES = 4096
 _Ports = dict[str, tuple[str, tuple[str | int, ...]]]  # element type and axes by name
 
@@ -228,7 +228,7 @@ def _read(model: Path | str) -> tuple[str, bytes, str | None]:
         raise ModelError(
             f"model {path} cannot be read: {error}",
             wanted="an .onnx file written by acq-isl",
-            fix='check the path, or use "demo" for the model that comes with acq-isl',
+            fix='check the path, or use "demo" or "cells" for a model that comes with acq-isl',
         ) from error
 
 
