@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import time
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -14,7 +11,7 @@ from acq_isl.cli.gpu_kit import measure, traps
 from acq_isl.cli.gpu_kit.card import Card, NeedsCard
 from acq_isl.cli.gpu_kit.kit import Wish, all_steps, run_kit
 from acq_isl.cli.gpu_kit.page import read_page, render
-from acq_isl.cli.gpu_kit.steps import Row, Step, Wrong, take
+from acq_isl.cli.gpu_kit.steps import Row, Step, take
 from acq_isl.engines.fp16 import full
 from acq_isl.engines.tensorrt.api import Flavour
 from acq_isl.engines.tensorrt.cuda import Device
@@ -22,6 +19,7 @@ from acq_isl.errors import StorageError
 from doubles import cuda_double
 from doubles import tensorrt_double as trt_double
 from doubles import tiny_model as tiny
+from doubles.kit_steps import broken, crash, fine, need_a_card, slow, wrong
 
 
 @dataclass(frozen=True)
@@ -170,34 +168,6 @@ def test_graphs_are_left_out_where_they_are_not_wanted(card):
 
 
 # -- the kit as a whole
-
-
-def slow(card, note):
-    note("began", "yes")
-    time.sleep(60)
-    return "late"
-
-
-def crash(card, note):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def fine(card, note):
-    note("size", 1.5)
-    return "fine <script>alert(1)</script>"
-
-
-def need_a_card(card, note):
-    note("up to here", "done")
-    raise NeedsCard("no card")
-
-
-def wrong(card, note):
-    raise Wrong("not so")
-
-
-def broken(card, note):
-    raise ValueError("vendor")
 
 
 def test_one_step_takes_no_other_with_it_and_the_file_says_all(tmp_path):
