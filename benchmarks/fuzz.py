@@ -72,7 +72,7 @@ def messages() -> list[list[bytes]]:
         wire.Cancel(stack=5),
         wire.Withdraw(stack=5),
         wire.Withdrawn(stack=5),
-        wire.Swap(model="/tmp/m.onnx", name="a"),
+        wire.Swap(model="m.onnx", name="a"),
         wire.Loading(),
         wire.Swapped(old=offer, new=offer, changes=("labels",)),
         wire.NotSwapped(error="model", reason="no"),

@@ -46,7 +46,7 @@ def load_engine(  # noqa: PLR0913  all but the model have defaults
     Parameters
     ----------
     model : pathlib.Path or str
-        An ``.onnx`` file, or ``"demo"``: the model that comes with acq-isl.
+        An ``.onnx`` file, or ``"demo"`` or ``"cells"``: the models that come with acq-isl.
     threads : int, optional
         Cores the engine may use; all physical cores but one if not given.
     sha256 : str, optional

@@ -64,6 +64,8 @@ class Session:
         self.fields: dict[StackKey, Field] = {}
         self.asked: list[StackRequest] = []
         self.acquired: list[StackRequest] = []
+        self._asked: set[StackKey] = set()  # keys of the two: runs have tens of thousands
+        self._imaged: set[StackKey] = set()
         self.decide_ms: list[float] = []
         self.judged: dict[tuple[int, StackKey], str] = {}
         """What became of the decision of a trigger, by its number, on a field; ``spent``: it may not."""
@@ -116,6 +118,8 @@ class Session:
         self.fields |= fields
         self.asked += acquired
         self.acquired += acquired
+        self._asked |= {request.key for request in acquired}
+        self._imaged |= {request.key for request in acquired}
         self._look_with(cache)
         self._visits = visits
         self._decider.expect([request.key for cycle in self.cycles for request in cycle.requests])
@@ -141,7 +145,7 @@ class Session:
                 due = self._due(cycle)
                 self._overview(due)
                 visited = [(field, RULE) for field in self._choose(due)]
-                guarded = self.trust.guard(self._imaged(due))
+                guarded = self.trust.guard(self._imaged_of(due))
                 self._revisit([*visited, *((self.fields[key], GUARD) for key in guarded)])
         except Stopped as stopped:
             n = len(self.acquired)
@@ -323,7 +327,7 @@ class Session:
         if rule is None:
             return []
         began = time.perf_counter()
-        fields = [self.fields[key] for key in self._imaged(cycle)]
+        fields = [self.fields[key] for key in self._imaged_of(cycle)]
         choices = choose_fields(rule, self.labels, fields, self._measured)
         if why := self.trust.why_propose(rule.measurements):
             choices = tuple(propose(choice, why) for choice in choices)
@@ -336,10 +340,9 @@ class Session:
         self.warnings += warn_unranked(choices, self.fields, at)
         return [self.fields[choice.key] for choice in choices if choice.chosen]
 
-    def _imaged(self, cycle: Cycle) -> list[StackKey]:
+    def _imaged_of(self, cycle: Cycle) -> list[StackKey]:
         """Fields of a time point, without those whose focus was not found."""
-        imaged = {request.key for request in self.acquired}
-        return [request.key for request in cycle.requests if request.key in imaged]
+        return [request.key for request in cycle.requests if request.key in self._imaged]
 
     def _revisit(self, fields: Sequence[tuple[Field, str]]) -> None:
         """Image fields in fluorescence, each with the reason why."""
@@ -370,7 +373,7 @@ class Session:
         if request is None:
             self.dropped.add(planned.key)
             return False
-        if planned.key not in {earlier.key for earlier in self.acquired}:
+        if planned.key not in self._imaged:
             self.fields[planned.key].request = request
         try:
             return self._acquire(request)
@@ -384,7 +387,7 @@ class Session:
         StackSkipped if the microscope failed.
         """
         planned = request.key in self.fields
-        if request.key not in {earlier.key for earlier in self.acquired}:
+        if request.key not in self._imaged:
             self._operator.listen(self._rest)
             self._decide()
             if not self._failures.image(request, self._focus_and_expose):
@@ -405,7 +408,8 @@ class Session:
         return self._expose(focused)
 
     def _expose(self, request: StackRequest) -> bool:
-        if request.key not in {earlier.key for earlier in self.asked}:  # else it is another attempt
+        if request.key not in self._asked:  # else it is another attempt
+            self._asked.add(request.key)
             self.asked.append(request)
         may = self._reacts and not self._actor.busy
         try:
@@ -414,6 +418,7 @@ class Session:
             if not isinstance(error, OF_MICROSCOPE):  # which the keeper of failures tells
                 self._tools.emit(FieldFailed(request.key, "the run ends", str(error)))
             raise
+        self._imaged.add(request.key)
         self.acquired.append(request)
         if request.key in self.fields:
             self.fields[request.key].request = request

@@ -132,9 +132,8 @@ class Connection:
                 message, buffers = decode([frame.buffer for frame in frames])
             except WireError as error:
                 log.warning("ignored a message of the engine: %s", error)
-                if (
-                    self.welcome is not None
-                ):  # it may have been an answer: what was not understood is sent anew
+                # It may have been an answer: what was not understood is sent anew.
+                if self.welcome is not None:
                     self._lose(f"it cannot be understood: {error}")
                     self._attempt += 1
                 continue

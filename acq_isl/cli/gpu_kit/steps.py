@@ -18,6 +18,8 @@ from typing import Literal
 from acq_isl.cli.gpu_kit.card import Card, NeedsCard
 from acq_isl.errors import AcqIslError
 
+_KILLED_S = 10.0
+
 Verdict = Literal["passed", "failed", "not applicable", "needs a card", "not reached"]
 Fact = tuple[str, str | float]
 Note = Callable[[str, str | float], None]
@@ -126,4 +128,4 @@ def _end(child: ProcessPoolExecutor) -> None:
     child.shutdown(wait=False, cancel_futures=True)
     for process in processes:
         process.kill()
-        process.join()
+        process.join(_KILLED_S)  # one that is stuck in a driver does not even end when it is killed
